@@ -1,0 +1,1 @@
+"""Reinforcement learning with inverse rewards for action-conditioned video world models."""

@@ -1,0 +1,278 @@
+"""The VPT action space and its views: buttons, exclusive groups, camera quantisers, MineWorld's action tokens.
+
+An action at index k leads INTO frame k (MineWorld's indexing). Numpy only; knows nothing of models.
+Legend: F frames, B buttons.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+# The order of the VPT inverse dynamics model's 20 button heads, then the three that no judge can see.
+JUDGED_BUTTONS = (
+    "attack", "back", "forward", "jump", "left", "right", "sneak", "sprint", "use", "drop", "inventory",
+    *(f"hotbar.{slot}" for slot in range(1, 10)),
+)  # fmt: skip
+BUTTONS = (*JUDGED_BUTTONS, "swapHands", "pickItem", "ESC")
+INDEX = {name: index for index, name in enumerate(BUTTONS)}
+
+# One degree of camera is 2400/360 mouse pixels in the VPT recorder.
+DEGREES_PER_PIXEL = 360 / 2400
+
+KEY_NAMES = {
+    "w": "forward", "s": "back", "a": "left", "d": "right", "space": "jump", "left.shift": "sneak",
+    "left.control": "sprint", "q": "drop", "e": "inventory", "f": "swapHands", "escape": "ESC",
+    **{str(slot): f"hotbar.{slot}" for slot in range(1, 10)},
+}  # fmt: skip
+BUTTON_KEYS = {name: f"key.keyboard.{key}" for key, name in KEY_NAMES.items()}
+MOUSE_NAMES = ("attack", "use", "pickItem")
+
+# Pressed together these mean nothing; cancelled one pair after the other, in this order (MineWorld's raw loader).
+CONTRADICTIONS = (
+    ("forward", "back"), ("left", "right"), ("jump", "sneak"), ("sprint", "sneak"), ("attack", "use"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CameraQuantizer:
+    """Mu-law bins of a camera angle, as VPT and MineWorld use it.
+
+    Args:
+        max_degrees: angles are clipped to ± this value.
+        bin_size: width of a bin after companding, in the companded unit (also ± `max_degrees`).
+        mu: strength of the companding; larger gives finer bins near zero.
+    """
+
+    max_degrees: float
+    bin_size: float
+    mu: float
+
+    @property
+    def num_bins(self) -> int:
+        return 2 * int(self.max_degrees / self.bin_size) + 1
+
+    @property
+    def null_bin(self) -> int:
+        return int(self.max_degrees / self.bin_size)
+
+    def bins(self, degrees: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Degrees of any shape to bin indices of the same shape."""
+        clipped = np.clip(np.asarray(degrees, np.float64), -self.max_degrees, self.max_degrees)
+        share = np.log1p(self.mu * np.abs(clipped) / self.max_degrees) / np.log1p(self.mu)
+        companded = np.sign(clipped) * share * self.max_degrees
+        return np.round((companded + self.max_degrees) / self.bin_size).astype(np.int64)
+
+    def degrees(self, bins: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Bin indices of any shape to the degrees of their centres."""
+        companded = np.asarray(bins) * self.bin_size - self.max_degrees
+        share = np.abs(companded) / self.max_degrees
+        return np.sign(companded) * ((1 + self.mu) ** share - 1) * self.max_degrees / self.mu
+
+
+VPT_CAMERA = CameraQuantizer(max_degrees=10, bin_size=2, mu=10)
+MINEWORLD_CAMERA = CameraQuantizer(max_degrees=90, bin_size=9, mu=11.4887)
+
+
+@dataclass(frozen=True)
+class Actions:
+    """The actions of one clip, factored; contradictions are already cancelled.
+
+    Args:
+        buttons: bool [F, 23], columns in the order of `BUTTONS`.
+        camera: float32 [F, 2], degrees of pitch (positive looks down) and yaw (positive turns right).
+
+    Example: two frames, forward held in the second: ``Actions.from_events([{}, {"keyboard": {"keys":
+    ["key.keyboard.w"]}}])`` has ``buttons[:, 2] == [False, True]``.
+    """
+
+    buttons: npt.NDArray[np.bool_]
+    camera: npt.NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        num_frames = len(self.buttons)
+        if self.buttons.shape != (num_frames, len(BUTTONS)) or self.camera.shape != (num_frames, 2):
+            raise ValueError(
+                f"actions need buttons [F, {len(BUTTONS)}] and camera [F, 2], got {self.buttons.shape} and "
+                f"{self.camera.shape}; build them with Actions.from_events"
+            )
+
+    def __len__(self) -> int:
+        return len(self.buttons)
+
+    def __getitem__(self, frames: slice) -> Actions:
+        return Actions(self.buttons[frames], self.camera[frames])
+
+    @classmethod
+    def from_events(cls, events: Sequence[dict[str, Any]]) -> Actions:
+        """VPT recorder events, one a frame, to actions. Missing fields count as nothing pressed."""
+        buttons = np.zeros((len(events), len(BUTTONS)), np.bool_)
+        camera = np.zeros((len(events), 2), np.float32)
+        for frame, event in enumerate(events):
+            mouse, keyboard = event.get("mouse", {}), event.get("keyboard", {})
+            for key in keyboard.get("keys", ()):
+                if name := KEY_NAMES.get(key.removeprefix("key.keyboard.")):
+                    buttons[frame, INDEX[name]] = True
+            for button in mouse.get("buttons", ()):
+                if 0 <= button < len(MOUSE_NAMES):
+                    buttons[frame, INDEX[MOUSE_NAMES[button]]] = True
+            camera[frame] = mouse.get("dy", 0) * DEGREES_PER_PIXEL, mouse.get("dx", 0) * DEGREES_PER_PIXEL
+        return cls(cancel_contradictions(buttons), camera)
+
+    def to_events(self) -> list[dict[str, Any]]:
+        """The inverse of `from_events`, with the fields that it reads."""
+        events = []
+        for pressed, (pitch, yaw) in zip(self.buttons, self.camera, strict=True):
+            names = [BUTTONS[index] for index in np.flatnonzero(pressed)]
+            events.append(
+                {
+                    "mouse": {
+                        "dx": round(float(yaw) / DEGREES_PER_PIXEL, 3),
+                        "dy": round(float(pitch) / DEGREES_PER_PIXEL, 3),
+                        "buttons": [MOUSE_NAMES.index(name) for name in names if name in MOUSE_NAMES],
+                    },
+                    "keyboard": {"keys": [BUTTON_KEYS[name] for name in names if name in BUTTON_KEYS]},
+                }
+            )
+        return events
+
+
+def cancel_contradictions(buttons: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Releases both of two buttons that contradict each other. bool [..., B] in `BUTTONS` order (B may be 20 or 23)."""
+    buttons = buttons.copy()
+    for first, second in CONTRADICTIONS:
+        both = buttons[..., INDEX[first]] & buttons[..., INDEX[second]]
+        buttons[..., INDEX[first]] &= ~both
+        buttons[..., INDEX[second]] &= ~both
+    return buttons
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Exclusive groups: what a judge compares
+
+
+@dataclass(frozen=True)
+class ActionGroup:
+    """Alternatives of which one holds: class 0 is "none of them", class i is `members[i - 1]`.
+
+    A camera axis is a group whose classes are the bins of `VPT_CAMERA`.
+    """
+
+    name: str
+    members: tuple[str, ...] = ()
+    camera_axis: int | None = None  # None: a group of buttons
+
+    @property
+    def num_classes(self) -> int:
+        return VPT_CAMERA.num_bins if self.camera_axis is not None else len(self.members) + 1
+
+    @cached_property
+    def columns(self) -> list[int]:
+        return [INDEX[name] for name in self.members]
+
+
+GROUPS = {
+    group.name: group
+    for group in (
+        ActionGroup("forward_back", ("forward", "back")),
+        ActionGroup("left_right", ("left", "right")),
+        ActionGroup("sprint_sneak", ("sprint", "sneak")),
+        ActionGroup("use_attack", ("use", "attack")),
+        ActionGroup("jump", ("jump",)),
+        ActionGroup("drop", ("drop",)),
+        ActionGroup("inventory", ("inventory",)),
+        ActionGroup("hotbar", tuple(f"hotbar.{slot}" for slot in range(1, 10))),
+        ActionGroup("pitch", camera_axis=0),
+        ActionGroup("yaw", camera_axis=1),
+    )
+}
+
+
+def group_classes(actions: Actions, groups: Sequence[str]) -> npt.NDArray[np.int64]:
+    """The class of each group in each frame.
+
+    Args:
+        actions: F frames.
+        groups: names out of `GROUPS`, in the order of the columns.
+
+    Returns:
+        int64 [F, len(groups)]; several members pressed at once count as the first (hotbar), as in MineWorld's tokens.
+    """
+    classes = np.zeros((len(actions), len(groups)), np.int64)
+    for column, name in enumerate(groups):
+        group = GROUPS[name]
+        if group.camera_axis is not None:
+            classes[:, column] = VPT_CAMERA.bins(actions.camera[:, group.camera_axis])
+        else:
+            pressed = actions.buttons[:, group.columns]
+            classes[:, column] = np.where(pressed.any(1), pressed.argmax(1) + 1, 0)
+    return classes
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# MineWorld's action tokens
+
+# After BOS, pitch and yaw: the buttons that share a token slot. swapHands, inventory and ESC have an id but no slot.
+TOKEN_SLOTS = (
+    tuple(f"hotbar.{slot}" for slot in range(1, 10)),
+    ("forward", "back"), ("left", "right"), ("sprint", "sneak"), ("use", "attack"), ("jump",), ("drop", "pickItem"),
+)  # fmt: skip
+TOKEN_BUTTONS = (
+    "use", "attack", "forward", "back", "left", "right", "jump", "sneak", "sprint", "drop", "swapHands", "pickItem",
+    "inventory", "ESC", *(f"hotbar.{slot}" for slot in range(1, 10)),
+)  # fmt: skip
+PITCH_OFFSET = len(TOKEN_BUTTONS)
+YAW_OFFSET = PITCH_OFFSET + MINEWORLD_CAMERA.num_bins
+BOS, NULL, EOS = (YAW_OFFSET + MINEWORLD_CAMERA.num_bins + index for index in range(3))
+NUM_ACTION_TOKENS = EOS + 1  # 68
+TOKENS_PER_ACTION = len(TOKEN_SLOTS) + 4  # 11
+MINEWORLD_IMAGE_VOCABULARY = 8192
+
+
+def action_tokens(actions: Actions, first_id: int = MINEWORLD_IMAGE_VOCABULARY) -> npt.NDArray[np.int64]:
+    """MineWorld's 11 tokens a frame: BOS, pitch, yaw, hotbar, forward/back, left/right, sprint/sneak, use/attack,
+    jump, drop/pickItem, EOS.
+
+    Args:
+        actions: F frames.
+        first_id: the first action id, which is the size of the image vocabulary.
+
+    Returns:
+        int64 [F, 11].
+    """
+    tokens = np.full((len(actions), TOKENS_PER_ACTION), NULL, np.int64)
+    tokens[:, 0], tokens[:, -1] = BOS, EOS
+    # MineWorld truncates to whole degrees before it quantises.
+    bins = MINEWORLD_CAMERA.bins(np.trunc(np.round(actions.camera.astype(np.float64), 4)))
+    tokens[:, 1], tokens[:, 2] = PITCH_OFFSET + bins[:, 0], YAW_OFFSET + bins[:, 1]
+    for slot, members in enumerate(TOKEN_SLOTS):
+        pressed = actions.buttons[:, [INDEX[name] for name in members]]
+        ids = np.array([TOKEN_BUTTONS.index(name) for name in members])
+        # Two members of a pair at once mean nothing; of several hotbar slots the first counts.
+        held = pressed.any(1) if len(members) > 2 else pressed.sum(1) == 1
+        tokens[:, 3 + slot] = np.where(held, ids[pressed.argmax(1)], NULL)
+    return tokens + first_id
+
+
+def mineworld_tokens(events: Sequence[dict[str, Any]]) -> npt.NDArray[np.int64]:
+    """VPT events to MineWorld's token ids (8192 image ids first), int64 [F, 11]."""
+    return action_tokens(Actions.from_events(events))
+
+
+def actions_from_tokens(tokens: npt.NDArray[np.int64], first_id: int = MINEWORLD_IMAGE_VOCABULARY) -> Actions:
+    """The inverse view of `action_tokens`: int [F, 11] to actions, the camera at its bins' centres."""
+    ids = np.asarray(tokens, np.int64) - first_id
+    if ids.ndim != 2 or ids.shape[1] != TOKENS_PER_ACTION or ids.min(initial=0) < 0 or ids.max(initial=0) > EOS:
+        raise ValueError(
+            f"action tokens must be [F, {TOKENS_PER_ACTION}] with ids {first_id}..{first_id + EOS}, got shape "
+            f"{np.shape(tokens)}; check first_id against the image vocabulary"
+        )
+    buttons = np.zeros((len(ids), len(BUTTONS)), np.bool_)
+    for index, name in enumerate(TOKEN_BUTTONS):
+        buttons[:, INDEX[name]] = (ids[:, 3:-1] == index).any(1)
+    bins = ids[:, 1:3] - [PITCH_OFFSET, YAW_OFFSET]
+    return Actions(buttons, MINEWORLD_CAMERA.degrees(bins).astype(np.float32))
