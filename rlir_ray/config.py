@@ -1,0 +1,404 @@
+"""The configuration: one tree of frozen dataclasses, onto which YAML recipes and dotted overrides are merged.
+
+Defaults run the embedded Doom world on two CPU cores. Every part checks itself when it is built.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.resources
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlir_ray.actions import GROUPS
+
+
+def _check(rule: bool, key: str, text: str, value: object, remedy: str) -> None:
+    if not rule:
+        raise ValueError(f"{key} {text}, got {value!r}; {remedy}")
+
+
+def _at_least(least: float, **values: float) -> None:
+    for key, value in values.items():
+        name = key.replace("__", ".")
+        _check(value >= least, name, f"must be >= {least}", value, f"set {name}={least} or more")
+
+
+def _one_of(choices: tuple[str, ...], **values: str) -> None:
+    for key, value in values.items():
+        name = key.replace("__", ".")
+        _check(value in choices, name, f"must be one of {', '.join(choices)}", value, f"try {name}={choices[0]}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    name: str = ""
+    """Folder of the run below `run.dir`; empty: recipe and time."""
+    dir: str = "runs"
+    """Where runs are kept."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorldConfig:
+    """What the checkpoints, the prompts and the judge must agree on."""
+
+    height: int = 48
+    """Pixels."""
+    width: int = 64
+    """Pixels."""
+    num_context: int = 1
+    """Frames that are given."""
+    num_frames: int = 8
+    """Frames that are generated."""
+    groups: tuple[str, ...] = ("forward_back", "use_attack", "jump", "yaw")
+    """Exclusive action groups in use: those that rewards and metrics compare."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, world__height=self.height, world__width=self.width)
+        _at_least(1, world__num_context=self.num_context, world__num_frames=self.num_frames)
+        for name in self.groups:
+            _one_of(tuple(GROUPS), world__groups=name)
+        _check(len(self.groups) > 0, "world.groups", "must name a group", self.groups, f"choose from {', '.join(GROUPS)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelsConfig:
+    """Checkpoint folders; `asset:NAME` is a folder shipped with the package."""
+
+    policy: str = "asset:doom/world_model"
+    """The base world model: a `transformers` LlamaForCausalLM folder."""
+    tokenizer: str = "asset:doom/tokenizer"
+    """Frame tokenizer: a `diffusers` VQModel folder."""
+    reward_idm: str = "asset:doom/reward_idm"
+    """The inverse dynamics model that rewards."""
+    judge_idm: str = "asset:doom/judge_idm"
+    """The inverse dynamics model that evaluates and that training never sees."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptsConfig:
+    source: str = "doom"
+    """`doom`: fresh clips recorded from the game at the start; `recordings`: VPT pairs (mp4 + jsonl) from a folder."""
+    path: str = ""
+    """Folder of recordings for training prompts, with source=recordings."""
+    heldout_path: str = ""
+    """Folder of recordings for evaluation prompts, with source=recordings."""
+    actions: str = "recorded"
+    """Commanded actions: `recorded` ones, or `sampled` from the scripted player's distribution."""
+    num_train: int = 1024
+    """Training prompts; they are used again, in another order, when they run out."""
+    num_heldout: int = 128
+    """Evaluation prompts, from maps that training prompts never show."""
+    min_wall_distance: float = 96.0
+    """Leave out clips whose first frame faces a wall nearer than this (map units): they carry no cue of motion."""
+
+    def __post_init__(self) -> None:
+        _one_of(("doom", "recordings"), prompts__source=self.source)
+        _one_of(("recorded", "sampled"), prompts__actions=self.actions)
+        _at_least(1, prompts__num_train=self.num_train, prompts__num_heldout=self.num_heldout)
+        if self.source == "recordings":
+            _check(bool(self.path), "prompts.path", "must name a folder of recordings", self.path, "set prompts.path=DIR")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutConfig:
+    engine: str = "torch"
+    """`torch`: batched static-cache sampler."""
+    num_actors: int = 1
+    """Rollout actors."""
+    num_cpus: float = 0.5
+    """Logical CPUs that Ray sets aside for an actor."""
+    num_gpus: float = 0.0
+    """GPUs for an actor."""
+    num_threads: int = 1
+    """Torch threads of an actor."""
+    prompts_per_call: int = 8
+    """Groups sampled together; always the same ones together, whatever the number of actors."""
+    temperature: float = 1.0
+    """Of sampling, and of rescoring."""
+
+    def __post_init__(self) -> None:
+        _one_of(("torch",), rollout__engine=self.engine)
+        _at_least(1, rollout__num_actors=self.num_actors, rollout__num_threads=self.num_threads)
+        _at_least(1, rollout__prompts_per_call=self.prompts_per_call)
+        _at_least(0, rollout__num_cpus=self.num_cpus, rollout__num_gpus=self.num_gpus)
+        _check(self.temperature > 0, "rollout.temperature", "must be > 0", self.temperature, "use 1.0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewardConfig:
+    backend: str = "serve"
+    """`serve`: a Ray Serve deployment; `actors`: plain actors behind the same interface."""
+    num_replicas: int = 1
+    """Replicas or actors."""
+    num_cpus: float = 0.25
+    """Logical CPUs that Ray sets aside for a replica."""
+    num_gpus: float = 0.0
+    """GPUs for a replica."""
+    num_threads: int = 1
+    """Torch threads of a replica."""
+    rule: str = "groups"
+    """What agrees: `groups`: mean over exclusive groups; `joint`: all at once; `fields`: mean over buttons and axes."""
+    camera: str = "exact"
+    """Camera bins agree when `exact`, `within` camera_tolerance bins, in the commanded quantiser's `cell`, or `ignore`."""
+    camera_tolerance: int = 1
+    """Bins, for camera=within."""
+    match: str = "soft"
+    """`exact`: the recovered class is the commanded one (0 or 1); `soft`: the IDM's probability of the commanded class."""
+    balance: str = "none"
+    """`class`: weigh a frame's group by the inverse frequency of the commanded class; `none`."""
+    credit: str = "frame"
+    """`clip`: all of a clip's tokens get its mean reward; `frame`: a frame's tokens get the rewards from it on."""
+    discount: float = 0.5
+    """Of later frames' rewards, for credit=frame."""
+    max_frames: int = 576
+    """Frames decoded and read at once by a replica."""
+
+    def __post_init__(self) -> None:
+        _one_of(("serve", "actors"), reward__backend=self.backend)
+        _one_of(("groups", "joint", "fields"), reward__rule=self.rule)
+        _one_of(("exact", "within", "cell", "ignore"), reward__camera=self.camera)
+        _one_of(("exact", "soft"), reward__match=self.match)
+        _one_of(("none", "class"), reward__balance=self.balance)
+        _one_of(("clip", "frame"), reward__credit=self.credit)
+        _at_least(1, reward__num_replicas=self.num_replicas, reward__num_threads=self.num_threads)
+        _at_least(1, reward__max_frames=self.max_frames)
+        _at_least(0, reward__num_cpus=self.num_cpus, reward__num_gpus=self.num_gpus)
+        _at_least(0, reward__camera_tolerance=self.camera_tolerance)
+        _check(0 <= self.discount <= 1, "reward.discount", "must be in [0, 1]", self.discount, "use 0.5")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LearnerConfig:
+    engine: str = "deepspeed"
+    """`deepspeed`: ZeRO in a Ray Train worker group; `torch`: plain AdamW in the same group (one worker)."""
+    num_workers: int = 1
+    """Ranks."""
+    num_cpus: float = 0.5
+    """Logical CPUs that Ray sets aside for a rank."""
+    use_gpu: bool = False
+    """One GPU a rank, NCCL; otherwise gloo."""
+    num_threads: int = 1
+    """Torch threads of a rank."""
+    zero_stage: int = 1
+    """DeepSpeed ZeRO stage."""
+    offload_optimizer: bool = False
+    """Keep optimiser states in host memory (GPU learners)."""
+    precision: str = "fp32"
+    """`fp32` or `bf16`; with bf16 the ratio is 1 only within rounding."""
+    decision_budget: int = 12288
+    """Decisions in one forward and backward pass; the rest of a step is accumulated."""
+
+    def __post_init__(self) -> None:
+        _one_of(("deepspeed", "torch"), learner__engine=self.engine)
+        _one_of(("fp32", "bf16"), learner__precision=self.precision)
+        _check(self.zero_stage in (0, 1, 2, 3), "learner.zero_stage", "must be 0..3", self.zero_stage, "use 1")
+        _at_least(1, learner__num_workers=self.num_workers, learner__num_threads=self.num_threads)
+        _at_least(1, learner__decision_budget=self.decision_budget)
+        _at_least(0, learner__num_cpus=self.num_cpus)
+        if self.engine == "torch":
+            _check(
+                self.num_workers == 1, "learner.num_workers", "must be 1 with learner.engine=torch", self.num_workers,
+                "use learner.engine=deepspeed",
+            )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    num_steps: int = 40
+    """Optimiser steps."""
+    max_minutes: float = 0.0
+    """Stop after the step that passes this many minutes; 0: no limit."""
+    group_size: int = 8
+    """G, trajectories of a prompt."""
+    prompts_per_step: int = 8
+    """Groups of one optimiser step."""
+    max_staleness: int = 1
+    """Versions that a group may lag behind the learner when it is consumed; 0: synchronous."""
+    learning_rate: float = 1e-4
+    """AdamW."""
+    warmup_steps: int = 3
+    """Steps over which the learning rate rises from 0."""
+    weight_decay: float = 0.0
+    """AdamW."""
+    max_grad_norm: float = 1.0
+    """Gradient clipping."""
+    clip_low: float = 0.2
+    """The ratio is clipped at 1 - clip_low ..."""
+    clip_high: float = 0.28
+    """... and 1 + clip_high (DAPO's separate upper clip)."""
+    kl_coefficient: float = 0.0
+    """Of the k3 estimate of KL(policy || reference); 0: no reference model is kept."""
+    advantage: str = "grpo"
+    """`grpo`: group mean and standard deviation; `dr_grpo`: group mean only."""
+    min_reward_std: float = 1e-6
+    """A group whose rewards vary less carries no signal: it is dropped and replaced."""
+    wait_timeout_s: float = 600.0
+    """Bound of every wait for a pool."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, train__num_steps=self.num_steps, train__prompts_per_step=self.prompts_per_step)
+        _check(
+            self.group_size >= 2, "train.group_size", "must be >= 2 for group-relative advantages", self.group_size,
+            "set train.group_size=2 or more",
+        )  # fmt: skip
+        _at_least(0, train__max_staleness=self.max_staleness, train__warmup_steps=self.warmup_steps)
+        _at_least(0, train__max_minutes=self.max_minutes, train__kl_coefficient=self.kl_coefficient)
+        _at_least(0, train__weight_decay=self.weight_decay, train__min_reward_std=self.min_reward_std)
+        _one_of(("grpo", "dr_grpo"), train__advantage=self.advantage)
+        for key in ("learning_rate", "max_grad_norm", "clip_low", "clip_high", "wait_timeout_s"):
+            _check(getattr(self, key) > 0, f"train.{key}", "must be > 0", getattr(self, key), "see the recipe's value")
+        _check(self.clip_low < 1, "train.clip_low", "must be < 1", self.clip_low, "use 0.2")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    temperatures: tuple[float, ...] = (1.0,)
+    """Base and post-trained model are sampled at each of these; the first is the headline."""
+    every: int = 0
+    """Judge the policy on the held-out prompts every so many steps; 0: before and after only."""
+    num_videos: int = 6
+    """Side-by-side videos in the report."""
+
+    def __post_init__(self) -> None:
+        _check(len(self.temperatures) > 0, "evaluation.temperatures", "must name one", self.temperatures, "use [1.0]")
+        for value in self.temperatures:
+            _check(value > 0, "evaluation.temperatures", "must be > 0", value, "use 1.0")
+        _at_least(0, evaluation__every=self.every, evaluation__num_videos=self.num_videos)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    recipe: str = ""
+    """Name of the recipe it came from."""
+    seed: int = 0
+    """Of everything random; a group's seed comes from it and the group's number, never from a worker."""
+    object_store_budget_bytes: int = 1 << 30
+    """Bytes of groups in flight; admission waits above it."""
+    run: RunConfig = field(default_factory=RunConfig)
+    world: WorldConfig = field(default_factory=WorldConfig)
+    models: ModelsConfig = field(default_factory=ModelsConfig)
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        _at_least(1, object_store_budget_bytes=self.object_store_budget_bytes)
+        _at_least(0, seed=self.seed)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def keys(node: type = Config, prefix: str = "") -> list[str]:
+    """All dotted keys of the tree."""
+    found = []
+    for entry in dataclasses.fields(node):
+        part = entry.default_factory if dataclasses.is_dataclass(entry.default_factory) else None
+        found += keys(part, f"{prefix}{entry.name}.") if part else [prefix + entry.name]  # type: ignore[arg-type]
+    return found
+
+
+def describe() -> dict[str, str]:
+    """Each dotted key with its one line, read from the source of this file, for `--help`."""
+    import ast
+    import inspect
+
+    lines = {}
+    tree = ast.parse(inspect.getsource(inspect.getmodule(Config)))  # type: ignore[arg-type]
+    sections = {e.default_factory.__name__: e.name + "." for e in dataclasses.fields(Config) if _is_part(e)}  # type: ignore[union-attr]
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and (node.name in sections or node.name == "Config"):
+            for item, after in zip(node.body, node.body[1:], strict=False):
+                if isinstance(item, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(item.target, ast.Name):
+                    lines[sections.get(node.name, "") + item.target.id] = ast.literal_eval(after.value)
+    return lines
+
+
+def _is_part(entry: dataclasses.Field[Any]) -> bool:
+    return dataclasses.is_dataclass(entry.default_factory)
+
+
+def recipes() -> list[str]:
+    """Names of the shipped recipes."""
+    folder = importlib.resources.files("rlir_ray") / "recipes"
+    return sorted(Path(str(item)).stem for item in folder.iterdir() if str(item).endswith(".yaml"))
+
+
+def load_config(recipe: str = "", overrides: list[str] | None = None) -> Config:
+    """The resolved configuration.
+
+    Args:
+        recipe: a shipped recipe's name, a path of a YAML file, or empty for the defaults.
+        overrides: dotted ones, ``["train.num_steps=10", "reward.rule=joint"]``; later ones win.
+
+    Raises:
+        ValueError: an unknown recipe or key (the nearest valid one is named), a wrong type or range.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    layers = [_read_recipe(recipe)] if recipe else []
+    for override in overrides or []:
+        _check("=" in override, "an override", "must be KEY=VALUE", override, "for example train.num_steps=10")
+        layers.append(OmegaConf.from_dotlist([override]))
+    for layer in layers:
+        _refuse_unknown(OmegaConf.to_container(layer), "")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), *layers)
+        container = OmegaConf.to_container(merged)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{error.full_key}: {str(error.msg or error).splitlines()[0]}; give a value of that type") from None
+    assert isinstance(container, dict)
+    container["recipe"] = container["recipe"] or Path(recipe).stem
+    return _build(Config, container)
+
+
+def _build(node: type, values: dict[str, Any]) -> Any:
+    parts = {entry.name: entry.default_factory for entry in dataclasses.fields(node) if _is_part(entry)}
+    built = {}
+    for name, value in values.items():
+        if name in parts:
+            built[name] = _build(parts[name], value)  # type: ignore[arg-type]
+        else:
+            built[name] = tuple(value) if isinstance(value, list) else value
+    return node(**built)
+
+
+def _read_recipe(recipe: str) -> Any:
+    from omegaconf import OmegaConf
+
+    path = Path(recipe)
+    if path.suffix not in (".yaml", ".yml"):
+        path = Path(str(importlib.resources.files("rlir_ray") / "recipes" / f"{recipe}.yaml"))
+    if not path.is_file():
+        near = difflib.get_close_matches(recipe, recipes(), 1) or recipes()
+        raise ValueError(f"a recipe must be a shipped name or a .yaml file, got {recipe!r}; try {', '.join(near)}")
+    return OmegaConf.load(path)
+
+
+def _refuse_unknown(values: Any, prefix: str) -> None:
+    known = keys()
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and any(k.startswith(name + ".") for k in known):
+            _refuse_unknown(value, name + ".")
+        elif name not in known:
+            near = difflib.get_close_matches(name, known, 1, cutoff=0.0)
+            raise ValueError(f"{name!r} is not a configuration key; did you mean {near[0]!r}?")
+
+
+def asset_path(path: str) -> Path:
+    """A checkpoint folder; `asset:NAME` resolves into the package.
+
+    Raises:
+        ValueError: the folder does not exist.
+    """
+    folder = Path(str(importlib.resources.files("rlir_ray") / "assets" / path[6:])) if path[:6] == "asset:" else Path(path)
+    _check(folder.is_dir(), "a checkpoint", "must be an existing folder", str(path), "check the models.* paths")
+    return folder
