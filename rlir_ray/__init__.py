@@ -1,1 +1,23 @@
-"""Reinforcement learning with inverse rewards for action-conditioned video world models."""
+"""Reinforcement learning with inverse rewards for action-conditioned video world models.
+
+`Pipeline` is the one name that reaches into `actors`, and only when it is asked for: all else works without Ray.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rlir_ray.config import Config, load_config
+
+if TYPE_CHECKING:
+    from actors.driver import Pipeline
+
+__all__ = ["Config", "Pipeline", "load_config"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Pipeline":
+        from actors.driver import Pipeline
+
+        return Pipeline
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,64 @@
+# Every target works on a fresh clone: it makes .venv and installs what it needs first.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RECIPE ?= doom_tiny_ar
+# More dotted overrides: make quickstart ARGS="train.num_steps=2"
+ARGS ?=
+
+export RAY_USAGE_STATS_ENABLED = 0
+export HF_HUB_OFFLINE = 1
+export TOKENIZERS_PARALLELISM = false
+
+# A machine with an NVIDIA GPU takes the ordinary builds, any other the CPU builds.
+CONSTRAINTS := constraints/$(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu).txt
+
+.PHONY: install install-dev quickstart test test-slow test-gpu lint format types bench assets
+
+install: $(VENV)/installed
+
+# torch first: asked for by another package it would come as the newest GPU build.
+$(VENV)/installed: setup.cfg pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c $(CONSTRAINTS) torch
+	$(BIN)/pip install -q -c $(CONSTRAINTS) -e .
+	$(BIN)/python -m rlir_ray.learner.deepspeed
+	touch $@
+
+install-dev: $(VENV)/installed-dev
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/pip install -q -c $(CONSTRAINTS) -e ".[dev]"
+	touch $@
+
+quickstart: install
+	$(BIN)/python -m rlir_ray train --recipe $(RECIPE) $(ARGS)
+
+test: install-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: install-dev
+	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+
+test-gpu: install-dev
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+lint: install-dev types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --config setup.cfg
+
+types: install-dev
+	$(BIN)/mypy
+
+format: install-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install-dev
+	$(BIN)/python benchmarks/rollout_engines.py $(ARGS)
+
+# From nothing to the shipped checkpoints: records the game, trains all models, writes how they were made. Hours.
+assets: install
+	$(BIN)/python -m rlir_ray assets --out rlir_ray/assets/doom $(ARGS)

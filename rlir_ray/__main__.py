@@ -1,0 +1,5 @@
+"""`python -m rlir_ray`."""
+
+from rlir_ray.cli import main
+
+main()
