@@ -1,0 +1,197 @@
+"""The command line. Heavy imports come after the arguments are read, so that help is instant."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Callable, NoReturn, Sequence
+
+Command = Callable[[argparse.Namespace, list[str]], None]
+
+
+def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from rlir_ray.config import load_config
+    from rlir_ray.console import StepView
+
+    config = load_config(arguments.recipe, [*arguments.overrides, *rest])
+    view = StepView(config.train)
+    view.stage("starting")
+    from actors.driver import Pipeline
+
+    pipeline = Pipeline(config, callbacks=[view.step], progress=view.stage)
+    try:
+        with _traceback_to(pipeline.folder.path / "run.log"):
+            interrupted = pipeline.train().interrupted
+            if not interrupted:
+                from rlir_ray.evaluation.report import write_report
+
+                view.stage("writing the report")
+                write_report(pipeline.folder.path)
+    finally:
+        view.close()
+    _say_where(pipeline.folder.path, interrupted)
+
+
+def _say_where(folder: Path, interrupted: bool) -> None:
+    print(f"policy   {folder / 'policy'}")
+    print(f"metrics  {folder / 'metrics.jsonl'}   (tensorboard --logdir {folder / 'tensorboard'})")
+    if interrupted:
+        print(
+            f"stopped  the policy so far is saved; go on from it with: python -m rlir_ray train "
+            f"--recipe {folder / 'config.yaml'} models.policy={folder / 'policy'} run.name={folder.name}-2"
+        )
+    else:
+        print(f"report   {folder / 'report.html'}")
+
+
+def _collect(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from rlir_ray.data.doom import collect
+
+    summary = collect(
+        Path(arguments.out), num_frames=arguments.frames, split=arguments.split, seed=arguments.seed,
+        num_workers=arguments.workers,
+    )  # fmt: skip
+    print(summary)
+
+
+def _pretrain(arguments: argparse.Namespace, rest: list[str]) -> None:
+    import importlib
+
+    module = importlib.import_module(f"rlir_ray.pretrain.{arguments.model.replace('-', '_')}")
+    module.main(rest)
+
+
+def _assets(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from rlir_ray.pretrain.assets import main
+
+    main(rest)
+
+
+def _report(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from rlir_ray.evaluation.report import write_report
+
+    if not (Path(arguments.run) / "config.json").is_file():
+        raise ValueError(f"a report needs a run's folder, got {arguments.run}; look below runs/")
+    print(write_report(Path(arguments.run)))
+
+
+class _traceback_to:
+    """Keeps the traceback of what goes wrong inside in a log file; the user gets one line of it."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None and not isinstance(error, KeyboardInterrupt):
+            with self.log.open("a") as lines:
+                lines.writelines(traceback.format_exception(error))
+            error.add_note(f"full log: {self.log}")
+
+
+def _keys_help() -> str:
+    from rlir_ray.config import Config, describe
+
+    default = Config()
+    lines = []
+    for key, text in describe().items():
+        value: object = default
+        for part in key.split("."):
+            value = getattr(value, part)
+        lines.append(f"  {key}={value}\n      {text}")
+    return "configuration keys, with their defaults (a recipe may set others):\n" + "\n".join(sorted(lines))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands with their help."""
+    wide = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="python -m rlir_ray",
+        formatter_class=wide,
+        description="Reinforcement learning with inverse rewards for action-conditioned video world models.",
+        epilog="examples:\n"
+        "  python -m rlir_ray train --recipe doom_tiny_ar\n"
+        "  python -m rlir_ray train --recipe doom_tiny_ar train.num_steps=100 reward.match=exact run.name=exact\n"
+        "  python -m rlir_ray collect --out data/doom --frames 20000\n"
+        "  python -m rlir_ray pretrain world-model --help",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="post-train a world model",
+        formatter_class=wide,
+        description="Post-trains a world model by RL with inverse rewards, evaluates it before and after on prompts\n"
+        "that training never saw, and writes runs/NAME/report.html.",
+        epilog="examples:\n  python -m rlir_ray train --recipe doom_tiny_ar run.name=first\n"
+        "  python -m rlir_ray train --recipe my.yaml train.max_staleness=0 rollout.num_actors=2\n"
+        "  python -m rlir_ray train --keys        (all configuration keys)",
+    )
+    train.add_argument("--recipe", default="", help="a shipped recipe (doom_tiny_ar) or a YAML file")
+    train.add_argument("--keys", action="store_true", help="list all configuration keys and exit")
+    train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted overrides, later ones win")
+    train.set_defaults(run=_train)
+
+    collect = commands.add_parser(
+        "collect",
+        help="record the embedded Doom world",
+        formatter_class=wide,
+        description="A scripted player explores Doom maps and is recorded as VPT pairs (mp4 + jsonl).",
+        epilog="example:\n  python -m rlir_ray collect --out data/doom/train --frames 50000 --split train",
+    )
+    collect.add_argument("--out", required=True, help="folder for the recordings; finished pairs in it are kept")
+    collect.add_argument("--frames", type=int, default=20000, help="frames in all (default 20000)")
+    collect.add_argument("--split", choices=("train", "validation"), default="train", help="which maps")
+    collect.add_argument("--seed", type=int, default=0, help="of the player and the maps' order")
+    collect.add_argument("--workers", type=int, default=1, help="processes; the recordings do not depend on it")
+    collect.set_defaults(run=_collect)
+
+    pretrain = commands.add_parser(
+        "pretrain",
+        help="train base models for a world",
+        add_help=False,
+        description="Trains a frame tokenizer, an inverse dynamics model or a world model.",
+    )
+    pretrain.add_argument("model", choices=("tokenizer", "idm", "world-model"), help="what to train")
+    pretrain.set_defaults(run=_pretrain)
+
+    assets = commands.add_parser("assets", help="make the shipped checkpoints from nothing", add_help=False)
+    assets.set_defaults(run=_assets)
+
+    report = commands.add_parser("report", help="write a run's report again", description="Writes RUN/report.html.")
+    report.add_argument("run", help="a run's folder")
+    report.set_defaults(run=_report)
+    return parser
+
+
+def _fail(error: BaseException, code: int) -> NoReturn:
+    lines = [str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__]
+    lines += getattr(error, "__notes__", [])
+    print("error: " + "\n       ".join(lines), file=sys.stderr)
+    sys.exit(code)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs a command. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    # Ray's usage report is the user's choice, not ours.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and arguments.command not in ("train", "pretrain", "assets"):
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    if getattr(arguments, "keys", False):
+        print(_keys_help())
+        return
+    try:
+        arguments.run(arguments, rest)
+    except ValueError as error:
+        _fail(error, 2)
+    except KeyboardInterrupt:
+        _fail(KeyboardInterrupt("interrupted"), 130)
+    except Exception as error:
+        _fail(error, 1)

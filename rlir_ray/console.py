@@ -1,0 +1,77 @@
+"""What a person sees of a run: a line a stage, a line a step; on a terminal the present stage stays live below."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rlir_ray.config import TrainConfig
+
+
+class StepView:
+    """Prints stages and steps; used as the pipeline's `progress` and as one of its callbacks."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        from rich.console import Console
+
+        self.config = config
+        # Wide enough that a step stays one line in a log file.
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.status = self.console.status("") if self.console.is_terminal else None
+        self.started = time.monotonic()
+        self.first_step: float | None = None
+
+    def stage(self, text: str) -> None:
+        """Announces what the run is doing now."""
+        elapsed = _clock(time.monotonic() - self.started)
+        if self.status:
+            self.status.update(f"{elapsed}  {text}")
+            self.status.start()
+        self.console.print(f"[dim]{elapsed}[/]  {text}")
+
+    def step(self, metrics: dict[str, float]) -> None:
+        """One line for one optimiser step."""
+        if self.first_step is None:
+            self.first_step = time.monotonic() - metrics.get("time/step_s", 0.0)
+        self.console.print(self.line(metrics))
+
+    def line(self, metrics: dict[str, float]) -> str:
+        """The step's line.
+
+        Args:
+            metrics: names as in metrics.jsonl; absent ones are left out.
+        """
+        step = int(metrics["step"])
+        cells = [f"step {step:>3}/{self.config.num_steps}"]
+        formats = (
+            ("reward/mean", "reward {:.3f}"),
+            ("follow/macro_f1", "macro-F1 {:.3f}"),
+            ("loss/kl", "KL {:.4f}"),
+            ("ratio/clip_fraction", "clip {:.1%}"),
+            ("staleness/mean", "staleness {:.1f}"),
+            ("throughput/frames_per_s", "{:.0f} frames/s"),
+            ("time/sample_s", "sample {:.1f}s"),
+            ("time/score_s", "score {:.1f}s"),
+            ("time/learn_s", "learn {:.1f}s"),
+            ("time/wait_s", "wait {:.1f}s"),
+        )
+        cells += [text.format(metrics[key]) for key, text in formats if key in metrics]
+        cells.append(f"{_clock(self.seconds_left(step))} left")
+        return "  ".join(cells)
+
+    def seconds_left(self, step: int) -> float:
+        """From the mean time of the steps so far; the time limit wins where it comes first."""
+        elapsed = time.monotonic() - (self.first_step or self.started)
+        left = elapsed / max(step, 1) * (self.config.num_steps - step)
+        if self.config.max_minutes:
+            left = min(left, self.config.max_minutes * 60 - elapsed)
+        return max(left, 0.0)
+
+    def close(self) -> None:
+        if self.status:
+            self.status.stop()
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
