@@ -1,0 +1,116 @@
+"""The ledger: every admitted group ends in exactly one state. Plain values, so that it can be part of a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+
+IN_FLIGHT = "in_flight"
+TRAINED = "trained"
+STALE = "stale"
+NO_SIGNAL = "no_signal"
+FAILED = "failed"
+END_STATES = (TRAINED, STALE, NO_SIGNAL, FAILED)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """One line of the ledger."""
+
+    group_id: int
+    prompt_id: str
+    state: str = IN_FLIGHT
+    cause: str = ""
+    """Why it failed; empty otherwise."""
+
+
+class Ledger:
+    """States of all groups of a run.
+
+    Example: ``admit(0, "p")``, ``finish(0, "trained")``, ``counts() == {"in_flight": 0, "trained": 1, ...}``.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[int, Entry] = {}
+
+    @property
+    def next_group_id(self) -> int:
+        """Groups are numbered in the order of admission."""
+        return len(self._entries)
+
+    @property
+    def in_flight(self) -> list[int]:
+        return [entry.group_id for entry in self._entries.values() if entry.state == IN_FLIGHT]
+
+    def __getitem__(self, group_id: int) -> Entry:
+        return self._entries[group_id]
+
+    def admit(self, group_id: int, prompt_id: str) -> None:
+        """Opens a group's line.
+
+        Raises:
+            ValueError: it was admitted before.
+        """
+        if group_id in self._entries:
+            raise ValueError(f"a group is admitted once, got group {group_id} again; number groups with next_group_id")
+        self._entries[group_id] = Entry(group_id=group_id, prompt_id=prompt_id)
+
+    def finish(self, group_id: int, state: str, cause: str = "") -> None:
+        """Closes a group's line, once.
+
+        Raises:
+            ValueError: an unknown state or group, a line that is closed already, or a failure without its cause.
+        """
+        if state not in END_STATES:
+            raise ValueError(f"a group's end must be one of {', '.join(END_STATES)}, got {state!r}; use one of them")
+        if group_id not in self._entries:
+            raise ValueError(f"only admitted groups end, got group {group_id}; admit it first")
+        entry = self._entries[group_id]
+        if entry.state != IN_FLIGHT:
+            raise ValueError(f"a group ends once, got {state!r} for group {group_id} which was {entry.state}; finish once")
+        if (state == FAILED) != bool(cause):
+            raise ValueError(f"a failed group has a cause and others none, got {state!r} with {cause!r}; add or drop it")
+        self._entries[group_id] = Entry(group_id=group_id, prompt_id=entry.prompt_id, state=state, cause=cause)
+
+    def fail_in_flight(self, cause: str) -> list[int]:
+        """Ends all groups in flight as failed; for a stop, or after reading a checkpoint. Returns their numbers."""
+        lost = self.in_flight
+        for group_id in lost:
+            self.finish(group_id, FAILED, cause)
+        return lost
+
+    def counts(self) -> dict[str, int]:
+        """Groups in each state; zeros included."""
+        counted = Counter(entry.state for entry in self._entries.values())
+        return {state: counted[state] for state in (IN_FLIGHT, *END_STATES)}
+
+    def check(self) -> None:
+        """Raises ValueError unless every admitted group has ended."""
+        if self.in_flight:
+            raise ValueError(
+                f"every admitted group must end, got {len(self.in_flight)} in flight, first {self.in_flight[0]}; "
+                "finish them or call fail_in_flight"
+            )
+
+    def to_json(self) -> str:
+        entries = [asdict(entry) for entry in self._entries.values()]
+        return json.dumps({"counts": self.counts(), "groups": entries}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Ledger:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ValueError: it is not a ledger, or its states are not ours.
+        """
+        ledger = cls()
+        try:
+            lines = [Entry(**entry) for entry in json.loads(text)["groups"]]
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"a ledger must be what to_json writes, got {error}; use the run's ledger.json") from None
+        for line in lines:
+            ledger.admit(line.group_id, line.prompt_id)
+            if line.state != IN_FLIGHT:
+                ledger.finish(line.group_id, line.state, line.cause)
+        return ledger

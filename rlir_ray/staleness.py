@@ -1,0 +1,79 @@
+"""Admission of groups: slots bound how far they may lag behind the learner, a byte budget bounds what they hold.
+
+A slot is taken when a group is admitted and given back when the group has ended: dropped, or trained and the weights of
+that step loaded by the sampler. With `prompts_per_step * (max_staleness + 1)` slots and groups consumed in order,
+no group is born stale; staleness is measured all the same when a group is consumed.
+"""
+
+from __future__ import annotations
+
+
+def staleness(learner_version: int, policy_version: int) -> int:
+    """Versions that a group lags behind the learner, at consumption."""
+    return learner_version - policy_version
+
+
+def is_stale(learner_version: int, policy_version: int, max_staleness: int) -> bool:
+    """Whether a group is too old to be trained on."""
+    return staleness(learner_version, policy_version) > max_staleness
+
+
+class Admission:
+    """Counts slots and bytes of the groups in flight.
+
+    Args:
+        max_staleness: versions that a group may lag behind; 0 gives one step's slots.
+        prompts_per_step: groups of one optimiser step.
+        budget_bytes: bytes of groups in flight, `object_store_budget_bytes`.
+    """
+
+    def __init__(self, max_staleness: int, prompts_per_step: int, budget_bytes: int) -> None:
+        self.num_slots = prompts_per_step * (max_staleness + 1)
+        self.prompts_per_step = prompts_per_step
+        self.budget_bytes = budget_bytes
+        self.peak_bytes = 0
+        self._bytes: dict[int, int] = {}  # group_id -> bytes, of the groups in flight
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._bytes)
+
+    @property
+    def bytes_in_flight(self) -> int:
+        return sum(self._bytes.values())
+
+    def available(self, nbytes_each: int = 0) -> int:
+        """Groups of `nbytes_each` bytes that may be admitted now.
+
+        Raises:
+            ValueError: the budget cannot hold the groups of one step, which would wait forever.
+        """
+        if nbytes_each * self.prompts_per_step > self.budget_bytes:
+            raise ValueError(
+                f"object_store_budget_bytes must hold a step's {self.prompts_per_step} groups, got {self.budget_bytes}; "
+                f"set object_store_budget_bytes={nbytes_each * self.prompts_per_step} or lower train.prompts_per_step"
+            )
+        free_slots = self.num_slots - self.in_flight
+        if nbytes_each == 0:
+            return free_slots
+        return max(0, min(free_slots, (self.budget_bytes - self.bytes_in_flight) // nbytes_each))
+
+    def can_admit(self, num_groups: int = 1, nbytes_each: int = 0) -> bool:
+        return num_groups <= self.available(nbytes_each)
+
+    def admit(self, group_id: int, nbytes: int = 0) -> None:
+        """Takes a slot; `nbytes` is an estimate until `resize` says what the group really holds."""
+        assert group_id not in self._bytes, f"group {group_id} was admitted twice"
+        assert self.can_admit(1, nbytes), f"group {group_id} was admitted without room"
+        self._bytes[group_id] = nbytes
+        self.peak_bytes = max(self.peak_bytes, self.bytes_in_flight)
+
+    def resize(self, group_id: int, nbytes: int) -> None:
+        """Replaces the estimate of a group in flight by its measured size."""
+        assert group_id in self._bytes, f"group {group_id} is not in flight"
+        self._bytes[group_id] = nbytes
+        self.peak_bytes = max(self.peak_bytes, self.bytes_in_flight)
+
+    def release(self, group_id: int) -> None:
+        assert group_id in self._bytes, f"group {group_id} is not in flight"
+        del self._bytes[group_id]
