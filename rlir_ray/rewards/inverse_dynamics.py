@@ -1,0 +1,160 @@
+"""Inverse rewards: decode a group's tokens, let an inverse dynamics model read the actions, compare with the commands.
+
+The decoder and the reader together, so that a video travels as tokens. Knows nothing of pools.
+Legend: G trajectories of a group, C context frames, F generated frames, N tokens a frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rlir_ray.actions import GROUPS, Actions, group_classes
+from rlir_ray.metrics import confusion
+from rlir_ray.models.inverse_dynamics import group_probabilities
+from rlir_ray.rewards.agreement import accepted_classes, agreement, class_weights, frame_weights
+from rlir_ray.trajectory import EncodedVideo, RewardScores
+
+if TYPE_CHECKING:
+    from rlir_ray.config import RewardConfig, WorldConfig
+
+RULES = ("groups", "joint", "fields")
+
+
+class Decoder(Protocol):
+    """What a reward needs of a tokenizer."""
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """int [n, N] to uint8 [n, H, W, 3]."""
+
+
+class InverseDynamics(Protocol):
+    """What a reward needs of an inverse dynamics model."""
+
+    def logits(self, frames: Tensor) -> dict[str, Tensor]:
+        """uint8 [B, F, H, W, 3] to buttons [B, F, 20, 2] and camera [B, F, 2, 11]; index k leads into frame k."""
+
+
+class InverseReward:
+    """Scores groups of generated clips (RLIR, arXiv 2509.23958).
+
+    Args:
+        tokenizer: decodes image tokens.
+        idm: reads the actions; it sees the context frames too, only generated frames are scored.
+        world: the action groups to compare.
+        config: rule, camera, match, balance and the frames read at once.
+        class_shares: action group -> how often each class is commanded, for `balance=class`.
+        device: where tokens are sent; the models must be there.
+
+    Raises:
+        ValueError: `balance=class` without shares or with another rule than `groups`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Decoder,
+        idm: InverseDynamics,
+        *,
+        world: WorldConfig,
+        config: RewardConfig,
+        class_shares: Mapping[str, npt.NDArray[np.floating]] | None = None,
+        device: str = "cpu",
+    ) -> None:
+        if config.balance == "class" and (class_shares is None or config.rule != "groups"):
+            found = f"rule {config.rule!r} and {'no ' if class_shares is None else ''}class shares"
+            raise ValueError(
+                f"reward.balance=class needs reward.rule=groups and class shares, got {found}; set reward.balance=none"
+            )
+        self.tokenizer, self.idm, self.world, self.config, self.device = tokenizer, idm, world, config, device
+        self.weights: dict[str, npt.NDArray[np.float32]] | None = None
+        if config.balance == "class" and class_shares is not None:
+            self.weights = {name: class_weights(class_shares[name]) for name in world.groups}
+
+    def score(self, videos: Sequence[EncodedVideo]) -> list[RewardScores]:
+        """Rewards of whole groups, read together.
+
+        Args:
+            videos: groups of any size; all with the same number of frames.
+
+        Returns:
+            One `RewardScores` each, in the order given: `frame_rewards` [G, F] under the configured rule; `rules`:
+            the mean of every exact rule ("groups", "joint", "fields") and of "soft" (groups, by probability);
+            `confusion` of each action group by the most probable class.
+
+        Raises:
+            ValueError: the judge's output is not finite, or videos of different lengths.
+        """
+        lengths = {(video.num_context, video.num_frames) for video in videos}
+        if len(lengths) > 1:
+            raise ValueError(f"videos scored together must be of one length, got {sorted(lengths)}; score them apart")
+        if not videos:
+            return []
+        probabilities = self._read(np.concatenate([video.tokens for video in videos]))
+        sizes = [len(video.tokens) for video in videos]
+        parts = {name: table.split(sizes) for name, table in probabilities.items()}
+        return [
+            self._score_group(video, {name: tables[index] for name, tables in parts.items()})
+            for index, video in enumerate(videos)
+        ]
+
+    @torch.no_grad()
+    def _read(self, tokens: npt.NDArray[np.uint16]) -> dict[str, Tensor]:
+        """uint16 [B, C + F, N] to action group -> float32 [B, C + F, classes], on the CPU."""
+        num_clips, num_frames, _ = tokens.shape
+        at_once = max(1, self.config.max_frames // num_frames)
+        tables: dict[str, list[Tensor]] = {name: [] for name in self.world.groups}
+        for start in range(0, num_clips, at_once):
+            part = torch.from_numpy(tokens[start : start + at_once].astype(np.int64)).to(self.device)
+            frames = self.tokenizer.decode(part.flatten(0, 1)).unflatten(0, part.shape[:2])
+            probabilities = group_probabilities(self.idm.logits(frames), self.world.groups)
+            for name, table in zip(self.world.groups, probabilities, strict=True):
+                tables[name].append(table.float().cpu())
+        return {name: torch.cat(parts) for name, parts in tables.items()}
+
+    def _score_group(self, video: EncodedVideo, probabilities: dict[str, Tensor]) -> RewardScores:
+        config, groups = self.config, self.world.groups
+        for name, table in probabilities.items():
+            if not bool(torch.isfinite(table).all()):
+                raise ValueError(
+                    f"the inverse dynamics model must give finite probabilities, got others for {name} of group "
+                    f"{video.group_id}; check models.reward_idm"
+                )
+        commanded = video.actions[len(video.actions) - video.num_frames :]
+        recovered = {name: table[:, video.num_context :] for name, table in probabilities.items()}
+        accepted = accepted_classes(commanded, groups, camera=config.camera, tolerance=config.camera_tolerance)
+        weights = frame_weights(commanded, tuple(accepted), self.weights) if self.weights else None
+        rewards = agreement(recovered, accepted, rule=config.rule, match=config.match, weights=weights)
+        rules = {rule: float(agreement(recovered, accepted, rule=rule, match="exact").mean()) for rule in RULES}
+        rules["soft"] = float(agreement(recovered, accepted, rule="groups", match="soft").mean())
+        return RewardScores(
+            group_id=video.group_id,
+            frame_rewards=rewards.numpy().astype(np.float32),
+            rules=rules,
+            confusion=group_confusion(recovered, commanded, groups),
+        )
+
+
+def group_confusion(
+    probabilities: Mapping[str, Tensor], commanded: Actions, groups: Sequence[str]
+) -> dict[str, npt.NDArray[np.int64]]:
+    """Counts of commanded (rows) against most probable (columns) classes.
+
+    Args:
+        probabilities: action group -> [G, F, classes].
+        commanded: F actions, the same for all G clips.
+        groups: names out of `rlir_ray.actions.GROUPS`.
+
+    Returns:
+        Action group -> int64 [classes, classes].
+    """
+    classes = group_classes(commanded, groups)  # [F, groups]
+    counts = {}
+    for column, name in enumerate(groups):
+        best = probabilities[name].argmax(-1).numpy()  # [G, F]
+        counts[name] = confusion(best, np.broadcast_to(classes[:, column], best.shape), GROUPS[name].num_classes)
+    return counts
