@@ -135,7 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--recipe", default="", help="a shipped recipe (doom_tiny_ar) or a YAML file")
     train.add_argument("--keys", action="store_true", help="list all configuration keys and exit")
     train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted overrides, later ones win")
-    train.set_defaults(run=_train)
+    train.set_defaults(handler=_train)
 
     collect = commands.add_parser(
         "collect",
@@ -149,7 +149,7 @@ def build_parser() -> argparse.ArgumentParser:
     collect.add_argument("--split", choices=("train", "validation"), default="train", help="which maps")
     collect.add_argument("--seed", type=int, default=0, help="of the player and the maps' order")
     collect.add_argument("--workers", type=int, default=1, help="processes; the recordings do not depend on it")
-    collect.set_defaults(run=_collect)
+    collect.set_defaults(handler=_collect)
 
     pretrain = commands.add_parser(
         "pretrain",
@@ -158,14 +158,14 @@ def build_parser() -> argparse.ArgumentParser:
         description="Trains a frame tokenizer, an inverse dynamics model or a world model.",
     )
     pretrain.add_argument("model", choices=("tokenizer", "idm", "world-model"), help="what to train")
-    pretrain.set_defaults(run=_pretrain)
+    pretrain.set_defaults(handler=_pretrain)
 
     assets = commands.add_parser("assets", help="make the shipped checkpoints from nothing", add_help=False)
-    assets.set_defaults(run=_assets)
+    assets.set_defaults(handler=_assets)
 
     report = commands.add_parser("report", help="write a run's report again", description="Writes RUN/report.html.")
     report.add_argument("run", help="a run's folder")
-    report.set_defaults(run=_report)
+    report.set_defaults(handler=_report)
     return parser
 
 
@@ -188,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(_keys_help())
         return
     try:
-        arguments.run(arguments, rest)
+        arguments.handler(arguments, rest)
     except ValueError as error:
         _fail(error, 2)
     except KeyboardInterrupt:

@@ -1,0 +1,77 @@
+"""Configuration: overrides, recipes, and what is refused."""
+
+import pytest
+
+from rlir_ray.config import Config, asset_path, describe, keys, load_config, recipes
+
+TYPED_NAMES = (
+    "run.name run.dir seed train.num_steps train.group_size train.prompts_per_step train.max_staleness "
+    "train.learning_rate rollout.engine rollout.num_actors reward.backend reward.num_replicas reward.rule "
+    "learner.num_workers learner.zero_stage object_store_budget_bytes"
+).split()
+
+
+def test_the_names_that_people_type_are_keys():
+    assert set(TYPED_NAMES) <= set(keys())
+
+
+def test_every_key_has_one_line_of_explanation():
+    lines = describe()
+    assert set(lines) == set(keys())
+    assert all(line and "\n" not in line for line in lines.values())
+
+
+def test_later_overrides_win_over_earlier_ones_and_over_the_recipe():
+    config = load_config("doom_tiny_ar", ["train.num_steps=7", "train.num_steps=9", "world.groups=[jump,yaw]"])
+    assert (config.train.num_steps, config.world.groups, config.recipe) == (9, ("jump", "yaw"), "doom_tiny_ar")
+
+
+def test_every_shipped_recipe_loads():
+    assert recipes()
+    for name in recipes():
+        assert load_config(name).recipe == name
+
+
+def test_a_saved_config_is_a_recipe(tmp_path):
+    from omegaconf import OmegaConf
+
+    config = load_config("doom_tiny_ar", ["train.num_steps=7"])
+    settings = {key: value for key, value in config.to_dict().items() if key != "run"}
+    OmegaConf.save(OmegaConf.create(settings), tmp_path / "config.yaml")
+    assert load_config(str(tmp_path / "config.yaml")) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.num_step=3", "did you mean 'train.num_steps'"),
+        ("reward.rul=joint", "did you mean 'reward.rule'"),
+        ("train.num_steps=many", "train.num_steps.*Integer"),
+        ("train.group_size=1", "train.group_size must be >= 2 .* got 1; set train.group_size=2"),
+        ("train.max_staleness=-1", "train.max_staleness must be >= 0, got -1"),
+        ("reward.rule=best", "reward.rule must be one of groups, joint, fields, got 'best'"),
+        ("learner.zero_stage=4", "learner.zero_stage must be 0..3, got 4"),
+        ("rollout.temperature=0", "rollout.temperature must be > 0"),
+        ("prompts.source=recordings", "prompts.path must name a folder"),
+        ("world.groups=[]", "world.groups must name a group"),
+        ("train.num_steps", "an override must be KEY=VALUE"),
+    ],
+)
+def test_bad_overrides_say_rule_value_and_way_out(override, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        load_config("", [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_recipe_names_the_nearest():
+    with pytest.raises(ValueError, match="try doom_tiny_ar"):
+        load_config("doom_tiny")
+
+
+def test_a_missing_checkpoint_is_refused():
+    with pytest.raises(ValueError, match="existing folder, got 'nowhere'"):
+        asset_path("nowhere")
+
+
+def test_defaults_build():
+    assert Config() == load_config()

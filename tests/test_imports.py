@@ -1,0 +1,24 @@
+"""Rooms: heavy libraries stay where they belong."""
+
+import pkgutil
+import subprocess
+import sys
+
+import rlir_ray
+
+
+def test_no_module_of_rlir_ray_loads_ray_vllm_deepspeed_or_diffusers():
+    modules = [
+        name
+        for _, name, _ in pkgutil.walk_packages(rlir_ray.__path__, "rlir_ray.")
+        if name not in ("rlir_ray.__main__", "rlir_ray.learner.deepspeed")
+    ]
+    assert len(modules) > 20
+    code = f"""
+import importlib, sys
+for name in {modules!r}:
+    importlib.import_module(name)
+print("loaded:", [m for m in ("ray", "vllm", "deepspeed", "diffusers") if m in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "loaded: []" in done.stdout, done.stdout + done.stderr
