@@ -1,0 +1,154 @@
+"""What a judge must show on real clips before its reward is believed: actions fit frames, spoilt clips score low.
+
+Knows nothing of training. Legend: P clips, K frames of a clip (action i leads into frame i + 1), H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from rlir_ray.actions import GROUPS, Actions, group_classes
+from rlir_ray.metrics import confusion, macro_f1
+from rlir_ray.models.inverse_dynamics import predicted_classes
+from rlir_ray.rewards.inverse_dynamics import InverseDynamics
+
+SHIFTS = (-1, 0, 1)
+# Frames read at once: bounds the memory.
+MAX_FRAMES = 576
+# Blurred clips keep their motion, so a good judge may read them; they are reported, not required to lose.
+MUST_LOSE = ("static", "shuffled", "reversed", "wrong_action")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Alignment:
+    """Macro-F1 of the recovered actions when frame k is compared with the action leading into frame k + shift."""
+
+    macro_f1: dict[int, float]
+
+    @property
+    def best_shift(self) -> int:
+        return max(self.macro_f1, key=lambda shift: self.macro_f1[shift])
+
+
+def check_alignment(
+    idm: InverseDynamics, frames: npt.NDArray[np.uint8], actions: Sequence[Actions], groups: Sequence[str]
+) -> Alignment:
+    """Measures the judge on real clips at shifts -1, 0 and +1.
+
+    Args:
+        idm: the judge.
+        frames: uint8 [P, K, H, W, 3], real clips of at least four frames.
+        actions: P times K - 1 actions; action i leads into frame i + 1.
+        groups: action groups, over which the macro-F1 is averaged.
+
+    Raises:
+        ValueError: the actions fit the frames best at another shift than 0.
+    """
+    commanded, recovered = _classes(actions, groups), read_clips(idm, frames, groups)
+    num_frames = frames.shape[1]
+    if num_frames < 4:
+        raise ValueError(f"alignment needs clips of at least 4 frames, got {num_frames}; raise world.num_frames")
+    # The same frames at each shift: those whose neighbours have an action too.
+    inner = slice(2, num_frames - 1)
+    scores = {}
+    for shift in SHIFTS:
+        # Column i of the commands leads into frame i + 1.
+        shifted = commanded[:, 1 + shift : num_frames - 2 + shift]
+        scores[shift] = _score(recovered[:, inner], shifted, groups)
+    alignment = Alignment(macro_f1=scores)
+    if best := alignment.best_shift:
+        raise ValueError(
+            f"actions must lead into their own frame, but fit best {best:+d} frame away (macro-F1 {scores[best]:.2f}, "
+            f"{scores[0]:.2f} in place); move the action lines of the recordings by {-best:+d}"
+        )
+    return alignment
+
+
+def gate(
+    idm: InverseDynamics,
+    frames: npt.NDArray[np.uint8],
+    actions: Sequence[Actions],
+    groups: Sequence[str],
+    *,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Macro-F1 of the judge on real clips and on clips spoilt in ways that must cost it.
+
+    Args:
+        idm: the judge.
+        frames: uint8 [P, K, H, W, 3], real clips.
+        actions: P times K - 1 actions; action i leads into frame i + 1.
+        groups: action groups, over which the macro-F1 is averaged.
+        seed: of the shuffling.
+
+    Returns:
+        ``exact``, ``static`` (the first frame repeated), ``blurred`` (box of 5 pixels), ``shuffled`` (the frames after
+        the first in another order), ``reversed``, ``wrong_action`` (the next clip's actions). Pass it to `check_gate`.
+    """
+    commanded = _classes(actions, groups)
+    order = np.argsort(np.random.default_rng(seed).random((len(frames), frames.shape[1] - 1)), axis=1) + 1
+    shuffled = np.concatenate([np.zeros((len(frames), 1), np.int64), order], 1)
+    spoilt = {
+        "exact": frames,
+        "static": np.repeat(frames[:, :1], frames.shape[1], axis=1),
+        "blurred": box_blur(frames, 5),
+        "shuffled": frames[np.arange(len(frames))[:, None], shuffled],
+        "reversed": frames[:, ::-1],
+    }
+    recovered = {name: read_clips(idm, clips, groups)[:, 1:] for name, clips in spoilt.items()}
+    scores = {name: _score(classes, commanded, groups) for name, classes in recovered.items()}
+    return scores | {"wrong_action": _score(recovered["exact"], np.roll(commanded, -1, axis=0), groups)}
+
+
+def check_gate(scores: Mapping[str, float], margin: float = 0.1) -> None:
+    """Refuses a judge that reads spoilt clips nearly as well as real ones.
+
+    Args:
+        scores: from `gate`.
+        margin: in macro-F1, by which real clips must win.
+
+    Raises:
+        ValueError: naming the spoilt clips that scored too high.
+    """
+    close = [f"{name} {scores[name]:.2f}" for name in MUST_LOSE if scores[name] > scores["exact"] - margin]
+    if close:
+        raise ValueError(
+            f"the judge must read real clips better than spoilt ones by {margin} macro-F1, got real "
+            f"{scores['exact']:.2f} and {', '.join(close)}; train the model longer or check models.*_idm"
+        )
+
+
+def read_clips(idm: InverseDynamics, frames: npt.NDArray[np.uint8], groups: Sequence[str]) -> npt.NDArray[np.int64]:
+    """The most probable classes, int64 [P, K, groups]; column k leads INTO frame k."""
+    at_once = max(1, MAX_FRAMES // frames.shape[1])
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(frames), at_once):
+            clips = torch.from_numpy(np.ascontiguousarray(frames[start : start + at_once]))
+            parts.append(predicted_classes(idm.logits(clips), groups).cpu().numpy())
+    return np.concatenate(parts)
+
+
+def box_blur(frames: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+    """Mean over `size` x `size` pixels (odd), uint8 [P, K, H, W, 3] -> the same."""
+    images = torch.from_numpy(np.ascontiguousarray(frames)).flatten(0, 1).permute(0, 3, 1, 2).float()
+    blurred = torch.nn.functional.avg_pool2d(images, size, stride=1, padding=size // 2, count_include_pad=False)
+    return blurred.round().to(torch.uint8).permute(0, 2, 3, 1).reshape(frames.shape).numpy()
+
+
+def _classes(actions: Sequence[Actions], groups: Sequence[str]) -> npt.NDArray[np.int64]:
+    return np.stack([group_classes(clip, groups) for clip in actions])  # [P, K - 1, groups]
+
+
+def _score(recovered: npt.NDArray[np.int64], commanded: npt.NDArray[np.int64], groups: Sequence[str]) -> float:
+    """Macro-F1, averaged over the groups; both int64 [P, frames, groups]."""
+    tables = [
+        confusion(recovered[..., column], commanded[..., column], GROUPS[name].num_classes)
+        for column, name in enumerate(groups)
+    ]
+    return float(np.mean([macro_f1(table) for table in tables]))

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from rlir_ray.actions import VPT_CAMERA, Actions
+from rlir_ray.config import RewardConfig, WorldConfig
+from rlir_ray.rewards.inverse_dynamics import InverseReward
+from rlir_ray.trajectory import EncodedVideo
+
+WORLD = WorldConfig(height=4, width=4, num_frames=3, groups=("forward_back", "jump", "yaw"))
+
+
+class Plain:
+    """Token 0 of a frame becomes its grey value."""
+
+    def decode(self, tokens: torch.Tensor) -> torch.Tensor:
+        assert tokens.ndim == 2
+        return tokens[:, :1, None, None].expand(-1, 4, 4, 3).to(torch.uint8)
+
+
+class GreyReader:
+    """Reads forward where the grey value is odd; jump never; yaw in the bin that the tens digit names."""
+
+    calls = 0
+
+    def logits(self, frames: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.calls += 1
+        grey = frames[..., 0, 0, 0].long()
+        buttons = torch.zeros(*grey.shape, 20, 2)
+        buttons[..., 0] = 30
+        buttons[..., 2, 1] = torch.where(grey % 2 == 1, 60.0, 0.0)
+        camera = torch.full((*grey.shape, 2, 11), -30.0)
+        camera[..., 1, :] = 60.0 * (torch.arange(11) == (grey // 10)[..., None]) - 30
+        return {"buttons": buttons, "camera": camera}
+
+
+def _video(greys: list[list[int]], group_id: int = 7) -> EncodedVideo:
+    """Context frame and three generated ones; commands: forward, none, forward; jump in the last; yaw bins 5, 5, 9."""
+    buttons = np.zeros((3, 23), np.bool_)
+    buttons[[0, 2], 2] = True
+    buttons[2, 3] = True
+    camera = np.zeros((3, 2), np.float32)
+    camera[2, 1] = VPT_CAMERA.degrees(9)
+    tokens = np.array(greys, np.uint16)[..., None].repeat(2, -1)
+    return EncodedVideo(group_id=group_id, tokens=tokens, num_context=1, actions=Actions(buttons, camera))
+
+
+def _reward(**settings: object) -> InverseReward:
+    return InverseReward(Plain(), GreyReader(), world=WORLD, config=RewardConfig(**settings))  # type: ignore[arg-type]
+
+
+def test_frames_are_scored_against_the_action_that_leads_into_them() -> None:
+    scores = _reward(rule="groups", match="exact").score([_video([[0, 51, 50, 91], [0, 50, 51, 50]])])[0]
+    # Clip 0 obeys but for the jump. Clip 1: frames 1 and 2 have forward wrong; frame 3 has only nothing right.
+    np.testing.assert_allclose(scores.frame_rewards, [[1, 1, 2 / 3], [2 / 3, 2 / 3, 0]], rtol=1e-6)
+    assert scores.group_id == 7
+    assert scores.frame_rewards.dtype == np.float32
+
+
+def test_every_rule_is_reported_whatever_the_reward() -> None:
+    scores = _reward(rule="joint", match="soft").score([_video([[0, 51, 50, 91]])])[0]
+    # Groups: (1 + 1 + 2/3) / 3; joint: (1 + 1 + 0) / 3; fields: forward, back, jump, yaw: (1 + 1 + 3/4) / 3.
+    np.testing.assert_allclose([scores.rules[name] for name in ("groups", "joint", "fields")], [8 / 9, 2 / 3, 11 / 12])
+    np.testing.assert_allclose(scores.rules["soft"], 8 / 9, atol=1e-5)
+    np.testing.assert_allclose(scores.frame_rewards, [[1, 1, 0]], atol=1e-5)
+
+
+def test_the_confusion_counts_generated_frames_by_command() -> None:
+    confusion = _reward().score([_video([[1, 51, 50, 91], [1, 50, 51, 50]])])[0].confusion
+    # Commands of both clips: none twice, forward four times; recovered: forward, none, forward and none, forward, none.
+    assert confusion["forward_back"].tolist() == [[1, 1, 0], [2, 2, 0], [0, 0, 0]]
+    assert confusion["jump"].tolist() == [[4, 0], [2, 0]]
+    assert confusion["yaw"].sum() == 6
+
+
+def test_groups_scored_together_score_as_they_do_apart() -> None:
+    videos = [_video([[0, 51, 50, 91], [0, 50, 51, 50]], 1), _video([[0, 1, 2, 3]], 2), _video([[9, 59, 50, 90]], 3)]
+    # Eight frames at once: two clips of four.
+    reward = _reward(max_frames=8)
+    together = reward.score(videos)
+    assert reward.idm.calls == 2  # type: ignore[attr-defined]
+    for video, scores in zip(videos, together, strict=True):
+        alone = _reward().score([video])[0]
+        assert alone.group_id == scores.group_id == video.group_id
+        np.testing.assert_array_equal(alone.frame_rewards, scores.frame_rewards)
+        assert alone.rules == scores.rules
+
+
+def test_class_balance_pays_rare_commands_more() -> None:
+    video = _video([[0, 51, 50, 91]])
+    shares = {
+        "forward_back": np.array([0.5, 0.5, 0.0]),
+        "jump": np.array([0.9, 0.1]),
+        "yaw": np.eye(11)[5] + np.eye(11)[9],
+    }
+    config = RewardConfig(balance="class", match="exact")
+    reward = InverseReward(Plain(), GreyReader(), world=WORLD, config=config, class_shares=shares)
+    # Jump is right where it is not commanded, which pays 1 / 1.8; forward and yaw pay 1.
+    np.testing.assert_allclose(
+        reward.score([video])[0].frame_rewards, [[(2 + 1 / 1.8) / 3, (2 + 1 / 1.8) / 3, 2 / 3]], rtol=1e-6
+    )
+    with pytest.raises(ValueError, match=r"reward\.balance=none"):
+        InverseReward(Plain(), GreyReader(), world=WORLD, config=config)
+
+
+def test_a_judge_without_finite_output_is_refused_with_the_group() -> None:
+    class Broken(GreyReader):
+        def logits(self, frames: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {name: table * float("nan") for name, table in super().logits(frames).items()}
+
+    reward = InverseReward(Plain(), Broken(), world=WORLD, config=RewardConfig())
+    with pytest.raises(ValueError, match=r"group 7"):
+        reward.score([_video([[0, 51, 50, 91]])])
+
+
+def test_nothing_to_score_gives_nothing() -> None:
+    assert _reward().score([]) == []
