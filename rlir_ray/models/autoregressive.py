@@ -1,0 +1,197 @@
+"""World models over discrete frame tokens: a LLaMA decoder with action tokens between the frames (MineWorld's form).
+
+Sequence: [image 0][11 action tokens leading into frame 1][image 1][11][image 2]...; image ids come before action ids.
+Legend: B sequences, L length, T decisions, C context, F generated frames, N tokens a frame, K image ids, E width.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from rlir_ray.actions import NUM_ACTION_TOKENS, TOKENS_PER_ACTION
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+# MineWorld's vocabulary holds two ids after its 68 action ids that nothing uses.
+NUM_EXTRA_IDS = NUM_ACTION_TOKENS + 2
+MAX_POSITIONS = 8192
+
+
+def sequence_length(num_frames: int, tokens_per_frame: int) -> int:
+    """L of a sequence of `num_frames` frames, context included."""
+    return num_frames * (tokens_per_frame + TOKENS_PER_ACTION) - TOKENS_PER_ACTION
+
+
+def count_frames(length: int, tokens_per_frame: int) -> int:
+    """The inverse of `sequence_length`."""
+    num_frames, rest = divmod(length + TOKENS_PER_ACTION, tokens_per_frame + TOKENS_PER_ACTION)
+    if rest or num_frames < 1:
+        raise ValueError(
+            f"a sequence of n frames must have n * ({tokens_per_frame} + {TOKENS_PER_ACTION}) - {TOKENS_PER_ACTION} "
+            f"tokens, got {length}; check that prompts and policy share one tokenizer"
+        )
+    return num_frames
+
+
+def image_positions(num_frames: int, tokens_per_frame: int, first_frame: int = 0) -> Tensor:
+    """Positions of the image tokens of the frames from `first_frame` on, int64 [(num_frames - first_frame) * N]."""
+    starts = torch.arange(first_frame, num_frames) * (tokens_per_frame + TOKENS_PER_ACTION)
+    return (starts[:, None] + torch.arange(tokens_per_frame)).flatten()
+
+
+def decision_positions(length: int, num_decisions: int, tokens_per_frame: int) -> Tensor:
+    """Positions of the decided tokens, int64 [T]: the image tokens of the last T / N frames.
+
+    Raises:
+        ValueError: the decisions are no whole frames, or leave no context frame.
+    """
+    num_frames = count_frames(length, tokens_per_frame)
+    num_generated, rest = divmod(num_decisions, tokens_per_frame)
+    if rest or not 0 < num_generated < num_frames:
+        raise ValueError(
+            f"decisions must be whole frames after at least one context frame, got {num_decisions} decisions of "
+            f"{tokens_per_frame} tokens a frame in {num_frames} frames; check world.num_context and world.num_frames"
+        )
+    return image_positions(num_frames, tokens_per_frame, num_frames - num_generated)
+
+
+def assemble(frames: Tensor, actions: Tensor) -> Tensor:
+    """Interleaves frames and actions.
+
+    Args:
+        frames: int [..., n, N], image tokens.
+        actions: int [..., n - 1, 11], action tokens; row i leads into frame i + 1.
+
+    Returns:
+        int64 [..., L].
+    """
+    if frames.shape[-2] != actions.shape[-2] + 1 or actions.shape[-1] != TOKENS_PER_ACTION:
+        raise ValueError(
+            f"n frames need n - 1 rows of {TOKENS_PER_ACTION} action tokens, got frames {list(frames.shape)} and "
+            f"actions {list(actions.shape)}; leave out the action that leads into the first frame"
+        )
+    blocks = torch.cat([actions.long(), frames[..., 1:, :].long()], -1).flatten(-2)
+    return torch.cat([frames[..., 0, :].long(), blocks], -1)
+
+
+def split_frames(tokens: Tensor, tokens_per_frame: int) -> Tensor:
+    """The image tokens of sequences, [..., L] to [..., n, N]."""
+    num_frames = count_frames(tokens.shape[-1], tokens_per_frame)
+    return tokens[..., image_positions(num_frames, tokens_per_frame)].unflatten(-1, (num_frames, tokens_per_frame))
+
+
+class WorldModel(nn.Module):
+    """A `transformers` LLaMA that says how likely the decided image tokens are.
+
+    Its folder opens with `LlamaForCausalLM.from_pretrained`; config.json holds `tokens_per_frame` besides.
+
+    Example: 512 codes, 48 tokens a frame: vocabulary 582; 9 frames are a sequence of 520 tokens with 384 decisions.
+    """
+
+    def __init__(self, llama: LlamaForCausalLM) -> None:
+        super().__init__()
+        self.llama = llama
+        self.tokens_per_frame = int(llama.config.tokens_per_frame)
+        self.num_codes = int(llama.config.vocab_size) - NUM_EXTRA_IDS
+
+    @property
+    def config(self) -> LlamaConfig:
+        return self.llama.config
+
+    def forward(self, tokens: Tensor, num_decisions: int, temperature: float = 1.0) -> Tensor:
+        """Log-probabilities of the decided tokens, over the image ids only and after the temperature.
+
+        Args:
+            tokens: int64 [B, L], whole sequences.
+            num_decisions: T, the image tokens of the last T / N frames.
+            temperature: divides the logits.
+
+        Returns:
+            float32 [B, T], differentiable.
+        """
+        positions = decision_positions(tokens.shape[1], num_decisions, self.tokens_per_frame).to(tokens.device)
+        return self.logprobs(tokens, positions, temperature)
+
+    def logprobs(self, tokens: Tensor, positions: Tensor, temperature: float = 1.0) -> Tensor:
+        """As `forward`, for the image tokens at the given positions (all > 0), int64 [T]."""
+        hidden = self.llama.model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state  # [B, L - 1, E]
+        # A position is decided by the state before it. Only those states pass through the head.
+        logits = self.llama.lm_head(hidden[:, positions - 1])[..., : self.num_codes]  # [B, T, K]
+        # float32: sampler and learner must agree on log-probabilities whatever the precision of the weights.
+        logits = logits.float() / temperature
+        decided = logits.gather(-1, tokens[:, positions, None]).squeeze(-1)
+        return decided - logits.logsumexp(-1)
+
+    @classmethod
+    def create(
+        cls,
+        *,
+        num_codes: int,
+        tokens_per_frame: int,
+        hidden_size: int = 192,
+        intermediate_size: int = 512,
+        num_layers: int = 5,
+        num_heads: int = 3,
+        num_key_value_heads: int = 1,
+        max_positions: int = MAX_POSITIONS,
+    ) -> WorldModel:
+        """A fresh model with random weights (torch's global generator), untied head, MineWorld's constants."""
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        if num_heads % num_key_value_heads or hidden_size % num_heads:
+            raise ValueError(
+                f"num_heads must divide hidden_size and be a multiple of num_key_value_heads, got {num_heads}, "
+                f"{hidden_size} and {num_key_value_heads}; for example 4 heads, width 256, 2 key-value heads"
+            )
+        config = LlamaConfig(
+            vocab_size=num_codes + NUM_EXTRA_IDS,
+            hidden_size=hidden_size,
+            intermediate_size=intermediate_size,
+            num_hidden_layers=num_layers,
+            num_attention_heads=num_heads,
+            num_key_value_heads=num_key_value_heads,
+            head_dim=hidden_size // num_heads,
+            max_position_embeddings=max_positions,
+            rms_norm_eps=1e-5,
+            tie_word_embeddings=False,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+        config.tokens_per_frame = tokens_per_frame
+        return cls(LlamaForCausalLM(config))
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str, *, tokens_per_frame: int | None = None) -> WorldModel:
+        """Opens a LlamaForCausalLM folder, in float32 and evaluation mode, on the CPU.
+
+        Args:
+            folder: holds config.json and safetensors.
+            tokens_per_frame: for folders whose config.json does not say it.
+        """
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        folder = Path(folder)
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"no world model in {folder} (config.json is missing); give a LlamaForCausalLM folder")
+        config = LlamaConfig.from_pretrained(folder, local_files_only=True)
+        tokens_per_frame = tokens_per_frame or getattr(config, "tokens_per_frame", None)
+        if tokens_per_frame is None or config.vocab_size <= NUM_EXTRA_IDS:
+            raise ValueError(
+                f"a world model's config.json must give tokens_per_frame and a vocab_size above {NUM_EXTRA_IDS}, got "
+                f"{tokens_per_frame} and {config.vocab_size} in {folder}; add tokens_per_frame there"
+            )
+        config.tokens_per_frame = tokens_per_frame
+        llama = LlamaForCausalLM.from_pretrained(
+            folder, config=config, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        )
+        return cls(llama).eval()
+
+    def save_pretrained(self, folder: Path | str, dtype: torch.dtype = torch.float32) -> None:
+        """Writes the folder; bfloat16 halves the file and rounds the weights."""
+        state = {name: value.detach().to(dtype) for name, value in self.llama.state_dict().items()}
+        self.llama.save_pretrained(folder, state_dict=state)

@@ -1,0 +1,268 @@
+"""The plain torch engine: a batched decoder with a static key-value cache over the weights of a world model.
+
+Every clip of a call has the same layout, so the cache holds no padding and attention reads only its filled part.
+Legend: B clips, S tokens of one pass, G trajectories, T decisions, C context frames, F generated frames, N tokens a
+frame, K image ids, E width, H query heads, V key-value heads, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from rlir_ray.actions import action_tokens
+from rlir_ray.models.autoregressive import WorldModel, assemble, sequence_length
+from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup
+from rlir_ray.weights import load_weights
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One layer's weights, [outputs, inputs], with the norm before each already multiplied into it."""
+
+    qkv: Tensor
+    out: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+class Decoder:
+    """The forward pass of a LLaMA, prepared for decoding.
+
+    Norm weights are folded into the matrices behind them, and the halves that RoPE rotates are laid side by side, so
+    that a rotation is one complex product. Keys and queries are permuted alike, which leaves their products unchanged.
+
+    Args:
+        model: weights are copied out of it.
+        dtype: of weights and cache; logits are float32 always.
+    """
+
+    def __init__(self, model: WorldModel, dtype: torch.dtype) -> None:
+        config, llama = model.config, model.llama.model
+        self.num_codes, self.dtype, self.epsilon = model.num_codes, dtype, config.rms_norm_eps
+        self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_size = config.head_dim or config.hidden_size // config.num_attention_heads
+        self.rotary = llama.rotary_emb
+        self.embedding = llama.embed_tokens.weight.detach().to(dtype)
+        self.head = self._fold(model.llama.lm_head.weight[: self.num_codes], llama.norm)
+        self.layers = [self._prepare(layer) for layer in llama.layers]
+
+    def _fold(self, weight: Tensor, norm: torch.nn.Module) -> Tensor:
+        return (weight.detach() * norm.weight.detach()).to(self.dtype).contiguous()
+
+    def _pair(self, weight: Tensor) -> Tensor:
+        """Rows of each head from (first half, second half) to alternating."""
+        return weight.unflatten(0, (-1, 2, self.head_size // 2)).transpose(1, 2).flatten(0, 2)
+
+    def _prepare(self, layer: torch.nn.Module) -> LayerWeights:
+        attention, mlp = layer.self_attn, layer.mlp
+        qkv = [self._pair(attention.q_proj.weight), self._pair(attention.k_proj.weight), attention.v_proj.weight]
+        return LayerWeights(
+            qkv=self._fold(torch.cat(qkv), layer.input_layernorm),
+            out=attention.o_proj.weight.detach().to(self.dtype, copy=True),
+            gate_up=self._fold(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]), layer.post_attention_layernorm),
+            down=mlp.down_proj.weight.detach().to(self.dtype, copy=True),
+        )
+
+    def rotations(self, length: int) -> Tensor:
+        """complex64 [length, H + 2V, D / 2]: the turn of each position and head; values are not turned."""
+        device = self.rotary.inv_freq.device
+        angles = torch.arange(length, device=device)[:, None].float() * self.rotary.inv_freq.float()
+        turns = torch.polar(torch.full_like(angles, self.rotary.attention_scaling), angles)[:, None]
+        queries_and_keys = turns.expand(-1, self.num_heads + self.num_kv_heads, -1)
+        return torch.cat([queries_and_keys, torch.ones_like(turns).expand(-1, self.num_kv_heads, -1)], 1)
+
+    def new_cache(self, num_clips: int, length: int) -> list[Tensor]:
+        """Per layer keys and values, [B, 2V, length, D], keys first."""
+        shape = (num_clips, 2 * self.num_kv_heads, length, self.head_size)
+        return [torch.empty(shape, dtype=self.dtype, device=self.embedding.device) for _ in self.layers]
+
+    def _norm(self, x: Tensor) -> Tensor:
+        x32 = x.float()
+        return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.epsilon)).to(self.dtype)
+
+    def _attend(
+        self, x: Tensor, layer: LayerWeights, cache: Tensor, turns: Tensor, start: int, mask: Tensor | None
+    ) -> Tensor:
+        num_clips, length = x.shape[:2]
+        qkv = functional.linear(self._norm(x), layer.qkv).float().view(num_clips, length, -1, self.head_size // 2, 2)
+        turned = torch.view_as_real(torch.view_as_complex(qkv) * turns).flatten(-2).to(self.dtype)
+        cache[:, :, start : start + length] = turned[:, :, self.num_heads :].transpose(1, 2)
+        # The query heads that share a key-value head become rows of one query: the cache is read once for all of them.
+        queries = turned[:, :, : self.num_heads].unflatten(2, (self.num_kv_heads, -1)).permute(0, 2, 3, 1, 4)
+        filled = cache[:, :, : start + length]
+        mixed = functional.scaled_dot_product_attention(
+            queries.flatten(2, 3), filled[:, : self.num_kv_heads], filled[:, self.num_kv_heads :], attn_mask=mask
+        )  # [B, V, H / V * S, D]
+        heads = mixed.unflatten(2, (-1, length)).flatten(1, 2).transpose(1, 2)  # [B, S, H, D]
+        return functional.linear(heads.flatten(2), layer.out)
+
+    def __call__(self, tokens: Tensor, cache: list[Tensor], rotations: Tensor, start: int) -> Tensor:
+        """Appends tokens int64 [B, S] at position `start` to the cache; logits float32 [B, K] after the last one."""
+        length = tokens.shape[1]
+        turns, mask = rotations[start : start + length], None
+        if length > 1:
+            ends = torch.arange(start, start + length, device=tokens.device).repeat(self.num_heads // self.num_kv_heads)
+            mask = torch.arange(start + length, device=tokens.device) <= ends[:, None]  # [H / V * S, start + S]
+        x = functional.embedding(tokens, self.embedding)  # [B, S, E]
+        for layer, layer_cache in zip(self.layers, cache, strict=True):
+            x = x + self._attend(x, layer, layer_cache, turns, start, mask)
+            gate, up = functional.linear(self._norm(x), layer.gate_up).chunk(2, -1)
+            x = x + functional.linear(functional.silu(gate) * up, layer.down)
+        return functional.linear(self._norm(x[:, -1]), self.head).float()
+
+
+class TorchSampler:
+    """Samples groups with plain torch, on the device of the model.
+
+    Args:
+        model: the policy; the sampler keeps it and loads published weights into it.
+        temperature: divides the logits, as in the learner's rescoring.
+        dtype: of the decoder; with bfloat16 the behaviour log-probabilities differ from the learner's by its rounding.
+    """
+
+    def __init__(self, model: WorldModel, *, temperature: float, dtype: torch.dtype = torch.float32) -> None:
+        if not temperature > 0:
+            raise ValueError(f"temperature must be > 0, got {temperature}; use 1.0")
+        self.model, self.temperature, self.dtype = model, temperature, dtype
+        self.policy_version = 0
+        self._decoder = Decoder(model, dtype)
+
+    def load_weights(self, weights: dict[str, npt.NDArray[np.generic]], version: int) -> None:
+        """Takes the published weights of a version."""
+        load_weights(self.model, weights)
+        self._decoder = Decoder(self.model, self.dtype)
+        self.policy_version = version
+
+    @torch.inference_mode()
+    def sample(
+        self, prompts: Sequence[Prompt], group_ids: Sequence[int], seeds: Sequence[int], group_size: int
+    ) -> list[tuple[TrajectoryGroup, EncodedVideo]]:
+        """One group for each prompt.
+
+        Args:
+            prompts: all with the same C and F.
+            group_ids, seeds: one for each prompt; a group's draws depend on its own seed only.
+            group_size: G.
+        """
+        num_context, num_frames = self._check(prompts, group_ids, seeds)
+        context, actions = self._inputs(prompts)
+        num_decisions = num_frames * context.shape[-1]
+        uniforms = [torch.rand(num_decisions, group_size, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        draws = torch.cat(uniforms, 1).to(context.device)  # [T, B]
+        frames, logprobs = self._decode(context, actions, draws, group_size)
+        clips = torch.cat([context.repeat_interleave(group_size, 0), frames], 1)  # [B, C + F, N]
+        tokens = assemble(clips, actions.repeat_interleave(group_size, 0)).to("cpu", torch.int32).numpy()
+        columns = [tokens, logprobs.cpu().numpy(), clips.cpu().numpy().astype(np.uint16)]
+        return [
+            self._group(
+                prompt, group_id, seed, num_context, *(c[i * group_size : (i + 1) * group_size] for c in columns)
+            )
+            for i, (prompt, group_id, seed) in enumerate(zip(prompts, group_ids, seeds, strict=True))
+        ]
+
+    def _check(self, prompts: Sequence[Prompt], group_ids: Sequence[int], seeds: Sequence[int]) -> tuple[int, int]:
+        if not len(prompts) == len(group_ids) == len(seeds) >= 1:
+            raise ValueError(
+                f"a call needs as many group ids and seeds as prompts, at least one, got {len(prompts)} prompts, "
+                f"{len(group_ids)} ids and {len(seeds)} seeds; give one of each for every group"
+            )
+        shapes = {(*prompt.context.shape, prompt.num_frames) for prompt in prompts}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"prompts of one call must agree on (context frames, tokens a frame, frames), got {sorted(shapes)}; "
+                "sample them in separate calls"
+            )
+        num_context, tokens_per_frame, num_frames = shapes.pop()
+        if tokens_per_frame != self.model.tokens_per_frame:
+            raise ValueError(
+                f"prompts must have the policy's {self.model.tokens_per_frame} tokens a frame, got {tokens_per_frame}; "
+                "encode them with the policy's tokenizer"
+            )
+        return num_context, num_frames
+
+    def _inputs(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+        """Context int64 [P, C, N] and action tokens int64 [P, C - 1 + F, 11] of the prompts."""
+        device, num_codes = self._decoder.embedding.device, self.model.num_codes
+        context = torch.from_numpy(np.stack([prompt.context for prompt in prompts]).astype(np.int64))
+        if int(context.max()) >= num_codes:
+            raise ValueError(
+                f"context tokens must be below the policy's {num_codes} codes, got {int(context.max())}; encode "
+                "prompts with the policy's tokenizer"
+            )
+        actions = torch.from_numpy(np.stack([action_tokens(prompt.actions, num_codes) for prompt in prompts]))
+        return context.to(device), actions.to(device)
+
+    def _decode(self, context: Tensor, actions: Tensor, draws: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+        """Generated frames int64 [B, F, N] and log-probabilities float32 [B, T], prompt after prompt."""
+        (num_prompts, num_context, tokens_per_frame), num_clips = context.shape, len(context) * group_size
+        num_frames = actions.shape[1] - (num_context - 1)
+        length = sequence_length(num_context + num_frames, tokens_per_frame)
+        decoder, rotations = self._decoder, self._decoder.rotations(length)
+        # The context and the first commanded action are read once for a prompt, then shared by its group.
+        prefix = torch.cat([assemble(context, actions[:, : num_context - 1]), actions[:, num_context - 1]], 1)
+        position = prefix.shape[1]
+        prompt_cache = decoder.new_cache(num_prompts, position)
+        logits = decoder(prefix, prompt_cache, rotations, 0).repeat_interleave(group_size, 0)
+        cache = decoder.new_cache(num_clips, length)
+        for layer_cache, shared in zip(cache, prompt_cache, strict=True):
+            layer_cache[:, :, :position] = shared.repeat_interleave(group_size, 0)
+        commanded = actions[:, num_context:].repeat_interleave(group_size, 0)  # of the second frame on
+        tokens, logprobs = [], []
+        for decision, draw in enumerate(draws):
+            if decision:
+                frame, within = divmod(decision, tokens_per_frame)
+                chunk = tokens[-1][:, None]
+                if within == 0:
+                    chunk = torch.cat([chunk, commanded[:, frame - 1]], 1)
+                logits = decoder(chunk, cache, rotations, position)
+                position += chunk.shape[1]
+            token, logprob = draw_tokens(logits / self.temperature, draw)
+            tokens.append(token)
+            logprobs.append(logprob)
+        return torch.stack(tokens, 1).unflatten(1, (num_frames, -1)), torch.stack(logprobs, 1)
+
+    def _group(
+        self,
+        prompt: Prompt,
+        group_id: int,
+        seed: int,
+        num_context: int,
+        tokens: npt.NDArray[np.int32],
+        logprobs: npt.NDArray[np.float32],
+        clips: npt.NDArray[np.uint16],
+    ) -> tuple[TrajectoryGroup, EncodedVideo]:
+        group = TrajectoryGroup(
+            prompt_id=prompt.prompt_id,
+            group_id=group_id,
+            seed=seed,
+            policy_version=self.policy_version,
+            tokens=tokens,
+            behavior_logprobs=logprobs,
+            loss_mask=np.ones(logprobs.shape, np.bool_),
+        )
+        return group, EncodedVideo(group_id=group_id, tokens=clips, num_context=num_context, actions=prompt.actions)
+
+
+def draw_tokens(logits: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Inverts the cumulative distribution.
+
+    Args:
+        logits: float32 [B, K].
+        draws: float32 [B], uniform in [0, 1).
+
+    Returns:
+        Tokens int64 [B] and their log-probabilities float32 [B].
+    """
+    logprobs = logits.log_softmax(-1)
+    cumulative = logprobs.exp().cumsum(-1)
+    # Rounding leaves the last sum beside 1, and a draw times it may round up to it.
+    reached = torch.searchsorted(cumulative, draws[:, None] * cumulative[:, -1:], right=True)
+    tokens = reached.clamp_(max=logits.shape[-1] - 1)
+    return tokens.squeeze(1), logprobs.gather(1, tokens).squeeze(1)

@@ -1,0 +1,86 @@
+"""Tiny seeded models and prompts that tests share: 12 tokens a frame, 32 codes, frames of 24 x 32 pixels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from rlir_ray.actions import BUTTONS, Actions, cancel_contradictions
+from rlir_ray.trajectory import Prompt
+
+if TYPE_CHECKING:
+    from rlir_ray.models.autoregressive import WorldModel
+    from rlir_ray.models.inverse_dynamics import InverseDynamicsModel
+    from rlir_ray.models.tokenizer import FrameTokenizer
+
+NUM_CODES, TOKENS_PER_FRAME = 32, 12
+HEIGHT, WIDTH = 24, 32
+
+
+def tiny_world_model(
+    seed: int = 0, *, num_heads: int = 4, num_key_value_heads: int = 2, num_layers: int = 2
+) -> WorldModel:
+    """About 0.1 M parameters. The head is scaled up, so that its distributions are far from uniform."""
+    from rlir_ray.models.autoregressive import WorldModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = WorldModel.create(
+            num_codes=NUM_CODES, tokens_per_frame=TOKENS_PER_FRAME, hidden_size=64, intermediate_size=96,
+            num_layers=num_layers, num_heads=num_heads, num_key_value_heads=num_key_value_heads, max_positions=512,
+        )  # fmt: skip
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "norm" in name:
+                    parameter.uniform_(0.5, 1.5)
+                else:
+                    parameter.mul_(4)
+    return model.eval()
+
+
+def tiny_actions(num_actions: int, seed: int = 0) -> Actions:
+    """Random buttons and camera angles."""
+    random = np.random.default_rng(seed)
+    buttons = cancel_contradictions(random.random((num_actions, len(BUTTONS))) < 0.2)
+    return Actions(buttons, random.normal(0, 5, (num_actions, 2)).astype(np.float32))
+
+
+def tiny_prompts(num_prompts: int, *, num_context: int = 1, num_frames: int = 3, seed: int = 0) -> list[Prompt]:
+    """Random contexts with random commanded actions."""
+    random = np.random.default_rng(seed)
+    return [
+        Prompt(
+            prompt_id=f"tiny-{index}",
+            context=random.integers(0, NUM_CODES, (num_context, TOKENS_PER_FRAME), dtype=np.uint16),
+            actions=tiny_actions(num_context - 1 + num_frames, seed * 1000 + index),
+        )
+        for index in range(num_prompts)
+    ]
+
+
+def tiny_tokenizer(seed: int = 0) -> FrameTokenizer:
+    """Frames of 24 x 32 pixels to a grid of 3 x 4 tokens."""
+    from rlir_ray.models.tokenizer import build_tokenizer
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokenizer = build_tokenizer(
+            height=HEIGHT, width=WIDTH, num_codes=NUM_CODES, code_size=4, block_channels=(8, 16, 16), pixel_unshuffle=2
+        )
+        with torch.no_grad():
+            tokenizer.codebook.normal_()
+    return tokenizer.eval()
+
+
+def tiny_idm(seed: int = 0) -> InverseDynamicsModel:
+    """A VPT-form network of about 0.1 M parameters for frames of 24 x 32 pixels."""
+    from rlir_ray.models.inverse_dynamics import InverseDynamicsModel, small_vpt_config
+
+    config = small_vpt_config(HEIGHT, WIDTH)
+    config["net"] |= {"hidsize": 32, "img_shape": [HEIGHT, WIDTH, 8], "impala_chans": [8, 8, 8]}
+    config["net"]["conv3d_params"] |= {"outchan": 8}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return InverseDynamicsModel(config).eval()

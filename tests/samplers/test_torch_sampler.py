@@ -1,0 +1,95 @@
+"""The torch engine draws what it says, scores as the learner does, and depends on seeds only."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from rlir_ray.models.autoregressive import split_frames
+from rlir_ray.samplers import make_sampler
+from rlir_ray.samplers.torch_sampler import TorchSampler, draw_tokens
+from rlir_ray.weights import weights_of
+from tests.fakes import NUM_CODES, TOKENS_PER_FRAME, tiny_prompts, tiny_world_model
+
+
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(4, 2), (4, 4), (4, 1)])
+@pytest.mark.parametrize("num_context", [1, 2])
+def test_ratio_is_one_at_the_weights_that_sampled(num_heads: int, num_kv_heads: int, num_context: int) -> None:
+    model = tiny_world_model(num_heads=num_heads, num_key_value_heads=num_kv_heads)
+    sampler = TorchSampler(model, temperature=0.8)
+    for group, _ in sampler.sample(tiny_prompts(2, num_context=num_context), [3, 4], [5, 6], 3):
+        with torch.no_grad():
+            logprobs = model(torch.from_numpy(group.tokens).long(), group.behavior_logprobs.shape[1], 0.8)
+        np.testing.assert_allclose(group.behavior_logprobs, logprobs.numpy(), atol=1e-5, rtol=0)
+        # A model that ignores its input would pass the comparison above with equal numbers throughout.
+        assert logprobs.std() > 0.3
+
+
+def test_groups_carry_context_actions_and_identity() -> None:
+    model, prompts = tiny_world_model(), tiny_prompts(2, num_context=2, num_frames=3)
+    sampler = TorchSampler(model, temperature=1.0)
+    sampler.policy_version = 9
+    group, video = sampler.sample(prompts, [7, 8], [1, 2], 4)[1]
+    assert (group.group_id, group.seed, group.policy_version, group.prompt_id) == (8, 2, 9, "tiny-1")
+    assert group.tokens.shape == (4, 5 * 12 + 4 * 11) and group.behavior_logprobs.shape == (4, 36)
+    assert group.loss_mask.all() and video.num_context == 2 and video.num_frames == 3
+    np.testing.assert_array_equal(video.tokens[:, :2], np.broadcast_to(prompts[1].context, (4, 2, 12)))
+    np.testing.assert_array_equal(split_frames(torch.from_numpy(group.tokens), 12), video.tokens)
+    assert video.tokens.max() < NUM_CODES
+
+
+def test_a_group_depends_on_its_seed_and_not_on_its_company() -> None:
+    sampler, prompts = TorchSampler(tiny_world_model(), temperature=1.0), tiny_prompts(3)
+    together = sampler.sample(prompts, [0, 1, 2], [10, 11, 12], 2)
+    alone, _ = sampler.sample(prompts[1:2], [1], [11], 2)[0]
+    other, _ = sampler.sample(prompts[1:2], [1], [12], 2)[0]
+    np.testing.assert_array_equal(alone.tokens, together[1][0].tokens)
+    assert (alone.tokens != other.tokens).any()
+
+
+def test_trajectories_of_a_group_differ() -> None:
+    group, _ = TorchSampler(tiny_world_model(), temperature=1.0).sample(tiny_prompts(1), [0], [0], 4)[0]
+    assert len(np.unique(group.tokens, axis=0)) == 4
+
+
+def test_draws_follow_the_probabilities() -> None:
+    logits = torch.tensor([0.5, 0.25, 0.25, 0.0]).log().expand(1000, 4)
+    tokens, logprobs = draw_tokens(logits, torch.arange(1000) / 1000)
+    # Even draws invert the cumulative distribution: 500, 250 and 250 of them, and none of probability 0.
+    assert torch.bincount(tokens, minlength=4).tolist() == [500, 250, 250, 0]
+    torch.testing.assert_close(logprobs, logits.gather(1, tokens[:, None])[:, 0])
+
+
+def test_new_weights_are_sampled_from() -> None:
+    old, new = tiny_world_model(seed=0), tiny_world_model(seed=1)
+    sampler = make_sampler("torch", old, temperature=1.0)
+    sampler.load_weights(weights_of(new), 4)
+    group, _ = sampler.sample(tiny_prompts(1), [0], [0], 2)[0]
+    expected, _ = TorchSampler(new, temperature=1.0).sample(tiny_prompts(1), [0], [0], 2)[0]
+    np.testing.assert_array_equal(group.tokens, expected.tokens)
+    assert group.policy_version == 4
+
+
+def test_bfloat16_decoding_stays_near_the_float32_scores() -> None:
+    model = tiny_world_model()
+    group, _ = TorchSampler(model, temperature=1.0, dtype=torch.bfloat16).sample(tiny_prompts(1), [0], [0], 4)[0]
+    with torch.no_grad():
+        logprobs = model(torch.from_numpy(group.tokens).long(), 36).numpy()
+    assert 0 < np.abs(group.behavior_logprobs - logprobs).mean() < 0.2
+
+
+def test_bad_calls_are_refused() -> None:
+    sampler, prompts = TorchSampler(tiny_world_model(), temperature=1.0), tiny_prompts(1)
+    with pytest.raises(ValueError, match="seeds"):
+        sampler.sample(prompts, [0], [], 2)
+    with pytest.raises(ValueError, match="agree"):
+        sampler.sample([*prompts, *tiny_prompts(1, num_frames=2)], [0, 1], [0, 1], 2)
+    with pytest.raises(ValueError, match="codes"):
+        prompts[0].context[0, 0] = NUM_CODES
+        sampler.sample(prompts, [0], [0], 2)
+    with pytest.raises(ValueError, match="temperature"):
+        TorchSampler(tiny_world_model(), temperature=0)
+    with pytest.raises(ValueError, match="engine"):
+        make_sampler("vlm", tiny_world_model(), temperature=1.0)
+    assert TOKENS_PER_FRAME == 12
