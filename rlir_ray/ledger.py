@@ -68,9 +68,9 @@ class Ledger:
             raise ValueError(f"only admitted groups end, got group {group_id}; admit it first")
         entry = self._entries[group_id]
         if entry.state != IN_FLIGHT:
-            raise ValueError(f"a group ends once, got {state!r} for group {group_id} which was {entry.state}; finish once")
+            raise ValueError(f"a group ends once, got {state!r} for group {group_id} after {entry.state}; end it once")
         if (state == FAILED) != bool(cause):
-            raise ValueError(f"a failed group has a cause and others none, got {state!r} with {cause!r}; add or drop it")
+            raise ValueError(f"only a failed group has a cause, got {state!r} with {cause!r}; add or drop it")
         self._entries[group_id] = Entry(group_id=group_id, prompt_id=entry.prompt_id, state=state, cause=cause)
 
     def fail_in_flight(self, cause: str) -> list[int]:

@@ -50,7 +50,7 @@ class Admission:
         """
         if nbytes_each * self.prompts_per_step > self.budget_bytes:
             raise ValueError(
-                f"object_store_budget_bytes must hold a step's {self.prompts_per_step} groups, got {self.budget_bytes}; "
+                f"object_store_budget_bytes must hold {self.prompts_per_step} groups, got {self.budget_bytes}; "
                 f"set object_store_budget_bytes={nbytes_each * self.prompts_per_step} or lower train.prompts_per_step"
             )
         free_slots = self.num_slots - self.in_flight

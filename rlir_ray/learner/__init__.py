@@ -1,0 +1,1 @@
+"""The learner: the engine-agnostic step, and the engines that run it."""

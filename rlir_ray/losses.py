@@ -1,0 +1,110 @@
+"""Losses over decisions: tensors and floats in, a loss and metrics out. Never asks what kind of model decided.
+
+Metrics are sums over decisions, or maxima where the name says `max`, so that they add up over micro-batches and ranks.
+Legend: B trajectories, T decisions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+
+def policy_gradient_loss(
+    policy_logprobs: Tensor,
+    behavior_logprobs: Tensor,
+    advantages: Tensor,
+    loss_mask: Tensor,
+    num_decisions: int,
+    clip_low: float,
+    clip_high: float,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Clipped surrogate over decisions, normalised by the global number of decisions.
+
+    PPO (https://arxiv.org/abs/1707.06347, eq. 7) with a separate upper clip and token-level normalisation
+    (DAPO, https://arxiv.org/abs/2503.14476, eq. 8).
+
+    Args:
+        policy_logprobs: [B, T], under the current weights; carries the gradient.
+        behavior_logprobs: [B, T], under the weights that sampled.
+        advantages: [B, T].
+        loss_mask: bool [B, T], the decisions that train.
+        num_decisions: unmasked decisions of the whole step, over all micro-batches and ranks.
+        clip_low: the ratio is clipped at 1 - clip_low.
+        clip_high: the ratio is clipped at 1 + clip_high.
+
+    Returns:
+        The loss, a scalar to be summed over micro-batches and ranks, and its metrics.
+    """
+    _same_shapes(policy_logprobs, behavior_logprobs, advantages, loss_mask)
+    # The exponential of a difference of bfloat16 log-probabilities would be noise.
+    policy_logprobs, behavior_logprobs = policy_logprobs.float(), behavior_logprobs.float()
+    # Masked entries may hold anything, even infinities: a zero there keeps them out of loss and gradient.
+    log_ratio = torch.where(loss_mask, policy_logprobs - behavior_logprobs, 0.0)  # [B, T]
+    ratio = torch.exp(log_ratio)
+    clipped_ratio = torch.clamp(ratio, 1 - clip_low, 1 + clip_high)
+    surrogate = torch.minimum(ratio * advantages, clipped_ratio * advantages)
+    loss = -(surrogate * loss_mask).sum() / num_decisions
+
+    is_clipped = clipped_ratio * advantages < ratio * advantages
+    metrics = {
+        "loss/policy": loss.detach() * num_decisions,
+        "ratio/mean": (ratio * loss_mask).sum(),
+        "ratio/clip_fraction": (is_clipped & loss_mask).float().sum(),
+        "ratio/kl": ((torch.exp(-log_ratio) - 1 + log_ratio) * loss_mask).sum(),
+        "ratio/max": _maximum(ratio * loss_mask),
+        "ratio/max_abs_log": _maximum(log_ratio.abs()),
+        "decisions": loss_mask.sum().float(),
+    }
+    return loss, {name: value.detach() for name, value in metrics.items()}
+
+
+def kl_loss(
+    policy_logprobs: Tensor, ref_logprobs: Tensor, loss_mask: Tensor, num_decisions: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The k3 estimate of KL(policy || reference), mean over the global number of decisions.
+
+    GRPO (https://arxiv.org/abs/2402.03300, eq. 4): exp(d) - d - 1 with d = log reference - log policy; never negative.
+
+    Args:
+        policy_logprobs: [B, T], carries the gradient.
+        ref_logprobs: [B, T], under the frozen reference policy.
+        loss_mask: bool [B, T].
+        num_decisions: unmasked decisions of the whole step.
+    """
+    _same_shapes(policy_logprobs, ref_logprobs, loss_mask)
+    log_ratio = torch.where(loss_mask, ref_logprobs.float() - policy_logprobs.float(), 0.0)  # [B, T]
+    divergence = torch.exp(log_ratio) - log_ratio - 1
+    loss = (divergence * loss_mask).sum() / num_decisions
+    return loss, {"loss/kl": loss.detach() * num_decisions}
+
+
+def is_maximum(name: str) -> bool:
+    """Whether a metric is combined by maximum; all others are sums."""
+    return "max" in name
+
+
+def combine(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Metrics of several micro-batches in one."""
+    return {
+        name: torch.stack([part[name] for part in parts]).amax(0) if is_maximum(name) else sum(p[name] for p in parts)
+        for name in parts[0]
+    }  # type: ignore[misc]
+
+
+def normalise(metrics: Mapping[str, float], num_decisions: int) -> dict[str, float]:
+    """Sums to means over the step's decisions; maxima and the count itself stay."""
+    kept = {name for name in metrics if is_maximum(name) or name == "decisions"}
+    return {name: value if name in kept else value / num_decisions for name, value in metrics.items()}
+
+
+def _maximum(values: Tensor) -> Tensor:
+    return values.amax() if values.numel() else values.sum()
+
+
+def _same_shapes(first: Tensor, *others: Tensor) -> None:
+    shapes = [tuple(tensor.shape) for tensor in (first, *others)]
+    if first.ndim != 2 or len(set(shapes)) != 1:
+        raise ValueError(f"losses take tensors of one shape [B, T], got {shapes}; repeat or slice them first")
