@@ -1,0 +1,57 @@
+"""Classification metrics of recovered against commanded actions. Knows nothing of models or groups.
+
+Legend: N frames, C classes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+
+def confusion(recovered: npt.ArrayLike, commanded: npt.ArrayLike, num_classes: int) -> npt.NDArray[np.int64]:
+    """Counts of each pair of classes.
+
+    Args:
+        recovered: int [N], what a judge read.
+        commanded: int [N], what was asked for.
+        num_classes: C.
+
+    Returns:
+        int64 [C, C], rows commanded, columns recovered; confusions of parts of the frames add up.
+
+    Raises:
+        ValueError: the lengths differ or a class lies outside 0..C-1.
+    """
+    recovered, commanded = np.asarray(recovered, np.int64).ravel(), np.asarray(commanded, np.int64).ravel()
+    if recovered.shape != commanded.shape:
+        raise ValueError(
+            f"recovered and commanded must be of one length, got {len(recovered)} and {len(commanded)}; "
+            "cut both to the frames that are judged"
+        )
+    both = np.concatenate([recovered, commanded])
+    if both.size and not (both.min() >= 0 and both.max() < num_classes):
+        raise ValueError(
+            f"classes must lie in 0..{num_classes - 1}, got {both.min()}..{both.max()}; check num_classes of the group"
+        )
+    return np.bincount(commanded * num_classes + recovered, minlength=num_classes**2).reshape(num_classes, -1)
+
+
+def class_f1(confusion: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """F1 of each class, [C]; NaN for a class that was neither commanded nor recovered."""
+    hits = np.diag(confusion).astype(np.float64)
+    seen = (confusion.sum(0) + confusion.sum(1)).astype(np.float64)
+    return np.divide(2 * hits, seen, out=np.full(len(hits), np.nan), where=seen > 0)
+
+
+def macro_f1(confusion: npt.NDArray[np.int64]) -> float:
+    """Mean F1 over the classes that were commanded or recovered; NaN without a frame."""
+    scores = class_f1(confusion)
+    scores = scores[~np.isnan(scores)]
+    return float(scores.mean()) if scores.size else float("nan")
+
+
+def accuracy(confusion: npt.NDArray[np.int64]) -> float:
+    """Share of the frames whose class was recovered; NaN without a frame."""
+    total = confusion.sum()
+    return float(np.trace(confusion) / total) if total else float("nan")

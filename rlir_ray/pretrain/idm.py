@@ -1,0 +1,519 @@
+"""Trains and judges inverse dynamics models on recordings: the reward model and the held-out judge of a new world.
+
+Legend: B clips, F frames, N frames of all recordings. Index 0 of a clip has no frame before it and is never scored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rlir_ray.actions import GROUPS, INDEX, JUDGED_BUTTONS, VPT_CAMERA, group_classes
+from rlir_ray.data.recordings import Recording
+from rlir_ray.metrics import accuracy, class_f1, confusion, macro_f1
+from rlir_ray.models.correlation import CorrelationInverseDynamics, correlation_config
+from rlir_ray.models.inverse_dynamics import (
+    InverseDynamicsModel,
+    Logits,
+    predicted_classes,
+    small_vpt_config,
+)
+
+logger = logging.getLogger(__name__)
+
+Model = InverseDynamicsModel | CorrelationInverseDynamics
+Frames = npt.NDArray[np.uint8]
+Reconstruct = Callable[[Frames], Frames]
+NUM_BUTTONS, NUM_BINS = len(JUDGED_BUTTONS), VPT_CAMERA.num_bins
+GROUPS_IN_USE = ("forward_back", "jump", "use_attack", "yaw")
+CLIP_FRAMES = 9  # of a rollout: one context frame and eight generated ones
+
+
+@dataclass(frozen=True)
+class InverseDynamicsTraining:
+    """How an inverse dynamics model is trained."""
+
+    architecture: str = field(default="vpt", metadata={"help": "vpt (reward) or correlation (judge)"})
+    groups: tuple[str, ...] = field(default=GROUPS_IN_USE, metadata={"help": "action groups that the world uses"})
+    seed: int = field(default=1, metadata={"help": "of weights, windows and augmentation"})
+    minutes: float = field(default=15.0, metadata={"help": "training time, over all resumptions; 0 with steps set"})
+    steps: int = field(default=0, metadata={"help": "optimiser steps; 0: as many as the minutes hold"})
+    clips_per_step: int = field(default=24, metadata={"help": "windows in one optimiser step"})
+    window_frames: tuple[int, ...] = field(default=(16, 9), metadata={"help": "window lengths, drawn step by step"})
+    learning_rate: float = field(default=1e-3, metadata={"help": "peak, after the warm-up; falls to 0 as a cosine"})
+    weight_decay: float = field(default=0.02, metadata={"help": "of AdamW"})
+    warmup: float = field(default=0.03, metadata={"help": "share of the training that warms up"})
+    max_gradient_norm: float = field(default=1.0, metadata={"help": "gradients are clipped to this length"})
+    idle_heads_weight: float = field(default=0.05, metadata={"help": "loss weight of heads outside the groups"})
+    augmentation: float = field(default=1.0, metadata={"help": "strength of light, blur and noise changes; 0: none"})
+    reconstructed_share: float = field(default=0.5, metadata={"help": "share of windows read through the tokenizer"})
+    evaluate_every_s: float = field(default=60.0, metadata={"help": "seconds between points of the curve"})
+    checkpoint_every_s: float = field(default=60.0, metadata={"help": "seconds between checkpoints"})
+    threads: int = field(default=1, metadata={"help": "of torch"})
+
+
+@dataclass(frozen=True)
+class LabelledFrames:
+    """The frames of all recordings, end to end, with their labels.
+
+    Args:
+        frames: uint8 [N, H, W, 3].
+        reconstructed: the same through a tokenizer, or None.
+        buttons: int64 [N, 20], 0 or 1.
+        camera: int64 [N, 2], bins.
+        offsets: int64 [recordings + 1], where each recording starts.
+    """
+
+    frames: Frames
+    reconstructed: Frames | None
+    buttons: npt.NDArray[np.int64]
+    camera: npt.NDArray[np.int64]
+    offsets: npt.NDArray[np.int64]
+
+
+def label_frames(recordings: Sequence[Recording], reconstruct: Reconstruct | None = None) -> LabelledFrames:
+    """Puts recordings end to end; `reconstruct` maps uint8 [F, H, W, 3] to the same through a tokenizer."""
+    if not recordings:
+        raise ValueError("training needs at least one recording, got none; record some with `rlir-ray record`")
+    actions = [recording.actions for recording in recordings]
+    return LabelledFrames(
+        frames=np.concatenate([recording.frames for recording in recordings]),
+        reconstructed=np.concatenate([reconstruct(r.frames) for r in recordings]) if reconstruct else None,
+        buttons=np.concatenate([a.buttons[:, :NUM_BUTTONS] for a in actions]).astype(np.int64),
+        camera=np.concatenate([VPT_CAMERA.bins(a.camera) for a in actions]),
+        offsets=np.cumsum([0, *map(len, actions)]),
+    )
+
+
+def load_recordings(folder: str | Path) -> list[Recording]:
+    """All NAME.mp4 + NAME.jsonl pairs of a folder, by name."""
+    stems = [path.with_suffix("") for path in sorted(Path(folder).glob("*.mp4")) if path.with_suffix(".jsonl").exists()]
+    if not stems:
+        raise ValueError(f"recordings must be pairs NAME.mp4 + NAME.jsonl, found none in {folder}; record some first")
+    from rlir_ray.data.recordings import read_recording
+
+    return [read_recording(stem) for stem in stems]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Windows
+
+
+def draw_windows(
+    data: LabelledFrames, rng: np.random.Generator, settings: InverseDynamicsTraining
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Random windows within recordings, mirrored half of the time, augmented.
+
+    Returns:
+        frames uint8 [B, F, H, W, 3], buttons int64 [B, F, 20], camera int64 [B, F, 2].
+    """
+    num_frames = int(rng.choice(settings.window_frames))
+    starts_in = np.maximum(np.diff(data.offsets) - num_frames + 1, 0)  # windows that each recording holds
+    if not starts_in.sum():
+        raise ValueError(f"recordings must hold {num_frames} frames, the longest has {np.diff(data.offsets).max()}")
+    picks = rng.choice(len(starts_in), settings.clips_per_step, p=starts_in / starts_in.sum())
+    starts = data.offsets[picks] + rng.integers(starts_in[picks])
+    rows = starts[:, None] + np.arange(num_frames)
+    frames = data.frames[rows]
+    if data.reconstructed is not None:
+        chosen = rng.random(len(rows)) < settings.reconstructed_share
+        frames[chosen] = data.reconstructed[rows[chosen]]
+    mirrored = rng.random(len(rows)) < 0.5
+    frames[mirrored] = frames[mirrored, :, :, ::-1]
+    buttons, camera = mirror(data.buttons[rows], data.camera[rows], mirrored)
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    changed = augment(torch.from_numpy(frames), generator, settings.augmentation)
+    return changed, torch.from_numpy(buttons), torch.from_numpy(camera)
+
+
+def mirror(
+    buttons: npt.NDArray[np.int64], camera: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Labels of mirrored pictures: left and right change places, yaw changes its sign. [B, F, 20], [B, F, 2], [B]."""
+    buttons, camera = buttons.copy(), camera.copy()
+    left, right = INDEX["left"], INDEX["right"]
+    buttons[mirrored, :, left], buttons[mirrored, :, right] = buttons[mirrored, :, right], buttons[mirrored, :, left]
+    camera[mirrored, :, 1] = NUM_BINS - 1 - camera[mirrored, :, 1]
+    return buttons, camera
+
+
+def augment(frames: Tensor, generator: torch.Generator, strength: float) -> Tensor:
+    """What a tokenizer may do to a picture: light, blur, patches that flicker, noise. uint8 [B, F, H, W, 3] to same."""
+    if not strength:
+        return frames
+    num_clips, num_frames, height, width, _ = frames.shape
+
+    def draw(*shape: int) -> Tensor:
+        return torch.empty(shape).uniform_(-1, 1, generator=generator)
+
+    per_clip = (num_clips, 1, 1, 1, 1)
+    contrast, brightness = 1 + 0.15 * strength * draw(*per_clip), 10 * strength * draw(*per_clip)
+    x = (frames.float() - 96) * contrast + (96 + brightness)
+    images = x.flatten(0, 1).permute(0, 3, 1, 2)
+    smooth = F.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
+    blur = (0.9 * min(strength, 1) * draw(*per_clip).clamp_min(0)).expand(-1, num_frames, 1, 1, 1).reshape(-1, 1, 1, 1)
+    # Patches of the size of a token's flicker from frame to frame.
+    patches = F.interpolate(draw(num_clips * num_frames, 1, height // 4, width // 4), (height, width), mode="bilinear")
+    images = torch.lerp(images, smooth, blur) + 6 * strength * draw(1) * patches
+    noise = 8 * strength * draw(1) * draw(*images.shape)
+    changed = (images + noise).round_().clamp_(0, 255).to(torch.uint8)
+    return changed.permute(0, 2, 3, 1).unflatten(0, (num_clips, num_frames)).contiguous()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Loss
+
+
+def class_weights(labels: npt.NDArray[np.int64], num_classes: int) -> Tensor:
+    """Square root of the inverse frequency, within 0.5..3, so that rare classes are learnt.
+
+    Args:
+        labels: int64 [N, heads].
+
+    Returns:
+        float32 [heads, num_classes]; 1 for a class that never occurs.
+    """
+    counts = np.stack([np.bincount(column, minlength=num_classes) for column in labels.T])
+    frequency = np.maximum(counts, 1) / len(labels)
+    seen = (counts > 0).sum(1, keepdims=True)
+    weights = np.clip((1 / (seen * frequency)) ** 0.5, 0.5, 3)
+    return torch.from_numpy(np.where(counts > 0, weights, 1)).float()
+
+
+def head_weights(groups: Sequence[str], idle: float) -> tuple[Tensor, Tensor]:
+    """1 for the heads that the groups read and `idle` for the others: buttons [20], camera [2]."""
+    buttons, camera = torch.full((NUM_BUTTONS,), idle), torch.full((2,), idle)
+    for group in map(GROUPS.__getitem__, groups):
+        if group.camera_axis is not None:
+            camera[group.camera_axis] = 1
+        buttons[group.columns] = 1
+    return buttons, camera
+
+
+def inverse_dynamics_loss(
+    logits: Logits,
+    buttons: Tensor,
+    camera: Tensor,
+    button_weights: Tensor,
+    camera_weights: Tensor,
+) -> Tensor:
+    """Weighted cross-entropy of all heads, summed over heads, averaged over frames 1..F-1.
+
+    Args:
+        logits: buttons [B, F, 20, 2] and camera [B, F, 2, 11], log-probabilities.
+        buttons: int64 [B, F, 20].
+        camera: int64 [B, F, 2].
+        button_weights: [20, 2].
+        camera_weights: [2, 11].
+    """
+    total = logits["buttons"].new_zeros(())
+    pairs = ((logits["buttons"], buttons, button_weights), (logits["camera"], camera, camera_weights))
+    for log_probabilities, labels, weights in pairs:
+        picked = log_probabilities.gather(-1, labels[..., None])[..., 0]
+        weight = weights[torch.arange(len(weights)), labels]  # [B, F, heads]
+        total = total - (weight * picked)[:, 1:].sum(-1).mean()
+    return total
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+def build_model(architecture: str, height: int, width: int, seed: int) -> Model:
+    """A fresh small model of the given architecture."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if architecture == "vpt":
+            return InverseDynamicsModel(small_vpt_config(height, width))
+        if architecture == "correlation":
+            return CorrelationInverseDynamics(correlation_config(height, width))
+    raise ValueError(f"architecture must be vpt or correlation, got {architecture!r}")
+
+
+def learning_rate_at(progress: float, settings: InverseDynamicsTraining) -> float:
+    """Linear warm-up, then a cosine to 0. Progress runs from 0 to 1."""
+    if progress < settings.warmup:
+        return settings.learning_rate * (progress + 1e-3) / (settings.warmup + 1e-3)
+    share = min(1.0, (progress - settings.warmup) / (1 - settings.warmup))
+    return settings.learning_rate * (1 + math.cos(math.pi * share)) / 2
+
+
+@dataclass
+class _Run:
+    """What a checkpoint holds. Every step draws from its own seed, so there is no random state to keep."""
+
+    model: Model
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    elapsed_s: float = 0.0
+
+    def save(self, path: Path, identity: str) -> None:
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        part = path.with_suffix(".part")
+        torch.save({**state, "step": self.step, "elapsed_s": self.elapsed_s, "settings": identity}, part)
+        part.replace(path)
+
+    def load(self, path: Path, identity: str) -> None:
+        state = torch.load(path, weights_only=True)
+        if state["settings"] != identity:
+            raise ValueError(
+                f"a run goes on with the settings it began with, {path} was made with {state['settings']}; "
+                "give another folder or the same settings"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.elapsed_s = state["step"], state["elapsed_s"]
+
+
+def train_inverse_dynamics(
+    recordings: Sequence[Recording],
+    validation: Sequence[Recording],
+    path: str | Path,
+    settings: InverseDynamicsTraining,
+    reconstruct: Reconstruct | None = None,
+) -> dict[str, Any]:
+    """Trains a model and writes config.json, model.safetensors, training.json and curve.jsonl into `path`.
+
+    The same call goes on from checkpoint.pt where an earlier one stopped.
+
+    Args:
+        recordings: trained on, held in memory.
+        validation: scored, never trained on.
+        path: folder of the result.
+        settings: see `InverseDynamicsTraining`.
+        reconstruct: frames through the world's tokenizer; a share of the windows is then read through it.
+
+    Returns:
+        The held-out figures that training.json holds.
+
+    Raises:
+        ValueError: no recordings, none long enough, or a checkpoint of other settings.
+    """
+    if not settings.steps and not settings.minutes > 0:
+        raise ValueError(f"training needs steps or minutes above 0, got {settings.steps} and {settings.minutes}")
+    torch.set_num_threads(settings.threads)
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    data = label_frames(recordings, reconstruct)
+    model = build_model(settings.architecture, *data.frames.shape[1:3], settings.seed)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    run = _Run(model, torch.optim.AdamW(trained, weight_decay=settings.weight_decay, betas=(0.9, 0.98)))
+    identity = json.dumps({**asdict(settings), "minutes": 0, "threads": 0}, sort_keys=True)
+    if (folder / "checkpoint.pt").exists():
+        run.load(folder / "checkpoint.pt", identity)
+        logger.info("going on from step %d of %s", run.step, folder)
+    held_out = cut_clips(validation, CLIP_FRAMES, 192, settings.groups)
+    last_evaluation = last_checkpoint = time.perf_counter()
+    for loss in _steps(run, data, settings):
+        now = time.perf_counter()
+        if now - last_evaluation > settings.evaluate_every_s:
+            scores = score(model, *held_out, settings.groups)
+            _note(folder / "curve.jsonl", run, settings, loss, scores)
+            last_evaluation = time.perf_counter()
+        if now - last_checkpoint > settings.checkpoint_every_s:
+            run.save(folder / "checkpoint.pt", identity)
+            last_checkpoint = time.perf_counter()
+    run.save(folder / "checkpoint.pt", identity)
+    model.eval().save_pretrained(folder)
+    figures = held_out_figures(model, validation, settings.groups, reconstruct)
+    report = {"settings": asdict(settings), "steps": run.step, "train_s": round(run.elapsed_s, 1), "held_out": figures}
+    (folder / "training.json").write_text(json.dumps(report, indent=1) + "\n")
+    return figures
+
+
+def _steps(run: _Run, data: LabelledFrames, settings: InverseDynamicsTraining) -> Iterator[float]:
+    """Optimiser steps until the training is over; yields the mean loss since the last yield, every tenth step."""
+    on_buttons, on_camera = head_weights(settings.groups, settings.idle_heads_weight)
+    button_weights = class_weights(data.buttons, 2) * on_buttons[:, None]
+    camera_weights = class_weights(data.camera, NUM_BINS) * on_camera[:, None]
+    losses = []
+    run.model.train()
+    while True:
+        progress = run.step / settings.steps if settings.steps else run.elapsed_s / (60 * settings.minutes)
+        if progress >= 1:
+            return
+        started = time.perf_counter()
+        for parameters in run.optimizer.param_groups:
+            parameters["lr"] = learning_rate_at(progress, settings)
+        rng = np.random.default_rng([settings.seed, run.step])
+        frames, buttons, camera = draw_windows(data, rng, settings)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = run.model.logits(frames)
+        loss = inverse_dynamics_loss(logits, buttons, camera, button_weights, camera_weights)
+        run.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(run.model.parameters(), settings.max_gradient_norm)
+        run.optimizer.step()
+        losses.append(float(loss.detach()))
+        run.step += 1
+        run.elapsed_s += time.perf_counter() - started
+        if run.step % 10 == 0:
+            yield float(np.mean(losses))
+            losses.clear()
+
+
+def _note(
+    path: Path, run: _Run, settings: InverseDynamicsTraining, loss: float, scores: dict[str, dict[str, float]]
+) -> None:
+    """Appends a point to the curve and says it."""
+    point = {"step": run.step, "elapsed_s": round(run.elapsed_s, 1), "loss": round(loss, 4), "held_out": scores}
+    with path.open("a") as file:
+        file.write(json.dumps(point) + "\n")
+    mean = scores["mean"]
+    end = f"{settings.steps} steps" if settings.steps else f"{60 * settings.minutes:.0f} s"
+    logger.info(
+        "step %d, %.0f s of %s: loss %.3f, held-out macro-F1 %.3f, accuracy %.3f",
+        run.step, run.elapsed_s, end, loss, mean["macro_f1"], mean["accuracy"],
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Held-out figures
+
+
+def cut_clips(
+    recordings: Sequence[Recording], num_frames: int, num_clips: int, groups: Sequence[str]
+) -> tuple[Frames, npt.NDArray[np.int64]]:
+    """Clips that do not overlap, spread evenly over the recordings.
+
+    Returns:
+        frames uint8 [B, F, H, W, 3] and classes int64 [B, F, len(groups)], B at most `num_clips`.
+    """
+    places = [
+        (recording, start)
+        for recording in recordings
+        for start in range(0, len(recording.frames) - num_frames + 1, num_frames)
+    ]
+    if not places:
+        raise ValueError(f"held-out recordings must hold {num_frames} frames, got {len(recordings)} shorter ones")
+    chosen = [places[i] for i in np.linspace(0, len(places) - 1, min(num_clips, len(places))).astype(int)]
+    spans = [(recording, slice(start, start + num_frames)) for recording, start in chosen]
+    frames = np.stack([recording.frames[span] for recording, span in spans])
+    return frames, np.stack([group_classes(recording.actions[span], groups) for recording, span in spans])
+
+
+def recover(model: Model, frames: Frames, groups: Sequence[str], clips_at_once: int = 32) -> npt.NDArray[np.int64]:
+    """The classes that the model reads from uint8 [B, F, H, W, 3]: int64 [B, F, len(groups)]."""
+    with torch.inference_mode():
+        parts = [
+            predicted_classes(model.logits(clips), groups) for clips in torch.from_numpy(frames).split(clips_at_once)
+        ]
+    return torch.cat(parts).numpy()
+
+
+def compare(
+    recovered: npt.NDArray[np.int64], commanded: npt.NDArray[np.int64], groups: Sequence[str], shift: int = 0
+) -> dict[str, dict[str, float]]:
+    """Accuracy and macro-F1 of each group and their mean, over frames 1..F-1.
+
+    Args:
+        recovered, commanded: int64 [B, F, len(groups)].
+        shift: the class recovered at k is compared with the one commanded at k + shift.
+    """
+    num_frames = commanded.shape[1]
+    frames = np.arange(max(1, 1 - shift), num_frames - max(0, shift))
+    scores = {}
+    for column, name in enumerate(groups):
+        table = confusion(recovered[:, frames, column], commanded[:, frames + shift, column], GROUPS[name].num_classes)
+        scores[name] = {"accuracy": round(accuracy(table), 4), "macro_f1": round(macro_f1(table), 4)}
+        scores[name].update(
+            {f"f1_{i}": round(float(f1), 4) for i, f1 in enumerate(class_f1(table)) if not np.isnan(f1)}
+        )
+    keys = ("accuracy", "macro_f1")
+    scores["mean"] = {key: round(float(np.mean([scores[name][key] for name in groups])), 4) for key in keys}
+    return scores
+
+
+def score(
+    model: Model, frames: Frames, classes: npt.NDArray[np.int64], groups: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """`compare` of what the model reads from the frames with the commanded classes."""
+    return compare(recover(model, frames, groups), classes, groups)
+
+
+def evaluate_inverse_dynamics(
+    model: Model, frames: Frames, classes: npt.NDArray[np.int64], groups: Sequence[str]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """`compare` at shifts of -1, 0 and +1 between frames and actions: a sound model is best at 0, by far.
+
+    Args:
+        frames: uint8 [B, F, H, W, 3].
+        classes: int64 [B, F, len(groups)], as `rlir_ray.actions.group_classes` gives.
+        groups: names out of `rlir_ray.actions.GROUPS`.
+    """
+    recovered = recover(model, frames, groups)
+    return {f"{shift:+d}": compare(recovered, classes, groups, shift) for shift in (-1, 0, 1)}
+
+
+def gate(
+    model: Model, frames: Frames, classes: npt.NDArray[np.int64], groups: Sequence[str], seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """Mean accuracy and macro-F1 of clips that obey and of clips that do not.
+
+    A judge is fit for use where "exact" wins by a wide margin and "wrong_action" is clearly low.
+    Arguments as `evaluate_inverse_dynamics`.
+    """
+    rng = np.random.default_rng(seed)
+    orders = rng.permuted(np.tile(np.arange(frames.shape[1]), (len(frames), 1)), axis=1)
+    variants = {
+        "exact": (frames, classes),
+        "static": (np.repeat(frames[:, :1], frames.shape[1], axis=1), classes),
+        "shuffled": (np.take_along_axis(frames, orders[:, :, None, None, None], axis=1), classes),
+        "reversed": (np.ascontiguousarray(frames[:, ::-1]), classes),
+        "wrong_action": (frames, np.roll(classes, len(classes) // 2, axis=0)),
+    }
+    return {name: score(model, *variant, groups)["mean"] for name, variant in variants.items()}
+
+
+def held_out_figures(
+    model: Model,
+    validation: Sequence[Recording],
+    groups: Sequence[str],
+    reconstruct: Reconstruct | None = None,
+    num_clips: int = 512,
+) -> dict[str, Any]:
+    """The figures of a finished model: shifts, gate and, with a tokenizer, the clips read through it."""
+    frames, classes = cut_clips(validation, CLIP_FRAMES, num_clips, groups)
+    figures: dict[str, Any] = {
+        "num_clips": len(frames),
+        "shifts": evaluate_inverse_dynamics(model, frames, classes, groups),
+        "gate": gate(model, frames, classes, groups),
+    }
+    if reconstruct:
+        through = reconstruct(frames.reshape(-1, *frames.shape[2:])).reshape(frames.shape)
+        figures["reconstructed"] = score(model, through, classes, groups)
+    return figures
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Trains on DATA/train, scores on DATA/validation, writes OUT."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    for name in ("architecture", "seed", "minutes", "steps", "threads", "clips_per_step", "learning_rate"):
+        default = getattr(InverseDynamicsTraining(), name)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    chosen = vars(parser.parse_args(arguments))
+    data, out = chosen.pop("data"), chosen.pop("out")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    train, validation = load_recordings(data / "train"), load_recordings(data / "validation")
+    logger.info("%d recordings, %d held out", len(train), len(validation))
+    figures = train_inverse_dynamics(train, validation, out, InverseDynamicsTraining(**chosen))
+    logger.info("held out: %s; gate: %s", figures["shifts"]["+0"]["mean"], figures["gate"])
+
+
+if __name__ == "__main__":
+    main()

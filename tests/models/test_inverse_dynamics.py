@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from rlir_ray.actions import GROUPS, JUDGED_BUTTONS
+from rlir_ray.models.correlation import (
+    CorrelationInverseDynamics,
+    correlation_config,
+    correlation_volume,
+    displacement_index,
+)
+from rlir_ray.models.inverse_dynamics import (
+    VPT_CONFIG,
+    InverseDynamicsModel,
+    group_probabilities,
+    load_inverse_dynamics,
+    predicted_classes,
+    resize_frames,
+    small_vpt_config,
+)
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+
+
+def random_clips(num_clips: int, num_frames: int, height: int = 48, width: int = 64) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (num_clips, num_frames, height, width, 3), dtype=torch.uint8, generator=generator)
+
+
+def golden_model() -> tuple[InverseDynamicsModel, dict[str, Tensor]]:
+    model = InverseDynamicsModel(json.loads((GOLDEN / "vpt_idm_small.config.json").read_text()))
+    model.load_state_dict(load_file(GOLDEN / "vpt_idm_small.weights.safetensors"))
+    return model.eval(), load_file(GOLDEN / "vpt_idm_small.io.safetensors")
+
+
+def test_published_weights_give_the_published_logits() -> None:
+    model, golden = golden_model()
+    with torch.inference_mode():
+        logits = model.logits(golden["img"])
+    for head in ("buttons", "camera"):
+        assert (logits[head] - golden[f"logits.{head}"]).abs().max() < 1e-4
+        assert (logits[head].argmax(-1) == golden[f"action.{head}"]).all()
+
+
+def test_published_size_has_482_million_parameters() -> None:
+    with torch.device("meta"):
+        model = InverseDynamicsModel(VPT_CONFIG)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 482_330_046
+
+
+def test_bound_on_frames_does_not_change_the_logits() -> None:
+    model, golden = golden_model()
+    with torch.inference_mode():
+        whole, parts = model.logits(golden["img"]), model.logits(golden["img"], max_frames=1)
+    assert torch.allclose(whole["camera"], parts["camera"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [InverseDynamicsModel(small_vpt_config()), CorrelationInverseDynamics(correlation_config())],
+    ids=["vpt", "correlation"],
+)
+def test_saved_models_load_as_what_they_were(
+    model: InverseDynamicsModel | CorrelationInverseDynamics, tmp_path: Path
+) -> None:
+    clips = random_clips(2, 9)
+    model.save_pretrained(tmp_path)
+    loaded = load_inverse_dynamics(tmp_path)
+    assert type(loaded) is type(model)
+    with torch.inference_mode():
+        expected, logits = model.logits(clips, max_frames=1), loaded.logits(clips)
+    assert logits["buttons"].shape == (2, 9, 20, 2) and logits["camera"].shape == (2, 9, 2, 11)
+    assert torch.allclose(expected["buttons"], logits["buttons"], atol=1e-5)
+    assert torch.allclose(expected["camera"], logits["camera"], atol=1e-5)
+
+
+def test_unknown_architecture_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architecture": "oracle"}')
+    with pytest.raises(ValueError, match="architecture must be vpt or correlation"):
+        load_inverse_dynamics(tmp_path)
+
+
+def test_configs_of_other_networks_are_refused() -> None:
+    net = small_vpt_config()["net"]
+    for change in ({"recurrence_type": "lstm"}, {"attention_memory_size": 32}, {"img_shape": [48, 64, 8]}):
+        with pytest.raises(ValueError, match="must"):
+            InverseDynamicsModel({"net": {**net, **change}, "pi_head": {"temperature": 1.0}})
+
+
+def test_frames_of_the_right_size_are_left_alone_and_floats_refused() -> None:
+    clips = random_clips(1, 2)
+    assert resize_frames(clips, 48, 64) is clips
+    assert resize_frames(clips, 24, 32).shape == (1, 2, 24, 32, 3)
+    with pytest.raises(ValueError, match="uint8"):
+        resize_frames(clips.float(), 48, 64)
+
+
+def test_group_probabilities_come_from_the_bits_that_are_pressed_alone() -> None:
+    pressed = torch.full((20,), 0.01)
+    pressed[JUDGED_BUTTONS.index("forward")], pressed[JUDGED_BUTTONS.index("back")] = 0.8, 0.3
+    bits = torch.stack([1 - pressed, pressed], -1).log()[None, None]
+    camera = torch.zeros(1, 1, 2, 11)
+    camera[..., 1, 7] = 5.0
+    logits = {"buttons": bits, "camera": camera}
+    moves, jump, yaw = group_probabilities(logits, ["forward_back", "jump", "yaw"])
+    # forward .8 * .7 = .56, back .3 * .2 = .06, the rest .38.
+    assert torch.allclose(moves[0, 0], torch.tensor([0.38, 0.56, 0.06]), atol=1e-6)
+    assert torch.allclose(jump[0, 0], torch.tensor([0.99, 0.01]), atol=1e-6)
+    assert yaw[0, 0].argmax() == 7
+    assert predicted_classes(logits, ["forward_back", "jump", "yaw"]).tolist() == [[[1, 0, 7]]]
+
+
+def test_group_probabilities_sum_to_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = {
+        "buttons": 3 * torch.randn(2, 5, 20, 2, generator=generator),
+        "camera": torch.randn(2, 5, 2, 11, generator=generator),
+    }
+    for group, table in zip(GROUPS.values(), group_probabilities(logits, list(GROUPS)), strict=True):
+        assert table.shape == (2, 5, group.num_classes)
+        assert torch.allclose(table.sum(-1), torch.ones(2, 5), atol=1e-5)
+
+
+def test_correlation_peaks_at_the_displacement() -> None:
+    size, index = displacement_index(4, 6, 1, 2)
+    generator = torch.Generator().manual_seed(0)
+    before = torch.randn(4, 6, 32, generator=generator)
+    current = before.roll((1, -2), (0, 1))  # content moved one down and two left: it comes from (-1, +2)
+    volume = correlation_volume(current.reshape(1, 24, 32), before.reshape(1, 24, 32), index)
+    assert size == (4, 6) and volume.shape == (1, 24, 15)
+    inner = volume.reshape(4, 6, 3, 5)[1:, :4]
+    assert (inner.flatten(2).argmax(-1) == 0 * 5 + 4).all()
+    assert volume.reshape(4, 6, 3, 5)[0, 0, 0].abs().max() == 0  # above the picture
+
+
+def test_judge_compares_a_frame_with_its_neighbour_only() -> None:
+    model = CorrelationInverseDynamics(correlation_config())
+    clips = random_clips(1, 12)
+    changed = clips.clone()
+    changed[:, 0] = 255 - changed[:, 0]
+    with torch.inference_mode():
+        before = model._embed(clips)
+        after = model._embed(changed)
+    assert torch.equal(before[:, 2:], after[:, 2:]) and not torch.equal(before[:, 1], after[:, 1])

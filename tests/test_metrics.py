@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rlir_ray.metrics import accuracy, class_f1, confusion, macro_f1
+
+# commanded 0 0 0 1 1, recovered 0 0 1 1 0: class 0 has 2 hits, 1 miss, 1 false alarm; class 1 has 1 hit, 1 and 1.
+COMMANDED = [0, 0, 0, 1, 1]
+RECOVERED = [0, 0, 1, 1, 0]
+
+
+def test_rows_are_commanded_and_columns_recovered() -> None:
+    assert confusion(RECOVERED, COMMANDED, 3).tolist() == [[2, 1, 0], [1, 1, 0], [0, 0, 0]]
+
+
+def test_macro_f1_is_the_mean_over_classes_that_occur() -> None:
+    # F1: 2*2/(2*2+1+1) = 2/3 and 2*1/(2*1+1+1) = 1/2; class 2 never occurs and does not count.
+    matrix = confusion(RECOVERED, COMMANDED, 3)
+    assert np.isnan(class_f1(matrix)[2])
+    assert macro_f1(matrix) == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert accuracy(matrix) == pytest.approx(3 / 5)
+
+
+def test_a_class_recovered_but_never_commanded_lowers_macro_f1() -> None:
+    # Class 0: 1 hit, 1 miss: 2/3; class 2: one false alarm: 0.
+    assert macro_f1(confusion([0, 2], [0, 0], 3)) == pytest.approx(1 / 3)
+
+
+def test_confusions_of_parts_add_up() -> None:
+    whole = confusion(RECOVERED, COMMANDED, 2)
+    parts = confusion(RECOVERED[:2], COMMANDED[:2], 2) + confusion(RECOVERED[2:], COMMANDED[2:], 2)
+    assert (whole == parts).all()
+
+
+def test_no_frames_give_nan() -> None:
+    empty = confusion([], [], 2)
+    assert np.isnan(macro_f1(empty)) and np.isnan(accuracy(empty))
+
+
+@pytest.mark.parametrize(("recovered", "commanded"), [([0, 1], [0]), ([2], [0]), ([0], [-1])])
+def test_bad_classes_are_refused(recovered: list[int], commanded: list[int]) -> None:
+    with pytest.raises(ValueError, match="must"):
+        confusion(recovered, commanded, 2)
