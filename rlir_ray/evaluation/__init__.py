@@ -1,0 +1,1 @@
+"""Evaluation: action following, picture quality, and the report of a run."""

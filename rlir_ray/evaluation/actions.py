@@ -1,0 +1,221 @@
+"""Evaluation: sample a clip for each held-out prompt, let the judges read it, compare with the commands.
+
+Real clips, as they are and through the tokenizer, give the ceiling. Knows nothing of pools or folders.
+Legend: P prompts, C context frames, F generated frames, N tokens a frame, K action groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rlir_ray.actions import Actions, group_classes
+from rlir_ray.evaluation.following import Following
+from rlir_ray.evaluation.quality import Quality, clip_quality, mean_quality
+from rlir_ray.evaluation.results import REAL, RECONSTRUCTED, Evaluation
+from rlir_ray.evaluation.video import Clips
+from rlir_ray.models.inverse_dynamics import predicted_classes
+from rlir_ray.seeds import group_seed
+
+if TYPE_CHECKING:
+    from rlir_ray.config import WorldConfig
+    from rlir_ray.data.prompts import PromptSet
+    from rlir_ray.models.correlation import CorrelationInverseDynamics
+    from rlir_ray.models.inverse_dynamics import InverseDynamicsModel
+    from rlir_ray.models.tokenizer import FrameTokenizer
+    from rlir_ray.samplers import Sampler
+    from rlir_ray.trajectory import Prompt
+
+    Readers = Mapping[str, InverseDynamicsModel | CorrelationInverseDynamics]
+
+# Prompts sampled, decoded and read together: wide enough for the sampler, and bounds the pixels in memory.
+CHUNK = 64
+JUDGE = "judge"
+
+
+def evaluate_policy(
+    sampler: Sampler,
+    prompt_set: PromptSet,
+    tokenizer: FrameTokenizer,
+    idms: Readers,
+    world: WorldConfig,
+    temperature: float,
+    seed: int,
+    *,
+    name: str = "post-trained",
+    num_videos: int = 6,
+) -> tuple[Evaluation, Clips]:
+    """Samples one clip for each prompt and judges it.
+
+    Args:
+        sampler: holds the weights and samples at `temperature`.
+        prompt_set: P held-out prompts with the real frames.
+        tokenizer: decodes the clips.
+        idms: the models by name, `reward` and `judge`; they see the context frames too, as the reward does.
+        world: action groups and frame counts.
+        temperature: of the sampler, for the record.
+        seed: of sampling; the same seed gives every policy the same draws.
+        name: of the evaluation, see `results.NAMES`.
+        num_videos: clips to give back.
+
+    Returns:
+        The evaluation, and clips of prompts spread evenly over the set. PSNR and SSIM are None where the commands are
+        not the recorded ones.
+
+    Raises:
+        ValueError: an inverse dynamics model gives values that are not finite.
+    """
+    commands = [prompt.actions for prompt in prompt_set.prompts]
+    # A clip that was commanded otherwise than the recording has no real counterpart.
+    as_recorded = all(_equal(*pair) for pair in zip(commands, prompt_set.recorded, strict=True))
+    following, quality, clips = _judge(
+        name,
+        _sampled(sampler, prompt_set.prompts, tokenizer, seed),
+        prompt_set.frames if as_recorded else None,
+        commands,
+        [prompt.prompt_id for prompt in prompt_set.prompts],
+        idms,
+        world,
+        num_videos,
+    )
+    evaluation = Evaluation(
+        name=name,
+        temperature=temperature,
+        seed=seed,
+        policy_version=sampler.policy_version,
+        following=following,
+        quality=quality,
+    )
+    return evaluation, clips
+
+
+def evaluate_real(
+    prompt_set: PromptSet,
+    tokenizer: FrameTokenizer,
+    idms: Readers,
+    world: WorldConfig,
+    seed: int,
+    *,
+    num_videos: int = 6,
+) -> tuple[dict[str, Evaluation], Clips]:
+    """The ceiling: the judges on the recorded clips and actions, as they are and through the tokenizer.
+
+    Args:
+        prompt_set, tokenizer, idms, world, num_videos: as in `evaluate_policy`.
+        seed: for the record; nothing is drawn.
+
+    Returns:
+        `real` and `reconstructed`, and clips of the real ones.
+    """
+    frames = prompt_set.frames
+    sources = {REAL: _real(frames), RECONSTRUCTED: _reconstructed(frames, tokenizer)}
+    prompt_ids = [prompt.prompt_id for prompt in prompt_set.prompts]
+    ceiling, kept = {}, []
+    for name, chunks in sources.items():
+        real = frames if name == RECONSTRUCTED else None
+        following, quality, clips = _judge(name, chunks, real, prompt_set.recorded, prompt_ids, idms, world, num_videos)
+        ceiling[name] = Evaluation(name=name, seed=seed, following=following, quality=quality)
+        kept.append(clips)
+    return ceiling, kept[0]
+
+
+def _sampled(sampler: Sampler, prompts: Sequence[Prompt], tokenizer: FrameTokenizer, seed: int) -> Iterator[Tensor]:
+    for start in range(0, len(prompts), CHUNK):
+        part = prompts[start : start + CHUNK]
+        numbers = range(start, start + len(part))
+        groups = sampler.sample(part, list(numbers), [group_seed(seed, number) for number in numbers], 1)
+        tokens = np.concatenate([video.tokens for _, video in groups]).astype(np.int64)  # [b, C + F, N]
+        yield _decode(tokenizer, torch.from_numpy(tokens))
+
+
+def _real(frames: npt.NDArray[np.uint8]) -> Iterator[Tensor]:
+    for start in range(0, len(frames), CHUNK):
+        yield torch.from_numpy(np.array(frames[start : start + CHUNK]))
+
+
+def _reconstructed(frames: npt.NDArray[np.uint8], tokenizer: FrameTokenizer) -> Iterator[Tensor]:
+    for clips in _real(frames):
+        yield _decode(tokenizer, tokenizer.encode(clips.flatten(0, 1)).unflatten(0, clips.shape[:2]))
+
+
+def _decode(tokenizer: FrameTokenizer, tokens: Tensor) -> Tensor:
+    """int64 [b, n, N] to uint8 [b, n, H, W, 3], on the CPU."""
+    device = next(tokenizer.parameters()).device
+    return tokenizer.decode(tokens.flatten(0, 1).to(device)).cpu().unflatten(0, tokens.shape[:2])
+
+
+def _judge(
+    name: str,
+    chunks: Iterable[Tensor],
+    real: npt.NDArray[np.uint8] | None,
+    actions: Sequence[Actions],
+    prompt_ids: Sequence[str],
+    idms: Readers,
+    world: WorldConfig,
+    num_videos: int,
+) -> tuple[dict[str, Following], Quality, Clips]:
+    """Reads P clips, given in chunks uint8 [b, C + F, H, W, 3], against P commands."""
+    commanded = np.stack([group_classes(each, world.groups)[-world.num_frames :] for each in actions])  # [P, F, K]
+    shown = spread(len(prompt_ids), num_videos)
+    recovered: dict[str, list[npt.NDArray[np.int64]]] = {idm: [] for idm in idms}
+    qualities: list[Quality] = []
+    sizes: list[int] = []
+    frames: list[npt.NDArray[np.uint8]] = []
+    for clips in chunks:
+        start = sum(sizes)
+        for idm, model in idms.items():
+            recovered[idm].append(recovered_classes(model, clips, world))
+        reference = None if real is None else torch.from_numpy(np.array(real[start : start + len(clips)]))
+        qualities.append(clip_quality(clips, world.num_frames, reference))
+        sizes.append(len(clips))
+        frames.append(clips[[index - start for index in shown if start <= index < start + len(clips)]].numpy())
+    following = {
+        idm: Following(groups=world.groups, commanded=commanded, recovered=np.concatenate(parts))
+        for idm, parts in recovered.items()
+    }
+    kept = Clips(
+        name=name,
+        frames=np.concatenate(frames),
+        commanded=commanded[shown],
+        recovered=following[JUDGE].recovered[shown],
+        groups=world.groups,
+        prompt_ids=tuple(prompt_ids[index] for index in shown),
+    )
+    return following, mean_quality(qualities, sizes), kept
+
+
+@torch.no_grad()
+def recovered_classes(
+    idm: InverseDynamicsModel | CorrelationInverseDynamics, frames: Tensor, world: WorldConfig
+) -> npt.NDArray[np.int64]:
+    """The classes that an inverse dynamics model reads in the generated frames.
+
+    Args:
+        idm: sees the context frames too; index k of its output leads into frame k.
+        frames: uint8 [B, C + F, H, W, 3].
+        world: groups and F.
+
+    Returns:
+        int64 [B, F, K].
+
+    Raises:
+        ValueError: its values are not finite.
+    """
+    logits = idm.logits(frames.to(next(idm.parameters()).device))
+    if not all(bool(torch.isfinite(values).all()) for values in logits.values()):
+        raise ValueError("an inverse dynamics model must give finite values, got others; check models.*_idm")
+    return predicted_classes(logits, world.groups)[:, -world.num_frames :].cpu().numpy()
+
+
+def spread(num_prompts: int, count: int) -> list[int]:
+    """Up to `count` prompts spread evenly over the set: no one picked them by their result."""
+    return [int(index) for index in np.unique(np.linspace(0, num_prompts - 1, min(count, num_prompts)).round())]
+
+
+def _equal(one: Actions, other: Actions) -> bool:
+    return np.array_equal(one.buttons, other.buttons) and np.array_equal(one.camera, other.camera)

@@ -1,0 +1,176 @@
+"""How well the commanded actions are recovered from videos: accuracy, macro-F1, their errors and paired differences.
+
+Numpy only; knows nothing of models. Legend: P clips (one a prompt), F generated frames, K action groups, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rlir_ray.actions import GROUPS
+from rlir_ray.metrics import confusion
+
+NUM_RESAMPLES = 200
+BOOTSTRAP_SEED = 0  # the same resamples everywhere, so that paired differences cancel what the prompts share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Following:
+    """What one inverse dynamics model read in P clips, and the figures that follow from it.
+
+    Args:
+        groups: names out of `rlir_ray.actions.GROUPS`, the K columns.
+        commanded: int64 [P, F, K], the classes that were asked for.
+        recovered: int64 [P, F, K], the classes that were read.
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+
+    groups: tuple[str, ...]
+    commanded: npt.NDArray[np.int64]
+    recovered: npt.NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        shapes = self.commanded.shape, self.recovered.shape
+        if shapes[0] != shapes[1] or len(shapes[0]) != 3 or shapes[0][-1] != len(self.groups):
+            raise ValueError(
+                f"commanded and recovered classes must both be [P, F, {len(self.groups)}], got {shapes[0]} and "
+                f"{shapes[1]}; cut both to the generated frames"
+            )
+
+    @cached_property
+    def prompt_accuracy(self) -> npt.NDArray[np.float64]:
+        """[P], the share of (frame, group) pairs of a clip that agree."""
+        return (self.commanded == self.recovered).mean((1, 2))
+
+    @cached_property
+    def accuracy(self) -> float:
+        return float(self.prompt_accuracy.mean())
+
+    @cached_property
+    def accuracy_se(self) -> float:
+        """Standard error over prompts, whose clips are independent (frames of a clip are not)."""
+        return standard_error(self.prompt_accuracy)
+
+    @cached_property
+    def macro_f1(self) -> float:
+        """Mean over groups of the mean F1 over the classes that were commanded."""
+        return float(self.group_macro_f1(self._every_prompt).mean())
+
+    @cached_property
+    def macro_f1_se(self) -> float:
+        """Standard error from resampled prompts."""
+        return float(self.resampled_macro_f1.std(ddof=1))
+
+    @cached_property
+    def resampled_macro_f1(self) -> npt.NDArray[np.float64]:
+        """[NUM_RESAMPLES], macro-F1 over prompts drawn with replacement; equal draws for equal P."""
+        return self.group_macro_f1(resamples(len(self.commanded))).mean(-1)
+
+    @cached_property
+    def per_group(self) -> dict[str, dict[str, float]]:
+        """Accuracy and macro-F1 of each group."""
+        accuracies = (self.commanded == self.recovered).mean((0, 1))
+        scores = self.group_macro_f1(self._every_prompt)[0]
+        return {
+            name: {"accuracy": float(accuracies[column]), "macro_f1": float(scores[column])}
+            for column, name in enumerate(self.groups)
+        }
+
+    @cached_property
+    def confusions(self) -> dict[str, npt.NDArray[np.int64]]:
+        """Group -> [P, C, C] counts, rows commanded, columns recovered."""
+        found = {}
+        for column, name in enumerate(self.groups):
+            clips = zip(self.recovered[..., column], self.commanded[..., column], strict=True)
+            found[name] = np.stack([confusion(*clip, GROUPS[name].num_classes) for clip in clips])
+        return found
+
+    @property
+    def _every_prompt(self) -> npt.NDArray[np.int64]:
+        return np.ones((1, len(self.commanded)), np.int64)
+
+    def group_macro_f1(self, weights: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Macro-F1 of each group over prompts that count several times: int [R, P] to float64 [R, K]."""
+        columns = []
+        for counts in self.confusions.values():
+            pooled = (weights @ counts.reshape(len(counts), -1)).reshape(-1, *counts.shape[1:])  # [R, C, C]
+            columns.append(commanded_f1(pooled))
+        return np.stack(columns, -1)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "accuracy": self.accuracy, "accuracy_se": self.accuracy_se,
+            "macro_f1": self.macro_f1, "macro_f1_se": self.macro_f1_se,
+            "per_group": self.per_group, "groups": list(self.groups),
+            "commanded": self.commanded.tolist(), "recovered": self.recovered.tolist(),
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Following:
+        commanded, recovered = (np.array(content[key], np.int64) for key in ("commanded", "recovered"))
+        return cls(groups=tuple(content["groups"]), commanded=commanded, recovered=recovered)
+
+
+def commanded_f1(confusions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Mean F1 over the classes that were commanded.
+
+    A class that was never commanded has no F1 of its own (one stray reading of it would cost a whole class); its false
+    alarms are misses of the others. So every row of a table averages over the same classes.
+
+    Args:
+        confusions: [..., C, C], rows commanded, columns recovered, not all zero.
+
+    Returns:
+        float64 [...].
+    """
+    hits = np.diagonal(confusions, axis1=-2, axis2=-1)
+    commanded = confusions.sum(-1)
+    scores = 2 * hits / np.maximum(commanded + confusions.sum(-2), 1)
+    return np.where(commanded > 0, scores, 0).sum(-1) / (commanded > 0).sum(-1)
+
+
+def standard_error(values: npt.NDArray[np.float64]) -> float:
+    """Of the mean of independent values [P]; NaN for fewer than two."""
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+
+
+def resamples(num_prompts: int) -> npt.NDArray[np.int64]:
+    """How often each prompt is drawn in each bootstrap resample, int64 [NUM_RESAMPLES, num_prompts]."""
+    generator = np.random.default_rng(BOOTSTRAP_SEED)
+    return generator.multinomial(num_prompts, np.full(num_prompts, 1 / num_prompts), size=NUM_RESAMPLES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """After minus before, over the same prompts, with paired standard errors."""
+
+    accuracy: float
+    accuracy_se: float
+    macro_f1: float
+    macro_f1_se: float
+
+
+def paired_difference(before: Following, after: Following) -> Difference:
+    """Prompts are compared with themselves, so that what makes a prompt hard cancels.
+
+    Raises:
+        ValueError: the two were not read on the same prompts and commands.
+    """
+    if before.commanded.shape != after.commanded.shape or (before.commanded != after.commanded).any():
+        raise ValueError(
+            f"evaluations can be compared on the same prompts only, got {before.commanded.shape} and "
+            f"{after.commanded.shape} (P, F, groups) or other commands; evaluate both with one prompt set"
+        )
+    return Difference(
+        accuracy=after.accuracy - before.accuracy,
+        accuracy_se=standard_error(after.prompt_accuracy - before.prompt_accuracy),
+        macro_f1=after.macro_f1 - before.macro_f1,
+        macro_f1_se=float((after.resampled_macro_f1 - before.resampled_macro_f1).std(ddof=1)),
+    )

@@ -1,0 +1,184 @@
+"""What evaluations leave in a run's folder: `evaluation.json` and the clips of the report, written as they come.
+
+Knows nothing of models. The order of the names is the order of the report's table.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlir_ray.evaluation.following import Difference, Following, paired_difference
+from rlir_ray.evaluation.quality import Quality
+from rlir_ray.evaluation.video import Clips, save_clips, write_videos
+from rlir_ray.run import write_json
+
+BASE, SUPERVISED, POST_TRAINED = NAMES = ("base", "supervised", "post-trained")
+REAL, RECONSTRUCTED = "real", "reconstructed"
+FILE = "evaluation.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One model, or the real clips, over the held-out prompts.
+
+    In JSON: ``{"name", "temperature", "num_prompts", "seed", "policy_version", "following": {"reward": F, "judge": F},
+    "quality": {"brightness", "sharpness", "motion", "psnr", "ssim"}}``, where F is ``{"accuracy", "accuracy_se",
+    "macro_f1", "macro_f1_se", "per_group": {group: {"accuracy", "macro_f1"}}, "groups", "commanded", "recovered"}``,
+    the last two the classes [P, F, K].
+    """
+
+    name: str
+    """`base`, `supervised` or `post-trained`; of the ceiling `real` or `reconstructed`; or a name of the user's."""
+    seed: int
+    following: dict[str, Following]
+    """By inverse dynamics model: `reward` and `judge`."""
+    quality: Quality
+    temperature: float | None = None
+    """Of sampling; None for clips that were not sampled."""
+    policy_version: int | None = None
+    """Of the weights that sampled; None for clips that were not sampled."""
+
+    @property
+    def num_prompts(self) -> int:
+        return len(next(iter(self.following.values())).commanded)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name, "temperature": self.temperature, "num_prompts": self.num_prompts, "seed": self.seed,
+            "policy_version": self.policy_version,
+            "following": {idm: following.to_json() for idm, following in self.following.items()},
+            "quality": asdict(self.quality),
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Evaluation:
+        return cls(
+            name=content["name"],
+            temperature=content["temperature"],
+            seed=content["seed"],
+            policy_version=content["policy_version"],
+            following={idm: Following.from_json(part) for idm, part in content["following"].items()},
+            quality=Quality(**content["quality"]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """After minus before over the same prompts, by inverse dynamics model."""
+
+    before: str
+    before_temperature: float | None
+    after: str
+    after_temperature: float | None
+    differences: dict[str, Difference]
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Comparison:
+        differences = {idm: Difference(**part) for idm, part in content["differences"].items()}
+        return cls(**{**content, "differences": differences})
+
+
+def compare(before: Evaluation, after: Evaluation) -> Comparison:
+    """Paired differences ± standard errors.
+
+    Raises:
+        ValueError: they were not evaluated on the same prompts and commands.
+    """
+    return Comparison(
+        before=before.name,
+        before_temperature=before.temperature,
+        after=after.name,
+        after_temperature=after.temperature,
+        differences={idm: paired_difference(before.following[idm], after.following[idm]) for idm in after.following},
+    )
+
+
+def compare_all(evaluations: Sequence[Evaluation]) -> list[Comparison]:
+    """Each model against those that come before it in `NAMES`.
+
+    At equal temperatures, and the first of its own temperatures against every one of theirs: a gain that a lower
+    temperature gives as well is none.
+    """
+    found = []
+    known = [evaluation for evaluation in evaluations if evaluation.name in NAMES]
+    first = {evaluation.name: evaluation.temperature for evaluation in reversed(known)}
+    for after in known:
+        for before in known:
+            headline = after.temperature in (first[after.name], before.temperature)
+            if NAMES.index(before.name) < NAMES.index(after.name) and headline:
+                found.append(compare(before, after))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """The content of `evaluation.json`: ``{"ceiling": {"real": E, "reconstructed": E}, "evaluations": [E, ...],
+    "comparisons": [{"before", "before_temperature", "after", "after_temperature", "differences": {idm: {"accuracy",
+    "accuracy_se", "macro_f1", "macro_f1_se"}}}, ...]}``, E as in `Evaluation`.
+    """
+
+    ceiling: dict[str, Evaluation] = field(default_factory=dict)
+    evaluations: list[Evaluation] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
+
+    def find(self, name: str) -> Evaluation | None:
+        """A model's evaluation at the first of its temperatures, the headline; None where it was not evaluated."""
+        return next((evaluation for evaluation in self.evaluations if evaluation.name == name), None)
+
+    def save(self, run_dir: Path) -> None:
+        content = {
+            "ceiling": {name: evaluation.to_json() for name, evaluation in self.ceiling.items()},
+            "evaluations": [evaluation.to_json() for evaluation in self.evaluations],
+            "comparisons": [asdict(comparison) for comparison in self.comparisons],
+        }
+        write_json(Path(run_dir) / FILE, content)
+
+    @classmethod
+    def load(cls, run_dir: Path) -> Results:
+        """Reads a run's folder.
+
+        Raises:
+            ValueError: the run has no evaluation.
+        """
+        path = Path(run_dir) / FILE
+        if not path.is_file():
+            raise ValueError(f"a run's folder must hold {FILE}, got {run_dir}; let its training finish first")
+        content = json.loads(path.read_text())
+        return cls(
+            ceiling={name: Evaluation.from_json(part) for name, part in content["ceiling"].items()},
+            evaluations=[Evaluation.from_json(part) for part in content["evaluations"]],
+            comparisons=[Comparison.from_json(part) for part in content["comparisons"]],
+        )
+
+
+def _load_or_new(run_dir: Path) -> Results:
+    return Results.load(run_dir) if (Path(run_dir) / FILE).is_file() else Results()
+
+
+def record_ceiling(run_dir: Path, ceiling: dict[str, Evaluation], clips: Clips) -> None:
+    """Keeps what `evaluate_real` found, and the real clips for the report."""
+    results = _load_or_new(run_dir)
+    Results(ceiling=ceiling, evaluations=results.evaluations, comparisons=results.comparisons).save(run_dir)
+    save_clips(run_dir, clips)
+
+
+def record_evaluation(run_dir: Path, evaluation: Evaluation, clips: Clips | None = None) -> None:
+    """Keeps what `evaluate_policy` found, in the place of an earlier one of the same name and temperature.
+
+    Args:
+        run_dir: a run's folder.
+        evaluation: compared with all that are there.
+        clips: for the side-by-side videos, which are made anew; give those of the headline temperature only.
+    """
+    results = _load_or_new(run_dir)
+    same = (evaluation.name, evaluation.temperature)
+    others = [other for other in results.evaluations if (other.name, other.temperature) != same]
+    evaluations = sorted([*others, evaluation], key=lambda each: (*NAMES, each.name).index(each.name))
+    Results(ceiling=results.ceiling, evaluations=evaluations, comparisons=compare_all(evaluations)).save(run_dir)
+    if clips is not None:
+        save_clips(run_dir, clips)
+        write_videos(run_dir)

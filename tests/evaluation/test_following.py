@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rlir_ray.evaluation.following import Following, commanded_f1, paired_difference
+from rlir_ray.metrics import macro_f1
+
+GROUPS = ("forward_back", "jump")
+
+
+def random_following(seed: int, wrong: float, num_prompts: int = 60) -> Following:
+    """Commands are the same for every seed; a share `wrong` of the readings is drawn anew."""
+    random = np.random.default_rng(seed)
+    commanded = np.stack(
+        [np.random.default_rng(9).integers(0, 3, (num_prompts, 8)), np.random.default_rng(8).integers(0, 2, (num_prompts, 8))],
+        -1,
+    )
+    drawn = np.stack([random.integers(0, 3, (num_prompts, 8)), random.integers(0, 2, (num_prompts, 8))], -1)
+    return Following(groups=GROUPS, commanded=commanded, recovered=np.where(random.random(drawn.shape) < wrong, drawn, commanded))
+
+
+def test_accuracy_is_the_share_of_frames_and_groups_that_agree() -> None:
+    # Two prompts of two frames: the first agrees in 3 of 4 places, the second in 4 of 4.
+    commanded = np.array([[[1, 0], [0, 1]], [[2, 0], [1, 1]]])
+    recovered = np.array([[[1, 0], [2, 1]], [[2, 0], [1, 1]]])
+    following = Following(groups=GROUPS, commanded=commanded, recovered=recovered)
+    assert following.prompt_accuracy.tolist() == [0.75, 1.0]
+    assert following.accuracy == 0.875
+    # Standard deviation of (0.75, 1) with ddof 1 is 0.1768, over the square root of 2.
+    assert following.accuracy_se == pytest.approx(0.125)
+    # forward_back: classes 0 (F1 0), 1 (F1 1), 2 (one hit, one false alarm: 2/3); jump is perfect.
+    assert following.macro_f1 == pytest.approx(((0 + 1 + 2 / 3) / 3 + 1) / 2)
+    assert following.per_group["jump"] == {"accuracy": 1.0, "macro_f1": 1.0}
+
+
+def test_macro_f1_of_one_confusion_is_the_metric_where_all_classes_are_commanded() -> None:
+    following = random_following(0, 0.5)
+    for index, (name, counts) in enumerate(following.confusions.items()):
+        pooled = counts.sum(0)
+        assert following.per_group[name]["macro_f1"] == pytest.approx(macro_f1(pooled))
+        assert np.trace(pooled) == (following.commanded == following.recovered)[..., index].sum()
+
+
+def test_a_class_that_was_never_commanded_is_no_class_of_the_mean() -> None:
+    # Class 0: 3 hits, 1 miss into class 2: 2*3 / (4 + 3) = 6/7; class 1: 1 hit of 1; class 2 was never commanded.
+    assert commanded_f1(np.array([[3, 0, 1], [0, 1, 0], [0, 0, 0]])) == pytest.approx((6 / 7 + 1) / 2)
+
+
+def test_the_bootstrap_error_has_the_size_of_the_spread_over_prompt_sets() -> None:
+    sets = [random_following(seed, 0.5) for seed in range(40)]
+    spread = np.std([following.macro_f1 for following in sets], ddof=1)
+    error = np.mean([following.macro_f1_se for following in sets])
+    assert 0.7 < error / spread < 1.4
+
+
+def test_a_pair_of_equal_evaluations_differs_by_nothing() -> None:
+    following = random_following(3, 0.4)
+    difference = paired_difference(following, following)
+    assert (difference.accuracy, difference.accuracy_se) == (0, 0)
+    assert (difference.macro_f1, difference.macro_f1_se) == (0, 0)
+
+
+def test_pairing_removes_what_prompts_share() -> None:
+    # Half the prompts are hard for both; one frame in each easy clip is lost by the first only.
+    base = random_following(0, 0.0)
+    hard = np.arange(60) % 2 == 0
+    before, after = base.commanded.copy(), base.commanded.copy()
+    before[hard], after[hard] = 2 - before[hard] % 2, 2 - after[hard] % 2
+    before[:, 0, 1] = 1 - before[:, 0, 1]
+    pair = [Following(groups=("hotbar", "hotbar"), commanded=base.commanded, recovered=part) for part in (before, after)]
+    difference = paired_difference(*pair)
+    assert difference.accuracy > 0
+    assert difference.accuracy_se < 0.5 * pair[0].accuracy_se
+
+
+def test_other_prompts_are_refused() -> None:
+    with pytest.raises(ValueError, match="same prompts"):
+        paired_difference(random_following(0, 0.1), random_following(0, 0.1, num_prompts=59))
+
+
+def test_json_round_trip_keeps_every_figure() -> None:
+    following = random_following(1, 0.3)
+    again = Following.from_json(following.to_json())
+    assert again.to_json() == following.to_json()

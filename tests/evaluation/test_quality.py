@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rlir_ray.evaluation.quality import MAX_PSNR, clip_quality, mean_quality
+
+
+def stripes(num_frames: int, step: int = 0) -> torch.Tensor:
+    """uint8 [1, num_frames, 24, 32, 3]; columns alternate between 100 and 140, moved by `step` pixels a frame."""
+    columns = torch.arange(32)[None] + step * torch.arange(num_frames)[:, None]
+    frames = (100 + 40 * (columns % 2)).to(torch.uint8)
+    return frames[None, :, None, :, None].expand(1, -1, 24, -1, 3).contiguous()
+
+
+def test_figures_of_a_still_clip() -> None:
+    quality = clip_quality(stripes(4), 3, stripes(4))
+    assert quality.brightness == 120
+    # Neighbours to the right differ by 40, those below by 0.
+    assert quality.sharpness == 20
+    assert quality.motion == 0
+    assert quality.psnr == MAX_PSNR
+    assert quality.ssim == pytest.approx(1, abs=1e-4)
+
+
+def test_motion_counts_the_step_from_the_context_to_the_first_generated_frame() -> None:
+    clip = stripes(3)
+    clip[:, 0] += 30
+    # Two generated frames: the first is 30 away from the context, the second equals the first.
+    assert clip_quality(clip, 2).motion == 15
+
+
+def test_psnr_is_that_of_the_mean_squared_error() -> None:
+    real = stripes(3)
+    # A constant error of 5: 10 log10(255² / 25) = 34.15 dB; the context does not count.
+    off = real + torch.tensor([0, 5, 5], dtype=torch.uint8).reshape(1, 3, 1, 1, 1)
+    quality = clip_quality(off, 2, real)
+    assert quality.psnr == pytest.approx(34.15, abs=0.01)
+
+
+def test_blur_lowers_sharpness() -> None:
+    sharp = torch.randint(0, 255, (2, 4, 24, 32, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    wide = torch.nn.functional.avg_pool3d(sharp.flatten(0, 1).float(), (3, 3, 1), stride=1)
+    blurred = wide.to(torch.uint8).unflatten(0, (2, 4))
+    assert clip_quality(blurred, 3).sharpness < 0.6 * clip_quality(sharp, 3).sharpness
+
+
+def test_parts_are_weighted_by_their_clips_and_a_missing_figure_stays_missing() -> None:
+    dark, light = clip_quality(stripes(3), 2), clip_quality(stripes(3) + 40, 2)
+    mean = mean_quality([dark, light], [3, 1])
+    assert mean.brightness == pytest.approx(130)
+    assert mean.psnr is None
