@@ -1,0 +1,213 @@
+"""Prompts: clips cut from recordings, their first frames encoded, and the actions to command after them.
+
+The recordings are fresh ones of the embedded world or a user's own. Knows nothing of policies or rewards.
+Legend: P prompts, C context frames, F generated frames, K = C + F, N tokens a frame, H W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from rlir_ray.actions import GROUPS, Actions, group_classes
+from rlir_ray.config import Config, WorldConfig
+from rlir_ray.data.clips import Clip, cut_clips
+from rlir_ray.data.doom import TRAIN_MAPS, VALIDATION_MAPS, DoomWorld, collect, draw_commands
+from rlir_ray.data.recordings import list_recordings
+from rlir_ray.trajectory import Prompt
+
+PromptSplit = Literal["train", "heldout"]
+Progress = Callable[[int, int], None]
+
+# Held-out prompts do not depend on the run's seed, so that all runs are judged on the same ones.
+HELDOUT_SEED = 20_250_928
+# Share of the clips that the walls leave, measured on the scripted player; more is recorded where it is too few.
+EXPECTED_SHARE, MAX_ROUNDS = 0.75, 5
+
+
+class Encoder(Protocol):
+    """What prompts need of a tokenizer."""
+
+    def encode(self, frames: torch.Tensor) -> torch.Tensor:
+        """uint8 [n, H, W, 3] to int64 [n, N]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptSet:
+    """Prompts with the real clips that they were cut from.
+
+    Example: 128 prompts of one context and eight commanded frames: ``frames [128, 9, 48, 64, 3]``, each of
+    ``recorded`` eight actions.
+    """
+
+    prompts: tuple[Prompt, ...]
+    frames: npt.NDArray[np.uint8]
+    """[P, K, H, W, 3], what really happened; for evaluation and calibration, never for training."""
+    recorded: tuple[Actions, ...]
+    """P times K - 1 actions that led to `frames`; action i leads into frame i + 1."""
+
+    def __post_init__(self) -> None:
+        if not len(self.prompts) == len(self.frames) == len(self.recorded):
+            sizes = (len(self.prompts), len(self.frames), len(self.recorded))
+            raise ValueError(f"a prompt set needs as many prompts as clips and recorded actions, got {sizes}")
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def class_shares(self, groups: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:
+        """How often each class of a group is commanded: action group -> float [classes], summing to 1."""
+        commanded = [prompt.actions[len(prompt.actions) - prompt.num_frames :] for prompt in self.prompts]
+        classes = np.concatenate([group_classes(actions, groups) for actions in commanded])
+        return {
+            name: np.bincount(classes[:, column], minlength=GROUPS[name].num_classes) / len(classes)
+            for column, name in enumerate(groups)
+        }
+
+    def save(self, path: Path) -> None:
+        """Writes one .npz; a file under its name is whole."""
+        arrays: dict[str, Any] = {
+            "prompt_id": np.array([prompt.prompt_id for prompt in self.prompts]),
+            "context": np.stack([prompt.context for prompt in self.prompts]),
+            "buttons": np.stack([prompt.actions.buttons for prompt in self.prompts]),
+            "camera": np.stack([prompt.actions.camera for prompt in self.prompts]),
+            "frames": self.frames,
+            "recorded_buttons": np.stack([actions.buttons for actions in self.recorded]),
+            "recorded_camera": np.stack([actions.camera for actions in self.recorded]),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        with part.open("wb") as file:
+            np.savez(file, **arrays)
+        part.rename(path)
+
+    @classmethod
+    def load(cls, path: Path) -> PromptSet:
+        """Reads what `save` wrote."""
+        if not path.is_file():
+            raise ValueError(f"a prompt set must be an existing .npz file, got {path}; prepare the prompts first")
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        prompts = tuple(
+            Prompt(prompt_id=str(name), context=context, actions=Actions(buttons, camera))
+            for name, context, buttons, camera in zip(
+                arrays["prompt_id"], arrays["context"], arrays["buttons"], arrays["camera"], strict=True
+            )
+        )
+        recorded = zip(arrays["recorded_buttons"], arrays["recorded_camera"], strict=True)
+        return cls(prompts=prompts, frames=arrays["frames"], recorded=tuple(Actions(*pair) for pair in recorded))
+
+
+def prepare_prompts(
+    config: Config, split: PromptSplit, tokenizer: Encoder, folder: Path, progress: Progress | None = None
+) -> PromptSet:
+    """Cuts exactly the prompts that the configuration asks for; the same ones for the same settings.
+
+    With `prompts.source=doom` fresh episodes are recorded into `folder`/recordings-SPLIT: train prompts on the maps of
+    the training recordings with draws of their own (from `config.seed`), held-out ones on maps that training never
+    shows (from `HELDOUT_SEED`). With `prompts.source=recordings` they come from the user's folders.
+
+    Args:
+        config: `prompts`, `world` and `seed` are read.
+        split: ``train`` or ``heldout``.
+        tokenizer: encodes the context frames.
+        folder: for fresh recordings; a later call with the same settings takes them up again.
+        progress: called with recorded frames done and in all.
+
+    Returns:
+        `prompts.num_train` or `prompts.num_heldout` prompts. With `prompts.actions=sampled` the commands after the
+        context are drawn by the scripted player's script (doom), or are those of another clip (recordings).
+
+    Raises:
+        ValueError: no folder, nothing in it, or fewer clips than asked for.
+    """
+    part, train = config.prompts, split == "train"
+    num_prompts = part.num_train if train else part.num_heldout
+    seed = config.seed if train else HELDOUT_SEED
+    if part.source == "doom":
+        clips = _record_doom(config, split, folder / f"recordings-{split}", num_prompts, seed, progress)
+    else:
+        key = "prompts.path" if train else "prompts.heldout_path"
+        source = part.path if train else part.heldout_path
+        if not source:
+            raise ValueError(f"{key} must name a folder of recordings, got ''; set {key}=DIR")
+        clips = cut_clips(list_recordings(Path(source)), num_prompts, config.world, part.min_wall_distance, seed)
+        if len(clips) < num_prompts:
+            raise ValueError(
+                f"prompts.num_{split} must be at most the clips of {config.world.num_context + config.world.num_frames}"
+                f" frames that are found, {len(clips)} in {source}, got {num_prompts}; set "
+                f"prompts.num_{split}={max(1, len(clips))}, lower prompts.min_wall_distance or add recordings"
+            )
+    return _encode(clips, _commands(clips, config, seed), tokenizer, config.world)
+
+
+def _record_doom(
+    config: Config, split: PromptSplit, folder: Path, num_prompts: int, seed: int, progress: Progress | None
+) -> list[Clip]:
+    """Records until there are clips enough; what is there already is kept."""
+    length = config.world.num_context + config.world.num_frames
+    game = DoomWorld(height=config.world.height, width=config.world.width, episode_frames=max(160, 2 * length))
+    maps = TRAIN_MAPS if split == "train" else VALIDATION_MAPS
+    per_episode = EXPECTED_SHARE * (game.episode_frames // length)
+    # Few prompts still come from several maps.
+    num_episodes = max(math.ceil(num_prompts / per_episode), min(len(maps), num_prompts // 4))
+    clips: list[Clip] = []
+    for _ in range(MAX_ROUNDS):
+        collect(
+            folder,
+            num_frames=num_episodes * game.episode_frames,
+            split="prompts" if split == "train" else "validation",
+            seed=seed,
+            world=game,
+            maps=maps,
+            progress=progress,
+        )
+        paths = list_recordings(folder)
+        clips = cut_clips(paths, num_prompts, config.world, config.prompts.min_wall_distance, seed)
+        if len(clips) == num_prompts:
+            return clips
+        num_episodes = math.ceil(1.5 * num_episodes)
+    raise ValueError(
+        f"prompts.min_wall_distance must leave clips enough, got {config.prompts.min_wall_distance}: {len(clips)} of "
+        f"{num_prompts} in {num_episodes} episodes; lower it (96 is the default)"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Commands and contexts
+
+
+def _commands(clips: Sequence[Clip], config: Config, seed: int) -> list[Actions]:
+    """The K - 1 actions of each prompt; those between context frames are always the recorded ones."""
+    recorded = [clip.actions for clip in clips]
+    if config.prompts.actions == "recorded":
+        return recorded
+    past, num_frames = config.world.num_context - 1, config.world.num_frames
+    if config.prompts.source == "doom":
+        drawn = [draw_commands(num_frames, np.random.default_rng([seed, 1, index])) for index in range(len(clips))]
+    else:
+        # A cycle through all clips in random order: none keeps its own, and the distribution stays the recorded one.
+        order = np.random.default_rng([seed, 1]).permutation(len(clips))
+        giver = dict(zip(order, np.roll(order, 1), strict=True))
+        drawn = [recorded[giver[index]][past:] for index in range(len(clips))]
+    return [
+        Actions(np.concatenate([own.buttons[:past], new.buttons]), np.concatenate([own.camera[:past], new.camera]))
+        for own, new in zip(recorded, drawn, strict=True)
+    ]
+
+
+def _encode(clips: Sequence[Clip], commands: Sequence[Actions], tokenizer: Encoder, world: WorldConfig) -> PromptSet:
+    frames = np.stack([clip.frames for clip in clips])
+    context = torch.from_numpy(np.ascontiguousarray(frames[:, : world.num_context]))
+    tokens = tokenizer.encode(context.flatten(0, 1)).unflatten(0, context.shape[:2]).cpu().numpy()
+    prompts = tuple(
+        Prompt(prompt_id=clip.name, context=codes.astype(np.uint16), actions=actions)
+        for clip, codes, actions in zip(clips, tokens, commands, strict=True)
+    )
+    return PromptSet(prompts=prompts, frames=frames, recorded=tuple(clip.actions for clip in clips))

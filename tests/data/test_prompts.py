@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rlir_ray.config import Config, load_config
+from rlir_ray.data.clips import clip_starts, cut_clips
+from rlir_ray.data.prompts import PromptSet, prepare_prompts
+from rlir_ray.data.recordings import list_recordings, write_recording
+
+HEIGHT, WIDTH, LENGTH = 16, 24, 40
+GROUPS = ("forward_back", "jump", "yaw")
+
+
+class Corners:
+    """A tokenizer of two tokens: the red and the green of the middle pixel."""
+
+    def encode(self, frames: torch.Tensor) -> torch.Tensor:
+        assert frames.dtype == torch.uint8
+        return frames[:, HEIGHT // 2, WIDTH // 2, :2].long()
+
+
+def _events(num_frames: int, number: int) -> list[dict[str, Any]]:
+    """Forward in every third frame; the yaw tells recording and frame apart."""
+    return [
+        {
+            "mouse": {"dx": frame + 100 * number, "dy": 0, "buttons": []},
+            "keyboard": {"keys": ["key.keyboard.w"] if frame % 3 == 0 else []},
+            "wallDistance": 50.0 if frame == 9 else 300.0,
+            "isGuiOpen": frame == 22,
+        }
+        for frame in range(num_frames)
+    ]
+
+
+def _record(folder: Path, num_recordings: int = 3, height: int = HEIGHT, width: int = WIDTH) -> Path:
+    """Frame k of recording n is of one colour: red 40 + 4 k, green 40 + 30 n."""
+    for number in range(num_recordings):
+        frames = np.zeros((LENGTH, height, width, 3), np.uint8)
+        frames[..., 0] = (40 + 4 * np.arange(LENGTH))[:, None, None]
+        frames[..., 1] = 40 + 30 * number
+        write_recording(folder / f"clip-{number}", frames, _events(LENGTH, number))
+    return folder
+
+
+def _config(folder: Path, *overrides: str) -> Config:
+    settings = [
+        f"world.height={HEIGHT}", f"world.width={WIDTH}", "world.num_context=1", "world.num_frames=8",
+        "prompts.source=recordings", f"prompts.path={folder}", f"prompts.heldout_path={folder}",
+        "prompts.num_train=6", "prompts.num_heldout=4",
+    ]  # fmt: skip
+    return load_config("", [*settings, *overrides])
+
+
+def test_clips_of_a_recording_leave_out_walls_and_open_inventories(tmp_path: Path) -> None:
+    # Clips of 9 frames start at 0, 9, 18, 27; 9 faces a wall, and the one at 18 holds the GUI of frame 22.
+    world = _config(tmp_path).world
+    assert clip_starts(_events(LENGTH, 0), world, 96) == [0, 27]
+    assert clip_starts(_events(LENGTH, 0), world, 0) == [0, 9, 27]
+    assert clip_starts([{}] * 8, world, 96) == []
+
+
+def test_actions_lead_into_the_frames_after_the_context(tmp_path: Path) -> None:
+    prompts = prepare_prompts(_config(_record(tmp_path)), "train", Corners(), tmp_path)
+    for prompt, frames, recorded in zip(prompts.prompts, prompts.frames, prompts.recorded, strict=True):
+        recording, start = prompt.prompt_id.split(":")
+        number, first = int(recording[-1]), int(start)
+        # Pictures are stored with loss: a grey level or two.
+        assert np.abs(frames[:, 0, 0, 0] - (40.0 + 4 * np.arange(first, first + 9))).max() < 3
+        assert np.abs(prompt.context.astype(float) - [[40 + 4 * first, 40 + 30 * number]]).max() < 3
+        pixels = np.arange(first + 1, first + 9) + 100 * number
+        np.testing.assert_allclose(prompt.actions.camera[:, 1], pixels * 0.15, rtol=1e-5)
+        np.testing.assert_array_equal(prompt.actions.buttons, recorded.buttons)
+    assert len({prompt.prompt_id for prompt in prompts.prompts}) == len(prompts) == 6
+
+
+def test_clips_are_spread_over_the_recordings(tmp_path: Path) -> None:
+    _record(tmp_path)
+    clips = cut_clips(list_recordings(tmp_path), 6, _config(tmp_path).world, 96, seed=0)
+    names = [clip.name.split(":")[0] for clip in clips]
+    assert {name: names.count(name) for name in names} == {"clip-0": 2, "clip-1": 2, "clip-2": 2}
+
+
+def test_the_seed_decides_the_training_prompts_and_never_the_heldout_ones(tmp_path: Path) -> None:
+    _record(tmp_path)
+
+    def names(split: Any, seed: int) -> list[str]:
+        prompts = prepare_prompts(_config(tmp_path, f"seed={seed}"), split, Corners(), tmp_path)
+        return [prompt.prompt_id for prompt in prompts.prompts]
+
+    assert names("train", 1) == names("train", 1)
+    assert names("train", 1) != names("train", 2)
+    assert names("heldout", 1) == names("heldout", 2)
+
+
+def test_frames_of_another_size_are_averaged_to_the_worlds(tmp_path: Path) -> None:
+    _record(tmp_path, height=4 * HEIGHT, width=2 * WIDTH)
+    prompts = prepare_prompts(_config(tmp_path), "train", Corners(), tmp_path)
+    assert prompts.frames.shape == (6, 9, HEIGHT, WIDTH, 3)
+
+
+def test_sampled_commands_are_those_of_another_clip(tmp_path: Path) -> None:
+    config = _config(_record(tmp_path), "prompts.actions=sampled", "world.num_context=3", "world.num_frames=6")
+    prompts = prepare_prompts(config, "train", Corners(), tmp_path)
+    commanded = np.stack([prompt.actions.camera[:, 1] for prompt in prompts.prompts])
+    recorded = np.stack([actions.camera[:, 1] for actions in prompts.recorded])
+    # What leads into context frames has happened; the rest is a permutation without a fixed point.
+    np.testing.assert_array_equal(commanded[:, :2], recorded[:, :2])
+    assert (commanded[:, 2:] != recorded[:, 2:]).any(1).all()
+    np.testing.assert_array_equal(np.sort(commanded[:, 2:], axis=0), np.sort(recorded[:, 2:], axis=0))
+
+
+def test_class_shares_count_the_commanded_frames(tmp_path: Path) -> None:
+    prompts = prepare_prompts(_config(_record(tmp_path)), "train", Corners(), tmp_path)
+    shares = prompts.class_shares(GROUPS)
+    # Frames 1..8 hold forward at 3 and 6, frames 28..35 at 30 and 33.
+    np.testing.assert_allclose(shares["forward_back"], [0.75, 0.25, 0])
+    np.testing.assert_allclose(shares["jump"], [1, 0])
+    np.testing.assert_allclose(shares["yaw"].sum(), 1)
+
+
+def test_a_broken_recording_is_left_out(tmp_path: Path) -> None:
+    _record(tmp_path, num_recordings=4)
+    (tmp_path / "clip-0.jsonl").write_text("{}\n")
+    prompts = prepare_prompts(_config(tmp_path), "train", Corners(), tmp_path)
+    assert {prompt.prompt_id[:6] for prompt in prompts.prompts} == {"clip-1", "clip-2", "clip-3"}
+
+
+def test_a_prompt_set_survives_saving(tmp_path: Path) -> None:
+    prompts = prepare_prompts(_config(_record(tmp_path)), "train", Corners(), tmp_path)
+    prompts.save(tmp_path / "prompts.npz")
+    loaded = PromptSet.load(tmp_path / "prompts.npz")
+    np.testing.assert_array_equal(loaded.frames, prompts.frames)
+    for one, other, actions in zip(loaded.prompts, prompts.prompts, loaded.recorded, strict=True):
+        assert one.prompt_id == other.prompt_id
+        assert one.context.dtype == np.uint16
+        np.testing.assert_array_equal(one.context, other.context)
+        np.testing.assert_array_equal(one.actions.camera, other.actions.camera)
+        np.testing.assert_array_equal(actions.buttons, other.actions.buttons)
+    with pytest.raises(ValueError, match="existing"):
+        PromptSet.load(tmp_path / "none.npz")
+
+
+def test_too_few_clips_say_how_many_there_are(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"prompts\.num_train=6"):
+        prepare_prompts(_config(_record(tmp_path), "prompts.num_train=7"), "train", Corners(), tmp_path)
+    with pytest.raises(ValueError, match=r"prompts\.heldout_path=DIR"):
+        prepare_prompts(_config(tmp_path, "prompts.heldout_path=''"), "heldout", Corners(), tmp_path)
+
+
+def test_doom_prompts_are_recorded_once_and_heldout_ones_apart(tmp_path: Path) -> None:
+    overrides = ["prompts.num_train=4", "prompts.num_heldout=4", "prompts.actions=sampled"]
+    config = load_config("", overrides)
+
+    class Grey:
+        def encode(self, frames: torch.Tensor) -> torch.Tensor:
+            return frames[:, ::24, ::32, 0].flatten(1).long()
+
+    first = prepare_prompts(config, "train", Grey(), tmp_path)
+    again = prepare_prompts(config, "train", Grey(), tmp_path)
+    heldout = prepare_prompts(config, "heldout", Grey(), tmp_path)
+    assert first.frames.shape == (4, 9, 48, 64, 3)
+    np.testing.assert_array_equal(first.frames, again.frames)
+    np.testing.assert_array_equal(first.prompts[3].actions.camera, again.prompts[3].actions.camera)
+    assert not {prompt.prompt_id for prompt in first.prompts} & {prompt.prompt_id for prompt in heldout.prompts}
+    assert any(
+        (one.actions.buttons != real.buttons).any() for one, real in zip(first.prompts, first.recorded, strict=True)
+    )
