@@ -77,9 +77,14 @@ def load_clips(run_dir: Path) -> list[Clips]:
         path = Path(run_dir) / FOLDER / f"{name}.npz"
         if path.is_file():
             with np.load(path, allow_pickle=False) as file:
-                names = {key: tuple(str(item) for item in file[key]) for key in ("groups", "prompt_ids")}
-                arrays = {key: file[key] for key in ("frames", "commanded", "recovered")}
-            found.append(Clips(name=name, **arrays, **names))
+                groups, prompt_ids = (tuple(str(item) for item in file[key]) for key in ("groups", "prompt_ids"))
+                frames, commanded, recovered = (file[key] for key in ("frames", "commanded", "recovered"))
+            found.append(
+                Clips(
+                    name=name, frames=frames, commanded=commanded, recovered=recovered, groups=groups,
+                    prompt_ids=prompt_ids,
+                )
+            )  # fmt: skip
     return found
 
 
