@@ -1,0 +1,168 @@
+"""The whole algorithm in one process, without Ray: the reference that the driver matches at `max_staleness=0`.
+
+Sample groups, score them, turn rewards into advantages, update the policy, give the sampler the new weights; again.
+Legend: G trajectories of a group, T decisions of a trajectory, F generated frames.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from rlir_ray.advantages import advantages_from_rewards
+from rlir_ray.learner.step import StepBatch
+from rlir_ray.ledger import NO_SIGNAL, TRAINED, Ledger
+from rlir_ray.metrics import accuracy, macro_f1
+from rlir_ray.seeds import group_seed, prompt_index
+from rlir_ray.trajectory import EncodedVideo, Prompt, RewardScores, TrajectoryGroup
+
+if TYPE_CHECKING:
+    from rlir_ray.config import Config
+    from rlir_ray.learner.step import Learner
+    from rlir_ray.samplers import Sampler
+
+StepCallback = Callable[[int, dict[str, float]], None]
+
+# A step that finds no signal in so many times the groups that it needs will not find it in more.
+MAX_REFILLS = 16
+
+
+class Reward(Protocol):
+    def score(self, videos: Sequence[EncodedVideo]) -> list[RewardScores]: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoredGroup:
+    group: TrajectoryGroup
+    scores: RewardScores
+    advantages: npt.NDArray[np.float32] | None
+    """[G, F]; None: the group carries no signal."""
+
+
+def train_local(
+    config: Config,
+    prompts: Sequence[Prompt],
+    sampler: Sampler,
+    reward: Reward,
+    learner: Learner,
+    callbacks: Sequence[StepCallback] = (),
+    ledger: Ledger | None = None,
+) -> list[dict[str, float]]:
+    """Trains for `train.num_steps` steps, or until the one that passes `train.max_minutes`.
+
+    Args:
+        config: seed, prompts a step, group size, credit and advantage; the rest is in the four objects.
+        prompts: training prompts.
+        sampler: starts with the learner's weights, as version 0.
+        reward: scores encoded videos.
+        learner: of one rank.
+        callbacks: called after each step with its number, from 1, and its metrics.
+        ledger: filled if given.
+
+    Returns:
+        The metrics of each step.
+
+    Raises:
+        ValueError: a step finds no group with signal.
+    """
+    ledger = ledger if ledger is not None else Ledger()
+    started, history = time.monotonic(), []
+    for step in range(1, config.train.num_steps + 1):
+        step_started = time.monotonic()
+        seen = step_groups(config, prompts, sampler, reward, ledger)
+        ready = [scored for scored in seen if scored.advantages is not None]
+
+        learn_started = time.monotonic()
+        metrics = learner.step(
+            StepBatch(
+                groups=[scored.group for scored in ready],  # tokens [G, L], behavior_logprobs and loss_mask [G, T]
+                advantages=[scored.advantages for scored in ready],  # type: ignore[misc]  # [G, F]
+                num_decisions=sum(scored.group.num_decisions for scored in ready),
+            )
+        )
+        sampler.load_weights(learner.weights(), version=step)
+        for scored in ready:
+            ledger.finish(scored.group.group_id, TRAINED)
+
+        metrics |= reward_metrics([scored.scores for scored in seen])
+        metrics |= {f"groups/{state}": float(count) for state, count in ledger.counts().items() if state != "in_flight"}
+        metrics |= {"step": float(step), "policy_version": float(step), "staleness/mean": 0.0}
+        metrics |= {"time/learn_s": time.monotonic() - learn_started, "time/step_s": time.monotonic() - step_started}
+        history.append(metrics)
+        for callback in callbacks:
+            callback(step, metrics)
+        if 0 < config.train.max_minutes <= (time.monotonic() - started) / 60:
+            break
+    return history
+
+
+def step_groups(
+    config: Config, prompts: Sequence[Prompt], sampler: Sampler, reward: Reward, ledger: Ledger
+) -> list[ScoredGroup]:
+    """All groups of one step, in the order of their numbers: those that train, and those dropped for lack of signal.
+
+    Admits `rollout.prompts_per_call` groups at a time, then as many as are still missing.
+    """
+    seen: list[ScoredGroup] = []
+    while missing := config.train.prompts_per_step - sum(scored.advantages is not None for scored in seen):
+        check_signal(config, num_seen=len(seen), num_missing=missing)
+        first = ledger.next_group_id
+        group_ids = range(first, first + min(missing, config.rollout.prompts_per_call))
+        chosen = [prompts[prompt_index(config.seed, group_id, len(prompts))] for group_id in group_ids]
+        seeds = [group_seed(config.seed, group_id) for group_id in group_ids]
+        for group_id, prompt in zip(group_ids, chosen, strict=True):
+            ledger.admit(group_id, prompt.prompt_id)
+        drawn = sampler.sample(chosen, group_ids, seeds, config.train.group_size)
+        scores = reward.score([video for _, video in drawn])
+        for (group, _), group_scores in zip(drawn, scores, strict=True):
+            advantages = group_signal(config, group_scores)
+            if advantages is None:
+                ledger.finish(group.group_id, NO_SIGNAL)
+            seen.append(ScoredGroup(group=group, scores=group_scores, advantages=advantages))
+    return seen
+
+
+def group_signal(config: Config, scores: RewardScores) -> npt.NDArray[np.float32] | None:
+    """Advantages [G, F] of one group under the configured credit and normalisation; None: no signal."""
+    return advantages_from_rewards(
+        scores.frame_rewards, credit=config.reward.credit, discount=config.reward.discount,
+        kind=config.train.advantage, min_reward_std=config.train.min_reward_std,
+    )  # fmt: skip
+
+
+def check_signal(config: Config, num_seen: int, num_missing: int) -> None:
+    """Bounds the search for groups with signal.
+
+    Raises:
+        ValueError: a step has seen `MAX_REFILLS` times the groups that it needs, and still lacks some.
+    """
+    if num_seen >= MAX_REFILLS * config.train.prompts_per_step:
+        raise ValueError(
+            f"a step needs {config.train.prompts_per_step} groups whose rewards vary, got {num_seen} groups and still "
+            f"lacks {num_missing}; raise rollout.temperature or train.group_size, or use reward.match=soft"
+        )
+
+
+def reward_metrics(scores: Sequence[RewardScores]) -> dict[str, float]:
+    """What the rewards say about the groups of a step, those without signal included.
+
+    `reward/std` is the mean over groups of the standard deviation between a group's clips.
+    """
+    clips = [group.frame_rewards.mean(axis=1) for group in scores]  # [G] each
+    metrics = {
+        "reward/mean": float(np.mean([clip.mean() for clip in clips])),
+        "reward/std": float(np.mean([clip.std() for clip in clips])),
+    }
+    for rule in sorted(scores[0].rules):
+        metrics[f"rule/{rule}"] = float(np.mean([group.rules[rule] for group in scores]))
+    names = sorted(scores[0].confusion)
+    counts = [sum(group.confusion[name] for group in scores) for name in names]
+    if counts:
+        metrics["follow/accuracy"] = float(np.mean([accuracy(count) for count in counts]))  # type: ignore[arg-type]
+        metrics["follow/macro_f1"] = float(np.mean([macro_f1(count) for count in counts]))  # type: ignore[arg-type]
+    return metrics

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rlir_ray.config import LearnerConfig, TrainConfig
+from rlir_ray.learner.step import Learner, StepBatch, learning_rate_at, save_whole
+from rlir_ray.learner.torch_engine import TorchEngine
+from rlir_ray.models.autoregressive import WorldModel
+from rlir_ray.samplers.torch_sampler import TorchSampler
+from rlir_ray.weights import checksum, weights_of
+from tests.fakes import tiny_prompts, tiny_world_model
+
+TEMPERATURE = 0.8
+# A small learning rate: where a gradient is near 0, AdamW makes rounding as large as an update.
+TRAIN = TrainConfig(learning_rate=2e-5, warmup_steps=0, group_size=4)
+
+
+def sample(num_groups: int = 3, num_context: int = 2) -> StepBatch:
+    sampler = TorchSampler(tiny_world_model(), temperature=TEMPERATURE)
+    prompts = tiny_prompts(num_groups, num_context=num_context, num_frames=3)
+    groups = [group for group, _ in sampler.sample(prompts, range(num_groups), range(num_groups), 4)]
+    random = np.random.default_rng(0)
+    advantages = [random.normal(size=(4, 3)).astype(np.float32) for _ in groups]
+    return StepBatch(groups, advantages, sum(group.num_decisions for group in groups))
+
+
+def make(budget: int = 10_000, reference: torch.nn.Module | None = None, train: TrainConfig = TRAIN) -> Learner:
+    model, settings = tiny_world_model(), LearnerConfig(engine="torch", decision_budget=budget)
+    return Learner(model, reference, TorchEngine(model, train, settings), train, settings, TEMPERATURE)
+
+
+def test_at_the_first_update_the_ratio_is_one() -> None:
+    metrics = make().step(sample())
+    assert metrics["ratio/max_abs_log"] < 1e-4
+    assert metrics["ratio/mean"] == pytest.approx(1, abs=1e-5) and metrics["ratio/clip_fraction"] == 0
+
+
+def test_another_temperature_than_that_of_sampling_is_seen_in_the_ratio() -> None:
+    learner = make()
+    learner.temperature = 1.0
+    assert learner.step(sample())["ratio/max_abs_log"] > 0.01
+
+
+def test_accumulation_changes_nothing_but_rounding() -> None:
+    whole, parts = make(), make(budget=80)
+    first, second = whole.step(sample()), parts.step(sample())
+    assert first == pytest.approx(second, rel=1e-4, abs=1e-6)
+    for name, value in whole.weights().items():
+        np.testing.assert_allclose(parts.weights()[name], value, atol=1e-6, err_msg=name)
+
+
+def test_masked_decisions_train_nothing() -> None:
+    batch = sample()
+    mask = np.ones_like(batch.groups[0].loss_mask)
+    mask[:, 20:] = False
+    poisoned = []
+    for group in batch.groups:
+        logprobs = np.where(mask, group.behavior_logprobs, 99).astype(np.float32)
+        poisoned.append([replace(group, loss_mask=mask), replace(group, loss_mask=mask, behavior_logprobs=logprobs)])
+    count = 3 * int(mask.sum())
+    clean, changed = make(), make()
+    first = clean.step(StepBatch([pair[0] for pair in poisoned], batch.advantages, count))
+    second = changed.step(StepBatch([pair[1] for pair in poisoned], batch.advantages, count))
+    assert first == second and first["decisions"] == count
+    assert checksum(clean.weights()) == checksum(changed.weights())
+
+
+def test_frame_advantages_reach_all_decisions_of_their_frame() -> None:
+    # Only the second of three frames has an advantage: masking the others' decisions must give the same update.
+    batch = sample()
+    advantages = [values * np.array([0, 1, 0], np.float32) for values in batch.advantages]
+    mask = np.zeros_like(batch.groups[0].loss_mask)
+    mask[:, 12:24] = True
+    masked = [replace(group, loss_mask=mask) for group in batch.groups]
+    first, second = make(), make()
+    first.step(StepBatch(batch.groups, advantages, batch.num_decisions))
+    second.step(StepBatch(masked, advantages, batch.num_decisions))
+    for name, value in first.weights().items():
+        np.testing.assert_allclose(second.weights()[name], value, atol=1e-6, err_msg=name)
+
+
+def test_a_reference_is_kept_only_for_a_penalty_and_stays_frozen() -> None:
+    with pytest.raises(ValueError, match="kl_coefficient"):
+        make(reference=tiny_world_model(seed=1))
+    train = replace(TRAIN, kl_coefficient=0.1)
+    with pytest.raises(ValueError, match="kl_coefficient"):
+        make(train=train)
+    same, other = tiny_world_model(), tiny_world_model(seed=1)
+    before = checksum(weights_of(other))
+    assert make(reference=same, train=train).step(sample())["loss/kl"] == pytest.approx(0, abs=1e-6)
+    assert make(reference=other, train=train).step(sample())["loss/kl"] > 0.1
+    assert checksum(weights_of(other)) == before
+
+
+def test_learning_rate_rises_linearly_then_stays() -> None:
+    assert [learning_rate_at(step, 3.0, 3) for step in range(5)] == [1, 2, 3, 3, 3]
+    assert learning_rate_at(0, 3.0, 0) == 3
+
+
+def test_a_saved_policy_replaces_the_previous_one_and_opens(tmp_path: Path) -> None:
+    learner = make()
+    learner.save(tmp_path / "policy")
+    learner.step(sample())
+    learner.save(tmp_path / "policy")
+    assert [path.name for path in tmp_path.iterdir()] == ["policy"]
+    assert checksum(weights_of(WorldModel.from_pretrained(tmp_path / "policy"))) == checksum(learner.weights())
+
+
+class FullDisk:
+    def save_pretrained(self, folder: Path) -> None:
+        (folder / "half").write_text("half")
+        raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_leaves_the_previous_policy_and_one_line(tmp_path: Path) -> None:
+    save_whole(tiny_world_model(), tmp_path / "policy")
+    with pytest.raises(ValueError, match=r"No space left on device.*make room") as failure:
+        save_whole(FullDisk(), tmp_path / "policy")
+    assert "\n" not in str(failure.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["policy"]
+    WorldModel.from_pretrained(tmp_path / "policy")
+
+
+def test_advantages_that_do_not_fit_are_refused() -> None:
+    batch = sample(num_groups=1)
+    with pytest.raises(ValueError, match="F dividing T"):
+        StepBatch(batch.groups, [np.zeros((4, 5), np.float32)], 1)
+    with pytest.raises(ValueError, match="prompts_per_step"):
+        StepBatch([], [], 1)

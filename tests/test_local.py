@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rlir_ray.config import Config, LearnerConfig, RewardConfig, RolloutConfig, TrainConfig, WorldConfig
+from rlir_ray.learner.step import Learner
+from rlir_ray.learner.torch_engine import TorchEngine
+from rlir_ray.ledger import Ledger
+from rlir_ray.local import train_local
+from rlir_ray.samplers.torch_sampler import TorchSampler
+from rlir_ray.trajectory import EncodedVideo, RewardScores
+from rlir_ray.weights import checksum, weights_of
+from tests.fakes import NUM_CODES, tiny_prompts, tiny_world_model
+
+CONFIG = Config(
+    world=WorldConfig(num_frames=3),
+    rollout=RolloutConfig(prompts_per_call=3),
+    reward=RewardConfig(credit="frame", discount=0.5),
+    learner=LearnerConfig(engine="torch", decision_budget=200),
+    train=TrainConfig(num_steps=3, group_size=4, prompts_per_step=4, learning_rate=3e-3, warmup_steps=1),
+)
+
+
+class DarkReward:
+    """Rewards frames for codes from the lower half; groups of chosen numbers get equal rewards."""
+
+    def __init__(self, equal: Sequence[int] = ()) -> None:
+        self.equal = set(equal)
+        self.num_videos: list[int] = []
+
+    def score(self, videos: Sequence[EncodedVideo]) -> list[RewardScores]:
+        self.num_videos.append(len(videos))
+        return [RewardScores(group_id=video.group_id, frame_rewards=self._rewards(video)) for video in videos]
+
+    def _rewards(self, video: EncodedVideo) -> np.ndarray:
+        dark = (video.tokens[:, video.num_context :] < NUM_CODES // 2).mean(axis=2, dtype=np.float32)  # [G, F]
+        return np.zeros_like(dark) if video.group_id in self.equal else dark
+
+
+def train(config: Config, reward: DarkReward) -> tuple[list[dict[str, float]], Ledger, TorchSampler, Learner]:
+    model = tiny_world_model()
+    sampler = TorchSampler(tiny_world_model(), temperature=1.0)
+    engine = TorchEngine(model, config.train, config.learner)
+    learner = Learner(model, None, engine, config.train, config.learner, temperature=1.0)
+    ledger = Ledger()
+    return train_local(config, tiny_prompts(6), sampler, reward, learner, ledger=ledger), ledger, sampler, learner
+
+
+def test_the_reward_rises() -> None:
+    config = replace(CONFIG, train=replace(CONFIG.train, num_steps=8))
+    history, *_ = train(config, DarkReward())
+    assert np.mean([m["reward/mean"] for m in history[-2:]]) > history[0]["reward/mean"] + 0.1
+
+
+def test_at_every_step_the_ratio_is_one_since_the_sampler_has_the_learners_weights() -> None:
+    history, _, sampler, learner = train(CONFIG, DarkReward())
+    for metrics in history:
+        assert metrics["ratio/max_abs_log"] < 1e-4 and metrics["ratio/clip_fraction"] == 0
+    assert sampler.policy_version == 3
+    assert checksum(weights_of(sampler.model)) == checksum(learner.weights())
+
+
+def test_groups_without_signal_are_replaced_and_every_group_ends_in_one_state() -> None:
+    reward = DarkReward(equal=[1, 2, 4])
+    history, ledger, *_ = train(CONFIG, reward)
+    # step 1: calls of 3 (0 left ready), 3 (3 and 5 ready), 1 (6): four groups; then 3 + 1 twice
+    assert reward.num_videos == [3, 3, 1, 3, 1, 3, 1]
+    ledger.check()
+    assert ledger.counts() == {"in_flight": 0, "trained": 12, "stale": 0, "no_signal": 3, "failed": 0}
+    assert [ledger[group].state for group in (1, 2, 4)] == ["no_signal"] * 3
+    assert history[0]["decisions"] == 4 * 4 * 36
+
+
+def test_the_same_seed_gives_the_same_training_and_another_seed_another() -> None:
+    first, second = train(CONFIG, DarkReward())[0], train(CONFIG, DarkReward())[0]
+    other = train(replace(CONFIG, seed=1), DarkReward())[0]
+    keys = [key for key in first[0] if not key.startswith("time/")]
+    assert [[m[key] for key in keys] for m in first] == [[m[key] for key in keys] for m in second]
+    assert first[0]["reward/mean"] != other[0]["reward/mean"]
+
+
+def test_groups_sampled_together_change_nothing_but_rounding() -> None:
+    alone = train(replace(CONFIG, rollout=RolloutConfig(prompts_per_call=1)), DarkReward(equal=[1]))[0]
+    together = train(replace(CONFIG, rollout=RolloutConfig(prompts_per_call=4)), DarkReward(equal=[1]))[0]
+    for one, other in zip(alone, together, strict=True):
+        assert one["reward/mean"] == pytest.approx(other["reward/mean"], rel=1e-5)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+
+
+def test_a_reward_that_never_varies_ends_with_a_remedy() -> None:
+    with pytest.raises(ValueError, match=r"got 66 groups and still lacks 4; raise rollout\.temperature"):
+        train(CONFIG, DarkReward(equal=range(1000)))
