@@ -178,6 +178,19 @@ class RecurrentBlock(nn.Module):
         return x + self.mlp1(self.mlp0(x))
 
 
+def _start_with_differences(conv3d: nn.Module) -> None:
+    """Three quarters of the filters begin as differences between frames, lest still pictures drown the motion.
+
+    Not in the published code: there, training is long enough to find them.
+    """
+    weight, bias = conv3d.get_parameter("weight"), conv3d.get_parameter("bias")  # [C, 3, k, 1, 1]
+    still = len(weight) // 4
+    with torch.no_grad():
+        weight[still:] -= weight[still:].mean(2, keepdim=True)
+        weight[still:] *= 4 / weight[still:].flatten(1).norm(dim=1).view(-1, 1, 1, 1, 1)
+        bias[:still] = -0.25 * weight[:still].flatten(1).sum(1)  # a quarter is about the mean brightness
+
+
 class InverseDynamicsNet(nn.Module):
     """float frames 0..1 [B, F, H, W, 3] -> [B, F, E]."""
 
@@ -191,6 +204,7 @@ class InverseDynamicsNet(nn.Module):
                 f"got {conv3d} and img_shape {net['img_shape']}; take the published kwargs"
             )
         self.conv3d_layer = NormedLayer(None, nn.Conv3d(3, channels, (taps, 1, 1)))
+        _start_with_differences(self.conv3d_layer.layer)
         widths = [int(net["impala_width"] * size) for size in net["impala_chans"]]
         self.img_process = ImageProcess(ImpalaCNN(channels, height, width, widths), hidden)
         num_blocks = net["n_recurrence_layers"]

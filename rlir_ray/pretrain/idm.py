@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rlir_ray.actions import GROUPS, INDEX, JUDGED_BUTTONS, VPT_CAMERA, group_classes
-from rlir_ray.data.recordings import Recording
+from rlir_ray.data.recordings import Recording, list_recordings, read_recordings
 from rlir_ray.metrics import accuracy, class_f1, confusion, macro_f1
 from rlir_ray.models.correlation import CorrelationInverseDynamics, correlation_config
 from rlir_ray.models.inverse_dynamics import (
@@ -51,9 +51,9 @@ class InverseDynamicsTraining:
     seed: int = field(default=1, metadata={"help": "of weights, windows and augmentation"})
     minutes: float = field(default=15.0, metadata={"help": "training time, over all resumptions; 0 with steps set"})
     steps: int = field(default=0, metadata={"help": "optimiser steps; 0: as many as the minutes hold"})
-    clips_per_step: int = field(default=24, metadata={"help": "windows in one optimiser step"})
-    window_frames: tuple[int, ...] = field(default=(16, 9), metadata={"help": "window lengths, drawn step by step"})
-    learning_rate: float = field(default=1e-3, metadata={"help": "peak, after the warm-up; falls to 0 as a cosine"})
+    clips_per_step: int = field(default=20, metadata={"help": "windows in one optimiser step"})
+    window_frames: tuple[int, ...] = field(default=(9, 9, 16), metadata={"help": "window lengths, drawn step by step"})
+    learning_rate: float = field(default=1.5e-3, metadata={"help": "peak, after the warm-up; falls to 0 as a cosine"})
     weight_decay: float = field(default=0.02, metadata={"help": "of AdamW"})
     warmup: float = field(default=0.03, metadata={"help": "share of the training that warms up"})
     max_gradient_norm: float = field(default=1.0, metadata={"help": "gradients are clipped to this length"})
@@ -96,16 +96,6 @@ def label_frames(recordings: Sequence[Recording], reconstruct: Reconstruct | Non
         camera=np.concatenate([VPT_CAMERA.bins(a.camera) for a in actions]),
         offsets=np.cumsum([0, *map(len, actions)]),
     )
-
-
-def load_recordings(folder: str | Path) -> list[Recording]:
-    """All NAME.mp4 + NAME.jsonl pairs of a folder, by name."""
-    stems = [path.with_suffix("") for path in sorted(Path(folder).glob("*.mp4")) if path.with_suffix(".jsonl").exists()]
-    if not stems:
-        raise ValueError(f"recordings must be pairs NAME.mp4 + NAME.jsonl, found none in {folder}; record some first")
-    from rlir_ray.data.recordings import read_recording
-
-    return [read_recording(stem) for stem in stems]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -509,7 +499,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = vars(parser.parse_args(arguments))
     data, out = chosen.pop("data"), chosen.pop("out")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    train, validation = load_recordings(data / "train"), load_recordings(data / "validation")
+    train, validation = (list(read_recordings(list_recordings(data / name))) for name in ("train", "validation"))
     logger.info("%d recordings, %d held out", len(train), len(validation))
     figures = train_inverse_dynamics(train, validation, out, InverseDynamicsTraining(**chosen))
     logger.info("held out: %s; gate: %s", figures["shifts"]["+0"]["mean"], figures["gate"])
