@@ -1,0 +1,220 @@
+"""Admission and collection: keeps rollout calls in flight, receives scores, and hands out the groups of a step.
+
+It holds references and scores; a group's columns and video stay in the object store. Legend: G trajectories, F frames.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent import futures
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import ray
+
+from actors.learner import one_line
+from actors.pools import GroupRefs
+from actors.reward import Scored
+from actors.rollout import CallReport
+from actors.signals import POLL_S, Stopped
+from rlir_ray.config import Config
+from rlir_ray.ledger import END_STATES, FAILED, NO_SIGNAL, STALE, TRAINED, Ledger
+from rlir_ray.local import check_signal, group_signal, reward_metrics
+from rlir_ray.seeds import group_seed, prompt_index
+from rlir_ray.staleness import Admission, is_stale, staleness
+from rlir_ray.trajectory import RewardScores
+
+# A pool that fails now and then is worked around; one that fails this often of the last groups is broken.
+FAILURE_WINDOW, MAX_FAILURES = 100, 10
+
+Submit = Callable[[Sequence[int], Sequence[int], Sequence[int]], list[tuple[GroupRefs, "futures.Future[Scored]"]]]
+"""Group ids, seeds and prompt indices of one call -> references and the scores to come, one pair a group."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyGroup:
+    """A scored group with signal."""
+
+    group_id: int
+    group_ref: ray.ObjectRef
+    advantages: npt.NDArray[np.float32]
+    """[G, F]."""
+    report: CallReport
+    """Of the rollout call that sampled it."""
+
+
+class Collector:
+    """Args:
+    config: `train`, `reward`, `rollout` and the seed are read.
+    ledger, admission: of the run.
+    submit: starts sampling and scoring of one call.
+    prompt_ids: of the training prompts.
+    group_bytes: what one group holds in the object store.
+    stop: set when the user ends the run.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        ledger: Ledger,
+        admission: Admission,
+        submit: Submit,
+        *,
+        prompt_ids: Sequence[str],
+        group_bytes: int,
+        stop: threading.Event,
+    ) -> None:
+        self.config, self.ledger, self.admission, self.submit = config, ledger, admission, submit
+        self.prompt_ids, self.group_bytes, self.stop = prompt_ids, group_bytes, stop
+        self._in_flight: dict[int, tuple[GroupRefs, futures.Future[Scored]]] = {}
+        self._ready: dict[int, ReadyGroup] = {}
+        self._failures: deque[bool] = deque(maxlen=FAILURE_WINDOW)
+        self._step = StepTotals()
+
+    def collect(self, version: int, num_steps_left: int) -> list[ReadyGroup]:
+        """Blocks until a step's groups are there; the oldest go first.
+
+        Args:
+            version: of the learner; what lags too far behind it is dropped here, where it would be consumed.
+            num_steps_left: this step included; nothing is sampled for steps that will not come.
+
+        Raises:
+            Stopped: the user ended the run.
+            TimeoutError: no group was scored within train.wait_timeout_s.
+            RuntimeError: too many of the last groups failed.
+        """
+        num_groups = self.config.train.prompts_per_step
+        while True:
+            self._drop_stale(version)
+            if len(self._ready) >= num_groups:
+                return [self._ready.pop(group_id) for group_id in sorted(self._ready)[:num_groups]]
+            self._admit(num_groups * num_steps_left)
+            self._receive()
+
+    def trained(self, groups: Sequence[ReadyGroup]) -> None:
+        """Ends these groups and gives their slots back; call it when the step's weights were published."""
+        for group in groups:
+            self._end(group.group_id, TRAINED)
+
+    def _admit(self, num_wanted: int) -> None:
+        """Starts calls for the free slots.
+
+        While groups are in flight only whole steps are admitted, and what was dropped is replaced when all have come:
+        so at max_staleness=0 the calls, and with them every float, do not depend on which answer comes first.
+        """
+        per_step, per_call = self.config.train.prompts_per_step, self.config.rollout.prompts_per_call
+        num_more = num_wanted - len(self._ready) - len(self._in_flight)
+        num_admitted = max(0, min(self.admission.available(self.group_bytes), num_more))
+        if self._in_flight:
+            num_admitted -= num_admitted % per_step
+        while num_admitted:
+            self._call(min(per_call, num_admitted))
+            num_admitted -= min(per_call, num_admitted)
+
+    def _call(self, num_groups: int) -> None:
+        seed, first = self.config.seed, self.ledger.next_group_id
+        group_ids = range(first, first + num_groups)
+        indices = [prompt_index(seed, group_id, len(self.prompt_ids)) for group_id in group_ids]
+        for group_id, index in zip(group_ids, indices, strict=True):
+            self.admission.admit(group_id, self.group_bytes)
+            self.ledger.admit(group_id, self.prompt_ids[index])
+        submitted = self.submit(group_ids, [group_seed(seed, group_id) for group_id in group_ids], indices)
+        self._in_flight |= dict(zip(group_ids, submitted, strict=True))
+
+    def _receive(self) -> None:
+        """Unblocked by the scores of any group, by the failure of any, or by the user."""
+        timeout_s = self.config.train.wait_timeout_s
+        deadline = time.monotonic() + timeout_s
+        waiting = {future: group_id for group_id, (_, future) in self._in_flight.items()}
+        done: set[futures.Future[Scored]] = set()
+        while not done:
+            if self.stop.is_set():
+                raise Stopped
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"waited {timeout_s:.0f} s for the scores of {len(waiting)} groups from the rollout and reward "
+                    "pools; look into Ray's logs (/tmp/ray/session_latest/logs), or raise train.wait_timeout_s"
+                )
+            done, _ = futures.wait(waiting, timeout=POLL_S, return_when=futures.FIRST_COMPLETED)
+        for group_id in sorted(waiting[future] for future in done):
+            self._take(group_id, *self._in_flight.pop(group_id))
+
+    def _take(self, group_id: int, refs: GroupRefs, future: futures.Future[Scored]) -> None:
+        # Fault tolerance: a lost group is written down with its cause, and another one takes its slot.
+        try:
+            scored = future.result()
+            report: CallReport = ray.get(refs.report_ref)
+        except Exception as error:
+            self._fail(group_id, one_line(error))
+            return
+        self._failures.append(False)
+        self._step.add(scored, report)
+        advantages = group_signal(self.config, scored.scores)
+        if advantages is None:
+            self._end(group_id, NO_SIGNAL)
+            check_signal(self.config, len(self._step.scores), len(self._ready))
+        else:
+            self._ready[group_id] = ReadyGroup(group_id, refs.group_ref, advantages, report)
+
+    def _fail(self, group_id: int, cause: str) -> None:
+        self._end(group_id, FAILED, cause)
+        self._failures.append(True)
+        if sum(self._failures) > MAX_FAILURES:
+            raise RuntimeError(
+                f"{sum(self._failures)} of the last {len(self._failures)} groups failed, the last one with: {cause}"
+            )
+
+    def _drop_stale(self, version: int) -> None:
+        limit = self.config.train.max_staleness
+        for group_id, group in list(self._ready.items()):
+            if is_stale(version, group.report.policy_version, limit):
+                del self._ready[group_id]
+                self._end(group_id, STALE)
+
+    def _end(self, group_id: int, state: str, cause: str = "") -> None:
+        self.ledger.finish(group_id, state, cause)
+        self.admission.release(group_id)
+
+    def metrics(self, groups: Sequence[ReadyGroup], version: int) -> dict[str, float]:
+        """Of the step that trained these groups at this version, and of all that was scored since the last call."""
+        totals, self._step = self._step, StepTotals()
+        lag = [staleness(version, group.report.policy_version) for group in groups]
+        counts = self.ledger.counts()
+        return {
+            **totals.metrics(),
+            **{f"groups/{state}": float(counts[state]) for state in END_STATES},
+            "staleness/mean": float(np.mean(lag)),
+            "staleness/max": float(max(lag)),
+        }
+
+
+class StepTotals:
+    """What the pools did since the last step."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.scores: list[RewardScores] = []
+        self.score_s = 0.0
+        self.calls: dict[int, CallReport] = {}
+
+    def add(self, scored: Scored, report: CallReport) -> None:
+        self.scores.append(scored.scores)
+        self.score_s += scored.seconds
+        self.calls[report.call_id] = report
+
+    def metrics(self) -> dict[str, float]:
+        """Rewards of all groups that were scored, those without signal included; seconds of the pools."""
+        # Which group came first must not show in the last digit of a mean.
+        scores = sorted(self.scores, key=lambda one: one.group_id)
+        num_frames = sum(one.frame_rewards.size for one in scores)
+        return {
+            # At max_staleness > 0 a step may train what was scored during the one before.
+            **(reward_metrics(scores) if scores else {}),
+            "time/sample_s": sum(call.seconds for call in self.calls.values()),
+            "time/score_s": self.score_s,
+            "throughput/frames_per_s": num_frames / (time.monotonic() - self.started),
+        }

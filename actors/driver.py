@@ -1,0 +1,240 @@
+"""The driver: the one process that runs the loop. It holds references, floats and the ledger, never a frame or a token.
+
+One path for all staleness: rollout calls are admitted while there are slots, a group's video goes on to the reward pool
+as a reference, and the learner trains a step's groups while the other pools work on those that come next.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors.collector import Collector
+from actors.evaluation import EvaluationActor
+from actors.mailbox import StepReport
+from actors.plan import absolute_paths, check_plan, check_world, group_bytes, ray_session
+from actors.pools import LearnerGroup, RewardPool, RolloutPool, as_actor, stop_actors, wait_all
+from actors.prompts import PromptActor, PromptSource, prompt_source
+from actors.signals import Stopped, stop_on_signals
+from actors.weight_sync import WeightSync
+from rlir_ray.config import Config
+from rlir_ray.evaluation.results import BASE, POST_TRAINED
+from rlir_ray.ledger import Ledger
+from rlir_ray.run import RunFolder, write_json
+from rlir_ray.staleness import Admission
+
+Callback = Callable[[dict[str, float]], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainResult:
+    folder: Path
+    """The run's folder: policy/, ledger.json, metrics.jsonl, evaluation.json."""
+    num_steps: int
+    interrupted: bool
+    metrics: list[dict[str, float]]
+    """Of each step."""
+    groups: dict[str, int]
+    """Groups in each state of the ledger."""
+
+
+class Pipeline:
+    """Post-trains a policy with three Ray pools.
+
+    Example: ``Pipeline(load_config("doom_tiny_ar"), callbacks=[print]).train()``, in a program of your own or in one
+    that has called `ray.init`.
+
+    Args:
+        config: resolved.
+        callbacks: called with the metrics of each step.
+        progress: called with a line for each stage.
+        prompts: your own source of prompt sets, called with `train` and `heldout`; None: the configured one.
+
+    Raises:
+        ValueError: a checkpoint is missing or of another world, or the run's name is taken.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        callbacks: Sequence[Callback] = (),
+        progress: Callable[[str], None] | None = None,
+        prompts: PromptSource | None = None,
+    ) -> None:
+        self.config = config = absolute_paths(config)
+        self.tokens_per_frame = check_world(config)
+        self.folder = RunFolder(config)
+        self.callbacks = [self.folder.log_step, *callbacks]
+        self.progress = progress or (lambda stage: None)
+        self.prompt_source = prompts or prompt_source(config, self.folder.path)
+        self.ledger = Ledger()
+        self.metrics: list[dict[str, float]] = []
+
+    def train(self, *, calibrate: bool = True, evaluate: bool = True) -> TrainResult:
+        """The whole run: prompts, calibration, evaluation, the loop, evaluation, saving.
+
+        Ctrl-C or SIGTERM ends it after the step under way; the policy and the ledger are saved all the same.
+
+        Args:
+            calibrate: check the reward on real clips first.
+            evaluate: judge the policy before and after.
+
+        Raises:
+            ValueError: the plan does not fit, or the prompts or the reward are not usable.
+            RuntimeError: a pool failed, with the cause.
+            TimeoutError: a pool did not answer within train.wait_timeout_s.
+        """
+        interrupted = False
+        with stop_on_signals() as self._stop, ray_session():
+            check_plan(self.config, self.tokens_per_frame)
+            try:
+                self._start(calibrate)
+                if evaluate:
+                    self._evaluate_base()
+                self._loop()
+                if evaluate:
+                    self._evaluate(POST_TRAINED)
+            except Stopped:
+                interrupted = True
+            finally:
+                self._leave()
+        return TrainResult(
+            folder=self.folder.path, num_steps=len(self.metrics), interrupted=interrupted, metrics=self.metrics,
+            groups=self.ledger.counts(),
+        )  # fmt: skip
+
+    def _start(self, calibrate: bool) -> None:
+        """Starts the pools; they load their models while the prompts are made."""
+        config, timeout_s = self.config, self.config.train.wait_timeout_s
+        self.progress("starting the pools")
+        self.rollout = RolloutPool(config)
+        self.rollout.start()
+        self.learner = LearnerGroup(config, self.folder.path / ".ray_train")
+        self.learner.start()
+        self.progress("making prompts")
+        self.prompts = as_actor(PromptActor).remote(self.prompt_source)
+        self.evaluation = self._start_evaluation()
+        self.prompt_ids = self._ask(self.prompts.prepare.remote("train"), "the training prompts")
+        self._ask(self.prompts.prepare.remote("heldout"), "the held-out prompts")
+        if calibrate:
+            self.progress("checking the reward on real clips")
+            self._ask(self.evaluation.calibrate.remote(self._heldout()), "the calibration")
+        shares = self._ask(self.prompts.class_shares.remote(config.world.groups), "the class shares")
+        self.reward = RewardPool(config, shares)
+        self.reward.start()
+        self.progress("waiting for the policy in the rollout pool and the learner")
+        self.rollout.wait_ready(self._stop)
+        self.sync = WeightSync(self.rollout, timeout_s)
+        self.sync.publish(self.learner.wait_ready(self._stop))
+
+    def _start_evaluation(self) -> Any:
+        # The pools rest while it works: it may use every core of its node.
+        num_threads = max(1, int(ray.cluster_resources().get("CPU", 1)) // len(ray.nodes()))
+        return as_actor(EvaluationActor).remote(self.config, self.folder.path, num_threads)
+
+    def _loop(self) -> None:
+        """The algorithm. `rlir_ray/local.py` is the same in one process."""
+        train, started = self.config.train, time.monotonic()
+        admission = Admission(train.max_staleness, train.prompts_per_step, self.config.object_store_budget_bytes)
+        collector = Collector(
+            self.config, self.ledger, admission, self._submit,
+            prompt_ids=self.prompt_ids, group_bytes=group_bytes(self.config, self.tokens_per_frame), stop=self._stop,
+        )  # fmt: skip
+        self.progress("training")
+        for step in range(1, train.num_steps + 1):
+            step_started = time.monotonic()
+            groups = collector.collect(version=step - 1, num_steps_left=train.num_steps - step + 1)
+            waited_s = time.monotonic() - step_started
+            # Sampling and scoring of the groups that were admitted ahead go on meanwhile.
+            report = self.learner.step([group.group_ref for group in groups], [group.advantages for group in groups])
+            self.sync.publish(report)
+            collector.trained(groups)
+            seconds = time.monotonic() - step_started
+            self._log(collector.metrics(groups, report.version - 1) | _times(step, report, waited_s, seconds))
+            self._evaluate_between(step)
+            if self._stop.is_set():
+                raise Stopped
+            if train.max_minutes and time.monotonic() - started > train.max_minutes * 60:
+                break
+
+    def _submit(self, group_ids: Sequence[int], seeds: Sequence[int], prompt_indices: Sequence[int]) -> list[Any]:
+        """One rollout call, and the scoring of its videos as soon as they exist: no hop through the driver."""
+        prompts = [self.prompts.prompt.remote(index) for index in prompt_indices]
+        refs = self.rollout.sample(group_ids, seeds, prompts)
+        return [(each, self.reward.score(each.video_ref)) for each in refs]
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        self.metrics.append(metrics)
+        for callback in self.callbacks:
+            callback(metrics)
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Evaluation
+
+    def _heldout(self) -> ray.ObjectRef:
+        return self.prompts.prompt_set.remote("heldout")
+
+    def _evaluate_base(self) -> None:
+        self.progress("judging real clips and the base policy")
+        self._ask(self.evaluation.ceiling.remote(self._heldout()), "the judgement of real clips")
+        self._evaluate(BASE)
+
+    def _evaluate(self, name: str) -> None:
+        """Judges the latest published weights at every temperature; the clips of the first one go into the report."""
+        self.progress(f"judging the {name} policy")
+        temperatures = self.config.evaluation.temperatures
+        for temperature in temperatures:
+            self.evaluate(name, temperature, keep_clips=temperature == temperatures[0])
+
+    def evaluate(self, name: str, temperature: float, *, keep_clips: bool = False) -> dict[str, float]:
+        """Judges the latest published weights; the results go to the run's folder.
+
+        Returns:
+            `reward/accuracy`, `reward/macro_f1`, `judge/accuracy` and `judge/macro_f1`.
+        """
+        latest = self.sync.latest
+        assert latest is not None, "evaluate inside a run: no weights are published yet"
+        ref = self.evaluation.evaluate.remote(
+            self._heldout(), latest.weights_refs[0], latest.version, name, temperature, keep_clips
+        )
+        return self._ask(ref, f"the judgement of the {name} policy")
+
+    def _evaluate_between(self, step: int) -> None:
+        every = self.config.evaluation.every
+        if every and step % every == 0 and step < self.config.train.num_steps:
+            self.evaluate(f"step {step}", self.config.evaluation.temperatures[0])
+
+    def _ask(self, ref: ray.ObjectRef, who: str) -> Any:
+        """A small answer of a prompt or evaluation actor, bounded, and given up when the user stops the run."""
+        return wait_all([ref], self.config.train.wait_timeout_s, who, stop=self._stop)[0]
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Leaving
+
+    def _leave(self) -> None:
+        """Saves what there is, whatever ended the run, and stops the pools."""
+        self.ledger.fail_in_flight("the run ended before it was trained")
+        write_json(self.folder.path / "ledger.json", json.loads(self.ledger.to_json()))
+        try:
+            if self.metrics and not self.learner.has_failed:
+                self.progress("saving the policy")
+                self.learner.save(self.folder.path / "policy")
+        finally:
+            for pool in ("rollout", "reward", "learner"):
+                if hasattr(self, pool):
+                    getattr(self, pool).stop()
+            stop_actors([getattr(self, name) for name in ("prompts", "evaluation") if hasattr(self, name)])
+            self.folder.close()
+
+
+def _times(step: int, report: StepReport, waited_s: float, seconds: float) -> dict[str, float]:
+    return {
+        "step": step, "policy_version": report.version, **report.metrics,
+        "time/wait_s": waited_s, "time/learn_s": report.seconds, "time/step_s": seconds,
+    }  # fmt: skip

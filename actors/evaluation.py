@@ -1,0 +1,95 @@
+"""The evaluation actor: it judges policies and checks the reward, and leaves what it finds in the run's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from actors.prompts import load_tokenizer
+from rlir_ray.config import Config, asset_path
+from rlir_ray.data.prompts import PromptSet
+from rlir_ray.evaluation.actions import evaluate_policy, evaluate_real
+from rlir_ray.evaluation.results import record_ceiling, record_evaluation
+from rlir_ray.models.autoregressive import WorldModel
+from rlir_ray.models.inverse_dynamics import load_inverse_dynamics
+from rlir_ray.rewards.calibration import check_alignment, check_gate, gate
+from rlir_ray.run import write_json
+from rlir_ray.samplers import make_sampler
+
+CALIBRATION_FILE = "calibration.json"
+# Clips are sampled with draws of their own, the same ones in every run.
+EVALUATION_SEED = 20_250_928
+
+
+class EvaluationActor:
+    """Args:
+    config: checkpoints, world and engine are read.
+    run_dir: where evaluation.json, calibration.json and the videos go.
+    num_threads: torch threads; other pools are idle while it works.
+    """
+
+    def __init__(self, config: Config, run_dir: Path, num_threads: int) -> None:
+        torch.set_num_threads(num_threads)
+        self.config, self.run_dir = config, run_dir
+        self.model = WorldModel.from_pretrained(asset_path(config.models.policy))
+        self.tokenizer = load_tokenizer(config)
+        folders = {"reward": config.models.reward_idm, "judge": config.models.judge_idm}
+        self.idms: dict[str, Any] = {
+            name: load_inverse_dynamics(asset_path(folder)) for name, folder in folders.items()
+        }
+
+    def calibrate(self, prompt_set: PromptSet) -> dict[str, float]:
+        """Checks both inverse dynamics models on real clips.
+
+        Returns:
+            Macro-F1 of each on real clips.
+
+        Raises:
+            ValueError: actions fit another frame than theirs, or spoilt clips are read as well as real ones.
+        """
+        frames, actions, groups = prompt_set.frames, prompt_set.recorded, self.config.world.groups
+        found = {}
+        for name, idm in self.idms.items():
+            alignment = check_alignment(idm, frames, actions, groups)
+            scores = gate(idm, frames, actions, groups)
+            check_gate(scores)
+            found[name] = {**asdict(alignment), "gate": scores}
+        write_json(self.run_dir / CALIBRATION_FILE, found)
+        return {name: float(part["gate"]["exact"]) for name, part in found.items()}
+
+    def ceiling(self, prompt_set: PromptSet) -> None:
+        """What the judges read in real clips, and in real clips that went through the tokenizer."""
+        ceiling, clips = evaluate_real(
+            prompt_set, self.tokenizer, self.idms, self.config.world, EVALUATION_SEED,
+            num_videos=self.config.evaluation.num_videos,
+        )  # fmt: skip
+        record_ceiling(self.run_dir, ceiling, clips)
+
+    def evaluate(
+        self,
+        prompt_set: PromptSet,
+        weights: Mapping[str, npt.NDArray[np.generic]],
+        version: int,
+        name: str,
+        temperature: float,
+        keep_clips: bool,
+    ) -> dict[str, float]:
+        """Judges one policy at one temperature; returns the figures for the log, by inverse dynamics model."""
+        sampler = make_sampler(self.config.rollout.engine, self.model, temperature=temperature)
+        sampler.load_weights(dict(weights), version)
+        evaluation, clips = evaluate_policy(
+            sampler, prompt_set, self.tokenizer, self.idms, self.config.world, temperature, EVALUATION_SEED,
+            name=name, num_videos=self.config.evaluation.num_videos,
+        )  # fmt: skip
+        record_evaluation(self.run_dir, evaluation, clips if keep_clips else None)
+        return {
+            f"{idm}/{figure}": float(getattr(following, figure))
+            for idm, following in evaluation.following.items()
+            for figure in ("accuracy", "macro_f1")
+        }

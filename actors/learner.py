@@ -1,0 +1,93 @@
+"""The learner rank: the shell of a `Learner` in a Ray Train worker."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import ray
+import torch
+from ray import train
+from ray.train.torch import get_device
+
+from actors.mailbox import Failure, SaveOrder, StepOrder, StepReport
+from rlir_ray.config import Config, asset_path
+from rlir_ray.learner.step import Engine, Learner, StepBatch
+from rlir_ray.learner.torch_engine import TorchEngine
+from rlir_ray.models.autoregressive import WorldModel
+from rlir_ray.weights import checksum
+
+
+def build_learner(config: Config) -> Learner:
+    """This rank's learner; the process group is the one that Ray Train started."""
+    torch.set_num_threads(config.learner.num_threads)
+    folder = asset_path(config.models.policy)
+    device = get_device() if config.learner.use_gpu else torch.device("cpu")
+    model = WorldModel.from_pretrained(folder).to(device)
+    reference = WorldModel.from_pretrained(folder).to(device) if config.train.kl_coefficient > 0 else None
+    engine: Engine
+    if config.learner.engine == "deepspeed":
+        from rlir_ray.learner.deepspeed import DeepSpeedEngine
+
+        engine = DeepSpeedEngine(model, config.train, config.learner)
+    else:
+        engine = TorchEngine(model, config.train, config.learner)
+    return Learner(model, reference, engine, config.train, config.learner, config.rollout.temperature)
+
+
+def run_rank(settings: dict[str, Any]) -> None:
+    """The loop of one rank: take an order, carry it out, report. Ray Train calls it in every worker.
+
+    Args:
+        settings: `mailbox` and `make_learner`.
+    """
+    mailbox, rank = settings["mailbox"], train.get_context().get_world_rank()
+    try:
+        learner = settings["make_learner"]()
+        _report(mailbox, learner, {}, time.perf_counter())
+        # Unblocked by the driver's next step, or by None from LearnerGroup.stop().
+        while (order := ray.get(mailbox.next_order.remote(rank))) is not None:
+            _carry_out(order, learner, mailbox)
+    except Exception as error:
+        ray.get(mailbox.report.remote(Failure(cause=f"learner rank {rank}: {one_line(error)}")))
+        raise
+
+
+def _carry_out(order: StepOrder | SaveOrder, learner: Learner, mailbox: Any) -> None:
+    started = time.perf_counter()
+    if isinstance(order, SaveOrder):
+        learner.save(order.folder)
+        _post(mailbox, learner, {}, [], "", started)
+        return
+    groups = ray.get(order.group_refs)
+    own = torch.tensor(float(sum(group.num_decisions for group in groups)), dtype=torch.float64)
+    num_decisions = int(learner.engine.reduce(own.to(learner.engine.device), maximum=False))
+    batch = StepBatch(groups=groups, advantages=order.advantages, num_decisions=num_decisions)
+    _report(mailbox, learner, learner.step(batch), started)
+
+
+def _report(mailbox: Any, learner: Learner, metrics: dict[str, float], started: float) -> None:
+    """Gathers the weights on all ranks; rank 0 puts them, once whatever the number of readers."""
+    weights = learner.weights()
+    if weights:
+        _post(mailbox, learner, metrics, [ray.put(weights)], checksum(weights), started)
+
+
+def _post(
+    mailbox: Any, learner: Learner, metrics: dict[str, float], refs: list[ray.ObjectRef], published: str, started: float
+) -> None:
+    if learner.engine.rank != 0:
+        return
+    report = StepReport(
+        version=learner.num_steps, metrics=metrics, weights_refs=refs, checksum=published,
+        seconds=time.perf_counter() - started,
+    )  # fmt: skip
+    ray.get(mailbox.report.remote(report))
+
+
+def one_line(error: BaseException) -> str:
+    """The last cause of an error that crossed processes, in one line."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    text = lines[-1] if lines else type(cause).__name__
+    return text if text.startswith(type(cause).__name__) or len(lines) > 1 else f"{type(cause).__name__}: {text}"

@@ -1,0 +1,81 @@
+"""What driver and learner ranks say to each other, and the mailbox actor through which they say it. No torch here."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import ray
+
+from rlir_ray.batching import split_groups
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepOrder:
+    """One rank's share of an optimiser step."""
+
+    group_refs: list[ray.ObjectRef]
+    """References inside a list travel as they are: only the rank that trains a group reads it."""
+    advantages: list[npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SaveOrder:
+    folder: str
+
+
+Order = StepOrder | SaveOrder | None
+"""None ends the loop."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepReport:
+    """What rank 0 says when it is ready (version 0), after a step, or after a save."""
+
+    version: int
+    metrics: dict[str, float]
+    weights_refs: list[ray.ObjectRef]
+    """The version's weights, put once; empty after a save."""
+    checksum: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """A rank ended; the cause in one line."""
+
+    cause: str
+
+
+class Mailbox:
+    """Orders to each rank, reports back. An async actor, so that waiting takes no thread and no CPU."""
+
+    def __init__(self, num_ranks: int) -> None:
+        self._orders: list[asyncio.Queue[Order]] = [asyncio.Queue() for _ in range(num_ranks)]
+        self._reports: asyncio.Queue[StepReport | Failure] = asyncio.Queue()
+
+    async def order(self, orders: list[Order]) -> None:
+        for queue, order in zip(self._orders, orders, strict=True):
+            queue.put_nowait(order)
+
+    async def next_order(self, rank: int) -> Order:
+        return await self._orders[rank].get()
+
+    async def report(self, report: StepReport | Failure) -> None:
+        self._reports.put_nowait(report)
+
+    async def next_report(self) -> StepReport | Failure:
+        return await self._reports.get()
+
+
+def split_order(
+    group_refs: list[ray.ObjectRef], advantages: list[npt.NDArray[np.float32]], num_ranks: int
+) -> list[StepOrder]:
+    """A step's groups over the ranks."""
+    shares = split_groups([array.size for array in advantages], num_ranks)
+    return [
+        StepOrder(group_refs=[group_refs[place] for place in share], advantages=[advantages[place] for place in share])
+        for share in shares
+    ]

@@ -1,0 +1,182 @@
+"""Before any work: starting or joining Ray, and whether the plan fits the checkpoints and the cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from rlir_ray.actions import TOKENS_PER_ACTION
+from rlir_ray.config import Config, asset_path
+
+# The learner's latest version, the one before it that a slow reader may still hold, and the one being put.
+VERSIONS_HELD = 3
+SYSTEM_CONFIG = {
+    # Above it Ray keeps a result in shared memory; below, it would travel through the driver's own memory.
+    "max_direct_call_object_size": 4096,
+    # Ray gives its agent 15 s to start, too little on two cores that are busy with something else.
+    "agent_register_timeout_ms": 120_000,
+}
+
+
+@contextlib.contextmanager
+def ray_session() -> Iterator[None]:
+    """Ray for the time inside: the caller's own if there is one, the cluster of RAY_ADDRESS, or one started here."""
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if not os.environ.get("RAY_ADDRESS"):
+        options |= {"include_dashboard": False, "_system_config": SYSTEM_CONFIG}
+    ray.init(**options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def absolute_paths(config: Config) -> Config:
+    """The same configuration with checkpoint and data folders that hold in any working directory; they must exist.
+
+    Ray Train's workers run in a folder of their own. `asset:` paths stay: every node resolves them in its package.
+    """
+    models: dict[str, Any] = {}
+    for entry in dataclasses.fields(config.models):
+        path = getattr(config.models, entry.name)
+        folder = asset_path(path)
+        models[entry.name] = path if path.startswith("asset:") else str(folder.absolute())
+    folders = {key: getattr(config.prompts, key) for key in ("path", "heldout_path")}
+    prompts: dict[str, Any] = {key: str(Path(path).absolute()) if path else "" for key, path in folders.items()}
+    return dataclasses.replace(
+        config,
+        models=dataclasses.replace(config.models, **models),
+        prompts=dataclasses.replace(config.prompts, **prompts),
+    )
+
+
+def _read_json(folder: Path, file: str, what: str) -> dict[str, Any]:
+    try:
+        return json.loads((folder / file).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        found = type(error).__name__
+        raise ValueError(f"{what} must hold a readable {file}, got {found} in {folder}; check models.*") from None
+
+
+def check_world(config: Config) -> int:
+    """Whether policy and tokenizer are of one world, and of the configured one. Returns the tokens of a frame.
+
+    Raises:
+        ValueError: another vocabulary, frame size or number of tokens.
+    """
+    policy_folder, folder = asset_path(config.models.policy), asset_path(config.models.tokenizer)
+    policy = _read_json(policy_folder, "config.json", "models.policy")
+    vq_model = _read_json(folder, "config.json", "models.tokenizer")
+    world = config.world
+    stem = {"height": world.height, "width": world.width, "pixel_unshuffle": 1}
+    if (folder / "tokenizer.json").is_file():
+        stem = _read_json(folder, "tokenizer.json", "models.tokenizer")
+    if (stem["height"], stem["width"]) != (world.height, world.width):
+        raise ValueError(
+            f"models.tokenizer must be for frames of {world.height}x{world.width}, got "
+            f"{stem['height']}x{stem['width']}; set world.height={stem['height']} world.width={stem['width']} "
+            "or choose another tokenizer"
+        )
+    factor = stem["pixel_unshuffle"] * 2 ** (len(vq_model["block_out_channels"]) - 1)
+    tokens_per_frame = (world.height // factor) * (world.width // factor)
+    wanted = (vq_model["num_vq_embeddings"], tokens_per_frame)
+    # The vocabulary holds 70 ids after the image ids, MineWorld's action ids.
+    got = (policy.get("vocab_size", 0) - 70, policy.get("tokens_per_frame", tokens_per_frame))
+    if got != wanted:
+        raise ValueError(
+            f"models.policy must fit the tokenizer's {wanted[0]} codes and {wanted[1]} tokens a frame, got {got[0]} "
+            f"and {got[1]}; choose checkpoints that were trained together"
+        )
+    return tokens_per_frame
+
+
+def group_bytes(config: Config, tokens_per_frame: int) -> int:
+    """Bytes of one group in flight: the training columns and the encoded video."""
+    world = config.world
+    num_frames = world.num_context + world.num_frames
+    length = num_frames * tokens_per_frame + (num_frames - 1) * TOKENS_PER_ACTION
+    columns = 4 * length + 5 * world.num_frames * tokens_per_frame  # int32 tokens; float32 and bool decisions
+    return config.train.group_size * (columns + 2 * num_frames * tokens_per_frame)
+
+
+def check_plan(config: Config, tokens_per_frame: int) -> None:
+    """Whether the cluster holds the pools and the groups in flight.
+
+    Raises:
+        ValueError: what is asked for, what there is, and the smallest change that fits.
+    """
+    _check_cpus(config, ray.cluster_resources().get("CPU", 0.0))
+    _check_gpus(config, ray.cluster_resources().get("GPU", 0.0))
+    if config.learner.num_workers > (groups := config.train.prompts_per_step):
+        raise ValueError(
+            f"learner.num_workers must be at most train.prompts_per_step={groups}, got {config.learner.num_workers}; "
+            f"set learner.num_workers={groups}"
+        )
+    _check_store(config, tokens_per_frame, int(ray.cluster_resources().get("object_store_memory", 0)))
+
+
+def _check_cpus(config: Config, have: float) -> None:
+    pools = {
+        "rollout.num_actors": (config.rollout.num_actors, config.rollout.num_cpus),
+        "reward.num_replicas": (config.reward.num_replicas, config.reward.num_cpus),
+        "learner.num_workers": (config.learner.num_workers, config.learner.num_cpus),
+    }
+    asked = sum(count * each for count, each in pools.values())
+    if asked <= have:
+        return
+    # The one count whose lowering is enough; else all shares.
+    over = asked - have
+    fitting = {key: count - int(-(-over // each)) for key, (count, each) in pools.items() if each}
+    change = next((f"{key}={count}" for key, count in fitting.items() if count >= 1), "")
+    shares = " ".join(f"{key.split('.')[0]}.num_cpus={each * have / asked:.2g}" for key, (_, each) in pools.items())
+    listed = ", ".join(f"{key}={count} x {each:g}" for key, (count, each) in pools.items())
+    raise ValueError(f"the plan must fit {have:g} CPUs, got {asked:g} ({listed}); set {change or shares}")
+
+
+def _check_gpus(config: Config, have: float) -> None:
+    asked = (
+        config.rollout.num_actors * config.rollout.num_gpus
+        + config.reward.num_replicas * config.reward.num_gpus
+        + config.learner.num_workers * config.learner.use_gpu
+    )
+    if asked > have:
+        raise ValueError(
+            f"the plan must fit {have:g} GPUs, got {asked:g}; "
+            "set rollout.num_gpus=0 reward.num_gpus=0 learner.use_gpu=false, or shares that fit"
+        )
+
+
+def _check_store(config: Config, tokens_per_frame: int, have: int) -> None:
+    budget = config.object_store_budget_bytes
+    step_bytes = config.train.prompts_per_step * group_bytes(config, tokens_per_frame)
+    if step_bytes > budget:
+        raise ValueError(
+            f"object_store_budget_bytes must hold a step's {config.train.prompts_per_step} groups, got {budget}; "
+            f"set object_store_budget_bytes={step_bytes} or lower train.prompts_per_step"
+        )
+    weights = VERSIONS_HELD * _weight_bytes(asset_path(config.models.policy))
+    if budget + weights > have:
+        way_out = f"set object_store_budget_bytes={have - weights}"
+        if have - weights < step_bytes:
+            way_out = f"start Ray with --object-store-memory={step_bytes + weights} or lower train.prompts_per_step"
+        raise ValueError(
+            f"the object store must hold the groups in flight ({budget} bytes) and {VERSIONS_HELD} versions of the "
+            f"weights ({weights} bytes), got {have} bytes; {way_out}"
+        )
+
+
+def _weight_bytes(folder: Path) -> int:
+    """Of a checkpoint as float32, twice the file where it was saved in half precision."""
+    return 2 * sum(path.stat().st_size for path in folder.glob("*.safetensors"))

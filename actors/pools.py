@@ -1,0 +1,304 @@
+"""The three pools, each usable alone: start(), its one verb, stop(). Here plain classes become Ray actors."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import ray
+from ray import serve, train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from actors.learner import build_learner, one_line, run_rank
+from actors.mailbox import Failure, Mailbox, Order, SaveOrder, StepReport, split_order
+from actors.reward import MAX_BATCH, Reward, RewardActor, RewardDeployment, Scored, build_reward
+from actors.rollout import RolloutActor, build_sampler
+from actors.signals import POLL_S, Stopped
+from rlir_ray.config import Config
+from rlir_ray.learner.step import Learner
+from rlir_ray.samplers import Sampler
+
+# Requests that a Serve replica holds; the rest wait in the router, which costs a retry each.
+MAX_ONGOING = 8 * MAX_BATCH
+STOP_TIMEOUT_S = 15.0
+
+
+def wait_all(
+    refs: Sequence[ray.ObjectRef], timeout_s: float, who: str, stop: threading.Event | None = None
+) -> list[Any]:
+    """The values of all references, in order.
+
+    Args:
+        stop: gives the wait up when it is set; None: the wait must end by itself.
+
+    Raises:
+        TimeoutError: saying who was waited for, how long, and what to do.
+        Stopped: the user ended the run.
+    """
+    deadline = time.monotonic() + timeout_s
+    waiting = list(refs)
+    while waiting:
+        if stop is not None and stop.is_set():
+            raise Stopped
+        if time.monotonic() > deadline:
+            raise TimeoutError(
+                f"waited {timeout_s:.0f} s for {who} ({len(refs) - len(waiting)} of {len(refs)} answered); "
+                "look into Ray's logs (/tmp/ray/session_latest/logs), or raise train.wait_timeout_s"
+            )
+        _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_S)
+    return ray.get(list(refs))
+
+
+def as_actor(shell: type, *, num_cpus: float = 0, num_gpus: float = 0, **options: Any) -> Any:
+    """A plain class as a Ray actor class."""
+    return ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, **options)(shell)
+
+
+def stop_actors(actors: Sequence[Any]) -> None:
+    for actor in actors:
+        ray.kill(actor)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRefs:
+    """What a rollout call leaves of one group in the object store."""
+
+    group_ref: ray.ObjectRef
+    video_ref: ray.ObjectRef
+    report_ref: ray.ObjectRef
+    """The call's `CallReport`, shared by its groups."""
+
+
+class RolloutPool:
+    """Rollout actors; calls go round among them, each actor works through its own in order.
+
+    Args:
+        config: `rollout`, `models.policy` and `train.group_size` are read.
+        make_sampler: builds the sampler in an actor; None: the configured engine and checkpoint.
+    """
+
+    def __init__(self, config: Config, make_sampler: Callable[[], Sampler] | None = None) -> None:
+        self.config = config
+        self.make_sampler = make_sampler or partial(build_sampler, config.models.policy, config.rollout)
+        self.actors: list[Any] = []
+        self._num_calls = 0
+
+    def start(self) -> None:
+        rollout = self.config.rollout
+        shell = as_actor(RolloutActor, num_cpus=rollout.num_cpus, num_gpus=rollout.num_gpus)
+        self.actors = [shell.remote(self.make_sampler) for _ in range(self.config.rollout.num_actors)]
+
+    def wait_ready(self, stop: threading.Event | None = None) -> None:
+        """Blocks until every actor holds its policy."""
+        refs = [actor.version.remote() for actor in self.actors]
+        wait_all(refs, self.config.train.wait_timeout_s, f"{len(refs)} rollout actors to load the policy", stop)
+
+    def sample(
+        self, group_ids: Sequence[int], seeds: Sequence[int], prompts: Sequence[ray.ObjectRef]
+    ) -> list[GroupRefs]:
+        """One call: the groups of these prompts, sampled together by the next actor.
+
+        Args:
+            prompts: references of `Prompt`; the actor gets their values, the caller never does.
+        """
+        actor = self.actors[self._num_calls % len(self.actors)]
+        self._num_calls += 1
+        method = actor.sample.options(num_returns=2 * len(prompts) + 1)
+        *columns, report = method.remote(list(group_ids), list(seeds), self.config.train.group_size, *prompts)
+        return [GroupRefs(group, video, report) for group, video in zip(columns[::2], columns[1::2], strict=True)]
+
+    def load_weights(self, weights_ref: ray.ObjectRef, version: int, checksum: str) -> list[ray.ObjectRef]:
+        """Hands a version to every actor; calls submitted later are sampled with it."""
+        return [actor.load_weights.remote(weights_ref, version, checksum) for actor in self.actors]
+
+    def stop(self) -> None:
+        stop_actors(self.actors)
+        self.actors = []
+
+
+class RewardBackend(Protocol):
+    def score(self, video_ref: ray.ObjectRef) -> Future[Scored]: ...
+
+    def stop(self) -> None: ...
+
+
+class ActorBackend:
+    """Plain actors, one group a call, in turn."""
+
+    def __init__(self, config: Config, make_reward: Callable[[], Reward]) -> None:
+        # A group whose video is ready does not wait for one that is still being sampled.
+        shell = as_actor(
+            RewardActor,
+            num_cpus=config.reward.num_cpus,
+            num_gpus=config.reward.num_gpus,
+            allow_out_of_order_execution=True,
+        )
+        self.actors = [shell.remote(make_reward) for _ in range(config.reward.num_replicas)]
+        self._num_calls = 0
+
+    def score(self, video_ref: ray.ObjectRef) -> Future[Scored]:
+        actor = self.actors[self._num_calls % len(self.actors)]
+        self._num_calls += 1
+        return actor.score.remote(video_ref).future()
+
+    def stop(self) -> None:
+        stop_actors(self.actors)
+
+
+class ServeBackend:
+    """A Ray Serve deployment, reached by its handle alone: no HTTP proxy is started."""
+
+    def __init__(self, config: Config, make_reward: Callable[[], Reward]) -> None:
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        deployment = serve.deployment(
+            num_replicas=config.reward.num_replicas,
+            ray_actor_options={"num_cpus": config.reward.num_cpus, "num_gpus": config.reward.num_gpus},
+            max_ongoing_requests=MAX_ONGOING,
+        )(RewardDeployment)
+        self.name = f"rlir_reward_{uuid.uuid4().hex[:8]}"
+        serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
+        self.handle = serve.run(deployment.bind(make_reward), name=self.name, route_prefix=None)
+        # A response blocks whoever turns it into a reference until a replica took it; a loop of its own waits instead.
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, name="reward responses", daemon=True).start()
+
+    def score(self, video_ref: ray.ObjectRef) -> Future[Scored]:
+        return asyncio.run_coroutine_threadsafe(_value_of(self.handle.score.remote(video_ref)), self.loop)
+
+    def stop(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        serve.delete(self.name)
+
+
+async def _value_of(response: Any) -> Scored:
+    return await response
+
+
+BACKENDS: dict[str, Callable[[Config, Callable[[], Reward]], RewardBackend]] = {
+    "serve": ServeBackend,
+    "actors": ActorBackend,
+}
+
+
+class RewardPool:
+    """The inverse reward behind one interface, whatever the backend.
+
+    Args:
+        config: `reward`, `world` and the checkpoints are read.
+        class_shares: how often each class is commanded, for reward.balance=class.
+        make_reward: builds the reward in a replica; None: the configured one.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        class_shares: Mapping[str, npt.NDArray[np.floating]] | None = None,
+        make_reward: Callable[[], Reward] | None = None,
+    ) -> None:
+        self.config = config
+        self.make_reward = make_reward or partial(build_reward, config, class_shares)
+        self.backend: RewardBackend | None = None
+
+    def start(self) -> None:
+        self.backend = BACKENDS[self.config.reward.backend](self.config, self.make_reward)
+
+    def score(self, video_ref: ray.ObjectRef) -> Future[Scored]:
+        """The scores of a group; the replica reads the video, the caller gets G x F floats."""
+        assert self.backend is not None, "start the pool first"
+        return self.backend.score(video_ref)
+
+    def stop(self) -> None:
+        if self.backend is not None:
+            self.backend.stop()
+        self.backend = None
+
+
+class LearnerGroup:
+    """A Ray Train worker group with a `Learner` in each worker; orders and reports go through a mailbox actor.
+
+    Args:
+        config: `learner`, `train`, `models.policy` and the temperature are read.
+        storage: folder for Ray Train's own state.
+        make_learner: builds the learner in a worker; None: the configured engine and checkpoint.
+    """
+
+    def __init__(self, config: Config, storage: Path, make_learner: Callable[[], Learner] | None = None) -> None:
+        self.config, self.storage = config, storage
+        self.make_learner = make_learner or partial(build_learner, config)
+        self.mailbox: Any = None
+        self.has_failed = False
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Starts the workers in the background; `wait_ready` says when they hold the policy."""
+        logging.getLogger("ray.train").setLevel(logging.ERROR)
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(self.config.train.wait_timeout_s))
+        learner = self.config.learner
+        self.mailbox = as_actor(Mailbox).remote(learner.num_workers)
+        trainer = TorchTrainer(
+            run_rank,
+            train_loop_config={"mailbox": self.mailbox, "make_learner": self.make_learner},
+            torch_config=TorchConfig(backend="nccl" if learner.use_gpu else "gloo"),
+            scaling_config=train.ScalingConfig(
+                num_workers=learner.num_workers,
+                use_gpu=learner.use_gpu,
+                resources_per_worker={"CPU": learner.num_cpus} | ({"GPU": 1} if learner.use_gpu else {}),
+            ),
+            run_config=train.RunConfig(name="learner", storage_path=str(self.storage.absolute())),
+        )
+        self._thread = threading.Thread(target=self._fit, args=(trainer, self.mailbox), name="learner", daemon=True)
+        self._thread.start()
+
+    @staticmethod
+    def _fit(trainer: TorchTrainer, mailbox: Any) -> None:
+        try:
+            trainer.fit()
+        except Exception as error:
+            # A worker that was killed cannot report; one that raised has done so, and this report stays unread.
+            mailbox.report.remote(Failure(cause=f"learner group: {one_line(error)}"))
+
+    def wait_ready(self, stop: threading.Event | None = None) -> StepReport:
+        """Version 0: the policy's weights as the learner holds them."""
+        return self._next_report(f"{self.config.learner.num_workers} learner ranks to start", stop)
+
+    def step(self, group_refs: Sequence[ray.ObjectRef], advantages: Sequence[npt.NDArray[np.float32]]) -> StepReport:
+        """One optimiser step. Blocks; the other pools go on."""
+        self._order(split_order(list(group_refs), list(advantages), self.config.learner.num_workers))
+        return self._next_report("the learner's step")
+
+    def save(self, folder: Path) -> None:
+        """Saves the policy, whole or not at all."""
+        self._order([SaveOrder(folder=str(folder))] * self.config.learner.num_workers)
+        self._next_report("the learner to save the policy")
+
+    def _order(self, orders: Sequence[Order]) -> None:
+        wait_all([self.mailbox.order.remote(list(orders))], self.config.train.wait_timeout_s, "the learner's mailbox")
+
+    def _next_report(self, who: str, stop: threading.Event | None = None) -> StepReport:
+        """Unblocked by rank 0, or by the failure of any rank."""
+        report = wait_all([self.mailbox.next_report.remote()], self.config.train.wait_timeout_s, who, stop)[0]
+        if isinstance(report, Failure):
+            self.has_failed = True
+            raise RuntimeError(f"{report.cause}; the run cannot go on without its learner")
+        return report
+
+    def stop(self) -> None:
+        if self.mailbox is None:
+            return
+        self.mailbox.order.remote([None] * self.config.learner.num_workers)
+        if self._thread is not None:
+            self._thread.join(STOP_TIMEOUT_S)
+        stop_actors([self.mailbox])
+        self.mailbox, self._thread = None, None

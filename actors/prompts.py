@@ -1,0 +1,58 @@
+"""The prompt actor: it alone holds prompts and recorded frames, and hands them to the other actors by reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from rlir_ray.config import Config, asset_path
+from rlir_ray.data.prompts import PromptSet, PromptSplit, prepare_prompts
+from rlir_ray.models.tokenizer import FrameTokenizer
+from rlir_ray.trajectory import Prompt
+
+PromptSource = Callable[[PromptSplit], PromptSet]
+
+
+def load_tokenizer(config: Config) -> FrameTokenizer:
+    """The configured tokenizer; a plain VQ model is taken to be of the world's size."""
+    folder = asset_path(config.models.tokenizer)
+    return FrameTokenizer.from_pretrained(folder, height=config.world.height, width=config.world.width)
+
+
+def configured_prompts(config: Config, folder: Path, split: PromptSplit) -> PromptSet:
+    """Fresh clips of the embedded world, or clips of the user's recordings."""
+    return prepare_prompts(config, split, load_tokenizer(config), folder)
+
+
+def prompt_source(config: Config, folder: Path) -> PromptSource:
+    return partial(configured_prompts, config, folder)
+
+
+class PromptActor:
+    """Args:
+    source: makes the prompt set of a split; called once for each.
+    """
+
+    def __init__(self, source: PromptSource) -> None:
+        self.source = source
+        self.sets: dict[str, PromptSet] = {}
+
+    def prepare(self, split: PromptSplit) -> list[str]:
+        """Makes a split; returns its prompt ids."""
+        self.sets[split] = self.source(split)
+        return [prompt.prompt_id for prompt in self.sets[split].prompts]
+
+    def prompt(self, index: int) -> Prompt:
+        """A training prompt."""
+        return self.sets["train"].prompts[index]
+
+    def prompt_set(self, split: PromptSplit) -> PromptSet:
+        return self.sets[split]
+
+    def class_shares(self, groups: tuple[str, ...]) -> dict[str, npt.NDArray[np.float64]]:
+        """How often training commands each class."""
+        return self.sets["train"].class_shares(groups)

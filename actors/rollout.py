@@ -1,0 +1,70 @@
+"""The rollout actor: the shell of a sampler. It holds the policy and nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from rlir_ray.config import RolloutConfig, asset_path
+from rlir_ray.models.autoregressive import WorldModel
+from rlir_ray.samplers import Sampler, make_sampler
+from rlir_ray.trajectory import Prompt
+from rlir_ray.weights import checksum
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallReport:
+    """What the driver learns of one rollout call."""
+
+    call_id: int
+    """The first of its group ids."""
+    policy_version: int
+    seconds: float
+
+
+def build_sampler(policy: str, config: RolloutConfig) -> Sampler:
+    """The sampler of a checkpoint folder, on a GPU when the actor was given one."""
+    torch.set_num_threads(config.num_threads)
+    model = WorldModel.from_pretrained(asset_path(policy)).to("cuda" if config.num_gpus else "cpu")
+    return make_sampler(config.engine, model, temperature=config.temperature)
+
+
+class RolloutActor:
+    """Args:
+    make_sampler: builds the sampler in the actor's process.
+    """
+
+    def __init__(self, make_sampler: Callable[[], Sampler]) -> None:
+        self.sampler = make_sampler()
+
+    def sample(
+        self, group_ids: Sequence[int], seeds: Sequence[int], group_size: int, *prompts: Prompt
+    ) -> tuple[Any, ...]:
+        """Groups and videos in turn, one pair a prompt, and a `CallReport`: 2 * prompts + 1 objects."""
+        started = time.perf_counter()
+        pairs = self.sampler.sample(prompts, group_ids, seeds, group_size)
+        seconds = time.perf_counter() - started
+        report = CallReport(call_id=group_ids[0], policy_version=self.sampler.policy_version, seconds=seconds)
+        return (*(column for pair in pairs for column in pair), report)
+
+    def load_weights(self, weights: Mapping[str, npt.NDArray[np.generic]], version: int, published: str) -> int:
+        """Takes a version's weights; refuses bytes that are not the published ones.
+
+        Raises:
+            ValueError: the checksums differ.
+        """
+        if (found := checksum(weights)) != published:
+            raise ValueError(
+                f"weights of version {version} must have checksum {published}, got {found}; publish them again"
+            )
+        self.sampler.load_weights(dict(weights), version)
+        return version
+
+    def version(self) -> int:
+        return self.sampler.policy_version
