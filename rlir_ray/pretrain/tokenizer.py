@@ -1,0 +1,427 @@
+"""Trains the frame tokenizer of a new world from its recordings, and encodes recordings with it.
+
+An autoencoder first, then a codebook started by k-means and kept by moving averages. Knows nothing of actions.
+Legend: N frames, C H W, h w grid, D size of a code, K codes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rlir_ray.data.recordings import Recording, list_recordings, read_recordings
+from rlir_ray.models.tokenizer import FrameTokenizer, build_tokenizer
+
+logger = logging.getLogger(__name__)
+Clips = Sequence[npt.NDArray[np.uint8]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerTraining:
+    """How a tokenizer is trained."""
+
+    num_codes: int = 512
+    """Size of the codebook, which is the world model's image vocabulary."""
+    code_size: int = 16
+    """Dimensions of a code."""
+    pixel_unshuffle: int = 4
+    """Pixels folded into channels before the first convolution."""
+    block_channels: tuple[int, ...] = (48, 96)
+    """Channels of each block; every block but the last halves the picture."""
+    norm_groups: int = 4
+    """Groups of each group norm; few groups are far faster on a CPU."""
+    batch_pairs: int = 16
+    """Pairs of neighbouring frames in one step."""
+    num_steps: int = 4000
+    """Optimiser steps, unless `minutes` is set."""
+    minutes: float | None = None
+    """Wall-clock length of the training; the schedule then follows the clock instead of `num_steps`."""
+    lr: float = 2e-3
+    """Highest learning rate; it rises for 2 % of the training and falls to zero along a cosine."""
+    unquantized_share: float = 0.2
+    """Share of the training that runs as a plain autoencoder, before the codebook exists."""
+    restart_until: float = 0.8
+    """Share of the training after which unused codes are left alone."""
+    codebook_decay: float = 0.98
+    """Decay of the codebook's moving averages, a step."""
+    commitment_weight: float = 0.25
+    """Weight of the pull of the encoder towards its codes."""
+    squared_weight: float = 4.0
+    """Weight of the squared error beside the absolute one."""
+    gradient_weight: float = 0.25
+    """Weight of the error of image gradients at two scales, which keeps edges and texture."""
+    change_weight: float = 0.5
+    """Weight of the error of the change between neighbouring frames, which actions are read from."""
+    checkpoint_every: int = 200
+    """Steps between two checkpoints."""
+    seed: int = 0
+    """Seed of the weights and of the order of the frames."""
+
+
+@dataclass
+class _State:
+    """All that a checkpoint holds."""
+
+    tokenizer: FrameTokenizer
+    optimizer: torch.optim.AdamW
+    counts: Tensor  # [K], moving average of how often a code was chosen
+    sums: Tensor  # [K, D], moving average of the latents that chose it
+    step: int = 0
+    elapsed_s: float = 0.0
+    quantized: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def train_tokenizer(
+    clips: Clips, validation: npt.NDArray[np.uint8], out_dir: Path | str, settings: TokenizerTraining
+) -> FrameTokenizer:
+    """Trains a tokenizer and writes it with its held-out figures; called again it goes on from its checkpoint.
+
+    Args:
+        clips: recordings, uint8 [F, H, W, 3] each, of one size, at least two frames long.
+        validation: held-out frames, uint8 [N, H, W, 3].
+        out_dir: receives the tokenizer (float16), `curve.jsonl`, `training.json` and, until it is done,
+            `checkpoint.pt`.
+        settings: see `TokenizerTraining`.
+
+    Returns:
+        The tokenizer as read back from `out_dir`.
+    """
+    out_dir = Path(out_dir)
+    if (out_dir / "training.json").is_file():
+        logger.info("%s is trained already; remove it to train again", out_dir)
+        return FrameTokenizer.from_pretrained(out_dir)
+    clips = [clip for clip in clips if len(clip) >= 2]
+    if not clips:
+        raise ValueError("a tokenizer trains on recordings of at least 2 frames, got none; record some first")
+    out_dir.mkdir(parents=True, exist_ok=True)
+    state = _start(clips[0].shape[1:3], settings)
+    checkpoint = out_dir / "checkpoint.pt"
+    if checkpoint.is_file():
+        _resume(state, checkpoint)
+
+    ends = np.cumsum([len(clip) - 1 for clip in clips])
+    started = time.monotonic() - state.elapsed_s
+    with (out_dir / "curve.jsonl").open("a") as curve:
+        while (progress := _progress(state, settings)) < 1:
+            metrics = _train_step(state, _draw_pairs(clips, ends, settings, state.step), progress, settings)
+            state.step += 1
+            state.elapsed_s = time.monotonic() - started
+            if state.step % 20 == 0:
+                line = {"step": state.step, "elapsed_s": round(state.elapsed_s, 1), **metrics}
+                curve.write(json.dumps(line) + "\n")
+                curve.flush()
+            if state.step % settings.checkpoint_every == 0:
+                _save_checkpoint(state, checkpoint)
+                logger.info("%3.0f %%, step %d: %s", 100 * progress, state.step, metrics)
+
+    # Held-out figures are those of the stored float16 weights, which is what users get.
+    state.tokenizer.save_pretrained(out_dir, torch.float16)
+    tokenizer = FrameTokenizer.from_pretrained(out_dir)
+    figures = evaluate_tokenizer(tokenizer, validation)
+    report = {
+        "settings": state.settings, "steps": state.step, "elapsed_s": round(state.elapsed_s, 1),
+        "train_frames": sum(map(len, clips)), "validation_frames": len(validation), "validation": figures,
+    }  # fmt: skip
+    (out_dir / "training.json").write_text(json.dumps(report, indent=2) + "\n")
+    checkpoint.unlink(missing_ok=True)
+    logger.info("%s: %s", out_dir, figures)
+    return tokenizer
+
+
+def evaluate_tokenizer(tokenizer: FrameTokenizer, frames: npt.NDArray[np.uint8]) -> dict[str, float]:
+    """What encoding and decoding does to pictures.
+
+    Args:
+        tokenizer: anything with `encode`, `decode` and `num_codes`.
+        frames: uint8 [N, H, W, 3].
+
+    Returns:
+        `psnr` (dB, mean over frames), `codes_used` (share of the codebook chosen at least once), `perplexity` (of the
+        choice of codes), `brightness` and `brightness_real` (mean of the pixels, 0..255), `sharpness_ratio` (mean
+        absolute image gradient over the real one; below 1 is blurred).
+    """
+    real = torch.from_numpy(np.ascontiguousarray(frames))
+    tokens = tokenizer.encode(real)
+    decoded = tokenizer.decode(tokens)
+    error = torch.cat([((a.float() - b.float()) ** 2).mean((1, 2, 3)) for a, b in _parts(decoded, real)])
+    counts = torch.bincount(tokens.flatten(), minlength=tokenizer.num_codes)
+    return {
+        "psnr": float((10 * torch.log10(255**2 / error.clamp(min=1e-4))).mean()),
+        "codes_used": float((counts > 0).double().mean()),
+        "perplexity": _perplexity(counts),
+        "brightness": float(decoded.double().mean()),
+        "brightness_real": float(real.double().mean()),
+        "sharpness_ratio": _sharpness(decoded) / max(_sharpness(real), 1e-9),
+    }
+
+
+def encode_recordings(tokenizer: FrameTokenizer, recordings: Iterable[Recording], out_file: Path | str) -> int:
+    """Encodes every frame of some recordings into one npz.
+
+    Args:
+        tokenizer: of the recordings' frame size.
+        recordings: in the order that the file keeps.
+        out_file: receives `tokens` uint16 [F, tokens_per_frame], `episode_starts` int64 [E] (index of each recording's
+            first frame), `names` str [E], `buttons` bool [F, 23], `camera` float32 [F, 2], and `wall_distance`
+            float32 [F] when every event has a `wallDistance`.
+
+    Returns:
+        F, the number of frames.
+    """
+    names: list[str] = []
+    columns: dict[str, list[npt.NDArray[Any]]] = {"tokens": [], "buttons": [], "camera": [], "wall_distance": []}
+    for recording in recordings:
+        names.append(recording.name)
+        tokens = tokenizer.encode(torch.from_numpy(np.ascontiguousarray(recording.frames)))
+        columns["tokens"].append(tokens.cpu().numpy().astype(np.uint16))
+        columns["buttons"].append(recording.actions.buttons)
+        columns["camera"].append(recording.actions.camera)
+        walls = [event.get("wallDistance", math.nan) for event in recording.events]
+        columns["wall_distance"].append(np.array(walls, np.float32))
+    lengths = [len(part) for part in columns["tokens"]]
+    arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
+    if np.isnan(arrays["wall_distance"]).any():
+        del arrays["wall_distance"]
+    starts = np.cumsum([0, *lengths[:-1]]).astype(np.int64)
+    out_file = Path(out_file)
+    out_file.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(out_file, episode_starts=starts, names=np.array(names), **arrays)
+    return sum(lengths)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One step
+
+
+def _train_step(state: _State, frames: Tensor, progress: float, settings: TokenizerTraining) -> dict[str, float | None]:
+    tokenizer = state.tokenizer
+    for group in state.optimizer.param_groups:
+        group["lr"] = settings.lr * min(1.0, progress / 0.02 + 0.01) * 0.5 * (1 + math.cos(math.pi * progress))
+    pixels = tokenizer.scale(frames)
+    with torch.autocast("cpu", torch.bfloat16):
+        latents = tokenizer.latents(pixels).float()
+    if progress >= settings.unquantized_share and not state.quantized:
+        _start_codebook(state, latents, settings)
+    commitment = latents.new_zeros(())
+    inner = latents
+    if state.quantized:
+        tokens = tokenizer.nearest_codes(latents.detach())
+        codes = tokenizer.lookup(tokens).detach()
+        commitment = F.mse_loss(latents, codes)
+        inner = latents + (codes - latents).detach()
+        restart = progress < settings.restart_until and state.step % 10 == 0
+        _follow_latents(state, latents.detach(), tokens, settings, restart=restart)
+    with torch.autocast("cpu", torch.bfloat16):
+        decoded = tokenizer.pixels(inner)
+    reconstruction = reconstruction_loss(decoded.float(), pixels, settings)
+    loss = reconstruction + settings.commitment_weight * commitment
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), 1.0)
+    state.optimizer.step()
+    # Pixels span 2, hence the peak 4 of the squared error.
+    psnr = 10 * torch.log10(4 / (decoded.detach().float().clamp(-1, 1) - pixels).square().mean((1, 2, 3))).mean()
+    return {
+        "loss": round(loss.item(), 4), "commitment": round(commitment.item(), 5), "psnr": round(psnr.item(), 3),
+        "perplexity": round(_perplexity(state.counts), 1) if state.quantized else None,
+    }  # fmt: skip
+
+
+def reconstruction_loss(decoded: Tensor, pixels: Tensor, settings: TokenizerTraining) -> Tensor:
+    """Absolute and squared error of pixels, of image gradients at two scales, and of the change between frames.
+
+    Args:
+        decoded, pixels: float [N, C, H, W] in [-1, 1]; the second half of N holds the frames that
+            follow the first half.
+        settings: gives the weights.
+
+    Returns:
+        A scalar.
+    """
+    error = decoded - pixels
+    # Charbonnier's smooth absolute value: sharper than the squared error alone, differentiable at zero.
+    loss = (error.square() + 1e-6).sqrt().mean() + settings.squared_weight * error.square().mean()
+    before, after = error.chunk(2)
+    loss = loss + settings.change_weight * (after - before).abs().mean()
+    for _ in range(2):
+        gradients = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+        loss = loss + settings.gradient_weight * gradients / 2
+        error = F.avg_pool2d(error, 2)
+    return loss
+
+
+def _draw_pairs(clips: Clips, ends: npt.NDArray[np.int64], settings: TokenizerTraining, step: int) -> Tensor:
+    """uint8 [2 * batch_pairs, H, W, 3], first frames then the frames that follow; a function of seed and step."""
+    picks = np.random.default_rng([settings.seed, step]).integers(ends[-1], size=settings.batch_pairs)
+    which = np.searchsorted(ends, picks, side="right")
+    places = [(int(w), int(p - (ends[w - 1] if w else 0))) for w, p in zip(which, picks, strict=True)]
+    frames = [clips[w][f] for w, f in places] + [clips[w][f + 1] for w, f in places]
+    return torch.from_numpy(np.stack(frames))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The codebook
+
+
+def _start_codebook(state: _State, latents: Tensor, settings: TokenizerTraining) -> None:
+    vectors = latents.detach().transpose(1, 3).reshape(-1, settings.code_size)
+    centres = kmeans(vectors, settings.num_codes, seed=settings.seed)
+    with torch.no_grad():
+        state.tokenizer.codebook.copy_(centres)
+    state.counts.fill_(1.0)
+    state.sums.copy_(centres)
+    state.quantized = True
+
+
+def kmeans(vectors: Tensor, num_centres: int, *, seed: int, iterations: int = 10) -> Tensor:
+    """Lloyd's k-means from random vectors; centres that nobody chooses are drawn again.
+
+    Args:
+        vectors: float [M, D].
+
+    Returns:
+        float [num_centres, D].
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(count: int) -> Tensor:
+        picks = torch.randint(len(vectors), (count,), generator=generator)
+        return vectors[picks] + 1e-3 * torch.randn(count, vectors.shape[1], generator=generator)
+
+    centres = draw(num_centres)
+    for _ in range(iterations):
+        chosen = torch.cdist(vectors, centres).argmin(1)
+        counts = torch.bincount(chosen, minlength=num_centres)
+        sums = torch.zeros_like(centres).index_add_(0, chosen, vectors)
+        centres = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], draw(num_centres))
+    return centres
+
+
+@torch.no_grad()
+def _follow_latents(
+    state: _State, latents: Tensor, tokens: Tensor, settings: TokenizerTraining, *, restart: bool
+) -> None:
+    """Moves each code to the moving average of the latents that chose it (van den Oord et al., arXiv 1711.00937)."""
+    vectors = latents.flatten(2).transpose(1, 2).reshape(-1, settings.code_size)
+    chosen, decay = tokens.flatten(), settings.codebook_decay
+    counts = torch.bincount(chosen, minlength=settings.num_codes).float()
+    sums = torch.zeros_like(state.sums).index_add_(0, chosen, vectors)
+    state.counts.mul_(decay).add_(counts, alpha=1 - decay)
+    state.sums.mul_(decay).add_(sums, alpha=1 - decay)
+    if restart:
+        # A code that takes under a tenth of its fair share says little; it starts again at a latent of this batch, with
+        # a count that lets it prove itself for some dozen steps.
+        fair = len(vectors) / settings.num_codes
+        dead = state.counts < 0.1 * fair
+        generator = torch.Generator().manual_seed(settings.seed + state.step)
+        picks = torch.randint(len(vectors), (int(dead.sum()),), generator=generator)
+        state.sums[dead], state.counts[dead] = vectors[picks] * 0.3 * fair, 0.3 * fair
+    alive = state.counts > 1e-3
+    state.tokenizer.codebook[alive] = state.sums[alive] / state.counts[alive, None]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# State
+
+
+def _start(size: tuple[int, ...], settings: TokenizerTraining) -> _State:
+    torch.manual_seed(settings.seed)
+    tokenizer = build_tokenizer(
+        height=size[0], width=size[1], num_codes=settings.num_codes, code_size=settings.code_size,
+        block_channels=settings.block_channels, pixel_unshuffle=settings.pixel_unshuffle,
+        norm_groups=settings.norm_groups,
+    ).train()  # fmt: skip
+    # The moving averages own the codebook; the optimiser must not touch it.
+    tokenizer.codebook.requires_grad_(False)
+    weights = [weight for weight in tokenizer.parameters() if weight.requires_grad]
+    return _State(
+        tokenizer=tokenizer,
+        optimizer=torch.optim.AdamW(weights, lr=settings.lr, betas=(0.9, 0.99), weight_decay=1e-4),
+        counts=torch.zeros(settings.num_codes),
+        sums=torch.zeros(settings.num_codes, settings.code_size),
+        settings=json.loads(json.dumps(asdict(settings))),
+    )
+
+
+def _progress(state: _State, settings: TokenizerTraining) -> float:
+    if settings.minutes is not None:
+        return state.elapsed_s / (60 * settings.minutes)
+    return state.step / settings.num_steps
+
+
+def _save_checkpoint(state: _State, path: Path) -> None:
+    kept = {name: getattr(state, name) for name in ("counts", "sums", "step", "elapsed_s", "quantized", "settings")}
+    kept["tokenizer"], kept["optimizer"] = state.tokenizer.state_dict(), state.optimizer.state_dict()
+    torch.save(kept, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
+
+
+def _resume(state: _State, path: Path) -> None:
+    kept = torch.load(path, weights_only=True)
+    if kept["settings"] != state.settings:
+        changed = sorted(name for name in state.settings if kept["settings"].get(name) != state.settings[name])
+        raise ValueError(f"{path} was made with another {', '.join(changed)}; repeat them or choose another folder")
+    state.tokenizer.load_state_dict(kept.pop("tokenizer"))
+    state.optimizer.load_state_dict(kept.pop("optimizer"))
+    for name, value in kept.items():
+        setattr(state, name, value)
+    logger.info("going on from step %d of %s", state.step, path)
+
+
+def _parts(*tensors: Tensor, size: int = 1024) -> list[tuple[Tensor, ...]]:
+    return list(zip(*(tensor.split(size) for tensor in tensors), strict=True))
+
+
+def _perplexity(counts: Tensor) -> float:
+    share = counts.double() / counts.sum()
+    return float(torch.exp(-(share * share.clamp(min=1e-12).log()).sum()))
+
+
+def _sharpness(frames: Tensor) -> float:
+    """Mean absolute difference of neighbouring pixels, both directions; uint8 [N, H, W, 3]."""
+    sums = [p.float().diff(dim=1).abs().mean((1, 2, 3)) + p.float().diff(dim=2).abs().mean((1, 2, 3))
+            for (p,) in _parts(frames)]  # fmt: skip
+    return float(torch.cat(sums).mean())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`python -m rlir_ray.pretrain.tokenizer`: trains on a folder of recordings and, if asked, encodes it."""
+    parser = argparse.ArgumentParser(description="train a frame tokenizer")
+    parser.add_argument("--data", type=Path, required=True, help="folder of training recordings (mp4 + jsonl)")
+    parser.add_argument("--validation", type=Path, required=True, help="folder of held-out recordings")
+    parser.add_argument("--out", type=Path, required=True, help="folder that receives the tokenizer")
+    parser.add_argument("--tokens", type=Path, help="folder that receives train.npz and validation.npz")
+    parser.add_argument("--minutes", type=float, help="wall-clock length; without it the default number of steps")
+    parser.add_argument("--num-codes", type=int, default=TokenizerTraining().num_codes)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(args.threads)
+    settings = TokenizerTraining(minutes=args.minutes, num_codes=args.num_codes, seed=args.seed)
+    train = list(read_recordings(list_recordings(args.data)))
+    validation = list(read_recordings(list_recordings(args.validation)))
+    held_out = np.concatenate([recording.frames for recording in validation])
+    tokenizer = train_tokenizer([recording.frames for recording in train], held_out, args.out, settings)
+    if args.tokens is not None:
+        for recordings, name in ((train, "train"), (validation, "validation")):
+            count = encode_recordings(tokenizer, recordings, args.tokens / f"{name}.npz")
+            logger.info("%d frames encoded into %s", count, args.tokens / f"{name}.npz")
+
+
+if __name__ == "__main__":
+    main()

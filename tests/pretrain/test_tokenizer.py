@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from rlir_ray.models.tokenizer import build_tokenizer
+from rlir_ray.pretrain.tokenizer import (
+    TokenizerTraining,
+    encode_recordings,
+    evaluate_tokenizer,
+    kmeans,
+    reconstruction_loss,
+    train_tokenizer,
+)
+
+TINY = TokenizerTraining(
+    num_codes=16, code_size=4, pixel_unshuffle=4, block_channels=(8, 16), batch_pairs=4, num_steps=60,
+    checkpoint_every=20,
+)  # fmt: skip
+
+
+def moving_squares(seed: int, num_clips: int = 6, num_frames: int = 12) -> list[np.ndarray]:
+    """Clips of a bright square that moves over a dark ground."""
+    rng = np.random.default_rng(seed)
+    clips = []
+    for _ in range(num_clips):
+        clip = np.full((num_frames, 16, 24, 3), 30, np.uint8)
+        y, x, colour = rng.integers(0, 8), rng.integers(0, 12), rng.integers(150, 256, 3)
+        for frame in range(num_frames):
+            clip[frame, y : y + 8, (x + frame) % 16 : (x + frame) % 16 + 8] = colour
+        clips.append(clip)
+    return clips
+
+
+def psnr_of_the_mean_picture(clips: list[np.ndarray]) -> float:
+    frames = np.concatenate(clips).astype(np.float64)
+    error = ((frames - frames.mean((0, 1, 2))) ** 2).mean((1, 2, 3))
+    return float((10 * np.log10(255**2 / error)).mean())
+
+
+def test_training_beats_the_mean_colour_and_uses_its_codes(tmp_path) -> None:
+    clips = moving_squares(0)
+    held_out = moving_squares(1)
+    train_tokenizer(clips, np.concatenate(held_out), tmp_path, replace(TINY, num_steps=150))
+    report = json.loads((tmp_path / "training.json").read_text())
+    assert report["steps"] == 150
+    assert report["validation"]["psnr"] > psnr_of_the_mean_picture(held_out) + 1
+    assert report["validation"]["codes_used"] > 0.3
+    curve = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    assert curve[-1]["loss"] < curve[0]["loss"]
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_interrupted_training_goes_on_to_the_same_weights(tmp_path, monkeypatch) -> None:
+    from rlir_ray.pretrain import tokenizer as room
+
+    clips, validation = moving_squares(0), np.concatenate(moving_squares(1))
+    whole = train_tokenizer(clips, validation, tmp_path / "whole", TINY)
+
+    save = room._save_checkpoint
+
+    def save_then_stop(state, path) -> None:
+        save(state, path)
+        raise Interrupted
+
+    monkeypatch.setattr(room, "_save_checkpoint", save_then_stop)
+    with pytest.raises(Interrupted):
+        train_tokenizer(clips, validation, tmp_path / "halves", TINY)
+    monkeypatch.undo()
+    resumed = train_tokenizer(clips, validation, tmp_path / "halves", TINY)
+    for (name, first), second in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(first, second), name
+    assert not (tmp_path / "halves" / "checkpoint.pt").exists()
+
+
+def test_checkpoint_of_other_settings_is_refused_by_name(tmp_path, monkeypatch) -> None:
+    from rlir_ray.pretrain import tokenizer as room
+
+    clips, validation = moving_squares(0), np.concatenate(moving_squares(1))
+    state = room._start((16, 24), TINY)
+    room._save_checkpoint(state, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="was made with another lr; repeat them or choose another folder"):
+        train_tokenizer(clips, validation, tmp_path, replace(TINY, lr=1e-4))
+
+
+def test_kmeans_finds_separate_clusters() -> None:
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+    vectors = truth.repeat(50, 1) + 0.1 * torch.randn(150, 2, generator=generator)
+    centres = kmeans(vectors, 6, seed=0)
+    # With twice as many centres as clusters every cluster has one of them near.
+    assert torch.cdist(truth, centres).min(1).values.max() < 0.5
+
+
+def test_loss_is_lowest_without_error_and_sees_a_lost_motion() -> None:
+    pixels = torch.zeros(2, 3, 8, 8)
+    pixels[1, :, :, 4:] = 1  # the second frame differs from the first
+    still = pixels[:1].repeat(2, 1, 1, 1)
+    weightless = replace(TINY, change_weight=0.0)
+    assert reconstruction_loss(pixels, pixels, TINY) < 2e-3
+    gain = reconstruction_loss(still, pixels, TINY) - reconstruction_loss(still, pixels, weightless)
+    assert gain == pytest.approx(0.25)  # half of the pixels lose a change of 1, weight 0.5
+
+
+def test_evaluation_of_an_exact_and_of_a_constant_code() -> None:
+    class Exact:
+        num_codes = 4
+
+        def encode(self, frames: torch.Tensor) -> torch.Tensor:
+            self.frames = frames
+            return torch.tensor([[0, 1]] * len(frames))
+
+        def decode(self, tokens: torch.Tensor) -> torch.Tensor:
+            return self.frames
+
+    class Grey(Exact):
+        def decode(self, tokens: torch.Tensor) -> torch.Tensor:
+            return torch.full_like(self.frames, 128)
+
+    frames = np.concatenate(moving_squares(0))
+    figures = evaluate_tokenizer(Exact(), frames)
+    assert figures["psnr"] > 80
+    assert figures["sharpness_ratio"] == pytest.approx(1)
+    assert figures["codes_used"] == 0.5  # codes 0 and 1 of 4
+    assert figures["perplexity"] == pytest.approx(2)
+    figures = evaluate_tokenizer(Grey(), frames)
+    assert figures["sharpness_ratio"] == 0
+    assert figures["brightness"] == 128
+    assert figures["psnr"] < 20
+
+
+def test_encoded_recordings_keep_frames_actions_and_starts(tmp_path) -> None:
+    from rlir_ray.actions import Actions
+    from rlir_ray.data.recordings import list_recordings, read_recordings, write_recording
+
+    clips = moving_squares(0, num_clips=2)
+    buttons = np.zeros((12, 23), bool)
+    buttons[3:, 2] = True
+    actions = Actions(buttons, np.zeros((12, 2), np.float32))
+    for index, clip in enumerate(clips):
+        events = [{**event, "wallDistance": 5.0 + index} for event in actions.to_events()]
+        write_recording(tmp_path / f"clip-{index}", clip, events)
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(height=16, width=24, num_codes=16, code_size=4, block_channels=(8, 16)).eval()
+    recordings = read_recordings(list_recordings(tmp_path), strict=True)
+    assert encode_recordings(tokenizer, recordings, tmp_path / "tokens.npz") == 24
+    with np.load(tmp_path / "tokens.npz", allow_pickle=False) as arrays:
+        assert arrays["tokens"].shape == (24, 6)
+        assert arrays["tokens"].dtype == np.uint16
+        assert arrays["episode_starts"].tolist() == [0, 12]
+        assert arrays["names"].tolist() == ["clip-0", "clip-1"]
+        assert np.array_equal(arrays["buttons"][12:], buttons)
+        assert arrays["wall_distance"].tolist() == [5.0] * 12 + [6.0] * 12
+
+
+def test_training_without_recordings_says_so(tmp_path) -> None:
+    with pytest.raises(ValueError, match="at least 2 frames, got none"):
+        train_tokenizer([], np.zeros((1, 16, 24, 3), np.uint8), tmp_path, TINY)
