@@ -1,0 +1,133 @@
+"""Pretraining of the world model: windows, learning, resuming."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rlir_ray.actions import BUTTONS, INDEX
+from rlir_ray.models.autoregressive import WorldModel, split_frames
+from rlir_ray.models.block_attention import block_attention
+from rlir_ray.pretrain.world_model import TokenRecordings, WorldModelTraining, load_tokens, main, train_world_model
+
+SETTINGS = WorldModelTraining(
+    num_codes=8, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=2, num_key_value_heads=1, num_frames=3,
+    batch_size=8, learning_rate=1e-2, num_steps=150, num_validation=16, precision="fp32",
+)  # fmt: skip
+
+
+def write_recordings(path: Path, seed: int) -> None:
+    """Four tokens a frame, which count up when `forward` leads into the frame and stay where they are when not."""
+    random = np.random.default_rng(seed)
+    forward = random.random(120) < 0.5
+    buttons = np.zeros((120, len(BUTTONS)), np.bool_)
+    buttons[:, INDEX["forward"]] = forward
+    tokens = (np.cumsum(forward)[:, None] + np.arange(4)) % 8
+    np.savez(
+        path, tokens=tokens.astype(np.uint16), episode_starts=np.array([0, 50]), buttons=buttons,
+        camera=np.zeros((120, 2), np.float32),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def recordings(tmp_path: Path) -> tuple[TokenRecordings, TokenRecordings]:
+    write_recordings(tmp_path / "train.npz", 0)
+    write_recordings(tmp_path / "validation.npz", 1)
+    return load_tokens(tmp_path / "train.npz", 8), load_tokens(tmp_path / "validation.npz", 8)
+
+
+def test_windows_stay_inside_episodes_and_carry_the_actions_between_their_frames(
+    recordings: tuple[TokenRecordings, TokenRecordings],
+) -> None:
+    train, _ = recordings
+    starts = train.window_starts(3)
+    assert starts.tolist() == [*range(48), *range(50, 118)]
+    tokens = train.windows(np.array([50]), 3)
+    np.testing.assert_array_equal(split_frames(tokens, 4)[0], train.images[50:53])
+    np.testing.assert_array_equal(tokens[0, 4:15], train.actions[51])
+
+
+def test_training_lowers_the_loss_and_learns_the_actions(
+    recordings: tuple[TokenRecordings, TokenRecordings], tmp_path: Path
+) -> None:
+    model = train_world_model(*recordings, tmp_path / "out", SETTINGS)
+    final = json.loads((tmp_path / "out" / "training.json").read_text())["final"]
+    # Uniform guesses over 8 codes cost ln 8 = 2.08 nats.
+    assert final["validation_loss"] < 1.0
+    assert final["validation_loss_wrong_actions"] > final["validation_loss"] + 0.1
+    again = WorldModel.from_pretrained(tmp_path / "out")
+    tokens = recordings[1].windows(np.arange(2), 3)
+    with torch.no_grad():
+        torch.testing.assert_close(again(tokens, 8), model(tokens, 8), atol=1e-5, rtol=0)
+
+
+class Interrupted(Exception):
+    """Stands for a session that ends."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InterruptedRecordings(TokenRecordings):
+    """Ends the training when its curve has three lines."""
+
+    curve: Path
+
+    def windows(self, starts: np.ndarray, num_frames: int) -> torch.Tensor:
+        if self.curve.is_file() and len(self.curve.read_text().splitlines()) == 3:
+            raise Interrupted
+        return super().windows(starts, num_frames)
+
+
+def test_resumed_training_ends_where_an_unbroken_one_does(
+    recordings: tuple[TokenRecordings, TokenRecordings], tmp_path: Path
+) -> None:
+    settings = dataclasses.replace(SETTINGS, num_steps=6, evaluate_every_s=0.0)
+    whole = train_world_model(*recordings, tmp_path / "whole", settings)
+    train, validation = recordings
+    out = tmp_path / "broken"
+    breaking = InterruptedRecordings(train.images, train.actions, train.episode_starts, out / "curve.jsonl")
+    with pytest.raises(Interrupted):
+        train_world_model(breaking, validation, out, settings)
+    with pytest.raises(ValueError, match="learning_rate"):
+        train_world_model(*recordings, out, dataclasses.replace(settings, learning_rate=1.0))
+    resumed = train_world_model(*recordings, out, settings)
+    for (name, weight), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        torch.testing.assert_close(weight, other, msg=name)
+    assert not (out / "checkpoint.pt").exists()
+
+
+def test_command_line_continues_from_a_checkpoint(
+    recordings: tuple[TokenRecordings, TokenRecordings], tmp_path: Path
+) -> None:
+    first = train_world_model(*recordings, tmp_path / "first", dataclasses.replace(SETTINGS, num_steps=2))
+    main(
+        ["--data", str(tmp_path), "--out", str(tmp_path / "second"), "--init", str(tmp_path / "first"),
+         "--num-codes", "8", "--num-frames", "3", "--num-steps", "1", "--learning-rate", "1e-6", "--precision", "bf16", "--threads", "1"]
+    )  # fmt: skip
+    second = WorldModel.from_pretrained(tmp_path / "second")
+    for weight, other in zip(first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(weight, other, atol=1e-5, rtol=0)
+
+
+def test_tokens_outside_the_vocabulary_are_refused(tmp_path: Path) -> None:
+    write_recordings(tmp_path / "train.npz", 0)
+    with pytest.raises(ValueError, match="tokenizer"):
+        load_tokens(tmp_path / "train.npz", 7)
+    with pytest.raises(ValueError, match="must exist"):
+        load_tokens(tmp_path / "missing.npz", 8)
+
+
+def test_block_attention_equals_torch_attention_and_its_gradient() -> None:
+    torch.manual_seed(0)
+    queries = torch.randn(2, 4, 37, 8, requires_grad=True)
+    keys, values = (torch.randn(2, 2, 37, 8, requires_grad=True) for _ in range(2))
+    expected = torch.nn.functional.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=True)
+    found = block_attention(queries, keys, values, 8**-0.5, block=16).transpose(1, 2)
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn_like(expected)
+    gradients = [torch.autograd.grad((x * weights).sum(), (queries, keys, values)) for x in (found, expected)]
+    torch.testing.assert_close(*gradients)
