@@ -91,7 +91,7 @@ def combine(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {
         name: torch.stack([part[name] for part in parts]).amax(0) if is_maximum(name) else sum(p[name] for p in parts)
         for name in parts[0]
-    }  # type: ignore[misc]
+    }
 
 
 def normalise(metrics: Mapping[str, float], num_decisions: int) -> dict[str, float]:

@@ -58,5 +58,5 @@ def checksum(weights: Mapping[str, npt.NDArray[np.generic]]) -> str:
     for name in sorted(weights):
         array = np.ascontiguousarray(weights[name])
         digest.update(f"{name}:{array.dtype.str}:{weights[name].shape};".encode())
-        digest.update(array.reshape(-1).view(np.uint8))
+        digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

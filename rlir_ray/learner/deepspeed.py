@@ -79,7 +79,8 @@ class DeepSpeedEngine:
     def gathered(self) -> AbstractContextManager[None]:
         if self._zero_stage < 3:
             return nullcontext()
-        return deepspeed.zero.GatheredParameters(list(self.module.parameters()))
+        whole: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(list(self.module.parameters()))
+        return whole
 
 
 def _settings(model: torch.nn.Module, train: TrainConfig, learner: LearnerConfig) -> dict[str, Any]:
