@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,25 +19,26 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from rlir_ray.actions import GROUPS, INDEX, JUDGED_BUTTONS, VPT_CAMERA, group_classes
+from rlir_ray.actions import GROUPS, Actions, group_classes
 from rlir_ray.data.recordings import Recording, list_recordings, read_recordings
 from rlir_ray.metrics import accuracy, class_f1, confusion, macro_f1
 from rlir_ray.models.correlation import CorrelationInverseDynamics, correlation_config
-from rlir_ray.models.inverse_dynamics import (
-    InverseDynamicsModel,
-    Logits,
-    predicted_classes,
-    small_vpt_config,
+from rlir_ray.models.inverse_dynamics import InverseDynamicsModel, Logits, small_vpt_config
+from rlir_ray.pretrain.windows import (
+    NUM_BINS,
+    NUM_BUTTONS,
+    Frames,
+    LabelledFrames,
+    Reconstruct,
+    draw_windows,
+    label_frames,
 )
+from rlir_ray.rewards.calibration import gate, read_clips
 
 logger = logging.getLogger(__name__)
 
 Model = InverseDynamicsModel | CorrelationInverseDynamics
-Frames = npt.NDArray[np.uint8]
-Reconstruct = Callable[[Frames], Frames]
-NUM_BUTTONS, NUM_BINS = len(JUDGED_BUTTONS), VPT_CAMERA.num_bins
 GROUPS_IN_USE = ("forward_back", "jump", "use_attack", "yaw")
 CLIP_FRAMES = 9  # of a rollout: one context frame and eight generated ones
 
@@ -59,108 +60,10 @@ class InverseDynamicsTraining:
     max_gradient_norm: float = field(default=1.0, metadata={"help": "gradients are clipped to this length"})
     idle_heads_weight: float = field(default=0.05, metadata={"help": "loss weight of heads outside the groups"})
     augmentation: float = field(default=1.0, metadata={"help": "strength of light, blur and noise changes; 0: none"})
-    reconstructed_share: float = field(default=0.5, metadata={"help": "share of windows read through the tokenizer"})
+    reconstructed_share: float = field(default=0.25, metadata={"help": "windows read through the tokenizer, if any"})
     evaluate_every_s: float = field(default=60.0, metadata={"help": "seconds between points of the curve"})
     checkpoint_every_s: float = field(default=60.0, metadata={"help": "seconds between checkpoints"})
     threads: int = field(default=1, metadata={"help": "of torch"})
-
-
-@dataclass(frozen=True)
-class LabelledFrames:
-    """The frames of all recordings, end to end, with their labels.
-
-    Args:
-        frames: uint8 [N, H, W, 3].
-        reconstructed: the same through a tokenizer, or None.
-        buttons: int64 [N, 20], 0 or 1.
-        camera: int64 [N, 2], bins.
-        offsets: int64 [recordings + 1], where each recording starts.
-    """
-
-    frames: Frames
-    reconstructed: Frames | None
-    buttons: npt.NDArray[np.int64]
-    camera: npt.NDArray[np.int64]
-    offsets: npt.NDArray[np.int64]
-
-
-def label_frames(recordings: Sequence[Recording], reconstruct: Reconstruct | None = None) -> LabelledFrames:
-    """Puts recordings end to end; `reconstruct` maps uint8 [F, H, W, 3] to the same through a tokenizer."""
-    if not recordings:
-        raise ValueError("training needs at least one recording, got none; record some with `rlir-ray record`")
-    actions = [recording.actions for recording in recordings]
-    return LabelledFrames(
-        frames=np.concatenate([recording.frames for recording in recordings]),
-        reconstructed=np.concatenate([reconstruct(r.frames) for r in recordings]) if reconstruct else None,
-        buttons=np.concatenate([a.buttons[:, :NUM_BUTTONS] for a in actions]).astype(np.int64),
-        camera=np.concatenate([VPT_CAMERA.bins(a.camera) for a in actions]),
-        offsets=np.cumsum([0, *map(len, actions)]),
-    )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Windows
-
-
-def draw_windows(
-    data: LabelledFrames, rng: np.random.Generator, settings: InverseDynamicsTraining
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Random windows within recordings, mirrored half of the time, augmented.
-
-    Returns:
-        frames uint8 [B, F, H, W, 3], buttons int64 [B, F, 20], camera int64 [B, F, 2].
-    """
-    num_frames = int(rng.choice(settings.window_frames))
-    starts_in = np.maximum(np.diff(data.offsets) - num_frames + 1, 0)  # windows that each recording holds
-    if not starts_in.sum():
-        raise ValueError(f"recordings must hold {num_frames} frames, the longest has {np.diff(data.offsets).max()}")
-    picks = rng.choice(len(starts_in), settings.clips_per_step, p=starts_in / starts_in.sum())
-    starts = data.offsets[picks] + rng.integers(starts_in[picks])
-    rows = starts[:, None] + np.arange(num_frames)
-    frames = data.frames[rows]
-    if data.reconstructed is not None:
-        chosen = rng.random(len(rows)) < settings.reconstructed_share
-        frames[chosen] = data.reconstructed[rows[chosen]]
-    mirrored = rng.random(len(rows)) < 0.5
-    frames[mirrored] = frames[mirrored, :, :, ::-1]
-    buttons, camera = mirror(data.buttons[rows], data.camera[rows], mirrored)
-    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    changed = augment(torch.from_numpy(frames), generator, settings.augmentation)
-    return changed, torch.from_numpy(buttons), torch.from_numpy(camera)
-
-
-def mirror(
-    buttons: npt.NDArray[np.int64], camera: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Labels of mirrored pictures: left and right change places, yaw changes its sign. [B, F, 20], [B, F, 2], [B]."""
-    buttons, camera = buttons.copy(), camera.copy()
-    left, right = INDEX["left"], INDEX["right"]
-    buttons[mirrored, :, left], buttons[mirrored, :, right] = buttons[mirrored, :, right], buttons[mirrored, :, left]
-    camera[mirrored, :, 1] = NUM_BINS - 1 - camera[mirrored, :, 1]
-    return buttons, camera
-
-
-def augment(frames: Tensor, generator: torch.Generator, strength: float) -> Tensor:
-    """What a tokenizer may do to a picture: light, blur, patches that flicker, noise. uint8 [B, F, H, W, 3] to same."""
-    if not strength:
-        return frames
-    num_clips, num_frames, height, width, _ = frames.shape
-
-    def draw(*shape: int) -> Tensor:
-        return torch.empty(shape).uniform_(-1, 1, generator=generator)
-
-    per_clip = (num_clips, 1, 1, 1, 1)
-    contrast, brightness = 1 + 0.15 * strength * draw(*per_clip), 10 * strength * draw(*per_clip)
-    x = (frames.float() - 96) * contrast + (96 + brightness)
-    images = x.flatten(0, 1).permute(0, 3, 1, 2)
-    smooth = F.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
-    blur = (0.9 * min(strength, 1) * draw(*per_clip).clamp_min(0)).expand(-1, num_frames, 1, 1, 1).reshape(-1, 1, 1, 1)
-    # Patches of the size of a token's flicker from frame to frame.
-    patches = F.interpolate(draw(num_clips * num_frames, 1, height // 4, width // 4), (height, width), mode="bilinear")
-    images = torch.lerp(images, smooth, blur) + 6 * strength * draw(1) * patches
-    noise = 8 * strength * draw(1) * draw(*images.shape)
-    changed = (images + noise).round_().clamp_(0, 255).to(torch.uint8)
-    return changed.permute(0, 2, 3, 1).unflatten(0, (num_clips, num_frames)).contiguous()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -284,7 +187,7 @@ def train_inverse_dynamics(
         validation: scored, never trained on.
         path: folder of the result.
         settings: see `InverseDynamicsTraining`.
-        reconstruct: frames through the world's tokenizer; a share of the windows is then read through it.
+        reconstruct: uint8 [F, H, W, 3] to the same through the world's tokenizer; a share of the windows is read so.
 
     Returns:
         The held-out figures that training.json holds.
@@ -297,7 +200,7 @@ def train_inverse_dynamics(
     torch.set_num_threads(settings.threads)
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    data = label_frames(recordings, reconstruct)
+    data = label_frames(recordings)
     model = build_model(settings.architecture, *data.frames.shape[1:3], settings.seed)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     run = _Run(model, torch.optim.AdamW(trained, weight_decay=settings.weight_decay, betas=(0.9, 0.98)))
@@ -305,12 +208,12 @@ def train_inverse_dynamics(
     if (folder / "checkpoint.pt").exists():
         run.load(folder / "checkpoint.pt", identity)
         logger.info("going on from step %d of %s", run.step, folder)
-    held_out = cut_clips(validation, CLIP_FRAMES, 192, settings.groups)
+    frames, actions = cut_clips(validation, CLIP_FRAMES, 192)
     last_evaluation = last_checkpoint = time.perf_counter()
-    for loss in _steps(run, data, settings):
+    for loss in _steps(run, data, settings, reconstruct):
         now = time.perf_counter()
         if now - last_evaluation > settings.evaluate_every_s:
-            scores = score(model, *held_out, settings.groups)
+            scores = evaluate_inverse_dynamics(model, frames, actions, settings.groups)["+0"]
             _note(folder / "curve.jsonl", run, settings, loss, scores)
             last_evaluation = time.perf_counter()
         if now - last_checkpoint > settings.checkpoint_every_s:
@@ -324,7 +227,9 @@ def train_inverse_dynamics(
     return figures
 
 
-def _steps(run: _Run, data: LabelledFrames, settings: InverseDynamicsTraining) -> Iterator[float]:
+def _steps(
+    run: _Run, data: LabelledFrames, settings: InverseDynamicsTraining, reconstruct: Reconstruct | None
+) -> Iterator[float]:
     """Optimiser steps until the training is over; yields the mean loss since the last yield, every tenth step."""
     on_buttons, on_camera = head_weights(settings.groups, settings.idle_heads_weight)
     button_weights = class_weights(data.buttons, 2) * on_buttons[:, None]
@@ -339,7 +244,11 @@ def _steps(run: _Run, data: LabelledFrames, settings: InverseDynamicsTraining) -
         for parameters in run.optimizer.param_groups:
             parameters["lr"] = learning_rate_at(progress, settings)
         rng = np.random.default_rng([settings.seed, run.step])
-        frames, buttons, camera = draw_windows(data, rng, settings)
+        num_frames = int(rng.choice(settings.window_frames))
+        frames, buttons, camera = draw_windows(
+            data, rng, settings.clips_per_step, num_frames, augmentation=settings.augmentation,
+            reconstructed_share=settings.reconstructed_share, reconstruct=reconstruct,
+        )  # fmt: skip
         with torch.autocast("cpu", torch.bfloat16):
             logits = run.model.logits(frames)
         loss = inverse_dynamics_loss(logits, buttons, camera, button_weights, camera_weights)
@@ -374,34 +283,25 @@ def _note(
 # Held-out figures
 
 
-def cut_clips(
-    recordings: Sequence[Recording], num_frames: int, num_clips: int, groups: Sequence[str]
-) -> tuple[Frames, npt.NDArray[np.int64]]:
+def cut_clips(recordings: Sequence[Recording], num_frames: int, num_clips: int) -> tuple[Frames, list[Actions]]:
     """Clips that do not overlap, spread evenly over the recordings.
 
     Returns:
-        frames uint8 [B, F, H, W, 3] and classes int64 [B, F, len(groups)], B at most `num_clips`.
+        frames uint8 [B, F, H, W, 3] and the actions of B clips, B at most `num_clips`.
     """
     places = [
-        (recording, start)
+        (recording, slice(start, start + num_frames))
         for recording in recordings
         for start in range(0, len(recording.frames) - num_frames + 1, num_frames)
     ]
     if not places:
-        raise ValueError(f"held-out recordings must hold {num_frames} frames, got {len(recordings)} shorter ones")
-    chosen = [places[i] for i in np.linspace(0, len(places) - 1, min(num_clips, len(places))).astype(int)]
-    spans = [(recording, slice(start, start + num_frames)) for recording, start in chosen]
-    frames = np.stack([recording.frames[span] for recording, span in spans])
-    return frames, np.stack([group_classes(recording.actions[span], groups) for recording, span in spans])
-
-
-def recover(model: Model, frames: Frames, groups: Sequence[str], clips_at_once: int = 32) -> npt.NDArray[np.int64]:
-    """The classes that the model reads from uint8 [B, F, H, W, 3]: int64 [B, F, len(groups)]."""
-    with torch.inference_mode():
-        parts = [
-            predicted_classes(model.logits(clips), groups) for clips in torch.from_numpy(frames).split(clips_at_once)
-        ]
-    return torch.cat(parts).numpy()
+        raise ValueError(
+            f"held-out recordings must hold {num_frames} frames, got {len(recordings)} shorter ones; record longer "
+            "episodes"
+        )
+    chosen = [places[index] for index in np.linspace(0, len(places) - 1, min(num_clips, len(places))).astype(int)]
+    frames = np.stack([recording.frames[span] for recording, span in chosen])
+    return frames, [recording.actions[span] for recording, span in chosen]
 
 
 def compare(
@@ -427,45 +327,19 @@ def compare(
     return scores
 
 
-def score(
-    model: Model, frames: Frames, classes: npt.NDArray[np.int64], groups: Sequence[str]
-) -> dict[str, dict[str, float]]:
-    """`compare` of what the model reads from the frames with the commanded classes."""
-    return compare(recover(model, frames, groups), classes, groups)
-
-
 def evaluate_inverse_dynamics(
-    model: Model, frames: Frames, classes: npt.NDArray[np.int64], groups: Sequence[str]
+    model: Model, frames: Frames, actions: Sequence[Actions], groups: Sequence[str]
 ) -> dict[str, dict[str, dict[str, float]]]:
     """`compare` at shifts of -1, 0 and +1 between frames and actions: a sound model is best at 0, by far.
 
     Args:
         frames: uint8 [B, F, H, W, 3].
-        classes: int64 [B, F, len(groups)], as `rlir_ray.actions.group_classes` gives.
+        actions: of B clips, F each; action k leads into frame k.
         groups: names out of `rlir_ray.actions.GROUPS`.
     """
-    recovered = recover(model, frames, groups)
-    return {f"{shift:+d}": compare(recovered, classes, groups, shift) for shift in (-1, 0, 1)}
-
-
-def gate(
-    model: Model, frames: Frames, classes: npt.NDArray[np.int64], groups: Sequence[str], seed: int = 0
-) -> dict[str, dict[str, float]]:
-    """Mean accuracy and macro-F1 of clips that obey and of clips that do not.
-
-    A judge is fit for use where "exact" wins by a wide margin and "wrong_action" is clearly low.
-    Arguments as `evaluate_inverse_dynamics`.
-    """
-    rng = np.random.default_rng(seed)
-    orders = rng.permuted(np.tile(np.arange(frames.shape[1]), (len(frames), 1)), axis=1)
-    variants = {
-        "exact": (frames, classes),
-        "static": (np.repeat(frames[:, :1], frames.shape[1], axis=1), classes),
-        "shuffled": (np.take_along_axis(frames, orders[:, :, None, None, None], axis=1), classes),
-        "reversed": (np.ascontiguousarray(frames[:, ::-1]), classes),
-        "wrong_action": (frames, np.roll(classes, len(classes) // 2, axis=0)),
-    }
-    return {name: score(model, *variant, groups)["mean"] for name, variant in variants.items()}
+    recovered = read_clips(model, frames, groups)
+    commanded = np.stack([group_classes(clip, groups) for clip in actions])
+    return {f"{shift:+d}": compare(recovered, commanded, groups, shift) for shift in (-1, 0, 1)}
 
 
 def held_out_figures(
@@ -475,17 +349,36 @@ def held_out_figures(
     reconstruct: Reconstruct | None = None,
     num_clips: int = 512,
 ) -> dict[str, Any]:
-    """The figures of a finished model: shifts, gate and, with a tokenizer, the clips read through it."""
-    frames, classes = cut_clips(validation, CLIP_FRAMES, num_clips, groups)
+    """The figures of a finished model on held-out recordings.
+
+    Returns:
+        ``shifts`` (`evaluate_inverse_dynamics`), ``gate`` (`rlir_ray.rewards.calibration.gate`) and, with a tokenizer,
+        ``reconstructed`` (`compare` on clips read through it).
+    """
+    frames, actions = cut_clips(validation, CLIP_FRAMES, num_clips)
+    spoilt = gate(model, frames, [clip[1:] for clip in actions], groups)
     figures: dict[str, Any] = {
         "num_clips": len(frames),
-        "shifts": evaluate_inverse_dynamics(model, frames, classes, groups),
-        "gate": gate(model, frames, classes, groups),
+        "shifts": evaluate_inverse_dynamics(model, frames, actions, groups),
+        "gate": {name: round(score, 4) for name, score in spoilt.items()},
     }
     if reconstruct:
         through = reconstruct(frames.reshape(-1, *frames.shape[2:])).reshape(frames.shape)
-        figures["reconstructed"] = score(model, through, classes, groups)
+        figures["reconstructed"] = evaluate_inverse_dynamics(model, through, actions, groups)["+0"]
     return figures
+
+
+def load_recordings(folder: str | Path) -> list[Recording]:
+    """All recordings of a folder; broken ones are left out with a line in the log."""
+    return list(read_recordings(list_recordings(Path(folder))))
+
+
+def reconstruction(tokenizer: str | Path) -> Reconstruct:
+    """Frames as a saved tokenizer gives them back: uint8 [F, H, W, 3] to the same."""
+    from rlir_ray.models.tokenizer import FrameTokenizer
+
+    model = FrameTokenizer.from_pretrained(tokenizer)
+    return lambda frames: model.decode(model.encode(torch.from_numpy(frames))).numpy()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -493,15 +386,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    for name in ("architecture", "seed", "minutes", "steps", "threads", "clips_per_step", "learning_rate"):
+    parser.add_argument("--tokenizer", type=Path, help="folder of the world's tokenizer")
+    for name in (
+        "architecture",
+        "seed",
+        "minutes",
+        "steps",
+        "threads",
+        "clips_per_step",
+        "learning_rate",
+        "reconstructed_share",
+    ):
         default = getattr(InverseDynamicsTraining(), name)
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     chosen = vars(parser.parse_args(arguments))
-    data, out = chosen.pop("data"), chosen.pop("out")
+    data, out, tokenizer = (chosen.pop(name) for name in ("data", "out", "tokenizer"))
+    reconstruct = reconstruction(tokenizer) if tokenizer else None
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    train, validation = (list(read_recordings(list_recordings(data / name))) for name in ("train", "validation"))
+    train, validation = load_recordings(data / "train"), load_recordings(data / "validation")
     logger.info("%d recordings, %d held out", len(train), len(validation))
-    figures = train_inverse_dynamics(train, validation, out, InverseDynamicsTraining(**chosen))
+    figures = train_inverse_dynamics(train, validation, out, InverseDynamicsTraining(**chosen), reconstruct)
     logger.info("held out: %s; gate: %s", figures["shifts"]["+0"]["mean"], figures["gate"])
 
 

@@ -8,22 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from rlir_ray.actions import INDEX, VPT_CAMERA, Actions
+from rlir_ray.actions import Actions
 from rlir_ray.data.recordings import Recording
 from rlir_ray.pretrain import idm
 from rlir_ray.pretrain.idm import (
     InverseDynamicsTraining,
-    augment,
     build_model,
     class_weights,
     compare,
     cut_clips,
-    draw_windows,
     evaluate_inverse_dynamics,
-    gate,
     inverse_dynamics_loss,
-    label_frames,
-    mirror,
     train_inverse_dynamics,
 )
 
@@ -46,40 +41,6 @@ def panning_recording(name: str, seed: int, num_frames: int = 40) -> Recording:
 
 def recordings(count: int, seed: int) -> list[Recording]:
     return [panning_recording(f"r{index}", seed + index) for index in range(count)]
-
-
-def test_windows_stay_within_one_recording_and_keep_their_labels() -> None:
-    # Every frame of recording r has the value 10 r + 5 and jump pressed where r is 1.
-    data = []
-    for index in range(3):
-        buttons = np.zeros((6, 23), np.bool_)
-        buttons[:, INDEX["jump"]] = index == 1
-        actions = Actions(buttons, np.zeros((6, 2), np.float32))
-        frames = np.full((6, 4, 4, 3), 10 * index + 5, np.uint8)
-        data.append(Recording(name=str(index), frames=frames, events=actions.to_events(), actions=actions))
-    settings = InverseDynamicsTraining(window_frames=(5,), clips_per_step=64, augmentation=0)
-    frames, buttons, camera = draw_windows(label_frames(data), np.random.default_rng(0), settings)
-    values = frames.flatten(1)
-    assert (values == values[:, :1]).all() and set(values[:, 0].tolist()) == {5, 15, 25}
-    assert ((buttons[..., INDEX["jump"]] == 1).all(1) == (values[:, 0] == 15)).all()
-    assert (camera == VPT_CAMERA.null_bin).all()
-
-
-def test_mirrored_clips_turn_the_other_way() -> None:
-    buttons, camera = np.zeros((2, 3, 20), np.int64), np.full((2, 3, 2), 8)
-    buttons[:, :, INDEX["left"]] = 1
-    turned, turned_camera = mirror(buttons, camera, np.array([True, False]))
-    assert turned[0, :, INDEX["right"]].all() and not turned[0, :, INDEX["left"]].any()
-    assert turned_camera[0].tolist() == [[8, 2]] * 3
-    assert (turned[1] == buttons[1]).all() and (turned_camera[1] == camera[1]).all()
-
-
-def test_augmentation_is_seeded_and_off_at_strength_zero() -> None:
-    frames = torch.full((2, 3, 16, 16, 3), 100, dtype=torch.uint8)
-    draws = [augment(frames, torch.Generator().manual_seed(seed), 1.0) for seed in (1, 1, 2)]
-    assert draws[0].shape == frames.shape and draws[0].dtype == torch.uint8
-    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
-    assert augment(frames, torch.Generator(), 0.0) is frames
 
 
 def test_rare_classes_weigh_more() -> None:
@@ -115,7 +76,7 @@ def test_a_trained_judge_reads_the_panning_world(tmp_path: Path) -> None:
     figures = train_inverse_dynamics(recordings(24, seed=0), held_out, tmp_path, settings)
     assert figures["shifts"]["+0"]["mean"]["accuracy"] > 0.9
     assert figures["shifts"]["+0"]["mean"]["accuracy"] > figures["shifts"]["-1"]["mean"]["accuracy"] + 0.3
-    assert figures["gate"]["exact"]["accuracy"] > figures["gate"]["wrong_action"]["accuracy"] + 0.3
+    assert figures["gate"]["exact"] > figures["gate"]["wrong_action"] + 0.3
     assert {"config.json", "model.safetensors", "training.json"} <= {file.name for file in tmp_path.iterdir()}
 
 
@@ -146,11 +107,10 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
         train_inverse_dynamics(recordings(1, 0), recordings(1, 9), tmp_path, replace(settings, seed=4))
 
 
-def test_clips_through_a_tokenizer_are_scored_apart(tmp_path: Path) -> None:
+def test_clips_through_a_tokenizer_are_scored_apart() -> None:
     model = build_model("vpt", 16, 16, seed=0)
-    frames, classes = cut_clips(recordings(2, 0), 9, 8, ("yaw",))
-    assert frames.shape == (8, 9, 16, 16, 3) and classes.shape == (8, 9, 1)
-    assert set(evaluate_inverse_dynamics(model, frames, classes, ("yaw",))) == {"-1", "+0", "+1"}
-    assert set(gate(model, frames, classes, ("yaw",))) == {"exact", "static", "shuffled", "reversed", "wrong_action"}
+    frames, actions = cut_clips(recordings(2, 0), 9, 8)
+    assert frames.shape == (8, 9, 16, 16, 3) and {len(clip) for clip in actions} == {9}
+    assert set(evaluate_inverse_dynamics(model, frames, actions, ("yaw",))) == {"-1", "+0", "+1"}
     figures = idm.held_out_figures(model, recordings(2, 0), ("yaw",), reconstruct=lambda frames: 255 - frames)
     assert figures["reconstructed"]["mean"] != figures["shifts"]["+0"]["mean"]
