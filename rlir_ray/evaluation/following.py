@@ -5,6 +5,7 @@ Numpy only; knows nothing of models. Legend: P clips (one a prompt), F generated
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -109,13 +110,22 @@ class Following:
             "accuracy": self.accuracy, "accuracy_se": self.accuracy_se,
             "macro_f1": self.macro_f1, "macro_f1_se": self.macro_f1_se,
             "per_group": self.per_group, "groups": list(self.groups),
-            "commanded": self.commanded.tolist(), "recovered": self.recovered.tolist(),
+            "commanded": _to_text(self.commanded), "recovered": _to_text(self.recovered),
         }  # fmt: skip
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Following:
-        commanded, recovered = (np.array(content[key], np.int64) for key in ("commanded", "recovered"))
+        commanded, recovered = (_from_text(content[key]) for key in ("commanded", "recovered"))
         return cls(groups=tuple(content["groups"]), commanded=commanded, recovered=recovered)
+
+
+def _to_text(classes: npt.NDArray[np.int64]) -> list[str]:
+    """A line for each clip, a word for each frame, a base-36 digit for each group: "0105 1105 ..."."""
+    return [" ".join("".join(np.base_repr(index, 36) for index in frame) for frame in clip) for clip in classes]
+
+
+def _from_text(lines: Sequence[str]) -> npt.NDArray[np.int64]:
+    return np.array([[[int(digit, 36) for digit in word] for word in line.split()] for line in lines], np.int64)
 
 
 def commanded_f1(confusions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

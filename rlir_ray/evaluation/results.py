@@ -28,7 +28,8 @@ class Evaluation:
     In JSON: ``{"name", "temperature", "num_prompts", "seed", "policy_version", "following": {"reward": F, "judge": F},
     "quality": {"brightness", "sharpness", "motion", "psnr", "ssim"}}``, where F is ``{"accuracy", "accuracy_se",
     "macro_f1", "macro_f1_se", "per_group": {group: {"accuracy", "macro_f1"}}, "groups", "commanded", "recovered"}``,
-    the last two the classes [P, F, K].
+    the last two the classes [P, F, K]: a line for each clip,
+    a word for each frame, a base-36 digit for each group.
     """
 
     name: str

@@ -1,0 +1,132 @@
+"""The tables of the report, each as the text of its HTML, or empty where the run left nothing for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+from rlir_ray.evaluation.results import BASE, POST_TRAINED, REAL, RECONSTRUCTED, Comparison, Evaluation, Results
+
+ROW_NAMES = {
+    "base": "Base model", "supervised": "Supervised training, same time", "post-trained": "Post-trained",
+    "reconstructed": "Real clips through the tokenizer", "real": "Real clips",
+}  # fmt: skip
+
+
+def following_table(results: Results) -> str:
+    rows = []
+    for evaluation in [*results.evaluations, *_ceiling(results)]:
+        cells = [_row_name(evaluation)]
+        for idm in ("judge", "reward"):
+            part = evaluation.following.get(idm)
+            cells += [_pm(part.accuracy, part.accuracy_se), _pm(part.macro_f1, part.macro_f1_se)] if part else ["", ""]
+        rows.append((_row_class(evaluation), cells))
+    head = ["", "judge<br>accuracy", "judge<br>macro-F1", "reward IDM<br>accuracy", "reward IDM<br>macro-F1"]
+    return (
+        f"<h2>Commanded actions that were recovered</h2>{_table(head, rows)}"
+        '<p class="note">Mean ± standard error over prompts. Accuracy: share of frames and action groups that agree. '
+        "Macro-F1: mean over action groups of the mean F1 of the commanded classes.</p>"
+    )
+
+
+def comparison_table(comparisons: Sequence[Comparison]) -> str:
+    if not comparisons:
+        return ""
+    rows = []
+    for each in comparisons:
+        names = [
+            f"{ROW_NAMES.get(name, escape(name))}{_at(temperature)}"
+            for name, temperature in ((each.after, each.after_temperature), (each.before, each.before_temperature))
+        ]
+        cells = [f"{names[0]} − {names[1]}"]
+        for idm in ("judge", "reward"):
+            part = each.differences.get(idm)
+            figures = ((part.accuracy, part.accuracy_se), (part.macro_f1, part.macro_f1_se)) if part else ()
+            cells += [_pm(*pair, sign="+") for pair in figures] or ["", ""]
+        rows.append(("", cells))
+    head = ["", "judge<br>accuracy", "judge<br>macro-F1", "reward IDM<br>accuracy", "reward IDM<br>macro-F1"]
+    return f'<h2>Differences on the same prompts</h2>{_table(head, rows)}<p class="note">Paired standard errors.</p>'
+
+
+def group_table(results: Results) -> str:
+    columns = [each for each in (results.find(BASE), results.find(POST_TRAINED), results.ceiling.get(REAL)) if each]
+    if not columns:
+        return ""
+    tables = [evaluation.following["judge"].per_group for evaluation in columns]
+    rows = []
+    for group in tables[0]:
+        figures = [f"{table[group][key]:.3f}" for key in ("accuracy", "macro_f1") for table in tables]
+        rows.append(("", [escape(group.replace("_", " / ")), *figures]))
+    titles = [f"{ROW_NAMES[each.name].lower()}<br>" for each in columns]
+    head = ["", *(title + "accuracy" for title in titles), *(title + "macro-F1" for title in titles)]
+    return f"<h2>By action group (judge)</h2>{_table(head, rows)}"
+
+
+def quality_table(results: Results) -> str:
+    rows = []
+    for each in [*results.evaluations, *_ceiling(results)]:
+        figures = (
+            each.quality.psnr,
+            each.quality.ssim,
+            each.quality.brightness,
+            each.quality.sharpness,
+            each.quality.motion,
+        )
+        texts = [
+            "–" if value is None else f"{value:.{digits}f}"
+            for value, digits in zip(figures, (2, 3, 1, 2, 2), strict=True)
+        ]
+        rows.append((_row_class(each), [_row_name(each), *texts]))
+    return (
+        f"<h2>Picture quality</h2>{_table(['', 'PSNR, dB', 'SSIM', 'brightness', 'sharpness', 'motion'], rows)}"
+        '<p class="note">PSNR and SSIM against the recorded clip of the same prompt. Brightness, sharpness (difference '
+        "of neighbouring pixels) and motion (difference of neighbouring frames) should stay near those of real clips."
+        "</p>"
+    )
+
+
+def calibration_table(calibration: dict[str, Any]) -> str:
+    if not calibration:
+        return ""
+    names = {"judge": "Judge", "reward": "Reward IDM"}
+    shifts, clips = (list(next(iter(calibration.values()))[key]) for key in ("macro_f1", "gate"))
+    rows = [
+        ("", [names.get(idm, escape(idm)), *(f"{part['macro_f1'][shift]:.3f}" for shift in shifts),
+              *(f"{part['gate'][clip]:.3f}" for clip in clips)])
+        for idm, part in calibration.items()
+    ]  # fmt: skip
+    head = ["", *(f"shift {int(shift):+d}" if int(shift) else "in place" for shift in shifts)]
+    head += [escape(clip.replace("_", " ")) for clip in clips]
+    return (
+        f"<h2>Can the reward be believed?</h2>{_table(head, rows)}"
+        '<p class="note">Macro-F1 on real clips: with the actions moved by a frame, then on real clips (exact) and on '
+        "spoilt ones, which a judge of motion must read worse.</p>"
+    )
+
+
+def _ceiling(results: Results) -> list[Evaluation]:
+    return [results.ceiling[name] for name in (RECONSTRUCTED, REAL) if name in results.ceiling]
+
+
+def _at(temperature: float | None) -> str:
+    return "" if temperature is None else f" at T = {temperature:g}"
+
+
+def _row_name(evaluation: Evaluation) -> str:
+    return ROW_NAMES.get(evaluation.name, escape(evaluation.name)) + _at(evaluation.temperature)
+
+
+def _row_class(evaluation: Evaluation) -> str:
+    return "after" if evaluation.name == POST_TRAINED else "limit" if evaluation.name in (REAL, RECONSTRUCTED) else ""
+
+
+def _pm(value: float, error: float, sign: str = "") -> str:
+    return f'{value:{sign}.3f} <span class="se">± {error:.3f}</span>'
+
+
+def _table(head: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """Cells are HTML already; a row is its class and its cells."""
+    titles = "".join(f"<th>{title}</th>" for title in head)
+    body = "".join(f'<tr class="{kind}">{"".join(f"<td>{cell}</td>" for cell in row)}</tr>' for kind, row in rows)
+    return f'<div class="wide"><table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>'
