@@ -71,10 +71,10 @@ def _assets(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _report(arguments: argparse.Namespace, rest: list[str]) -> None:
-    from rlir_ray.evaluation.report import write_report
-
     if not (Path(arguments.run) / "config.json").is_file():
         raise ValueError(f"a report needs a run's folder, got {arguments.run}; look below runs/")
+    from rlir_ray.evaluation.report import write_report
+
     print(write_report(Path(arguments.run)))
 
 

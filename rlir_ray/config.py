@@ -5,9 +5,13 @@ Defaults run the embedded Doom world on two CPU cores. Every part checks itself 
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import importlib.resources
+import inspect
+import itertools
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,7 +64,9 @@ class WorldConfig:
         _at_least(1, world__num_context=self.num_context, world__num_frames=self.num_frames)
         for name in self.groups:
             _one_of(tuple(GROUPS), world__groups=name)
-        _check(len(self.groups) > 0, "world.groups", "must name a group", self.groups, f"choose from {', '.join(GROUPS)}")
+        _check(
+            len(self.groups) > 0, "world.groups", "must name a group", self.groups, f"choose from {', '.join(GROUPS)}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +105,9 @@ class PromptsConfig:
         _one_of(("recorded", "sampled"), prompts__actions=self.actions)
         _at_least(1, prompts__num_train=self.num_train, prompts__num_heldout=self.num_heldout)
         if self.source == "recordings":
-            _check(bool(self.path), "prompts.path", "must name a folder of recordings", self.path, "set prompts.path=DIR")
+            _check(
+                bool(self.path), "prompts.path", "must name a folder of recordings", self.path, "set prompts.path=DIR"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -304,19 +312,23 @@ def keys(node: type = Config, prefix: str = "") -> list[str]:
     return found
 
 
-def describe() -> dict[str, str]:
-    """Each dotted key with its one line, read from the source of this file, for `--help`."""
-    import ast
-    import inspect
-
+def field_lines(node: type) -> dict[str, str]:
+    """The one-line string under each field of a dataclass, read from its source."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(node))).body
+    assert isinstance(tree, ast.ClassDef)
     lines = {}
-    tree = ast.parse(inspect.getsource(inspect.getmodule(Config)))  # type: ignore[arg-type]
-    sections = {e.default_factory.__name__: e.name + "." for e in dataclasses.fields(Config) if _is_part(e)}  # type: ignore[union-attr]
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and (node.name in sections or node.name == "Config"):
-            for item, after in zip(node.body, node.body[1:], strict=False):
-                if isinstance(item, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(item.target, ast.Name):
-                    lines[sections.get(node.name, "") + item.target.id] = ast.literal_eval(after.value)
+    for item, after in itertools.pairwise(tree.body):
+        if isinstance(item, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(item.target, ast.Name):
+            lines[item.target.id] = ast.literal_eval(after.value)
+    return lines
+
+
+def describe(node: type = Config, prefix: str = "") -> dict[str, str]:
+    """Each dotted key with its one line, for `--keys`."""
+    lines = {prefix + name: text for name, text in field_lines(node).items()}
+    for entry in dataclasses.fields(node):
+        if dataclasses.is_dataclass(part := entry.default_factory):
+            lines |= describe(part, f"{prefix}{entry.name}.")  # type: ignore[arg-type]
     return lines
 
 
@@ -353,7 +365,9 @@ def load_config(recipe: str = "", overrides: list[str] | None = None) -> Config:
         merged = OmegaConf.merge(OmegaConf.structured(Config), *layers)
         container = OmegaConf.to_container(merged)
     except OmegaConfBaseException as error:
-        raise ValueError(f"{error.full_key}: {str(error.msg or error).splitlines()[0]}; give a value of that type") from None
+        raise ValueError(
+            f"{error.full_key}: {str(error.msg or error).splitlines()[0]}; give a value of that type"
+        ) from None
     assert isinstance(container, dict)
     container["recipe"] = container["recipe"] or Path(recipe).stem
     return _build(Config, container)
@@ -399,6 +413,8 @@ def asset_path(path: str) -> Path:
     Raises:
         ValueError: the folder does not exist.
     """
-    folder = Path(str(importlib.resources.files("rlir_ray") / "assets" / path[6:])) if path[:6] == "asset:" else Path(path)
+    folder = (
+        Path(str(importlib.resources.files("rlir_ray") / "assets" / path[6:])) if path[:6] == "asset:" else Path(path)
+    )
     _check(folder.is_dir(), "a checkpoint", "must be an existing folder", str(path), "check the models.* paths")
     return folder

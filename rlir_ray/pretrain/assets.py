@@ -1,0 +1,190 @@
+"""Makes the shipped checkpoints from nothing: records the game, trains all models, publishes them with their story.
+
+Every stage goes on where an earlier call stopped. Only `publish` writes into the package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rlir_ray.run import replace_folder, versions, write_json
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation")
+MODELS = ("tokenizer", "world_model", "reward_idm", "judge_idm")
+# What a model's folder needs to be opened, and how it was made.
+PUBLISHED = ("config.json", "generation_config.json", "tokenizer.json", "training.json", "curve.jsonl")
+MAX_BYTES = 25_000_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AssetsPlan:
+    """What the shipped checkpoints are made with."""
+
+    train_frames: int = 150_000
+    """Recorded frames to train on."""
+    validation_frames: int = 16_000
+    """Recorded frames, of other maps, to score on."""
+    tokenizer_minutes: float = 20
+    """Wall-clock length of the tokenizer's training."""
+    idm_minutes: float = 16
+    """The same for each inverse dynamics model."""
+    world_model_minutes: float = 50
+    """The same for the world model, until its validation loss is flat."""
+    threads: int = 2
+    """Torch threads."""
+    seed: int = 0
+    """Of recordings, tokenizer and world model; the reward IDM has the next one, the judge the one after."""
+
+
+def make_assets(work: Path, out: Path, plan: AssetsPlan) -> dict[str, Any]:
+    """All stages in turn.
+
+    Args:
+        work: recordings, tokens and checkpoints; gigabytes.
+        out: receives what is shipped.
+        plan: sizes and lengths.
+
+    Returns:
+        What `made.json` in `out` holds.
+    """
+    import torch
+
+    torch.set_num_threads(plan.threads)
+    _record(work, plan)
+    _train_tokenizer(work, plan)
+    _train_inverse_dynamics(work, plan)
+    _train_world_model(work, plan)
+    return publish(work, out, asdict(plan))
+
+
+def _record(work: Path, plan: AssetsPlan) -> None:
+    from rlir_ray.data.doom import collect
+    from rlir_ray.data.recordings import list_recordings, read_events
+    from rlir_ray.pretrain.oracle import oracle_macro_f1
+
+    for split, num_frames in (("train", plan.train_frames), ("validation", plan.validation_frames)):
+        logger.info("recording %d frames for %s", num_frames, split)
+        collect(
+            work / "recordings" / split, num_frames=num_frames, split=split, seed=plan.seed,  # type: ignore[arg-type]
+            num_workers=plan.threads,
+        )  # fmt: skip
+    if not (work / "oracle.json").is_file():
+        events = {
+            split: [read_events(pair.events) for pair in list_recordings(work / "recordings" / split)]
+            for split in SPLITS
+        }
+        write_json(work / "oracle.json", oracle_macro_f1(events["train"], events["validation"], seed=plan.seed))
+
+
+def _train_tokenizer(work: Path, plan: AssetsPlan) -> None:
+    import numpy as np
+
+    from rlir_ray.pretrain.tokenizer import TokenizerTraining, encode_recordings, load_clips, train_tokenizer
+
+    recordings = work / "recordings"
+    if not (work / "tokenizer" / "training.json").is_file():
+        settings = TokenizerTraining(minutes=plan.tokenizer_minutes, seed=plan.seed)
+        # A quarter of the held-out frames says as much: neighbours look alike.
+        validation = np.concatenate(load_clips(recordings / "validation"))[::4]
+        train_tokenizer(load_clips(recordings / "train"), validation, work / "tokenizer", settings)
+    for split in SPLITS:
+        if not (tokens := work / "tokens" / f"{split}.npz").is_file():
+            logger.info("encoding %s", split)
+            encode_recordings(_tokenizer(work), recordings / split, tokens)
+
+
+def _tokenizer(work: Path) -> Any:
+    from rlir_ray.models.tokenizer import FrameTokenizer
+
+    return FrameTokenizer.from_pretrained(work / "tokenizer")
+
+
+def _train_inverse_dynamics(work: Path, plan: AssetsPlan) -> None:
+    from rlir_ray.pretrain.idm import InverseDynamicsTraining, load_recordings, reconstruction, train_inverse_dynamics
+
+    todo = [name for name in ("reward_idm", "judge_idm") if not (work / name / "training.json").is_file()]
+    if not todo:
+        return
+    train, validation = (load_recordings(work / "recordings" / split) for split in SPLITS)
+    for name, architecture, seed in (("reward_idm", "vpt", 1), ("judge_idm", "correlation", 2)):
+        if name in todo:
+            logger.info("training the %s", name)
+            settings = InverseDynamicsTraining(
+                architecture=architecture, seed=plan.seed + seed, minutes=plan.idm_minutes, threads=plan.threads
+            )
+            train_inverse_dynamics(train, validation, work / name, settings, reconstruction(work / "tokenizer"))
+
+
+def _train_world_model(work: Path, plan: AssetsPlan) -> None:
+    from rlir_ray.pretrain.world_model import WorldModelTraining, load_tokens, train_world_model
+
+    if (work / "world_model" / "training.json").is_file():
+        return
+    logger.info("training the world model")
+    settings = WorldModelTraining(minutes=plan.world_model_minutes, seed=plan.seed)
+    train, validation = (load_tokens(work / "tokens" / f"{split}.npz", settings.num_codes) for split in SPLITS)
+    train_world_model(train, validation, work / "world_model", settings)
+
+
+def publish(work: Path, out: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """Copies the models, with their settings, curves and held-out figures, and writes made.json beside them.
+
+    Raises:
+        ValueError: a model is missing, or all together exceed what may be shipped.
+    """
+    temporary = out.with_name(out.name + ".part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    for name in MODELS:
+        if not (work / name / "training.json").is_file():
+            raise ValueError(f"{name} must be trained before it is published, found no {work / name / 'training.json'}")
+        (temporary / name).mkdir(parents=True)
+        for path in sorted((work / name).iterdir()):
+            if path.name in PUBLISHED or path.suffix == ".safetensors":
+                shutil.copyfile(path, temporary / name / path.name)
+    made = {
+        "plan": plan,
+        "versions": versions(),
+        "recordings": {split: _summary(work / "recordings" / split) for split in SPLITS},
+        "oracle_macro_f1": json.loads((work / "oracle.json").read_text()),
+        "models": {name: json.loads((work / name / "training.json").read_text()) for name in MODELS},
+    }
+    write_json(temporary / "made.json", made)
+    size = sum(path.stat().st_size for path in temporary.rglob("*") if path.is_file())
+    if size > MAX_BYTES:
+        raise ValueError(f"shipped checkpoints must stay under {MAX_BYTES} bytes, got {size}; train smaller models")
+    replace_folder(temporary, out)
+    logger.info("%s: %.1f MB", out, size / 1e6)
+    return made
+
+
+def _summary(folder: Path) -> Any:
+    index = json.loads((folder / "index.json").read_text())
+    return {key: value for key, value in index.items() if key not in ("basedir", "relpaths")}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`python -m rlir_ray assets`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rlir_ray assets",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Makes the shipped checkpoints from nothing: records the game, trains tokenizer, inverse dynamics\n"
+        "models and world model, and publishes them with made.json. Hours on two cores; goes on where it stopped.",
+        epilog="example:\n  python -m rlir_ray assets --out rlir_ray/assets/doom --work work/assets",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="receives the checkpoints; replaced as a whole")
+    parser.add_argument("--work", type=Path, default=Path("work/assets"), help="recordings and unfinished trainings")
+    for name, default in asdict(AssetsPlan()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"{default}")
+    chosen = vars(parser.parse_args(argv))
+    out, work = chosen.pop("out"), chosen.pop("work")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    make_assets(work, out, AssetsPlan(**chosen))
