@@ -106,7 +106,8 @@ def test_command_line_continues_from_a_checkpoint(
     first = train_world_model(*recordings, tmp_path / "first", dataclasses.replace(SETTINGS, num_steps=2))
     main(
         ["--data", str(tmp_path), "--out", str(tmp_path / "second"), "--init", str(tmp_path / "first"),
-         "--num-codes", "8", "--num-frames", "3", "--num-steps", "1", "--learning-rate", "1e-6", "--precision", "bf16", "--threads", "1"]
+         "--num-codes", "8", "--num-frames", "3", "--num-steps", "1", "--learning-rate", "1e-6",
+         "--precision", "bf16", "--threads", "1"]
     )  # fmt: skip
     second = WorldModel.from_pretrained(tmp_path / "second")
     for weight, other in zip(first.parameters(), second.parameters(), strict=True):

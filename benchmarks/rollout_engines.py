@@ -1,0 +1,185 @@
+"""Tokens per second of the rollout engine beside transformers' `generate`, on the same weights and clips.
+
+Writes JSON with the machine, the commit and the load average. Rates are given per second of wall-clock and per second
+of processor time: on a busy machine the second one is the steadier. Run: `python benchmarks/rollout_engines.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlir_ray.actions import BUTTONS, Actions, action_tokens
+from rlir_ray.models.autoregressive import WorldModel
+from rlir_ray.samplers.torch_sampler import TorchSampler
+from rlir_ray.trajectory import Prompt
+
+
+def random_prompts(model: WorldModel, num_prompts: int, num_frames: int) -> list[Prompt]:
+    """One context frame each, and random actions."""
+    random = np.random.default_rng(0)
+    return [
+        Prompt(
+            prompt_id=str(index),
+            context=random.integers(0, model.num_codes, (1, model.tokens_per_frame), dtype=np.uint16),
+            actions=Actions(
+                random.random((num_frames, len(BUTTONS))) < 0.1,
+                random.normal(0, 5, (num_frames, 2)).astype(np.float32),
+            ),
+        )
+        for index in range(num_prompts)
+    ]
+
+
+@torch.inference_mode()
+def generate_with_transformers(model: WorldModel, prompts: Sequence[Prompt], group_size: int, cache: str) -> Tensor:
+    """The same rollouts by `generate`, frame after frame over one cache, image ids only."""
+    from transformers import DynamicCache, StaticCache
+
+    device, per_frame = model.llama.device, model.tokens_per_frame
+    context = torch.from_numpy(np.stack([p.context[0] for p in prompts]).astype(np.int64)).to(device)
+    actions = np.stack([action_tokens(prompt.actions, model.num_codes) for prompt in prompts])
+    actions = torch.from_numpy(actions).to(device).repeat_interleave(group_size, 0)
+    tokens = context.repeat_interleave(group_size, 0)
+    num_frames = actions.shape[1]
+    past = DynamicCache(config=model.config)
+    if cache == "static":
+        past = StaticCache(config=model.config, max_cache_len=(num_frames + 1) * (per_frame + actions.shape[2]))
+    suppressed = list(range(model.num_codes, model.config.vocab_size))
+    for frame in range(num_frames):
+        tokens = torch.cat([tokens, actions[:, frame]], 1)
+        tokens = model.llama.generate(
+            tokens, attention_mask=torch.ones_like(tokens), past_key_values=past, max_new_tokens=per_frame,
+            do_sample=True, top_k=0, top_p=1.0, temperature=1.0, suppress_tokens=suppressed, pad_token_id=0,
+        )  # fmt: skip
+    return tokens
+
+
+def rates(run: Callable[[], object], num_tokens: int, repeats: int) -> dict[str, float]:
+    """The best of some repeats, after a short one by the caller."""
+    walls, processors = [], []
+    for _ in range(repeats):
+        wall, processor = time.perf_counter(), time.process_time()
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        walls.append(time.perf_counter() - wall)
+        processors.append(time.process_time() - processor)
+    return {
+        "tokens_per_s": round(num_tokens / min(walls), 1),
+        "tokens_per_processor_s": round(num_tokens / min(processors), 1),
+    }
+
+
+def product_rate(dtype: torch.dtype, device: torch.device, size: int = 1536) -> float:
+    """Floating-point operations per processor second (per second on a GPU) of the best of some large products."""
+    left, right = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    times = []
+    for _ in range(8):
+        start = clock()
+        left @ right
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(clock() - start)
+    return 2 * size**3 / min(times[1:])
+
+
+def operations_per_token(model: WorldModel, length: int) -> float:
+    """Of decoding one token at the mean position of a clip of `length` tokens: products with weights and cache."""
+    layers = sum(weight.numel() for weight in model.llama.model.layers.parameters() if weight.ndim > 1)
+    head = model.num_codes * model.config.hidden_size
+    attention = 2 * model.config.num_hidden_layers * model.config.num_attention_heads * model.config.head_dim
+    return 2 * (layers + head + attention * length / 2)
+
+
+def measure(model: WorldModel, num_prompts: int, group_size: int, num_frames: int, repeats: int) -> dict[str, Any]:
+    prompts = random_prompts(model, num_prompts, num_frames)
+    num_tokens = num_prompts * group_size * num_frames * model.tokens_per_frame
+    identities = list(range(num_prompts))
+    engines: dict[str, Callable[[list[Prompt]], object]] = {}
+    samplers = {
+        name: TorchSampler(model, temperature=1.0, dtype=getattr(torch, name)) for name in ("float32", "bfloat16")
+    }
+    for name, sampler in samplers.items():
+        engines[f"torch {name}"] = lambda p, s=sampler: s.sample(
+            p, identities[: len(p)], identities[: len(p)], group_size
+        )
+    for cache in ("dynamic", "static"):
+        engines[f"generate {cache} float32"] = lambda p, c=cache: generate_with_transformers(model, p, group_size, c)
+    short = random_prompts(model, 1, 1)
+    found: dict[str, Any] = {}
+    for name, engine in engines.items():
+        engine(short)
+        found[name] = rates(lambda run=engine: run(prompts), num_tokens, repeats)
+        print(name, found[name], flush=True)
+    length = (num_frames + 1) * (model.tokens_per_frame + 11)
+    on_gpu = model.llama.device.type == "cuda"
+    for name in samplers:
+        peak = product_rate(getattr(torch, name), model.llama.device)
+        rate = found[f"torch {name}"]["tokens_per_s" if on_gpu else "tokens_per_processor_s"]
+        found[f"torch {name}"]["product_gflops"] = round(peak / 1e9, 1)
+        found[f"torch {name}"]["share_of_products"] = round(operations_per_token(model, length) * rate / peak, 3)
+    for clock in ("tokens_per_s", "tokens_per_processor_s"):
+        best = max(found[name][clock] for name in found if name.startswith("generate"))
+        found[f"ratio_{clock}"] = round(found["torch float32"][clock] / best, 2)
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    revision = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    names = [line.split(":")[1].strip() for line in _cpu_lines() if line.startswith("model name")]
+    return {
+        "commit": revision, "processor": names[0] if names else platform.processor(), "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "", "threads": torch.get_num_threads(),
+        "torch": torch.__version__, "load_average": os.getloadavg(),
+    }  # fmt: skip
+
+
+def _cpu_lines() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--model", default="", help="world model folder; empty: random weights of the Doom world's size"
+    )
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--group-size", type=int, default=8)
+    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/rollout_engines.json"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    create = WorldModel.create
+    model = WorldModel.from_pretrained(options.model) if options.model else create(num_codes=512, tokens_per_frame=48)
+    model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    before = machine()
+    engines = measure(model, options.prompts, options.group_size, options.frames, options.repeats)
+    report = {
+        "machine": before, "load_average_after": os.getloadavg(),
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "clips": options.prompts * options.group_size, "frames": options.frames, "engines": engines,
+    }  # fmt: skip
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
