@@ -214,7 +214,8 @@ class TorchSampler:
         for layer_cache, shared in zip(cache, prompt_cache, strict=True):
             layer_cache[:, :, :position] = shared.repeat_interleave(group_size, 0)
         commanded = actions[:, num_context:].repeat_interleave(group_size, 0)  # of the second frame on
-        tokens, logprobs = [], []
+        tokens: list[Tensor] = []
+        logprobs: list[Tensor] = []
         for decision, draw in enumerate(draws):
             if decision:
                 frame, within = divmod(decision, tokens_per_frame)
