@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlir_ray.evaluation.charts import line_chart
-from rlir_ray.evaluation.results import BASE, POST_TRAINED, REAL, Comparison, Evaluation, Results
+from rlir_ray.evaluation.results import BASE, POST_TRAINED, REAL, Results, compare
 from rlir_ray.evaluation.tables import calibration_table, comparison_table, following_table, group_table, quality_table
 from rlir_ray.evaluation.video import FOLDER, contact_strip
 
@@ -102,30 +102,23 @@ def _headline(results: Results, steps: Sequence[dict[str, float]]) -> str:
     base, after = results.find(BASE), results.find(POST_TRAINED)
     if base is None or after is None:
         return '<p class="headline">This run has not been evaluated before and after post-training.</p>'
-    same = next((each for each in results.comparisons if _is_headline(each, base, after)), None)
     one, two = base.following["judge"], after.following["judge"]
-    figures = f"{one.accuracy:.1%} before, {two.accuracy:.1%} after; macro-F1 {one.macro_f1:.3f} and {two.macro_f1:.3f}"
-    text = f"The judge recovers {figures}."
-    if same is not None:
-        change = same.differences["judge"]
-        pairs = ((change.accuracy, change.accuracy_se), (change.macro_f1, change.macro_f1_se))
-        verdict = (
-            "obeys commanded actions measurably better" if all(value > 2 * error for value, error in pairs)
-            else "obeys commanded actions measurably worse" if all(value < -2 * error for value, error in pairs)
-            else "shows no clear change in how it obeys commanded actions"
-        )  # fmt: skip
-        text = f"The post-trained world model {verdict}: the judge recovers {figures}."
+    change = compare(base, after).differences["judge"]
+    pairs = ((change.accuracy, change.accuracy_se), (change.macro_f1, change.macro_f1_se))
+    verdict = (
+        "obeys commanded actions measurably better" if all(value > 2 * error for value, error in pairs)
+        else "obeys commanded actions measurably worse" if all(value < -2 * error for value, error in pairs)
+        else "shows no clear change in how it obeys commanded actions"
+    )  # fmt: skip
+    figures = f"{one.accuracy:.1%} of them before and {two.accuracy:.1%} after"
+    text = f"The post-trained world model {verdict}: the judge recovers {figures}"
+    text += f" (macro-F1 {one.macro_f1:.3f} and {two.macro_f1:.3f})."
     real = results.ceiling.get(REAL)
     limit = f" In real clips it recovers {real.following['judge'].accuracy:.1%}." if real else ""
     return (
         f'<p class="headline">{text}</p><p class="note">{_budget(steps)}{after.num_prompts} held-out prompts that '
         f"training never saw. The judge is an inverse dynamics model that training never saw either.{limit}</p>"
     )
-
-
-def _is_headline(comparison: Comparison, base: Evaluation, after: Evaluation) -> bool:
-    sides = (comparison.before, comparison.before_temperature), (comparison.after, comparison.after_temperature)
-    return sides == ((base.name, base.temperature), (after.name, after.temperature))
 
 
 def _budget(steps: Sequence[dict[str, float]]) -> str:

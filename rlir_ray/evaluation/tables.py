@@ -9,7 +9,7 @@ from typing import Any
 from rlir_ray.evaluation.results import BASE, POST_TRAINED, REAL, RECONSTRUCTED, Comparison, Evaluation, Results
 
 ROW_NAMES = {
-    "base": "Base model", "supervised": "Supervised training, same time", "post-trained": "Post-trained",
+    "base": "Base model", "supervised": "Supervised control", "post-trained": "Post-trained",
     "reconstructed": "Real clips through the tokenizer", "real": "Real clips",
 }  # fmt: skip
 

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rlir_ray.evaluation.charts import line_chart, nice_ticks
+from rlir_ray.evaluation.following import Following
+from rlir_ray.evaluation.quality import Quality
+from rlir_ray.evaluation.report import report_picture, write_report
+from rlir_ray.evaluation.results import Evaluation, record_ceiling, record_evaluation
+from rlir_ray.evaluation.video import Clips
+
+GROUPS = ("forward_back", "jump")
+
+
+def evaluation(name: str, wrong: float, temperature: float | None = 1.0) -> tuple[Evaluation, Clips]:
+    """64 prompts of 4 frames; a share `wrong` of the commanded classes is read as another one."""
+    commanded = np.random.default_rng(0).integers(0, 2, (64, 4, 2))
+    flipped = np.random.default_rng(1).random(commanded.shape) < wrong
+    following = Following(groups=GROUPS, commanded=commanded, recovered=np.where(flipped, 1 - commanded, commanded))
+    clips = Clips(
+        name=name, frames=np.full((2, 5, 24, 32, 3), 90, np.uint8), commanded=commanded[:2],
+        recovered=following.recovered[:2], groups=GROUPS, prompt_ids=("a", "b"),
+    )  # fmt: skip
+    return Evaluation(
+        name=name, seed=7, temperature=temperature, following={"reward": following, "judge": following},
+        quality=Quality(brightness=60, sharpness=7, motion=10, psnr=20.5, ssim=0.7),
+    ), clips  # fmt: skip
+
+
+def write_run(run_dir: Path, before: float, after: float) -> str:
+    real, clips = evaluation("real", 0.05, None)
+    record_ceiling(run_dir, {"real": real}, clips)
+    record_evaluation(run_dir, *evaluation("base", before))
+    record_evaluation(run_dir, *evaluation("post-trained", after))
+    return write_report(run_dir).read_text()
+
+
+def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
+    lines = [json.dumps({"step": step, "reward/mean": 0.6 + 0.01 * step, "time/step_s": 6.0}) for step in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    page = write_run(tmp_path, 0.4, 0.2)
+    assert page.count("<video") == 2 and page.count("<svg") == 2
+    assert set(re.findall(r'(?:src|href)="([^"]{0,14})', page)) == {"data:video/mp4"}
+    assert "http" not in page
+    assert "3 steps of reinforcement learning in 0.3 minutes" in page
+
+
+def test_the_headline_claims_only_what_exceeds_twice_the_error(tmp_path: Path) -> None:
+    assert "measurably better" in write_run(tmp_path, 0.4, 0.2)
+    assert "measurably worse" in write_run(tmp_path, 0.2, 0.4)
+    assert "no clear change" in write_run(tmp_path, 0.3, 0.3)
+
+
+def test_names_in_a_run_are_text_not_markup(tmp_path: Path) -> None:
+    record_evaluation(tmp_path, evaluation("<b>mine</b>", 0.3)[0])
+    page = write_run(tmp_path, 0.4, 0.2)
+    assert "&lt;b&gt;mine" in page and "<b>mine" not in page
+
+
+def test_calibration_and_configuration_are_shown(tmp_path: Path) -> None:
+    part = {"macro_f1": {"-1": 0.61, "0": 0.92, "1": 0.63}, "gate": {"exact": 0.91, "wrong_action": 0.31}}
+    (tmp_path / "calibration.json").write_text(json.dumps({"judge": part}))
+    (tmp_path / "config.json").write_text(json.dumps({"seed": 3, "train": {"group_size": 8}}))
+    page = write_run(tmp_path, 0.4, 0.2)
+    assert "0.610" in page and "wrong action" in page and "0.310" in page
+    assert "Seed 3; evaluation seed 7." in page and "group_size" in page
+
+
+def test_the_picture_shows_every_kind_of_clip(tmp_path: Path) -> None:
+    from PIL import Image
+
+    write_run(tmp_path, 0.4, 0.2)
+    with Image.open(report_picture(tmp_path)) as picture:
+        # Three rows of a 192-pixel frame with its keys (30) and a gap (8), four columns.
+        assert picture.size == (90 + 4 * 264 - 8, 3 * (192 + 30 + 8))
+
+
+def test_a_run_that_was_not_evaluated_has_no_report(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"evaluation\.json"):
+        write_report(tmp_path)
+
+
+def test_ticks_are_round_and_enclose_the_values() -> None:
+    assert nice_ticks(0.62, 0.71) == [0.6, 0.65, 0.7, 0.75]
+    assert nice_ticks(0, 9) == [0, 5, 10]
+    assert nice_ticks(0, 0) == [0, 0.5]
+    assert nice_ticks(5, 5)[0] <= 5 <= nice_ticks(5, 5)[-1]
+
+
+def test_a_gap_in_a_curve_is_left_out() -> None:
+    chart = line_chart("KL", [1, 2, 3], {"KL": [0.0, float("nan"), 1.0]})
+    assert "nan" not in chart
+    (points,) = re.findall(r'points="([^"]*)"', chart)
+    assert len(points.split()) == 2
