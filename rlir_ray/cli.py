@@ -6,8 +6,9 @@ import argparse
 import os
 import sys
 import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Callable, NoReturn, Sequence
+from typing import NoReturn
 
 Command = Callable[[argparse.Namespace, list[str]], None]
 

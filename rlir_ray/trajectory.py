@@ -1,7 +1,7 @@
-"""The payload: what conditions a rollout, what it leaves for the learner, what it leaves for the rewards, what they say.
+"""The payload: prompts, what a rollout leaves for the learner and for the rewards, and what those say.
 
 Frozen dataclasses of numpy arrays, so that the object store hands them over without a copy.
-Legend: G trajectories of a group, T decisions, C context frames, F generated frames, N tokens a frame, L sequence length.
+Legend: G trajectories of a group, T decisions, C context and F generated frames, N tokens a frame, L tokens in all.
 """
 
 from __future__ import annotations
