@@ -150,11 +150,11 @@ class RewardConfig:
     rule: str = "groups"
     """What agrees: `groups`: mean over exclusive groups; `joint`: all at once; `fields`: mean over buttons and axes."""
     camera: str = "exact"
-    """Camera bins agree when `exact`, `within` camera_tolerance, in the commanded quantiser's `cell`; or `ignore` them."""
+    """Camera bins: `exact`, `within` camera_tolerance, in the commanded quantiser's `cell`, or `ignore` them."""
     camera_tolerance: int = 1
     """Bins, for camera=within."""
     match: str = "soft"
-    """`exact`: the recovered class is the commanded one, 0 or 1; `soft`: the IDM's probability of the commanded class."""
+    """`exact`: recovered class equals the commanded one; `soft`: the IDM's probability of the commanded class."""
     balance: str = "none"
     """`class`: weigh a frame's group by the inverse frequency of the commanded class; `none`."""
     credit: str = "frame"

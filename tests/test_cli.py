@@ -51,6 +51,8 @@ def test_keys_are_listed_with_defaults(capsys):
 
 def test_a_step_is_one_line():
     view = StepView(load_config("doom_tiny_ar").train)
-    line = view.line({"step": 3, "reward/mean": 0.712, "follow/macro_f1": 0.68, "time/step_s": 8.0, "staleness/mean": 1})
+    line = view.line(
+        {"step": 3, "reward/mean": 0.712, "follow/macro_f1": 0.68, "time/step_s": 8.0, "staleness/mean": 1}
+    )
     assert line.startswith("step   3/40  reward 0.712  macro-F1 0.680  staleness 1.0")
     assert line.endswith("left")

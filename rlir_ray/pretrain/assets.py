@@ -88,6 +88,8 @@ def _record(work: Path, plan: AssetsPlan) -> None:
 def _train_tokenizer(work: Path, plan: AssetsPlan) -> None:
     import numpy as np
 
+    from rlir_ray.data.recordings import list_recordings, read_recordings
+    from rlir_ray.models.tokenizer import FrameTokenizer
     from rlir_ray.pretrain.tokenizer import TokenizerTraining, encode_recordings, load_clips, train_tokenizer
 
     recordings = work / "recordings"
@@ -99,13 +101,11 @@ def _train_tokenizer(work: Path, plan: AssetsPlan) -> None:
     for split in SPLITS:
         if not (tokens := work / "tokens" / f"{split}.npz").is_file():
             logger.info("encoding %s", split)
-            encode_recordings(_tokenizer(work), recordings / split, tokens)
-
-
-def _tokenizer(work: Path) -> Any:
-    from rlir_ray.models.tokenizer import FrameTokenizer
-
-    return FrameTokenizer.from_pretrained(work / "tokenizer")
+            encode_recordings(
+                FrameTokenizer.from_pretrained(work / "tokenizer"),
+                read_recordings(list_recordings(recordings / split)),
+                tokens,
+            )
 
 
 def _train_inverse_dynamics(work: Path, plan: AssetsPlan) -> None:
