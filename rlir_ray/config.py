@@ -363,12 +363,11 @@ def load_config(recipe: str = "", overrides: list[str] | None = None) -> Config:
         _refuse_unknown(OmegaConf.to_container(layer), "")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Config), *layers)
-        container = OmegaConf.to_container(merged)
+        container: Any = OmegaConf.to_container(merged)
     except OmegaConfBaseException as error:
         raise ValueError(
             f"{error.full_key}: {str(error.msg or error).splitlines()[0]}; give a value of that type"
         ) from None
-    assert isinstance(container, dict)
     container["recipe"] = container["recipe"] or Path(recipe).stem
     return _build(Config, container)
 

@@ -79,7 +79,7 @@ def _record(work: Path, plan: AssetsPlan) -> None:
         )  # fmt: skip
     if not (work / "oracle.json").is_file():
         events = {
-            split: [read_events(pair.events) for pair in list_recordings(work / "recordings" / split)]
+            split: [read_events(path.with_suffix(".jsonl")) for path in list_recordings(work / "recordings" / split)]
             for split in SPLITS
         }
         write_json(work / "oracle.json", oracle_macro_f1(events["train"], events["validation"], seed=plan.seed))
@@ -90,14 +90,16 @@ def _train_tokenizer(work: Path, plan: AssetsPlan) -> None:
 
     from rlir_ray.data.recordings import list_recordings, read_recordings
     from rlir_ray.models.tokenizer import FrameTokenizer
-    from rlir_ray.pretrain.tokenizer import TokenizerTraining, encode_recordings, load_clips, train_tokenizer
+    from rlir_ray.pretrain.tokenizer import TokenizerTraining, encode_recordings, train_tokenizer
 
     recordings = work / "recordings"
     if not (work / "tokenizer" / "training.json").is_file():
         settings = TokenizerTraining(minutes=plan.tokenizer_minutes, seed=plan.seed)
+        clips = {
+            split: [one.frames for one in read_recordings(list_recordings(recordings / split))] for split in SPLITS
+        }
         # A quarter of the held-out frames says as much: neighbours look alike.
-        validation = np.concatenate(load_clips(recordings / "validation"))[::4]
-        train_tokenizer(load_clips(recordings / "train"), validation, work / "tokenizer", settings)
+        train_tokenizer(clips["train"], np.concatenate(clips["validation"])[::4], work / "tokenizer", settings)
     for split in SPLITS:
         if not (tokens := work / "tokens" / f"{split}.npz").is_file():
             logger.info("encoding %s", split)
