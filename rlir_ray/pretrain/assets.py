@@ -150,7 +150,9 @@ def publish(work: Path, out: Path, plan: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{name} must be trained before it is published, found no {work / name / 'training.json'}")
         (temporary / name).mkdir(parents=True)
         for path in sorted((work / name).iterdir()):
-            if path.name in PUBLISHED or path.suffix == ".safetensors":
+            if path.suffix == ".safetensors":
+                _copy_half(path, temporary / name / path.name)
+            elif path.name in PUBLISHED:
                 shutil.copyfile(path, temporary / name / path.name)
     made = {
         "plan": plan,
@@ -166,6 +168,17 @@ def publish(work: Path, out: Path, plan: dict[str, Any]) -> dict[str, Any]:
     replace_folder(temporary, out)
     logger.info("%s: %.1f MB", out, size / 1e6)
     return made
+
+
+def _copy_half(source: Path, target: Path) -> None:
+    """float16 halves the file; all loaders compute in float32."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    weights = {
+        name: value.half() if value.dtype == torch.float32 else value for name, value in load_file(source).items()
+    }
+    save_file(weights, target, metadata={"format": "pt"})
 
 
 def _summary(folder: Path) -> Any:
