@@ -20,7 +20,7 @@ from actors.learner import one_line
 from actors.pools import GroupRefs
 from actors.reward import Scored
 from actors.rollout import CallReport
-from actors.signals import POLL_S, Stopped
+from actors.waiting import POLL_S, Stopped
 from rlir_ray.config import Config
 from rlir_ray.ledger import END_STATES, FAILED, NO_SIGNAL, STALE, TRAINED, Ledger
 from rlir_ray.local import check_signal, group_signal, reward_metrics

@@ -7,6 +7,7 @@ as a reference, and the learner trains a step's groups while the other pools wor
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,11 +18,12 @@ import ray
 
 from actors.collector import Collector
 from actors.evaluation import EvaluationActor
+from actors.learner_group import LearnerGroup
 from actors.mailbox import StepReport
 from actors.plan import absolute_paths, check_plan, check_world, group_bytes, ray_session
-from actors.pools import LearnerGroup, RewardPool, RolloutPool, as_actor, stop_actors, wait_all
+from actors.pools import RewardPool, RolloutPool, as_actor, stop_actors
 from actors.prompts import PromptActor, PromptSource, prompt_source
-from actors.signals import Stopped, stop_on_signals
+from actors.waiting import Stopped, stop_on_signals, wait_all
 from actors.weight_sync import WeightSync
 from rlir_ray.config import Config
 from rlir_ray.evaluation.results import BASE, POST_TRAINED
@@ -74,6 +76,7 @@ class Pipeline:
         self.progress = progress or (lambda stage: None)
         self.prompt_source = prompts or prompt_source(config, self.folder.path)
         self.ledger = Ledger()
+        self._stop = threading.Event()
         self.metrics: list[dict[str, float]] = []
 
     def train(self, *, calibrate: bool = True, evaluate: bool = True) -> TrainResult:
@@ -91,7 +94,7 @@ class Pipeline:
             TimeoutError: a pool did not answer within train.wait_timeout_s.
         """
         interrupted = False
-        with stop_on_signals() as self._stop, ray_session():
+        with stop_on_signals(self._stop), ray_session():
             check_plan(self.config, self.tokens_per_frame)
             try:
                 self._start(calibrate)
@@ -102,12 +105,19 @@ class Pipeline:
                     self._evaluate(POST_TRAINED)
             except Stopped:
                 interrupted = True
+            except KeyboardInterrupt:
+                self._stop_pools()
+                raise
             finally:
                 self._leave()
         return TrainResult(
             folder=self.folder.path, num_steps=len(self.metrics), interrupted=interrupted, metrics=self.metrics,
             groups=self.ledger.counts(),
         )  # fmt: skip
+
+    def stop(self) -> None:
+        """Ends the run after the step under way, as Ctrl-C does; for callbacks and other threads."""
+        self._stop.set()
 
     def _start(self, calibrate: bool) -> None:
         """Starts the pools; they load their models while the prompts are made."""
@@ -222,15 +232,22 @@ class Pipeline:
         self.ledger.fail_in_flight("the run ended before it was trained")
         write_json(self.folder.path / "ledger.json", json.loads(self.ledger.to_json()))
         try:
-            if self.metrics and not self.learner.has_failed:
+            if self.metrics and hasattr(self, "learner") and not self.learner.has_failed:
                 self.progress("saving the policy")
                 self.learner.save(self.folder.path / "policy")
         finally:
-            for pool in ("rollout", "reward", "learner"):
-                if hasattr(self, pool):
-                    getattr(self, pool).stop()
-            stop_actors([getattr(self, name) for name in ("prompts", "evaluation") if hasattr(self, name)])
+            self._stop_pools()
             self.folder.close()
+
+    def _stop_pools(self) -> None:
+        for name in ("rollout", "reward", "learner"):
+            if hasattr(self, name):
+                getattr(self, name).stop()
+                delattr(self, name)
+        for name in ("prompts", "evaluation"):
+            if hasattr(self, name):
+                stop_actors([getattr(self, name)])
+                delattr(self, name)
 
 
 def _times(step: int, report: StepReport, waited_s: float, seconds: float) -> dict[str, float]:

@@ -18,9 +18,10 @@ from rlir_ray.config import Config, asset_path
 
 # The learner's latest version, the one before it that a slow reader may still hold, and the one being put.
 VERSIONS_HELD = 3
+START_ATTEMPTS = 3
 SYSTEM_CONFIG = {
     # Above it Ray keeps a result in shared memory; below, it would travel through the driver's own memory.
-    "max_direct_call_object_size": 4096,
+    "max_direct_call_object_size": 256,
     # Ray gives its agent 15 s to start, too little on two cores that are busy with something else.
     "agent_register_timeout_ms": 120_000,
 }
@@ -33,14 +34,36 @@ def ray_session() -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if not os.environ.get("RAY_ADDRESS"):
-        options |= {"include_dashboard": False, "_system_config": SYSTEM_CONFIG}
-    ray.init(**options)
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    else:
+        start_ray()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def start_ray(**options: Any) -> None:
+    """Starts Ray on this machine, without its dashboard; `options` are those of `ray.init`.
+
+    Raises:
+        RuntimeError: it did not come up.
+    """
+    for attempt in range(START_ATTEMPTS):
+        try:
+            ray.init(
+                include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, _system_config=SYSTEM_CONFIG,
+                **options,
+            )  # fmt: skip
+            return
+        except Exception as error:
+            # Ray bounds its own start at half a minute, which a machine that is busy with something else may need.
+            ray.shutdown()
+            if attempt == START_ATTEMPTS - 1:
+                raise RuntimeError(
+                    f"Ray did not start: {error}; free the machine's cores, or join a cluster"
+                ) from error
 
 
 def absolute_paths(config: Config) -> Config:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ray
 
 from actors.mailbox import StepReport
-from actors.pools import RolloutPool, wait_all
+from actors.pools import RolloutPool
+from actors.waiting import wait_all
 
 
 class WeightSync:

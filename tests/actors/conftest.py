@@ -8,21 +8,17 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import ray
 
-from actors.plan import SYSTEM_CONFIG
+from actors.plan import start_ray
 from tests.actors.world import MakeConfig, tiny_config
 from tests.fakes import tiny_idm, tiny_tokenizer, tiny_world_model
 
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    import ray
-
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(
-        include_dashboard=False, log_to_driver=False, num_cpus=4, logging_level="ERROR",
-        object_store_memory=300 << 20, _system_config=SYSTEM_CONFIG,
-    )  # fmt: skip
+    start_ray(num_cpus=4, object_store_memory=300 << 20)
     yield
     ray.shutdown()
 

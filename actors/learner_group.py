@@ -1,0 +1,111 @@
+"""The learner group, usable alone: a Ray Train worker group behind start, wait_ready, step, save and stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ray
+from ray import train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from actors.learner import build_learner, one_line, run_rank
+from actors.mailbox import Failure, Mailbox, Order, SaveOrder, StepReport, split_order
+from actors.pools import as_actor, stop_actors
+from actors.waiting import wait_all
+from rlir_ray.config import Config
+from rlir_ray.learner.step import Learner
+
+STOP_TIMEOUT_S = 15.0
+
+
+class LearnerGroup:
+    """A Ray Train worker group with a `Learner` in each worker; orders and reports go through a mailbox actor.
+
+    Args:
+        config: `learner`, `train`, `models.policy` and the temperature are read.
+        storage: folder for Ray Train's own state.
+        make_learner: builds the learner in a worker; None: the configured engine and checkpoint.
+    """
+
+    def __init__(self, config: Config, storage: Path, make_learner: Callable[[], Learner] | None = None) -> None:
+        self.config, self.storage = config, storage
+        self.make_learner = make_learner or partial(build_learner, config)
+        self.mailbox: Any = None
+        self.is_ready = self.has_failed = False
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Starts the workers in the background; `wait_ready` says when they hold the policy."""
+        logging.getLogger("ray.train").setLevel(logging.ERROR)
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(self.config.train.wait_timeout_s))
+        # Its process serves recovery from a checkpoint on preempted nodes, which this group does not do.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        learner = self.config.learner
+        self.mailbox = as_actor(Mailbox).remote(learner.num_workers)
+        trainer = TorchTrainer(
+            run_rank,
+            train_loop_config={"mailbox": self.mailbox, "make_learner": self.make_learner},
+            torch_config=TorchConfig(backend="nccl" if learner.use_gpu else "gloo"),
+            scaling_config=train.ScalingConfig(
+                num_workers=learner.num_workers,
+                use_gpu=learner.use_gpu,
+                resources_per_worker={"CPU": learner.num_cpus} | ({"GPU": 1} if learner.use_gpu else {}),
+            ),
+            run_config=train.RunConfig(name="learner", storage_path=str(self.storage.absolute())),
+        )
+        self._thread = threading.Thread(target=self._fit, args=(trainer, self.mailbox), name="learner", daemon=True)
+        self._thread.start()
+
+    @staticmethod
+    def _fit(trainer: TorchTrainer, mailbox: Any) -> None:
+        try:
+            trainer.fit()
+        except Exception as error:
+            # A worker that was killed cannot report; one that raised has done so, and this report stays unread.
+            if ray.is_initialized():
+                mailbox.report.remote(Failure(cause=f"learner group: {one_line(error)}"))
+
+    def wait_ready(self, stop: threading.Event | None = None) -> StepReport:
+        """Version 0: the policy's weights as the learner holds them."""
+        report = self._next_report(f"{self.config.learner.num_workers} learner ranks to start", stop)
+        self.is_ready = True
+        return report
+
+    def step(self, group_refs: Sequence[ray.ObjectRef], advantages: Sequence[npt.NDArray[np.float32]]) -> StepReport:
+        """One optimiser step. Blocks; the other pools go on."""
+        self._order(split_order(list(group_refs), list(advantages), self.config.learner.num_workers))
+        return self._next_report("the learner's step")
+
+    def save(self, folder: Path) -> None:
+        """Saves the policy, whole or not at all."""
+        self._order([SaveOrder(folder=str(folder))] * self.config.learner.num_workers)
+        self._next_report("the learner to save the policy")
+
+    def _order(self, orders: Sequence[Order]) -> None:
+        wait_all([self.mailbox.order.remote(list(orders))], self.config.train.wait_timeout_s, "the learner's mailbox")
+
+    def _next_report(self, who: str, stop: threading.Event | None = None) -> StepReport:
+        """Unblocked by rank 0, or by the failure of any rank."""
+        report = wait_all([self.mailbox.next_report.remote()], self.config.train.wait_timeout_s, who, stop)[0]
+        if isinstance(report, Failure):
+            self.has_failed = True
+            raise RuntimeError(f"{report.cause}; the run cannot go on without its learner")
+        return report
+
+    def stop(self) -> None:
+        if self.mailbox is None:
+            return
+        self.mailbox.order.remote([None] * self.config.learner.num_workers)
+        # Ranks that are still starting are not waited for; without their mailbox they end by themselves.
+        if self._thread is not None and self.is_ready:
+            self._thread.join(STOP_TIMEOUT_S)
+        stop_actors([self.mailbox])
+        self.mailbox, self._thread = None, None

@@ -1,0 +1,66 @@
+"""Waiting with a bound, and ending early: Ctrl-C or SIGTERM asks the run to end, a second one ends it at once."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import Any
+
+import ray
+
+# How often a wait looks whether the user asked for the end.
+POLL_S = 0.2
+
+
+class Stopped(Exception):
+    """The user asked the run to end."""
+
+
+@contextlib.contextmanager
+def stop_on_signals(stop: threading.Event) -> Iterator[None]:
+    """SIGINT or SIGTERM set the event. Outside the main thread signals are left to the caller's program."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def wait_all(
+    refs: Sequence[ray.ObjectRef], timeout_s: float, who: str, stop: threading.Event | None = None
+) -> list[Any]:
+    """The values of all references, in order.
+
+    Args:
+        stop: gives the wait up when it is set; None: the wait must end by itself.
+
+    Raises:
+        TimeoutError: saying who was waited for, how long, and what to do.
+        Stopped: the user ended the run.
+    """
+    deadline = time.monotonic() + timeout_s
+    waiting = list(refs)
+    while waiting:
+        if stop is not None and stop.is_set():
+            raise Stopped
+        if time.monotonic() > deadline:
+            raise TimeoutError(
+                f"waited {timeout_s:.0f} s for {who} ({len(refs) - len(waiting)} of {len(refs)} answered); "
+                "look into Ray's logs (/tmp/ray/session_latest/logs), or raise train.wait_timeout_s"
+            )
+        _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_S)
+    return ray.get(list(refs))

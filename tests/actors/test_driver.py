@@ -1,0 +1,118 @@
+"""The whole loop over Ray in a tiny world."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from actors.driver import Pipeline
+from actors.reward import build_reward
+from actors.rollout import build_sampler
+from rlir_ray.learner.step import Learner
+from rlir_ray.learner.torch_engine import TorchEngine
+from rlir_ray.ledger import Ledger
+from rlir_ray.local import train_local
+from rlir_ray.models.autoregressive import WorldModel
+from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup
+from rlir_ray.weights import weights_of
+from tests.actors.world import tiny_prompt_set
+
+FIGURES = ("loss/policy", "reward/mean", "reward/std", "grad_norm", "ratio/max_abs_log", "decisions", "follow/macro_f1")
+
+
+def run_local(config):
+    """The same run in this process; returns its metrics and final weights."""
+    model = WorldModel.from_pretrained(config.models.policy)
+    engine = TorchEngine(model, config.train, config.learner)
+    learner = Learner(model, None, engine, config.train, config.learner, config.rollout.temperature)
+    sampler = build_sampler(config.models.policy, config.rollout)
+    prompts = tiny_prompt_set("train").prompts
+    return train_local(config, prompts, sampler, build_reward(config, None), learner), learner.weights()
+
+
+def run_pools(config, **options):
+    return Pipeline(config, prompts=tiny_prompt_set).train(calibrate=False, **options)
+
+
+def assert_same_run(result, config):
+    expected, weights = run_local(config)
+    assert len(result.metrics) == len(expected) == config.train.num_steps
+    for found, step in zip(result.metrics, expected, strict=True):
+        assert {key: found[key] for key in FIGURES} == pytest.approx(
+            {key: step[key] for key in FIGURES}, rel=1e-4, abs=1e-5
+        )
+    saved = weights_of(WorldModel.from_pretrained(result.folder / "policy"))
+    for name, value in weights.items():
+        np.testing.assert_allclose(saved[name], value, atol=1e-4)
+
+
+@pytest.fixture
+def no_payload_here(monkeypatch):
+    """Makes reading any payload in the driver's process an error; other processes are as always."""
+
+    def refuse(self, state):
+        raise AssertionError(f"the driver read a {type(self).__name__}")
+
+    for payload in (TrajectoryGroup, EncodedVideo, Prompt):
+        monkeypatch.setattr(payload, "__setstate__", refuse)
+
+
+def test_synchronous_pools_train_as_the_local_loop_and_the_driver_reads_no_payload(
+    ray_cluster, make_config, no_payload_here
+):
+    config = make_config("train.num_steps=3")
+    steps = []
+    pipeline = Pipeline(config, callbacks=[steps.append], prompts=tiny_prompt_set)
+    result = pipeline.train(calibrate=False)
+    assert_same_run(result, config)
+    assert steps == result.metrics
+    assert not result.interrupted
+    # Every admitted group ended, in one state.
+    ledger = Ledger.from_json((result.folder / "ledger.json").read_text())
+    ledger.check()
+    assert result.groups["trained"] == 12
+    assert result.groups["failed"] == result.groups["stale"] == 0
+    names = [each["name"] for each in json.loads((result.folder / "evaluation.json").read_text())["evaluations"]]
+    assert names == ["base", "post-trained"]
+    assert len((result.folder / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_two_rollout_actors_two_ranks_and_serve_change_no_loss(ray_cluster, make_config):
+    config = make_config(
+        "rollout.num_actors=2", "learner.engine=deepspeed", "learner.num_workers=2", "reward.backend=serve",
+        "train.wait_timeout_s=250",
+    )  # fmt: skip
+    assert_same_run(run_pools(config, evaluate=False), dataclasses.replace(config))
+
+
+def test_overlapped_training_stays_within_max_staleness(ray_cluster, make_config):
+    result = run_pools(make_config("train.max_staleness=1", "train.num_steps=5"), evaluate=False)
+    lags = [step["staleness/max"] for step in result.metrics]
+    # The first step's groups are fresh; those admitted ahead of it lag by one.
+    assert lags[0] == 0
+    assert max(lags) == 1
+    assert (
+        sum(result.groups.values())
+        == 20 + result.groups["stale"] + result.groups["no_signal"] + result.groups["failed"]
+    )
+    assert result.groups["trained"] == 20
+
+
+def test_a_stop_saves_the_policy_and_closes_the_ledger(ray_cluster, make_config):
+    config = make_config("train.num_steps=50", "train.max_staleness=1")
+    pipeline = Pipeline(config, callbacks=[lambda metrics: pipeline.stop()], prompts=tiny_prompt_set)
+    result = pipeline.train(calibrate=False, evaluate=False)
+    assert result.interrupted
+    assert result.num_steps == 1
+    assert (result.folder / "policy" / "model.safetensors").is_file()
+    ledger = Ledger.from_json((result.folder / "ledger.json").read_text())
+    ledger.check()
+    assert result.groups["trained"] == 4
+
+
+def test_a_plan_that_does_not_fit_is_refused_before_any_pool_starts(ray_cluster, make_config):
+    pipeline = Pipeline(make_config("rollout.num_actors=40"), prompts=tiny_prompt_set)
+    with pytest.raises(ValueError, match="must fit 4 CPUs, got 20.75"):
+        pipeline.train()
+    assert not hasattr(pipeline, "rollout")

@@ -1,0 +1,145 @@
+"""Each pool alone, and the shells in this process."""
+
+import dataclasses
+import os
+import signal
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+import ray
+
+from actors.collector import one_line
+from actors.learner_group import LearnerGroup
+from actors.mailbox import split_order
+from actors.pools import RewardPool, RolloutPool
+from actors.rollout import RolloutActor, build_sampler
+from rlir_ray.learner.step import Learner
+from rlir_ray.learner.torch_engine import TorchEngine
+from rlir_ray.weights import checksum, weights_of
+from tests.fakes import tiny_prompts, tiny_world_model
+
+TIMEOUT_S = 120
+
+
+def test_the_same_seeds_give_the_same_groups_with_one_and_two_rollout_actors(ray_cluster, make_config):
+    prompts = tiny_prompts(4, num_frames=3)
+    found = []
+    for num_actors in (1, 2):
+        pool = RolloutPool(make_config(f"rollout.num_actors={num_actors}"))
+        pool.start()
+        calls = [pool.sample(ids, [7 + i for i in ids], [ray.put(prompts[i]) for i in ids]) for ids in ([0, 1], [2, 3])]
+        found.append([ray.get(refs.group_ref, timeout=TIMEOUT_S) for refs in sum(calls, [])])
+        pool.stop()
+    for one, two in zip(*found, strict=True):
+        assert (one.group_id, one.seed, one.prompt_id) == (two.group_id, two.seed, two.prompt_id)
+        np.testing.assert_array_equal(one.tokens, two.tokens)
+        np.testing.assert_array_equal(one.behavior_logprobs, two.behavior_logprobs)
+
+
+def test_a_sampler_serves_exactly_the_published_bytes(make_config):
+    config = make_config()
+    actor = RolloutActor(partial(build_sampler, config.models.policy, config.rollout))
+    weights = weights_of(tiny_world_model(seed=5))
+    published = checksum(weights)
+    assert actor.load_weights(weights, 3, published) == actor.version() == 3
+    assert checksum(weights_of(actor.sampler.model)) == published
+    name = next(iter(weights))
+    changed = weights | {name: weights[name] + 1}
+    with pytest.raises(ValueError, match=f"weights of version 4 must have checksum {published}"):
+        actor.load_weights(changed, 4, published)
+    assert actor.version() == 3
+
+
+def test_serve_and_plain_actors_give_equal_scores(ray_cluster, make_config):
+    config = make_config()
+    sampler = build_sampler(config.models.policy, config.rollout)
+    videos = [video for _, video in sampler.sample(tiny_prompts(3, num_frames=3), [0, 1, 2], [0, 1, 2], 4)]
+    found = {}
+    for backend in ("actors", "serve"):
+        pool = RewardPool(dataclasses.replace(config, reward=dataclasses.replace(config.reward, backend=backend)))
+        pool.start()
+        scored = [future.result(TIMEOUT_S) for future in [pool.score(ray.put(video)) for video in videos]]
+        found[backend] = [one.scores for one in scored]
+        pool.stop()
+    for plain, served in zip(found["actors"], found["serve"], strict=True):
+        assert plain.group_id == served.group_id
+        np.testing.assert_allclose(plain.frame_rewards, served.frame_rewards, atol=1e-6)
+        assert plain.rules == pytest.approx(served.rules, abs=1e-6)
+
+
+def test_a_reward_of_a_lost_video_fails_with_the_cause(ray_cluster, make_config):
+    @ray.remote(num_cpus=0)
+    def lost():
+        raise OSError("the disk is gone")
+
+    pool = RewardPool(make_config())
+    pool.start()
+    error = pool.score(lost.remote()).exception(TIMEOUT_S)
+    pool.stop()
+    assert one_line(error) == "OSError: the disk is gone"
+
+
+def test_every_group_goes_to_one_rank():
+    orders = split_order(list("abcde"), [np.zeros((4, 3), np.float32)] * 5, 2)
+    assert sorted(orders[0].group_refs + orders[1].group_refs) == list("abcde")
+    assert [len(order.group_refs) for order in orders] == [3, 2]
+
+
+class FailingLearner(Learner):
+    def step(self, batch):
+        raise FloatingPointError(f"loss of {len(batch.groups)} groups is not finite")
+
+
+class KilledLearner(Learner):
+    def step(self, batch):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def build_broken_learner(kind, config):
+    model = tiny_world_model()
+    engine = TorchEngine(model, config.train, config.learner)
+    return kind(model, None, engine, config.train, config.learner, temperature=1.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "cause"),
+    [
+        (FailingLearner, "learner rank 0: FloatingPointError: loss of 1 groups is not finite"),
+        (KilledLearner, "learner group"),
+    ],
+)
+def test_a_learner_that_fails_surfaces_in_one_line_long_before_the_timeout(
+    ray_cluster, make_config, kind, cause, tmp_path
+):
+    config = make_config("train.wait_timeout_s=200")
+    group, _ = build_sampler(config.models.policy, config.rollout).sample(tiny_prompts(1, num_frames=3), [0], [0], 4)[0]
+    learner = LearnerGroup(config, tmp_path / "train", partial(build_broken_learner, kind, config))
+    learner.start()
+    assert learner.wait_ready().version == 0
+    started = time.monotonic()
+    with pytest.raises(RuntimeError, match=cause) as failure:
+        learner.step([ray.put(group)], [np.ones((4, 3), np.float32)])
+    assert "\n" not in str(failure.value)
+    assert time.monotonic() - started < 100
+    learner.stop()
+
+
+def test_a_learner_group_alone_publishes_new_weights_once_and_saves_them(ray_cluster, make_config, tmp_path):
+    config = make_config()
+    group, _ = build_sampler(config.models.policy, config.rollout).sample(tiny_prompts(1, num_frames=3), [0], [0], 4)[0]
+    learner = LearnerGroup(config, tmp_path / "train")
+    learner.start()
+    before = learner.wait_ready()
+    after = learner.step([ray.put(group)], [np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)])
+    learner.save(tmp_path / "policy")
+    learner.stop()
+    assert (before.version, after.version, len(after.weights_refs)) == (0, 1, 1)
+    weights = ray.get(after.weights_refs[0])
+    assert checksum(weights) == after.checksum != before.checksum
+    assert after.metrics["ratio/max_abs_log"] < 1e-5
+    from rlir_ray.models.autoregressive import WorldModel
+
+    saved = weights_of(WorldModel.from_pretrained(tmp_path / "policy"))
+    assert checksum(saved) == after.checksum
