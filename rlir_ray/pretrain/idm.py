@@ -5,13 +5,12 @@ Legend: B clips, F frames, N frames of all recordings. Index 0 of a clip has no 
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from rlir_ray.data.recordings import Recording, list_recordings, read_recordings
 from rlir_ray.metrics import accuracy, class_f1, confusion, macro_f1
 from rlir_ray.models.correlation import CorrelationInverseDynamics, correlation_config
 from rlir_ray.models.inverse_dynamics import InverseDynamicsModel, Logits, small_vpt_config
+from rlir_ray.pretrain.arguments import add_settings, build_parser, take_settings
 from rlir_ray.pretrain.windows import (
     NUM_BINS,
     NUM_BUTTONS,
@@ -47,23 +47,40 @@ CLIP_FRAMES = 9  # of a rollout: one context frame and eight generated ones
 class InverseDynamicsTraining:
     """How an inverse dynamics model is trained."""
 
-    architecture: str = field(default="vpt", metadata={"help": "vpt (reward) or correlation (judge)"})
-    groups: tuple[str, ...] = field(default=GROUPS_IN_USE, metadata={"help": "action groups that the world uses"})
-    seed: int = field(default=1, metadata={"help": "of weights, windows and augmentation"})
-    minutes: float = field(default=15.0, metadata={"help": "training time, over all resumptions; 0 with steps set"})
-    steps: int = field(default=0, metadata={"help": "optimiser steps; 0: as many as the minutes hold"})
-    clips_per_step: int = field(default=20, metadata={"help": "windows in one optimiser step"})
-    window_frames: tuple[int, ...] = field(default=(9, 9, 16), metadata={"help": "window lengths, drawn step by step"})
-    learning_rate: float = field(default=1.5e-3, metadata={"help": "peak, after the warm-up; falls to 0 as a cosine"})
-    weight_decay: float = field(default=0.02, metadata={"help": "of AdamW"})
-    warmup: float = field(default=0.03, metadata={"help": "share of the training that warms up"})
-    max_gradient_norm: float = field(default=1.0, metadata={"help": "gradients are clipped to this length"})
-    idle_heads_weight: float = field(default=0.05, metadata={"help": "loss weight of heads outside the groups"})
-    augmentation: float = field(default=1.0, metadata={"help": "strength of light, blur and noise changes; 0: none"})
-    reconstructed_share: float = field(default=0.25, metadata={"help": "windows read through the tokenizer, if any"})
-    evaluate_every_s: float = field(default=60.0, metadata={"help": "seconds between points of the curve"})
-    checkpoint_every_s: float = field(default=60.0, metadata={"help": "seconds between checkpoints"})
-    threads: int = field(default=1, metadata={"help": "of torch"})
+    architecture: str = "vpt"
+    """`vpt`: the published form, which rewards; `correlation`: the judge's."""
+    groups: tuple[str, ...] = GROUPS_IN_USE
+    """Action groups that the world uses."""
+    seed: int = 1
+    """Of weights, windows and augmentation."""
+    minutes: float = 15.0
+    """Training time, over all resumptions; 0 with steps set."""
+    steps: int = 0
+    """Optimiser steps; 0: as many as the minutes hold."""
+    clips_per_step: int = 20
+    """Windows in one optimiser step."""
+    window_frames: tuple[int, ...] = (9, 9, 16)
+    """Window lengths, drawn step by step."""
+    learning_rate: float = 1.5e-3
+    """Peak, after the warm-up; falls to 0 as a cosine."""
+    weight_decay: float = 0.02
+    """Of AdamW."""
+    warmup: float = 0.03
+    """Share of the training that warms up."""
+    max_gradient_norm: float = 1.0
+    """Gradients are clipped to this length."""
+    idle_heads_weight: float = 0.05
+    """Loss weight of heads outside the groups."""
+    augmentation: float = 1.0
+    """Strength of light, blur and noise changes; 0: none."""
+    reconstructed_share: float = 0.25
+    """Windows read through the tokenizer, if any."""
+    evaluate_every_s: float = 60.0
+    """Seconds between points of the curve."""
+    checkpoint_every_s: float = 60.0
+    """Seconds between checkpoints."""
+    threads: int = 1
+    """Of torch."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -201,7 +218,8 @@ def train_inverse_dynamics(
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     data = label_frames(recordings)
-    model = build_model(settings.architecture, *data.frames.shape[1:3], settings.seed)
+    height, width = data.frames.shape[1:3]
+    model = build_model(settings.architecture, height, width, settings.seed)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     run = _Run(model, torch.optim.AdamW(trained, weight_decay=settings.weight_decay, betas=(0.9, 0.98)))
     identity = json.dumps({**asdict(settings), "minutes": 0, "threads": 0}, sort_keys=True)
@@ -381,31 +399,24 @@ def reconstruction(tokenizer: str | Path) -> Reconstruct:
     return lambda frames: model.decode(model.encode(torch.from_numpy(frames))).numpy()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Trains on DATA/train, scores on DATA/validation, writes OUT."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tokenizer", type=Path, help="folder of the world's tokenizer")
-    for name in (
-        "architecture",
-        "seed",
-        "minutes",
-        "steps",
-        "threads",
-        "clips_per_step",
-        "learning_rate",
-        "reconstructed_share",
-    ):
-        default = getattr(InverseDynamicsTraining(), name)
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
-    chosen = vars(parser.parse_args(arguments))
-    data, out, tokenizer = (chosen.pop(name) for name in ("data", "out", "tokenizer"))
-    reconstruct = reconstruction(tokenizer) if tokenizer else None
+def main(argv: Sequence[str] | None = None) -> None:
+    """`python -m rlir_ray pretrain idm`."""
+    parser = build_parser(
+        "idm",
+        "Trains an inverse dynamics model on DATA/train and scores it on DATA/validation; goes on where it stopped.",
+        "--data work/assets/recordings --out runs/idm --architecture vpt --minutes 30",
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder with train/ and validation/ recordings")
+    parser.add_argument("--out", type=Path, required=True, help="folder that receives the model")
+    parser.add_argument("--tokenizer", type=Path, help="the world's tokenizer: a share of the clips is read through it")
+    add_settings(parser, InverseDynamicsTraining)
+    chosen = vars(parser.parse_args(argv))
+    settings = take_settings(chosen, InverseDynamicsTraining)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    train, validation = load_recordings(data / "train"), load_recordings(data / "validation")
+    reconstruct = reconstruction(chosen["tokenizer"]) if chosen["tokenizer"] else None
+    train, validation = (load_recordings(chosen["data"] / split) for split in ("train", "validation"))
     logger.info("%d recordings, %d held out", len(train), len(validation))
-    figures = train_inverse_dynamics(train, validation, out, InverseDynamicsTraining(**chosen), reconstruct)
+    figures = train_inverse_dynamics(train, validation, chosen["out"], settings, reconstruct)
     logger.info("held out: %s; gate: %s", figures["shifts"]["+0"]["mean"], figures["gate"])
 
 
