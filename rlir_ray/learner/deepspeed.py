@@ -5,20 +5,26 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 import torch.distributed
 from torch import Tensor
 
 from rlir_ray.config import LearnerConfig, TrainConfig
+
+# Named before the import, or DeepSpeed warns that it found no accelerator.
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+import deepspeed
 
 # DeepSpeed's default of 5e8 elements is allocated whole by ZeRO 2 and 3: 2 GB that a small model never fills.
 MAX_BUCKET_ELEMENTS = 50_000_000
@@ -111,7 +117,10 @@ def init_distributed(backend: str) -> None:
     folder = str(Path(sys.executable).parent)
     if folder not in os.environ.get("PATH", "").split(os.pathsep):
         os.environ["PATH"] = os.pathsep.join([folder, os.environ.get("PATH", "")])
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    warnings.filterwarnings("ignore", message=".*is deprecated. Please use `torch.distributed", category=FutureWarning)
+    # It prints the name of each extension that it loads; errors are raised all the same.
+    with redirect_stdout(io.StringIO()):
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 
 def warm_up() -> float:

@@ -1,12 +1,15 @@
-"""A learner rank in a process of its own: `python -m tests.learner.ranks SETTINGS_JSON`, with RANK and the like set.
+"""Learner ranks in processes of their own: `python -m tests.learner.ranks REQUEST_JSON`.
 
-Every rank makes the same groups, trains its share for some steps and rank 0 writes losses and weights.
+A request names a folder and runs of `num_ranks` and learner settings. Ranks are forked, so that libraries load once.
+Every rank makes the same groups and trains its share for some steps; rank 0 writes metrics and weights.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -61,10 +64,33 @@ def run(settings: dict[str, Any], rank: int, num_ranks: int) -> tuple[list[dict[
     return metrics, learner.weights()
 
 
-if __name__ == "__main__":
-    request = json.loads(sys.argv[1])
-    rank = int(os.environ["RANK"])
-    metrics, weights = run(request["learner"], rank, int(os.environ["WORLD_SIZE"]))
+def run_and_write(settings: dict[str, Any], rank: int, num_ranks: int, port: int, folder: Path) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    metrics, weights = run(settings, rank, num_ranks)
     if rank == 0:
-        np.savez(Path(request["folder"]) / "weights.npz", **weights)
-        (Path(request["folder"]) / "metrics.json").write_text(json.dumps(metrics))
+        np.savez(folder / "weights.npz", **weights)
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+
+
+def main(request: dict[str, Any]) -> None:
+    import rlir_ray.learner.deepspeed  # noqa: F401
+
+    for name, settings in request["runs"].items():
+        folder, num_ranks = Path(request["folder"]) / name, settings["num_workers"]
+        folder.mkdir()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        shares = [(settings, rank, num_ranks, port, folder) for rank in range(num_ranks)]
+        processes = [multiprocessing.get_context("fork").Process(target=run_and_write, args=share) for share in shares]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        if any(process.exitcode for process in processes):
+            raise SystemExit(f"{name}: exit codes {[process.exitcode for process in processes]}")
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
