@@ -1,6 +1,5 @@
 """The whole loop over Ray in a tiny world."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -31,6 +30,10 @@ def run_local(config):
     return train_local(config, prompts, sampler, build_reward(config, None), learner), learner.weights()
 
 
+def figures(metrics):
+    return {key: metrics[key] for key in FIGURES}
+
+
 def run_pools(config, **options):
     return Pipeline(config, prompts=tiny_prompt_set).train(calibrate=False, **options)
 
@@ -39,9 +42,7 @@ def assert_same_run(result, config):
     expected, weights = run_local(config)
     assert len(result.metrics) == len(expected) == config.train.num_steps
     for found, step in zip(result.metrics, expected, strict=True):
-        assert {key: found[key] for key in FIGURES} == pytest.approx(
-            {key: step[key] for key in FIGURES}, rel=1e-4, abs=1e-5
-        )
+        assert figures(found) == pytest.approx(figures(step), rel=1e-4, abs=1e-5)
     saved = weights_of(WorldModel.from_pretrained(result.folder / "policy"))
     for name, value in weights.items():
         np.testing.assert_allclose(saved[name], value, atol=1e-4)
@@ -80,10 +81,9 @@ def test_synchronous_pools_train_as_the_local_loop_and_the_driver_reads_no_paylo
 
 def test_two_rollout_actors_two_ranks_and_serve_change_no_loss(ray_cluster, make_config):
     config = make_config(
-        "rollout.num_actors=2", "learner.engine=deepspeed", "learner.num_workers=2", "reward.backend=serve",
-        "train.wait_timeout_s=250",
+        "rollout.num_actors=2", "learner.engine=deepspeed", "learner.num_workers=2", "reward.backend=serve"
     )  # fmt: skip
-    assert_same_run(run_pools(config, evaluate=False), dataclasses.replace(config))
+    assert_same_run(run_pools(config, evaluate=False), config)
 
 
 def test_overlapped_training_stays_within_max_staleness(ray_cluster, make_config):
@@ -92,10 +92,6 @@ def test_overlapped_training_stays_within_max_staleness(ray_cluster, make_config
     # The first step's groups are fresh; those admitted ahead of it lag by one.
     assert lags[0] == 0
     assert max(lags) == 1
-    assert (
-        sum(result.groups.values())
-        == 20 + result.groups["stale"] + result.groups["no_signal"] + result.groups["failed"]
-    )
     assert result.groups["trained"] == 20
 
 
@@ -113,6 +109,6 @@ def test_a_stop_saves_the_policy_and_closes_the_ledger(ray_cluster, make_config)
 
 def test_a_plan_that_does_not_fit_is_refused_before_any_pool_starts(ray_cluster, make_config):
     pipeline = Pipeline(make_config("rollout.num_actors=40"), prompts=tiny_prompt_set)
-    with pytest.raises(ValueError, match="must fit 4 CPUs, got 20.75"):
+    with pytest.raises(ValueError, match=r"must fit 4 CPUs, got 20.75"):
         pipeline.train()
     assert not hasattr(pipeline, "rollout")
