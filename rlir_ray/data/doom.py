@@ -47,6 +47,11 @@ ALL_MAPS = tuple(
 )
 VALIDATION_MAPS = ALL_MAPS[4::5]
 TRAIN_MAPS = tuple(name for name in ALL_MAPS if name not in VALIDATION_MAPS)
+# What the shipped world model knows, and where its prompts come from: few maps, open and unlike each other, because
+# two million parameters learn no more in an hour. Tokenizer and inverse dynamics models are trained on TRAIN_MAPS.
+WORLD_MAPS = (
+    "freedoom1:E3M1", "freedoom1:E3M2", "freedoom1:E4M8", "freedoom2:MAP17", "freedoom2:MAP29", "freedoom2:MAP32",
+)  # fmt: skip
 
 TICS_PER_SECOND = 35
 # Spots tried for an episode; the second half of them may be dark or closed in, for a map has to be played somewhere.

@@ -19,7 +19,7 @@ import torch
 from rlir_ray.actions import GROUPS, Actions, group_classes
 from rlir_ray.config import Config, WorldConfig
 from rlir_ray.data.clips import Clip, cut_clips
-from rlir_ray.data.doom import TRAIN_MAPS, VALIDATION_MAPS, DoomWorld, collect, draw_commands
+from rlir_ray.data.doom import WORLD_MAPS, DoomWorld, collect, draw_commands
 from rlir_ray.data.recordings import list_recordings
 from rlir_ray.trajectory import Prompt
 
@@ -109,9 +109,9 @@ def prepare_prompts(
 ) -> PromptSet:
     """Cuts exactly the prompts that the configuration asks for; the same ones for the same settings.
 
-    With `prompts.source=doom` fresh episodes are recorded into `folder`/recordings-SPLIT: train prompts on the maps of
-    the training recordings with draws of their own (from `config.seed`), held-out ones on maps that training never
-    shows (from `HELDOUT_SEED`). With `prompts.source=recordings` they come from the user's folders.
+    With `prompts.source=doom` fresh episodes are recorded on the world's maps into `folder`/recordings-SPLIT: train
+    prompts with draws of their own (from `config.seed`), held-out ones from starting points and walks that training
+    never sees (from `HELDOUT_SEED`). With `prompts.source=recordings` they come from the user's folders.
 
     Args:
         config: `prompts`, `world` and `seed` are read.
@@ -153,10 +153,9 @@ def _record_doom(
     """Records until there are clips enough; what is there already is kept."""
     length = config.world.num_context + config.world.num_frames
     game = DoomWorld(height=config.world.height, width=config.world.width, episode_frames=max(160, 2 * length))
-    maps = TRAIN_MAPS if split == "train" else VALIDATION_MAPS
     per_episode = EXPECTED_SHARE * (game.episode_frames // length)
     # Few prompts still come from several maps.
-    num_episodes = max(math.ceil(num_prompts / per_episode), min(len(maps), num_prompts // 4))
+    num_episodes = max(math.ceil(num_prompts / per_episode), min(len(WORLD_MAPS), num_prompts // 4))
     clips: list[Clip] = []
     for _ in range(MAX_ROUNDS):
         collect(
@@ -165,7 +164,7 @@ def _record_doom(
             split="prompts" if split == "train" else "validation",
             seed=seed,
             world=game,
-            maps=maps,
+            maps=WORLD_MAPS,
             progress=progress,
         )
         paths = list_recordings(folder)

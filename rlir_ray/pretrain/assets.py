@@ -30,9 +30,11 @@ class AssetsPlan:
     """What the shipped checkpoints are made with."""
 
     train_frames: int = 150_000
-    """Recorded frames to train on."""
+    """Recorded frames of many maps, for the tokenizer and the inverse dynamics models."""
     validation_frames: int = 16_000
-    """Recorded frames, of other maps, to score on."""
+    """Recorded frames of other maps, to score those on."""
+    world_frames: int = 96_000
+    """Recorded frames of the world's maps, for the world model; a tenth more to score it on."""
     tokenizer_minutes: float = 20
     """Wall-clock length of the tokenizer's training."""
     idm_minutes: float = 16
@@ -67,16 +69,19 @@ def make_assets(work: Path, out: Path, plan: AssetsPlan) -> dict[str, Any]:
 
 
 def _record(work: Path, plan: AssetsPlan) -> None:
-    from rlir_ray.data.doom import collect
+    from rlir_ray.data.doom import WORLD_MAPS, collect
     from rlir_ray.data.recordings import list_recordings, read_events
     from rlir_ray.pretrain.oracle import oracle_macro_f1
 
-    for split, num_frames in (("train", plan.train_frames), ("validation", plan.validation_frames)):
-        logger.info("recording %d frames for %s", num_frames, split)
-        collect(
-            work / "recordings" / split, num_frames=num_frames, split=split, seed=plan.seed,  # type: ignore[arg-type]
-            num_workers=plan.threads,
-        )  # fmt: skip
+    many = {"train": plan.train_frames, "validation": plan.validation_frames}
+    few = {"train": plan.world_frames, "validation": plan.world_frames // 10}
+    for folder, sizes, maps in (("recordings", many, None), ("recordings_world", few, WORLD_MAPS)):
+        for split in SPLITS:
+            logger.info("%s: %d frames for %s", folder, sizes[split], split)
+            collect(
+                work / folder / split, num_frames=sizes[split], split=split, seed=plan.seed, maps=maps,
+                num_workers=plan.threads,
+            )  # fmt: skip
     if not (work / "oracle.json").is_file():
         events = {
             split: [read_events(path.with_suffix(".jsonl")) for path in list_recordings(work / "recordings" / split)]
@@ -105,7 +110,7 @@ def _train_tokenizer(work: Path, plan: AssetsPlan) -> None:
             logger.info("encoding %s", split)
             encode_recordings(
                 FrameTokenizer.from_pretrained(work / "tokenizer"),
-                read_recordings(list_recordings(recordings / split)),
+                read_recordings(list_recordings(work / "recordings_world" / split)),
                 tokens,
             )
 
@@ -157,7 +162,11 @@ def publish(work: Path, out: Path, plan: dict[str, Any]) -> dict[str, Any]:
     made = {
         "plan": plan,
         "versions": versions(),
-        "recordings": {split: _summary(work / "recordings" / split) for split in SPLITS},
+        "recordings": {
+            f"{folder}/{split}": _summary(work / folder / split)
+            for folder in ("recordings", "recordings_world")
+            for split in SPLITS
+        },
         "oracle_macro_f1": json.loads((work / "oracle.json").read_text()),
         "models": {name: json.loads((work / name / "training.json").read_text()) for name in MODELS},
     }

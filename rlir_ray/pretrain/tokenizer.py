@@ -6,7 +6,6 @@ Legend: N frames, C H W, h w grid, D size of a code, K codes.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import math
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from rlir_ray.data.recordings import Recording, list_recordings, read_recordings
 from rlir_ray.models.tokenizer import FrameTokenizer, build_tokenizer
+from rlir_ray.pretrain.arguments import add_settings, build_parser, take_settings
 
 logger = logging.getLogger(__name__)
 Clips = Sequence[npt.NDArray[np.uint8]]
@@ -399,28 +399,31 @@ def _sharpness(frames: Tensor) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """`python -m rlir_ray.pretrain.tokenizer`: trains on a folder of recordings and, if asked, encodes it."""
-    parser = argparse.ArgumentParser(description="train a frame tokenizer")
-    parser.add_argument("--data", type=Path, required=True, help="folder of training recordings (mp4 + jsonl)")
-    parser.add_argument("--validation", type=Path, required=True, help="folder of held-out recordings")
+    """`python -m rlir_ray pretrain tokenizer`."""
+    parser = build_parser(
+        "tokenizer",
+        "Trains a frame tokenizer on DATA/train, scores it on DATA/validation; goes on where it stopped.",
+        "--data work/assets/recordings --out runs/tokenizer --tokens runs/tokens --minutes 20",
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder with train/ and validation/ recordings")
     parser.add_argument("--out", type=Path, required=True, help="folder that receives the tokenizer")
-    parser.add_argument("--tokens", type=Path, help="folder that receives train.npz and validation.npz")
-    parser.add_argument("--minutes", type=float, help="wall-clock length; without it the default number of steps")
-    parser.add_argument("--num-codes", type=int, default=TokenizerTraining().num_codes)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(args.threads)
-    settings = TokenizerTraining(minutes=args.minutes, num_codes=args.num_codes, seed=args.seed)
-    train = list(read_recordings(list_recordings(args.data)))
-    validation = list(read_recordings(list_recordings(args.validation)))
-    held_out = np.concatenate([recording.frames for recording in validation])
-    tokenizer = train_tokenizer([recording.frames for recording in train], held_out, args.out, settings)
-    if args.tokens is not None:
-        for recordings, name in ((train, "train"), (validation, "validation")):
-            count = encode_recordings(tokenizer, recordings, args.tokens / f"{name}.npz")
-            logger.info("%d frames encoded into %s", count, args.tokens / f"{name}.npz")
+    parser.add_argument("--tokens", type=Path, help="folder that receives train.npz and validation.npz, encoded")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads")
+    add_settings(parser, TokenizerTraining)
+    chosen = vars(parser.parse_args(argv))
+    settings = take_settings(chosen, TokenizerTraining)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    torch.set_num_threads(chosen["threads"])
+    recordings = {
+        split: list(read_recordings(list_recordings(chosen["data"] / split))) for split in ("train", "validation")
+    }
+    held_out = np.concatenate([recording.frames for recording in recordings["validation"]])
+    tokenizer = train_tokenizer(
+        [recording.frames for recording in recordings["train"]], held_out, chosen["out"], settings
+    )
+    for split, recorded in recordings.items() if chosen["tokens"] else ():
+        count = encode_recordings(tokenizer, recorded, chosen["tokens"] / f"{split}.npz")
+        logger.info("%d frames encoded into %s", count, chosen["tokens"] / f"{split}.npz")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ Knows nothing of tokenizers, rewards or Ray. Legend: W frames of a window, N tok
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import math
@@ -24,8 +23,11 @@ from torch import Tensor
 from rlir_ray.actions import Actions, action_tokens
 from rlir_ray.models.autoregressive import WorldModel, assemble, image_positions
 from rlir_ray.models.block_attention import set_block_attention
+from rlir_ray.pretrain.arguments import add_settings, build_parser, take_settings
 
 logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -330,22 +332,23 @@ def _resume(
     return int(state["step"]), float(state["elapsed_s"])
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """`python -m rlir_ray.pretrain.world_model --data DIR --out DIR --minutes 50`."""
-    parser = argparse.ArgumentParser(description="Trains an autoregressive world model on tokenised recordings.")
+def main(argv: Sequence[str] | None = None) -> None:
+    """`python -m rlir_ray pretrain world-model`."""
+    parser = build_parser(
+        "world-model",
+        "Trains an autoregressive world model on tokenised recordings; goes on where it stopped.",
+        "--data work/assets/tokens --out runs/world_model --minutes 60",
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder with train.npz and validation.npz")
     parser.add_argument("--out", type=Path, required=True, help="folder that receives the model")
     parser.add_argument("--threads", type=int, default=2, help="torch threads")
-    defaults = WorldModelTraining()
-    for name, value in asdict(defaults).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
-    values = vars(parser.parse_args(arguments))
-    data, out, threads = (values.pop(name) for name in ("data", "out", "threads"))
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(threads)
-    settings = WorldModelTraining(**values)
-    train, validation = (load_tokens(data / f"{split}.npz", settings.num_codes) for split in ("train", "validation"))
-    train_world_model(train, validation, out, settings)
+    add_settings(parser, WorldModelTraining)
+    chosen = vars(parser.parse_args(argv))
+    settings = take_settings(chosen, WorldModelTraining)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    torch.set_num_threads(chosen["threads"])
+    train, validation = (load_tokens(chosen["data"] / f"{split}.npz", settings.num_codes) for split in SPLITS)
+    train_world_model(train, validation, chosen["out"], settings)
 
 
 if __name__ == "__main__":

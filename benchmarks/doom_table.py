@@ -1,0 +1,116 @@
+"""The README's table: the base, supervised training and RL from it for the same wall-clock, judged on held-out prompts.
+
+RL runs through the Ray pools. Each training has one core of its own, side by side on two. Needs the tokens that
+`make assets` leaves in its work folder. Run: `python benchmarks/doom_table.py --tokens work/assets/tokens`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+TEMPERATURES = (1.0, 0.8, 0.6)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--tokens", type=Path, required=True, help="train.npz and validation.npz of the base's training"
+    )
+    parser.add_argument("--minutes", type=float, default=20, help="wall-clock of each training")
+    parser.add_argument("--seed", type=int, default=0, help="of RL and of the supervised control")
+    parser.add_argument("--num-prompts", type=int, default=256, help="held-out prompts")
+    parser.add_argument("--name", default="table", help="the run's name below runs/")
+    parser.add_argument("--supervised-learning-rate", type=float, default=5e-4, help="falls along a cosine")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the RL run")
+    arguments = parser.parse_args()
+    overrides = [
+        f"run.name={arguments.name}", f"seed={arguments.seed}", f"prompts.num_heldout={arguments.num_prompts}",
+        f"train.max_minutes={arguments.minutes}", "train.num_steps=10000",
+        f"evaluation.temperatures={list(TEMPERATURES)}", *arguments.overrides,
+    ]  # fmt: skip
+    folder = train_both(arguments, overrides)
+    judge_supervised(folder, overrides)
+    write_table(folder, arguments)
+
+
+def train_both(arguments: argparse.Namespace, overrides: list[str]) -> Path:
+    """Starts both trainings, one a core; returns the RL run's folder."""
+    from rlir_ray.config import asset_path, load_config
+
+    config = load_config("doom_tiny_ar", overrides)
+    folder = Path(config.run.dir).absolute() / arguments.name
+    control = Path(f"{folder}-supervised")
+    shutil.rmtree(control, ignore_errors=True)
+    cores = sorted(os.sched_getaffinity(0))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    supervised = [
+        "-m", "rlir_ray", "pretrain", "world-model", "--data", str(arguments.tokens), "--out", str(control),
+        "--init", str(asset_path(config.models.policy)), "--minutes", str(arguments.minutes), "--threads", "1",
+        "--seed", str(arguments.seed + 1), "--learning-rate", str(arguments.supervised_learning_rate),
+    ]  # fmt: skip
+    reinforced = ["-m", "rlir_ray", "train", "--recipe", "doom_tiny_ar", *overrides]
+    running = [
+        subprocess.Popen(["taskset", "-c", str(core), sys.executable, *command], env=environment)
+        for core, command in zip((cores[0], cores[-1]), (supervised, reinforced), strict=True)
+    ]
+    if codes := [process.wait() for process in running if process.wait() != 0]:
+        raise SystemExit(f"a training failed with exit code {codes[0]}; its output is above")
+    shutil.copytree(control, folder / "supervised", dirs_exist_ok=True)
+    return folder
+
+
+def judge_supervised(folder: Path, overrides: list[str]) -> None:
+    """The control on the run's own held-out prompts, in the run's report."""
+    import ray
+
+    from actors.evaluation import EvaluationActor
+    from actors.prompts import prompt_source
+    from rlir_ray.config import load_config
+    from rlir_ray.evaluation.report import report_picture, write_report
+    from rlir_ray.models.autoregressive import WorldModel
+    from rlir_ray.weights import weights_of
+
+    config = load_config("doom_tiny_ar", overrides)
+    heldout = prompt_source(config, folder)("heldout")
+    evaluation = EvaluationActor(config, folder, os.cpu_count() or 1)
+    weights = weights_of(WorldModel.from_pretrained(folder / "supervised"))
+    for temperature in TEMPERATURES:
+        evaluation.evaluate(heldout, weights, 0, "supervised", temperature, temperature == TEMPERATURES[0])
+    assert not ray.is_initialized()
+    print(write_report(folder), report_picture(folder))
+
+
+def write_table(folder: Path, arguments: argparse.Namespace) -> None:
+    """Everything that the table needs, as JSON, with machine, commit and budget."""
+    from rlir_ray.run import versions, write_json
+
+    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    content: dict[str, Any] = {
+        "versions": versions(),
+        "load_average": os.getloadavg(),
+        "minutes": arguments.minutes,
+        "seed": arguments.seed,
+        "rl_steps": len(steps),
+        "supervised": json.loads((folder / "supervised" / "training.json").read_text()),
+        "config": json.loads((folder / "config.json").read_text()),
+        "results": json.loads((folder / "evaluation.json").read_text()),
+    }
+    for part in [*content["results"]["evaluations"], *content["results"]["ceiling"].values()]:
+        for following in part["following"].values():
+            # What was read in each clip; the run's folder keeps it.
+            del following["commanded"], following["recovered"]
+    out = Path(__file__).parent / "results" / f"doom_table_seed{arguments.seed}.json"
+    out.parent.mkdir(exist_ok=True)
+    write_json(out, content)
+    print(out)
+
+
+if __name__ == "__main__":
+    main()
