@@ -23,7 +23,6 @@ $(VENV)/installed: setup.cfg pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c $(CONSTRAINTS) torch
 	$(BIN)/pip install -q -c $(CONSTRAINTS) -e .
-	$(BIN)/python -m rlir_ray.learner.deepspeed
 	touch $@
 
 install-dev: $(VENV)/installed-dev

@@ -1,18 +1,10 @@
-"""The DeepSpeed engine: ZeRO 0-3 over the ranks of a process group. The only file that imports deepspeed.
-
-`python -m rlir_ray.learner.deepspeed` compiles what DeepSpeed needs on a CPU, once for a machine and its user.
-"""
+"""The DeepSpeed engine: ZeRO 0-3 over the ranks of a process group. The only file that imports deepspeed."""
 
 from __future__ import annotations
 
-import io
 import os
-import socket
-import sys
-import time
 import warnings
-from contextlib import AbstractContextManager, nullcontext, redirect_stdout
-from pathlib import Path
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -113,30 +105,8 @@ def _settings(model: torch.nn.Module, train: TrainConfig, learner: LearnerConfig
 
 def init_distributed(backend: str) -> None:
     """Joins the process group, or takes the one that exists."""
-    # DeepSpeed finds ninja by PATH, which lacks the environment's folder unless it was activated.
-    folder = str(Path(sys.executable).parent)
-    if folder not in os.environ.get("PATH", "").split(os.pathsep):
-        os.environ["PATH"] = os.pathsep.join([folder, os.environ.get("PATH", "")])
+    # DeepSpeed would compile shared-memory collectives for CPUs: two minutes of g++, a lock that a killed process
+    # leaves behind for ever, and ranks that spin while they wait. Gloo's own serve as well where ranks are few.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     warnings.filterwarnings("ignore", message=".*is deprecated. Please use `torch.distributed", category=FutureWarning)
-    # It prints the name of each extension that it loads; errors are raised all the same.
-    with redirect_stdout(io.StringIO()):
-        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
-
-
-def warm_up() -> float:
-    """Compiles DeepSpeed's communication for CPUs, unless that was done before. Returns the seconds it took."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    started = time.monotonic()
-    init_distributed("gloo")
-    torch.distributed.destroy_process_group()
-    return time.monotonic() - started
-
-
-if __name__ == "__main__":
-    sys.stdout.write("DeepSpeed: compiling its CPU communication with g++ and ninja; 1-3 minutes the first time ...\n")
-    sys.stdout.flush()
-    sys.stdout.write(f"DeepSpeed: ready after {warm_up():.0f} s\n")
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)

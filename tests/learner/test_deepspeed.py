@@ -11,7 +11,7 @@ import pytest
 
 from tests.learner import ranks
 
-# Some ten seconds on two free cores; the bound covers a busy machine, or one that still has to compile.
+# Some ten seconds on two free cores; the bound covers a busy machine.
 TIMEOUT_S = 280
 LEARNER = {"engine": "deepspeed", "decision_budget": 160, "num_workers": 2}
 
