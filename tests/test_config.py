@@ -4,11 +4,24 @@ import pytest
 
 from rlir_ray.config import Config, asset_path, describe, keys, load_config, recipes
 
-TYPED_NAMES = (
-    "run.name run.dir seed train.num_steps train.group_size train.prompts_per_step train.max_staleness "
-    "train.learning_rate rollout.engine rollout.num_actors reward.backend reward.num_replicas reward.rule "
-    "learner.num_workers learner.zero_stage object_store_budget_bytes"
-).split()
+TYPED_NAMES = [
+    "run.name",
+    "run.dir",
+    "seed",
+    "train.num_steps",
+    "train.group_size",
+    "train.prompts_per_step",
+    "train.max_staleness",
+    "train.learning_rate",
+    "rollout.engine",
+    "rollout.num_actors",
+    "reward.backend",
+    "reward.num_replicas",
+    "reward.rule",
+    "learner.num_workers",
+    "learner.zero_stage",
+    "object_store_budget_bytes",
+]
 
 
 def test_the_names_that_people_type_are_keys():

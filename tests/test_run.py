@@ -33,13 +33,13 @@ def test_a_name_with_another_config_is_refused(tmp_path):
 def test_a_finished_run_is_not_overwritten(tmp_path):
     folder = RunFolder(_config(tmp_path))
     (folder.path / "report.html").write_text("done")
-    with pytest.raises(ValueError, match="is finished; choose another run.name"):
+    with pytest.raises(ValueError, match=r"is finished; choose another run\.name"):
         RunFolder(_config(tmp_path))
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="run.dir must be writable"):
+    with pytest.raises(ValueError, match=r"run\.dir must be writable"):
         RunFolder(_config(tmp_path / "file"))
 
 
@@ -52,7 +52,7 @@ def test_json_is_whole_or_absent(tmp_path):
 
 
 def test_saving_where_no_folder_is_says_so_in_one_line(tmp_path):
-    with pytest.raises(ValueError, match="could not save .*; free some space"):
+    with pytest.raises(ValueError, match=r"could not save .*; free some space"):
         write_json(tmp_path / "missing" / "a.json", {})
 
 

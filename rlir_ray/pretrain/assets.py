@@ -12,13 +12,13 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rlir_ray.run import replace_folder, versions, write_json
 
 logger = logging.getLogger(__name__)
 
-SPLITS = ("train", "validation")
+SPLITS: tuple[Literal["train", "validation"], ...] = ("train", "validation")
 MODELS = ("tokenizer", "world_model", "reward_idm", "judge_idm")
 # What a model's folder needs to be opened, and how it was made.
 PUBLISHED = ("config.json", "generation_config.json", "tokenizer.json", "training.json", "curve.jsonl")

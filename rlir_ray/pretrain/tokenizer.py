@@ -193,7 +193,7 @@ def encode_recordings(tokenizer: FrameTokenizer, recordings: Iterable[Recording]
         walls = [event.get("wallDistance", math.nan) for event in recording.events]
         columns["wall_distance"].append(np.array(walls, np.float32))
     lengths = [len(part) for part in columns["tokens"]]
-    arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
+    arrays: dict[str, Any] = {name: np.concatenate(parts) for name, parts in columns.items()}
     if np.isnan(arrays["wall_distance"]).any():
         del arrays["wall_distance"]
     starts = np.cumsum([0, *lengths[:-1]]).astype(np.int64)
