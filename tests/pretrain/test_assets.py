@@ -1,0 +1,53 @@
+"""Publishing of the shipped checkpoints."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rlir_ray.pretrain import assets
+
+
+@pytest.fixture
+def work(tmp_path):
+    for name in assets.MODELS:
+        folder = tmp_path / "work" / name
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        (folder / "training.json").write_text(json.dumps({"held_out": name}))
+        (folder / "checkpoint.pt").write_text("not shipped")
+        save_file({"weight": torch.full((4,), 1 / 3), "ids": torch.arange(3)}, folder / "model.safetensors")
+    for folder in ("recordings", "recordings_world"):
+        for split in assets.SPLITS:
+            (tmp_path / "work" / folder / split).mkdir(parents=True)
+            index = {"basedir": "x", "relpaths": ["a.mp4"], "summary": {"num_frames": 3}}
+            (tmp_path / "work" / folder / split / "index.json").write_text(json.dumps(index))
+    (tmp_path / "work" / "oracle.json").write_text('{"yaw": 1.0}')
+    return tmp_path / "work"
+
+
+def test_models_are_shipped_in_half_precision_with_their_story(work, tmp_path):
+    made = assets.publish(work, tmp_path / "out", {"seed": 0})
+    weights = load_file(tmp_path / "out" / "tokenizer" / "model.safetensors")
+    assert weights["weight"].dtype == torch.float16
+    assert weights["ids"].tolist() == [0, 1, 2]
+    assert json.loads((tmp_path / "out" / "made.json").read_text()) == made
+    assert made["models"]["judge_idm"] == {"held_out": "judge_idm"}
+    assert made["recordings"]["recordings_world/train"] == {"summary": {"num_frames": 3}}
+    assert not list((tmp_path / "out").rglob("checkpoint.pt"))
+
+
+def test_an_unfinished_model_is_not_published_and_the_old_assets_stay(work, tmp_path):
+    assets.publish(work, tmp_path / "out", {})
+    (work / "world_model" / "training.json").unlink()
+    with pytest.raises(ValueError, match="world_model must be trained before it is published"):
+        assets.publish(work, tmp_path / "out", {"seed": 1})
+    assert json.loads((tmp_path / "out" / "made.json").read_text())["plan"] == {}
+
+
+def test_assets_that_are_too_large_are_refused(work, tmp_path, monkeypatch):
+    monkeypatch.setattr(assets, "MAX_BYTES", 100)
+    with pytest.raises(ValueError, match="must stay under 100 bytes"):
+        assets.publish(work, tmp_path / "out", {})
+    assert not (tmp_path / "out").exists()
