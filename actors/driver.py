@@ -94,7 +94,8 @@ class Pipeline:
             TimeoutError: a pool did not answer within train.wait_timeout_s.
         """
         interrupted = False
-        with stop_on_signals(self._stop), ray_session():
+        # Ray sets a SIGTERM handler of its own when it starts: ours comes after it.
+        with ray_session(), stop_on_signals(self._stop):
             check_plan(self.config, self.tokens_per_frame)
             try:
                 self._start(calibrate)
@@ -130,18 +131,25 @@ class Pipeline:
         self.progress("making prompts")
         self.prompts = as_actor(PromptActor).remote(self.prompt_source)
         self.evaluation = self._start_evaluation()
-        self.prompt_ids = self._ask(self.prompts.prepare.remote("train"), "the training prompts")
-        self._ask(self.prompts.prepare.remote("heldout"), "the held-out prompts")
+        preparing = [self.prompts.prepare.remote(split) for split in ("train", "heldout")]
+        needs_shares = config.reward.balance == "class"
+        if not needs_shares:
+            self._start_reward(None)
+        self.prompt_ids = self._ask(preparing[0], "the training prompts")
+        self._ask(preparing[1], "the held-out prompts")
         if calibrate:
             self.progress("checking the reward on real clips")
             self._ask(self.evaluation.calibrate.remote(self._heldout()), "the calibration")
-        shares = self._ask(self.prompts.class_shares.remote(config.world.groups), "the class shares")
-        self.reward = RewardPool(config, shares)
-        self.reward.start()
+        if needs_shares:
+            self._start_reward(self._ask(self.prompts.class_shares.remote(config.world.groups), "the class shares"))
         self.progress("waiting for the policy in the rollout pool and the learner")
         self.rollout.wait_ready(self._stop)
         self.sync = WeightSync(self.rollout, timeout_s)
         self.sync.publish(self.learner.wait_ready(self._stop))
+
+    def _start_reward(self, class_shares: dict[str, Any] | None) -> None:
+        self.reward = RewardPool(self.config, class_shares)
+        self.reward.start()
 
     def _start_evaluation(self) -> Any:
         # The pools rest while it works: it may use every core of its node.
