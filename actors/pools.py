@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -134,7 +136,10 @@ class ServeBackend:
             max_ongoing_requests=MAX_ONGOING,
         )(RewardDeployment)
         self.name = f"rlir_reward_{uuid.uuid4().hex[:8]}"
-        serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
+        # With our small inline limit (plan.py) the controller's arguments lie in the object store, which Ray's core
+        # reports on the terminal as an error although they stay there as long as the driver does.
+        with _quiet_stderr():
+            serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
         self.handle = serve.run(deployment.bind(make_reward), name=self.name, route_prefix=None)
         # A response blocks whoever turns it into a reference until a replica took it; a loop of its own waits instead.
         self.loop = asyncio.new_event_loop()
@@ -146,6 +151,19 @@ class ServeBackend:
     def stop(self) -> None:
         self.loop.call_soon_threadsafe(self.loop.stop)
         serve.delete(self.name)
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Nothing reaches the terminal from inside, compiled code included; exceptions pass."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 async def _value_of(response: Any) -> Scored:
