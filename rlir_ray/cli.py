@@ -171,8 +171,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _fail(error: BaseException, code: int) -> NoReturn:
-    lines = [str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__]
-    lines += getattr(error, "__notes__", [])
+    # An error that crossed processes carries the one that was raised there.
+    text = str(getattr(error, "cause", None) or error).strip()
+    lines = [text.splitlines()[0] if text else type(error).__name__, *getattr(error, "__notes__", [])]
     print("error: " + "\n       ".join(lines), file=sys.stderr)
     sys.exit(code)
 
