@@ -42,3 +42,8 @@ def test_no_frames_give_nan() -> None:
 def test_bad_classes_are_refused(recovered: list[int], commanded: list[int]) -> None:
     with pytest.raises(ValueError, match="must"):
         confusion(recovered, commanded, 2)
+
+
+def test_macro_f1_weighs_classes_alike() -> None:
+    # Class 0: 2*3/(4+3) = 6/7; class 1: 2*0/(0+1) = 0.
+    assert macro_f1(confusion([0, 0, 0, 0], [0, 0, 0, 1], 2)) == pytest.approx(3 / 7)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from rlir_ray.actions import Actions, group_classes
+from rlir_ray.metrics import confusion, macro_f1
 
 ORACLE_GROUPS = ("forward_back", "jump", "yaw")
 NEIGHBORS = 2
@@ -42,15 +43,6 @@ def displacement_features(events: Sequence[dict[str, Any]], neighbors: int = NEI
     moved = np.stack([forward, side, step[:, 2], turn], 1).astype(np.float32) / SCALES
     padded = np.pad(moved, ((neighbors, neighbors), (0, 0)))
     return np.concatenate([padded[offset : offset + len(moved)] for offset in range(2 * neighbors + 1)], axis=1)
-
-
-def macro_f1(predicted: npt.NDArray[np.int64], true: npt.NDArray[np.int64]) -> float:
-    """Mean F1 over the classes that occur in `true`; both int64 [N]."""
-    scores = []
-    for value in np.unique(true):
-        hits = np.sum((predicted == value) & (true == value))
-        scores.append(2 * hits / (np.sum(predicted == value) + np.sum(true == value)))
-    return float(np.mean(scores))
 
 
 def oracle_macro_f1(
@@ -96,7 +88,7 @@ def oracle_macro_f1(
     with torch.no_grad():
         outputs = model(torch.from_numpy(features)).split(num_classes, dim=1)
     return {
-        group: macro_f1(output.argmax(1).numpy(), column)
+        group: macro_f1(confusion(output.argmax(1).numpy(), column, output.shape[1]))
         for group, output, column in zip(ORACLE_GROUPS, outputs, classes.T, strict=True)
     }
 
