@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from rlir_ray.actions import action_tokens
 from rlir_ray.models.autoregressive import WorldModel, assemble, sequence_length
+from rlir_ray.samplers.cached_attention import attend
 from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup
 from rlir_ray.weights import load_weights
 
@@ -96,10 +97,11 @@ class Decoder:
         cache[:, :, start : start + length] = turned[:, :, self.num_heads :].transpose(1, 2)
         # The query heads that share a key-value head become rows of one query: the cache is read once for all of them.
         queries = turned[:, :, : self.num_heads].unflatten(2, (self.num_kv_heads, -1)).permute(0, 2, 3, 1, 4)
-        filled = cache[:, :, : start + length]
-        mixed = functional.scaled_dot_product_attention(
-            queries.flatten(2, 3), filled[:, : self.num_kv_heads], filled[:, self.num_kv_heads :], attn_mask=mask
-        )  # [B, V, H / V * S, D]
+        if mask is None:
+            mixed = attend(queries.squeeze(3), cache, start + 1)  # [B, V, H / V, D]
+        else:
+            keys, values = cache[:, :, : start + length].chunk(2, 1)
+            mixed = functional.scaled_dot_product_attention(queries.flatten(2, 3), keys, values, attn_mask=mask)
         heads = mixed.unflatten(2, (-1, length)).flatten(1, 2).transpose(1, 2)  # [B, S, H, D]
         return functional.linear(heads.flatten(2), layer.out)
 
