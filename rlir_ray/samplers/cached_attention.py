@@ -1,7 +1,7 @@
 """Attention of one new token a clip over its filled key-value cache.
 
-On a CPU in float32 it runs a kernel compiled by numba: the cache does not fit the processor's own, and torch's attention
-reads it at a quarter of the memory's speed where a clip has few query rows. Everywhere else it is torch's.
+On a CPU in float32 it runs a kernel compiled by numba: the cache does not fit the caches of the processor, and torch
+reads it at a quarter of the memory's speed where a clip has few query rows. Everywhere else it is torch's attention.
 Legend: B clips, V key-value heads, R query heads that share one of them, D head size, L length of the cache.
 """
 
