@@ -106,6 +106,9 @@ def write_table(folder: Path, arguments: argparse.Namespace) -> None:
         for following in part["following"].values():
             # What was read in each clip; the run's folder keeps it.
             del following["commanded"], following["recovered"]
+        for figure in part["quality"].values():
+            if figure:
+                del figure["clips"]
     out = Path(__file__).parent / "results" / f"doom_table_seed{arguments.seed}.json"
     out.parent.mkdir(exist_ok=True)
     write_json(out, content)

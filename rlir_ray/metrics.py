@@ -38,17 +38,23 @@ def confusion(recovered: npt.ArrayLike, commanded: npt.ArrayLike, num_classes: i
 
 
 def class_f1(confusion: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """F1 of each class, [C]; NaN for a class that was neither commanded nor recovered."""
-    hits = np.diag(confusion).astype(np.float64)
-    seen = (confusion.sum(0) + confusion.sum(1)).astype(np.float64)
-    return np.divide(2 * hits, seen, out=np.full(len(hits), np.nan), where=seen > 0)
+    """F1 of each class, [..., C, C] to [..., C]; NaN for a class that was never commanded."""
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.float64)
+    commanded = confusion.sum(-1)
+    both = commanded + confusion.sum(-2)
+    return np.divide(2 * hits, both, out=np.full(hits.shape, np.nan), where=commanded > 0)
 
 
-def macro_f1(confusion: npt.NDArray[np.int64]) -> float:
-    """Mean F1 over the classes that were commanded or recovered; NaN without a frame."""
+def macro_f1(confusion: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Mean F1 over the classes that were commanded, [..., C, C] to [...]; NaN without a frame.
+
+    A class that was never commanded has no F1 of its own (one stray reading of it would cost a whole class); its false
+    alarms are misses of the others. So every row of a table averages over the same classes.
+    """
     scores = class_f1(confusion)
-    scores = scores[~np.isnan(scores)]
-    return float(scores.mean()) if scores.size else float("nan")
+    num_commanded = (confusion.sum(-1) > 0).sum(-1)
+    sums = np.nansum(scores, -1)
+    return np.divide(sums, num_commanded, out=np.full(sums.shape, np.nan), where=num_commanded > 0)
 
 
 def accuracy(confusion: npt.NDArray[np.int64]) -> float:

@@ -14,17 +14,27 @@ def test_rows_are_commanded_and_columns_recovered() -> None:
     assert confusion(RECOVERED, COMMANDED, 3).tolist() == [[2, 1, 0], [1, 1, 0], [0, 0, 0]]
 
 
-def test_macro_f1_is_the_mean_over_classes_that_occur() -> None:
-    # F1: 2*2/(2*2+1+1) = 2/3 and 2*1/(2*1+1+1) = 1/2; class 2 never occurs and does not count.
+def test_macro_f1_is_the_mean_over_classes_that_were_commanded() -> None:
+    # F1: 2*2/(2*2+1+1) = 2/3 and 2*1/(2*1+1+1) = 1/2; class 2 is never commanded and does not count.
     matrix = confusion(RECOVERED, COMMANDED, 3)
     assert np.isnan(class_f1(matrix)[2])
     assert macro_f1(matrix) == pytest.approx((2 / 3 + 1 / 2) / 2)
     assert accuracy(matrix) == pytest.approx(3 / 5)
 
 
-def test_a_class_recovered_but_never_commanded_lowers_macro_f1() -> None:
-    # Class 0: 1 hit, 1 miss: 2/3; class 2: one false alarm: 0.
-    assert macro_f1(confusion([0, 2], [0, 0], 3)) == pytest.approx(1 / 3)
+def test_a_class_recovered_but_never_commanded_counts_as_a_miss_only() -> None:
+    # Class 0: 1 hit, 1 miss: 2/3; class 2 was never commanded and has no F1 of its own.
+    assert macro_f1(confusion([0, 2], [0, 0], 3)) == pytest.approx(2 / 3)
+
+
+def test_many_confusions_are_scored_at_once() -> None:
+    several = np.stack([confusion(RECOVERED, COMMANDED, 3), confusion([0, 2], [0, 0], 3)])
+    assert macro_f1(several) == pytest.approx([(2 / 3 + 1 / 2) / 2, 2 / 3])
+
+
+def test_a_class_that_was_never_commanded_is_no_class_of_the_mean() -> None:
+    # Class 0: 3 hits, 1 miss into class 2: 2*3 / (4 + 3) = 6/7; class 1: 1 hit of 1; class 2 was never commanded.
+    assert macro_f1(np.array([[3, 0, 1], [0, 1, 0], [0, 0, 0]])) == pytest.approx((6 / 7 + 1) / 2)
 
 
 def test_confusions_of_parts_add_up() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlir_ray.actions import Actions, group_classes
 from rlir_ray.evaluation.following import Following
-from rlir_ray.evaluation.quality import Quality, clip_quality, mean_quality
+from rlir_ray.evaluation.quality import Quality, clip_quality, join_quality
 from rlir_ray.evaluation.results import REAL, RECONSTRUCTED, Evaluation
 from rlir_ray.evaluation.video import Clips
 from rlir_ray.models.inverse_dynamics import predicted_classes
@@ -186,7 +186,7 @@ def _judge(
         groups=world.groups,
         prompt_ids=tuple(prompt_ids[index] for index in shown),
     )
-    return following, mean_quality(qualities, sizes), kept
+    return following, join_quality(qualities), kept
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rlir_ray.actions import GROUPS
-from rlir_ray.metrics import confusion
+from rlir_ray.metrics import confusion, macro_f1
 
 NUM_RESAMPLES = 200
 BOOTSTRAP_SEED = 0  # the same resamples everywhere, so that paired differences cancel what the prompts share
@@ -102,7 +102,7 @@ class Following:
         columns = []
         for counts in self.confusions.values():
             pooled = (weights @ counts.reshape(len(counts), -1)).reshape(-1, *counts.shape[1:])  # [R, C, C]
-            columns.append(commanded_f1(pooled))
+            columns.append(macro_f1(pooled))
         return np.stack(columns, -1)
 
     def to_json(self) -> dict[str, Any]:
@@ -128,24 +128,6 @@ def _from_text(lines: Sequence[str]) -> npt.NDArray[np.int64]:
     return np.array([[[int(digit, 36) for digit in word] for word in line.split()] for line in lines], np.int64)
 
 
-def commanded_f1(confusions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Mean F1 over the classes that were commanded.
-
-    A class that was never commanded has no F1 of its own (one stray reading of it would cost a whole class); its false
-    alarms are misses of the others. So every row of a table averages over the same classes.
-
-    Args:
-        confusions: [..., C, C], rows commanded, columns recovered, not all zero.
-
-    Returns:
-        float64 [...].
-    """
-    hits = np.diagonal(confusions, axis1=-2, axis2=-1)
-    commanded = confusions.sum(-1)
-    scores = 2 * hits / np.maximum(commanded + confusions.sum(-2), 1)
-    return np.where(commanded > 0, scores, 0).sum(-1) / (commanded > 0).sum(-1)
-
-
 def standard_error(values: npt.NDArray[np.float64]) -> float:
     """Of the mean of independent values [P]; NaN for fewer than two."""
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
@@ -155,32 +137,3 @@ def resamples(num_prompts: int) -> npt.NDArray[np.int64]:
     """How often each prompt is drawn in each bootstrap resample, int64 [NUM_RESAMPLES, num_prompts]."""
     generator = np.random.default_rng(BOOTSTRAP_SEED)
     return generator.multinomial(num_prompts, np.full(num_prompts, 1 / num_prompts), size=NUM_RESAMPLES)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """After minus before, over the same prompts, with paired standard errors."""
-
-    accuracy: float
-    accuracy_se: float
-    macro_f1: float
-    macro_f1_se: float
-
-
-def paired_difference(before: Following, after: Following) -> Difference:
-    """Prompts are compared with themselves, so that what makes a prompt hard cancels.
-
-    Raises:
-        ValueError: the two were not read on the same prompts and commands.
-    """
-    if before.commanded.shape != after.commanded.shape or (before.commanded != after.commanded).any():
-        raise ValueError(
-            f"evaluations can be compared on the same prompts only, got {before.commanded.shape} and "
-            f"{after.commanded.shape} (P, F, groups) or other commands; evaluate both with one prompt set"
-        )
-    return Difference(
-        accuracy=after.accuracy - before.accuracy,
-        accuracy_se=standard_error(after.prompt_accuracy - before.prompt_accuracy),
-        macro_f1=after.macro_f1 - before.macro_f1,
-        macro_f1_se=float((after.resampled_macro_f1 - before.resampled_macro_f1).std(ddof=1)),
-    )

@@ -1,14 +1,16 @@
 """Picture quality of videos, alone and against the real ones. Needs no weights.
 
-Legend: B clips, C context frames, F generated frames.
+Legend: P clips (one a prompt), B clips of a part of them, C context frames, F generated frames.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -18,18 +20,38 @@ MAX_PSNR = 100.0
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """Means over the generated frames of a set of clips, pixels in 0..255."""
+    """Figures of each clip, float64 [P], over its generated frames; pixels in 0..255."""
 
-    brightness: float
+    brightness: npt.NDArray[np.float64]
     """Mean pixel."""
-    sharpness: float
+    sharpness: npt.NDArray[np.float64]
     """Mean absolute difference of neighbouring pixels, right and below, of the three-channel mean: falls with blur."""
-    motion: float
+    motion: npt.NDArray[np.float64]
     """Mean absolute difference to the frame before; a still clip has 0."""
-    psnr: float | None = None
-    """Decibels against the real clip's frames; None where the clip did not follow the real one's actions."""
-    ssim: float | None = None
+    psnr: npt.NDArray[np.float64] | None = None
+    """Decibels against the real clip's frames; None where the clips did not follow the real ones' actions."""
+    ssim: npt.NDArray[np.float64] | None = None
     """Structural similarity against the real clip's frames, -1..1; None as for `psnr`."""
+
+    def mean(self, figure: str) -> float | None:
+        values = getattr(self, figure)
+        return None if values is None else float(values.mean())
+
+    def to_json(self) -> dict[str, Any]:
+        """``{figure: {"mean", "clips": [P]}}``, or null for a figure that is missing."""
+        found: dict[str, Any] = {}
+        for figure in FIGURES:
+            values = getattr(self, figure)
+            found[figure] = None if values is None else {"mean": self.mean(figure), "clips": values.tolist()}
+        return found
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Quality:
+        clips: dict[str, Any] = {figure: np.array(part["clips"]) if part else None for figure, part in content.items()}
+        return cls(**clips)
+
+
+FIGURES = tuple(entry.name for entry in fields(Quality))
 
 
 def clip_quality(frames: Tensor, num_frames: int, real: Tensor | None = None) -> Quality:
@@ -43,34 +65,37 @@ def clip_quality(frames: Tensor, num_frames: int, real: Tensor | None = None) ->
     generated = frames[:, -num_frames:].float()
     before = frames[:, -num_frames - 1 : -1].float()
     gray = generated.mean(-1)  # [B, F, H, W]
-    steps = (gray.diff(dim=-1).abs().mean() + gray.diff(dim=-2).abs().mean()) / 2
-    psnr, ssim = (None, None) if real is None else _against(generated, real[:, -num_frames:].float())
-    return Quality(
-        brightness=float(generated.mean()),
-        sharpness=float(steps),
-        motion=float((generated - before).abs().mean()),
-        psnr=psnr,
-        ssim=ssim,
-    )
+    figures = {
+        "brightness": _mean(generated),
+        "sharpness": (_mean(gray.diff(dim=-1).abs()) + _mean(gray.diff(dim=-2).abs())) / 2,
+        "motion": _mean((generated - before).abs()),
+    }
+    if real is not None:
+        figures |= _against(generated, real[:, -num_frames:].float())
+    return Quality(**{figure: values.double().numpy() for figure, values in figures.items()})
 
 
-def _against(generated: Tensor, real: Tensor) -> tuple[float, float]:
-    """PSNR and SSIM of each frame, averaged over frames; float [B, F, H, W, 3]."""
+def _mean(values: Tensor) -> Tensor:
+    """[B, ...] to [B]."""
+    return values.flatten(1).mean(1)
+
+
+def _against(generated: Tensor, real: Tensor) -> dict[str, Tensor]:
+    """PSNR and SSIM of each frame, averaged over the frames of a clip, [B]; float [B, F, H, W, 3]."""
     # torchmetrics takes seconds to import.
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
     ours, theirs = (clips.flatten(0, 1).movedim(-1, 1) for clips in (generated, real))
     psnr = peak_signal_noise_ratio(ours, theirs, data_range=255.0, reduction="none", dim=(1, 2, 3))
-    ssim = structural_similarity_index_measure(ours, theirs, data_range=255.0)
-    return float(psnr.clamp(max=MAX_PSNR).mean()), float(torch.as_tensor(ssim))
+    ssim = torch.as_tensor(structural_similarity_index_measure(ours, theirs, data_range=255.0, reduction="none"))
+    num_clips = len(generated)
+    return {"psnr": _mean(psnr.clamp(max=MAX_PSNR).view(num_clips, -1)), "ssim": _mean(ssim.view(num_clips, -1))}
 
 
-def mean_quality(parts: Sequence[Quality], sizes: Sequence[int]) -> Quality:
-    """Means over parts of a set, weighted by their number of clips."""
-    rows = [asdict(part) for part in parts]
-    means: dict[str, Any] = {}
-    for key in rows[0]:
-        values = [row[key] for row in rows]
-        weighted = [value * size for value, size in zip(values, sizes, strict=True) if value is not None]
-        means[key] = sum(weighted) / sum(sizes) if len(weighted) == len(values) else None
-    return Quality(**means)
+def join_quality(parts: Sequence[Quality]) -> Quality:
+    """The clips of several parts in one; a figure that a part lacks is missing."""
+    joined: dict[str, Any] = {}
+    for figure in FIGURES:
+        values = [getattr(part, figure) for part in parts]
+        joined[figure] = None if any(value is None for value in values) else np.concatenate(values)
+    return Quality(**joined)

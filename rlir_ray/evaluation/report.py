@@ -103,11 +103,10 @@ def _headline(results: Results, steps: Sequence[dict[str, float]]) -> str:
     if base is None or after is None:
         return '<p class="headline">This run has not been evaluated before and after post-training.</p>'
     one, two = base.following["judge"], after.following["judge"]
-    change = compare(base, after).differences["judge"]
-    pairs = ((change.accuracy, change.accuracy_se), (change.macro_f1, change.macro_f1_se))
+    changes = compare(base, after).following["judge"].values()
     verdict = (
-        "obeys commanded actions measurably better" if all(value > 2 * error for value, error in pairs)
-        else "obeys commanded actions measurably worse" if all(value < -2 * error for value, error in pairs)
+        "obeys commanded actions measurably better" if all(change.mean > 2 * change.se for change in changes)
+        else "obeys commanded actions measurably worse" if all(change.mean < -2 * change.se for change in changes)
         else "shows no clear change in how it obeys commanded actions"
     )  # fmt: skip
     figures = f"{one.accuracy:.1%} of them before and {two.accuracy:.1%} after"

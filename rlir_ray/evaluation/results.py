@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlir_ray.evaluation.following import Difference, Following, paired_difference
+from rlir_ray.evaluation.comparison import Change, following_changes, quality_changes
+from rlir_ray.evaluation.following import Following
 from rlir_ray.evaluation.quality import Quality
 from rlir_ray.evaluation.video import Clips, save_clips, write_videos
 from rlir_ray.run import write_json
@@ -26,10 +27,10 @@ class Evaluation:
     """One model, or the real clips, over the held-out prompts.
 
     In JSON: ``{"name", "temperature", "num_prompts", "seed", "policy_version", "following": {"reward": F, "judge": F},
-    "quality": {"brightness", "sharpness", "motion", "psnr", "ssim"}}``, where F is ``{"accuracy", "accuracy_se",
-    "macro_f1", "macro_f1_se", "per_group": {group: {"accuracy", "macro_f1"}}, "groups", "commanded", "recovered"}``,
-    the last two the classes [P, F, K]: a line for each clip,
-    a word for each frame, a base-36 digit for each group.
+    "quality": Q}``. F is ``{"accuracy", "accuracy_se", "macro_f1", "macro_f1_se", "per_group": {group: {"accuracy",
+    "macro_f1"}}, "groups", "commanded", "recovered"}``, the last two the classes [P, F, K]: a line for each clip, a
+    word for each frame, a base-36 digit for each group. Q has brightness, sharpness, motion, psnr and ssim, each
+    ``{"mean", "clips": [P]}``.
     """
 
     name: str
@@ -52,7 +53,7 @@ class Evaluation:
             "name": self.name, "temperature": self.temperature, "num_prompts": self.num_prompts, "seed": self.seed,
             "policy_version": self.policy_version,
             "following": {idm: following.to_json() for idm, following in self.following.items()},
-            "quality": asdict(self.quality),
+            "quality": self.quality.to_json(),
         }  # fmt: skip
 
     @classmethod
@@ -63,24 +64,31 @@ class Evaluation:
             seed=content["seed"],
             policy_version=content["policy_version"],
             following={idm: Following.from_json(part) for idm, part in content["following"].items()},
-            quality=Quality(**content["quality"]),
+            quality=Quality.from_json(content["quality"]),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """After minus before over the same prompts, by inverse dynamics model."""
+    """After minus before over the same prompts."""
 
     before: str
     before_temperature: float | None
     after: str
     after_temperature: float | None
-    differences: dict[str, Difference]
+    following: dict[str, dict[str, Change]]
+    """By inverse dynamics model, of `accuracy` and `macro_f1`."""
+    quality: dict[str, Change]
+    """By figure."""
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Comparison:
-        differences = {idm: Difference(**part) for idm, part in content["differences"].items()}
-        return cls(**{**content, "differences": differences})
+        following = {idm: _changes(part) for idm, part in content["following"].items()}
+        return cls(**{**content, "following": following, "quality": _changes(content["quality"])})
+
+
+def _changes(content: dict[str, Any]) -> dict[str, Change]:
+    return {figure: Change(**part) for figure, part in content.items()}
 
 
 def compare(before: Evaluation, after: Evaluation) -> Comparison:
@@ -94,7 +102,8 @@ def compare(before: Evaluation, after: Evaluation) -> Comparison:
         before_temperature=before.temperature,
         after=after.name,
         after_temperature=after.temperature,
-        differences={idm: paired_difference(before.following[idm], after.following[idm]) for idm in after.following},
+        following={idm: following_changes(before.following[idm], after.following[idm]) for idm in after.following},
+        quality=quality_changes(before.quality, after.quality),
     )
 
 
@@ -118,8 +127,8 @@ def compare_all(evaluations: Sequence[Evaluation]) -> list[Comparison]:
 @dataclass(frozen=True, kw_only=True)
 class Results:
     """The content of `evaluation.json`: ``{"ceiling": {"real": E, "reconstructed": E}, "evaluations": [E, ...],
-    "comparisons": [{"before", "before_temperature", "after", "after_temperature", "differences": {idm: {"accuracy",
-    "accuracy_se", "macro_f1", "macro_f1_se"}}}, ...]}``, E as in `Evaluation`.
+    "comparisons": [{"before", "before_temperature", "after", "after_temperature", "following": {idm: {"accuracy": D,
+    "macro_f1": D}}, "quality": {figure: D}}, ...]}``, E as in `Evaluation`, D ``{"mean", "se"}``.
     """
 
     ceiling: dict[str, Evaluation] = field(default_factory=dict)

@@ -35,15 +35,10 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
         return ""
     rows = []
     for each in comparisons:
-        names = [
-            f"{ROW_NAMES.get(name, escape(name))}{_at(temperature)}"
-            for name, temperature in ((each.after, each.after_temperature), (each.before, each.before_temperature))
-        ]
-        cells = [f"{names[0]} − {names[1]}"]
+        cells = [_pair_name(each)]
         for idm in ("judge", "reward"):
-            part = each.differences.get(idm)
-            figures = ((part.accuracy, part.accuracy_se), (part.macro_f1, part.macro_f1_se)) if part else ()
-            cells += [_pm(*pair, sign="+") for pair in figures] or ["", ""]
+            changes = each.following.get(idm, {}).values()
+            cells += [_pm(change.mean, change.se, sign="+") for change in changes] or ["", ""]
         rows.append(("", cells))
     head = ["", "judge<br>accuracy", "judge<br>macro-F1", "reward IDM<br>accuracy", "reward IDM<br>macro-F1"]
     return f'<h2>Differences on the same prompts</h2>{_table(head, rows)}<p class="note">Paired standard errors.</p>'
@@ -63,26 +58,25 @@ def group_table(results: Results) -> str:
     return f"<h2>By action group (judge)</h2>{_table(head, rows)}"
 
 
+QUALITY_DIGITS = {"psnr": 2, "ssim": 3, "brightness": 1, "sharpness": 2, "motion": 2}
+
+
 def quality_table(results: Results) -> str:
     rows = []
     for each in [*results.evaluations, *_ceiling(results)]:
-        figures = (
-            each.quality.psnr,
-            each.quality.ssim,
-            each.quality.brightness,
-            each.quality.sharpness,
-            each.quality.motion,
-        )
-        texts = [
-            "–" if value is None else f"{value:.{digits}f}"
-            for value, digits in zip(figures, (2, 3, 1, 2, 2), strict=True)
-        ]
+        means = [(each.quality.mean(figure), digits) for figure, digits in QUALITY_DIGITS.items()]
+        texts = ["–" if mean is None else f"{mean:.{digits}f}" for mean, digits in means]
         rows.append((_row_class(each), [_row_name(each), *texts]))
+    for pair in results.comparisons:
+        if pair.before_temperature == pair.after_temperature:
+            changes = [(pair.quality.get(figure), digits) for figure, digits in QUALITY_DIGITS.items()]
+            texts = [_pm(each.mean, each.se, digits, sign="+") if each else "–" for each, digits in changes]
+            rows.append(("", [_pair_name(pair), *texts]))
     return (
         f"<h2>Picture quality</h2>{_table(['', 'PSNR, dB', 'SSIM', 'brightness', 'sharpness', 'motion'], rows)}"
         '<p class="note">PSNR and SSIM against the recorded clip of the same prompt. Brightness, sharpness (difference '
-        "of neighbouring pixels) and motion (difference of neighbouring frames) should stay near those of real clips."
-        "</p>"
+        "of neighbouring pixels) and motion (difference of neighbouring frames) should stay near those of real clips. "
+        "Differences on the same prompts, with paired standard errors.</p>"
     )
 
 
@@ -117,12 +111,17 @@ def _row_name(evaluation: Evaluation) -> str:
     return ROW_NAMES.get(evaluation.name, escape(evaluation.name)) + _at(evaluation.temperature)
 
 
+def _pair_name(pair: Comparison) -> str:
+    names = ((pair.after, pair.after_temperature), (pair.before, pair.before_temperature))
+    return " − ".join(f"{ROW_NAMES.get(name, escape(name))}{_at(temperature)}" for name, temperature in names)
+
+
 def _row_class(evaluation: Evaluation) -> str:
     return "after" if evaluation.name == POST_TRAINED else "limit" if evaluation.name in (REAL, RECONSTRUCTED) else ""
 
 
-def _pm(value: float, error: float, sign: str = "") -> str:
-    return f'{value:{sign}.3f} <span class="se">± {error:.3f}</span>'
+def _pm(value: float, error: float, digits: int = 3, sign: str = "") -> str:
+    return f'{value:{sign}.{digits}f} <span class="se">± {error:.{digits}f}</span>'
 
 
 def _table(head: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:

@@ -336,7 +336,7 @@ def compare(
     scores = {}
     for column, name in enumerate(groups):
         table = confusion(recovered[:, frames, column], commanded[:, frames + shift, column], GROUPS[name].num_classes)
-        scores[name] = {"accuracy": round(accuracy(table), 4), "macro_f1": round(macro_f1(table), 4)}
+        scores[name] = {"accuracy": round(accuracy(table), 4), "macro_f1": round(float(macro_f1(table)), 4)}
         scores[name].update(
             {f"f1_{i}": round(float(f1), 4) for i, f1 in enumerate(class_f1(table)) if not np.isnan(f1)}
         )

@@ -88,7 +88,7 @@ def oracle_macro_f1(
     with torch.no_grad():
         outputs = model(torch.from_numpy(features)).split(num_classes, dim=1)
     return {
-        group: macro_f1(confusion(output.argmax(1).numpy(), column, output.shape[1]))
+        group: float(macro_f1(confusion(output.argmax(1).numpy(), column, output.shape[1])))
         for group, output, column in zip(ORACLE_GROUPS, outputs, classes.T, strict=True)
     }
 

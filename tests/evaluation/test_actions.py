@@ -78,7 +78,7 @@ def test_the_ceiling_reads_real_and_reconstructed_clips() -> None:
     assert np.array_equal(clips.frames, prompt_set.frames[[0, 4]])
     assert ceiling["real"].quality.psnr is None
     assert ceiling["reconstructed"].quality.psnr is not None
-    assert ceiling["real"].quality.brightness == pytest.approx(prompt_set.frames[:, 2:].mean(), rel=1e-4)
+    assert ceiling["real"].quality.mean("brightness") == pytest.approx(prompt_set.frames[:, 2:].mean(), rel=1e-4)
 
 
 def test_results_survive_the_disk_and_are_compared(tmp_path: Path) -> None:

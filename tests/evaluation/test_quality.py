@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlir_ray.evaluation.quality import MAX_PSNR, clip_quality, mean_quality
+from rlir_ray.evaluation.comparison import quality_changes
+from rlir_ray.evaluation.quality import MAX_PSNR, Quality, clip_quality, join_quality
 
 
 def stripes(num_frames: int, step: int = 0) -> torch.Tensor:
@@ -42,11 +43,36 @@ def test_blur_lowers_sharpness() -> None:
     sharp = torch.randint(0, 255, (2, 4, 24, 32, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     wide = torch.nn.functional.avg_pool3d(sharp.flatten(0, 1).float(), (3, 3, 1), stride=1)
     blurred = wide.to(torch.uint8).unflatten(0, (2, 4))
-    assert clip_quality(blurred, 3).sharpness < 0.6 * clip_quality(sharp, 3).sharpness
+    assert (clip_quality(blurred, 3).sharpness < 0.6 * clip_quality(sharp, 3).sharpness).all()
 
 
-def test_parts_are_weighted_by_their_clips_and_a_missing_figure_stays_missing() -> None:
+def test_parts_are_joined_clip_after_clip_and_a_missing_figure_stays_missing() -> None:
     dark, light = clip_quality(stripes(3), 2), clip_quality(stripes(3) + 40, 2)
-    mean = mean_quality([dark, light], [3, 1])
-    assert mean.brightness == pytest.approx(130)
-    assert mean.psnr is None
+    joined = join_quality([dark, light])
+    assert joined.brightness.tolist() == [120, 160]
+    assert joined.mean("brightness") == 140
+    assert joined.psnr is None and joined.mean("psnr") is None
+    known = clip_quality(stripes(3), 2, stripes(3))
+    assert join_quality([dark, known]).psnr is None
+
+
+def test_figures_survive_json() -> None:
+    quality = Quality.from_json(clip_quality(stripes(3), 2, stripes(3)).to_json())
+    assert quality.sharpness.tolist() == [20] and quality.psnr is not None and quality.psnr.tolist() == [MAX_PSNR]
+
+
+def test_each_clip_has_figures_of_its_own() -> None:
+    clips = torch.cat([stripes(3), stripes(3) + 40])
+    quality = clip_quality(clips, 2, torch.cat([stripes(3), stripes(3) + 50]))
+    assert quality.psnr is not None and quality.ssim is not None and len(quality.ssim) == 2
+    # The second is 10 off: 10 log10(255² / 100) = 28.13 dB.
+    assert quality.psnr == pytest.approx([MAX_PSNR, 28.13], abs=0.01)
+
+
+def test_changes_are_paired() -> None:
+    before = clip_quality(torch.cat([stripes(3), stripes(3) + 100]), 2)
+    after = clip_quality(torch.cat([stripes(3) + 3, stripes(3) + 103]), 2)
+    changes = quality_changes(before, after)
+    # Clips differ by 100 from each other, but each by 3 from itself.
+    assert changes["brightness"].mean == pytest.approx(3) and changes["brightness"].se == pytest.approx(0)
+    assert set(changes) == {"brightness", "sharpness", "motion"}

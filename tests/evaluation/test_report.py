@@ -26,9 +26,10 @@ def evaluation(name: str, wrong: float, temperature: float | None = 1.0) -> tupl
         name=name, frames=np.full((2, 5, 24, 32, 3), 90, np.uint8), commanded=commanded[:2],
         recovered=following.recovered[:2], groups=GROUPS, prompt_ids=("a", "b"),
     )  # fmt: skip
+    pixels = np.full(64, 60.0)
     return Evaluation(
         name=name, seed=7, temperature=temperature, following={"reward": following, "judge": following},
-        quality=Quality(brightness=60, sharpness=7, motion=10, psnr=20.5, ssim=0.7),
+        quality=Quality(brightness=pixels, sharpness=pixels / 9, motion=pixels / 6, psnr=pixels / 3, ssim=pixels / 90),
     ), clips  # fmt: skip
 
 
