@@ -20,7 +20,7 @@ from actors.collector import Collector
 from actors.evaluation import EvaluationActor
 from actors.learner_group import LearnerGroup
 from actors.mailbox import StepReport
-from actors.plan import absolute_paths, check_plan, check_world, group_bytes, ray_session
+from actors.plan import absolute_paths, check_checkpoints, check_plan, check_world, group_bytes, ray_session
 from actors.pools import RewardPool, RolloutPool, as_actor, stop_actors
 from actors.prompts import PromptActor, PromptSource, prompt_source
 from actors.waiting import Stopped, stop_on_signals, wait_all
@@ -71,6 +71,7 @@ class Pipeline:
     ) -> None:
         self.config = config = absolute_paths(config)
         self.tokens_per_frame = check_world(config)
+        check_checkpoints(config)
         self.folder = RunFolder(config)
         self.callbacks = [self.folder.log_step, *callbacks]
         self.progress = progress or (lambda stage: None)

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray import serve
+from safetensors import SafetensorError, safe_open
 
 from rlir_ray.actions import TOKENS_PER_ACTION
 from rlir_ray.config import Config, asset_path
@@ -42,6 +44,8 @@ def ray_session() -> Iterator[None]:
     try:
         yield
     finally:
+        # Its threads end the process when they find that Ray has gone before them.
+        serve.shutdown()
         ray.shutdown()
 
 
@@ -87,6 +91,28 @@ def absolute_paths(config: Config) -> Config:
         models=dataclasses.replace(config.models, **models),
         prompts=dataclasses.replace(config.prompts, **prompts),
     )
+
+
+def check_checkpoints(config: Config) -> None:
+    """Whether the weights of all models are there and whole.
+
+    Raises:
+        ValueError: a folder holds none, or a file is cut off.
+    """
+    for entry in dataclasses.fields(config.models):
+        folder = asset_path(getattr(config.models, entry.name))
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise ValueError(f"models.{entry.name} must hold safetensors, got none in {folder}; give a model's folder")
+        for file in files:
+            try:
+                # Reads the header and compares the file's length with it.
+                with safe_open(file, "np"):
+                    pass
+            except (OSError, SafetensorError) as error:
+                raise ValueError(
+                    f"models.{entry.name} must hold whole weights, got {error} in {file}; copy the file again"
+                ) from None
 
 
 def _read_json(folder: Path, file: str, what: str) -> dict[str, Any]:

@@ -4,7 +4,15 @@ import shutil
 
 import pytest
 
-from actors.plan import SYSTEM_CONFIG, _check_cpus, _check_store, absolute_paths, check_world, group_bytes
+from actors.plan import (
+    SYSTEM_CONFIG,
+    _check_cpus,
+    _check_store,
+    absolute_paths,
+    check_checkpoints,
+    check_world,
+    group_bytes,
+)
 from rlir_ray.samplers import make_sampler
 from tests.fakes import NUM_CODES, TOKENS_PER_FRAME, tiny_prompts, tiny_world_model
 
@@ -68,3 +76,16 @@ def test_a_budget_below_one_step_or_above_the_store_is_refused(make_config):
         _check_store(config, TOKENS_PER_FRAME, 9_000_000)
     with pytest.raises(ValueError, match="start Ray with --object-store-memory="):
         _check_store(config, TOKENS_PER_FRAME, step_bytes)
+
+
+def test_a_checkpoint_that_is_cut_off_is_named_before_anything_starts(make_config, checkpoints, tmp_path):
+    check_checkpoints(make_config())
+    short = tmp_path / "judge"
+    shutil.copytree(checkpoints / "judge_idm", short)
+    weights = short / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="judge_idm must hold whole weights"):
+        check_checkpoints(make_config(f"models.judge_idm={short}"))
+    weights.unlink()
+    with pytest.raises(ValueError, match="judge_idm must hold safetensors"):
+        check_checkpoints(make_config(f"models.judge_idm={short}"))
