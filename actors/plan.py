@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray import serve
 from safetensors import SafetensorError, safe_open
 
 from rlir_ray.actions import TOKENS_PER_ACTION
@@ -44,8 +43,6 @@ def ray_session() -> Iterator[None]:
     try:
         yield
     finally:
-        # Its threads end the process when they find that Ray has gone before them.
-        serve.shutdown()
         ray.shutdown()
 
 

@@ -140,7 +140,12 @@ class ServeBackend:
         # reports on the terminal as an error although they stay there as long as the driver does.
         with _quiet_stderr():
             serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
-        self.handle = serve.run(deployment.bind(make_reward), name=self.name, route_prefix=None)
+        try:
+            self.handle = serve.run(deployment.bind(make_reward), name=self.name, route_prefix=None)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"the reward pool did not start: {self._cause()}; check models.* and reward.*"
+            ) from error
         # A response blocks whoever turns it into a reference until a replica took it; a loop of its own waits instead.
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, name="reward responses", daemon=True).start()
@@ -148,8 +153,16 @@ class ServeBackend:
     def score(self, video_ref: ray.ObjectRef) -> Future[Scored]:
         return asyncio.run_coroutine_threadsafe(_value_of(self.handle.score.remote(video_ref)), self.loop)
 
+    def _cause(self) -> str:
+        """The last line of what Serve tells about a deployment that failed: the error raised in the replica."""
+        deployments = serve.status().applications[self.name].deployments.values()
+        lines = [line for each in deployments for line in each.message.splitlines() if line.strip()]
+        return lines[-1].strip() if lines else "Serve gives no cause"
+
     def stop(self) -> None:
         self.loop.call_soon_threadsafe(self.loop.stop)
+        # The handle's threads end the process when they find that Ray has gone before them.
+        self.handle.shutdown()
         serve.delete(self.name)
 
 

@@ -70,6 +70,14 @@ def test_serve_and_plain_actors_give_equal_scores(ray_cluster, make_config):
         assert plain.rules == pytest.approx(served.rules, abs=1e-6)
 
 
+def test_a_served_reward_that_cannot_be_built_says_why(ray_cluster, make_config):
+    def broken():
+        raise ValueError("no such network")
+
+    with pytest.raises(RuntimeError, match="the reward pool did not start: ValueError: no such network"):
+        RewardPool(make_config("reward.backend=serve"), make_reward=broken).start()
+
+
 def test_a_reward_of_a_lost_video_fails_with_the_cause(ray_cluster, make_config):
     @ray.remote(num_cpus=0)
     def lost():
