@@ -95,7 +95,8 @@ def _train_tokenizer(work: Path, plan: AssetsPlan) -> None:
 
     from rlir_ray.data.recordings import list_recordings, read_recordings
     from rlir_ray.models.tokenizer import FrameTokenizer
-    from rlir_ray.pretrain.tokenizer import TokenizerTraining, encode_recordings, train_tokenizer
+    from rlir_ray.pretrain.encode import encode_recordings
+    from rlir_ray.pretrain.tokenizer import TokenizerTraining, train_tokenizer
 
     recordings = work / "recordings"
     if not (work / "tokenizer" / "training.json").is_file():

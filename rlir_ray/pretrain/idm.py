@@ -1,7 +1,4 @@
-"""Trains and judges inverse dynamics models on recordings: the reward model and the held-out judge of a new world.
-
-Legend: B clips, F frames, N frames of all recordings. Index 0 of a clip has no frame before it and is never scored.
-"""
+"""Trains inverse dynamics models on recordings: the reward model and the held-out judge of a new world."""
 
 from __future__ import annotations
 
@@ -15,32 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from rlir_ray.actions import GROUPS, Actions, group_classes
 from rlir_ray.data.recordings import Recording, list_recordings, read_recordings
-from rlir_ray.metrics import accuracy, class_f1, confusion, macro_f1
 from rlir_ray.models.correlation import CorrelationInverseDynamics, correlation_config
-from rlir_ray.models.inverse_dynamics import InverseDynamicsModel, Logits, small_vpt_config
+from rlir_ray.models.inverse_dynamics import InverseDynamicsModel, small_vpt_config
 from rlir_ray.pretrain.arguments import add_settings, build_parser, take_settings
-from rlir_ray.pretrain.windows import (
-    NUM_BINS,
-    NUM_BUTTONS,
-    Frames,
-    LabelledFrames,
-    Reconstruct,
-    draw_windows,
-    label_frames,
-)
-from rlir_ray.rewards.calibration import gate, read_clips
+from rlir_ray.pretrain.idm_figures import CLIP_FRAMES, Model, cut_clips, evaluate_inverse_dynamics, held_out_figures
+from rlir_ray.pretrain.idm_loss import class_weights, head_weights, inverse_dynamics_loss
+from rlir_ray.pretrain.windows import NUM_BINS, LabelledFrames, Reconstruct, draw_windows, label_frames
 
 logger = logging.getLogger(__name__)
 
-Model = InverseDynamicsModel | CorrelationInverseDynamics
 GROUPS_IN_USE = ("forward_back", "jump", "use_attack", "yaw")
-CLIP_FRAMES = 9  # of a rollout: one context frame and eight generated ones
 
 
 @dataclass(frozen=True)
@@ -81,65 +65,6 @@ class InverseDynamicsTraining:
     """Seconds between checkpoints."""
     threads: int = 1
     """Of torch."""
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Loss
-
-
-def class_weights(labels: npt.NDArray[np.int64], num_classes: int) -> Tensor:
-    """Square root of the inverse frequency, within 0.5..3, so that rare classes are learnt.
-
-    Args:
-        labels: int64 [N, heads].
-
-    Returns:
-        float32 [heads, num_classes]; 1 for a class that never occurs.
-    """
-    counts = np.stack([np.bincount(column, minlength=num_classes) for column in labels.T])
-    frequency = np.maximum(counts, 1) / len(labels)
-    seen = (counts > 0).sum(1, keepdims=True)
-    weights = np.clip((1 / (seen * frequency)) ** 0.5, 0.5, 3)
-    return torch.from_numpy(np.where(counts > 0, weights, 1)).float()
-
-
-def head_weights(groups: Sequence[str], idle: float) -> tuple[Tensor, Tensor]:
-    """1 for the heads that the groups read and `idle` for the others: buttons [20], camera [2]."""
-    buttons, camera = torch.full((NUM_BUTTONS,), idle), torch.full((2,), idle)
-    for group in map(GROUPS.__getitem__, groups):
-        if group.camera_axis is not None:
-            camera[group.camera_axis] = 1
-        buttons[group.columns] = 1
-    return buttons, camera
-
-
-def inverse_dynamics_loss(
-    logits: Logits,
-    buttons: Tensor,
-    camera: Tensor,
-    button_weights: Tensor,
-    camera_weights: Tensor,
-) -> Tensor:
-    """Weighted cross-entropy of all heads, summed over heads, averaged over frames 1..F-1.
-
-    Args:
-        logits: buttons [B, F, 20, 2] and camera [B, F, 2, 11], log-probabilities.
-        buttons: int64 [B, F, 20].
-        camera: int64 [B, F, 2].
-        button_weights: [20, 2].
-        camera_weights: [2, 11].
-    """
-    total = logits["buttons"].new_zeros(())
-    pairs = ((logits["buttons"], buttons, button_weights), (logits["camera"], camera, camera_weights))
-    for log_probabilities, labels, weights in pairs:
-        picked = log_probabilities.gather(-1, labels[..., None])[..., 0]
-        weight = weights[torch.arange(len(weights)), labels]  # [B, F, heads]
-        total = total - (weight * picked)[:, 1:].sum(-1).mean()
-    return total
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Training
 
 
 def build_model(architecture: str, height: int, width: int, seed: int) -> Model:
@@ -295,95 +220,6 @@ def _note(
         "step %d, %.0f s of %s: loss %.3f, held-out macro-F1 %.3f, accuracy %.3f",
         run.step, run.elapsed_s, end, loss, mean["macro_f1"], mean["accuracy"],
     )  # fmt: skip
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Held-out figures
-
-
-def cut_clips(recordings: Sequence[Recording], num_frames: int, num_clips: int) -> tuple[Frames, list[Actions]]:
-    """Clips that do not overlap, spread evenly over the recordings.
-
-    Returns:
-        frames uint8 [B, F, H, W, 3] and the actions of B clips, B at most `num_clips`.
-    """
-    places = [
-        (recording, slice(start, start + num_frames))
-        for recording in recordings
-        for start in range(0, len(recording.frames) - num_frames + 1, num_frames)
-    ]
-    if not places:
-        raise ValueError(
-            f"held-out recordings must hold {num_frames} frames, got {len(recordings)} shorter ones; record longer "
-            "episodes"
-        )
-    chosen = [places[index] for index in np.linspace(0, len(places) - 1, min(num_clips, len(places))).astype(int)]
-    frames = np.stack([recording.frames[span] for recording, span in chosen])
-    return frames, [recording.actions[span] for recording, span in chosen]
-
-
-def compare(
-    recovered: npt.NDArray[np.int64], commanded: npt.NDArray[np.int64], groups: Sequence[str], shift: int = 0
-) -> dict[str, dict[str, float]]:
-    """Accuracy and macro-F1 of each group and their mean, over frames 1..F-1.
-
-    Args:
-        recovered, commanded: int64 [B, F, len(groups)].
-        shift: the class recovered at k is compared with the one commanded at k + shift.
-    """
-    num_frames = commanded.shape[1]
-    frames = np.arange(max(1, 1 - shift), num_frames - max(0, shift))
-    scores = {}
-    for column, name in enumerate(groups):
-        table = confusion(recovered[:, frames, column], commanded[:, frames + shift, column], GROUPS[name].num_classes)
-        scores[name] = {"accuracy": round(accuracy(table), 4), "macro_f1": round(float(macro_f1(table)), 4)}
-        scores[name].update(
-            {f"f1_{i}": round(float(f1), 4) for i, f1 in enumerate(class_f1(table)) if not np.isnan(f1)}
-        )
-    keys = ("accuracy", "macro_f1")
-    scores["mean"] = {key: round(float(np.mean([scores[name][key] for name in groups])), 4) for key in keys}
-    return scores
-
-
-def evaluate_inverse_dynamics(
-    model: Model, frames: Frames, actions: Sequence[Actions], groups: Sequence[str]
-) -> dict[str, dict[str, dict[str, float]]]:
-    """`compare` at shifts of -1, 0 and +1 between frames and actions: a sound model is best at 0, by far.
-
-    Args:
-        frames: uint8 [B, F, H, W, 3].
-        actions: of B clips, F each; action k leads into frame k.
-        groups: names out of `rlir_ray.actions.GROUPS`.
-    """
-    recovered = read_clips(model, frames, groups)
-    commanded = np.stack([group_classes(clip, groups) for clip in actions])
-    return {f"{shift:+d}": compare(recovered, commanded, groups, shift) for shift in (-1, 0, 1)}
-
-
-def held_out_figures(
-    model: Model,
-    validation: Sequence[Recording],
-    groups: Sequence[str],
-    reconstruct: Reconstruct | None = None,
-    num_clips: int = 512,
-) -> dict[str, Any]:
-    """The figures of a finished model on held-out recordings.
-
-    Returns:
-        ``shifts`` (`evaluate_inverse_dynamics`), ``gate`` (`rlir_ray.rewards.calibration.gate`) and, with a tokenizer,
-        ``reconstructed`` (`compare` on clips read through it).
-    """
-    frames, actions = cut_clips(validation, CLIP_FRAMES, num_clips)
-    spoilt = gate(model, frames, [clip[1:] for clip in actions], groups)
-    figures: dict[str, Any] = {
-        "num_clips": len(frames),
-        "shifts": evaluate_inverse_dynamics(model, frames, actions, groups),
-        "gate": {name: round(score, 4) for name, score in spoilt.items()},
-    }
-    if reconstruct:
-        through = reconstruct(frames.reshape(-1, *frames.shape[2:])).reshape(frames.shape)
-        figures["reconstructed"] = evaluate_inverse_dynamics(model, through, actions, groups)["+0"]
-    return figures
 
 
 def load_recordings(folder: str | Path) -> list[Recording]:

@@ -1,7 +1,7 @@
-"""Trains the frame tokenizer of a new world from its recordings, and encodes recordings with it.
+"""Trains the frame tokenizer of a new world from its recordings.
 
 An autoencoder first, then a codebook started by k-means and kept by moving averages. Knows nothing of actions.
-Legend: N frames, C H W, h w grid, D size of a code, K codes.
+Legend: N frames, C H W, h w grid, D size of a code.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlir_ray.data.recordings import Recording, list_recordings, read_recordings
+from rlir_ray.data.recordings import list_recordings, read_recordings
 from rlir_ray.models.tokenizer import FrameTokenizer, build_tokenizer
 from rlir_ray.pretrain.arguments import add_settings, build_parser, take_settings
+from rlir_ray.pretrain.codebook import CodeAverages
+from rlir_ray.pretrain.encode import encode_recordings
+from rlir_ray.pretrain.tokenizer_figures import evaluate_tokenizer, perplexity
 
 logger = logging.getLogger(__name__)
 Clips = Sequence[npt.NDArray[np.uint8]]
@@ -77,8 +80,7 @@ class _State:
 
     tokenizer: FrameTokenizer
     optimizer: torch.optim.AdamW
-    counts: Tensor  # [K], moving average of how often a code was chosen
-    sums: Tensor  # [K, D], moving average of the latents that chose it
+    averages: CodeAverages
     step: int = 0
     elapsed_s: float = 0.0
     quantized: bool = False
@@ -142,67 +144,6 @@ def train_tokenizer(
     return tokenizer
 
 
-def evaluate_tokenizer(tokenizer: FrameTokenizer, frames: npt.NDArray[np.uint8]) -> dict[str, float]:
-    """What encoding and decoding does to pictures.
-
-    Args:
-        tokenizer: anything with `encode`, `decode` and `num_codes`.
-        frames: uint8 [N, H, W, 3].
-
-    Returns:
-        `psnr` (dB, mean over frames), `codes_used` (share of the codebook chosen at least once), `perplexity` (of the
-        choice of codes), `brightness` and `brightness_real` (mean of the pixels, 0..255), `sharpness_ratio` (mean
-        absolute image gradient over the real one; below 1 is blurred).
-    """
-    real = torch.from_numpy(np.ascontiguousarray(frames))
-    tokens = tokenizer.encode(real)
-    decoded = tokenizer.decode(tokens)
-    error = torch.cat([((a.float() - b.float()) ** 2).mean((1, 2, 3)) for a, b in _parts(decoded, real)])
-    counts = torch.bincount(tokens.flatten(), minlength=tokenizer.num_codes)
-    return {
-        "psnr": float((10 * torch.log10(255**2 / error.clamp(min=1e-4))).mean()),
-        "codes_used": float((counts > 0).double().mean()),
-        "perplexity": _perplexity(counts),
-        "brightness": float(decoded.double().mean()),
-        "brightness_real": float(real.double().mean()),
-        "sharpness_ratio": _sharpness(decoded) / max(_sharpness(real), 1e-9),
-    }
-
-
-def encode_recordings(tokenizer: FrameTokenizer, recordings: Iterable[Recording], out_file: Path | str) -> int:
-    """Encodes every frame of some recordings into one npz.
-
-    Args:
-        tokenizer: of the recordings' frame size.
-        recordings: in the order that the file keeps.
-        out_file: receives `tokens` uint16 [F, tokens_per_frame], `episode_starts` int64 [E] (index of each recording's
-            first frame), `names` str [E], `buttons` bool [F, 23], `camera` float32 [F, 2], and `wall_distance`
-            float32 [F] when every event has a `wallDistance`.
-
-    Returns:
-        F, the number of frames.
-    """
-    names: list[str] = []
-    columns: dict[str, list[npt.NDArray[Any]]] = {"tokens": [], "buttons": [], "camera": [], "wall_distance": []}
-    for recording in recordings:
-        names.append(recording.name)
-        tokens = tokenizer.encode(torch.from_numpy(np.ascontiguousarray(recording.frames)))
-        columns["tokens"].append(tokens.cpu().numpy().astype(np.uint16))
-        columns["buttons"].append(recording.actions.buttons)
-        columns["camera"].append(recording.actions.camera)
-        walls = [event.get("wallDistance", math.nan) for event in recording.events]
-        columns["wall_distance"].append(np.array(walls, np.float32))
-    lengths = [len(part) for part in columns["tokens"]]
-    arrays: dict[str, Any] = {name: np.concatenate(parts) for name, parts in columns.items()}
-    if np.isnan(arrays["wall_distance"]).any():
-        del arrays["wall_distance"]
-    starts = np.cumsum([0, *lengths[:-1]]).astype(np.int64)
-    out_file = Path(out_file)
-    out_file.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(out_file, episode_starts=starts, names=np.array(names), **arrays)
-    return sum(lengths)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # One step
 
@@ -215,7 +156,8 @@ def _train_step(state: _State, frames: Tensor, progress: float, settings: Tokeni
     with torch.autocast("cpu", torch.bfloat16):
         latents = tokenizer.latents(pixels).float()
     if progress >= settings.unquantized_share and not state.quantized:
-        _start_codebook(state, latents, settings)
+        state.averages.start(tokenizer.codebook, _vectors(latents.detach()), settings.seed)
+        state.quantized = True
     commitment = latents.new_zeros(())
     inner = latents
     if state.quantized:
@@ -224,7 +166,10 @@ def _train_step(state: _State, frames: Tensor, progress: float, settings: Tokeni
         commitment = F.mse_loss(latents, codes)
         inner = latents + (codes - latents).detach()
         restart = progress < settings.restart_until and state.step % 10 == 0
-        _follow_latents(state, latents.detach(), tokens, settings, restart=restart)
+        state.averages.follow(
+            tokenizer.codebook, _vectors(latents.detach()), tokens.flatten(), settings.codebook_decay,
+            restart_seed=settings.seed + state.step if restart else None,
+        )  # fmt: skip
     with torch.autocast("cpu", torch.bfloat16):
         decoded = tokenizer.pixels(inner)
     reconstruction = reconstruction_loss(decoded.float(), pixels, settings)
@@ -237,8 +182,13 @@ def _train_step(state: _State, frames: Tensor, progress: float, settings: Tokeni
     psnr = 10 * torch.log10(4 / (decoded.detach().float().clamp(-1, 1) - pixels).square().mean((1, 2, 3))).mean()
     return {
         "loss": round(loss.item(), 4), "commitment": round(commitment.item(), 5), "psnr": round(psnr.item(), 3),
-        "perplexity": round(_perplexity(state.counts), 1) if state.quantized else None,
+        "perplexity": round(perplexity(state.averages.counts), 1) if state.quantized else None,
     }  # fmt: skip
+
+
+def _vectors(latents: Tensor) -> Tensor:
+    """[N, D, h, w] to [N * h * w, D]."""
+    return latents.flatten(2).transpose(1, 2).flatten(0, 1)
 
 
 def reconstruction_loss(decoded: Tensor, pixels: Tensor, settings: TokenizerTraining) -> Tensor:
@@ -274,67 +224,6 @@ def _draw_pairs(clips: Clips, ends: npt.NDArray[np.int64], settings: TokenizerTr
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The codebook
-
-
-def _start_codebook(state: _State, latents: Tensor, settings: TokenizerTraining) -> None:
-    vectors = latents.detach().transpose(1, 3).reshape(-1, settings.code_size)
-    centres = kmeans(vectors, settings.num_codes, seed=settings.seed)
-    with torch.no_grad():
-        state.tokenizer.codebook.copy_(centres)
-    state.counts.fill_(1.0)
-    state.sums.copy_(centres)
-    state.quantized = True
-
-
-def kmeans(vectors: Tensor, num_centres: int, *, seed: int, iterations: int = 10) -> Tensor:
-    """Lloyd's k-means from random vectors; centres that nobody chooses are drawn again.
-
-    Args:
-        vectors: float [M, D].
-
-    Returns:
-        float [num_centres, D].
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(count: int) -> Tensor:
-        picks = torch.randint(len(vectors), (count,), generator=generator)
-        return vectors[picks] + 1e-3 * torch.randn(count, vectors.shape[1], generator=generator)
-
-    centres = draw(num_centres)
-    for _ in range(iterations):
-        chosen = torch.cdist(vectors, centres).argmin(1)
-        counts = torch.bincount(chosen, minlength=num_centres)
-        sums = torch.zeros_like(centres).index_add_(0, chosen, vectors)
-        centres = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], draw(num_centres))
-    return centres
-
-
-@torch.no_grad()
-def _follow_latents(
-    state: _State, latents: Tensor, tokens: Tensor, settings: TokenizerTraining, *, restart: bool
-) -> None:
-    """Moves each code to the moving average of the latents that chose it (van den Oord et al., arXiv 1711.00937)."""
-    vectors = latents.flatten(2).transpose(1, 2).reshape(-1, settings.code_size)
-    chosen, decay = tokens.flatten(), settings.codebook_decay
-    counts = torch.bincount(chosen, minlength=settings.num_codes).float()
-    sums = torch.zeros_like(state.sums).index_add_(0, chosen, vectors)
-    state.counts.mul_(decay).add_(counts, alpha=1 - decay)
-    state.sums.mul_(decay).add_(sums, alpha=1 - decay)
-    if restart:
-        # A code that takes under a tenth of its fair share says little; it starts again at a latent of this batch, with
-        # a count that lets it prove itself for some dozen steps.
-        fair = len(vectors) / settings.num_codes
-        dead = state.counts < 0.1 * fair
-        generator = torch.Generator().manual_seed(settings.seed + state.step)
-        picks = torch.randint(len(vectors), (int(dead.sum()),), generator=generator)
-        state.sums[dead], state.counts[dead] = vectors[picks] * 0.3 * fair, 0.3 * fair
-    alive = state.counts > 1e-3
-    state.tokenizer.codebook[alive] = state.sums[alive] / state.counts[alive, None]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # State
 
 
@@ -351,8 +240,9 @@ def _start(size: tuple[int, ...], settings: TokenizerTraining) -> _State:
     return _State(
         tokenizer=tokenizer,
         optimizer=torch.optim.AdamW(weights, lr=settings.lr, betas=(0.9, 0.99), weight_decay=1e-4),
-        counts=torch.zeros(settings.num_codes),
-        sums=torch.zeros(settings.num_codes, settings.code_size),
+        averages=CodeAverages(
+            counts=torch.zeros(settings.num_codes), sums=torch.zeros(settings.num_codes, settings.code_size)
+        ),
         settings=json.loads(json.dumps(asdict(settings))),
     )
 
@@ -364,7 +254,8 @@ def _progress(state: _State, settings: TokenizerTraining) -> float:
 
 
 def _save_checkpoint(state: _State, path: Path) -> None:
-    kept = {name: getattr(state, name) for name in ("counts", "sums", "step", "elapsed_s", "quantized", "settings")}
+    kept = {name: getattr(state, name) for name in ("step", "elapsed_s", "quantized", "settings")}
+    kept["averages"] = asdict(state.averages)
     kept["tokenizer"], kept["optimizer"] = state.tokenizer.state_dict(), state.optimizer.state_dict()
     torch.save(kept, path.with_suffix(".tmp"))
     path.with_suffix(".tmp").replace(path)
@@ -377,25 +268,10 @@ def _resume(state: _State, path: Path) -> None:
         raise ValueError(f"{path} was made with another {', '.join(changed)}; repeat them or choose another folder")
     state.tokenizer.load_state_dict(kept.pop("tokenizer"))
     state.optimizer.load_state_dict(kept.pop("optimizer"))
+    state.averages = CodeAverages(**kept.pop("averages"))
     for name, value in kept.items():
         setattr(state, name, value)
     logger.info("going on from step %d of %s", state.step, path)
-
-
-def _parts(*tensors: Tensor, size: int = 1024) -> list[tuple[Tensor, ...]]:
-    return list(zip(*(tensor.split(size) for tensor in tensors), strict=True))
-
-
-def _perplexity(counts: Tensor) -> float:
-    share = counts.double() / counts.sum()
-    return float(torch.exp(-(share * share.clamp(min=1e-12).log()).sum()))
-
-
-def _sharpness(frames: Tensor) -> float:
-    """Mean absolute difference of neighbouring pixels, both directions; uint8 [N, H, W, 3]."""
-    sums = [p.float().diff(dim=1).abs().mean((1, 2, 3)) + p.float().diff(dim=2).abs().mean((1, 2, 3))
-            for (p,) in _parts(frames)]  # fmt: skip
-    return float(torch.cat(sums).mean())
 
 
 def main(argv: Sequence[str] | None = None) -> None:

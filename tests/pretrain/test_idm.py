@@ -11,16 +11,9 @@ import torch
 from rlir_ray.actions import Actions
 from rlir_ray.data.recordings import Recording
 from rlir_ray.pretrain import idm
-from rlir_ray.pretrain.idm import (
-    InverseDynamicsTraining,
-    build_model,
-    class_weights,
-    compare,
-    cut_clips,
-    evaluate_inverse_dynamics,
-    inverse_dynamics_loss,
-    train_inverse_dynamics,
-)
+from rlir_ray.pretrain.idm import InverseDynamicsTraining, build_model, train_inverse_dynamics
+from rlir_ray.pretrain.idm_figures import compare, cut_clips, evaluate_inverse_dynamics, held_out_figures
+from rlir_ray.pretrain.idm_loss import class_weights, inverse_dynamics_loss
 
 SETTINGS = InverseDynamicsTraining(
     architecture="correlation", groups=("yaw",), minutes=0, steps=20, clips_per_step=4, window_frames=(4,), seed=3
@@ -112,5 +105,5 @@ def test_clips_through_a_tokenizer_are_scored_apart() -> None:
     frames, actions = cut_clips(recordings(2, 0), 9, 8)
     assert frames.shape == (8, 9, 16, 16, 3) and {len(clip) for clip in actions} == {9}
     assert set(evaluate_inverse_dynamics(model, frames, actions, ("yaw",))) == {"-1", "+0", "+1"}
-    figures = idm.held_out_figures(model, recordings(2, 0), ("yaw",), reconstruct=lambda frames: 255 - frames)
+    figures = held_out_figures(model, recordings(2, 0), ("yaw",), reconstruct=lambda frames: 255 - frames)
     assert figures["reconstructed"]["mean"] != figures["shifts"]["+0"]["mean"]

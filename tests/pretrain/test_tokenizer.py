@@ -8,14 +8,10 @@ import pytest
 import torch
 
 from rlir_ray.models.tokenizer import build_tokenizer
-from rlir_ray.pretrain.tokenizer import (
-    TokenizerTraining,
-    encode_recordings,
-    evaluate_tokenizer,
-    kmeans,
-    reconstruction_loss,
-    train_tokenizer,
-)
+from rlir_ray.pretrain.codebook import kmeans
+from rlir_ray.pretrain.encode import encode_recordings
+from rlir_ray.pretrain.tokenizer import TokenizerTraining, reconstruction_loss, train_tokenizer
+from rlir_ray.pretrain.tokenizer_figures import evaluate_tokenizer
 
 TINY = TokenizerTraining(
     num_codes=16, code_size=4, pixel_unshuffle=4, block_channels=(8, 16), batch_pairs=4, num_steps=60,

@@ -1,0 +1,85 @@
+"""A codebook that follows the latents: started by k-means, kept by moving averages, dead codes started again.
+
+Legend: M latent vectors, D size of a code, K codes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# A code that takes less than this share of what would be fair says little and starts again.
+DEAD_SHARE = 0.1
+# A new code's count, as a share of the fair one: it lets the code prove itself for some dozen steps.
+FRESH_SHARE = 0.3
+
+
+@dataclass
+class CodeAverages:
+    """Moving averages over steps."""
+
+    counts: Tensor
+    """[K], how often a code was chosen."""
+    sums: Tensor
+    """[K, D], the latents that chose it."""
+
+    @torch.no_grad()
+    def start(self, codebook: Tensor, vectors: Tensor, seed: int) -> None:
+        """Codes at the k-means centres of the vectors [M, D]."""
+        centres = kmeans(vectors, len(codebook), seed=seed)
+        codebook.copy_(centres)
+        self.counts.fill_(1.0)
+        self.sums.copy_(centres)
+
+    @torch.no_grad()
+    def follow(
+        self, codebook: Tensor, vectors: Tensor, chosen: Tensor, decay: float, restart_seed: int | None = None
+    ) -> None:
+        """Moves each code to the average of the latents that chose it (van den Oord et al., arXiv 1711.00937).
+
+        Args:
+            codebook: [K, D], changed in place.
+            vectors: [M, D].
+            chosen: int64 [M], the code of each.
+            decay: of the averages.
+            restart_seed: dead codes start again at vectors drawn with it; None: they stay.
+        """
+        num_codes = len(codebook)
+        counts = torch.bincount(chosen, minlength=num_codes).float()
+        sums = torch.zeros_like(self.sums).index_add_(0, chosen, vectors)
+        self.counts.mul_(decay).add_(counts, alpha=1 - decay)
+        self.sums.mul_(decay).add_(sums, alpha=1 - decay)
+        if restart_seed is not None:
+            fair = len(vectors) / num_codes
+            dead = self.counts < DEAD_SHARE * fair
+            generator = torch.Generator().manual_seed(restart_seed)
+            picks = torch.randint(len(vectors), (int(dead.sum()),), generator=generator)
+            self.sums[dead], self.counts[dead] = vectors[picks] * FRESH_SHARE * fair, FRESH_SHARE * fair
+        alive = self.counts > 1e-3
+        codebook[alive] = self.sums[alive] / self.counts[alive, None]
+
+
+def kmeans(vectors: Tensor, num_centres: int, *, seed: int, iterations: int = 10) -> Tensor:
+    """Lloyd's k-means from random vectors; centres that nobody chooses are drawn again.
+
+    Args:
+        vectors: float [M, D].
+
+    Returns:
+        float [num_centres, D].
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(count: int) -> Tensor:
+        picks = torch.randint(len(vectors), (count,), generator=generator)
+        return vectors[picks] + 1e-3 * torch.randn(count, vectors.shape[1], generator=generator)
+
+    centres = draw(num_centres)
+    for _ in range(iterations):
+        chosen = torch.cdist(vectors, centres).argmin(1)
+        counts = torch.bincount(chosen, minlength=num_centres)
+        sums = torch.zeros_like(centres).index_add_(0, chosen, vectors)
+        centres = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], draw(num_centres))
+    return centres

@@ -1,0 +1,49 @@
+"""Recordings as tokens in one file, which world models are trained on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from rlir_ray.data.recordings import Recording
+from rlir_ray.models.tokenizer import FrameTokenizer
+
+
+def encode_recordings(tokenizer: FrameTokenizer, recordings: Iterable[Recording], out_file: Path | str) -> int:
+    """Encodes every frame of some recordings into one npz.
+
+    Args:
+        tokenizer: of the recordings' frame size.
+        recordings: in the order that the file keeps.
+        out_file: receives `tokens` uint16 [F, tokens_per_frame], `episode_starts` int64 [E] (index of each recording's
+            first frame), `names` str [E], `buttons` bool [F, 23], `camera` float32 [F, 2], and `wall_distance`
+            float32 [F] when every event has a `wallDistance`.
+
+    Returns:
+        F, the number of frames.
+    """
+    names: list[str] = []
+    columns: dict[str, list[npt.NDArray[Any]]] = {"tokens": [], "buttons": [], "camera": [], "wall_distance": []}
+    for recording in recordings:
+        names.append(recording.name)
+        tokens = tokenizer.encode(torch.from_numpy(np.ascontiguousarray(recording.frames)))
+        columns["tokens"].append(tokens.cpu().numpy().astype(np.uint16))
+        columns["buttons"].append(recording.actions.buttons)
+        columns["camera"].append(recording.actions.camera)
+        walls = [event.get("wallDistance", math.nan) for event in recording.events]
+        columns["wall_distance"].append(np.array(walls, np.float32))
+    lengths = [len(part) for part in columns["tokens"]]
+    arrays: dict[str, Any] = {name: np.concatenate(parts) for name, parts in columns.items()}
+    if np.isnan(arrays["wall_distance"]).any():
+        del arrays["wall_distance"]
+    starts = np.cumsum([0, *lengths[:-1]]).astype(np.int64)
+    out_file = Path(out_file)
+    out_file.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(out_file, episode_starts=starts, names=np.array(names), **arrays)
+    return sum(lengths)
