@@ -37,9 +37,11 @@ class AssetsPlan:
     """Recorded frames of the world's maps, for the world model; a tenth more to score it on."""
     tokenizer_minutes: float = 20
     """Wall-clock length of the tokenizer's training."""
-    idm_minutes: float = 16
-    """The same for each inverse dynamics model."""
-    world_model_minutes: float = 50
+    reward_idm_minutes: float = 56
+    """The same for the reward's inverse dynamics model, in VPT's form."""
+    judge_idm_minutes: float = 26
+    """The same for the judge, which learns faster."""
+    world_model_minutes: float = 110
     """The same for the world model, until its validation loss is flat."""
     threads: int = 2
     """Torch threads."""
@@ -123,13 +125,17 @@ def _train_inverse_dynamics(work: Path, plan: AssetsPlan) -> None:
     if not todo:
         return
     train, validation = (load_recordings(work / "recordings" / split) for split in SPLITS)
-    for name, architecture, seed in (("reward_idm", "vpt", 1), ("judge_idm", "correlation", 2)):
-        if name in todo:
-            logger.info("training the %s", name)
-            settings = InverseDynamicsTraining(
-                architecture=architecture, seed=plan.seed + seed, minutes=plan.idm_minutes, threads=plan.threads
-            )
-            train_inverse_dynamics(train, validation, work / name, settings, reconstruction(work / "tokenizer"))
+    settings = {
+        "reward_idm": InverseDynamicsTraining(
+            architecture="vpt", seed=plan.seed + 1, minutes=plan.reward_idm_minutes, threads=plan.threads
+        ),
+        "judge_idm": InverseDynamicsTraining(
+            architecture="correlation", seed=plan.seed + 2, minutes=plan.judge_idm_minutes, threads=plan.threads
+        ),
+    }
+    for name in todo:
+        logger.info("training the %s", name)
+        train_inverse_dynamics(train, validation, work / name, settings[name], reconstruction(work / "tokenizer"))
 
 
 def _train_world_model(work: Path, plan: AssetsPlan) -> None:

@@ -57,7 +57,7 @@ class InverseDynamicsTraining:
     """Loss weight of heads outside the groups."""
     augmentation: float = 1.0
     """Strength of light, blur and noise changes; 0: none."""
-    reconstructed_share: float = 0.25
+    reconstructed_share: float = 0.5
     """Windows read through the tokenizer, if any."""
     evaluate_every_s: float = 60.0
     """Seconds between points of the curve."""
