@@ -227,7 +227,7 @@ def contact_strip(run_dir: Path, path: Path, index: int = 0, num_columns: int = 
     moments = np.unique(np.linspace(first, last, num_columns).round().astype(int))
     rows = [[_panel(each, index, frame, "") for frame in moments] for each in clips]
     panel = rows[0][0]
-    margin = 90
+    margin = 104
     size = (margin + (panel.width + GAP) * len(moments) - GAP, (panel.height - HEADER + GAP) * len(rows))
     picture = Image.new("RGB", size, PAPER)
     for row, panels in enumerate(rows):

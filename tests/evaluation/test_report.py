@@ -78,7 +78,7 @@ def test_the_picture_shows_every_kind_of_clip(tmp_path: Path) -> None:
     write_run(tmp_path, 0.4, 0.2)
     with Image.open(report_picture(tmp_path)) as picture:
         # Three rows of a 192-pixel frame with its keys (30) and a gap (8), four columns.
-        assert picture.size == (90 + 4 * 264 - 8, 3 * (192 + 30 + 8))
+        assert picture.size == (104 + 4 * 264 - 8, 3 * (192 + 30 + 8))
 
 
 def test_a_run_that_was_not_evaluated_has_no_report(tmp_path: Path) -> None:
