@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 from rlir_ray.actions import INDEX, JUDGED_BUTTONS, VPT_CAMERA
 from rlir_ray.data.recordings import Recording
@@ -124,10 +124,12 @@ def augment(frames: Tensor, generator: torch.Generator, strength: float) -> Tens
     contrast, brightness = 1 + 0.15 * strength * draw(*per_clip), 10 * strength * draw(*per_clip)
     x = (frames.float() - 96) * contrast + (96 + brightness)
     images = x.flatten(0, 1).permute(0, 3, 1, 2)
-    smooth = F.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
+    smooth = functional.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
     blur = (0.9 * min(strength, 1) * draw(*per_clip).clamp_min(0)).expand(-1, num_frames, 1, 1, 1).reshape(-1, 1, 1, 1)
     # Patches of the size of a token's flicker from frame to frame.
-    patches = F.interpolate(draw(num_clips * num_frames, 1, height // 4, width // 4), (height, width), mode="bilinear")
+    patches = functional.interpolate(
+        draw(num_clips * num_frames, 1, height // 4, width // 4), (height, width), mode="bilinear"
+    )
     images = torch.lerp(images, smooth, blur) + 6 * strength * draw(1) * patches
     noise = 8 * strength * draw(1) * draw(*images.shape)
     changed = (images + noise).round_().clamp_(0, 255).to(torch.uint8)
