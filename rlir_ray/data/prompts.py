@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -69,39 +69,6 @@ class PromptSet:
             name: np.bincount(classes[:, column], minlength=GROUPS[name].num_classes) / len(classes)
             for column, name in enumerate(groups)
         }
-
-    def save(self, path: Path) -> None:
-        """Writes one .npz; a file under its name is whole."""
-        arrays: dict[str, Any] = {
-            "prompt_id": np.array([prompt.prompt_id for prompt in self.prompts]),
-            "context": np.stack([prompt.context for prompt in self.prompts]),
-            "buttons": np.stack([prompt.actions.buttons for prompt in self.prompts]),
-            "camera": np.stack([prompt.actions.camera for prompt in self.prompts]),
-            "frames": self.frames,
-            "recorded_buttons": np.stack([actions.buttons for actions in self.recorded]),
-            "recorded_camera": np.stack([actions.camera for actions in self.recorded]),
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        with part.open("wb") as file:
-            np.savez(file, **arrays)
-        part.rename(path)
-
-    @classmethod
-    def load(cls, path: Path) -> PromptSet:
-        """Reads what `save` wrote."""
-        if not path.is_file():
-            raise ValueError(f"a prompt set must be an existing .npz file, got {path}; prepare the prompts first")
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-        prompts = tuple(
-            Prompt(prompt_id=str(name), context=context, actions=Actions(buttons, camera))
-            for name, context, buttons, camera in zip(
-                arrays["prompt_id"], arrays["context"], arrays["buttons"], arrays["camera"], strict=True
-            )
-        )
-        recorded = zip(arrays["recorded_buttons"], arrays["recorded_camera"], strict=True)
-        return cls(prompts=prompts, frames=arrays["frames"], recorded=tuple(Actions(*pair) for pair in recorded))
 
 
 def prepare_prompts(

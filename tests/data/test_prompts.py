@@ -9,7 +9,7 @@ import torch
 
 from rlir_ray.config import Config, load_config
 from rlir_ray.data.clips import clip_starts, cut_clips
-from rlir_ray.data.prompts import PromptSet, prepare_prompts
+from rlir_ray.data.prompts import prepare_prompts
 from rlir_ray.data.recordings import list_recordings, write_recording
 
 HEIGHT, WIDTH, LENGTH = 16, 24, 40
@@ -50,8 +50,8 @@ def _record(folder: Path, num_recordings: int = 3, height: int = HEIGHT, width: 
 def _config(folder: Path, *overrides: str) -> Config:
     settings = [
         f"world.height={HEIGHT}", f"world.width={WIDTH}", "world.num_context=1", "world.num_frames=8",
-        "prompts.source=recordings", f"prompts.path={folder}", f"prompts.heldout_path={folder}",
-        "prompts.num_train=6", "prompts.num_heldout=4",
+        "prompts.source=recordings", f"prompts.path={folder}",
+        f"prompts.heldout_path={folder.with_name('heldout')}", "prompts.num_train=6", "prompts.num_heldout=4",
     ]  # fmt: skip
     return load_config("", [*settings, *overrides])
 
@@ -86,10 +86,11 @@ def test_clips_are_spread_over_the_recordings(tmp_path: Path) -> None:
 
 
 def test_the_seed_decides_the_training_prompts_and_never_the_heldout_ones(tmp_path: Path) -> None:
-    _record(tmp_path)
+    _record(tmp_path / "heldout")
+    folder = _record(tmp_path / "train")
 
     def names(split: Any, seed: int) -> list[str]:
-        prompts = prepare_prompts(_config(tmp_path, f"seed={seed}"), split, Corners(), tmp_path)
+        prompts = prepare_prompts(_config(folder, f"seed={seed}"), split, Corners(), tmp_path)
         return [prompt.prompt_id for prompt in prompts.prompts]
 
     assert names("train", 1) == names("train", 1)
@@ -128,21 +129,6 @@ def test_a_broken_recording_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "clip-0.jsonl").write_text("{}\n")
     prompts = prepare_prompts(_config(tmp_path), "train", Corners(), tmp_path)
     assert {prompt.prompt_id[:6] for prompt in prompts.prompts} == {"clip-1", "clip-2", "clip-3"}
-
-
-def test_a_prompt_set_survives_saving(tmp_path: Path) -> None:
-    prompts = prepare_prompts(_config(_record(tmp_path)), "train", Corners(), tmp_path)
-    prompts.save(tmp_path / "prompts.npz")
-    loaded = PromptSet.load(tmp_path / "prompts.npz")
-    np.testing.assert_array_equal(loaded.frames, prompts.frames)
-    for one, other, actions in zip(loaded.prompts, prompts.prompts, loaded.recorded, strict=True):
-        assert one.prompt_id == other.prompt_id
-        assert one.context.dtype == np.uint16
-        np.testing.assert_array_equal(one.context, other.context)
-        np.testing.assert_array_equal(one.actions.camera, other.actions.camera)
-        np.testing.assert_array_equal(actions.buttons, other.actions.buttons)
-    with pytest.raises(ValueError, match="existing"):
-        PromptSet.load(tmp_path / "none.npz")
 
 
 def test_too_few_clips_say_how_many_there_are(tmp_path: Path) -> None:
