@@ -73,7 +73,7 @@ class Collector:
         self._in_flight: dict[int, tuple[GroupRefs, futures.Future[Scored]]] = {}
         self._ready: dict[int, ReadyGroup] = {}
         self._failures: deque[bool] = deque(maxlen=FAILURE_WINDOW)
-        self._step = StepTotals()
+        self._step = StepTotals(self.config.reward.discount)
 
     def collect(self, version: int, num_steps_left: int) -> list[ReadyGroup]:
         """Blocks until a step's groups are there; the oldest go first.
@@ -156,7 +156,8 @@ class Collector:
         advantages = group_signal(self.config, scored.scores)
         if advantages is None:
             self._end(group_id, NO_SIGNAL)
-            check_signal(self.config, len(self._step.scores), len(self._ready))
+            missing = self.config.train.prompts_per_step - len(self._ready)
+            check_signal(self.config, num_seen=len(self._step.scores), num_missing=missing)
         else:
             self._ready[group_id] = ReadyGroup(group_id, refs.group_ref, advantages, report)
 
@@ -181,7 +182,7 @@ class Collector:
 
     def metrics(self, groups: Sequence[ReadyGroup], version: int) -> dict[str, float]:
         """Of the step that trained these groups at this version, and of all that was scored since the last call."""
-        totals, self._step = self._step, StepTotals()
+        totals, self._step = self._step, StepTotals(self.config.reward.discount)
         lag = [staleness(version, group.report.policy_version) for group in groups]
         counts = self.ledger.counts()
         return {
@@ -195,7 +196,8 @@ class Collector:
 class StepTotals:
     """What the pools did since the last step."""
 
-    def __init__(self) -> None:
+    def __init__(self, discount: float) -> None:
+        self.discount = discount
         self.started = time.monotonic()
         self.scores: list[RewardScores] = []
         self.score_s = 0.0
@@ -213,7 +215,7 @@ class StepTotals:
         num_frames = sum(one.frame_rewards.size for one in scores)
         return {
             # At max_staleness > 0 a step may train what was scored during the one before.
-            **(reward_metrics(scores) if scores else {}),
+            **(reward_metrics(scores, self.discount) if scores else {}),
             "time/sample_s": sum(call.seconds for call in self.calls.values()),
             "time/score_s": self.score_s,
             "throughput/frames_per_s": num_frames / (time.monotonic() - self.started),

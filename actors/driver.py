@@ -20,7 +20,7 @@ from actors.collector import Collector
 from actors.evaluation import EvaluationActor
 from actors.learner_group import LearnerGroup
 from actors.mailbox import StepReport
-from actors.plan import absolute_paths, check_checkpoints, check_plan, check_world, group_bytes, ray_session
+from actors.plan import absolute_paths, check_checkpoints, check_disk, check_plan, check_world, group_bytes, ray_session
 from actors.pools import RewardPool, RolloutPool, as_actor, stop_actors
 from actors.prompts import PromptActor, PromptSource, prompt_source
 from actors.waiting import Stopped, stop_on_signals, wait_all
@@ -28,6 +28,7 @@ from actors.weight_sync import WeightSync
 from rlir_ray.config import Config
 from rlir_ray.evaluation.results import BASE, POST_TRAINED
 from rlir_ray.ledger import Ledger
+from rlir_ray.local import Reward
 from rlir_ray.run import RunFolder, write_json
 from rlir_ray.staleness import Admission
 
@@ -57,6 +58,8 @@ class Pipeline:
         callbacks: called with the metrics of each step.
         progress: called with a line for each stage.
         prompts: your own source of prompt sets, called with `train` and `heldout`; None: the configured one.
+        make_reward: builds your own reward (`score(videos) -> list[RewardScores]`) in each replica of the reward pool;
+            None: the configured inverse reward.
 
     Raises:
         ValueError: a checkpoint is missing or of another world, or the run's name is taken.
@@ -68,6 +71,7 @@ class Pipeline:
         callbacks: Sequence[Callback] = (),
         progress: Callable[[str], None] | None = None,
         prompts: PromptSource | None = None,
+        make_reward: Callable[[], Reward] | None = None,
     ) -> None:
         self.config = config = absolute_paths(config)
         self.tokens_per_frame = check_world(config)
@@ -75,6 +79,7 @@ class Pipeline:
         self.folder = RunFolder(config)
         self.callbacks = [self.folder.log_step, *callbacks]
         self.progress = progress or (lambda stage: None)
+        self.make_reward = make_reward
         self.prompt_source = prompts or prompt_source(config, self.folder.path)
         self.ledger = Ledger()
         self._stop = threading.Event()
@@ -98,6 +103,7 @@ class Pipeline:
         # Ray sets a SIGTERM handler of its own when it starts: ours comes after it.
         with ray_session(), stop_on_signals(self._stop):
             check_plan(self.config, self.tokens_per_frame)
+            check_disk(self.config, self.folder.path)
             try:
                 self._start(calibrate)
                 if evaluate:
@@ -149,7 +155,7 @@ class Pipeline:
         self.sync.publish(self.learner.wait_ready(self._stop))
 
     def _start_reward(self, class_shares: dict[str, Any] | None) -> None:
-        self.reward = RewardPool(self.config, class_shares)
+        self.reward = RewardPool(self.config, class_shares, self.make_reward)
         self.reward.start()
 
     def _start_evaluation(self) -> Any:
@@ -239,11 +245,11 @@ class Pipeline:
     def _leave(self) -> None:
         """Saves what there is, whatever ended the run, and stops the pools."""
         self.ledger.fail_in_flight("the run ended before it was trained")
-        write_json(self.folder.path / "ledger.json", json.loads(self.ledger.to_json()))
         try:
             if self.metrics and hasattr(self, "learner") and not self.learner.has_failed:
                 self.progress("saving the policy")
                 self.learner.save(self.folder.path / "policy")
+            write_json(self.folder.path / "ledger.json", json.loads(self.ledger.to_json()))
         finally:
             self._stop_pools()
             self.folder.close()

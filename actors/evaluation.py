@@ -58,7 +58,7 @@ class EvaluationActor:
         for name, idm in self.idms.items():
             alignment = check_alignment(idm, frames, actions, groups)
             scores = gate(idm, frames, actions, groups)
-            check_gate(scores)
+            check_gate(scores, f"models.{name}_idm")
             found[name] = {**asdict(alignment), "gate": scores}
         write_json(self.run_dir / CALIBRATION_FILE, found)
         return {name: float(part["gate"]["exact"]) for name, part in found.items()}

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from rlir_ray.data.recordings import list_recordings
 # The learner's latest version, the one before it that a slow reader may still hold, and the one being put.
 VERSIONS_HELD = 3
 START_ATTEMPTS = 3
+# Videos, clips, events and the report of a run, with room to spare.
+REPORT_BYTES = 50_000_000
 SYSTEM_CONFIG = {
     # Above it Ray keeps a result in shared memory; below, it would travel through the driver's own memory.
     "max_direct_call_object_size": 256,
@@ -91,11 +94,19 @@ def absolute_paths(config: Config) -> Config:
 
 
 def check_checkpoints(config: Config) -> None:
-    """Whether the weights of all models are there and whole.
+    """Whether the weights of all models are there and whole, and both inverse dynamics models are such.
 
     Raises:
-        ValueError: a folder holds none, or a file is cut off.
+        ValueError: a folder holds none, a file is cut off, or an inverse dynamics model is something else.
     """
+    for name in ("reward_idm", "judge_idm"):
+        folder = asset_path(getattr(config.models, name))
+        settings = _read_json(folder, "config.json", f"models.{name}")
+        if settings.get("architecture", "vpt" if "net" in settings else None) not in ("vpt", "correlation"):
+            raise ValueError(
+                f"models.{name} must be an inverse dynamics model, got another config.json in {folder}; "
+                "give a folder that `python -m rlir_ray pretrain idm` wrote"
+            )
     for entry in dataclasses.fields(config.models):
         folder = asset_path(getattr(config.models, entry.name))
         files = sorted(folder.glob("*.safetensors"))
@@ -130,6 +141,11 @@ def check_world(config: Config) -> int:
     policy = _read_json(policy_folder, "config.json", "models.policy")
     vq_model = _read_json(folder, "config.json", "models.tokenizer")
     world = config.world
+    if missing := {"block_out_channels", "num_vq_embeddings"} - vq_model.keys():
+        raise ValueError(
+            f"models.tokenizer must be a diffusers VQModel, got a config.json without {sorted(missing)[0]} in "
+            f"{folder}; give a tokenizer's folder"
+        )
     stem = {"height": world.height, "width": world.width, "pixel_unshuffle": 1}
     if (folder / "tokenizer.json").is_file():
         stem = _read_json(folder, "tokenizer.json", "models.tokenizer")
@@ -225,6 +241,17 @@ def _check_store(config: Config, tokens_per_frame: int, have: int) -> None:
             f"the object store must hold the groups in flight ({budget} bytes) and {VERSIONS_HELD} versions of the "
             f"weights ({weights} bytes), got {have} bytes; {way_out}"
         )
+
+
+def check_disk(config: Config, folder: Path) -> None:
+    """Whether the run's folder can hold what the run leaves: the old and the new policy, videos and events.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    needed = 2 * _weight_bytes(asset_path(config.models.policy)) + REPORT_BYTES
+    if (free := shutil.disk_usage(folder).free) < needed:
+        raise ValueError(f"run.dir must have {needed} bytes free, got {free} at {folder}; make room or set run.dir")
 
 
 def _weight_bytes(folder: Path) -> int:

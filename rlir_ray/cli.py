@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import traceback
@@ -10,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+INTERRUPTED = 130
 Command = Callable[[argparse.Namespace, list[str]], None]
 
 
@@ -18,34 +20,38 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
     from rlir_ray.console import StepView
 
     config = load_config(arguments.recipe, [*arguments.overrides, *rest])
-    view = StepView(config.train)
-    view.stage("starting")
-    from actors.driver import Pipeline
+    with contextlib.closing(StepView(config.train)) as view:
+        view.stage("starting")
+        from actors.driver import Pipeline
 
-    pipeline = Pipeline(config, callbacks=[view.step], progress=view.stage)
-    try:
+        pipeline = Pipeline(config, callbacks=[view.step], progress=view.stage)
         with _traceback_to(pipeline.folder.path / "run.log"):
-            interrupted = pipeline.train().interrupted
-            if not interrupted:
+            result = pipeline.train()
+            if not result.interrupted:
                 from rlir_ray.evaluation.report import write_report
 
                 view.stage("writing the report")
                 write_report(pipeline.folder.path)
-    finally:
-        view.close()
-    _say_where(pipeline.folder.path, interrupted)
+    print("\n".join(_where(result.folder, result.num_steps, result.interrupted)))
+    if result.interrupted:
+        sys.exit(INTERRUPTED)
 
 
-def _say_where(folder: Path, interrupted: bool) -> None:
-    print(f"policy   {folder / 'policy'}")
-    print(f"metrics  {folder / 'metrics.jsonl'}   (tensorboard --logdir {folder / 'tensorboard'})")
-    if interrupted:
-        print(
-            f"stopped  the policy so far is saved; go on from it with: python -m rlir_ray train "
-            f"--recipe {folder / 'config.yaml'} models.policy={folder / 'policy'} run.name={folder.name}-2"
-        )
-    else:
-        print(f"report   {folder / 'report.html'}")
+def _where(folder: Path, num_steps: int, interrupted: bool) -> list[str]:
+    """The last lines of a run: where everything is, and how to go on with one that was stopped."""
+    if not num_steps:
+        return ["stopped  before the first step; the same command starts again"]
+    lines = [
+        f"policy   {folder / 'policy'}",
+        f"metrics  {folder / 'metrics.jsonl'}   (tensorboard --logdir {folder / 'tensorboard'})",
+    ]
+    if not interrupted:
+        return [*lines, f"report   {folder / 'report.html'}"]
+    go_on = (
+        f"python -m rlir_ray train --recipe {folder / 'config.yaml'} models.policy={folder / 'policy'} "
+        f"run.dir={folder.parent} run.name={folder.name}-2"
+    )
+    return [*lines, f"stopped  the policy so far is saved; go on from it with: {go_on}"]
 
 
 def _collect(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -61,8 +67,11 @@ def _collect(arguments: argparse.Namespace, rest: list[str]) -> None:
 def _pretrain(arguments: argparse.Namespace, rest: list[str]) -> None:
     import importlib
 
+    if arguments.model is None:
+        arguments.parser.print_help()
+        return
     module = importlib.import_module(f"rlir_ray.pretrain.{arguments.model.replace('-', '_')}")
-    module.main(rest)
+    module.main([*rest, *(["--help"] if arguments.help else [])])
 
 
 def _assets(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -90,9 +99,11 @@ class _traceback_to:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None and not isinstance(error, KeyboardInterrupt):
-            with self.log.open("a") as lines:
-                lines.writelines(traceback.format_exception(error))
-            error.add_note(f"full log: {self.log}")
+            # On a full disk the error itself matters more than its log.
+            with contextlib.suppress(OSError):
+                with self.log.open("a") as lines:
+                    lines.writelines(traceback.format_exception(error))
+                error.add_note(f"full log: {self.log}")
 
 
 def _keys_help() -> str:
@@ -156,24 +167,35 @@ def build_parser() -> argparse.ArgumentParser:
         "pretrain",
         help="train base models for a world",
         add_help=False,
+        formatter_class=wide,
         description="Trains a frame tokenizer, an inverse dynamics model or a world model.",
+        epilog="example:\n  python -m rlir_ray pretrain idm --help",
     )
-    pretrain.add_argument("model", choices=("tokenizer", "idm", "world-model"), help="what to train")
-    pretrain.set_defaults(handler=_pretrain)
+    pretrain.add_argument("model", nargs="?", choices=("tokenizer", "idm", "world-model"), help="what to train")
+    # Each model's own help follows its name.
+    pretrain.add_argument("-h", "--help", action="store_true", help="this text; after a model, its settings")
+    pretrain.set_defaults(handler=_pretrain, parser=pretrain)
 
     assets = commands.add_parser("assets", help="make the shipped checkpoints from nothing", add_help=False)
     assets.set_defaults(handler=_assets)
 
-    report = commands.add_parser("report", help="write a run's report again", description="Writes RUN/report.html.")
+    report = commands.add_parser(
+        "report",
+        help="write a run's report again",
+        formatter_class=wide,
+        description="Writes RUN/report.html.",
+        epilog="example:\n  python -m rlir_ray report runs/first",
+    )
     report.add_argument("run", help="a run's folder")
     report.set_defaults(handler=_report)
     return parser
 
 
 def _fail(error: BaseException, code: int) -> NoReturn:
-    # An error that crossed processes carries the one that was raised there.
-    text = str(getattr(error, "cause", None) or error).strip()
-    lines = [text.splitlines()[0] if text else type(error).__name__, *getattr(error, "__notes__", [])]
+    # An error that crossed processes carries the one that was raised there; Ray's own end with it.
+    cause = getattr(error, "cause", None) or error
+    text = [line.strip() for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
+    lines = [text[-1 if type(cause).__module__.startswith("ray.") else 0], *getattr(error, "__notes__", [])]
     print("error: " + "\n       ".join(lines), file=sys.stderr)
     sys.exit(code)
 
@@ -194,6 +216,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         _fail(error, 2)
     except KeyboardInterrupt:
-        _fail(KeyboardInterrupt("interrupted"), 130)
+        _fail(KeyboardInterrupt("interrupted"), INTERRUPTED)
     except Exception as error:
         _fail(error, 1)

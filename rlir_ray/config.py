@@ -12,7 +12,9 @@ import importlib.resources
 import inspect
 import itertools
 import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +94,11 @@ class PromptsConfig:
     heldout_path: str = ""
     """Folder of recordings for evaluation prompts, with source=recordings."""
     actions: str = "recorded"
-    """Commanded actions: `recorded` ones, or `sampled` from the scripted player's distribution."""
+    """Commanded actions: `recorded` ones, or `sampled`: the scripted player's, with recordings another clip's."""
     num_train: int = 1024
     """Training prompts; they are used again, in another order, when they run out."""
     num_heldout: int = 128
-    """Evaluation prompts, from maps that training prompts never show."""
+    """Evaluation prompts, from recordings that training never shows."""
     min_wall_distance: float = 96.0
     """Leave out clips whose first frame faces a wall nearer than this (map units): they carry no cue of motion."""
 
@@ -108,6 +110,10 @@ class PromptsConfig:
             _check(
                 bool(self.path), "prompts.path", "must name a folder of recordings", self.path, "set prompts.path=DIR"
             )
+            _check(
+                self.heldout_path not in ("", self.path), "prompts.heldout_path",
+                "must name another folder than prompts.path", self.heldout_path, "set prompts.heldout_path=DIR",
+            )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -358,7 +364,7 @@ def load_config(recipe: str = "", overrides: list[str] | None = None) -> Config:
     layers = [_read_recipe(recipe)] if recipe else []
     for override in overrides or []:
         _check("=" in override, "an override", "must be KEY=VALUE", override, "for example train.num_steps=10")
-        layers.append(OmegaConf.from_dotlist([override]))
+        layers.append(_parse(override, partial(OmegaConf.from_dotlist, [override])))
     for layer in layers:
         _refuse_unknown(OmegaConf.to_container(layer), "")
     try:
@@ -392,7 +398,25 @@ def _read_recipe(recipe: str) -> Any:
     if not path.is_file():
         near = difflib.get_close_matches(recipe, recipes(), 1) or recipes()
         raise ValueError(f"a recipe must be a shipped name or a .yaml file, got {recipe!r}; try {', '.join(near)}")
-    return OmegaConf.load(path)
+    return _parse(str(path), partial(OmegaConf.load, path))
+
+
+def _parse(source: str, read: Callable[[], Any]) -> Any:
+    """A layer of settings out of YAML.
+
+    Raises:
+        ValueError: it is no YAML, or no mapping of keys to values.
+    """
+    from omegaconf import DictConfig
+    from yaml import YAMLError
+
+    try:
+        layer = read()
+    except YAMLError as error:
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ValueError(f"settings must be YAML, got {source!r} ({problem}); check brackets and quotes") from None
+    _check(isinstance(layer, DictConfig), "settings", "must map keys to values", source, "write key: value lines")
+    return layer
 
 
 def _refuse_unknown(values: Any, prefix: str) -> None:

@@ -48,6 +48,7 @@ class StepView:
             ("reward/mean", "reward {:.3f}"),
             ("follow/macro_f1", "macro-F1 {:.3f}"),
             ("loss/kl", "KL {:.4f}"),
+            ("ratio/kl", "step KL {:.4f}"),
             ("ratio/clip_fraction", "clip {:.1%}"),
             ("staleness/mean", "staleness {:.1f}"),
             ("throughput/frames_per_s", "{:.0f} frames/s"),

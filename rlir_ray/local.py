@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rlir_ray.advantages import advantages_from_rewards
+from rlir_ray.advantages import advantages_from_rewards, returns
 from rlir_ray.learner.step import StepBatch
 from rlir_ray.ledger import NO_SIGNAL, TRAINED, Ledger
-from rlir_ray.metrics import accuracy, macro_f1
+from rlir_ray.metrics import accuracy, balanced_accuracy, macro_f1
 from rlir_ray.seeds import group_seed, prompt_index
 from rlir_ray.trajectory import EncodedVideo, Prompt, RewardScores, TrajectoryGroup
 
@@ -89,7 +89,7 @@ def train_local(
         for scored in ready:
             ledger.finish(scored.group.group_id, TRAINED)
 
-        metrics |= reward_metrics([scored.scores for scored in seen])
+        metrics |= reward_metrics([scored.scores for scored in seen], config.reward.discount)
         metrics |= {f"groups/{state}": float(count) for state, count in ledger.counts().items() if state != "in_flight"}
         metrics |= {"step": float(step), "policy_version": float(step), "staleness/mean": 0.0}
         metrics |= {"time/learn_s": time.monotonic() - learn_started, "time/step_s": time.monotonic() - step_started}
@@ -148,21 +148,31 @@ def check_signal(config: Config, num_seen: int, num_missing: int) -> None:
         )
 
 
-def reward_metrics(scores: Sequence[RewardScores]) -> dict[str, float]:
+def reward_metrics(scores: Sequence[RewardScores], discount: float) -> dict[str, float]:
     """What the rewards say about the groups of a step, those without signal included.
 
-    `reward/std` is the mean over groups of the standard deviation between a group's clips.
+    `reward/std` is the mean over groups of the standard deviation between a group's clips; `credit/clip_std` and
+    `credit/frame_std` are that of what each credit would compare, whichever one is in use; `rule/balanced` is the mean
+    over action groups and commanded classes of the share that was recovered.
+
+    Args:
+        scores: of the groups.
+        discount: of credit by frame.
     """
     clips = [group.frame_rewards.mean(axis=1) for group in scores]  # [G] each
     metrics = {
         "reward/mean": float(np.mean([clip.mean() for clip in clips])),
         "reward/std": float(np.mean([clip.std() for clip in clips])),
     }
+    for credit in ("clip", "frame"):
+        compared = [returns(group.frame_rewards, credit, discount) for group in scores]  # [G, F] each
+        metrics[f"credit/{credit}_std"] = float(np.mean([group.std(axis=0).mean() for group in compared]))
     for rule in sorted(scores[0].rules):
         metrics[f"rule/{rule}"] = float(np.mean([group.rules[rule] for group in scores]))
     names = sorted(scores[0].confusion)
     counts = [sum(group.confusion[name] for group in scores) for name in names]
     if counts:
         metrics["follow/accuracy"] = float(np.mean([accuracy(count) for count in counts]))  # type: ignore[arg-type]
+        metrics["rule/balanced"] = float(np.mean([balanced_accuracy(count) for count in counts]))  # type: ignore[arg-type]
         metrics["follow/macro_f1"] = float(np.mean([macro_f1(count) for count in counts]))  # type: ignore[arg-type]
     return metrics

@@ -57,6 +57,13 @@ def macro_f1(confusion: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     return np.divide(sums, num_commanded, out=np.full(sums.shape, np.nan), where=num_commanded > 0)
 
 
+def balanced_accuracy(confusion: npt.NDArray[np.int64]) -> float:
+    """Mean over the commanded classes of the share of their frames that was recovered; NaN without a frame."""
+    commanded = confusion.sum(1)
+    seen = commanded > 0
+    return float((np.diag(confusion)[seen] / commanded[seen]).mean()) if seen.any() else float("nan")
+
+
 def accuracy(confusion: npt.NDArray[np.int64]) -> float:
     """Share of the frames whose class was recovered; NaN without a frame."""
     total = confusion.sum()

@@ -23,14 +23,19 @@ TESTED_PACKAGES = (
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON atomically.
+    """Writes JSON atomically; raises as `write_text`."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file atomically.
 
     Raises:
         ValueError: the disk is full or not writable.
     """
     temporary = path.with_name(path.name + ".part")
     try:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        temporary.write_text(text)
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -73,7 +78,7 @@ class RunFolder:
         config: resolved; an empty `run.name` becomes recipe and time.
 
     Raises:
-        ValueError: the name exists with another config, or holds a finished run.
+        ValueError: the name belongs to a run that has trained with another config, or has saved its policy.
     """
 
     def __init__(self, config: Config) -> None:
@@ -81,7 +86,8 @@ class RunFolder:
         self.path = Path(config.run.dir).absolute() / name
         settings = {key: value for key, value in config.to_dict().items() if key != "run"}
         settings_json = json.loads(json.dumps(settings))
-        if (self.path / "config.json").exists():
+        # What ended before its first step left nothing to lose.
+        if any((self.path / name).exists() for name in ("metrics.jsonl", "policy")):
             self._refuse_other(settings_json)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -105,18 +111,29 @@ class RunFolder:
             raise ValueError(
                 f"run.name={self.path.name} exists with another config ({changed[0]} differs); choose another run.name"
             )
-        if (self.path / "report.html").exists():
-            raise ValueError(f"run.name={self.path.name} is finished; choose another run.name or remove {self.path}")
+        if (self.path / "policy").exists():
+            raise ValueError(
+                f"run.name={self.path.name} must be new, got a run that has saved its policy; choose another run.name "
+                f"or remove {self.path}"
+            )
 
     def _write_yaml(self, settings: dict[str, Any]) -> None:
         from omegaconf import OmegaConf
 
-        OmegaConf.save(OmegaConf.create(settings), self.path / "config.yaml")
+        write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)))
 
     def log_step(self, metrics: dict[str, float]) -> None:
-        """Appends one step to metrics.jsonl and to TensorBoard; `metrics["step"]` numbers it."""
-        with (self.path / "metrics.jsonl").open("a") as lines:
-            lines.write(json.dumps(metrics) + "\n")
+        """Appends one step to metrics.jsonl and to TensorBoard; `metrics["step"]` numbers it.
+
+        Raises:
+            ValueError: the disk is full.
+        """
+        path = self.path / "metrics.jsonl"
+        try:
+            with path.open("a") as lines:
+                lines.write(json.dumps(metrics) + "\n")
+        except OSError as error:
+            raise ValueError(f"could not save {path}: {error.strerror}; free some space or set run.dir") from error
         if self._events is None:
             from torch.utils.tensorboard import SummaryWriter
 

@@ -5,21 +5,31 @@ import sys
 
 import pytest
 
-from rlir_ray.cli import main
+from rlir_ray.cli import _fail, _where, main
 from rlir_ray.config import load_config
 from rlir_ray.console import StepView
 
 
 @pytest.mark.parametrize(
     "command",
-    ["", "train", "collect", "report", "pretrain tokenizer", "pretrain idm", "pretrain world-model", "assets"],
+    [
+        "",
+        "train",
+        "collect",
+        "report",
+        "pretrain",
+        "pretrain tokenizer",
+        "pretrain idm",
+        "pretrain world-model",
+        "assets",
+    ],
 )
 def test_help_is_complete_with_an_example(command, capsys):
-    with pytest.raises(SystemExit) as caught:
+    try:
         main([*command.split(), "--help"])
-    assert caught.value.code == 0
-    if command != "report":
-        assert "example" in capsys.readouterr().out
+    except SystemExit as end:
+        assert end.code == 0
+    assert "example" in capsys.readouterr().out
 
 
 def test_help_loads_nothing_heavy():
@@ -33,7 +43,14 @@ def test_help_loads_nothing_heavy():
 
 @pytest.mark.parametrize(
     "arguments",
-    ["train --recipe doom_tiny", "train train.num_step=3", "train train.group_size=1", "report nowhere"],
+    [
+        "train --recipe doom_tiny",
+        "train train.num_step=3",
+        "train train.group_size=1",
+        "report nowhere",
+        "train train.num_steps=[",
+        "train prompts.source=recordings prompts.path=a",
+    ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
@@ -47,6 +64,21 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, capsys):
 def test_keys_are_listed_with_defaults(capsys):
     main(["train", "--keys"])
     assert "train.group_size=8" in capsys.readouterr().out
+
+
+def test_a_stopped_run_says_how_to_go_on_and_one_without_a_step_that_nothing_was_saved(tmp_path):
+    assert _where(tmp_path / "first", 0, True) == ["stopped  before the first step; the same command starts again"]
+    *_, last = _where(tmp_path / "first", 3, True)
+    assert f"models.policy={tmp_path / 'first' / 'policy'} run.dir={tmp_path} run.name=first-2" in last
+    assert _where(tmp_path / "first", 3, False)[-1].startswith("report")
+
+
+def test_an_error_of_ray_ends_with_its_cause(capsys):
+    lost = type("ActorDiedError", (Exception,), {"__module__": "ray.exceptions"})
+    with pytest.raises(SystemExit) as caught:
+        _fail(lost("The actor died because of an error raised in its creation task\n  File x\nKeyError: 'net'"), 1)
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == "error: KeyError: 'net'\n"
 
 
 def test_a_step_is_one_line():

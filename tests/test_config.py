@@ -76,6 +76,14 @@ def test_bad_overrides_say_rule_value_and_way_out(override, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["train: [", "- a\n- b\n"])
+def test_a_file_that_is_no_mapping_is_refused_in_one_line(tmp_path, text):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(ValueError, match="settings must") as refusal:
+        load_config(str(tmp_path / "bad.yaml"))
+    assert "\n" not in str(refusal.value)
+
+
 def test_an_unknown_recipe_names_the_nearest():
     with pytest.raises(ValueError, match="try doom_tiny_ar"):
         load_config("doom_tiny")

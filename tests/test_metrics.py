@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlir_ray.metrics import accuracy, class_f1, confusion, macro_f1
+from rlir_ray.metrics import accuracy, balanced_accuracy, class_f1, confusion, macro_f1
 
 # commanded 0 0 0 1 1, recovered 0 0 1 1 0: class 0 has 2 hits, 1 miss, 1 false alarm; class 1 has 1 hit, 1 and 1.
 COMMANDED = [0, 0, 0, 1, 1]
@@ -20,6 +20,8 @@ def test_macro_f1_is_the_mean_over_classes_that_were_commanded() -> None:
     assert np.isnan(class_f1(matrix)[2])
     assert macro_f1(matrix) == pytest.approx((2 / 3 + 1 / 2) / 2)
     assert accuracy(matrix) == pytest.approx(3 / 5)
+    # 2 of 3 and 1 of 2.
+    assert balanced_accuracy(matrix) == pytest.approx((2 / 3 + 1 / 2) / 2)
 
 
 def test_a_class_recovered_but_never_commanded_counts_as_a_miss_only() -> None:

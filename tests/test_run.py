@@ -25,16 +25,22 @@ def test_folder_keeps_config_versions_and_steps(tmp_path):
 
 
 def test_a_name_with_another_config_is_refused(tmp_path):
-    RunFolder(_config(tmp_path))
+    RunFolder(_config(tmp_path)).log_step({"step": 1})
     with pytest.raises(ValueError, match=r"exists with another config \(train.num_steps differs\)"):
         RunFolder(_config(tmp_path, "train.num_steps=3"))
 
 
 def test_a_finished_run_is_not_overwritten(tmp_path):
     folder = RunFolder(_config(tmp_path))
-    (folder.path / "report.html").write_text("done")
-    with pytest.raises(ValueError, match=r"is finished; choose another run\.name"):
+    (folder.path / "policy").mkdir()
+    with pytest.raises(ValueError, match=r"has saved its policy; choose another run\.name"):
         RunFolder(_config(tmp_path))
+
+
+def test_what_ended_before_its_first_step_gives_its_name_free(tmp_path):
+    RunFolder(_config(tmp_path))
+    folder = RunFolder(_config(tmp_path, "rollout.num_actors=2"))
+    assert load_config(str(folder.path / "config.yaml")).rollout.num_actors == 2
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):

@@ -38,10 +38,10 @@ class Alignment:
 def check_alignment(
     idm: InverseDynamics, frames: npt.NDArray[np.uint8], actions: Sequence[Actions], groups: Sequence[str]
 ) -> Alignment:
-    """Measures the judge on real clips at shifts -1, 0 and +1.
+    """Measures an inverse dynamics model on real clips at shifts -1, 0 and +1.
 
     Args:
-        idm: the judge.
+        idm: the model.
         frames: uint8 [P, K, H, W, 3], real clips of at least four frames.
         actions: P times K - 1 actions; action i leads into frame i + 1.
         groups: action groups, over which the macro-F1 is averaged.
@@ -77,10 +77,10 @@ def gate(
     *,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Macro-F1 of the judge on real clips and on clips spoilt in ways that must cost it.
+    """Macro-F1 of an inverse dynamics model on real clips and on clips spoilt in ways that must cost it.
 
     Args:
-        idm: the judge.
+        idm: the model.
         frames: uint8 [P, K, H, W, 3], real clips.
         actions: P times K - 1 actions; action i leads into frame i + 1.
         groups: action groups, over which the macro-F1 is averaged.
@@ -105,11 +105,12 @@ def gate(
     return scores | {"wrong_action": _score(recovered["exact"], np.roll(commanded, -1, axis=0), groups)}
 
 
-def check_gate(scores: Mapping[str, float], margin: float = 0.1) -> None:
-    """Refuses a judge that reads spoilt clips nearly as well as real ones.
+def check_gate(scores: Mapping[str, float], name: str, margin: float = 0.1) -> None:
+    """Refuses an inverse dynamics model that reads spoilt clips nearly as well as real ones.
 
     Args:
         scores: from `gate`.
+        name: the configuration key of the model, for the error.
         margin: in macro-F1, by which real clips must win.
 
     Raises:
@@ -118,8 +119,8 @@ def check_gate(scores: Mapping[str, float], margin: float = 0.1) -> None:
     close = [f"{name} {scores[name]:.2f}" for name in MUST_LOSE if scores[name] > scores["exact"] - margin]
     if close:
         raise ValueError(
-            f"the judge must read real clips better than spoilt ones by {margin} macro-F1, got real "
-            f"{scores['exact']:.2f} and {', '.join(close)}; train the model longer or check models.*_idm"
+            f"{name} must read real clips better than spoilt ones by {margin} macro-F1, got real "
+            f"{scores['exact']:.2f} and {', '.join(close)}; train it longer or give another"
         )
 
 

@@ -10,6 +10,7 @@ from actors.plan import (
     _check_store,
     absolute_paths,
     check_checkpoints,
+    check_disk,
     check_world,
     group_bytes,
 )
@@ -89,3 +90,18 @@ def test_a_checkpoint_that_is_cut_off_is_named_before_anything_starts(make_confi
     weights.unlink()
     with pytest.raises(ValueError, match="judge_idm must hold safetensors"):
         check_checkpoints(make_config(f"models.judge_idm={short}"))
+
+
+def test_models_of_another_kind_are_named_before_anything_starts(make_config, checkpoints):
+    with pytest.raises(ValueError, match="judge_idm must be an inverse dynamics model, got another config"):
+        check_checkpoints(make_config(f"models.judge_idm={checkpoints / 'tokenizer'}"))
+    with pytest.raises(ValueError, match="tokenizer must be a diffusers VQModel"):
+        check_world(make_config(f"models.tokenizer={checkpoints / 'policy'}"))
+
+
+def test_a_disk_without_room_for_the_run_is_refused(make_config, tmp_path, monkeypatch):
+    check_disk(make_config(), tmp_path)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1000))
+    with pytest.raises(ValueError, match=r"must have \d+ bytes free, got 1000 at .*; make room"):
+        check_disk(make_config(), tmp_path)

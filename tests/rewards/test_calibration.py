@@ -62,7 +62,7 @@ def test_a_reading_judge_passes_the_gate() -> None:
     assert scores["exact"] == 1
     # Nothing moves: only the "none" classes are read.
     assert scores["static"] < 0.5
-    check_gate(scores)
+    check_gate(scores, "models.judge_idm")
 
 
 def test_a_judge_that_ignores_the_frames_fails_the_gate() -> None:
@@ -72,8 +72,8 @@ def test_a_judge_that_ignores_the_frames_fails_the_gate() -> None:
             return {"buttons": torch.zeros(*shape, 20, 2), "camera": torch.zeros(*shape, 2, 11)}
 
     scores = gate(Blind(), *_clips(), GROUP_NAMES)
-    with pytest.raises(ValueError, match="static"):
-        check_gate(scores)
+    with pytest.raises(ValueError, match=r"judge_idm must read real clips better.*static"):
+        check_gate(scores, "models.judge_idm")
 
 
 def test_blurred_keeps_shape_and_mean() -> None:
