@@ -30,6 +30,7 @@ from rlir_ray.data.doom_engine import (
 )
 from rlir_ray.data.recordings import read_events, write_recording
 from rlir_ray.data.scripted_player import Command, PlayerScript, ScriptedPlayer, View, command_event, draw_commands
+from rlir_ray.run import write_json
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -253,7 +254,7 @@ def _claim(out_dir: Path, settings: dict[str, Any]) -> None:
         raise ValueError(
             f"{out_dir} holds recordings made with {key} {held.get(key)!r}, not {settings[key]!r}; use another folder"
         )
-    path.write_text(json.dumps(settings, indent=1))
+    write_json(path, settings)
 
 
 def _write_index(out_dir: Path, names: list[str], maps: tuple[str, ...], world: DoomWorld) -> CollectSummary:
@@ -275,7 +276,5 @@ def _write_index(out_dir: Path, names: list[str], maps: tuple[str, ...], world: 
         "basedir": str(out_dir.resolve()), "relpaths": [f"{name}.mp4" for name in names],
         "summary": dataclasses.asdict(summary), "world": dataclasses.asdict(world),
     }  # fmt: skip
-    part = out_dir / "index.json.part"
-    part.write_text(json.dumps(index, indent=1))
-    part.rename(out_dir / "index.json")
+    write_json(out_dir / "index.json", index)
     return summary

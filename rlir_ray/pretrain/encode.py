@@ -16,7 +16,7 @@ from rlir_ray.models.tokenizer import FrameTokenizer
 
 
 def encode_recordings(tokenizer: FrameTokenizer, recordings: Iterable[Recording], out_file: Path | str) -> int:
-    """Encodes every frame of some recordings into one npz.
+    """Encodes every frame of some recordings into one npz; a file under its name is whole.
 
     Args:
         tokenizer: of the recordings' frame size.
@@ -45,5 +45,8 @@ def encode_recordings(tokenizer: FrameTokenizer, recordings: Iterable[Recording]
     starts = np.cumsum([0, *lengths[:-1]]).astype(np.int64)
     out_file = Path(out_file)
     out_file.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(out_file, episode_starts=starts, names=np.array(names), **arrays)
+    part = out_file.with_name(out_file.name + ".part")
+    with part.open("wb") as file:
+        np.savez(file, episode_starts=starts, names=np.array(names), **arrays)
+    part.replace(out_file)
     return sum(lengths)

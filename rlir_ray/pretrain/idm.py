@@ -21,6 +21,7 @@ from rlir_ray.pretrain.arguments import add_settings, build_parser, take_setting
 from rlir_ray.pretrain.idm_figures import CLIP_FRAMES, Model, cut_clips, evaluate_inverse_dynamics, held_out_figures
 from rlir_ray.pretrain.idm_loss import class_weights, head_weights, inverse_dynamics_loss
 from rlir_ray.pretrain.windows import NUM_BINS, LabelledFrames, Reconstruct, draw_windows, label_frames
+from rlir_ray.run import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +167,7 @@ def train_inverse_dynamics(
     model.eval().save_pretrained(folder)
     figures = held_out_figures(model, validation, settings.groups, reconstruct)
     report = {"settings": asdict(settings), "steps": run.step, "train_s": round(run.elapsed_s, 1), "held_out": figures}
-    (folder / "training.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_json(folder / "training.json", report)
     return figures
 
 

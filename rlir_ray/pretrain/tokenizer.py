@@ -27,6 +27,7 @@ from rlir_ray.pretrain.arguments import add_settings, build_parser, take_setting
 from rlir_ray.pretrain.codebook import CodeAverages
 from rlir_ray.pretrain.encode import encode_recordings
 from rlir_ray.pretrain.tokenizer_figures import evaluate_tokenizer, perplexity
+from rlir_ray.run import write_json
 
 logger = logging.getLogger(__name__)
 Clips = Sequence[npt.NDArray[np.uint8]]
@@ -138,7 +139,7 @@ def train_tokenizer(
         "settings": state.settings, "steps": state.step, "elapsed_s": round(state.elapsed_s, 1),
         "train_frames": sum(map(len, clips)), "validation_frames": len(validation), "validation": figures,
     }  # fmt: skip
-    (out_dir / "training.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_json(out_dir / "training.json", report)
     checkpoint.unlink(missing_ok=True)
     logger.info("%s: %s", out_dir, figures)
     return tokenizer

@@ -24,6 +24,7 @@ from rlir_ray.actions import Actions, action_tokens
 from rlir_ray.models.autoregressive import WorldModel, assemble, image_positions
 from rlir_ray.models.block_attention import set_block_attention
 from rlir_ray.pretrain.arguments import add_settings, build_parser, take_settings
+from rlir_ray.run import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -298,7 +299,7 @@ def _write_report(
         "torch": torch.__version__, "machine": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(), "load_average": os.getloadavg(),
     }  # fmt: skip
-    (out_dir / "training.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_json(out_dir / "training.json", report)
 
 
 def _save_checkpoint(

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from rlir_ray.actions import Actions
+from rlir_ray.data.recordings import Recording, list_recordings, read_recordings, write_recording
 from rlir_ray.models.tokenizer import build_tokenizer
 from rlir_ray.pretrain.codebook import kmeans
 from rlir_ray.pretrain.encode import encode_recordings
@@ -30,6 +32,12 @@ def moving_squares(seed: int, num_clips: int = 6, num_frames: int = 12) -> list[
             clip[frame, y : y + 8, (x + frame) % 16 : (x + frame) % 16 + 8] = colour
         clips.append(clip)
     return clips
+
+
+def still_recording() -> Recording:
+    actions = Actions(np.zeros((4, 23), bool), np.zeros((4, 2), np.float32))
+    frames = moving_squares(0, num_clips=1, num_frames=4)[0]
+    return Recording(name="still", frames=frames, events=actions.to_events(), actions=actions)
 
 
 def psnr_of_the_mean_picture(clips: list[np.ndarray]) -> float:
@@ -133,9 +141,6 @@ def test_evaluation_of_an_exact_and_of_a_constant_code() -> None:
 
 
 def test_encoded_recordings_keep_frames_actions_and_starts(tmp_path) -> None:
-    from rlir_ray.actions import Actions
-    from rlir_ray.data.recordings import list_recordings, read_recordings, write_recording
-
     clips = moving_squares(0, num_clips=2)
     buttons = np.zeros((12, 23), bool)
     buttons[3:, 2] = True
@@ -154,6 +159,19 @@ def test_encoded_recordings_keep_frames_actions_and_starts(tmp_path) -> None:
         assert arrays["names"].tolist() == ["clip-0", "clip-1"]
         assert np.array_equal(arrays["buttons"][12:], buttons)
         assert arrays["wall_distance"].tolist() == [5.0] * 12 + [6.0] * 12
+
+
+def test_an_interrupted_encoding_leaves_no_file_under_the_name(tmp_path, monkeypatch) -> None:
+    def stopping_savez(file, **arrays) -> None:
+        file.write(b"half")
+        raise Interrupted
+
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(height=16, width=24, num_codes=16, code_size=4, block_channels=(8, 16)).eval()
+    monkeypatch.setattr(np, "savez", stopping_savez)
+    with pytest.raises(Interrupted):
+        encode_recordings(tokenizer, [still_recording()], tmp_path / "tokens.npz")
+    assert not (tmp_path / "tokens.npz").exists()
 
 
 def test_training_without_recordings_says_so(tmp_path) -> None:
