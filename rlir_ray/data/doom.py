@@ -186,7 +186,7 @@ def collect(
         progress: called with frames done and frames in all.
 
     Raises:
-        ValueError: an unknown map or split, or a folder that holds recordings of other settings.
+        ValueError: no frames, an unknown map or split, or a folder that holds recordings of other settings.
     """
     world = world or DoomWorld()
     maps = tuple(maps or (VALIDATION_MAPS if split == "validation" else TRAIN_MAPS))
@@ -194,6 +194,10 @@ def collect(
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     if unknown := sorted(set(maps) - set(ALL_MAPS)):
         raise ValueError(f"unknown map {unknown[0]!r}; maps are named freedoom2:MAP01..32 or freedoom1:E1M1..E4M9")
+    if num_frames < 1:
+        raise ValueError(
+            f"frames to record must be >= 1, got {num_frames}; ask for {world.episode_frames}, one episode, or more"
+        )
     out_dir.mkdir(parents=True, exist_ok=True)
     _claim(out_dir, {"split": split, "seed": seed, "maps": list(maps), "world": dataclasses.asdict(world)})
     num_episodes = -(-num_frames // world.episode_frames)

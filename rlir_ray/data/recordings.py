@@ -151,6 +151,22 @@ def read_recordings(paths: Iterable[Path], *, strict: bool = False) -> Iterator[
         logger.warning("%d of %d recordings were left out", num_broken, num_read + num_broken)
 
 
+def load_recordings(folder: Path) -> list[Recording]:
+    """All recordings of a folder; broken ones are left out with a line in the log.
+
+    Raises:
+        ValueError: no such folder, or nothing in it that can be read.
+    """
+    paths = list_recordings(folder)
+    recordings = list(read_recordings(paths))
+    if not recordings:
+        raise ValueError(
+            f"{folder} must hold a recording that can be read, got {len(paths)} broken ones; make some with: "
+            f"python -m rlir_ray collect --out {folder}"
+        )
+    return recordings
+
+
 def read_frames(path: Path) -> npt.NDArray[np.uint8]:
     """All frames of an mp4, uint8 [F, H, W, 3], RGB.
 

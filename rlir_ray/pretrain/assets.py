@@ -48,6 +48,13 @@ class AssetsPlan:
     seed: int = 0
     """Of recordings, tokenizer and world model; the reward IDM has the next one, the judge the one after."""
 
+    def __post_init__(self) -> None:
+        if min(self.train_frames, self.validation_frames) < 1:
+            fewest = min(self.train_frames, self.validation_frames)
+            raise ValueError(f"train_frames and validation_frames must be >= 1, got {fewest}; set more")
+        if self.world_frames < 10:
+            raise ValueError(f"world_frames must be >= 10, for a tenth is held out, got {self.world_frames}; set more")
+
 
 def make_assets(work: Path, out: Path, plan: AssetsPlan) -> dict[str, Any]:
     """All stages in turn.
@@ -95,7 +102,7 @@ def _record(work: Path, plan: AssetsPlan) -> None:
 def _train_tokenizer(work: Path, plan: AssetsPlan) -> None:
     import numpy as np
 
-    from rlir_ray.data.recordings import list_recordings, read_recordings
+    from rlir_ray.data.recordings import list_recordings, load_recordings, read_recordings
     from rlir_ray.models.tokenizer import FrameTokenizer
     from rlir_ray.pretrain.encode import encode_recordings
     from rlir_ray.pretrain.tokenizer import TokenizerTraining, train_tokenizer
@@ -103,9 +110,7 @@ def _train_tokenizer(work: Path, plan: AssetsPlan) -> None:
     recordings = work / "recordings"
     if not (work / "tokenizer" / "training.json").is_file():
         settings = TokenizerTraining(minutes=plan.tokenizer_minutes, seed=plan.seed)
-        clips = {
-            split: [one.frames for one in read_recordings(list_recordings(recordings / split))] for split in SPLITS
-        }
+        clips = {split: [one.frames for one in load_recordings(recordings / split)] for split in SPLITS}
         # A quarter of the held-out frames says as much: neighbours look alike.
         train_tokenizer(clips["train"], np.concatenate(clips["validation"])[::4], work / "tokenizer", settings)
     for split in SPLITS:
@@ -119,7 +124,8 @@ def _train_tokenizer(work: Path, plan: AssetsPlan) -> None:
 
 
 def _train_inverse_dynamics(work: Path, plan: AssetsPlan) -> None:
-    from rlir_ray.pretrain.idm import InverseDynamicsTraining, load_recordings, reconstruction, train_inverse_dynamics
+    from rlir_ray.data.recordings import load_recordings
+    from rlir_ray.pretrain.idm import InverseDynamicsTraining, reconstruction, train_inverse_dynamics
 
     todo = [name for name in ("reward_idm", "judge_idm") if not (work / name / "training.json").is_file()]
     if not todo:

@@ -27,6 +27,9 @@ def encode_recordings(tokenizer: FrameTokenizer, recordings: Iterable[Recording]
 
     Returns:
         F, the number of frames.
+
+    Raises:
+        ValueError: no recordings.
     """
     names: list[str] = []
     columns: dict[str, list[npt.NDArray[Any]]] = {"tokens": [], "buttons": [], "camera": [], "wall_distance": []}
@@ -38,6 +41,10 @@ def encode_recordings(tokenizer: FrameTokenizer, recordings: Iterable[Recording]
         columns["camera"].append(recording.actions.camera)
         walls = [event.get("wallDistance", math.nan) for event in recording.events]
         columns["wall_distance"].append(np.array(walls, np.float32))
+    if not names:
+        raise ValueError(
+            "an encoding needs at least one readable recording, got none; make some with: python -m rlir_ray collect"
+        )
     lengths = [len(part) for part in columns["tokens"]]
     arrays: dict[str, Any] = {name: np.concatenate(parts) for name, parts in columns.items()}
     if np.isnan(arrays["wall_distance"]).any():

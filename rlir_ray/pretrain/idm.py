@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlir_ray.data.recordings import Recording, list_recordings, read_recordings
+from rlir_ray.data.recordings import Recording, load_recordings
 from rlir_ray.models.correlation import CorrelationInverseDynamics, correlation_config
 from rlir_ray.models.inverse_dynamics import InverseDynamicsModel, small_vpt_config
 from rlir_ray.pretrain.arguments import add_settings, build_parser, take_settings
@@ -142,8 +142,9 @@ def train_inverse_dynamics(
         raise ValueError(f"training needs steps or minutes above 0, got {settings.steps} and {settings.minutes}")
     torch.set_num_threads(settings.threads)
     folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
     data = label_frames(recordings)
+    frames, actions = cut_clips(validation, CLIP_FRAMES, 192)
+    folder.mkdir(parents=True, exist_ok=True)
     height, width = data.frames.shape[1:3]
     model = build_model(settings.architecture, height, width, settings.seed)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -152,7 +153,6 @@ def train_inverse_dynamics(
     if (folder / "checkpoint.pt").exists():
         run.load(folder / "checkpoint.pt", identity)
         logger.info("going on from step %d of %s", run.step, folder)
-    frames, actions = cut_clips(validation, CLIP_FRAMES, 192)
     last_evaluation = last_checkpoint = time.perf_counter()
     for loss in _steps(run, data, settings, reconstruct):
         now = time.perf_counter()
@@ -221,11 +221,6 @@ def _note(
         "step %d, %.0f s of %s: loss %.3f, held-out macro-F1 %.3f, accuracy %.3f",
         run.step, run.elapsed_s, end, loss, mean["macro_f1"], mean["accuracy"],
     )  # fmt: skip
-
-
-def load_recordings(folder: str | Path) -> list[Recording]:
-    """All recordings of a folder; broken ones are left out with a line in the log."""
-    return list(read_recordings(list_recordings(Path(folder))))
 
 
 def reconstruction(tokenizer: str | Path) -> Reconstruct:

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlir_ray.data.recordings import list_recordings, read_recordings
+from rlir_ray.data.recordings import load_recordings
 from rlir_ray.models.tokenizer import FrameTokenizer, build_tokenizer
 from rlir_ray.pretrain.arguments import add_settings, build_parser, take_settings
 from rlir_ray.pretrain.codebook import CodeAverages
@@ -109,7 +109,10 @@ def train_tokenizer(
         return FrameTokenizer.from_pretrained(out_dir)
     clips = [clip for clip in clips if len(clip) >= 2]
     if not clips:
-        raise ValueError("a tokenizer trains on recordings of at least 2 frames, got none; record some first")
+        raise ValueError(
+            "a tokenizer trains on recordings of at least 2 frames, got none; make some with: "
+            "python -m rlir_ray collect"
+        )
     out_dir.mkdir(parents=True, exist_ok=True)
     state = _start(clips[0].shape[1:3], settings)
     checkpoint = out_dir / "checkpoint.pt"
@@ -291,9 +294,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = take_settings(chosen, TokenizerTraining)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(chosen["threads"])
-    recordings = {
-        split: list(read_recordings(list_recordings(chosen["data"] / split))) for split in ("train", "validation")
-    }
+    recordings = {split: load_recordings(chosen["data"] / split) for split in ("train", "validation")}
     held_out = np.concatenate([recording.frames for recording in recordings["validation"]])
     tokenizer = train_tokenizer(
         [recording.frames for recording in recordings["train"]], held_out, chosen["out"], settings

@@ -42,7 +42,7 @@ class LabelledFrames:
 def label_frames(recordings: Sequence[Recording]) -> LabelledFrames:
     """Puts recordings end to end."""
     if not recordings:
-        raise ValueError("training needs at least one recording, got none; record some with `rlir-ray record`")
+        raise ValueError("training needs at least one recording, got none; make some with: python -m rlir_ray collect")
     actions = [recording.actions for recording in recordings]
     return LabelledFrames(
         frames=np.concatenate([recording.frames for recording in recordings]),

@@ -138,6 +138,7 @@ def train_world_model(
         The trained model on the CPU, in evaluation mode.
     """
     out_dir = Path(out_dir)
+    starts = train.window_starts(settings.num_frames)
     out_dir.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = _start(settings, train.images.shape[1]).to(device)
@@ -148,7 +149,6 @@ def train_world_model(
         step, elapsed_s = _resume(model, optimizer, checkpoint, settings)
         evaluated_s = elapsed_s
         logger.info("goes on from step %d of %s", step, checkpoint)
-    starts = train.window_starts(settings.num_frames)
     started = time.monotonic() - elapsed_s
     losses: list[float] = []
     while (progress := _progress(step, elapsed_s, settings)) < 1:

@@ -99,11 +99,13 @@ def test_a_folder_of_other_settings_is_refused(recorded: Path) -> None:
         collect_again(recorded, seed=9)
 
 
-def test_unknown_maps_and_splits_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_no_frames_unknown_maps_and_splits_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown map 'freedoom2:MAP99'"):
         collect_again(tmp_path, maps=["freedoom2:MAP99"])
     with pytest.raises(ValueError, match="split must be one of"):
         collect_again(tmp_path, split="test")
+    with pytest.raises(ValueError, match=r"must be >= 1, got 0; ask for 20, one episode, or more"):
+        collect_again(tmp_path, num_frames=0)
     assert not list(tmp_path.iterdir())
 
 

@@ -46,6 +46,13 @@ def test_an_unfinished_model_is_not_published_and_the_old_assets_stay(work, tmp_
     assert json.loads((tmp_path / "out" / "made.json").read_text())["plan"] == {}
 
 
+def test_a_plan_that_gives_no_recording_is_refused():
+    with pytest.raises(ValueError, match="validation_frames must be >= 1, got 0"):
+        assets.AssetsPlan(validation_frames=0)
+    with pytest.raises(ValueError, match="world_frames must be >= 10, for a tenth is held out, got 9"):
+        assets.AssetsPlan(world_frames=9)
+
+
 def test_assets_that_are_too_large_are_refused(work, tmp_path, monkeypatch):
     monkeypatch.setattr(assets, "MAX_BYTES", 100)
     with pytest.raises(ValueError, match="must stay under 100 bytes"):

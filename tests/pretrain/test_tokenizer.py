@@ -12,7 +12,7 @@ from rlir_ray.data.recordings import Recording, list_recordings, read_recordings
 from rlir_ray.models.tokenizer import build_tokenizer
 from rlir_ray.pretrain.codebook import kmeans
 from rlir_ray.pretrain.encode import encode_recordings
-from rlir_ray.pretrain.tokenizer import TokenizerTraining, reconstruction_loss, train_tokenizer
+from rlir_ray.pretrain.tokenizer import TokenizerTraining, main, reconstruction_loss, train_tokenizer
 from rlir_ray.pretrain.tokenizer_figures import evaluate_tokenizer
 
 TINY = TokenizerTraining(
@@ -172,6 +172,22 @@ def test_an_interrupted_encoding_leaves_no_file_under_the_name(tmp_path, monkeyp
     with pytest.raises(Interrupted):
         encode_recordings(tokenizer, [still_recording()], tmp_path / "tokens.npz")
     assert not (tmp_path / "tokens.npz").exists()
+
+
+def test_an_encoding_without_recordings_is_refused_before_anything_is_written(tmp_path) -> None:
+    with pytest.raises(ValueError, match="at least one readable recording, got none; make some with"):
+        encode_recordings(build_tokenizer(height=16, width=24, num_codes=16), [], tmp_path / "new" / "tokens.npz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_broken_recordings_alone_are_refused_before_anything_is_written(tmp_path) -> None:
+    for split in ("train", "validation"):
+        for ending in ("mp4", "jsonl"):
+            (tmp_path / "data" / split).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "data" / split / f"broken.{ending}").write_text("{}")
+    with pytest.raises(ValueError, match="must hold a recording that can be read, got 1 broken ones; make some with"):
+        main(["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
 
 
 def test_training_without_recordings_says_so(tmp_path) -> None:
