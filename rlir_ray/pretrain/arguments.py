@@ -12,13 +12,13 @@ from rlir_ray.config import field_lines
 Settings = TypeVar("Settings")
 
 
-def build_parser(name: str, description: str, example: str) -> argparse.ArgumentParser:
-    """The parser of `python -m rlir_ray pretrain NAME`."""
+def build_parser(command: str, description: str, example: str) -> argparse.ArgumentParser:
+    """The parser of `python -m rlir_ray COMMAND`."""
     return argparse.ArgumentParser(
-        prog=f"python -m rlir_ray pretrain {name}",
+        prog=f"python -m rlir_ray {command}",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         description=description,
-        epilog=f"example: python -m rlir_ray pretrain {name} {example}",
+        epilog=f"example: python -m rlir_ray {command} {example}",
     )
 
 

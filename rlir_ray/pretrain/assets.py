@@ -5,7 +5,6 @@ Every stage goes on where an earlier call stopped. Only `publish` writes into th
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import shutil
@@ -14,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rlir_ray.pretrain.arguments import add_settings, build_parser, take_settings
 from rlir_ray.run import replace_folder, versions, write_json
 
 logger = logging.getLogger(__name__)
@@ -35,13 +35,13 @@ class AssetsPlan:
     """Recorded frames of other maps, to score those on."""
     world_frames: int = 96_000
     """Recorded frames of the world's maps, for the world model; a tenth more to score it on."""
-    tokenizer_minutes: float = 20
+    tokenizer_minutes: float = 20.0
     """Wall-clock length of the tokenizer's training."""
-    reward_idm_minutes: float = 56
+    reward_idm_minutes: float = 56.0
     """The same for the reward's inverse dynamics model, in VPT's form."""
-    judge_idm_minutes: float = 26
+    judge_idm_minutes: float = 26.0
     """The same for the judge, which learns faster."""
-    world_model_minutes: float = 110
+    world_model_minutes: float = 110.0
     """The same for the world model, until its validation loss is flat."""
     threads: int = 2
     """Torch threads."""
@@ -210,18 +210,16 @@ def _summary(folder: Path) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """`python -m rlir_ray assets`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rlir_ray assets",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Makes the shipped checkpoints from nothing: records the game, trains tokenizer, inverse dynamics\n"
-        "models and world model, and publishes them with made.json. Hours on two cores; goes on where it stopped.",
-        epilog="example:\n  python -m rlir_ray assets --out rlir_ray/assets/doom --work work/assets",
+    parser = build_parser(
+        "assets",
+        "Makes the shipped checkpoints from nothing: records the game, trains tokenizer, inverse dynamics models and "
+        "world model, and publishes them with made.json. Hours on two cores; goes on where it stopped.",
+        "--out rlir_ray/assets/doom --work work/assets",
     )
     parser.add_argument("--out", type=Path, required=True, help="receives the checkpoints; replaced as a whole")
     parser.add_argument("--work", type=Path, default=Path("work/assets"), help="recordings and unfinished trainings")
-    for name, default in asdict(AssetsPlan()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"{default}")
+    add_settings(parser, AssetsPlan)
     chosen = vars(parser.parse_args(argv))
-    out, work = chosen.pop("out"), chosen.pop("work")
+    plan = take_settings(chosen, AssetsPlan)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    make_assets(work, out, AssetsPlan(**chosen))
+    make_assets(chosen["work"], chosen["out"], plan)

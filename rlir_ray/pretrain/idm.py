@@ -234,7 +234,7 @@ def reconstruction(tokenizer: str | Path) -> Reconstruct:
 def main(argv: Sequence[str] | None = None) -> None:
     """`python -m rlir_ray pretrain idm`."""
     parser = build_parser(
-        "idm",
+        "pretrain idm",
         "Trains an inverse dynamics model on DATA/train and scores it on DATA/validation; goes on where it stopped.",
         "--data work/assets/recordings --out runs/idm --architecture vpt --minutes 30",
     )

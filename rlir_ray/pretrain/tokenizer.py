@@ -281,7 +281,7 @@ def _resume(state: _State, path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """`python -m rlir_ray pretrain tokenizer`."""
     parser = build_parser(
-        "tokenizer",
+        "pretrain tokenizer",
         "Trains a frame tokenizer on DATA/train, scores it on DATA/validation; goes on where it stopped.",
         "--data work/assets/recordings --out runs/tokenizer --tokens runs/tokens --minutes 20",
     )

@@ -336,7 +336,7 @@ def _resume(
 def main(argv: Sequence[str] | None = None) -> None:
     """`python -m rlir_ray pretrain world-model`."""
     parser = build_parser(
-        "world-model",
+        "pretrain world-model",
         "Trains an autoregressive world model on tokenised recordings; goes on where it stopped.",
         "--data work/assets/tokens --out runs/world_model --minutes 60",
     )

@@ -18,7 +18,7 @@ class Settings:
 
 
 def test_settings_are_read_with_their_types_and_taken_out():
-    parser = build_parser("thing", "Does it.", "--steps 4")
+    parser = build_parser("pretrain thing", "Does it.", "--steps 4")
     parser.add_argument("--out")
     add_settings(parser, Settings)
     chosen = vars(parser.parse_args(["--steps", "4", "--minutes", "2", "--out", "x"]))
@@ -27,7 +27,7 @@ def test_settings_are_read_with_their_types_and_taken_out():
 
 
 def test_help_holds_each_fields_line_and_the_example():
-    parser = build_parser("thing", "Does it.", "--steps 4")
+    parser = build_parser("pretrain thing", "Does it.", "--steps 4")
     add_settings(parser, Settings)
     text = parser.format_help()
     assert "How many. (default: 3)" in text

@@ -53,6 +53,16 @@ def test_a_plan_that_gives_no_recording_is_refused():
         assets.AssetsPlan(world_frames=9)
 
 
+def test_the_plan_is_read_from_the_command_line_with_its_types(monkeypatch, capsys):
+    made = []
+    monkeypatch.setattr(assets, "make_assets", lambda work, out, plan: made.append((str(out), plan)))
+    assets.main(["--out", "there", "--tokenizer-minutes", "0.5", "--train-frames", "400"])
+    assert made == [("there", assets.AssetsPlan(tokenizer_minutes=0.5, train_frames=400))]
+    with pytest.raises(SystemExit):
+        assets.main(["--help"])
+    assert "Wall-clock length of the tokenizer's training" in capsys.readouterr().out
+
+
 def test_assets_that_are_too_large_are_refused(work, tmp_path, monkeypatch):
     monkeypatch.setattr(assets, "MAX_BYTES", 100)
     with pytest.raises(ValueError, match="must stay under 100 bytes"):
