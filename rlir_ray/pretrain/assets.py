@@ -105,7 +105,8 @@ def _train_tokenizer(work: Path, plan: AssetsPlan) -> None:
     from rlir_ray.data.recordings import list_recordings, load_recordings, read_recordings
     from rlir_ray.models.tokenizer import FrameTokenizer
     from rlir_ray.pretrain.encode import encode_recordings
-    from rlir_ray.pretrain.tokenizer import TokenizerTraining, train_tokenizer
+    from rlir_ray.pretrain.tokenizer import TokenizerTraining
+    from rlir_ray.pretrain.tokenizer_training import train_tokenizer
 
     recordings = work / "recordings"
     if not (work / "tokenizer" / "training.json").is_file():
@@ -125,7 +126,8 @@ def _train_tokenizer(work: Path, plan: AssetsPlan) -> None:
 
 def _train_inverse_dynamics(work: Path, plan: AssetsPlan) -> None:
     from rlir_ray.data.recordings import load_recordings
-    from rlir_ray.pretrain.idm import InverseDynamicsTraining, reconstruction, train_inverse_dynamics
+    from rlir_ray.pretrain.idm import InverseDynamicsTraining
+    from rlir_ray.pretrain.idm_training import reconstruction, train_inverse_dynamics
 
     todo = [name for name in ("reward_idm", "judge_idm") if not (work / name / "training.json").is_file()]
     if not todo:
@@ -145,7 +147,8 @@ def _train_inverse_dynamics(work: Path, plan: AssetsPlan) -> None:
 
 
 def _train_world_model(work: Path, plan: AssetsPlan) -> None:
-    from rlir_ray.pretrain.world_model import WorldModelTraining, load_tokens, train_world_model
+    from rlir_ray.pretrain.world_model import WorldModelTraining
+    from rlir_ray.pretrain.world_model_training import load_tokens, train_world_model
 
     if (work / "world_model" / "training.json").is_file():
         return

@@ -1,36 +1,18 @@
-"""Trains the frame tokenizer of a new world from its recordings.
+"""Settings of a tokenizer's training, and its command: `python -m rlir_ray pretrain tokenizer`.
 
-An autoencoder first, then a codebook started by k-means and kept by moving averages. Knows nothing of actions.
-Legend: N frames, C H W, h w grid, D size of a code.
+Heavy imports come after the arguments are read, so that help is instant.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from rlir_ray.data.recordings import load_recordings
-from rlir_ray.models.tokenizer import FrameTokenizer, build_tokenizer
 from rlir_ray.pretrain.arguments import add_settings, build_parser, take_settings
-from rlir_ray.pretrain.codebook import CodeAverages
-from rlir_ray.pretrain.encode import encode_recordings
-from rlir_ray.pretrain.tokenizer_figures import evaluate_tokenizer, perplexity
-from rlir_ray.run import write_json
 
 logger = logging.getLogger(__name__)
-Clips = Sequence[npt.NDArray[np.uint8]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,209 +57,6 @@ class TokenizerTraining:
     """Seed of the weights and of the order of the frames."""
 
 
-@dataclass
-class _State:
-    """All that a checkpoint holds."""
-
-    tokenizer: FrameTokenizer
-    optimizer: torch.optim.AdamW
-    averages: CodeAverages
-    step: int = 0
-    elapsed_s: float = 0.0
-    quantized: bool = False
-    settings: dict[str, Any] = field(default_factory=dict)
-
-
-def train_tokenizer(
-    clips: Clips, validation: npt.NDArray[np.uint8], out_dir: Path | str, settings: TokenizerTraining
-) -> FrameTokenizer:
-    """Trains a tokenizer and writes it with its held-out figures; called again it goes on from its checkpoint.
-
-    Args:
-        clips: recordings, uint8 [F, H, W, 3] each, of one size, at least two frames long.
-        validation: held-out frames, uint8 [N, H, W, 3].
-        out_dir: receives the tokenizer (float16), `curve.jsonl`, `training.json` and, until it is done,
-            `checkpoint.pt`.
-        settings: see `TokenizerTraining`.
-
-    Returns:
-        The tokenizer as read back from `out_dir`.
-    """
-    out_dir = Path(out_dir)
-    if (out_dir / "training.json").is_file():
-        logger.info("%s is trained already; remove it to train again", out_dir)
-        return FrameTokenizer.from_pretrained(out_dir)
-    clips = [clip for clip in clips if len(clip) >= 2]
-    if not clips:
-        raise ValueError(
-            "a tokenizer trains on recordings of at least 2 frames, got none; make some with: "
-            "python -m rlir_ray collect"
-        )
-    out_dir.mkdir(parents=True, exist_ok=True)
-    state = _start(clips[0].shape[1:3], settings)
-    checkpoint = out_dir / "checkpoint.pt"
-    if checkpoint.is_file():
-        _resume(state, checkpoint)
-
-    ends = np.cumsum([len(clip) - 1 for clip in clips])
-    started = time.monotonic() - state.elapsed_s
-    with (out_dir / "curve.jsonl").open("a") as curve:
-        while (progress := _progress(state, settings)) < 1:
-            metrics = _train_step(state, _draw_pairs(clips, ends, settings, state.step), progress, settings)
-            state.step += 1
-            state.elapsed_s = time.monotonic() - started
-            if state.step % 20 == 0:
-                line = {"step": state.step, "elapsed_s": round(state.elapsed_s, 1), **metrics}
-                curve.write(json.dumps(line) + "\n")
-                curve.flush()
-            if state.step % settings.checkpoint_every == 0:
-                _save_checkpoint(state, checkpoint)
-                logger.info("%3.0f %%, step %d: %s", 100 * progress, state.step, metrics)
-
-    # Held-out figures are those of the stored float16 weights, which is what users get.
-    state.tokenizer.save_pretrained(out_dir, torch.float16)
-    tokenizer = FrameTokenizer.from_pretrained(out_dir)
-    figures = evaluate_tokenizer(tokenizer, validation)
-    report = {
-        "settings": state.settings, "steps": state.step, "elapsed_s": round(state.elapsed_s, 1),
-        "train_frames": sum(map(len, clips)), "validation_frames": len(validation), "validation": figures,
-    }  # fmt: skip
-    write_json(out_dir / "training.json", report)
-    checkpoint.unlink(missing_ok=True)
-    logger.info("%s: %s", out_dir, figures)
-    return tokenizer
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# One step
-
-
-def _train_step(state: _State, frames: Tensor, progress: float, settings: TokenizerTraining) -> dict[str, float | None]:
-    tokenizer = state.tokenizer
-    for group in state.optimizer.param_groups:
-        group["lr"] = settings.lr * min(1.0, progress / 0.02 + 0.01) * 0.5 * (1 + math.cos(math.pi * progress))
-    pixels = tokenizer.scale(frames)
-    with torch.autocast("cpu", torch.bfloat16):
-        latents = tokenizer.latents(pixels).float()
-    if progress >= settings.unquantized_share and not state.quantized:
-        state.averages.start(tokenizer.codebook, _vectors(latents.detach()), settings.seed)
-        state.quantized = True
-    commitment = latents.new_zeros(())
-    inner = latents
-    if state.quantized:
-        tokens = tokenizer.nearest_codes(latents.detach())
-        codes = tokenizer.lookup(tokens).detach()
-        commitment = F.mse_loss(latents, codes)
-        inner = latents + (codes - latents).detach()
-        restart = progress < settings.restart_until and state.step % 10 == 0
-        state.averages.follow(
-            tokenizer.codebook, _vectors(latents.detach()), tokens.flatten(), settings.codebook_decay,
-            restart_seed=settings.seed + state.step if restart else None,
-        )  # fmt: skip
-    with torch.autocast("cpu", torch.bfloat16):
-        decoded = tokenizer.pixels(inner)
-    reconstruction = reconstruction_loss(decoded.float(), pixels, settings)
-    loss = reconstruction + settings.commitment_weight * commitment
-    state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), 1.0)
-    state.optimizer.step()
-    # Pixels span 2, hence the peak 4 of the squared error.
-    psnr = 10 * torch.log10(4 / (decoded.detach().float().clamp(-1, 1) - pixels).square().mean((1, 2, 3))).mean()
-    return {
-        "loss": round(loss.item(), 4), "commitment": round(commitment.item(), 5), "psnr": round(psnr.item(), 3),
-        "perplexity": round(perplexity(state.averages.counts), 1) if state.quantized else None,
-    }  # fmt: skip
-
-
-def _vectors(latents: Tensor) -> Tensor:
-    """[N, D, h, w] to [N * h * w, D]."""
-    return latents.flatten(2).transpose(1, 2).flatten(0, 1)
-
-
-def reconstruction_loss(decoded: Tensor, pixels: Tensor, settings: TokenizerTraining) -> Tensor:
-    """Absolute and squared error of pixels, of image gradients at two scales, and of the change between frames.
-
-    Args:
-        decoded, pixels: float [N, C, H, W] in [-1, 1]; the second half of N holds the frames that
-            follow the first half.
-        settings: gives the weights.
-
-    Returns:
-        A scalar.
-    """
-    error = decoded - pixels
-    # Charbonnier's smooth absolute value: sharper than the squared error alone, differentiable at zero.
-    loss = (error.square() + 1e-6).sqrt().mean() + settings.squared_weight * error.square().mean()
-    before, after = error.chunk(2)
-    loss = loss + settings.change_weight * (after - before).abs().mean()
-    for _ in range(2):
-        gradients = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
-        loss = loss + settings.gradient_weight * gradients / 2
-        error = F.avg_pool2d(error, 2)
-    return loss
-
-
-def _draw_pairs(clips: Clips, ends: npt.NDArray[np.int64], settings: TokenizerTraining, step: int) -> Tensor:
-    """uint8 [2 * batch_pairs, H, W, 3], first frames then the frames that follow; a function of seed and step."""
-    picks = np.random.default_rng([settings.seed, step]).integers(ends[-1], size=settings.batch_pairs)
-    which = np.searchsorted(ends, picks, side="right")
-    places = [(int(w), int(p - (ends[w - 1] if w else 0))) for w, p in zip(which, picks, strict=True)]
-    frames = [clips[w][f] for w, f in places] + [clips[w][f + 1] for w, f in places]
-    return torch.from_numpy(np.stack(frames))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# State
-
-
-def _start(size: tuple[int, ...], settings: TokenizerTraining) -> _State:
-    torch.manual_seed(settings.seed)
-    tokenizer = build_tokenizer(
-        height=size[0], width=size[1], num_codes=settings.num_codes, code_size=settings.code_size,
-        block_channels=settings.block_channels, pixel_unshuffle=settings.pixel_unshuffle,
-        norm_groups=settings.norm_groups,
-    ).train()  # fmt: skip
-    # The moving averages own the codebook; the optimiser must not touch it.
-    tokenizer.codebook.requires_grad_(False)
-    weights = [weight for weight in tokenizer.parameters() if weight.requires_grad]
-    return _State(
-        tokenizer=tokenizer,
-        optimizer=torch.optim.AdamW(weights, lr=settings.lr, betas=(0.9, 0.99), weight_decay=1e-4),
-        averages=CodeAverages(
-            counts=torch.zeros(settings.num_codes), sums=torch.zeros(settings.num_codes, settings.code_size)
-        ),
-        settings=json.loads(json.dumps(asdict(settings))),
-    )
-
-
-def _progress(state: _State, settings: TokenizerTraining) -> float:
-    if settings.minutes is not None:
-        return state.elapsed_s / (60 * settings.minutes)
-    return state.step / settings.num_steps
-
-
-def _save_checkpoint(state: _State, path: Path) -> None:
-    kept = {name: getattr(state, name) for name in ("step", "elapsed_s", "quantized", "settings")}
-    kept["averages"] = asdict(state.averages)
-    kept["tokenizer"], kept["optimizer"] = state.tokenizer.state_dict(), state.optimizer.state_dict()
-    torch.save(kept, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
-
-
-def _resume(state: _State, path: Path) -> None:
-    kept = torch.load(path, weights_only=True)
-    if kept["settings"] != state.settings:
-        changed = sorted(name for name in state.settings if kept["settings"].get(name) != state.settings[name])
-        raise ValueError(f"{path} was made with another {', '.join(changed)}; repeat them or choose another folder")
-    state.tokenizer.load_state_dict(kept.pop("tokenizer"))
-    state.optimizer.load_state_dict(kept.pop("optimizer"))
-    state.averages = CodeAverages(**kept.pop("averages"))
-    for name, value in kept.items():
-        setattr(state, name, value)
-    logger.info("going on from step %d of %s", state.step, path)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """`python -m rlir_ray pretrain tokenizer`."""
     parser = build_parser(
@@ -292,6 +71,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_settings(parser, TokenizerTraining)
     chosen = vars(parser.parse_args(argv))
     settings = take_settings(chosen, TokenizerTraining)
+    import numpy as np
+    import torch
+
+    from rlir_ray.data.recordings import load_recordings
+    from rlir_ray.pretrain.encode import encode_recordings
+    from rlir_ray.pretrain.tokenizer_training import train_tokenizer
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(chosen["threads"])
     recordings = {split: load_recordings(chosen["data"] / split) for split in ("train", "validation")}

@@ -1,32 +1,16 @@
-"""Trains an autoregressive world model on tokenised recordings, from scratch or onwards from a checkpoint.
+"""Settings of a world model's training, and its command: `python -m rlir_ray pretrain world-model`.
 
-Knows nothing of tokenizers, rewards or Ray. Legend: W frames of a window, N tokens a frame, L sequence length.
+Heavy imports come after the arguments are read, so that help is instant.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-import os
-import platform
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
-
-from rlir_ray.actions import Actions, action_tokens
-from rlir_ray.models.autoregressive import WorldModel, assemble, image_positions
-from rlir_ray.models.block_attention import set_block_attention
 from rlir_ray.pretrain.arguments import add_settings, build_parser, take_settings
-from rlir_ray.run import write_json
-
-logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation")
 
@@ -75,264 +59,6 @@ class WorldModelTraining:
     """Of the weights and of the order of the windows."""
 
 
-@dataclass(frozen=True)
-class TokenRecordings:
-    """Recordings as tokens: image tokens uint16 [n, N], action tokens int64 [n, 11] leading into each frame."""
-
-    images: npt.NDArray[np.uint16]
-    actions: npt.NDArray[np.int64]
-    episode_starts: npt.NDArray[np.int64]
-
-    def window_starts(self, num_frames: int) -> npt.NDArray[np.int64]:
-        """First frames of all windows that stay inside one episode."""
-        ends = np.append(self.episode_starts[1:], len(self.images))
-        starts = [np.arange(a, b - num_frames + 1) for a, b in zip(self.episode_starts, ends, strict=True)]
-        found = np.concatenate(starts)
-        if not len(found):
-            raise ValueError(
-                f"a window must fit into an episode, got no episode of {num_frames} frames or more; record longer ones"
-            )
-        return found
-
-    def windows(self, starts: npt.NDArray[np.int64], num_frames: int) -> Tensor:
-        """int64 [B, L] sequences of the windows that begin at `starts`."""
-        rows = starts[:, None] + np.arange(num_frames)
-        images = torch.from_numpy(self.images[rows].astype(np.int64))
-        # The action at a window's first frame leads into it, and is left out.
-        return assemble(images, torch.from_numpy(self.actions[rows[:, 1:]]))
-
-
-def load_tokens(path: Path | str, num_codes: int) -> TokenRecordings:
-    """Reads a token file.
-
-    Args:
-        path: npz with tokens uint16 [n, N], episode_starts int64 [E], buttons bool [n, 23] and camera float32 [n, 2];
-            the action at index k leads into frame k.
-        num_codes: image ids; action ids come after them.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"a token file must exist, got {path}; encode the recordings first")
-    with np.load(path, allow_pickle=False) as file:
-        images, episode_starts = file["tokens"], file["episode_starts"].astype(np.int64)
-        actions = Actions(file["buttons"].astype(np.bool_), file["camera"].astype(np.float32))
-    if int(images.max(initial=0)) >= num_codes or len(images) != len(actions):
-        raise ValueError(
-            f"{path} must hold tokens below {num_codes} and one action a frame, got tokens up to {int(images.max())}, "
-            f"{len(images)} frames and {len(actions)} actions; encode with the world's own tokenizer"
-        )
-    return TokenRecordings(images.astype(np.uint16), action_tokens(actions, num_codes), episode_starts)
-
-
-def train_world_model(
-    train: TokenRecordings, validation: TokenRecordings, out_dir: Path | str, settings: WorldModelTraining
-) -> WorldModel:
-    """Trains a world model; called again it goes on from its last checkpoint.
-
-    Args:
-        train, validation: token recordings of one tokenizer.
-        out_dir: receives the model, `curve.jsonl` and `training.json`, and `checkpoint.pt` until it is done.
-        settings: see `WorldModelTraining`.
-
-    Returns:
-        The trained model on the CPU, in evaluation mode.
-    """
-    out_dir = Path(out_dir)
-    starts = train.window_starts(settings.num_frames)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = _start(settings, train.images.shape[1]).to(device)
-    optimizer = _optimizer(model, settings)
-    step, elapsed_s, evaluated_s = 0, 0.0, 0.0
-    checkpoint = out_dir / "checkpoint.pt"
-    if checkpoint.is_file():
-        step, elapsed_s = _resume(model, optimizer, checkpoint, settings)
-        evaluated_s = elapsed_s
-        logger.info("goes on from step %d of %s", step, checkpoint)
-    started = time.monotonic() - elapsed_s
-    losses: list[float] = []
-    while (progress := _progress(step, elapsed_s, settings)) < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * _schedule(progress)
-        # Drawn by step, so that a resumed training sees the windows that it would have seen.
-        rows = np.random.default_rng([settings.seed, step]).choice(starts, settings.batch_size)
-        losses.append(_train_step(model, optimizer, train.windows(rows, settings.num_frames).to(device), settings))
-        step, elapsed_s = step + 1, time.monotonic() - started
-        if elapsed_s - evaluated_s >= settings.evaluate_every_s:
-            _report(model, validation, step, elapsed_s, losses, out_dir, settings)
-            _save_checkpoint(model, optimizer, step, elapsed_s, checkpoint, settings)
-            losses, evaluated_s = [], elapsed_s
-    final = _report(model, validation, step, elapsed_s, losses, out_dir, settings)
-    model = model.to("cpu").eval()
-    set_block_attention(model, enabled=False)
-    model.save_pretrained(out_dir)
-    _write_report(model, train, final, elapsed_s, out_dir, settings)
-    checkpoint.unlink(missing_ok=True)
-    return model
-
-
-def _start(settings: WorldModelTraining, tokens_per_frame: int) -> WorldModel:
-    torch.manual_seed(settings.seed)
-    if settings.init:
-        model = WorldModel.from_pretrained(settings.init)
-        if model.tokens_per_frame != tokens_per_frame or model.num_codes != settings.num_codes:
-            raise ValueError(
-                f"the recordings must have the {model.tokens_per_frame} tokens a frame and {model.num_codes} codes of "
-                f"{settings.init}, got {tokens_per_frame} and {settings.num_codes}; encode them with its tokenizer"
-            )
-        return model.train()
-    model = WorldModel.create(
-        num_codes=settings.num_codes,
-        tokens_per_frame=tokens_per_frame,
-        hidden_size=settings.hidden_size,
-        intermediate_size=settings.intermediate_size,
-        num_layers=settings.num_layers,
-        num_heads=settings.num_heads,
-        num_key_value_heads=settings.num_key_value_heads,
-    )
-    # Residual branches start smaller the more of them there are (GPT-2).
-    with torch.no_grad():
-        for layer in model.llama.model.layers:
-            for branch in (layer.self_attn.o_proj, layer.mlp.down_proj):
-                branch.weight.mul_((2 * settings.num_layers) ** -0.5)
-    return model
-
-
-def _optimizer(model: WorldModel, settings: WorldModelTraining) -> torch.optim.AdamW:
-    matrices = [weight for weight in model.parameters() if weight.ndim > 1]
-    vectors = [weight for weight in model.parameters() if weight.ndim <= 1]
-    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(
-        groups, settings.learning_rate, (0.9, 0.95), weight_decay=settings.weight_decay, fused=True
-    )
-
-
-def _progress(step: int, elapsed_s: float, settings: WorldModelTraining) -> float:
-    return elapsed_s / 60 / settings.minutes if settings.minutes else step / settings.num_steps
-
-
-def _schedule(progress: float) -> float:
-    """Share of the highest learning rate: linear over the first 2 %, then a cosine down to a twentieth."""
-    if progress < 0.02:
-        return max(progress, 1e-4) / 0.02
-    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (progress - 0.02) / 0.98))
-
-
-def _train_step(model: WorldModel, optimizer: torch.optim.AdamW, tokens: Tensor, settings: WorldModelTraining) -> float:
-    """One update; returns the mean negative log-probability of the generated frames' tokens, nats."""
-    per_frame = model.tokens_per_frame
-    num_first = per_frame - 1  # nothing stands before the very first token
-    positions = image_positions(settings.num_frames, per_frame).to(tokens.device)[1:]
-    half = settings.precision == "bf16"
-    # torch's kernel is the better one in float32 and on GPUs.
-    set_block_attention(model, enabled=half and tokens.device.type == "cpu")
-    with torch.autocast(tokens.device.type, torch.bfloat16, enabled=half):
-        logprobs = model.logprobs(tokens, positions)  # [B, W * N - 1]
-    generated = -logprobs[:, num_first:].mean()
-    loss = generated - settings.context_weight * logprobs[:, :num_first].sum() / logprobs[:, num_first:].numel()
-    optimizer.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
-    optimizer.step()
-    return float(generated.detach())
-
-
-@torch.no_grad()
-def validate(
-    model: WorldModel, recordings: TokenRecordings, num_windows: int, num_frames: int, batch_size: int = 16
-) -> dict[str, float]:
-    """Mean negative log-probability of the tokens of all frames but the first, nats, in float32.
-
-    Returns:
-        `validation_loss`, and `validation_loss_wrong_actions` where each window has the actions of another one: what
-        the actions tell is the difference.
-    """
-    starts = recordings.window_starts(num_frames)
-    chosen = starts[np.linspace(0, len(starts) - 1, min(num_windows, len(starts))).astype(np.int64)]
-    tokens = recordings.windows(chosen, num_frames)
-    wrong = tokens.clone()
-    is_image = torch.zeros(tokens.shape[1], dtype=torch.bool)
-    is_image[image_positions(num_frames, model.tokens_per_frame)] = True
-    wrong[:, ~is_image] = tokens[:, ~is_image].roll(len(tokens) // 2, 0)
-    set_block_attention(model, enabled=False)
-    means = {}
-    for name, sequences in (("validation_loss", tokens), ("validation_loss_wrong_actions", wrong)):
-        batches = sequences.to(model.llama.device).split(batch_size)
-        scored = torch.cat([model(batch, (num_frames - 1) * model.tokens_per_frame) for batch in batches])
-        means[name] = -float(scored.mean())
-    return means
-
-
-def _report(
-    model: WorldModel,
-    validation: TokenRecordings,
-    step: int,
-    elapsed_s: float,
-    losses: list[float],
-    out_dir: Path,
-    settings: WorldModelTraining,
-) -> dict[str, float]:
-    """One line of the curve."""
-    figures = {"step": step, "elapsed_s": elapsed_s, "loss": float(np.mean(losses)) if losses else math.nan}
-    figures |= validate(model, validation, settings.num_validation, settings.num_frames)
-    line = {name: round(value, 4) for name, value in figures.items() if not math.isnan(value)}
-    with (out_dir / "curve.jsonl").open("a") as curve:
-        curve.write(json.dumps(line) + "\n")
-    logger.info("%s", line)
-    return line
-
-
-def _write_report(
-    model: WorldModel,
-    train: TokenRecordings,
-    final: dict[str, float],
-    elapsed_s: float,
-    out_dir: Path,
-    settings: WorldModelTraining,
-) -> None:
-    length = train.windows(np.zeros(1, np.int64), settings.num_frames).shape[1]
-    tokens_seen = int(final["step"]) * settings.batch_size * length
-    report = {
-        "settings": asdict(settings), "parameters": sum(weight.numel() for weight in model.parameters()),
-        "train_frames": len(train.images), "train_windows": len(train.window_starts(settings.num_frames)),
-        "tokens_seen": tokens_seen, "tokens_per_s": round(tokens_seen / max(elapsed_s, 1e-9), 1), "final": final,
-        "torch": torch.__version__, "machine": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(), "load_average": os.getloadavg(),
-    }  # fmt: skip
-    write_json(out_dir / "training.json", report)
-
-
-def _save_checkpoint(
-    model: WorldModel,
-    optimizer: torch.optim.AdamW,
-    step: int,
-    elapsed_s: float,
-    path: Path,
-    settings: WorldModelTraining,
-) -> None:
-    state = {
-        "model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "elapsed_s": elapsed_s,
-        "settings": asdict(settings),
-    }  # fmt: skip
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    temporary.replace(path)  # never half a checkpoint under the final name
-
-
-def _resume(
-    model: WorldModel, optimizer: torch.optim.AdamW, path: Path, settings: WorldModelTraining
-) -> tuple[int, float]:
-    state = torch.load(path, weights_only=True)
-    # The length may change between two sessions; what the weights and the batches depend on may not.
-    free = {"minutes", "num_steps", "evaluate_every_s"}
-    differing = [k for k, v in asdict(settings).items() if k not in free and state["settings"].get(k, v) != v]
-    if differing:
-        raise ValueError(f"a resumed training must keep its settings, got another {differing[0]}; remove {path}")
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"]), float(state["elapsed_s"])
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """`python -m rlir_ray pretrain world-model`."""
     parser = build_parser(
@@ -346,6 +72,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_settings(parser, WorldModelTraining)
     chosen = vars(parser.parse_args(argv))
     settings = take_settings(chosen, WorldModelTraining)
+    import torch
+
+    from rlir_ray.pretrain.world_model_training import load_tokens, train_world_model
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(chosen["threads"])
     train, validation = (load_tokens(chosen["data"] / f"{split}.npz", settings.num_codes) for split in SPLITS)

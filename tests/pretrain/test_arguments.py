@@ -1,5 +1,7 @@
 """Settings as command-line arguments."""
 
+import subprocess
+import sys
 from dataclasses import dataclass
 
 from rlir_ray.pretrain.arguments import add_settings, build_parser, take_settings
@@ -24,6 +26,13 @@ def test_settings_are_read_with_their_types_and_taken_out():
     chosen = vars(parser.parse_args(["--steps", "4", "--minutes", "2", "--out", "x"]))
     assert take_settings(chosen, Settings) == Settings(steps=4, minutes=2.0)
     assert chosen == {"out": "x"}
+
+
+def test_help_of_the_trainers_loads_nothing_heavy():
+    modules = [f"rlir_ray.pretrain.{name}" for name in ("tokenizer", "idm", "world_model", "assets")]
+    code = f"import sys, {', '.join(modules)}\nprint([m for m in ('torch', 'av', 'rich') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_help_holds_each_fields_line_and_the_example():

@@ -10,10 +10,11 @@ import torch
 
 from rlir_ray.actions import Actions
 from rlir_ray.data.recordings import Recording
-from rlir_ray.pretrain import idm
-from rlir_ray.pretrain.idm import InverseDynamicsTraining, build_model, train_inverse_dynamics
+from rlir_ray.pretrain import idm_training
+from rlir_ray.pretrain.idm import InverseDynamicsTraining
 from rlir_ray.pretrain.idm_figures import compare, cut_clips, evaluate_inverse_dynamics, held_out_figures
 from rlir_ray.pretrain.idm_loss import class_weights, inverse_dynamics_loss
+from rlir_ray.pretrain.idm_training import build_model, train_inverse_dynamics
 
 SETTINGS = InverseDynamicsTraining(
     architecture="correlation", groups=("yaw",), minutes=0, steps=20, clips_per_step=4, window_frames=(4,), seed=3
@@ -76,7 +77,7 @@ def test_a_trained_judge_reads_the_panning_world(tmp_path: Path) -> None:
 def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train, held_out = recordings(3, seed=0), recordings(2, seed=50)
     train_inverse_dynamics(train, held_out, tmp_path / "whole", SETTINGS)
-    steps = idm._steps
+    steps = idm_training._steps
 
     def stopping_steps(*arguments: object) -> Iterator[float]:
         for index, loss in enumerate(steps(*arguments)):  # type: ignore[arg-type]
@@ -86,7 +87,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path, monk
 
     often = replace(SETTINGS, checkpoint_every_s=0.0)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(idm, "_steps", stopping_steps)
+        patch.setattr(idm_training, "_steps", stopping_steps)
         train_inverse_dynamics(train, held_out, tmp_path / "parts", often)
     train_inverse_dynamics(train, held_out, tmp_path / "parts", often)
     whole, parts = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts"))

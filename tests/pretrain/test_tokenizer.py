@@ -12,8 +12,9 @@ from rlir_ray.data.recordings import Recording, list_recordings, read_recordings
 from rlir_ray.models.tokenizer import build_tokenizer
 from rlir_ray.pretrain.codebook import kmeans
 from rlir_ray.pretrain.encode import encode_recordings
-from rlir_ray.pretrain.tokenizer import TokenizerTraining, main, reconstruction_loss, train_tokenizer
+from rlir_ray.pretrain.tokenizer import TokenizerTraining, main
 from rlir_ray.pretrain.tokenizer_figures import evaluate_tokenizer
+from rlir_ray.pretrain.tokenizer_training import reconstruction_loss, train_tokenizer
 
 TINY = TokenizerTraining(
     num_codes=16, code_size=4, pixel_unshuffle=4, block_channels=(8, 16), batch_pairs=4, num_steps=60,
@@ -63,7 +64,7 @@ class Interrupted(Exception):
 
 
 def test_interrupted_training_goes_on_to_the_same_weights(tmp_path, monkeypatch) -> None:
-    from rlir_ray.pretrain import tokenizer as room
+    from rlir_ray.pretrain import tokenizer_training as room
 
     clips, validation = moving_squares(0), np.concatenate(moving_squares(1))
     whole = train_tokenizer(clips, validation, tmp_path / "whole", TINY)
@@ -85,7 +86,7 @@ def test_interrupted_training_goes_on_to_the_same_weights(tmp_path, monkeypatch)
 
 
 def test_checkpoint_of_other_settings_is_refused_by_name(tmp_path, monkeypatch) -> None:
-    from rlir_ray.pretrain import tokenizer as room
+    from rlir_ray.pretrain import tokenizer_training as room
 
     clips, validation = moving_squares(0), np.concatenate(moving_squares(1))
     state = room._start((16, 24), TINY)
