@@ -1,7 +1,8 @@
 """The README's table: the base, supervised training and RL from it for the same wall-clock, judged on held-out prompts.
 
-RL runs through the Ray pools. Each training has one core of its own, side by side on two. Needs the tokens that
-`make assets` leaves in its work folder. Run: `python benchmarks/doom_table.py --tokens work/assets/tokens`.
+RL runs through the Ray pools. Each training has one core of its own, side by side on two; one that is there already is
+kept. Needs the tokens that `make assets` leaves in its work folder.
+Run: `python benchmarks/doom_table.py --tokens work/assets/tokens`.
 """
 
 from __future__ import annotations
@@ -41,13 +42,12 @@ def main() -> None:
 
 
 def train_both(arguments: argparse.Namespace, overrides: list[str]) -> Path:
-    """Starts both trainings, one a core; returns the RL run's folder."""
+    """Runs the trainings that are missing, one a core; returns the RL run's folder."""
     from rlir_ray.config import asset_path, load_config
 
     config = load_config("doom_tiny_ar", overrides)
     folder = Path(config.run.dir).absolute() / arguments.name
     control = Path(f"{folder}-supervised")
-    shutil.rmtree(control, ignore_errors=True)
     cores = sorted(os.sched_getaffinity(0))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     supervised = [
@@ -56,9 +56,11 @@ def train_both(arguments: argparse.Namespace, overrides: list[str]) -> Path:
         "--seed", str(arguments.seed + 1), "--learning-rate", str(arguments.supervised_learning_rate),
     ]  # fmt: skip
     reinforced = ["-m", "rlir_ray", "train", "--recipe", "doom_tiny_ar", *overrides]
+    trainings = ((cores[0], supervised, control / "training.json"), (cores[-1], reinforced, folder / "report.html"))
     running = [
         subprocess.Popen(["taskset", "-c", str(core), sys.executable, *command], env=environment)
-        for core, command in zip((cores[0], cores[-1]), (supervised, reinforced), strict=True)
+        for core, command, finished in trainings
+        if not finished.exists()
     ]
     if codes := [process.wait() for process in running if process.wait() != 0]:
         raise SystemExit(f"a training failed with exit code {codes[0]}; its output is above")

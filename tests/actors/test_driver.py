@@ -13,9 +13,10 @@ from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.ledger import Ledger
 from rlir_ray.local import train_local
 from rlir_ray.models.autoregressive import WorldModel
-from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup
+from rlir_ray.trajectory import EncodedVideo, Prompt, RewardScores, TrajectoryGroup
 from rlir_ray.weights import weights_of
 from tests.actors.world import tiny_prompt_set
+from tests.fakes import NUM_CODES
 
 FIGURES = ("loss/policy", "reward/mean", "reward/std", "grad_norm", "ratio/max_abs_log", "decisions", "follow/macro_f1")
 
@@ -24,7 +25,8 @@ def run_local(config):
     """The same run in this process; returns its metrics and final weights."""
     model = WorldModel.from_pretrained(config.models.policy)
     engine = TorchEngine(model, config.train, config.learner)
-    learner = Learner(model, None, engine, config.train, config.learner, config.rollout.temperature)
+    reference = WorldModel.from_pretrained(config.models.policy) if config.train.kl_coefficient else None
+    learner = Learner(model, reference, engine, config.train, config.learner, config.rollout.temperature)
     sampler = build_sampler(config.models.policy, config.rollout)
     prompts = tiny_prompt_set("train").prompts
     return train_local(config, prompts, sampler, build_reward(config, None), learner), learner.weights()
@@ -81,9 +83,33 @@ def test_synchronous_pools_train_as_the_local_loop_and_the_driver_reads_no_paylo
 
 def test_two_rollout_actors_two_ranks_and_serve_change_no_loss(ray_cluster, make_config):
     config = make_config(
-        "rollout.num_actors=2", "learner.engine=deepspeed", "learner.num_workers=2", "reward.backend=serve"
+        "rollout.num_actors=2", "learner.engine=deepspeed", "learner.num_workers=2", "reward.backend=serve",
+        "train.kl_coefficient=0.1", "train.advantage=dr_grpo",
     )  # fmt: skip
     assert_same_run(run_pools(config, evaluate=False), config)
+
+
+class TokenReward:
+    """A user's own: the higher a frame's ids, the better."""
+
+    def score(self, videos):
+        return [
+            RewardScores(
+                group_id=video.group_id,
+                frame_rewards=(video.tokens[:, video.num_context :].mean(-1) / NUM_CODES).astype(np.float32),
+                rules={},
+                confusion={},
+            )
+            for video in videos
+        ]
+
+
+def test_a_reward_of_ones_own_takes_the_place_of_the_configured_one(ray_cluster, make_config):
+    config = make_config("train.num_steps=1")
+    result = Pipeline(config, prompts=tiny_prompt_set, make_reward=TokenReward).train(calibrate=False, evaluate=False)
+    assert result.groups["trained"] == 4
+    assert 0 < result.metrics[0]["reward/mean"] < 1
+    assert "rule/soft" not in result.metrics[0]
 
 
 def test_overlapped_training_stays_within_max_staleness_and_a_stop_saves_what_there_is(ray_cluster, make_config):
