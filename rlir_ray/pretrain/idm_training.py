@@ -17,6 +17,7 @@ import torch
 from rlir_ray.data.recordings import Recording
 from rlir_ray.models.correlation import CorrelationInverseDynamics, correlation_config
 from rlir_ray.models.inverse_dynamics import InverseDynamicsModel, small_vpt_config
+from rlir_ray.pretrain.finished import finished_report
 from rlir_ray.pretrain.idm import InverseDynamicsTraining
 from rlir_ray.pretrain.idm_figures import CLIP_FRAMES, Model, cut_clips, evaluate_inverse_dynamics, held_out_figures
 from rlir_ray.pretrain.idm_loss import class_weights, head_weights, inverse_dynamics_loss
@@ -81,7 +82,8 @@ def train_inverse_dynamics(
 ) -> dict[str, Any]:
     """Trains a model and writes config.json, model.safetensors, training.json and curve.jsonl into `path`.
 
-    The same call goes on from checkpoint.pt where an earlier one stopped.
+    The same call goes on from checkpoint.pt where an earlier one stopped. A finished training is left as it is, unless
+    more minutes are asked for than it had: then it goes on.
 
     Args:
         recordings: trained on, held in memory.
@@ -94,12 +96,14 @@ def train_inverse_dynamics(
         The held-out figures that training.json holds.
 
     Raises:
-        ValueError: no recordings, none long enough, or a checkpoint of other settings.
+        ValueError: no recordings, none long enough, or a checkpoint or a finished training of other settings.
     """
     if not settings.steps and not settings.minutes > 0:
         raise ValueError(f"training needs steps or minutes above 0, got {settings.steps} and {settings.minutes}")
-    torch.set_num_threads(settings.threads)
     folder = Path(path)
+    if finished := finished_report(folder, settings, extendable=not settings.steps):
+        return finished["held_out"]
+    torch.set_num_threads(settings.threads)
     data = label_frames(recordings)
     frames, actions = cut_clips(validation, CLIP_FRAMES, 192)
     folder.mkdir(parents=True, exist_ok=True)

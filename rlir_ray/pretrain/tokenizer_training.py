@@ -23,6 +23,7 @@ from torch import Tensor
 
 from rlir_ray.models.tokenizer import FrameTokenizer, build_tokenizer
 from rlir_ray.pretrain.codebook import CodeAverages
+from rlir_ray.pretrain.finished import finished_report
 from rlir_ray.pretrain.tokenizer import TokenizerTraining
 from rlir_ray.pretrain.tokenizer_figures import evaluate_tokenizer, perplexity
 from rlir_ray.run import write_json
@@ -47,7 +48,9 @@ class _State:
 def train_tokenizer(
     clips: Clips, validation: npt.NDArray[np.uint8], out_dir: Path | str, settings: TokenizerTraining
 ) -> FrameTokenizer:
-    """Trains a tokenizer and writes it with its held-out figures; called again it goes on from its checkpoint.
+    """Trains a tokenizer and writes it with its held-out figures.
+
+    Called again it goes on from its checkpoint; a finished one is left as it is.
 
     Args:
         clips: recordings, uint8 [F, H, W, 3] each, of one size, at least two frames long.
@@ -58,10 +61,12 @@ def train_tokenizer(
 
     Returns:
         The tokenizer as read back from `out_dir`.
+
+    Raises:
+        ValueError: no recordings, or a checkpoint or a finished training of other settings.
     """
     out_dir = Path(out_dir)
-    if (out_dir / "training.json").is_file():
-        logger.info("%s is trained already; remove it to train again", out_dir)
+    if finished_report(out_dir, settings):
         return FrameTokenizer.from_pretrained(out_dir)
     clips = [clip for clip in clips if len(clip) >= 2]
     if not clips:

@@ -22,6 +22,7 @@ from torch import Tensor
 from rlir_ray.actions import Actions, action_tokens
 from rlir_ray.models.autoregressive import WorldModel, assemble, image_positions
 from rlir_ray.models.block_attention import set_block_attention
+from rlir_ray.pretrain.finished import finished_report
 from rlir_ray.pretrain.world_model import WorldModelTraining
 from rlir_ray.run import write_json
 
@@ -80,7 +81,7 @@ def load_tokens(path: Path | str, num_codes: int) -> TokenRecordings:
 def train_world_model(
     train: TokenRecordings, validation: TokenRecordings, out_dir: Path | str, settings: WorldModelTraining
 ) -> WorldModel:
-    """Trains a world model; called again it goes on from its last checkpoint.
+    """Trains a world model; called again it goes on from its last checkpoint, and a finished one is left as it is.
 
     Args:
         train, validation: token recordings of one tokenizer.
@@ -89,8 +90,13 @@ def train_world_model(
 
     Returns:
         The trained model on the CPU, in evaluation mode.
+
+    Raises:
+        ValueError: no episode of a window's length, or a checkpoint or a finished training of other settings.
     """
     out_dir = Path(out_dir)
+    if finished_report(out_dir, settings):
+        return WorldModel.from_pretrained(out_dir)
     starts = train.window_starts(settings.num_frames)
     out_dir.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

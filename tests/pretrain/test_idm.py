@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -94,11 +95,25 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path, monk
     assert whole == parts
 
 
-def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_and_a_training_of_other_settings_are_refused(tmp_path: Path) -> None:
     settings = replace(SETTINGS, steps=1)
     train_inverse_dynamics(recordings(1, 0), recordings(1, 9), tmp_path, settings)
+    with pytest.raises(ValueError, match="was trained with another seed; repeat them"):
+        train_inverse_dynamics(recordings(1, 0), recordings(1, 9), tmp_path, replace(settings, seed=4))
+    (tmp_path / "training.json").unlink()
     with pytest.raises(ValueError, match="goes on with the settings it began with"):
         train_inverse_dynamics(recordings(1, 0), recordings(1, 9), tmp_path, replace(settings, seed=4))
+
+
+def test_a_finished_training_is_left_as_it_is_and_goes_on_with_more_minutes(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, steps=0, minutes=0.001)
+    figures = train_inverse_dynamics(recordings(1, 0), recordings(1, 9), tmp_path, settings)
+    report = (tmp_path / "training.json").read_text()
+    assert train_inverse_dynamics(recordings(1, 0), recordings(1, 9), tmp_path, settings) == figures
+    assert (tmp_path / "training.json").read_text() == report
+    train_inverse_dynamics(recordings(1, 0), recordings(1, 9), tmp_path, replace(settings, minutes=0.01))
+    longer = json.loads((tmp_path / "training.json").read_text())
+    assert longer["steps"] > json.loads(report)["steps"]
 
 
 def test_clips_through_a_tokenizer_are_scored_apart() -> None:

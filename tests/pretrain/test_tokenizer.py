@@ -95,6 +95,20 @@ def test_checkpoint_of_other_settings_is_refused_by_name(tmp_path, monkeypatch) 
         train_tokenizer(clips, validation, tmp_path, replace(TINY, lr=1e-4))
 
 
+def test_a_finished_training_is_left_as_it_is(tmp_path, caplog) -> None:
+    clips, validation = moving_squares(0), np.concatenate(moving_squares(1))
+    settings = replace(TINY, num_steps=2)
+    first = train_tokenizer(clips, validation, tmp_path, settings)
+    report = (tmp_path / "training.json").read_text()
+    with caplog.at_level("INFO"):
+        again = train_tokenizer(clips, validation, tmp_path, replace(settings, num_steps=3))
+    assert "is trained already; remove it to train again" in caplog.text
+    assert (tmp_path / "training.json").read_text() == report
+    assert torch.equal(first.codebook, again.codebook)
+    with pytest.raises(ValueError, match="was trained with another lr, seed; repeat them"):
+        train_tokenizer(clips, validation, tmp_path, replace(settings, lr=1e-4, seed=1))
+
+
 def test_kmeans_finds_separate_clusters() -> None:
     generator = torch.Generator().manual_seed(0)
     truth = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])

@@ -101,6 +101,20 @@ def test_resumed_training_ends_where_an_unbroken_one_does(
     assert not (out / "checkpoint.pt").exists()
 
 
+def test_a_finished_training_is_left_as_it_is(
+    recordings: tuple[TokenRecordings, TokenRecordings], tmp_path: Path
+) -> None:
+    settings = dataclasses.replace(SETTINGS, num_steps=2)
+    first = train_world_model(*recordings, tmp_path / "out", settings)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    again = train_world_model(*recordings, tmp_path / "out", settings)
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    for weight, other in zip(first.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(weight, other, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="was trained with another learning_rate; repeat them"):
+        train_world_model(*recordings, tmp_path / "out", dataclasses.replace(settings, learning_rate=1.0))
+
+
 def test_command_line_continues_from_a_checkpoint(
     recordings: tuple[TokenRecordings, TokenRecordings], tmp_path: Path
 ) -> None:
