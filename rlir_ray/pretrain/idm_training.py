@@ -21,6 +21,7 @@ from rlir_ray.pretrain.finished import finished_report
 from rlir_ray.pretrain.idm import InverseDynamicsTraining
 from rlir_ray.pretrain.idm_figures import CLIP_FRAMES, Model, cut_clips, evaluate_inverse_dynamics, held_out_figures
 from rlir_ray.pretrain.idm_loss import class_weights, head_weights, inverse_dynamics_loss
+from rlir_ray.pretrain.progress import progress_bar
 from rlir_ray.pretrain.windows import NUM_BINS, LabelledFrames, Reconstruct, draw_windows, label_frames
 from rlir_ray.run import write_json
 
@@ -54,6 +55,9 @@ class _Run:
     optimizer: torch.optim.Optimizer
     step: int = 0
     elapsed_s: float = 0.0
+
+    def progress(self, settings: InverseDynamicsTraining) -> float:
+        return self.step / settings.steps if settings.steps else self.elapsed_s / (60 * settings.minutes)
 
     def save(self, path: Path, identity: str) -> None:
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
@@ -116,15 +120,17 @@ def train_inverse_dynamics(
         run.load(folder / "checkpoint.pt", identity)
         logger.info("going on from step %d of %s", run.step, folder)
     last_evaluation = last_checkpoint = time.perf_counter()
-    for loss in _steps(run, data, settings, reconstruct):
-        now = time.perf_counter()
-        if now - last_evaluation > settings.evaluate_every_s:
-            scores = evaluate_inverse_dynamics(model, frames, actions, settings.groups)["+0"]
-            _note(folder / "curve.jsonl", run, settings, loss, scores)
-            last_evaluation = time.perf_counter()
-        if now - last_checkpoint > settings.checkpoint_every_s:
-            run.save(folder / "checkpoint.pt", identity)
-            last_checkpoint = time.perf_counter()
+    with progress_bar("inverse dynamics model") as show:
+        for loss in _steps(run, data, settings, reconstruct):
+            show(run.progress(settings), f"loss {loss:.3f}")
+            now = time.perf_counter()
+            if now - last_evaluation > settings.evaluate_every_s:
+                scores = evaluate_inverse_dynamics(model, frames, actions, settings.groups)["+0"]
+                _note(folder / "curve.jsonl", run, settings, loss, scores)
+                last_evaluation = time.perf_counter()
+            if now - last_checkpoint > settings.checkpoint_every_s:
+                run.save(folder / "checkpoint.pt", identity)
+                last_checkpoint = time.perf_counter()
     run.save(folder / "checkpoint.pt", identity)
     model.eval().save_pretrained(folder)
     figures = held_out_figures(model, validation, settings.groups, reconstruct)
@@ -143,7 +149,7 @@ def _steps(
     losses = []
     run.model.train()
     while True:
-        progress = run.step / settings.steps if settings.steps else run.elapsed_s / (60 * settings.minutes)
+        progress = run.progress(settings)
         if progress >= 1:
             return
         started = time.perf_counter()

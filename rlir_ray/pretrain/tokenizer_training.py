@@ -24,6 +24,7 @@ from torch import Tensor
 from rlir_ray.models.tokenizer import FrameTokenizer, build_tokenizer
 from rlir_ray.pretrain.codebook import CodeAverages
 from rlir_ray.pretrain.finished import finished_report
+from rlir_ray.pretrain.progress import progress_bar
 from rlir_ray.pretrain.tokenizer import TokenizerTraining
 from rlir_ray.pretrain.tokenizer_figures import evaluate_tokenizer, perplexity
 from rlir_ray.run import write_json
@@ -82,11 +83,12 @@ def train_tokenizer(
 
     ends = np.cumsum([len(clip) - 1 for clip in clips])
     started = time.monotonic() - state.elapsed_s
-    with (out_dir / "curve.jsonl").open("a") as curve:
+    with (out_dir / "curve.jsonl").open("a") as curve, progress_bar("tokenizer") as show:
         while (progress := _progress(state, settings)) < 1:
             metrics = _train_step(state, _draw_pairs(clips, ends, settings, state.step), progress, settings)
             state.step += 1
             state.elapsed_s = time.monotonic() - started
+            show(_progress(state, settings), f"loss {metrics['loss']}")
             if state.step % 20 == 0:
                 line = {"step": state.step, "elapsed_s": round(state.elapsed_s, 1), **metrics}
                 curve.write(json.dumps(line) + "\n")

@@ -23,6 +23,7 @@ from rlir_ray.actions import Actions, action_tokens
 from rlir_ray.models.autoregressive import WorldModel, assemble, image_positions
 from rlir_ray.models.block_attention import set_block_attention
 from rlir_ray.pretrain.finished import finished_report
+from rlir_ray.pretrain.progress import progress_bar
 from rlir_ray.pretrain.world_model import WorldModelTraining
 from rlir_ray.run import write_json
 
@@ -110,17 +111,19 @@ def train_world_model(
         logger.info("goes on from step %d of %s", step, checkpoint)
     started = time.monotonic() - elapsed_s
     losses: list[float] = []
-    while (progress := _progress(step, elapsed_s, settings)) < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * _schedule(progress)
-        # Drawn by step, so that a resumed training sees the windows that it would have seen.
-        rows = np.random.default_rng([settings.seed, step]).choice(starts, settings.batch_size)
-        losses.append(_train_step(model, optimizer, train.windows(rows, settings.num_frames).to(device), settings))
-        step, elapsed_s = step + 1, time.monotonic() - started
-        if elapsed_s - evaluated_s >= settings.evaluate_every_s:
-            _report(model, validation, step, elapsed_s, losses, out_dir, settings)
-            _save_checkpoint(model, optimizer, step, elapsed_s, checkpoint, settings)
-            losses, evaluated_s = [], elapsed_s
+    with progress_bar("world model") as show:
+        while (progress := _progress(step, elapsed_s, settings)) < 1:
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * _schedule(progress)
+            # Drawn by step, so that a resumed training sees the windows that it would have seen.
+            rows = np.random.default_rng([settings.seed, step]).choice(starts, settings.batch_size)
+            losses.append(_train_step(model, optimizer, train.windows(rows, settings.num_frames).to(device), settings))
+            step, elapsed_s = step + 1, time.monotonic() - started
+            show(_progress(step, elapsed_s, settings), f"loss {losses[-1]:.3f}")
+            if elapsed_s - evaluated_s >= settings.evaluate_every_s:
+                _report(model, validation, step, elapsed_s, losses, out_dir, settings)
+                _save_checkpoint(model, optimizer, step, elapsed_s, checkpoint, settings)
+                losses, evaluated_s = [], elapsed_s
     final = _report(model, validation, step, elapsed_s, losses, out_dir, settings)
     model = model.to("cpu").eval()
     set_block_attention(model, enabled=False)
