@@ -56,11 +56,13 @@ def _where(folder: Path, num_steps: int, interrupted: bool) -> list[str]:
 
 def _collect(arguments: argparse.Namespace, rest: list[str]) -> None:
     from rlir_ray.data.doom import collect
+    from rlir_ray.progress import progress_bar
 
-    summary = collect(
-        Path(arguments.out), num_frames=arguments.frames, split=arguments.split, seed=arguments.seed,
-        num_workers=arguments.workers,
-    )  # fmt: skip
+    with progress_bar("recording") as show:
+        summary = collect(
+            Path(arguments.out), num_frames=arguments.frames, split=arguments.split, seed=arguments.seed,
+            num_workers=arguments.workers, progress=lambda done, total: show(done / total, f"{done} frames"),
+        )  # fmt: skip
     print(summary)
 
 

@@ -21,8 +21,8 @@ from rlir_ray.pretrain.finished import finished_report
 from rlir_ray.pretrain.idm import InverseDynamicsTraining
 from rlir_ray.pretrain.idm_figures import CLIP_FRAMES, Model, cut_clips, evaluate_inverse_dynamics, held_out_figures
 from rlir_ray.pretrain.idm_loss import class_weights, head_weights, inverse_dynamics_loss
-from rlir_ray.pretrain.progress import progress_bar
 from rlir_ray.pretrain.windows import NUM_BINS, LabelledFrames, Reconstruct, draw_windows, label_frames
+from rlir_ray.progress import progress_bar
 from rlir_ray.run import write_json
 
 logger = logging.getLogger(__name__)

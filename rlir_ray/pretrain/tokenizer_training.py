@@ -24,9 +24,9 @@ from torch import Tensor
 from rlir_ray.models.tokenizer import FrameTokenizer, build_tokenizer
 from rlir_ray.pretrain.codebook import CodeAverages
 from rlir_ray.pretrain.finished import finished_report
-from rlir_ray.pretrain.progress import progress_bar
 from rlir_ray.pretrain.tokenizer import TokenizerTraining
 from rlir_ray.pretrain.tokenizer_figures import evaluate_tokenizer, perplexity
+from rlir_ray.progress import progress_bar
 from rlir_ray.run import write_json
 
 logger = logging.getLogger(__name__)

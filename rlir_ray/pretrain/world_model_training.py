@@ -23,8 +23,8 @@ from rlir_ray.actions import Actions, action_tokens
 from rlir_ray.models.autoregressive import WorldModel, assemble, image_positions
 from rlir_ray.models.block_attention import set_block_attention
 from rlir_ray.pretrain.finished import finished_report
-from rlir_ray.pretrain.progress import progress_bar
 from rlir_ray.pretrain.world_model import WorldModelTraining
+from rlir_ray.progress import progress_bar
 from rlir_ray.run import write_json
 
 logger = logging.getLogger(__name__)

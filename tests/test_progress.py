@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from rlir_ray.pretrain.progress import progress_bar
+from rlir_ray.progress import progress_bar
 
 
 class Terminal(io.StringIO):
