@@ -143,9 +143,10 @@ class ServeBackend:
         try:
             self.handle = serve.run(deployment.bind(make_reward), name=self.name, route_prefix=None)
         except RuntimeError as error:
-            raise RuntimeError(
-                f"the reward pool did not start: {self._cause()}; check models.* and reward.*"
-            ) from error
+            cause = self._cause()
+            # A user's own Ray goes on: nothing of ours may stay in it.
+            serve.delete(self.name)
+            raise RuntimeError(f"the reward pool did not start: {cause}; check models.* and reward.*") from error
         # A response blocks whoever turns it into a reference until a replica took it; a loop of its own waits instead.
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, name="reward responses", daemon=True).start()
@@ -155,7 +156,8 @@ class ServeBackend:
 
     def _cause(self) -> str:
         """The last line of what Serve tells about a deployment that failed: the error raised in the replica."""
-        deployments = serve.status().applications[self.name].deployments.values()
+        application = serve.status().applications.get(self.name)
+        deployments = application.deployments.values() if application else ()
         lines = [line for each in deployments for line in each.message.splitlines() if line.strip()]
         return lines[-1].strip() if lines else "Serve gives no cause"
 

@@ -39,7 +39,9 @@ def write_text(path: Path, text: str) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise ValueError(f"could not save {path}: {error.strerror}; free some space or another folder") from error
+        raise ValueError(
+            f"could not save {path}: {error.strerror}; free some space or choose another folder"
+        ) from error
 
 
 def replace_folder(temporary: Path, final: Path) -> None:
