@@ -122,6 +122,11 @@ class Actions:
                 if 0 <= button < len(MOUSE_NAMES):
                     buttons[frame, INDEX[MOUSE_NAMES[button]]] = True
             camera[frame] = mouse.get("dy", 0) * DEGREES_PER_PIXEL, mouse.get("dx", 0) * DEGREES_PER_PIXEL
+        return cls.cancelled(buttons, camera)
+
+    @classmethod
+    def cancelled(cls, buttons: npt.NDArray[np.bool_], camera: npt.NDArray[np.float32]) -> Actions:
+        """Actions of what was pressed, bool [F, 23] and float32 [F, 2], with contradictions cancelled."""
         return cls(cancel_contradictions(buttons), camera)
 
     def to_events(self) -> list[dict[str, Any]]:
@@ -140,6 +145,21 @@ class Actions:
                 }
             )
         return events
+
+
+def recovered_actions(buttons: npt.NDArray[np.integer], camera: npt.NDArray[np.integer]) -> Actions:
+    """The inverse of an inverse dynamics model's heads: their values to actions.
+
+    Args:
+        buttons: int [F, 20], 1 for pressed, in the order of `JUDGED_BUTTONS`; what no judge can see stays released.
+        camera: int [F, 2], bins of `VPT_CAMERA`, pitch first.
+
+    Returns:
+        F actions, contradictions cancelled as in `Actions.from_events`, the camera at its bins' centres.
+    """
+    unseen = np.zeros((len(buttons), len(BUTTONS) - len(JUDGED_BUTTONS)), np.bool_)
+    pressed = np.concatenate([np.asarray(buttons) != 0, unseen], 1)
+    return Actions.cancelled(pressed, VPT_CAMERA.degrees(camera).astype(np.float32))
 
 
 def cancel_contradictions(buttons: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

@@ -20,6 +20,10 @@ from typing import Any
 
 from rlir_ray.actions import GROUPS
 
+# How agreement is counted, and how camera bins are compared: see `rlir_ray.rewards.agreement`.
+RULES = ("groups", "joint", "fields")
+CAMERA_MATCHES = ("exact", "within", "cell", "ignore")
+
 
 def _check(rule: bool, key: str, text: str, value: object, remedy: str) -> None:
     if not rule:
@@ -172,8 +176,8 @@ class RewardConfig:
 
     def __post_init__(self) -> None:
         _one_of(("serve", "actors"), reward__backend=self.backend)
-        _one_of(("groups", "joint", "fields"), reward__rule=self.rule)
-        _one_of(("exact", "within", "cell", "ignore"), reward__camera=self.camera)
+        _one_of(RULES, reward__rule=self.rule)
+        _one_of(CAMERA_MATCHES, reward__camera=self.camera)
         _one_of(("exact", "soft"), reward__match=self.match)
         _one_of(("none", "class"), reward__balance=self.balance)
         _one_of(("clip", "frame"), reward__credit=self.credit)

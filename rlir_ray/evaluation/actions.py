@@ -19,7 +19,7 @@ from rlir_ray.evaluation.following import Following
 from rlir_ray.evaluation.quality import Quality, clip_quality, join_quality
 from rlir_ray.evaluation.results import REAL, RECONSTRUCTED, Evaluation
 from rlir_ray.evaluation.video import Clips
-from rlir_ray.models.inverse_dynamics import predicted_classes
+from rlir_ray.models.readings import recovered_classes
 from rlir_ray.seeds import group_seed
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def _judge(
     for clips in chunks:
         start = sum(sizes)
         for idm, model in idms.items():
-            recovered[idm].append(recovered_classes(model, clips, world))
+            recovered[idm].append(read_generated(model, clips, world))
         reference = None if real is None else torch.from_numpy(np.array(real[start : start + len(clips)]))
         qualities.append(clip_quality(clips, world.num_frames, reference))
         sizes.append(len(clips))
@@ -190,7 +190,7 @@ def _judge(
 
 
 @torch.no_grad()
-def recovered_classes(
+def read_generated(
     idm: InverseDynamicsModel | CorrelationInverseDynamics, frames: Tensor, world: WorldConfig
 ) -> npt.NDArray[np.int64]:
     """The classes that an inverse dynamics model reads in the generated frames.
@@ -209,7 +209,7 @@ def recovered_classes(
     logits = idm.logits(frames.to(next(idm.parameters()).device))
     if not all(bool(torch.isfinite(values).all()) for values in logits.values()):
         raise ValueError("an inverse dynamics model must give finite values, got others; check models.*_idm")
-    return predicted_classes(logits, world.groups)[:, -world.num_frames :].cpu().numpy()
+    return recovered_classes(logits, world.groups)[:, -world.num_frames :].numpy()
 
 
 def spread(num_prompts: int, count: int) -> list[int]:

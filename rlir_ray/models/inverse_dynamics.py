@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlir_ray.actions import GROUPS, JUDGED_BUTTONS, VPT_CAMERA
+from rlir_ray.actions import JUDGED_BUTTONS, VPT_CAMERA
 
 if TYPE_CHECKING:
     from rlir_ray.models.correlation import CorrelationInverseDynamics
@@ -328,39 +328,6 @@ def resize_frames(frames: Tensor, height: int, width: int) -> Tensor:
     images = frames.flatten(0, 1).movedim(-1, 1).float()
     resized = F.interpolate(images, (height, width), mode="bilinear", align_corners=False, antialias=False)
     return resized.round().to(torch.uint8).movedim(1, -1).unflatten(0, frames.shape[:2])
-
-
-def group_probabilities(logits: Logits, groups: Sequence[str]) -> list[Tensor]:
-    """Class probabilities of exclusive groups from the independent heads.
-
-    A class of a button group holds if its member alone is pressed; none and contradictory bits count as class 0.
-    So of forward/back: p(forward) (1 - p(back)), p(back) (1 - p(forward)), and the rest for class 0.
-
-    Args:
-        logits: buttons [B, F, 20, 2] and camera [B, F, 2, 11].
-        groups: names out of `rlir_ray.actions.GROUPS`.
-
-    Returns:
-        A float32 tensor [B, F, num_classes] for each group, summing to 1 over the classes.
-    """
-    bits = logits["buttons"].float().log_softmax(-1)
-    camera = logits["camera"].float().softmax(-1)
-    probabilities = []
-    for name in groups:
-        group = GROUPS[name]
-        if group.camera_axis is not None:
-            probabilities.append(camera[..., group.camera_axis, :])
-            continue
-        released, pressed = bits[..., group.columns, :].unbind(-1)  # [B, F, members]
-        alone = (pressed + released.sum(-1, keepdim=True) - released).exp()
-        rest = (1 - alone.sum(-1, keepdim=True)).clamp_min(0)
-        probabilities.append(torch.cat([rest, alone], -1))
-    return probabilities
-
-
-def predicted_classes(logits: Logits, groups: Sequence[str]) -> Tensor:
-    """The most probable class of each group, int64 [B, F, len(groups)]."""
-    return torch.stack([table.argmax(-1) for table in group_probabilities(logits, groups)], -1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

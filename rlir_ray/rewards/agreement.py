@@ -1,6 +1,7 @@
 """How well recovered actions agree with commanded ones: the rules of inverse rewards (RLIR, arXiv 2509.23958).
 
-Tensors in, tensors out; knows nothing of models or videos.
+`agreement` is the one place where they are compared: `rule` says how groups and buttons count together, the accepted
+classes say which camera bins obey. Tensors in, tensors out; knows nothing of models or videos.
 Legend: G trajectories of a group, F frames, K classes of one action group.
 """
 
@@ -14,30 +15,30 @@ import torch
 from torch import Tensor
 
 from rlir_ray.actions import GROUPS, MINEWORLD_CAMERA, VPT_CAMERA, Actions, group_classes
+from rlir_ray.config import CAMERA_MATCHES, RULES
+from rlir_ray.models.readings import class_tables
 
 # Bounds of a class weight before normalisation: a class of one frame in a thousand must not own the reward.
 MIN_WEIGHT, MAX_WEIGHT = 0.2, 5.0
 
 
 def agreement(
-    probabilities: Mapping[str, Tensor],
+    tables: Mapping[str, Tensor],
     accepted: Mapping[str, Tensor],
     *,
     rule: str,
-    match: str,
     weights: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """The reward of each generated frame: agreement of the recovered with the commanded action.
 
     Args:
-        probabilities: action group -> float [G, F, K], what the judge says of each class; sums to 1 over K.
+        tables: action group -> float [G, F, K], what the judge says of each class; sums to 1 over K. Probabilities
+            give the soft reward; 1 at the recovered class (`models.readings.class_tables`) the exact one.
         accepted: action group -> bool [F, K], the classes that agree with the command (see `accepted_classes`);
             the groups named here are the ones compared.
         rule: ``groups``: mean over the action groups; ``joint``: all of them at once (their product); ``fields``:
-            mean over the single buttons of the groups and the camera axes.
-        match: ``exact``: 1 where the most probable class is accepted, else 0; ``soft``: the probability of the
-            accepted classes. A button of ``fields`` agrees where pressed or released as commanded; its soft form is
-            the probability of that.
+            mean over the single buttons of the groups and the camera axes, where a button agrees if it is pressed or
+            released as commanded.
         weights: action group -> float [F], factors of the groups' agreement in each frame (see `frame_weights`).
 
     Returns:
@@ -48,19 +49,66 @@ def agreement(
     """
     if weights is not None and rule != "groups":
         raise ValueError(f"class weights need reward.rule=groups, got {rule!r}; set reward.balance=none")
-    tables = [(name, _sharpen(probabilities[name]) if match == "exact" else probabilities[name]) for name in accepted]
     if rule == "fields":
-        return torch.cat([_fields(name, table, accepted[name]) for name, table in tables], -1).mean(-1)
-    held = [(table.float() * accepted[name]).sum(-1) for name, table in tables]  # of [G, F]
+        return torch.cat([_fields(name, tables[name], accepted[name]) for name in accepted], -1).mean(-1)
+    held = {name: (tables[name].float() * accepted[name]).sum(-1) for name in accepted}  # of [G, F]
     if weights is not None:
-        held = [value * weights[name] for value, (name, _) in zip(held, tables, strict=True)]
-    stacked = torch.stack(held, -1)  # [G, F, groups]
+        held = {name: value * weights[name] for name, value in held.items()}
+    stacked = torch.stack(list(held.values()), -1)  # [G, F, groups]
     return stacked.prod(-1) if rule == "joint" else stacked.mean(-1)
 
 
-def _sharpen(table: Tensor) -> Tensor:
-    """All probability on the most probable class, so that the soft formulas give the exact ones."""
-    return torch.zeros_like(table).scatter_(-1, table.argmax(-1, keepdim=True), 1.0)
+def compare(
+    commanded: Actions,
+    recovered: Actions,
+    groups: Sequence[str],
+    *,
+    rule: str = "groups",
+    camera: str = "exact",
+    tolerance: int = 1,
+) -> npt.NDArray[np.float32]:
+    """Agreement of F recovered with F commanded actions, for those who have actions rather than a model's heads.
+
+    Args:
+        commanded, recovered: contradictions are cancelled in both; what no judge can see (ESC, swapHands, pickItem)
+            belongs to no group and never counts.
+        groups: names out of `rlir_ray.actions.GROUPS`.
+        rule: as in `agreement`.
+        camera, tolerance: as in `accepted_classes`.
+
+    Returns:
+        float32 [F], in [0, 1].
+    """
+    classes = torch.from_numpy(group_classes(recovered, groups))[None]  # [1, F, groups]
+    accepted = accepted_classes(commanded, groups, camera=camera, tolerance=tolerance)
+    return agreement(class_tables(classes, groups), accepted, rule=rule)[0].numpy()
+
+
+def every_rule(
+    exact: Mapping[str, Tensor], soft: Mapping[str, Tensor], commanded: Actions, *, camera: str, tolerance: int
+) -> dict[str, float]:
+    """The mean agreement under all rules, for the log, whichever of them rewards.
+
+    Args:
+        exact, soft: tables of the recovered classes and of their probabilities, as in `agreement`.
+        commanded: F actions.
+        camera, tolerance: the configured ones.
+
+    Returns:
+        ``groups``, ``joint`` and ``fields`` by the recovered classes and ``soft`` (groups, by probability) with the
+        configured camera; where a camera axis is in use also ``RULE/CAMERA`` for every other way to compare it.
+    """
+    groups = tuple(exact)
+    accepted = accepted_classes(commanded, groups, camera=camera, tolerance=tolerance)
+    found = {rule: float(agreement(exact, accepted, rule=rule).mean()) for rule in RULES}
+    found["soft"] = float(agreement(soft, accepted, rule="groups").mean())
+    axes = [name for name in groups if GROUPS[name].camera_axis is not None]
+    for other in CAMERA_MATCHES if axes else ():
+        if other == camera or (other == "ignore" and len(axes) == len(groups)):
+            continue
+        accepted = accepted_classes(commanded, groups, camera=other, tolerance=tolerance)
+        found |= {f"{rule}/{other}": float(agreement(exact, accepted, rule=rule).mean()) for rule in RULES}
+    return found
 
 
 def _fields(name: str, table: Tensor, accepted: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 
 from rlir_ray.actions import GROUPS, Actions, group_classes
 from rlir_ray.metrics import confusion, macro_f1
-from rlir_ray.models.inverse_dynamics import predicted_classes
+from rlir_ray.models.readings import recovered_classes
 from rlir_ray.rewards.inverse_dynamics import InverseDynamics
 
 SHIFTS = (-1, 0, 1)
@@ -125,13 +125,13 @@ def check_gate(scores: Mapping[str, float], name: str, margin: float = 0.1) -> N
 
 
 def read_clips(idm: InverseDynamics, frames: npt.NDArray[np.uint8], groups: Sequence[str]) -> npt.NDArray[np.int64]:
-    """The most probable classes, int64 [P, K, groups]; column k leads INTO frame k."""
+    """The recovered classes, int64 [P, K, groups]; column k leads INTO frame k."""
     at_once = max(1, MAX_FRAMES // frames.shape[1])
     parts = []
     with torch.no_grad():
         for start in range(0, len(frames), at_once):
             clips = torch.from_numpy(np.ascontiguousarray(frames[start : start + at_once]))
-            parts.append(predicted_classes(idm.logits(clips), groups).cpu().numpy())
+            parts.append(recovered_classes(idm.logits(clips), groups).numpy())
     return np.concatenate(parts)
 
 

@@ -16,14 +16,12 @@ from torch import Tensor
 
 from rlir_ray.actions import GROUPS, Actions, group_classes
 from rlir_ray.metrics import confusion
-from rlir_ray.models.inverse_dynamics import group_probabilities
-from rlir_ray.rewards.agreement import accepted_classes, agreement, class_weights, frame_weights
+from rlir_ray.models.readings import class_tables, group_probabilities, recovered_classes
+from rlir_ray.rewards.agreement import accepted_classes, agreement, class_weights, every_rule, frame_weights
 from rlir_ray.trajectory import EncodedVideo, RewardScores
 
 if TYPE_CHECKING:
     from rlir_ray.config import RewardConfig, WorldConfig
-
-RULES = ("groups", "joint", "fields")
 
 
 class Decoder(Protocol):
@@ -83,8 +81,7 @@ class InverseReward:
 
         Returns:
             One `RewardScores` each, in the order given: `frame_rewards` [G, F] under the configured rule; `rules`:
-            the mean of every exact rule ("groups", "joint", "fields") and of "soft" (groups, by probability);
-            `confusion` of each action group by the most probable class.
+            the mean under every rule (`agreement.every_rule`); `confusion` of each action group by the recovered class.
 
         Raises:
             ValueError: the judge's output is not finite, or videos of different lengths.
@@ -94,29 +91,31 @@ class InverseReward:
             raise ValueError(f"videos scored together must be of one length, got {sorted(lengths)}; score them apart")
         if not videos:
             return []
-        probabilities = self._read(np.concatenate([video.tokens for video in videos]))
+        soft, classes = self._read(np.concatenate([video.tokens for video in videos]))
         sizes = [len(video.tokens) for video in videos]
-        parts = {name: table.split(sizes) for name, table in probabilities.items()}
+        parts = {name: table.split(sizes) for name, table in soft.items()}
         return [
-            self._score_group(video, {name: tables[index] for name, tables in parts.items()})
-            for index, video in enumerate(videos)
+            self._score_group(video, {name: tables[index] for name, tables in parts.items()}, recovered)
+            for index, (video, recovered) in enumerate(zip(videos, classes.split(sizes), strict=True))
         ]
 
     @torch.no_grad()
-    def _read(self, tokens: npt.NDArray[np.uint16]) -> dict[str, Tensor]:
-        """uint16 [B, C + F, N] to action group -> float32 [B, C + F, classes], on the CPU."""
+    def _read(self, tokens: npt.NDArray[np.uint16]) -> tuple[dict[str, Tensor], Tensor]:
+        """uint16 [B, C + F, N] to each group's probabilities [B, C + F, K] and to the classes [B, C + F, groups]."""
         num_clips, num_frames, _ = tokens.shape
         at_once = max(1, self.config.max_frames // num_frames)
         tables: dict[str, list[Tensor]] = {name: [] for name in self.world.groups}
+        classes = []
         for start in range(0, num_clips, at_once):
             part = torch.from_numpy(tokens[start : start + at_once].astype(np.int64)).to(self.device)
             frames = self.tokenizer.decode(part.flatten(0, 1)).unflatten(0, part.shape[:2])
-            probabilities = group_probabilities(self.idm.logits(frames), self.world.groups)
-            for name, table in zip(self.world.groups, probabilities, strict=True):
+            logits = self.idm.logits(frames)
+            classes.append(recovered_classes(logits, self.world.groups))
+            for name, table in group_probabilities(logits, self.world.groups).items():
                 tables[name].append(table.float().cpu())
-        return {name: torch.cat(parts) for name, parts in tables.items()}
+        return {name: torch.cat(parts) for name, parts in tables.items()}, torch.cat(classes)
 
-    def _score_group(self, video: EncodedVideo, probabilities: dict[str, Tensor]) -> RewardScores:
+    def _score_group(self, video: EncodedVideo, probabilities: dict[str, Tensor], classes: Tensor) -> RewardScores:
         config, groups = self.config, self.world.groups
         for name, table in probabilities.items():
             if not bool(torch.isfinite(table).all()):
@@ -125,36 +124,36 @@ class InverseReward:
                     f"{video.group_id}; check models.reward_idm"
                 )
         commanded = video.actions[len(video.actions) - video.num_frames :]
-        recovered = {name: table[:, video.num_context :] for name, table in probabilities.items()}
+        recovered = classes[:, video.num_context :]  # [G, F, groups]
+        soft = {name: table[:, video.num_context :] for name, table in probabilities.items()}
+        exact = class_tables(recovered, groups)
         accepted = accepted_classes(commanded, groups, camera=config.camera, tolerance=config.camera_tolerance)
         weights = frame_weights(commanded, tuple(accepted), self.weights) if self.weights else None
-        rewards = agreement(recovered, accepted, rule=config.rule, match=config.match, weights=weights)
-        rules = {rule: float(agreement(recovered, accepted, rule=rule, match="exact").mean()) for rule in RULES}
-        rules["soft"] = float(agreement(recovered, accepted, rule="groups", match="soft").mean())
+        tables = exact if config.match == "exact" else soft
+        rewards = agreement(tables, accepted, rule=config.rule, weights=weights)
         return RewardScores(
             group_id=video.group_id,
             frame_rewards=rewards.numpy().astype(np.float32),
-            rules=rules,
-            confusion=group_confusion(recovered, commanded, groups),
+            rules=every_rule(exact, soft, commanded, camera=config.camera, tolerance=config.camera_tolerance),
+            confusion=group_confusion(recovered.numpy(), commanded, groups),
         )
 
 
 def group_confusion(
-    probabilities: Mapping[str, Tensor], commanded: Actions, groups: Sequence[str]
+    recovered: npt.NDArray[np.int64], commanded: Actions, groups: Sequence[str]
 ) -> dict[str, npt.NDArray[np.int64]]:
-    """Counts of commanded (rows) against most probable (columns) classes.
+    """Counts of commanded (rows) against recovered (columns) classes.
 
     Args:
-        probabilities: action group -> [G, F, classes].
+        recovered: int64 [G, F, len(groups)].
         commanded: F actions, the same for all G clips.
         groups: names out of `rlir_ray.actions.GROUPS`.
 
     Returns:
         Action group -> int64 [classes, classes].
     """
-    classes = group_classes(commanded, groups)  # [F, groups]
-    counts = {}
-    for column, name in enumerate(groups):
-        best = probabilities[name].argmax(-1).numpy()  # [G, F]
-        counts[name] = confusion(best, np.broadcast_to(classes[:, column], best.shape), GROUPS[name].num_classes)
-    return counts
+    classes = np.broadcast_to(group_classes(commanded, groups), recovered.shape)
+    return {
+        name: confusion(recovered[..., column], classes[..., column], GROUPS[name].num_classes)
+        for column, name in enumerate(groups)
+    }

@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rlir_ray.actions import GROUPS, JUDGED_BUTTONS
 from rlir_ray.models.correlation import (
     CorrelationInverseDynamics,
     correlation_config,
@@ -18,9 +17,7 @@ from rlir_ray.models.correlation import (
 from rlir_ray.models.inverse_dynamics import (
     VPT_CONFIG,
     InverseDynamicsModel,
-    group_probabilities,
     load_inverse_dynamics,
-    predicted_classes,
     resize_frames,
     small_vpt_config,
 )
@@ -99,32 +96,6 @@ def test_frames_of_the_right_size_are_left_alone_and_floats_refused() -> None:
     assert resize_frames(clips, 24, 32).shape == (1, 2, 24, 32, 3)
     with pytest.raises(ValueError, match="uint8"):
         resize_frames(clips.float(), 48, 64)
-
-
-def test_group_probabilities_come_from_the_bits_that_are_pressed_alone() -> None:
-    pressed = torch.full((20,), 0.01)
-    pressed[JUDGED_BUTTONS.index("forward")], pressed[JUDGED_BUTTONS.index("back")] = 0.8, 0.3
-    bits = torch.stack([1 - pressed, pressed], -1).log()[None, None]
-    camera = torch.zeros(1, 1, 2, 11)
-    camera[..., 1, 7] = 5.0
-    logits = {"buttons": bits, "camera": camera}
-    moves, jump, yaw = group_probabilities(logits, ["forward_back", "jump", "yaw"])
-    # forward .8 * .7 = .56, back .3 * .2 = .06, the rest .38.
-    assert torch.allclose(moves[0, 0], torch.tensor([0.38, 0.56, 0.06]), atol=1e-6)
-    assert torch.allclose(jump[0, 0], torch.tensor([0.99, 0.01]), atol=1e-6)
-    assert yaw[0, 0].argmax() == 7
-    assert predicted_classes(logits, ["forward_back", "jump", "yaw"]).tolist() == [[[1, 0, 7]]]
-
-
-def test_group_probabilities_sum_to_one() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits = {
-        "buttons": 3 * torch.randn(2, 5, 20, 2, generator=generator),
-        "camera": torch.randn(2, 5, 2, 11, generator=generator),
-    }
-    for group, table in zip(GROUPS.values(), group_probabilities(logits, list(GROUPS)), strict=True):
-        assert table.shape == (2, 5, group.num_classes)
-        assert torch.allclose(table.sum(-1), torch.ones(2, 5), atol=1e-5)
 
 
 def test_correlation_peaks_at_the_displacement() -> None:

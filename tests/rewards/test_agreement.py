@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from rlir_ray.actions import GROUPS, VPT_CAMERA, Actions
-from rlir_ray.rewards.agreement import accepted_classes, agreement, class_weights, frame_weights
+from rlir_ray.actions import BUTTONS, GROUPS, INDEX, VPT_CAMERA, Actions
+from rlir_ray.config import RULES
+from rlir_ray.models.readings import class_tables
+from rlir_ray.rewards.agreement import accepted_classes, agreement, class_weights, compare, every_rule, frame_weights
 
 GROUP_NAMES = ("forward_back", "jump", "yaw")
 
@@ -30,46 +32,42 @@ def _probabilities() -> dict[str, torch.Tensor]:
     }
 
 
+def _recovered() -> dict[str, torch.Tensor]:
+    """The most probable classes, as the tables of an exact comparison."""
+    classes = torch.stack([table.argmax(-1) for table in _probabilities().values()], -1)
+    return class_tables(classes, GROUP_NAMES)
+
+
 def test_soft_groups_is_the_mean_probability_of_the_commanded_classes() -> None:
     accepted = accepted_classes(_actions(), GROUP_NAMES)
-    reward = agreement(_probabilities(), accepted, rule="groups", match="soft")
+    reward = agreement(_probabilities(), accepted, rule="groups")
     # (.5 + .9 + .6) / 3 and (.2 + .6 + .3) / 3
     torch.testing.assert_close(reward, torch.tensor([[2 / 3, 1.1 / 3]]))
 
 
 def test_exact_groups_is_the_share_of_groups_recovered() -> None:
-    reward = agreement(_probabilities(), accepted_classes(_actions(), GROUP_NAMES), rule="groups", match="exact")
+    reward = agreement(_recovered(), accepted_classes(_actions(), GROUP_NAMES), rule="groups")
     torch.testing.assert_close(reward, torch.tensor([[1.0, 1 / 3]]))
 
 
 def test_joint_needs_every_group_and_its_soft_form_is_the_product() -> None:
     accepted = accepted_classes(_actions(), GROUP_NAMES)
-    torch.testing.assert_close(
-        agreement(_probabilities(), accepted, rule="joint", match="exact"), torch.tensor([[1.0, 0.0]])
-    )
-    torch.testing.assert_close(
-        agreement(_probabilities(), accepted, rule="joint", match="soft"), torch.tensor([[0.27, 0.036]])
-    )
+    torch.testing.assert_close(agreement(_recovered(), accepted, rule="joint"), torch.tensor([[1.0, 0.0]]))
+    torch.testing.assert_close(agreement(_probabilities(), accepted, rule="joint"), torch.tensor([[0.27, 0.036]]))
 
 
 def test_fields_compares_each_button_and_axis_by_itself() -> None:
     accepted = accepted_classes(_actions(), GROUP_NAMES)
     # Frame 1: back recovered for forward, so both buttons are wrong; jump is right; yaw is wrong: 1 of 4.
-    torch.testing.assert_close(
-        agreement(_probabilities(), accepted, rule="fields", match="exact"), torch.tensor([[1.0, 0.25]])
-    )
+    torch.testing.assert_close(agreement(_recovered(), accepted, rule="fields"), torch.tensor([[1.0, 0.25]]))
     # Frame 0: forward .5, back 1 - .3, jump 1 - .1, yaw .6; frame 1: .2, 1 - .7, .6, .3.
-    torch.testing.assert_close(
-        agreement(_probabilities(), accepted, rule="fields", match="soft"), torch.tensor([[2.7 / 4, 1.4 / 4]])
-    )
+    torch.testing.assert_close(agreement(_probabilities(), accepted, rule="fields"), torch.tensor([[2.7 / 4, 1.4 / 4]]))
 
 
 def test_a_camera_off_by_one_bin_agrees_within_one() -> None:
     accepted = accepted_classes(_actions(), GROUP_NAMES, camera="within", tolerance=1)
     assert accepted["yaw"].sum(1).tolist() == [3, 3]
-    torch.testing.assert_close(
-        agreement(_probabilities(), accepted, rule="groups", match="exact"), torch.tensor([[1.0, 2 / 3]])
-    )
+    torch.testing.assert_close(agreement(_recovered(), accepted, rule="groups"), torch.tensor([[1.0, 2 / 3]]))
 
 
 def test_cell_accepts_what_the_world_models_quantiser_cannot_tell_apart() -> None:
@@ -110,16 +108,59 @@ def test_weights_scale_a_groups_agreement_frame_by_frame() -> None:
     # Shares .9 and .1: 1 / (2 * .9) and 1 / (2 * .1), whose mean under the shares is 1 already.
     weights = frame_weights(_actions(), ("jump",), {"jump": class_weights([0.9, 0.1])})
     accepted = accepted_classes(_actions(), ("jump",))
-    reward = agreement(_probabilities(), accepted, rule="groups", match="soft", weights=weights)
+    reward = agreement(_probabilities(), accepted, rule="groups", weights=weights)
     torch.testing.assert_close(reward, torch.tensor([[0.9 / 1.8, 0.6 / 0.2]]))
     with pytest.raises(ValueError, match=r"reward\.rule=groups"):
-        agreement(_probabilities(), accepted, rule="joint", match="soft", weights=weights)
+        agreement(_probabilities(), accepted, rule="joint", weights=weights)
 
 
 def test_perfect_recovery_gives_one_under_every_rule() -> None:
     actions = _actions()
     certain = {name: table.float()[None] for name, table in accepted_classes(actions, tuple(GROUPS)).items()}
-    for rule in ("groups", "joint", "fields"):
-        for match in ("exact", "soft"):
-            accepted = accepted_classes(actions, tuple(GROUPS))
-            assert agreement(certain, accepted, rule=rule, match=match).tolist() == [[1.0, 1.0]]
+    for rule in RULES:
+        accepted = accepted_classes(actions, tuple(GROUPS))
+        assert agreement(certain, accepted, rule=rule).tolist() == [[1.0, 1.0]]
+        assert compare(actions, actions, tuple(GROUPS), rule=rule).tolist() == [1.0, 1.0]
+
+
+def _pressed(*names: str) -> Actions:
+    """One frame, contradictions cancelled."""
+    buttons = np.zeros((1, len(BUTTONS)), np.bool_)
+    buttons[0, [INDEX[name] for name in names]] = True
+    return Actions.cancelled(buttons, np.zeros((1, 2), np.float32))
+
+
+def test_what_no_judge_can_see_never_counts() -> None:
+    for name in ("ESC", "swapHands", "pickItem"):
+        for rule in RULES:
+            assert compare(_pressed(name), _pressed(), tuple(GROUPS), rule=rule).tolist() == [1.0]
+
+
+def test_contradictions_cancel_on_both_sides_across_groups() -> None:
+    # Jump and sneak release each other, and so does the judge that reads both.
+    assert compare(_pressed("jump", "sneak"), _pressed(), ("jump", "sprint_sneak")).tolist() == [1.0]
+    assert compare(_pressed(), _pressed("jump", "sneak"), ("jump", "sprint_sneak")).tolist() == [1.0]
+    assert compare(_pressed("jump"), _pressed("jump", "sneak"), ("jump",)).tolist() == [0.0]
+
+
+def test_two_actions_are_compared_by_the_named_rule_and_camera() -> None:
+    groups = ("forward_back", "jump", "yaw")
+    commanded, recovered = _actions((0.0, 5.85)), _actions((0.7, 3.3))
+    # Yaw bins 5 and 9 commanded, 6 and 8 recovered; the buttons agree: groups 2/3, fields 3/4 (forward, back, jump).
+    assert compare(commanded, recovered, groups).tolist() == pytest.approx([2 / 3, 2 / 3])
+    assert compare(commanded, recovered, groups, rule="fields").tolist() == pytest.approx([0.75, 0.75])
+    assert compare(commanded, recovered, groups, rule="joint", camera="within").tolist() == [1.0, 1.0]
+    assert compare(commanded, recovered, groups, rule="joint", camera="cell").tolist() == [1.0, 0.0]
+    assert compare(commanded, recovered, groups, rule="joint", camera="ignore").tolist() == [1.0, 1.0]
+
+
+def test_every_rule_is_logged_with_every_camera_where_one_is_in_use() -> None:
+    buttons = {name: table for name, table in _probabilities().items() if name != "yaw"}
+    plain = every_rule(buttons, buttons, _actions(), camera="exact", tolerance=1)
+    assert sorted(plain) == ["fields", "groups", "joint", "soft"]
+    found = every_rule(_recovered(), _probabilities(), _actions(), camera="exact", tolerance=1)
+    assert len(found) == 4 + 3 * 3
+    # Frame 1 reads back for forward and yaw one bin off: of its three groups 1 agree, with a tolerance 2.
+    assert found["groups"] == pytest.approx((1 + 1 / 3) / 2) and found["joint"] == 0.5
+    assert found["groups/within"] == pytest.approx((1 + 2 / 3) / 2)
+    assert found["groups/ignore"] == pytest.approx((1 + 1 / 2) / 2)
