@@ -90,6 +90,22 @@ def _report(arguments: argparse.Namespace, rest: list[str]) -> None:
     print(write_report(Path(arguments.run)))
 
 
+def _convert(arguments: argparse.Namespace, rest: list[str]) -> None:
+    # Both libraries tell of progress and of defaults; what a user needs is said below.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from rlir_ray.convert import convert_mineworld, convert_vpt_idm
+
+    out = Path(arguments.out)
+    if arguments.format == "vpt-idm":
+        lines = convert_vpt_idm(out, weights=Path(arguments.weights), model=arguments.model, config=arguments.config)
+    else:
+        lines = convert_mineworld(
+            out, checkpoint=Path(arguments.checkpoint), config=Path(arguments.config),
+            tokenizer_config=arguments.tokenizer_config,
+        )  # fmt: skip
+    print("\n".join(lines))
+
+
 class _traceback_to:
     """Keeps the traceback of what goes wrong inside in a log file; the user gets one line of it."""
 
@@ -180,6 +196,48 @@ def build_parser() -> argparse.ArgumentParser:
 
     assets = commands.add_parser("assets", help="make the shipped checkpoints from nothing", add_help=False)
     assets.set_defaults(handler=_assets)
+
+    convert = commands.add_parser(
+        "convert",
+        help="turn a published checkpoint into a folder that this project and its libraries open",
+        formatter_class=wide,
+        description="Writes published checkpoints as safetensors folders. Nothing in them is executed.",
+        epilog="examples:\n"
+        "  python -m rlir_ray convert vpt-idm --model 4x_idm.model --weights 4x_idm.weights --out models/vpt_idm\n"
+        "  python -m rlir_ray convert mineworld --checkpoint 700M_16f.ckpt --config 700M_16f.yaml --out models/700m",
+    )
+    formats = convert.add_subparsers(dest="format", required=True, metavar="FORMAT")
+    vpt = formats.add_parser(
+        "vpt-idm",
+        help="OpenAI's VPT inverse dynamics model",
+        formatter_class=wide,
+        description="Writes config.json and model.safetensors, for models.reward_idm and models.judge_idm.",
+        epilog="example:\n"
+        "  python -m rlir_ray convert vpt-idm --model 4x_idm.model --weights 4x_idm.weights --out models/vpt_idm",
+    )
+    settings = vpt.add_mutually_exclusive_group(required=True)
+    settings.add_argument("--model", default="", metavar="FILE.model", help="the published pickle of settings")
+    settings.add_argument("--config", default="", metavar="FILE.json", help="the same settings as JSON")
+    vpt.add_argument("--weights", required=True, metavar="FILE", help=".weights or .safetensors")
+    vpt.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+    mineworld = formats.add_parser(
+        "mineworld",
+        help="MineWorld's world model and tokenizer",
+        formatter_class=wide,
+        description="Writes the world model as a transformers LlamaForCausalLM folder and its tokenizer as a\n"
+        "diffusers VQModel folder (DIR/tokenizer; DIR itself where the checkpoint holds a tokenizer alone).",
+        epilog="example:\n"
+        "  python -m rlir_ray convert mineworld --checkpoint checkpoints/700M_16f.ckpt \\\n"
+        "      --config configs/700M_16f.yaml --out models/mineworld_700m",
+    )
+    mineworld.add_argument("--checkpoint", required=True, metavar="FILE.ckpt", help="world model, tokenizer, or both")
+    mineworld.add_argument("--config", required=True, metavar="FILE", help="its .yaml or .json")
+    mineworld.add_argument(
+        "--tokenizer-config", default="", metavar="FILE.json",
+        help="the VQ model's config.json (default: the one that the YAML names)",
+    )  # fmt: skip
+    mineworld.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+    convert.set_defaults(handler=_convert)
 
     report = commands.add_parser(
         "report",

@@ -76,7 +76,8 @@ def tiny_tokenizer(seed: int = 0) -> FrameTokenizer:
 
 def tiny_idm(seed: int = 0) -> InverseDynamicsModel:
     """A VPT-form network of about 0.1 M parameters for frames of 24 x 32 pixels."""
-    from rlir_ray.models.inverse_dynamics import InverseDynamicsModel, small_vpt_config
+    from rlir_ray.models.inverse_dynamics import InverseDynamicsModel
+    from rlir_ray.models.vpt_config import small_vpt_config
 
     config = small_vpt_config(HEIGHT, WIDTH)
     config["net"] |= {"hidsize": 32, "img_shape": [HEIGHT, WIDTH, 8], "impala_chans": [8, 8, 8]}

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlir_ray.models.inverse_dynamics import MAX_FRAMES, Heads, Logits, load_weights, resize_frames, save_model
+from rlir_ray.models.inverse_dynamics import frames_at_once, load_weights, resize_frames, save_model
+from rlir_ray.models.vpt_network import Heads, Logits
 
 STRIDE = 4  # from pixels to the cells whose displacements are compared
 
@@ -66,10 +67,11 @@ class CorrelationInverseDynamics(nn.Module):
         self.norm = nn.LayerNorm(hidden)
         self.pi_head = Heads(hidden, config["temperature"])
 
-    def logits(self, frames: Tensor, max_frames: int = MAX_FRAMES) -> Logits:
+    def logits(self, frames: Tensor, max_frames: int | None = None) -> Logits:
         """Reads the actions of clips of any length; arguments and result as `InverseDynamicsModel.logits`."""
         images = resize_frames(frames, *self.config["img_shape"])
-        embedded = [self._embed(clips) for clips in images.split(max(1, max_frames // images.shape[1]))]
+        at_once = max(1, (max_frames or frames_at_once(images)) // images.shape[1])
+        embedded = [self._embed(clips) for clips in images.split(at_once)]
         x = torch.cat(embedded).transpose(1, 2)  # [B, hidden, F]
         return self.pi_head(self.norm(self.temporal(x).transpose(1, 2)))
 

@@ -113,7 +113,9 @@ class FrameTokenizer(nn.Module):
 
     def pixels(self, latents: Tensor) -> Tensor:
         """Latents [N, D, h, w], quantised or not, to [N, 3, H, W]."""
-        folded = self.model.decode(latents, force_not_quantize=True).sample
+        # Not `model.decode`: with `lookup_from_codebook`, as MineWorld's config has it, that takes indices.
+        spatial_norm = latents if self.model.config["norm_type"] == "spatial" else None
+        folded = self.model.decoder(self.model.post_quant_conv(latents), spatial_norm)
         return F.pixel_shuffle(folded, self.pixel_unshuffle)
 
     def nearest_codes(self, latents: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rlir_ray.actions import GROUPS
-from rlir_ray.models.inverse_dynamics import Logits
+from rlir_ray.models.vpt_network import Logits
 from rlir_ray.pretrain.windows import NUM_BUTTONS
 
 

@@ -16,7 +16,8 @@ import torch
 
 from rlir_ray.data.recordings import Recording
 from rlir_ray.models.correlation import CorrelationInverseDynamics, correlation_config
-from rlir_ray.models.inverse_dynamics import InverseDynamicsModel, small_vpt_config
+from rlir_ray.models.inverse_dynamics import InverseDynamicsModel
+from rlir_ray.models.vpt_config import small_vpt_config
 from rlir_ray.pretrain.finished import finished_report
 from rlir_ray.pretrain.idm import InverseDynamicsTraining
 from rlir_ray.pretrain.idm_figures import CLIP_FRAMES, Model, cut_clips, evaluate_inverse_dynamics, held_out_figures

@@ -1,0 +1,156 @@
+"""MineWorld's published checkpoints (arXiv 2504.08388): a LLaMA under `transformer.`, a VQ model under `tokenizer.`.
+
+Stripped of the prefixes they are a stock `transformers` LlamaForCausalLM and a stock `diffusers` VQModel.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rlir_ray.models.checkpoints import assign_weights, read_state_dict
+
+if TYPE_CHECKING:
+    from diffusers import VQModel
+    from transformers import LlamaForCausalLM
+
+LLAMA_PREFIX = "transformer."
+VQ_PREFIXES = ("tokenizer.model.", "model.")
+# Of the published transformer_config: what is the file's own, or another name for it here.
+NOT_LLAMA = ("torch_dtype", "token_num", "image_num", "frame")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MineWorldCheckpoint:
+    """What a checkpoint held, in evaluation mode on the CPU and in its stored precision."""
+
+    llama: LlamaForCausalLM | None
+    """`config.tokens_per_frame` is set where the published config says it."""
+    vq_model: VQModel | None
+
+
+def load_mineworld(
+    checkpoint: Path | str, config: Path | str, *, tokenizer_config: Path | str = ""
+) -> MineWorldCheckpoint:
+    """The models of a published checkpoint.
+
+    Args:
+        checkpoint: the `.ckpt` file; of the world model, of the VQ model alone, or of both.
+        config: the published YAML, or JSON: its `transformer_config`, or the VQ model's config.json.
+        tokenizer_config: the VQ model's config.json; empty: the one that the YAML names, looked for beside the YAML,
+            the checkpoint and the working folder.
+
+    Raises:
+        ValueError: a file is missing or of another layout, or tensors are missing or mis-shaped; they are listed.
+    """
+    state = read_state_dict(checkpoint)
+    settings = _read_settings(Path(config))
+    llama_state = _below(state, LLAMA_PREFIX)
+    vq_state = next((part for prefix in VQ_PREFIXES if (part := _below(state, prefix))), {})
+    if not llama_state and not vq_state:
+        raise ValueError(
+            f"a MineWorld checkpoint must hold transformer.* or tokenizer.model.*, got {', '.join(list(state)[:3])}, … "
+            f"in {checkpoint}; give the published .ckpt file"
+        )
+    vq_settings = _find_vq_settings(settings, Path(config), Path(checkpoint), tokenizer_config) if vq_state else None
+    return MineWorldCheckpoint(
+        llama=build_llama(transformer_settings(settings, config), llama_state) if llama_state else None,
+        vq_model=build_vq_model(vq_settings, vq_state) if vq_settings is not None else None,
+    )
+
+
+def build_llama(settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> LlamaForCausalLM:
+    """A LlamaForCausalLM of the published `transformer_config` and the given weights.
+
+    Raises:
+        ValueError: weights are missing or mis-shaped.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        **{key: value for key, value in settings.items() if key not in NOT_LLAMA},
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    if "image_num" in settings:
+        config.tokens_per_frame = settings["image_num"]
+    with torch.device("meta"):
+        llama = LlamaForCausalLM(config)
+    assign_weights(llama, state, "the world model")
+    # Made on the meta device too, and never stored.
+    llama.model.rotary_emb = type(llama.model.rotary_emb)(config)
+    config.dtype = llama.lm_head.weight.dtype
+    return llama.eval()
+
+
+def build_vq_model(settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> VQModel:
+    """A VQModel of its config.json and the given weights.
+
+    Raises:
+        ValueError: weights are missing or mis-shaped.
+    """
+    from diffusers import VQModel
+
+    model = VQModel.from_config(dict(settings))
+    assign_weights(model, state, "the tokenizer")
+    return model.eval()
+
+
+def transformer_settings(settings: Mapping[str, Any], config: Path | str) -> Mapping[str, Any]:
+    """The LLaMA's settings out of the published YAML, or of its inner parts.
+
+    Raises:
+        ValueError: they are not there.
+    """
+    found = settings.get("model", {}).get("params", settings).get("transformer_config", settings)
+    found = found.get("params", found)
+    if missing := {"hidden_size", "num_hidden_layers", "vocab_size"} - set(found):
+        raise ValueError(
+            f"--config must hold the published transformer_config, got no {sorted(missing)[0]} in {config}; give the "
+            "YAML that belongs to the checkpoint"
+        )
+    return found
+
+
+def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    try:
+        # JSON is YAML too.
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except Exception as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"a config must be a readable YAML or JSON file, got {first}; check {path}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"a config must map names to values, got a {type(content).__name__} in {path}; check the file")
+    return content  # type: ignore[return-value]
+
+
+def _find_vq_settings(settings: dict[str, Any], config: Path, checkpoint: Path, given: Path | str) -> dict[str, Any]:
+    if given:
+        return _read_settings(Path(given))
+    if "block_out_channels" in settings:
+        return settings
+    named = settings.get("model", {}).get("params", settings).get("tokenizer_config", {})
+    relative = Path(named.get("params", {}).get("config_path", "vae/config.json"))
+    # The published path starts at the repository's root; files are often kept otherwise.
+    roots = (Path(), config.parent, config.parent.parent, checkpoint.parent, checkpoint.parent.parent)
+    places = [root / path for root in roots for path in (relative, Path(*relative.parts[-2:]))]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise ValueError(
+            f"a checkpoint with a tokenizer needs the VQ model's config.json, got none at {relative}; give it with "
+            "--tokenizer-config"
+        )
+    return json.loads(found.read_text())
