@@ -1,0 +1,132 @@
+"""Fréchet video distance in StyleGAN-V's form (arXiv 2112.14683): two sets of clips, seen by an I3D network.
+
+The numbers are those of github.com/JunyaoHu/common_metrics_on_video_quality (`method='styleganv'`), which MineWorld
+reports. Legend: B clips, F frames, D features.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+SIDE = 224  # of the pictures that I3D was trained on
+MIN_FRAMES = 10  # fewer vanish in I3D's strides
+# Clips that pass through the network at once: bounds the memory.
+MAX_CLIPS = 8
+
+
+class I3D:
+    """The network that sees the clips.
+
+    Args:
+        path: its TorchScript file (i3d_torchscript.pt). Loading unpickles no Python, but the file IS a program, which
+            TorchScript then runs: give one whose source you trust.
+        device: where to compute.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+
+    def __init__(self, path: str | Path, device: str | torch.device = "cpu") -> None:
+        if not Path(path).is_file():
+            raise ValueError(
+                f"I3D must be a TorchScript file, got {path}; download i3d_torchscript.pt and give its path"
+            )
+        self.device = torch.device(device)
+        self.network = torch.jit.load(str(path), map_location=self.device).eval()
+
+    @torch.no_grad()
+    def __call__(self, clips: Tensor) -> npt.NDArray[np.float64]:
+        """What the network makes of the clips.
+
+        Args:
+            clips: uint8 [B, F, H, W, 3] RGB, at least 10 frames.
+
+        Returns:
+            float64 [B, D], the values before the softmax (400 of the published network).
+
+        Raises:
+            ValueError: the clips are of another kind or too short.
+        """
+        if clips.ndim != 5 or clips.shape[-1] != 3 or clips.dtype != torch.uint8:
+            raise ValueError(f"clips must be uint8 [B, F, H, W, 3], got {clips.dtype} {list(clips.shape)}; round them")
+        if clips.shape[1] < MIN_FRAMES:
+            raise ValueError(f"FVD needs clips of at least {MIN_FRAMES} frames, got {clips.shape[1]}; generate more")
+        features = [
+            self.network(i3d_input(chunk.to(self.device)), rescale=False, resize=False, return_features=True)
+            for chunk in clips.split(MAX_CLIPS)
+        ]
+        return torch.cat(features).cpu().double().numpy()
+
+
+def i3d_input(clips: Tensor) -> Tensor:
+    """Clips as I3D takes them: the shorter side resized to 224, the middle of the longer one kept.
+
+    Args:
+        clips: uint8 [B, F, H, W, 3].
+
+    Returns:
+        float32 [B, 3, F, 224, 224] in -1..1.
+    """
+    height, width = clips.shape[2:4]
+    # As published: the longer side is rounded up, and of a square clip the height is the one that is computed.
+    scale = SIDE / min(height, width)
+    size = (SIDE, math.ceil(width * scale)) if height < width else (math.ceil(height * scale), SIDE)
+    frames = clips.flatten(0, 1).movedim(-1, 1).float() / 255  # [B·F, 3, H, W]
+    frames = functional.interpolate(frames, size, mode="bilinear", align_corners=False)
+    top, left = (size[0] - SIDE) // 2, (size[1] - SIDE) // 2
+    frames = (frames[..., top : top + SIDE, left : left + SIDE] - 0.5) * 2
+    return frames.unflatten(0, clips.shape[:2]).transpose(1, 2).contiguous()
+
+
+def fvd(i3d: I3D, generated: Tensor, real: Tensor) -> float:
+    """The distance of generated from real clips; comparable only at the same number of clips and frames.
+
+    Args:
+        i3d: the network.
+        generated, real: uint8 [B, F, H, W, 3], the generated frames and those recorded; B may differ.
+
+    Raises:
+        ValueError: the clips are of two sizes, too short, or fewer than 2.
+    """
+    if generated.shape[1:] != real.shape[1:]:
+        raise ValueError(
+            f"generated and real clips must be of one shape [F, H, W, 3], got {list(generated.shape[1:])} and "
+            f"{list(real.shape[1:])}; cut both to the generated frames"
+        )
+    return frechet_distance(i3d(generated), i3d(real))
+
+
+def frechet_distance(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
+    """The squared Fréchet distance of two Gaussians: |mu1 - mu2|² + Tr(S1 + S2 - 2 (S1 S2)^(1/2)).
+
+    Means and covariances (over n - 1) are those of the features. The root's trace is the sum of the singular values of
+    R1 R2ᵀ, where S = Rᵀ R: their squares are the eigenvalues of S1 S2. It is exact to rounding where S1 S2 is singular,
+    as it is with fewer clips than features; there the published `scipy.linalg.sqrtm` loses digits.
+
+    Args:
+        one, other: float64 [B, D] of at least 2 clips; B may differ.
+
+    Raises:
+        ValueError: there are fewer than 2 clips, or a feature is not finite.
+    """
+    if min(len(one), len(other)) < 2:
+        raise ValueError(f"FVD needs at least 2 clips on either side, got {len(one)} and {len(other)}; generate more")
+    if not (np.isfinite(one).all() and np.isfinite(other).all()):
+        raise ValueError("FVD needs finite features, got others; check the I3D file")
+    means = ((one.mean(0) - other.mean(0)) ** 2).sum()
+    first, second = _covariance_root(one), _covariance_root(other)
+    root_trace = np.linalg.svd(first @ second.T, compute_uv=False).sum()
+    # Equal sets may come out below 0 by rounding.
+    return max(0.0, float(means + (first**2).sum() + (second**2).sum() - 2 * root_trace))
+
+
+def _covariance_root(features: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """R [min(B, D), D] with Rᵀ R the covariance of features [B, D]."""
+    return np.linalg.qr((features - features.mean(0)) / math.sqrt(len(features) - 1)).R
