@@ -46,6 +46,11 @@ class PromptActor:
         self.sets[split] = self.source(split)
         return [prompt.prompt_id for prompt in self.sets[split].prompts]
 
+    def left_out(self) -> tuple[int, tuple[str, ...]]:
+        """Of the splits that are made: how many recordings there were, and a line for each that was left out."""
+        sets = self.sets.values()
+        return sum(each.num_recordings for each in sets), tuple(line for each in sets for line in each.left_out)
+
     def prompt(self, index: int) -> Prompt:
         """A training prompt."""
         return self.sets["train"].prompts[index]

@@ -110,18 +110,27 @@ class Actions:
 
     @classmethod
     def from_events(cls, events: Sequence[dict[str, Any]]) -> Actions:
-        """VPT recorder events, one a frame, to actions. Missing fields count as nothing pressed."""
+        """Events, one a frame, to actions. Missing or null fields count as nothing pressed.
+
+        Args:
+            events: of the VPT recorder (`mouse`, `keyboard`), or of MineWorld's validation files, which hold the
+                environment's action: ``{"forward": 1, "hotbar.1": 0, …, "camera": [pitch, yaw]}`` in degrees.
+        """
         buttons = np.zeros((len(events), len(BUTTONS)), np.bool_)
         camera = np.zeros((len(events), 2), np.float32)
         for frame, event in enumerate(events):
-            mouse, keyboard = event.get("mouse", {}), event.get("keyboard", {})
-            for key in keyboard.get("keys", ()):
+            if "camera" in event:
+                buttons[frame] = [bool(event.get(name)) for name in BUTTONS]
+                camera[frame] = event["camera"]
+                continue
+            mouse, keyboard = event.get("mouse") or {}, event.get("keyboard") or {}
+            for key in keyboard.get("keys") or ():
                 if name := KEY_NAMES.get(key.removeprefix("key.keyboard.")):
                     buttons[frame, INDEX[name]] = True
-            for button in mouse.get("buttons", ()):
+            for button in mouse.get("buttons") or ():
                 if 0 <= button < len(MOUSE_NAMES):
                     buttons[frame, INDEX[MOUSE_NAMES[button]]] = True
-            camera[frame] = mouse.get("dy", 0) * DEGREES_PER_PIXEL, mouse.get("dx", 0) * DEGREES_PER_PIXEL
+            camera[frame] = [(mouse.get(axis) or 0) * DEGREES_PER_PIXEL for axis in ("dy", "dx")]
         return cls.cancelled(buttons, camera)
 
     @classmethod

@@ -90,13 +90,39 @@ class ModelsConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ArchitectureConfig:
+    """The size of the policy, for a check of its checkpoint and for fresh weights; 0: whatever the checkpoint has."""
+
+    num_codes: int = 0
+    """Image ids, which are the tokenizer's codes."""
+    tokens_per_frame: int = 0
+    """Of the tokenizer."""
+    hidden_size: int = 0
+    """Width."""
+    intermediate_size: int = 0
+    """Width of the MLP."""
+    num_layers: int = 0
+    """Decoder layers."""
+    num_heads: int = 0
+    """Query heads."""
+    num_key_value_heads: int = 0
+    """Key-value heads."""
+    max_positions: int = 0
+    """Tokens of the longest sequence."""
+
+    def __post_init__(self) -> None:
+        for entry in dataclasses.fields(self):
+            _at_least(0, **{f"architecture__{entry.name}": getattr(self, entry.name)})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PromptsConfig:
     source: str = "doom"
-    """`doom`: fresh clips recorded from the game at the start; `recordings`: VPT pairs (mp4 + jsonl) from a folder."""
+    """`doom`: fresh clips recorded from the game at the start; `recordings`: VPT pairs (mp4 + jsonl) of your own."""
     path: str = ""
-    """Folder of recordings for training prompts, with source=recordings."""
+    """Recordings for training prompts, with source=recordings: a folder, or a published index (JSON)."""
     heldout_path: str = ""
-    """Folder of recordings for evaluation prompts, with source=recordings."""
+    """The same for evaluation prompts."""
     actions: str = "recorded"
     """Commanded actions: `recorded` ones, or `sampled`: the scripted player's, with recordings another clip's."""
     num_train: int = 1024
@@ -118,6 +144,19 @@ class PromptsConfig:
                 self.heldout_path not in ("", self.path), "prompts.heldout_path",
                 "must name another folder than prompts.path", self.heldout_path, "set prompts.heldout_path=DIR",
             )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """How recordings are read."""
+
+    strict: bool = False
+    """A broken recording is an error; otherwise it is left out, counted and named."""
+    resize: str = "area"
+    """To the world's size: `area`: the average; `bilinear`: without antialiasing, as MineWorld's and VPT's loaders."""
+
+    def __post_init__(self) -> None:
+        _one_of(("area", "bilinear"), data__resize=self.resize)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -275,6 +314,10 @@ class TrainConfig:
 class EvaluationConfig:
     temperatures: tuple[float, ...] = (1.0,)
     """Base and post-trained model are sampled at each of these; the first is the headline."""
+    top_p: float = 1.0
+    """Sample from the likeliest tokens that hold this share of the probability; MineWorld reports 0.8."""
+    judge_context: bool = True
+    """The inverse dynamics models see the context frames too; false: generated ones alone, as MineWorld's evaluator."""
     every: int = 0
     """Judge the policy on the held-out prompts every so many steps; 0: before and after only."""
     num_videos: int = 6
@@ -284,6 +327,7 @@ class EvaluationConfig:
         _check(len(self.temperatures) > 0, "evaluation.temperatures", "must name one", self.temperatures, "use [1.0]")
         for value in self.temperatures:
             _check(value > 0, "evaluation.temperatures", "must be > 0", value, "use 1.0")
+        _check(0 < self.top_p <= 1, "evaluation.top_p", "must be in (0, 1]", self.top_p, "use 1.0")
         _at_least(0, evaluation__every=self.every, evaluation__num_videos=self.num_videos)
 
 
@@ -298,7 +342,9 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     world: WorldConfig = field(default_factory=WorldConfig)
     models: ModelsConfig = field(default_factory=ModelsConfig)
+    architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
+    data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
@@ -356,7 +402,8 @@ def load_config(recipe: str = "", overrides: list[str] | None = None) -> Config:
     """The resolved configuration.
 
     Args:
-        recipe: a shipped recipe's name, a path of a YAML file, or empty for the defaults.
+        recipe: a shipped recipe's name, a path of a YAML file, or empty for the defaults. A recipe may name another
+            one as its `base`, over which it is laid.
         overrides: dotted ones, ``["train.num_steps=10", "reward.rule=joint"]``; later ones win.
 
     Raises:
@@ -365,7 +412,7 @@ def load_config(recipe: str = "", overrides: list[str] | None = None) -> Config:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    layers = [_read_recipe(recipe)] if recipe else []
+    layers = _read_recipe(recipe) if recipe else []
     for override in overrides or []:
         _check("=" in override, "an override", "must be KEY=VALUE", override, "for example train.num_steps=10")
         layers.append(_parse(override, partial(OmegaConf.from_dotlist, [override])))
@@ -393,7 +440,8 @@ def _build(node: type, values: dict[str, Any]) -> Any:
     return node(**built)
 
 
-def _read_recipe(recipe: str) -> Any:
+def _read_recipe(recipe: str) -> list[Any]:
+    """A recipe's layers, those of its bases first."""
     from omegaconf import OmegaConf
 
     path = Path(recipe)
@@ -402,7 +450,10 @@ def _read_recipe(recipe: str) -> Any:
     if not path.is_file():
         near = difflib.get_close_matches(recipe, recipes(), 1) or recipes()
         raise ValueError(f"a recipe must be a shipped name or a .yaml file, got {recipe!r}; try {', '.join(near)}")
-    return _parse(str(path), partial(OmegaConf.load, path))
+    layer = _parse(str(path), partial(OmegaConf.load, path))
+    base = layer.pop("base", None)
+    _check(base != recipe, "base", "must be another recipe", base, "leave it out")
+    return [*(_read_recipe(base) if base else []), layer]
 
 
 def _parse(source: str, read: Callable[[], Any]) -> Any:

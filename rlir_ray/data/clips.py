@@ -5,10 +5,11 @@ Legend: C context frames, F generated frames, K = C + F, H W pixels.
 
 from __future__ import annotations
 
+import itertools
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,51 +17,73 @@ import numpy.typing as npt
 import torch
 
 from rlir_ray.actions import Actions
-from rlir_ray.config import WorldConfig
-from rlir_ray.data.recordings import Recording, read_recordings
+from rlir_ray.config import DataConfig, WorldConfig
+from rlir_ray.data.recordings import RecordingFile, nothing_readable, open_recording
+from rlir_ray.data.sources import RecordingSource, log_left_out
+
+logger = logging.getLogger(__name__)
 
 # Fewest clips that are taken from a recording before the next is opened: long recordings are slow to decode.
 MIN_CLIPS_OF_RECORDING = 8
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class ClipAddress:
+    """Where a clip is, within one source.
+
+    Example: ``ClipAddress("8.0/player-1", 320)``, whose prompt is ``8.0/player-1:320``.
+    """
+
+    recording: str
+    """Path of the recording below its source, without an ending."""
+    first_frame: int
+
+    @property
+    def prompt_id(self) -> str:
+        return f"{self.recording}:{self.first_frame}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
     """K frames of a recording, uint8 [K, H, W, 3], and the K - 1 actions between them."""
 
-    name: str
+    address: ClipAddress
     frames: npt.NDArray[np.uint8]
     actions: Actions
 
 
-def cut_clips(
-    paths: Sequence[Path], num_clips: int, world: WorldConfig, min_wall_distance: float, seed: int
-) -> list[Clip]:
-    """Clips that do not overlap, spread evenly over recordings.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CutClips:
+    """Clips of a source, and what was left out on the way."""
 
-    Args:
-        paths: of the recordings.
-        num_clips: the most to return.
-        world: frames of a clip and their size; frames of another size are averaged to it.
-        min_wall_distance: clips whose first frame faces a wall nearer than this are left out, where the recording
-            says so (`wallDistance`).
-        seed: of the order of recordings and of clips.
+    clips: list[Clip]
+    left_out: tuple[str, ...]
+    """A line for each recording that is broken or not whole: file, line and reason."""
+    num_recordings: int
+    """Recordings of the source, those that were left out among them."""
 
-    Returns:
-        At most `num_clips`, fewer where the recordings do not hold as many.
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One clip
+
+
+def read_clip(source: RecordingSource, address: ClipAddress, world: WorldConfig, resize: str = "area") -> Clip:
+    """The clip at an address. Arguments as in `cut_clips`.
+
+    Raises:
+        ValueError: the source has no such recording, the recording no such frames, or one of them is broken.
     """
-    rng = np.random.default_rng([seed, 0])
-    quota = max(MIN_CLIPS_OF_RECORDING, math.ceil(num_clips / max(1, len(paths))))
-    chosen: list[Clip] = []
-    spare: list[Clip] = []
-    # Read one at a time, and no more than are needed; broken ones are left out and logged.
-    for recording in read_recordings(paths[index] for index in rng.permutation(len(paths))):
-        starts = rng.permutation(clip_starts(recording.events, world, min_wall_distance))
-        clips = [_cut(recording, int(start), world) for start in starts[: quota + max(0, num_clips - len(spare))]]
-        chosen += clips[:quota]
-        spare += clips[quota:]
-        if len(chosen) >= num_clips:
-            break
-    return (chosen + spare)[:num_clips]
+    return _cut(open_in(source, address.recording), address.first_frame, world, resize)
+
+
+def open_in(source: RecordingSource, name: str) -> RecordingFile:
+    """A recording by its name within a source; errors as `open_recording`."""
+    if name not in source.videos:
+        raise ValueError(
+            f"{source.path} must hold the recording that a clip is cut from, got none named {name!r}; "
+            "give the source that the address comes from"
+        )
+    return open_recording(source.videos[name], name)
 
 
 def clip_starts(events: Sequence[dict[str, Any]], world: WorldConfig, min_wall_distance: float) -> list[int]:
@@ -70,22 +93,106 @@ def clip_starts(events: Sequence[dict[str, Any]], world: WorldConfig, min_wall_d
         start
         for start in range(0, len(events) - length + 1, length)
         # A bare wall carries no cue of motion; a cursor and an inventory are no actions of the player.
-        if events[start].get("wallDistance", math.inf) >= min_wall_distance
-        and not any(event.get("isGuiOpen", False) for event in events[start : start + length])
+        if _wall_distance(events[start]) >= min_wall_distance
+        and not any(event.get("isGuiOpen") for event in events[start : start + length])
     ]
 
 
-def _cut(recording: Recording, start: int, world: WorldConfig) -> Clip:
+def _wall_distance(event: dict[str, Any]) -> float:
+    distance = event.get("wallDistance")
+    return math.inf if distance is None else distance
+
+
+def _cut(recording: RecordingFile, start: int, world: WorldConfig, resize: str) -> Clip:
     stop = start + world.num_context + world.num_frames
-    frames = _resize(recording.frames[start:stop], world.height, world.width)
+    frames = _resize(recording.read(start, stop), world.height, world.width, resize)
     # Event k leads into frame k: the first frame's own action belongs to the past.
-    return Clip(name=f"{recording.name}:{start}", frames=frames, actions=recording.actions[start + 1 : stop])
+    actions = recording.actions[start + 1 : stop]
+    return Clip(address=ClipAddress(recording.name, start), frames=frames, actions=actions)
 
 
-def _resize(frames: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
-    """Area average to the world's size; a copy, so that the recording can be let go."""
+def _resize(frames: npt.NDArray[np.uint8], height: int, width: int, resize: str) -> npt.NDArray[np.uint8]:
+    """uint8 [K, H, W, 3] to the world's size; `resize` as in `DataConfig`."""
     if frames.shape[1:3] == (height, width):
-        return frames.copy()
+        return frames
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
-    averaged = torch.nn.functional.interpolate(pixels, (height, width), mode="area")
-    return averaged.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    # Without antialiasing and with pixel centres at halves, which is what cv2's INTER_LINEAR does.
+    resized = torch.nn.functional.interpolate(pixels, (height, width), mode=resize)
+    return resized.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Clips for prompts
+
+
+def cut_clips(
+    source: RecordingSource,
+    num_clips: int,
+    world: WorldConfig,
+    min_wall_distance: float,
+    seed: int,
+    data: DataConfig | None = None,
+) -> CutClips:
+    """Clips that do not overlap, spread evenly over recordings; only these are decoded.
+
+    Args:
+        source: of the recordings.
+        num_clips: the most to return.
+        world: frames of a clip and their size; frames of another size are resized to it.
+        min_wall_distance: clips whose first frame faces a wall nearer than this are left out, where the recording
+            says so (`wallDistance`).
+        seed: of the order of recordings and of clips.
+        data: how recordings are read; None: the defaults.
+
+    Returns:
+        At most `num_clips`, fewer where the recordings do not hold as many.
+
+    Raises:
+        ValueError: every recording is broken, or, with `data.strict`, one of those that were opened.
+    """
+    data = data or DataConfig()
+    if data.strict and source.left_out:
+        raise ValueError(source.left_out[0])
+    log_left_out(source.left_out)
+    rng = np.random.default_rng([seed, 0])
+    names = list(source.videos)
+    quota = max(MIN_CLIPS_OF_RECORDING, math.ceil(num_clips / max(1, len(names))))
+    clips: list[Clip] = []
+    spare: list[ClipAddress] = []
+    broken: dict[str, str] = {}
+    # One recording is open at a time, and no more are opened than are needed.
+    for name in (names[index] for index in rng.permutation(len(names))):
+        try:
+            recording = open_in(source, name)
+            starts = rng.permutation(clip_starts(recording.events, world, min_wall_distance)).tolist()
+            taken = starts[: min(quota, num_clips - len(clips))]
+            clips += [_cut(recording, start, world, data.resize) for start in taken]
+        except ValueError as error:
+            _leave_out(name, error, broken, data)
+            continue
+        spare += [ClipAddress(name, start) for start in starts[quota:]]
+        if len(clips) == num_clips:
+            break
+    # Too few recordings: more of each.
+    for name, addresses in itertools.groupby(spare, lambda address: address.recording):
+        if len(clips) == num_clips:
+            break
+        try:
+            recording = open_in(source, name)
+            taken = [address.first_frame for address in itertools.islice(addresses, num_clips - len(clips))]
+            clips += [_cut(recording, start, world, data.resize) for start in taken]
+        except ValueError as error:
+            _leave_out(name, error, broken, data)
+            # Of a broken recording no clip is kept.
+            clips = [clip for clip in clips if clip.address.recording != name]
+    left_out = (*source.left_out, *broken.values())
+    if broken and len(broken) == len(names):
+        raise ValueError(nothing_readable(source.path, left_out))
+    return CutClips(clips=clips, left_out=left_out, num_recordings=len(source))
+
+
+def _leave_out(name: str, error: ValueError, broken: dict[str, str], data: DataConfig) -> None:
+    if data.strict:
+        raise error
+    logger.warning("left out: %s", error)
+    broken[name] = str(error)

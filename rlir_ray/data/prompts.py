@@ -18,9 +18,9 @@ import torch
 
 from rlir_ray.actions import GROUPS, Actions, group_classes
 from rlir_ray.config import Config, WorldConfig
-from rlir_ray.data.clips import Clip, cut_clips
+from rlir_ray.data.clips import Clip, CutClips, cut_clips
 from rlir_ray.data.doom import WORLD_MAPS, DoomWorld, collect, draw_commands
-from rlir_ray.data.recordings import list_recordings
+from rlir_ray.data.sources import find_recordings
 from rlir_ray.trajectory import Prompt
 
 PromptSplit = Literal["train", "heldout"]
@@ -52,6 +52,10 @@ class PromptSet:
     """[P, K, H, W, 3], what really happened; for evaluation and calibration, never for training."""
     recorded: tuple[Actions, ...]
     """P times K - 1 actions that led to `frames`; action i leads into frame i + 1."""
+    left_out: tuple[str, ...] = ()
+    """A line for each recording that is broken or not whole: file, line and reason."""
+    num_recordings: int = 0
+    """Recordings that the prompts were looked for in, those that were left out among them."""
 
     def __post_init__(self) -> None:
         if not len(self.prompts) == len(self.frames) == len(self.recorded):
@@ -78,10 +82,10 @@ def prepare_prompts(
 
     With `prompts.source=doom` fresh episodes are recorded on the world's maps into `folder`/recordings-SPLIT: train
     prompts with draws of their own (from `config.seed`), held-out ones from starting points and walks that training
-    never sees (from `HELDOUT_SEED`). With `prompts.source=recordings` they come from the user's folders.
+    never sees (from `HELDOUT_SEED`). With `prompts.source=recordings` they come from the user's recordings.
 
     Args:
-        config: `prompts`, `world` and `seed` are read.
+        config: `prompts`, `data`, `world` and `seed` are read.
         split: ``train`` or ``heldout``.
         tokenizer: encodes the context frames.
         folder: for fresh recordings; a later call with the same settings takes them up again.
@@ -92,38 +96,46 @@ def prepare_prompts(
         context are drawn by the scripted player's script (doom), or are those of another clip (recordings).
 
     Raises:
-        ValueError: no folder, nothing in it, or fewer clips than asked for.
+        ValueError: no folder, nothing in it that can be read, or fewer clips than asked for; with `data.strict` a
+            broken recording too.
     """
     part, train = config.prompts, split == "train"
     num_prompts = part.num_train if train else part.num_heldout
     seed = config.seed if train else HELDOUT_SEED
     if part.source == "doom":
-        clips = _record_doom(config, split, folder / f"recordings-{split}", num_prompts, seed, progress)
+        cut = _record_doom(config, split, folder / f"recordings-{split}", num_prompts, seed, progress)
     else:
-        key = "prompts.path" if train else "prompts.heldout_path"
-        source = part.path if train else part.heldout_path
-        if not source:
-            raise ValueError(f"{key} must name a folder of recordings, got ''; set {key}=DIR")
-        clips = cut_clips(list_recordings(Path(source)), num_prompts, config.world, part.min_wall_distance, seed)
-        if len(clips) < num_prompts:
-            raise ValueError(
-                f"prompts.num_{split} must be at most the clips of {config.world.num_context + config.world.num_frames}"
-                f" frames that are found, {len(clips)} in {source}, got {num_prompts}; set "
-                f"prompts.num_{split}={max(1, len(clips))}, lower prompts.min_wall_distance or add recordings"
-            )
-    return _encode(clips, _commands(clips, config, seed), tokenizer, config.world)
+        cut = _from_recordings(config, split, num_prompts, seed)
+    return _prompt_set(cut, _commands(cut.clips, config, seed), tokenizer, config.world)
+
+
+def _from_recordings(config: Config, split: PromptSplit, num_prompts: int, seed: int) -> CutClips:
+    """Clips of the user's recordings."""
+    part, length = config.prompts, config.world.num_context + config.world.num_frames
+    key, path = ("path", part.path) if split == "train" else ("heldout_path", part.heldout_path)
+    if not path:
+        raise ValueError(f"prompts.{key} must name a folder of recordings, got ''; set prompts.{key}=DIR")
+    source = find_recordings(Path(path))
+    cut = cut_clips(source, num_prompts, config.world, part.min_wall_distance, seed, config.data)
+    if (num_found := len(cut.clips)) < num_prompts:
+        broken = f"; {len(cut.left_out)} recordings are left out, the first: {cut.left_out[0]}" if cut.left_out else ""
+        raise ValueError(
+            f"prompts.num_{split} must be at most the clips of {length} frames that are found, {num_found} in {path}, "
+            f"got {num_prompts}; set prompts.num_{split}={max(1, num_found)}, lower prompts.min_wall_distance or add "
+            f"recordings{broken}"
+        )
+    return cut
 
 
 def _record_doom(
     config: Config, split: PromptSplit, folder: Path, num_prompts: int, seed: int, progress: Progress | None
-) -> list[Clip]:
+) -> CutClips:
     """Records until there are clips enough; what is there already is kept."""
     length = config.world.num_context + config.world.num_frames
     game = DoomWorld(height=config.world.height, width=config.world.width, episode_frames=max(160, 2 * length))
     per_episode = EXPECTED_SHARE * (game.episode_frames // length)
     # Few prompts still come from several maps.
     num_episodes = max(math.ceil(num_prompts / per_episode), min(len(WORLD_MAPS), num_prompts // 4))
-    clips: list[Clip] = []
     for _ in range(MAX_ROUNDS):
         collect(
             folder,
@@ -134,14 +146,14 @@ def _record_doom(
             maps=WORLD_MAPS,
             progress=progress,
         )
-        paths = list_recordings(folder)
-        clips = cut_clips(paths, num_prompts, config.world, config.prompts.min_wall_distance, seed)
-        if len(clips) == num_prompts:
-            return clips
+        source = find_recordings(folder)
+        cut = cut_clips(source, num_prompts, config.world, config.prompts.min_wall_distance, seed, config.data)
+        if len(cut.clips) == num_prompts:
+            return cut
         num_episodes = math.ceil(1.5 * num_episodes)
     raise ValueError(
-        f"prompts.min_wall_distance must leave clips enough, got {config.prompts.min_wall_distance}: {len(clips)} of "
-        f"{num_prompts} in {num_episodes} episodes; lower it (96 is the default)"
+        f"prompts.min_wall_distance must leave clips enough, got {config.prompts.min_wall_distance}: {len(cut.clips)} "
+        f"of {num_prompts} in {num_episodes} episodes; lower it (96 is the default)"
     )
 
 
@@ -168,12 +180,21 @@ def _commands(clips: Sequence[Clip], config: Config, seed: int) -> list[Actions]
     ]
 
 
-def _encode(clips: Sequence[Clip], commands: Sequence[Actions], tokenizer: Encoder, world: WorldConfig) -> PromptSet:
-    frames = np.stack([clip.frames for clip in clips])
-    context = torch.from_numpy(np.ascontiguousarray(frames[:, : world.num_context]))
+def _prompt_set(cut: CutClips, commands: Sequence[Actions], tokenizer: Encoder, world: WorldConfig) -> PromptSet:
+    return PromptSet(
+        prompts=tuple(encode_prompts(cut.clips, commands, tokenizer, world)),
+        frames=np.stack([clip.frames for clip in cut.clips]), recorded=tuple(clip.actions for clip in cut.clips),
+        left_out=cut.left_out, num_recordings=cut.num_recordings,
+    )  # fmt: skip
+
+
+def encode_prompts(
+    clips: Sequence[Clip], commands: Sequence[Actions], tokenizer: Encoder, world: WorldConfig
+) -> list[Prompt]:
+    """Prompts of clips' first C frames and of K - 1 actions each."""
+    context = torch.from_numpy(np.stack([clip.frames[: world.num_context] for clip in clips]))
     tokens = tokenizer.encode(context.flatten(0, 1)).unflatten(0, context.shape[:2]).cpu().numpy()
-    prompts = tuple(
-        Prompt(prompt_id=clip.name, context=codes.astype(np.uint16), actions=actions)
+    return [
+        Prompt(prompt_id=clip.address.prompt_id, context=codes.astype(np.uint16), actions=actions)
         for clip, codes, actions in zip(clips, tokens, commands, strict=True)
-    )
-    return PromptSet(prompts=prompts, frames=frames, recorded=tuple(clip.actions for clip in clips))
+    ]

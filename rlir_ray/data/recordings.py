@@ -15,11 +15,19 @@ import av
 import numpy as np
 
 from rlir_ray.actions import Actions
+from rlir_ray.data.sources import find_recordings, list_recordings, log_left_out, pair
+from rlir_ray.data.video import VideoFile, index_video
+from rlir_ray.data.vpt_events import parse_event, recorder_version, repair_events
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     import numpy.typing as npt
+
+__all__ = [
+    "Recording", "RecordingFile", "list_recordings", "load_recordings", "open_recording", "read_events",
+    "read_recording", "read_recordings", "write_recording",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +37,38 @@ CODEC_OPTIONS = {"crf": "6", "preset": "superfast", "bf": "0", "g": "32", "threa
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Recording:
-    """One recording.
+class RecordingFile:
+    """One recording on disk: its events are read, its frames when they are asked for.
 
     Args:
-        name: the file name without its ending.
+        name: its path below the source that it comes from, or its file name, without an ending.
+        video: where its F frames are.
+        events: F events; event k leads into frame k. The recorder's errors are put right.
+    """
+
+    name: str
+    video: VideoFile
+    events: list[dict[str, Any]]
+    actions: Actions
+
+    def __len__(self) -> int:
+        return len(self.events)
+
+    def read(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """Frames [start, stop), uint8 [n, H, W, 3], RGB.
+
+        Raises:
+            ValueError: no such frames, or damaged ones; names the file.
+        """
+        return self.video.read(start, stop)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recording:
+    """One recording in memory; name, events and actions as in `RecordingFile`.
+
+    Args:
+        name: as above.
         frames: uint8 [F, H, W, 3], RGB.
         events: F events; event k leads into frame k.
     """
@@ -65,7 +100,7 @@ def write_recording(
             f"{len(events)} events"
         )
     path_stem.parent.mkdir(parents=True, exist_ok=True)
-    video, lines = path_stem.with_name(path_stem.name + ".mp4"), path_stem.with_name(path_stem.name + ".jsonl")
+    video, lines = pair(path_stem)
     part_video, part_lines = video.with_suffix(".mp4.part"), lines.with_suffix(".jsonl.part")
     with av.open(str(part_video), "w", format="mp4") as container:
         stream = container.add_stream(CODEC, rate=fps, options=CODEC_OPTIONS)
@@ -80,52 +115,39 @@ def write_recording(
     part_lines.rename(lines)
 
 
-def list_recordings(folder: Path) -> list[Path]:
-    """The mp4 of each whole pair in a folder (and in folders below it), sorted by path; half pairs are logged.
-
-    Raises:
-        ValueError: no such folder, or no pair in it.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(
-            f"no folder of recordings at {folder}; make one with: python -m rlir_ray collect --out {folder}"
-        )
-    videos = {path.with_suffix("") for path in folder.rglob("*.mp4")}
-    lines = {path.with_suffix("") for path in folder.rglob("*.jsonl")}
-    for stem in sorted(videos ^ lines):
-        missing = ".jsonl" if stem in videos else ".mp4"
-        logger.warning("%s%s: no such file, its other half is left out", stem, missing)
-    if not videos & lines:
-        held = sorted(path.name for path in folder.iterdir())
-        found = f"{len(held)} other files ({', '.join(held[:3])}, …)" if held else "nothing"
-        raise ValueError(f"{folder} must hold NAME.mp4 + NAME.jsonl pairs, found {found}; give the folder of the pairs")
-    return [stem.with_name(stem.name + ".mp4") for stem in sorted(videos & lines)]
-
-
-def read_recording(path: Path) -> Recording:
-    """One recording.
+def open_recording(path: Path, name: str = "") -> RecordingFile:
+    """One recording, no frame of which is decoded yet.
 
     Args:
         path: of the mp4, of the jsonl, or of both without their ending.
+        name: of the recording within its source; empty: the file name.
 
     Raises:
-        ValueError: half of the pair is missing, a line is no event, the video cannot be decoded, or they differ in
-            length; the message names the file and the line.
+        ValueError: half of the pair is missing, a line is no event, the video is cut off, or they differ in length;
+            the message names the file and the line.
     """
     path = Path(path)
     stem = path.with_suffix("") if path.suffix in (".mp4", ".jsonl") else path
-    video, lines = stem.with_name(stem.name + ".mp4"), stem.with_name(stem.name + ".jsonl")
-    for half in (video, lines):
-        if not half.exists():
+    halves = video_path, lines_path = pair(stem)
+    for half in halves:
+        if not half.is_file():
             raise ValueError(f"{half}: no such file; a recording is an mp4 and a jsonl of the same name")
-    events, frames = read_events(lines), read_frames(video)
-    if len(frames) != len(events):
+    events, video = read_events(lines_path), index_video(video_path)
+    if len(video) != len(events):
         raise ValueError(
-            f"{lines}: {len(events)} events for the {len(frames)} frames of {video.name}, it needs one a frame; "
-            "record or download the pair again"
+            f"{lines_path}: {len(events)} events for the {len(video)} frames of {video_path.name}, it needs one a "
+            "frame; record or download the pair again"
         )
-    return Recording(name=stem.name, frames=frames, events=events, actions=Actions.from_events(events))
+    # A name says more than the place of a file that was put elsewhere.
+    events = repair_events(events, recorder_version(name) or recorder_version(stem.absolute()))
+    return RecordingFile(name=name or stem.name, video=video, events=events, actions=Actions.from_events(events))
+
+
+def read_recording(path: Path, name: str = "") -> Recording:
+    """One recording with all its frames. Arguments and errors as `open_recording`."""
+    opened = open_recording(path, name)
+    frames = opened.read(0, len(opened))
+    return Recording(name=opened.name, frames=frames, events=opened.events, actions=opened.actions)
 
 
 def read_recordings(paths: Iterable[Path], *, strict: bool = False) -> Iterator[Recording]:
@@ -135,67 +157,70 @@ def read_recordings(paths: Iterable[Path], *, strict: bool = False) -> Iterator[
         paths: as `list_recordings` gives them.
         strict: raise at the first broken recording instead.
     """
-    num_read = num_broken = 0
-    for path in paths:
-        try:
-            recording = read_recording(path)
-        except ValueError as error:
-            if strict:
-                raise
-            num_broken += 1
-            logger.warning("left out: %s", error)
-            continue
+    left_out: list[str] = []
+    num_read = 0
+    for recording in _readable((("", path) for path in paths), left_out, strict):
         num_read += 1
         yield recording
-    if num_broken:
-        logger.warning("%d of %d recordings were left out", num_broken, num_read + num_broken)
+    if left_out:
+        logger.warning("%d of %d recordings were left out", len(left_out), num_read + len(left_out))
 
 
 def load_recordings(folder: Path) -> list[Recording]:
-    """All recordings of a folder; broken ones are left out with a line in the log.
+    """All recordings of a folder or an index; broken ones are left out with a line in the log.
 
     Raises:
         ValueError: no such folder, or nothing in it that can be read.
     """
-    paths = list_recordings(folder)
-    recordings = list(read_recordings(paths))
+    source = find_recordings(folder)
+    log_left_out(source.left_out)
+    left_out = list(source.left_out)
+    recordings = list(_readable(source.videos.items(), left_out, strict=False))
     if not recordings:
-        raise ValueError(
-            f"{folder} must hold a recording that can be read, got {len(paths)} broken ones; make some with: "
-            f"python -m rlir_ray collect --out {folder}"
-        )
+        raise ValueError(nothing_readable(source.path, left_out))
+    if left_out:
+        logger.warning("%d of %d recordings were left out", len(left_out), len(source))
     return recordings
 
 
-def read_frames(path: Path) -> npt.NDArray[np.uint8]:
-    """All frames of an mp4, uint8 [F, H, W, 3], RGB.
+def nothing_readable(path: Path, left_out: Sequence[str]) -> str:
+    """What to say of a source whose recordings are all broken."""
+    return (
+        f"{path} must hold a recording that can be read, got {len(left_out)} broken ones; make some with: python -m "
+        f"rlir_ray collect --out DIR, or mend the first: {left_out[0]}"
+    )
 
-    Raises:
-        ValueError: the file is no video or ends early.
-    """
-    try:
-        with av.open(str(path)) as container:
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    except (av.FFmpegError, IndexError) as error:
-        raise ValueError(f"{path}: no readable video ({error}); record or download it again") from error
-    if not frames:
-        raise ValueError(f"{path}: a video without frames; record or download it again")
-    return np.stack(frames)
+
+def _readable(items: Iterable[tuple[str, Path]], left_out: list[str], strict: bool) -> Iterator[Recording]:
+    """Of names and paths; a line for each broken recording is appended to `left_out`."""
+    for name, path in items:
+        try:
+            recording = read_recording(path, name)
+        except ValueError as error:
+            if strict:
+                raise
+            left_out.append(str(error))
+            logger.warning("left out: %s", error)
+            continue
+        yield recording
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """All events of a jsonl.
+    """All events of a jsonl as they were written.
 
     Raises:
-        ValueError: a line is no JSON object; names the file and the line.
+        ValueError: the file cannot be read, or a line is no event; names the file and the line.
     """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ValueError(f"{path}: no readable file ({error.strerror}); record or download it again") from error
+    # Only line feeds end a line: what players typed may hold other line separators.
+    lines = text.removesuffix("\n").split("\n") if text else []
     events = []
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         try:
-            event = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: no JSON ({error.msg}); record or download it again") from error
-        if not isinstance(event, dict):
-            raise ValueError(f"{path}, line {number}: an event is a JSON object, got {line[:40]!r}")
-        events.append(event)
+            events.append(parse_event(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}; record or download it again") from error
     return events

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from actors.prompts import PromptActor
 from rlir_ray.config import Config, load_config
 from rlir_ray.data.clips import clip_starts, cut_clips
 from rlir_ray.data.prompts import prepare_prompts
-from rlir_ray.data.recordings import list_recordings, write_recording
+from rlir_ray.data.recordings import write_recording
+from rlir_ray.data.sources import find_recordings
 
 HEIGHT, WIDTH, LENGTH = 16, 24, 40
 GROUPS = ("forward_back", "jump", "yaw")
@@ -80,8 +83,8 @@ def test_actions_lead_into_the_frames_after_the_context(tmp_path: Path) -> None:
 
 def test_clips_are_spread_over_the_recordings(tmp_path: Path) -> None:
     _record(tmp_path)
-    clips = cut_clips(list_recordings(tmp_path), 6, _config(tmp_path).world, 96, seed=0)
-    names = [clip.name.split(":")[0] for clip in clips]
+    clips = cut_clips(find_recordings(tmp_path), 6, _config(tmp_path).world, 96, seed=0).clips
+    names = [clip.address.recording for clip in clips]
     assert {name: names.count(name) for name in names} == {"clip-0": 2, "clip-1": 2, "clip-2": 2}
 
 
@@ -124,16 +127,48 @@ def test_class_shares_count_the_commanded_frames(tmp_path: Path) -> None:
     np.testing.assert_allclose(shares["yaw"].sum(), 1)
 
 
-def test_a_broken_recording_is_left_out(tmp_path: Path) -> None:
+def test_a_broken_recording_is_left_out_and_carried_to_the_user(tmp_path: Path) -> None:
+    _record(tmp_path / "train", num_recordings=4)
+    _record(tmp_path / "heldout", num_recordings=3)
+    (tmp_path / "train" / "clip-0.jsonl").write_text("{}\n")
+    (tmp_path / "heldout" / "clip-1.mp4").unlink()
+    config = _config(tmp_path / "train")
+    actor = PromptActor(lambda split: prepare_prompts(config, split, Corners(), tmp_path))
+    assert {prompt_id[:6] for prompt_id in actor.prepare("train")} == {"clip-1", "clip-2", "clip-3"}
+    assert actor.left_out()[0] == 4
+    actor.prepare("heldout")
+    num_recordings, lines = actor.left_out()
+    assert (num_recordings, len(lines)) == (7, 2)
+    assert "clip-0.jsonl: 1 events for the 40 frames" in lines[0] and "clip-1.mp4: no such file" in lines[1]
+
+
+def test_a_broken_recording_is_an_error_when_reading_is_strict(tmp_path: Path) -> None:
     _record(tmp_path, num_recordings=4)
     (tmp_path / "clip-0.jsonl").write_text("{}\n")
-    prompts = prepare_prompts(_config(tmp_path), "train", Corners(), tmp_path)
-    assert {prompt.prompt_id[:6] for prompt in prompts.prompts} == {"clip-1", "clip-2", "clip-3"}
+    with pytest.raises(ValueError, match=r"clip-0\.jsonl: 1 events for the 40 frames"):
+        prepare_prompts(_config(tmp_path, "data.strict=true", "prompts.num_train=8"), "train", Corners(), tmp_path)
+
+
+def test_an_index_is_a_source_of_prompts(tmp_path: Path) -> None:
+    _record(tmp_path / "8.0")
+    index = tmp_path / "index.json"
+    index.write_text(json.dumps({"basedir": "https://example.org", "relpaths": ["8.0/clip-0", "8.0/clip-2.mp4"]}))
+    prompts = prepare_prompts(_config(index, "prompts.num_train=4"), "train", Corners(), tmp_path)
+    assert {prompt.prompt_id.split(":")[0] for prompt in prompts.prompts} == {"8.0/clip-0", "8.0/clip-2"}
+    assert (prompts.left_out, prompts.num_recordings) == ((), 2)
+
+
+def test_an_unknown_way_of_resizing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.resize must be one of area, bilinear, got 'cubic'"):
+        _config(tmp_path, "data.resize=cubic")
 
 
 def test_too_few_clips_say_how_many_there_are(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"prompts\.num_train=6"):
         prepare_prompts(_config(_record(tmp_path), "prompts.num_train=7"), "train", Corners(), tmp_path)
+    (tmp_path / "half.mp4").touch()
+    with pytest.raises(ValueError, match=r"1 recordings are left out, the first: .*half\.jsonl"):
+        prepare_prompts(_config(tmp_path, "prompts.num_train=7"), "train", Corners(), tmp_path)
     with pytest.raises(ValueError, match=r"prompts\.heldout_path=DIR"):
         prepare_prompts(_config(tmp_path, "prompts.heldout_path=''"), "heldout", Corners(), tmp_path)
 

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 
 from rlir_ray.actions import INDEX
-from rlir_ray.data.recordings import list_recordings, read_recording, read_recordings, write_recording
+from rlir_ray.data.recordings import (
+    list_recordings,
+    load_recordings,
+    open_recording,
+    read_events,
+    read_recording,
+    read_recordings,
+    write_recording,
+)
+from tests.data.videos import damage_frame, decode_all, event, write_pair
 
 NUM_FRAMES = 12
 
@@ -101,6 +110,14 @@ def lost_video(path: Path) -> None:
     path.unlink()
 
 
+def damaged_frame(path: Path) -> None:
+    damage_frame(path, NUM_FRAMES // 2)
+
+
+def bad_field(path: Path) -> None:
+    path.with_suffix(".jsonl").write_text('{"mouse": {"dx": "left"}}\n' * NUM_FRAMES)
+
+
 BREAKS = {
     bad_line: r"a\.jsonl, line 4: no JSON",
     no_object: r"a\.jsonl, line 1: an event is a JSON object, got '17'",
@@ -109,6 +126,8 @@ BREAKS = {
     cut_video: r"a\.mp4: no readable video",
     empty_video: r"a\.mp4: no readable video",
     lost_video: r"a\.mp4: no such file",
+    damaged_frame: r"a\.mp4: no readable video",
+    bad_field: r"a\.jsonl, line 1: mouse.dx must be a finite number or null, got 'left'",
 }
 
 
@@ -123,3 +142,67 @@ def test_a_broken_recording_is_named_and_left_out(damage, tmp_path: Path, caplog
     assert "1 of 2 recordings were left out" in caplog.text
     with pytest.raises(ValueError, match=BREAKS[damage]):
         list(read_recordings(paths, strict=True))
+
+
+def test_a_recording_is_opened_without_decoding_it_and_read_in_part(tmp_path: Path) -> None:
+    path = write_pair(tmp_path / "8.0" / "player")
+    opened = open_recording(path, name="8.0/player")
+    assert (opened.name, len(opened), len(opened.actions)) == ("8.0/player", 60, 60)
+    np.testing.assert_array_equal(opened.read(33, 42), decode_all(path)[33:42])
+    np.testing.assert_array_equal(opened.read(33, 42), read_recording(path).frames[33:42])
+
+
+def test_the_recorders_errors_are_put_right_on_the_way_in(tmp_path: Path) -> None:
+    # Attack stuck at the start, the wheel turned to slot 3, a GUI whose motion version 6.9 wrote in halves.
+    events = [event(dx=1.0, hotbar=min(frame, 2) // 2 * 2) for frame in range(4)]
+    events[0]["mouse"] |= {"buttons": [0], "newButtons": [0]}
+    events[1]["mouse"] |= {"buttons": [0]}
+    events[3]["isGuiOpen"] = True
+    path = write_pair(tmp_path / "6.9" / "player", events, num_frames=4)
+    for actions in (open_recording(path).actions, read_recording(path).actions):
+        assert not actions.buttons[:, INDEX["attack"]].any()
+        assert actions.buttons[:, INDEX["hotbar.3"]].tolist() == [False, False, True, False]
+        np.testing.assert_allclose(actions.camera[:, 1], [0.15, 0.15, 0.15, 0.3], rtol=1e-6)
+    assert read_events(path.with_suffix(".jsonl")) == events
+
+
+def test_the_version_of_an_indexs_name_counts_where_the_folder_has_none(tmp_path: Path) -> None:
+    path = write_pair(tmp_path / "player", [event(dx=1.0, isGuiOpen=True)] * 3, num_frames=3)
+    assert open_recording(path, name="5.7/player").actions.camera[0, 1] == pytest.approx(0.075)
+    assert open_recording(path).actions.camera[0, 1] == pytest.approx(0.15)
+
+
+def test_only_line_feeds_end_a_line(tmp_path: Path) -> None:
+    # What a player typed is written as it is; json.dumps would escape it.
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        '{"keyboard": {"keys": [], "chars": "\u2028\x85"}}\r\n{"mouse": null}\n', encoding="utf-8", newline=""
+    )
+    assert [sorted(each) for each in read_events(path)] == [["keyboard"], ["mouse"]]
+
+
+def test_mineworlds_lines_are_read_from_a_file_and_a_bad_one_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    good = "{'forward': 1, 'attack': 0, 'camera': array([0., 3.])}\n"
+    path.write_text(good * 2)
+    assert read_events(path) == [{"forward": 1, "attack": 0, "camera": [0.0, 3.0]}] * 2
+    path.write_text(good + "{'forward': open('x'), 'camera': array([0., 3.])}\n")
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 2: no JSON and no Python literal"):
+        read_events(path)
+
+
+def test_recordings_of_one_file_name_are_loaded_under_two_names(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for folder in ("8.0", "9.0"):
+        write(tmp_path / folder, "same")
+    (tmp_path / "half.mp4").touch()
+    with caplog.at_level(logging.WARNING):
+        assert [recording.name for recording in load_recordings(tmp_path)] == ["8.0/same", "9.0/same"]
+    assert "1 of 3 recordings were left out" in caplog.text
+
+
+def test_a_folder_of_broken_recordings_names_the_first_reason(tmp_path: Path) -> None:
+    bad_line(write(tmp_path, "a"))
+    with pytest.raises(ValueError, match=r"got 1 broken ones; .* the first: .*a\.jsonl, line 4: no JSON"):
+        load_recordings(tmp_path)

@@ -1,0 +1,64 @@
+"""Clips for an evaluation: one of each recording before a second of any, in the order of the recordings' names.
+
+So of files that hold a clip each, as MineWorld's validation set, it is the first frames of every file.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+
+from rlir_ray.config import DataConfig, WorldConfig
+from rlir_ray.data.clips import Clip, ClipAddress, clip_starts, open_in, read_clip
+from rlir_ray.data.sources import RecordingSource
+
+logger = logging.getLogger(__name__)
+
+
+def spread_clips(
+    source: RecordingSource, num_clips: int, world: WorldConfig, data: DataConfig, left_out: list[str] | None = None
+) -> Iterator[Clip]:
+    """Reads clips one by one; no more recordings are opened than are needed.
+
+    Args:
+        source: of the recordings.
+        num_clips: the most to yield.
+        world: frames of a clip and their size.
+        data: how recordings are read.
+        left_out: receives a line for each recording that is broken or not whole.
+
+    Raises:
+        ValueError: with `data.strict`, for the first of these recordings.
+    """
+    broken = left_out if left_out is not None else []
+    if data.strict and source.left_out:
+        raise ValueError(source.left_out[0])
+    broken += source.left_out
+    names = sorted(source.videos, key=_natural)
+    starts: dict[str, list[int]] = {}
+    while names and num_clips:
+        for name in list(names):
+            try:
+                if name not in starts:
+                    starts[name] = clip_starts(open_in(source, name).events, world, 0.0)
+                if not starts[name]:
+                    names.remove(name)
+                    continue
+                clip = read_clip(source, ClipAddress(name, starts[name].pop(0)), world, data.resize)
+            except ValueError as error:
+                if data.strict:
+                    raise
+                logger.warning("left out: %s", error)
+                broken.append(str(error))
+                names.remove(name)
+                continue
+            yield clip
+            num_clips -= 1
+            if not num_clips:
+                return
+
+
+def _natural(name: str) -> list[tuple[str, int]]:
+    """Numbers in names count as numbers: clip_9 stands before clip_10."""
+    return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", name)]

@@ -1,0 +1,165 @@
+"""Frames of an mp4 by their number, without decoding the whole file. Knows nothing of events.
+
+Legend: F shown frames, P packets (compressed frames, in the order in which they are decoded).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import av
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy.typing as npt
+
+WAY_OUT = "record or download it again"
+# What PyAV raises for a damaged file; a file without a video stream is an IndexError.
+VIDEO_ERRORS = (av.FFmpegError, IndexError, ValueError)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoFile:
+    """Where the frames of a video are.
+
+    Example: with two B frames, shown as 0 1 2 3 and stored as 0 3 1 2: ``packets == [0, 2, 3, 1]``.
+    """
+
+    path: Path
+    timestamps: npt.NDArray[np.int64]
+    """[F], when each frame is shown, in the stream's unit; rising."""
+    packets: npt.NDArray[np.int64]
+    """[F], number of the packet that holds each frame."""
+    decode_times: npt.NDArray[np.int64]
+    """[P], when each packet is decoded, in the stream's unit; rising."""
+    keyframes: npt.NDArray[np.int64]
+    """Numbers of the frames at which decoding can begin; rising."""
+
+    def __len__(self) -> int:
+        return len(self.timestamps)
+
+    def read(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """Frames [start, stop), uint8 [n, H, W, 3], RGB; decodes from the keyframe before them on.
+
+        Raises:
+            ValueError: no such frames, or a damaged one among those decoded; names the file.
+        """
+        if not 0 <= start < stop <= len(self):
+            raise ValueError(f"{self.path}: frames must lie within 0..{len(self)}, got [{start}, {stop})")
+        keyframe = int(max(self.keyframes[self.keyframes <= start], default=0))
+        try:
+            frames = list(self._decode(keyframe, start, stop))
+            if len(frames) < stop - start and keyframe > 0:
+                # Intra refresh: what is marked as a keyframe begins a picture that is whole only some frames later.
+                frames = list(self._decode(0, start, stop))
+            if len(frames) < stop - start:
+                raise ValueError(f"{len(frames)} of the frames [{start}, {stop}) can be decoded")
+            return np.stack(frames)
+        except VIDEO_ERRORS as error:
+            raise ValueError(f"{self.path}: no readable video ({_reason(error)}); {WAY_OUT}") from error
+
+    def _decode(self, keyframe: int, start: int, stop: int) -> Iterator[npt.NDArray[np.uint8]]:
+        """What can be had of frames [start, stop) when decoding begins at `keyframe`; 0 is the file's beginning."""
+        first = int(self.packets[keyframe]) if keyframe > 0 else 0
+        last = int(self.packets[start:stop].max())
+        wanted = {int(timestamp) for timestamp in self.timestamps[start:stop]}
+        reached = False
+        with av.open(str(self.path)) as container:
+            stream = container.streams.video[0]
+            if first > 0:
+                container.seek(int(self.decode_times[first]), stream=stream)
+            for frame in _decoded(container, stream, int(self.decode_times[first]), int(self.decode_times[last])):
+                # What is stored after a keyframe and shown before it needs frames that were not decoded.
+                reached = reached or frame.pts == self.timestamps[keyframe]
+                if reached and frame.is_corrupt:
+                    raise ValueError(f"the frame at {float(frame.time or 0):.2f} s is damaged")
+                if reached and frame.pts in wanted:
+                    yield frame.to_ndarray(format="rgb24")
+
+
+def _decoded(container: Any, stream: Any, first_time: int, last_time: int) -> Iterator[Any]:
+    """Decoded frames of the packets from `first_time` to `last_time`, and not one packet more."""
+    for packet in container.demux(stream):
+        if packet.size == 0:
+            break
+        # A seek may end at an earlier keyframe than the one asked for.
+        if packet.dts < first_time:
+            continue
+        yield from packet.decode()
+        if packet.dts >= last_time:
+            break
+    # The decoder holds back frames until it knows that none is shown before them.
+    yield from stream.codec_context.decode(None)
+
+
+def index_video(path: Path) -> VideoFile:
+    """Reads the packets of an mp4 without decoding them.
+
+    Raises:
+        ValueError: the file is no video, is cut off or has damaged packets.
+    """
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            num_expected = stream.frames
+            # Demuxing ends with an empty packet.
+            packets = [packet for packet in container.demux(stream) if packet.size]
+        _check_packets(packets, num_expected)
+        _check_boxes(path)
+    except VIDEO_ERRORS as error:
+        raise ValueError(f"{path}: no readable video ({_reason(error)}); {WAY_OUT}") from error
+    # What lies before the beginning of the edited video is decoded and not shown.
+    shown = [number for number, packet in enumerate(packets) if not packet.is_discard]
+    if not shown:
+        raise ValueError(f"{path}: a video without frames; {WAY_OUT}")
+    timestamps = np.array([packets[number].pts for number in shown], np.int64)
+    order = np.argsort(timestamps)
+    return VideoFile(
+        path=path,
+        timestamps=timestamps[order],
+        packets=np.array(shown, np.int64)[order],
+        decode_times=np.array([packet.dts for packet in packets], np.int64),
+        keyframes=np.flatnonzero([packets[shown[place]].is_keyframe for place in order]),
+    )
+
+
+def _reason(error: Exception) -> str:
+    """FFmpeg's own words without its error number and the path, which the message has already."""
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _check_packets(packets: list[Any], num_expected: int) -> None:
+    """A fragmented mp4 does not say how many packets it has: `num_expected` is 0."""
+    if len(packets) < num_expected:
+        raise ValueError(f"{len(packets)} of {num_expected} frames are there")
+    if any(packet.is_corrupt for packet in packets):
+        raise ValueError("the file is cut off")
+    if any(packet.pts is None or packet.dts is None for packet in packets):
+        raise ValueError("frames without a time")
+    times = [packet.dts for packet in packets]
+    if len({packet.pts for packet in packets}) < len(packets) or times != sorted(set(times)):
+        raise ValueError("frames of the same time")
+
+
+def _check_boxes(path: Path) -> None:
+    """An mp4 is a row of boxes, each of which begins with its size: the last one has to end with the file."""
+    end = path.stat().st_size
+    with path.open("rb") as file:
+        position = 0
+        while position < end:
+            file.seek(position)
+            header = file.read(16)
+            if position == 0 and header[4:8] != b"ftyp":
+                return  # another format under this name
+            size = int.from_bytes(header[:4], "big")
+            if size == 1:
+                size = int.from_bytes(header[8:16], "big")
+            if size == 0:
+                return  # it ends with the file
+            position += max(size, 8)
+    if position > end:
+        raise ValueError(f"{end} of {position} bytes are there")

@@ -1,0 +1,134 @@
+"""Events of the VPT recorder: a line of the jsonl to an event, and what the recorder got wrong put right.
+
+Pure functions that change no event of the caller's. Knows nothing of files and frames.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import Any
+
+ATTACK = 0  # the recorder's number of the left mouse button
+# Of mouse motion while a GUI is open, by the version of the recorder, as published with VPT's data loader; else 1.
+GUI_MOUSE_SCALES = {"5.7": 0.5, "5.8": 0.5, "6.7": 2.0, "6.8": 2.0, "6.9": 2.0}
+
+VERSION = re.compile(r"\d+\.\d+")
+# MineWorld's lines print the camera as numpy does: array([0., 1.5]), with or without a dtype.
+PRINTED_ARRAY = re.compile(r"(?:np\.|numpy\.)?array\((\[[^()\[\]]*\])(?:,\s*dtype=[\w.]+)?\)")
+
+
+def parse_event(line: str) -> dict[str, Any]:
+    """One line of a recording: the VPT recorder's JSON object, or MineWorld's, which may be a Python literal.
+
+    Raises:
+        ValueError: it is neither, or a part that is read as an action is of another kind.
+    """
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        if not line.startswith("{'"):
+            raise ValueError(f"no JSON ({getattr(error, 'msg', error)})") from error
+        event = _parse_literal(line)
+    if not isinstance(event, dict):
+        raise ValueError(f"an event is a JSON object, got {line[:40]!r}")
+    _check_event(event)
+    return event
+
+
+def _parse_literal(line: str) -> Any:
+    try:
+        return ast.literal_eval(PRINTED_ARRAY.sub(r"\1", line))
+    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        raise ValueError(f"no JSON and no Python literal, got {line[:40]!r}") from error
+
+
+def _check_event(event: dict[str, Any]) -> None:
+    """What actions are read from must be readable; a null counts as nothing pressed."""
+    mouse, keyboard = event.get("mouse"), event.get("keyboard")
+    for key, part in (("mouse", mouse), ("keyboard", keyboard)):
+        if part is not None and not isinstance(part, dict):
+            raise ValueError(f"{key} must be an object or null, got {part!r:.40}")
+    for key, kind, values in (
+        ("keyboard.keys", str, (keyboard or {}).get("keys")),
+        ("mouse.buttons", int, (mouse or {}).get("buttons")),
+        ("mouse.newButtons", int, (mouse or {}).get("newButtons")),
+    ):
+        if values is not None and not (isinstance(values, list) and all(isinstance(value, kind) for value in values)):
+            raise ValueError(f"{key} must be a list of {kind.__name__}, got {values!r:.40}")
+    numbers = {f"mouse.{key}": (mouse or {}).get(key) for key in ("dx", "dy")}
+    for key, value in (numbers | {key: event.get(key) for key in ("hotbar", "wallDistance")}).items():
+        if value is not None and not _is_number(value):
+            raise ValueError(f"{key} must be a finite number or null, got {value!r:.40}")
+    camera = event.get("camera", [0, 0])
+    if not (isinstance(camera, list | tuple) and len(camera) == 2 and all(map(_is_number, camera))):
+        raise ValueError(f"camera must be [pitch, yaw] in degrees, got {camera!r:.40}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def recorder_version(path: PurePath | str) -> str:
+    """The version of the recorder: the nearest parent folder that is named like one ("6.9"); "" where none is."""
+    names = (parent.name for parent in PurePath(path).parents)
+    return next((name for name in names if VERSION.fullmatch(name)), "")
+
+
+def repair_events(events: Sequence[dict[str, Any]], version: str = "") -> list[dict[str, Any]]:
+    """All that is known to be wrong in VPT recordings, put right as VPT's own data loader does.
+
+    Args:
+        events: of one recording, from its beginning.
+        version: of the recorder, as `recorder_version` gives it.
+    """
+    return scale_gui_mouse(add_hotbar_keys(release_stuck_attack(events)), GUI_MOUSE_SCALES.get(version, 1.0))
+
+
+def release_stuck_attack(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Attack that is down when the recording starts is released until it is pressed anew."""
+    repaired = list(events)
+    if not events or _new_buttons(events[0]) != [ATTACK]:
+        return repaired
+    for index, event in enumerate(events):
+        if index > 0 and ATTACK in _new_buttons(event):
+            break
+        if mouse := event.get("mouse"):
+            buttons = [button for button in mouse.get("buttons") or [] if button != ATTACK]
+            repaired[index] = event | {"mouse": mouse | {"buttons": buttons}}
+    return repaired
+
+
+def _new_buttons(event: dict[str, Any]) -> list[int]:
+    return (event.get("mouse") or {}).get("newButtons") or []
+
+
+def add_hotbar_keys(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A slot that is chosen with the scroll wheel shows only in the `hotbar` field: its number key is added."""
+    repaired, last_slot = list(events), None
+    for index, event in enumerate(events):
+        slot = event.get("hotbar")
+        if slot is None:
+            continue
+        if last_slot not in (None, slot):
+            keyboard = event.get("keyboard") or {}
+            key, keys = f"key.keyboard.{int(slot) + 1}", keyboard.get("keys") or []
+            repaired[index] = event | {"keyboard": keyboard | {"keys": keys if key in keys else [*keys, key]}}
+        last_slot = slot
+    return repaired
+
+
+def scale_gui_mouse(events: Sequence[dict[str, Any]], scale: float) -> list[dict[str, Any]]:
+    """Mouse motion in an open GUI, which some recorders wrote in another unit than that of the turning camera."""
+    if scale == 1:
+        return list(events)
+    return [
+        event | {"mouse": mouse | {axis: (mouse.get(axis) or 0) * scale for axis in ("dx", "dy")}}
+        if event.get("isGuiOpen") and (mouse := event.get("mouse"))
+        else event
+        for event in events
+    ]

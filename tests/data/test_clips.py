@@ -1,0 +1,208 @@
+"""Clips: cut lazily, found again by their address, and left out whole where their recording is broken."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rlir_ray.config import DataConfig, WorldConfig
+from rlir_ray.data import clips as clips_module
+from rlir_ray.data.clips import Clip, ClipAddress, CutClips, cut_clips, read_clip
+from rlir_ray.data.order import clip_addresses, clip_order
+from rlir_ray.data.sources import RecordingSource, find_recordings
+from rlir_ray.data.video import VideoFile
+from tests.data.videos import HEIGHT, NUM_FRAMES, WIDTH, damage_frame, decode_all, event, write_pair
+
+# Clips of 10 frames: a recording of 60 holds six.
+WORLD = WorldConfig(height=HEIGHT, width=WIDTH, num_context=2, num_frames=8)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> RecordingSource:
+    """Three recordings, two of them of one file name; frames 10..29 of one lie behind a GUI."""
+    folder = tmp_path_factory.mktemp("recordings")
+    gui = [event(dx=float(frame), isGuiOpen=frame in (19, 20)) for frame in range(NUM_FRAMES)]
+    write_pair(folder / "8.0" / "same")
+    write_pair(folder / "9.0" / "same", gui)
+    write_pair(folder / "flat")
+    return find_recordings(folder)
+
+
+def broken_source(folder: Path) -> RecordingSource:
+    """Of three recordings one is whole, one is damaged amid its frames, one has a bad line."""
+    for name in "abc":
+        write_pair(folder / name)
+    damage_frame(folder / "b.mp4")
+    (folder / "c.jsonl").write_text("{}\n{\n" + "{}\n" * (NUM_FRAMES - 2))
+    return find_recordings(folder)
+
+
+def ids(cut: CutClips) -> list[str]:
+    return [clip.address.prompt_id for clip in cut.clips]
+
+
+def assert_equal(one: Clip, other: Clip) -> None:
+    assert one.address == other.address
+    np.testing.assert_array_equal(one.frames, other.frames)
+    np.testing.assert_array_equal(one.actions.camera, other.actions.camera)
+
+
+def test_a_clip_is_found_by_its_address(source: RecordingSource) -> None:
+    clip = read_clip(source, ClipAddress("9.0/same", 30), WORLD)
+    assert clip.address.prompt_id == "9.0/same:30"
+    np.testing.assert_array_equal(clip.frames, decode_all(source.videos["9.0/same"])[30:40])
+    # The action at k leads into frame k; the first frame's own belongs to the past.
+    np.testing.assert_allclose(clip.actions.camera[:, 1], np.arange(31, 40) * 0.15, rtol=1e-6)
+
+
+def test_an_address_that_the_source_does_not_hold_is_refused(source: RecordingSource) -> None:
+    with pytest.raises(ValueError, match=r"got none named '7\.0/same'"):
+        read_clip(source, ClipAddress("7.0/same", 0), WORLD)
+    with pytest.raises(ValueError, match=r"flat\.mp4: frames must lie within 0\.\.60, got \[51, 61\)"):
+        read_clip(source, ClipAddress("flat", 51), WORLD)
+
+
+def test_addresses_are_those_of_all_clips_without_a_gui(source: RecordingSource) -> None:
+    addresses, left_out = clip_addresses(source, WORLD)
+    starts = {name: [each.first_frame for each in addresses if each.recording == name] for name in source.videos}
+    assert starts == {
+        "8.0/same": [0, 10, 20, 30, 40, 50], "9.0/same": [0, 30, 40, 50], "flat": [0, 10, 20, 30, 40, 50],
+    }  # fmt: skip
+    assert left_out == ()
+
+
+def test_reading_from_a_position_on_gives_what_reading_all_gives_after_it(source: RecordingSource) -> None:
+    addresses, _ = clip_addresses(source, WORLD)
+    # Two epochs of 16 clips and a little more.
+    whole = [read_clip(source, each, WORLD) for each in itertools.islice(clip_order(addresses, seed=3), 36)]
+    for position in (5, 16, 30):
+        rest = itertools.islice(clip_order(addresses[::-1], seed=3, position=position), 36 - position)
+        for address, clip in zip(rest, whole[position:], strict=True):
+            assert_equal(read_clip(source, address, WORLD), clip)
+
+
+def test_an_epoch_holds_each_clip_once_in_an_order_of_its_own(source: RecordingSource) -> None:
+    addresses, _ = clip_addresses(source, WORLD)
+    epochs = list(itertools.islice(clip_order(addresses, seed=3), 32))
+    assert sorted(epochs[:16]) == sorted(epochs[16:]) == sorted(addresses)
+    assert epochs[:16] != epochs[16:]
+    assert list(itertools.islice(clip_order(addresses, seed=4), 16)) != epochs[:16]
+
+
+def test_an_order_without_clips_or_before_its_beginning_is_refused() -> None:
+    for addresses, position in (([], 0), ([ClipAddress("a", 0)], -1)):
+        with pytest.raises(ValueError, match="an order needs clips and a position >= 0"):
+            clip_order(addresses, 0, position)
+
+
+def test_only_the_clips_that_are_returned_are_decoded(source: RecordingSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[tuple[int, int]] = []
+    read = VideoFile.read
+
+    def counted(self: VideoFile, start: int, stop: int) -> Any:
+        decoded.append((start, stop))
+        return read(self, start, stop)
+
+    monkeypatch.setattr(VideoFile, "read", counted)
+    cut = cut_clips(source, 5, WORLD, 0, seed=0)
+    assert decoded == [(clip.address.first_frame, clip.address.first_frame + 10) for clip in cut.clips]
+    assert len(decoded) == 5
+
+
+def test_clips_that_are_cut_are_those_at_their_addresses(
+    source: RecordingSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two clips of each recording at first, then more of each.
+    monkeypatch.setattr(clips_module, "MIN_CLIPS_OF_RECORDING", 2)
+    for num_clips, per_recording in ((6, {2}), (100, {4, 6})):
+        cut = cut_clips(source, num_clips, WORLD, 0, seed=1)
+        names = [clip.address.recording for clip in cut.clips]
+        assert {names.count(name) for name in source.videos} == per_recording
+        assert len(set(ids(cut))) == len(cut.clips) == min(num_clips, 16)
+        for clip in cut.clips:
+            assert_equal(read_clip(source, clip.address, WORLD), clip)
+
+
+def test_broken_recordings_are_left_out_counted_and_named(tmp_path: Path) -> None:
+    source = broken_source(tmp_path)
+    (tmp_path / "d.mp4").touch()
+    cut = cut_clips(find_recordings(tmp_path), 18, WORLD, 0, seed=0)
+    assert {clip.address.recording for clip in cut.clips} == {"a"}
+    assert cut.num_recordings == 4
+    for reason in (r"d.jsonl: no such file", r"b.mp4: no readable video", r"c.jsonl, line 2: no JSON"):
+        assert sum(reason in line for line in cut.left_out) == 1
+    assert len(cut.left_out) == 3 and not any("\n" in line for line in cut.left_out)
+    addresses, left_out = clip_addresses(source, WORLD)
+    assert {each.recording for each in addresses} == {"a", "b"}
+    assert len(left_out) == 1
+
+
+def test_no_clip_is_kept_of_a_recording_whose_damage_is_found_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clips_module, "MIN_CLIPS_OF_RECORDING", 1)
+    write_pair(tmp_path / "short", num_frames=10)
+    write_pair(tmp_path / "long", num_frames=30)
+    damage_frame(tmp_path / "long.mp4", packet_number=20)
+    source = find_recordings(tmp_path)
+    # Two clips of each are wanted: a seed that takes the whole ones of the long recording first.
+    intact = ["long:0", "long:10", "short:0"]
+    seed = next(seed for seed in range(99) if sorted(ids(cut_clips(source, 3, WORLD, 0, seed))) == intact)
+    # A fourth can only be the damaged one.
+    cut = cut_clips(source, 4, WORLD, 0, seed)
+    assert ids(cut) == ["short:0"]
+    assert len(cut.left_out) == 1 and "long.mp4: no readable video" in cut.left_out[0]
+
+
+def test_strict_reading_raises_at_the_first_broken_recording(tmp_path: Path) -> None:
+    strict = DataConfig(strict=True)
+    source = broken_source(tmp_path)
+    with pytest.raises(ValueError, match=r"b\.mp4: no readable video|c\.jsonl, line 2: no JSON"):
+        cut_clips(source, 18, WORLD, 0, seed=0, data=strict)
+    with pytest.raises(ValueError, match=r"c\.jsonl, line 2: no JSON"):
+        clip_addresses(source, WORLD, strict=True)
+    (tmp_path / "d.mp4").touch()
+    source = find_recordings(tmp_path)
+    with pytest.raises(ValueError, match=r"d\.jsonl: no such file"):
+        cut_clips(source, 1, WORLD, 0, seed=0, data=strict)
+    with pytest.raises(ValueError, match=r"d\.jsonl: no such file"):
+        clip_addresses(source, WORLD, strict=True)
+
+
+def test_a_source_of_broken_recordings_names_the_first_reason(tmp_path: Path) -> None:
+    write_pair(tmp_path / "a")
+    (tmp_path / "a.jsonl").write_text(json.dumps(event()) + "\n")
+    with pytest.raises(ValueError, match=r"got 1 broken ones; .* the first: .*a\.jsonl: 1 events for the 60 frames"):
+        cut_clips(find_recordings(tmp_path), 1, WORLD, 0, seed=0)
+
+
+def test_resizing_is_an_average_or_takes_neighbours_alone() -> None:
+    row = np.array([0, 100, 51, 250], np.uint8)
+    frames = np.broadcast_to(row[None, None, :, None], (1, 4, 4, 3))
+    # Area: (0 + 100 + 51 + 250) / 4 = 100.25. Bilinear at the centre 1.5: (100 + 51) / 2 = 75.5, to the even 76.
+    for resize, value in (("area", 100), ("bilinear", 76)):
+        resized = clips_module._resize(np.ascontiguousarray(frames), 1, 1, resize)
+        assert resized.dtype == np.uint8 and resized.shape == (1, 1, 1, 3)
+        assert (resized == value).all()
+
+
+def test_clips_are_resized_as_configured(source: RecordingSource) -> None:
+    small = WorldConfig(height=HEIGHT // 4, width=WIDTH // 4, num_context=2, num_frames=8)
+    frames = decode_all(source.videos["flat"])[:10]
+    # A quarter's centre lies between the second and the third pixel.
+    pixels = frames.astype(float)
+    middle = (pixels[:, 1::4] + pixels[:, 2::4]) / 2
+    bilinear = np.round((middle[:, :, 1::4] + middle[:, :, 2::4]) / 2)
+    address = ClipAddress("flat", 0)
+    np.testing.assert_array_equal(read_clip(source, address, small, "bilinear").frames, bilinear)
+    area = torch.nn.functional.avg_pool2d(torch.from_numpy(pixels).permute(0, 3, 1, 2), 4).permute(0, 2, 3, 1)
+    np.testing.assert_allclose(read_clip(source, address, small).frames, area, atol=0.51)
+    for config in (DataConfig(resize="bilinear"), DataConfig()):
+        (clip,) = cut_clips(source, 1, small, 0, seed=0, data=config).clips
+        assert_equal(clip, read_clip(source, clip.address, small, config.resize))
