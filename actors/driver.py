@@ -20,7 +20,7 @@ from actors.collector import Collector
 from actors.evaluation import EvaluationActor
 from actors.learner_group import LearnerGroup
 from actors.mailbox import StepReport
-from actors.plan import absolute_paths, check_checkpoints, check_disk, check_plan, check_world, group_bytes, ray_session
+from actors.plan import absolute_paths, check_disk, check_plan, group_bytes, ray_session
 from actors.pools import RewardPool, RolloutPool, as_actor, stop_actors
 from actors.prompts import PromptActor, PromptSource, prompt_source
 from actors.waiting import Stopped, stop_on_signals, wait_all
@@ -29,6 +29,7 @@ from rlir_ray.config import Config
 from rlir_ray.evaluation.results import BASE, POST_TRAINED
 from rlir_ray.ledger import Ledger
 from rlir_ray.local import Reward
+from rlir_ray.preflight import check_checkpoints, check_world
 from rlir_ray.run import RunFolder, write_json
 from rlir_ray.staleness import Admission
 
@@ -144,6 +145,7 @@ class Pipeline:
             self._start_reward(None)
         self.prompt_ids = self._ask(preparing[0], "the training prompts")
         self._ask(preparing[1], "the held-out prompts")
+        self._show_left_out()
         if calibrate:
             self.progress("checking the reward on real clips")
             self._ask(self.evaluation.calibrate.remote(self._heldout()), "the calibration")
@@ -153,6 +155,14 @@ class Pipeline:
         self.rollout.wait_ready(self._stop)
         self.sync = WeightSync(self.rollout, timeout_s)
         self.sync.publish(self.learner.wait_ready(self._stop))
+
+    def _show_left_out(self) -> None:
+        """One line for all recordings that were left out, and a line for each in run.log: workers' logs stay hidden."""
+        num_recordings, lines = self._ask(self.prompts.left_out.remote(), "the recordings that were left out")
+        if lines:
+            with (self.folder.path / "run.log").open("a") as log:
+                log.writelines(f"left out: {line}\n" for line in lines)
+            self.progress(f"left out {len(lines)} of {num_recordings} recordings: {lines[0]} (all in run.log)")
 
     def _start_reward(self, class_shares: dict[str, Any] | None) -> None:
         self.reward = RewardPool(self.config, class_shares, self.make_reward)

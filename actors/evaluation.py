@@ -67,7 +67,7 @@ class EvaluationActor:
         """What the judges read in real clips, and in real clips that went through the tokenizer."""
         ceiling, clips = evaluate_real(
             prompt_set, self.tokenizer, self.idms, self.config.world, EVALUATION_SEED,
-            num_videos=self.config.evaluation.num_videos,
+            num_videos=self.config.evaluation.num_videos, judge_context=self.config.evaluation.judge_context,
         )  # fmt: skip
         record_ceiling(self.run_dir, ceiling, clips)
 
@@ -81,11 +81,12 @@ class EvaluationActor:
         keep_clips: bool,
     ) -> dict[str, float]:
         """Judges one policy at one temperature; returns the figures for the log, by inverse dynamics model."""
-        sampler = make_sampler(self.config.rollout.engine, self.model, temperature=temperature)
+        settings = self.config.evaluation
+        sampler = make_sampler(self.config.rollout.engine, self.model, temperature=temperature, top_p=settings.top_p)
         sampler.load_weights(dict(weights), version)
         evaluation, clips = evaluate_policy(
             sampler, prompt_set, self.tokenizer, self.idms, self.config.world, temperature, EVALUATION_SEED,
-            name=name, num_videos=self.config.evaluation.num_videos,
+            name=name, num_videos=settings.num_videos, judge_context=settings.judge_context,
         )  # fmt: skip
         record_evaluation(self.run_dir, evaluation, clips if keep_clips else None)
         return {

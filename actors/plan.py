@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import os
 import shutil
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from safetensors import SafetensorError, safe_open
 
 from rlir_ray.actions import TOKENS_PER_ACTION
 from rlir_ray.config import Config, asset_path
@@ -91,81 +89,6 @@ def absolute_paths(config: Config) -> Config:
         models=dataclasses.replace(config.models, **models),
         prompts=dataclasses.replace(config.prompts, **prompts),
     )
-
-
-def check_checkpoints(config: Config) -> None:
-    """Whether the weights of all models are there and whole, and both inverse dynamics models are such.
-
-    Raises:
-        ValueError: a folder holds none, a file is cut off, or an inverse dynamics model is something else.
-    """
-    for name in ("reward_idm", "judge_idm"):
-        folder = asset_path(getattr(config.models, name))
-        settings = _read_json(folder, "config.json", f"models.{name}")
-        if settings.get("architecture", "vpt" if "net" in settings else None) not in ("vpt", "correlation"):
-            raise ValueError(
-                f"models.{name} must be an inverse dynamics model, got another config.json in {folder}; "
-                "give a folder that `python -m rlir_ray pretrain idm` wrote"
-            )
-    for entry in dataclasses.fields(config.models):
-        folder = asset_path(getattr(config.models, entry.name))
-        files = sorted(folder.glob("*.safetensors"))
-        if not files:
-            raise ValueError(f"models.{entry.name} must hold safetensors, got none in {folder}; give a model's folder")
-        for file in files:
-            try:
-                # Reads the header and compares the file's length with it.
-                with safe_open(file, "np"):
-                    pass
-            except (OSError, SafetensorError) as error:
-                raise ValueError(
-                    f"models.{entry.name} must hold whole weights, got {error} in {file}; copy the file again"
-                ) from None
-
-
-def _read_json(folder: Path, file: str, what: str) -> dict[str, Any]:
-    try:
-        return json.loads((folder / file).read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        found = type(error).__name__
-        raise ValueError(f"{what} must hold a readable {file}, got {found} in {folder}; check models.*") from None
-
-
-def check_world(config: Config) -> int:
-    """Whether policy and tokenizer are of one world, and of the configured one. Returns the tokens of a frame.
-
-    Raises:
-        ValueError: another vocabulary, frame size or number of tokens.
-    """
-    policy_folder, folder = asset_path(config.models.policy), asset_path(config.models.tokenizer)
-    policy = _read_json(policy_folder, "config.json", "models.policy")
-    vq_model = _read_json(folder, "config.json", "models.tokenizer")
-    world = config.world
-    if missing := {"block_out_channels", "num_vq_embeddings"} - vq_model.keys():
-        raise ValueError(
-            f"models.tokenizer must be a diffusers VQModel, got a config.json without {sorted(missing)[0]} in "
-            f"{folder}; give a tokenizer's folder"
-        )
-    stem = {"height": world.height, "width": world.width, "pixel_unshuffle": 1}
-    if (folder / "tokenizer.json").is_file():
-        stem = _read_json(folder, "tokenizer.json", "models.tokenizer")
-    if (stem["height"], stem["width"]) != (world.height, world.width):
-        raise ValueError(
-            f"models.tokenizer must be for frames of {world.height}x{world.width}, got "
-            f"{stem['height']}x{stem['width']}; set world.height={stem['height']} world.width={stem['width']} "
-            "or choose another tokenizer"
-        )
-    factor = stem["pixel_unshuffle"] * 2 ** (len(vq_model["block_out_channels"]) - 1)
-    tokens_per_frame = (world.height // factor) * (world.width // factor)
-    wanted = (vq_model["num_vq_embeddings"], tokens_per_frame)
-    # The vocabulary holds 70 ids after the image ids, MineWorld's action ids.
-    got = (policy.get("vocab_size", 0) - 70, policy.get("tokens_per_frame", tokens_per_frame))
-    if got != wanted:
-        raise ValueError(
-            f"models.policy must fit the tokenizer's {wanted[0]} codes and {wanted[1]} tokens a frame, got {got[0]} "
-            f"and {got[1]}; choose checkpoints that were trained together"
-        )
-    return tokens_per_frame
 
 
 def group_bytes(config: Config, tokens_per_frame: int) -> int:

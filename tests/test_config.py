@@ -1,6 +1,10 @@
 """Configuration: overrides, recipes, and what is refused."""
 
+import dataclasses
+from pathlib import Path
+
 import pytest
+import torch
 
 from rlir_ray.config import Config, asset_path, describe, keys, load_config, recipes
 
@@ -96,3 +100,28 @@ def test_a_missing_checkpoint_is_refused():
 
 def test_defaults_build():
     assert Config() == load_config()
+
+
+@pytest.mark.parametrize(("recipe", "millions"), [("300m", 321.0), ("700m", 726.0), ("1200m", 1229.3)])
+def test_mineworlds_recipes_are_of_the_published_sizes(recipe: str, millions: float) -> None:
+    from rlir_ray.models.autoregressive import WorldModel
+
+    config = load_config(f"mineworld_{recipe}")
+    with torch.device("meta"):
+        model = WorldModel.create(**dataclasses.asdict(config.architecture))
+    assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 1) == millions
+    assert model.config.vocab_size == 8262 and model.config.head_dim == 64
+    assert (config.world.height // 16) * (config.world.width // 16) == config.architecture.tokens_per_frame
+    # Sixteen frames with the actions between them.
+    assert config.world.num_context + config.world.num_frames == 16
+    assert recipe in config.models.policy and config.evaluation.top_p == 0.8
+
+
+def test_a_recipe_is_laid_over_its_base(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("base: mineworld_700m\ntrain: {group_size: 4}\n")
+    config = load_config(str(tmp_path / "mine.yaml"), ["train.num_steps=3"])
+    assert config.recipe == "mine" and config.train.group_size == 4 and config.train.num_steps == 3
+    assert config.architecture.hidden_size == 2048 and config.architecture.num_layers == 20
+    (tmp_path / "mine.yaml").write_text("base: absent\n")
+    with pytest.raises(ValueError, match="a recipe must be a shipped name"):
+        load_config(str(tmp_path / "mine.yaml"))

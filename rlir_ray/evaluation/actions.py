@@ -49,6 +49,7 @@ def evaluate_policy(
     *,
     name: str = "post-trained",
     num_videos: int = 6,
+    judge_context: bool = True,
 ) -> tuple[Evaluation, Clips]:
     """Samples one clip for each prompt and judges it.
 
@@ -56,12 +57,13 @@ def evaluate_policy(
         sampler: holds the weights and samples at `temperature`.
         prompt_set: P held-out prompts with the real frames.
         tokenizer: decodes the clips.
-        idms: the models by name, `reward` and `judge`; they see the context frames too, as the reward does.
+        idms: the models by name, `reward` and `judge`.
         world: action groups and frame counts.
         temperature: of the sampler, for the record.
         seed: of sampling; the same seed gives every policy the same draws.
         name: of the evaluation, see `results.NAMES`.
         num_videos: clips to give back.
+        judge_context: show the models the context frames too, as the reward does; False: generated frames alone.
 
     Returns:
         The evaluation, and clips of prompts spread evenly over the set. PSNR and SSIM are None where the commands are
@@ -82,6 +84,7 @@ def evaluate_policy(
         idms,
         world,
         num_videos,
+        judge_context,
     )
     evaluation = Evaluation(
         name=name,
@@ -102,11 +105,12 @@ def evaluate_real(
     seed: int,
     *,
     num_videos: int = 6,
+    judge_context: bool = True,
 ) -> tuple[dict[str, Evaluation], Clips]:
     """The ceiling: the judges on the recorded clips and actions, as they are and through the tokenizer.
 
     Args:
-        prompt_set, tokenizer, idms, world, num_videos: as in `evaluate_policy`.
+        prompt_set, tokenizer, idms, world, num_videos, judge_context: as in `evaluate_policy`.
         seed: for the record; nothing is drawn.
 
     Returns:
@@ -118,7 +122,9 @@ def evaluate_real(
     ceiling, kept = {}, []
     for name, chunks in sources.items():
         real = frames if name == RECONSTRUCTED else None
-        following, quality, clips = _judge(name, chunks, real, prompt_set.recorded, prompt_ids, idms, world, num_videos)
+        following, quality, clips = _judge(
+            name, chunks, real, prompt_set.recorded, prompt_ids, idms, world, num_videos, judge_context
+        )
         ceiling[name] = Evaluation(name=name, seed=seed, following=following, quality=quality)
         kept.append(clips)
     return ceiling, kept[0]
@@ -130,7 +136,7 @@ def _sampled(sampler: Sampler, prompts: Sequence[Prompt], tokenizer: FrameTokeni
         numbers = range(start, start + len(part))
         groups = sampler.sample(part, list(numbers), [group_seed(seed, number) for number in numbers], 1)
         tokens = np.concatenate([video.tokens for _, video in groups]).astype(np.int64)  # [b, C + F, N]
-        yield _decode(tokenizer, torch.from_numpy(tokens))
+        yield decode_clips(tokenizer, torch.from_numpy(tokens))
 
 
 def _real(frames: npt.NDArray[np.uint8]) -> Iterator[Tensor]:
@@ -140,10 +146,10 @@ def _real(frames: npt.NDArray[np.uint8]) -> Iterator[Tensor]:
 
 def _reconstructed(frames: npt.NDArray[np.uint8], tokenizer: FrameTokenizer) -> Iterator[Tensor]:
     for clips in _real(frames):
-        yield _decode(tokenizer, tokenizer.encode(clips.flatten(0, 1)).unflatten(0, clips.shape[:2]))
+        yield decode_clips(tokenizer, tokenizer.encode(clips.flatten(0, 1)).unflatten(0, clips.shape[:2]))
 
 
-def _decode(tokenizer: FrameTokenizer, tokens: Tensor) -> Tensor:
+def decode_clips(tokenizer: FrameTokenizer, tokens: Tensor) -> Tensor:
     """int64 [b, n, N] to uint8 [b, n, H, W, 3], on the CPU."""
     device = next(tokenizer.parameters()).device
     return tokenizer.decode(tokens.flatten(0, 1).to(device)).cpu().unflatten(0, tokens.shape[:2])
@@ -158,6 +164,7 @@ def _judge(
     idms: Readers,
     world: WorldConfig,
     num_videos: int,
+    judge_context: bool,
 ) -> tuple[dict[str, Following], Quality, Clips]:
     """Reads P clips, given in chunks uint8 [b, C + F, H, W, 3], against P commands."""
     commanded = np.stack([group_classes(each, world.groups)[-world.num_frames :] for each in actions])  # [P, F, K]
@@ -169,7 +176,7 @@ def _judge(
     for clips in chunks:
         start = sum(sizes)
         for idm, model in idms.items():
-            recovered[idm].append(read_generated(model, clips, world))
+            recovered[idm].append(read_generated(model, clips, world, judge_context))
         reference = None if real is None else torch.from_numpy(np.array(real[start : start + len(clips)]))
         qualities.append(clip_quality(clips, world.num_frames, reference))
         sizes.append(len(clips))
@@ -189,27 +196,47 @@ def _judge(
     return following, join_quality(qualities), kept
 
 
-@torch.no_grad()
 def read_generated(
-    idm: InverseDynamicsModel | CorrelationInverseDynamics, frames: Tensor, world: WorldConfig
+    idm: InverseDynamicsModel | CorrelationInverseDynamics,
+    frames: Tensor,
+    world: WorldConfig,
+    judge_context: bool = True,
 ) -> npt.NDArray[np.int64]:
-    """The classes that an inverse dynamics model reads in the generated frames.
+    """The classes that an inverse dynamics model reads in the generated frames, int64 [B, F, K].
 
     Args:
-        idm: sees the context frames too; index k of its output leads into frame k.
-        frames: uint8 [B, C + F, H, W, 3].
+        idm, frames, judge_context: as in `generated_logits`.
         world: groups and F.
 
+    Raises:
+        ValueError: the model's values are not finite.
+    """
+    return recovered_classes(generated_logits(idm, frames, world.num_frames, judge_context), world.groups).numpy()
+
+
+@torch.no_grad()
+def generated_logits(
+    idm: InverseDynamicsModel | CorrelationInverseDynamics, frames: Tensor, num_frames: int, judge_context: bool
+) -> dict[str, Tensor]:
+    """What an inverse dynamics model's heads say of the generated frames.
+
+    Args:
+        idm: index k of its output leads into frame k.
+        frames: uint8 [B, C + F, H, W, 3].
+        num_frames: F.
+        judge_context: show it the context frames too.
+
     Returns:
-        int64 [B, F, K].
+        buttons [B, F, 20, 2] and camera [B, F, 2, 11].
 
     Raises:
         ValueError: its values are not finite.
     """
-    logits = idm.logits(frames.to(next(idm.parameters()).device))
+    shown = frames if judge_context else frames[:, -num_frames:]
+    logits = idm.logits(shown.to(next(idm.parameters()).device))
     if not all(bool(torch.isfinite(values).all()) for values in logits.values()):
         raise ValueError("an inverse dynamics model must give finite values, got others; check models.*_idm")
-    return recovered_classes(logits, world.groups)[:, -world.num_frames :].numpy()
+    return {head: values[:, -num_frames:] for head, values in logits.items()}
 
 
 def spread(num_prompts: int, count: int) -> list[int]:

@@ -29,10 +29,10 @@ class Sampler(Protocol):
     def load_weights(self, weights: dict[str, npt.NDArray[np.generic]], version: int) -> None: ...
 
 
-def make_sampler(engine: str, model: WorldModel, *, temperature: float) -> Sampler:
-    """The sampler of `rollout.engine`."""
+def make_sampler(engine: str, model: WorldModel, *, temperature: float, top_p: float = 1.0) -> Sampler:
+    """The sampler of `rollout.engine`; rollouts keep `top_p` at 1."""
     if engine not in SAMPLERS:
         raise ValueError(f"rollout.engine must be one of {', '.join(SAMPLERS)}, got {engine!r}; try torch")
     module, name = SAMPLERS[engine].split(":")
     sampler: Any = getattr(importlib.import_module(module), name)
-    return sampler(model, temperature=temperature)
+    return sampler(model, temperature=temperature, top_p=top_p)

@@ -126,13 +126,17 @@ class TorchSampler:
     Args:
         model: the policy; the sampler keeps it and loads published weights into it.
         temperature: divides the logits, as in the learner's rescoring.
+        top_p: draw from the likeliest tokens that hold this share of the probability, for evaluation; below 1 the
+            learner's rescoring would not give the same log-probabilities.
         dtype: of the decoder; with bfloat16 the behaviour log-probabilities differ from the learner's by its rounding.
     """
 
-    def __init__(self, model: WorldModel, *, temperature: float, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, model: WorldModel, *, temperature: float, top_p: float = 1.0, dtype: torch.dtype = torch.float32
+    ) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature must be > 0, got {temperature}; use 1.0")
-        self.model, self.temperature, self.dtype = model, temperature, dtype
+        self.model, self.temperature, self.top_p, self.dtype = model, temperature, top_p, dtype
         self.policy_version = 0
         self._decoder = Decoder(model, dtype)
 
@@ -226,7 +230,7 @@ class TorchSampler:
                     chunk = torch.cat([chunk, commanded[:, frame - 1]], 1)
                 logits = decoder(chunk, cache, rotations, position)
                 position += chunk.shape[1]
-            token, logprob = draw_tokens(logits / self.temperature, draw)
+            token, logprob = draw_tokens(keep_likeliest(logits / self.temperature, self.top_p), draw)
             tokens.append(token)
             logprobs.append(logprob)
         return torch.stack(tokens, 1).unflatten(1, (num_frames, -1)), torch.stack(logprobs, 1)
@@ -251,6 +255,17 @@ class TorchSampler:
             loss_mask=np.ones(logprobs.shape, np.bool_),
         )
         return group, EncodedVideo(group_id=group_id, tokens=clips, num_context=num_context, actions=prompt.actions)
+
+
+def keep_likeliest(logits: Tensor, top_p: float) -> Tensor:
+    """Leaves the fewest likeliest tokens that hold `top_p` of the probability, the others at -inf; float [B, K]."""
+    if top_p >= 1:
+        return logits
+    ordered, order = logits.sort(-1, descending=True)
+    probabilities = ordered.softmax(-1)
+    # A token stays while those before it hold too little; so the likeliest always does.
+    dropped = probabilities.cumsum(-1) - probabilities >= top_p
+    return logits.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), float("-inf"))
 
 
 def draw_tokens(logits: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:

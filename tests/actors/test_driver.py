@@ -15,8 +15,8 @@ from rlir_ray.local import train_local
 from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.trajectory import EncodedVideo, Prompt, RewardScores, TrajectoryGroup
 from rlir_ray.weights import weights_of
-from tests.actors.world import tiny_prompt_set
 from tests.fakes import NUM_CODES
+from tests.world import tiny_prompt_set
 
 FIGURES = ("loss/policy", "reward/mean", "reward/std", "grad_norm", "ratio/max_abs_log", "decisions", "follow/macro_f1")
 

@@ -1,5 +1,4 @@
 import dataclasses
-import json
 import shutil
 
 import pytest
@@ -9,30 +8,11 @@ from actors.plan import (
     _check_cpus,
     _check_store,
     absolute_paths,
-    check_checkpoints,
     check_disk,
-    check_world,
     group_bytes,
 )
 from rlir_ray.samplers import make_sampler
-from tests.fakes import NUM_CODES, TOKENS_PER_FRAME, tiny_prompts, tiny_world_model
-
-
-def test_checkpoints_of_one_world_pass(make_config):
-    assert check_world(make_config()) == TOKENS_PER_FRAME
-
-
-def test_a_policy_of_another_vocabulary_is_refused(make_config, checkpoints, tmp_path):
-    shutil.copytree(checkpoints / "policy", tmp_path / "other")
-    settings = json.loads((tmp_path / "other" / "config.json").read_text())
-    (tmp_path / "other" / "config.json").write_text(json.dumps(settings | {"vocab_size": 99 + 70}))
-    with pytest.raises(ValueError, match=f"{NUM_CODES} codes and 12 tokens a frame, got 99 and 12"):
-        check_world(make_config(f"models.policy={tmp_path / 'other'}"))
-
-
-def test_a_tokenizer_of_another_resolution_is_refused_with_the_fitting_setting(make_config):
-    with pytest.raises(ValueError, match=r"got 24x32; set world.height=24 world.width=32"):
-        check_world(make_config("world.height=48", "world.width=64"))
+from tests.fakes import TOKENS_PER_FRAME, tiny_prompts, tiny_world_model
 
 
 def test_a_missing_checkpoint_is_refused_in_one_line(make_config, tmp_path):
@@ -77,26 +57,6 @@ def test_a_budget_below_one_step_or_above_the_store_is_refused(make_config):
         _check_store(config, TOKENS_PER_FRAME, 9_000_000)
     with pytest.raises(ValueError, match="start Ray with --object-store-memory="):
         _check_store(config, TOKENS_PER_FRAME, step_bytes)
-
-
-def test_a_checkpoint_that_is_cut_off_is_named_before_anything_starts(make_config, checkpoints, tmp_path):
-    check_checkpoints(make_config())
-    short = tmp_path / "judge"
-    shutil.copytree(checkpoints / "judge_idm", short)
-    weights = short / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="judge_idm must hold whole weights"):
-        check_checkpoints(make_config(f"models.judge_idm={short}"))
-    weights.unlink()
-    with pytest.raises(ValueError, match="judge_idm must hold safetensors"):
-        check_checkpoints(make_config(f"models.judge_idm={short}"))
-
-
-def test_models_of_another_kind_are_named_before_anything_starts(make_config, checkpoints):
-    with pytest.raises(ValueError, match="judge_idm must be an inverse dynamics model, got another config"):
-        check_checkpoints(make_config(f"models.judge_idm={checkpoints / 'tokenizer'}"))
-    with pytest.raises(ValueError, match="tokenizer must be a diffusers VQModel"):
-        check_world(make_config(f"models.tokenizer={checkpoints / 'policy'}"))
 
 
 def test_a_disk_without_room_for_the_run_is_refused(make_config, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import torch
 
 from rlir_ray.models.autoregressive import split_frames
 from rlir_ray.samplers import make_sampler
-from rlir_ray.samplers.torch_sampler import TorchSampler, draw_tokens
+from rlir_ray.samplers.torch_sampler import TorchSampler, draw_tokens, keep_likeliest
 from rlir_ray.weights import weights_of
 from tests.fakes import NUM_CODES, TOKENS_PER_FRAME, tiny_prompts, tiny_world_model
 
@@ -93,3 +93,22 @@ def test_bad_calls_are_refused() -> None:
     with pytest.raises(ValueError, match="engine"):
         make_sampler("vlm", tiny_world_model(), temperature=1.0)
     assert TOKENS_PER_FRAME == 12
+
+
+def test_top_p_keeps_the_fewest_likeliest_tokens() -> None:
+    logits = torch.tensor([[0.1, 0.5, 0.15, 0.25], [0.97, 0.01, 0.01, 0.01]]).log()
+    kept = keep_likeliest(logits, 0.7)
+    # .5 alone is too little, .5 + .25 is enough; of the second row the first token alone.
+    assert torch.isfinite(kept).tolist() == [[False, True, False, True], [True, False, False, False]]
+    torch.testing.assert_close(kept.softmax(-1)[0], torch.tensor([0.0, 2 / 3, 0.0, 1 / 3]))
+    assert keep_likeliest(logits, 1.0) is logits
+
+
+def test_clips_sampled_with_top_p_hold_likely_tokens_only() -> None:
+    model = tiny_world_model()
+    sampler = TorchSampler(model, temperature=1.0, top_p=0.5)
+    group, _ = sampler.sample(tiny_prompts(1), [0], [0], 8)[0]
+    with torch.inference_mode():
+        logprobs = model(torch.from_numpy(group.tokens).long(), group.behavior_logprobs.shape[1])
+    # Half of the probability is left out, so what is drawn has at least its share of the rest.
+    assert (torch.from_numpy(group.behavior_logprobs) >= logprobs + 1e-4).float().mean() > 0.95

@@ -1,0 +1,26 @@
+"""A tiny world that several rooms test with: random models on disk, and a configuration that names them."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import tiny_idm, tiny_tokenizer, tiny_world_model
+from tests.world import MakeConfig, tiny_config
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    tiny_world_model().save_pretrained(folder / "policy")
+    tiny_tokenizer().save_pretrained(folder / "tokenizer")
+    for seed, name in enumerate(("reward_idm", "judge_idm")):
+        tiny_idm(seed).save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture
+def make_config(checkpoints: Path, tmp_path: Path) -> MakeConfig:
+    return partial(tiny_config, checkpoints, tmp_path)

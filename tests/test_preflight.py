@@ -1,0 +1,73 @@
+import json
+import shutil
+
+import pytest
+
+from rlir_ray.preflight import check_checkpoints, check_world
+from tests.fakes import NUM_CODES, TOKENS_PER_FRAME
+
+
+def test_checkpoints_of_one_world_pass(make_config):
+    assert check_world(make_config()) == TOKENS_PER_FRAME
+
+
+def test_a_policy_of_another_vocabulary_is_refused(make_config, checkpoints, tmp_path):
+    shutil.copytree(checkpoints / "policy", tmp_path / "other")
+    settings = json.loads((tmp_path / "other" / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps(settings | {"vocab_size": 99 + 70}))
+    with pytest.raises(ValueError, match=f"{NUM_CODES} codes and 12 tokens a frame, got 99 and 12"):
+        check_world(make_config(f"models.policy={tmp_path / 'other'}"))
+
+
+def test_a_tokenizer_of_another_resolution_is_refused_with_the_fitting_setting(make_config):
+    with pytest.raises(ValueError, match=r"got 24x32; set world.height=24 world.width=32"):
+        check_world(make_config("world.height=48", "world.width=64"))
+
+
+def test_a_checkpoint_that_is_cut_off_is_named_before_anything_starts(make_config, checkpoints, tmp_path):
+    check_checkpoints(make_config())
+    short = tmp_path / "judge"
+    shutil.copytree(checkpoints / "judge_idm", short)
+    weights = short / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="judge_idm must hold whole weights"):
+        check_checkpoints(make_config(f"models.judge_idm={short}"))
+    weights.unlink()
+    with pytest.raises(ValueError, match="judge_idm must hold safetensors"):
+        check_checkpoints(make_config(f"models.judge_idm={short}"))
+
+
+def test_models_of_another_kind_are_named_before_anything_starts(make_config, checkpoints):
+    with pytest.raises(ValueError, match="judge_idm must be an inverse dynamics model, got another config"):
+        check_checkpoints(make_config(f"models.judge_idm={checkpoints / 'tokenizer'}"))
+    with pytest.raises(ValueError, match="tokenizer must be a diffusers VQModel"):
+        check_world(make_config(f"models.tokenizer={checkpoints / 'policy'}"))
+
+
+def _policy_with(checkpoints, folder, **changes):
+    """The tiny policy with other words in its config.json; None takes one out."""
+    shutil.copytree(checkpoints / "policy", folder / "other")
+    settings = json.loads((folder / "other" / "config.json").read_text()) | changes
+    kept = {key: value for key, value in settings.items() if value is not None}
+    (folder / "other" / "config.json").write_text(json.dumps(kept))
+    return f"models.policy={folder / 'other'}"
+
+
+def test_a_policy_of_another_size_than_the_recipes_is_refused(make_config, checkpoints, tmp_path):
+    assert check_world(make_config("architecture.hidden_size=64", "architecture.num_layers=2")) == TOKENS_PER_FRAME
+    with pytest.raises(ValueError, match=r"architecture.num_layers=20, got 2; .* or set architecture.num_layers=2"):
+        check_world(make_config("architecture.num_layers=20"))
+
+
+def test_a_policy_too_short_for_a_clip_is_refused(make_config, checkpoints, tmp_path):
+    policy = _policy_with(checkpoints, tmp_path, max_position_embeddings=80)
+    # Four frames of 12 tokens and three actions of 11: 81.
+    with pytest.raises(ValueError, match=r"a clip's 81 tokens, got max_position_embeddings=80; lower"):
+        check_world(make_config(policy))
+
+
+def test_a_policy_that_does_not_say_its_tokens_a_frame_is_refused_with_the_line_to_add(
+    make_config, checkpoints, tmp_path
+):
+    with pytest.raises(ValueError, match=r'add "tokens_per_frame": 12 there'):
+        check_world(make_config(_policy_with(checkpoints, tmp_path, tokens_per_frame=None)))
