@@ -90,6 +90,19 @@ def _report(arguments: argparse.Namespace, rest: list[str]) -> None:
     print(write_report(Path(arguments.run)))
 
 
+def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from rlir_ray.evaluate import EvaluationRequest, evaluate
+
+    evaluate(
+        EvaluationRequest(
+            policy=arguments.policy, data=arguments.data, idm=arguments.idm, tokenizer=arguments.tokenizer,
+            recipe=arguments.recipe, num_clips=arguments.num_clips, lpips=arguments.lpips, fvd=arguments.fvd,
+            out=arguments.out, overrides=(*arguments.overrides, *rest),
+        )
+    )  # fmt: skip
+
+
 def _convert(arguments: argparse.Namespace, rest: list[str]) -> None:
     # Both libraries tell of progress and of defaults; what a user needs is said below.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -197,6 +210,30 @@ def build_parser() -> argparse.ArgumentParser:
     assets = commands.add_parser("assets", help="make the shipped checkpoints from nothing", add_help=False)
     assets.set_defaults(handler=_assets)
 
+    evaluation = commands.add_parser(
+        "eval",
+        help="judge a policy on recordings: MineWorld's row of figures",
+        formatter_class=wide,
+        description="Generates clips after recorded first frames, with the recorded actions, and prints FPS,\n"
+        "precision, recall and F1 of the recovered actions (macro, over MineWorld's seven tasks), camera\n"
+        "distance in bins, PSNR, SSIM, LPIPS and FVD. A column whose weights are not given says so. Needs no Ray.",
+        epilog="examples:\n"
+        "  python -m rlir_ray eval --policy runs/first/policy --data data/doom/validation\n"
+        "  python -m rlir_ray eval --policy models/mineworld_700m --data validation --idm models/vpt_idm \\\n"
+        "      --lpips alexnet-owt-7be5be79.pth --fvd i3d_torchscript.pt --out row.json",
+    )
+    evaluation.add_argument("--policy", required=True, metavar="DIR", help="a world model's folder")
+    evaluation.add_argument("--data", required=True, metavar="PATH", help="folder of recordings, or an index JSON")
+    evaluation.add_argument("--idm", default="", metavar="DIR", help="reads the actions (default: the recipe's judge)")
+    evaluation.add_argument("--tokenizer", default="", metavar="DIR", help="default: POLICY/tokenizer, or the recipe's")
+    evaluation.add_argument("--recipe", default="", help="frames and sampling (default: the policy's run, or its size)")
+    evaluation.add_argument("--num-clips", type=int, default=0, help="default: the recipe's prompts.num_heldout")
+    evaluation.add_argument("--lpips", default="", metavar="FILE", help="torchvision's AlexNet weights (.pth)")
+    evaluation.add_argument("--fvd", default="", metavar="FILE", help="I3D as TorchScript; it is run: trust its source")
+    evaluation.add_argument("--out", default="", metavar="FILE.json", help="write the figures there too")
+    evaluation.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted overrides of the recipe")
+    evaluation.set_defaults(handler=_evaluate)
+
     convert = commands.add_parser(
         "convert",
         help="turn a published checkpoint into a folder that this project and its libraries open",
@@ -266,7 +303,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.command not in ("train", "pretrain", "assets"):
+    if rest and arguments.command not in ("train", "pretrain", "assets", "eval"):
         parser.error(f"unknown arguments: {' '.join(rest)}")
     if getattr(arguments, "keys", False):
         print(_keys_help())

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
+
+from rlir_ray.models.checkpoints import read_state_dict
 
 # Of AlexNet's five convolutions: number in torchvision's state dict, weight [out, in, side, side], stride, padding.
 CONVOLUTIONS = (
@@ -119,12 +120,7 @@ def shipped_heads() -> Path:
 
 def _read(path: Path, shapes: Mapping[str, tuple[int, ...]], what: str, device: torch.device) -> dict[str, Tensor]:
     """The tensors named in `shapes`, in that order, float32."""
-    if not path.is_file():
-        raise ValueError(f"{what} must be a file, got {path}; download it and give its path")
-    if path.suffix == ".safetensors":
-        state = load_file(path)
-    else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+    state = read_state_dict(path)
     wrong = [f"{key} is missing" for key in shapes if key not in state]
     wrong += [
         f"{key} is {list(state[key].shape)}, not {list(shape)}"

@@ -201,7 +201,7 @@ NO_WEIGHTS = "no weights given"
 
 
 def table_lines(
-    following: Mapping[str, Any],
+    following: Mapping[str, Any] | None,
     *,
     fps: float,
     psnr: float,
@@ -212,7 +212,8 @@ def table_lines(
     """The row of MineWorld's main table, for a terminal.
 
     Args:
-        following: of `action_following`; P, R and F1 are its macro means over the tasks, camera is in bins.
+        following: of `action_following`; P, R and F1 are its macro means over the tasks, camera is in bins. None where
+            no inverse dynamics model was given.
         fps: frames generated in a second.
         psnr, ssim, lpips: means over the frames; dB, -1..1 and 0 or more.
         fvd: of all clips; as `lpips` None where its network's weights were not given.
@@ -220,13 +221,10 @@ def table_lines(
     Returns:
         The header and the row, in columns of one width.
     """
-    mean = following["mean"]
+    means = {"P": "precision_macro", "R": "recall_macro", "F1": "f1_macro", "camera": "camera_loss"}
     cells = {
         "FPS": f"{fps:.2f}",
-        "P": f"{mean['precision_macro']:.3f}",
-        "R": f"{mean['recall_macro']:.3f}",
-        "F1": f"{mean['f1_macro']:.3f}",
-        "camera": f"{mean['camera_loss']:.3f}",
+        **{name: f"{following['mean'][key]:.3f}" if following else NO_WEIGHTS for name, key in means.items()},
         "PSNR": f"{psnr:.2f}",
         "SSIM": f"{ssim:.3f}",
         "LPIPS": NO_WEIGHTS if lpips is None else f"{lpips:.3f}",

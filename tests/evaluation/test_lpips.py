@@ -99,9 +99,9 @@ def test_weights_are_read_from_safetensors_too(backbone_path: Path, tmp_path: Pa
 
 
 def test_a_missing_file_is_named(tmp_path: Path, backbone_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"AlexNet's weights must be a file, got .*absent\.pth"):
+    with pytest.raises(ValueError, match=r"must be an existing file, got .*absent\.pth"):
         LPIPS(tmp_path / "absent.pth")
-    with pytest.raises(ValueError, match=r"LPIPS's heads must be a file, got .*absent\.pth"):
+    with pytest.raises(ValueError, match=r"must be an existing file, got .*absent\.pth"):
         LPIPS(backbone_path, tmp_path / "absent.pth")
 
 

@@ -1,0 +1,177 @@
+"""The `eval` command: a policy's row of MineWorld's table, on recordings. Works without Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from rlir_ray.config import Config, asset_path, load_config, recipes
+from rlir_ray.data.clips import Clip
+from rlir_ray.data.sources import find_recordings
+from rlir_ray.data.spread import spread_clips
+from rlir_ray.evaluation.fvd import I3D
+from rlir_ray.evaluation.lpips import LPIPS
+from rlir_ray.evaluation.policy_row import PolicyRow, evaluate_row
+from rlir_ray.models.autoregressive import WorldModel, policy_architecture
+from rlir_ray.models.inverse_dynamics import load_inverse_dynamics
+from rlir_ray.models.tokenizer import FrameTokenizer
+from rlir_ray.preflight import check_world
+from rlir_ray.progress import progress_bar
+from rlir_ray.rewards.calibration import check_alignment
+from rlir_ray.run import versions, write_json
+from rlir_ray.samplers import make_sampler
+
+if TYPE_CHECKING:
+    from rlir_ray.data.sources import RecordingSource
+
+# Draws of their own, the same ones in every evaluation.
+SEED = 20_250_928
+# Real clips on which the recordings' actions are tried one frame earlier and later.
+NUM_ALIGNED = 32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationRequest:
+    """What the user asked for; empty paths stand for what the recipe says."""
+
+    policy: str
+    data: str
+    idm: str = ""
+    tokenizer: str = ""
+    recipe: str = ""
+    num_clips: int = 0
+    lpips: str = ""
+    fvd: str = ""
+    out: str = ""
+    overrides: tuple[str, ...] = ()
+
+
+def evaluate(request: EvaluationRequest, chunk: int = 0) -> PolicyRow:
+    """Generates and judges the clips, prints the row, and writes it as JSON where asked for.
+
+    Args:
+        request: of the user.
+        chunk: clips sampled at once; 0: as many as suit the device.
+
+    Raises:
+        ValueError: a checkpoint or the recordings are not usable, or of another world.
+    """
+    config = resolve_config(request)
+    check_world(config)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    lpips = LPIPS(request.lpips, device=device) if request.lpips else None
+    i3d = I3D(request.fvd, device=device) if request.fvd else None
+    source, world = find_recordings(Path(request.data)), config.world
+    num_clips = request.num_clips or config.prompts.num_heldout
+    left_out: list[str] = []
+    idm = load_inverse_dynamics(config.models.judge_idm).to(device) if config.models.judge_idm else None
+    if idm is not None:
+        print("\n".join(alignment_lines(idm, spread_clips(source, NUM_ALIGNED, world, config.data), config)))
+    model = WorldModel.from_pretrained(config.models.policy).to(device)
+    tokenizer = FrameTokenizer.from_pretrained(config.models.tokenizer, height=world.height, width=world.width)
+    settings = config.evaluation
+    temperature = settings.temperatures[0]
+    sampler = make_sampler(config.rollout.engine, model, temperature=temperature, top_p=settings.top_p)
+    with progress_bar("evaluating") as show:
+        row = evaluate_row(
+            spread_clips(source, num_clips, world, config.data, left_out), sampler, tokenizer.to(device), world,
+            seed=SEED, chunk=chunk or config.rollout.prompts_per_call * 8, idm=idm,
+            judge_context=settings.judge_context, lpips=lpips, i3d=i3d,
+            progress=lambda done: show(done / num_clips, f"{done} clips"),
+        )  # fmt: skip
+    print("\n".join(summary_lines(row, config, num_clips, source, left_out)))
+    if request.out:
+        write_row(Path(request.out), row, config, left_out)
+    return row
+
+
+def resolve_config(request: EvaluationRequest) -> Config:
+    """The recipe with the request's checkpoints in it, as absolute folders.
+
+    Raises:
+        ValueError: no recipe is given and none fits the policy, or a folder does not exist.
+    """
+    policy = asset_path(request.policy)
+    config = load_config(request.recipe or find_recipe(policy), list(request.overrides))
+    tokenizer = request.tokenizer or (str(policy / "tokenizer") if (policy / "tokenizer").is_dir() else "")
+    judge = request.idm or config.models.judge_idm
+    if not request.idm and judge and not judge.startswith("asset:") and not Path(judge).is_dir():
+        # A recipe's own folder that is not there: figures without the model are still figures.
+        judge = ""
+    models = dataclasses.replace(
+        config.models,
+        policy=str(policy),
+        tokenizer=str(asset_path(tokenizer or config.models.tokenizer)),
+        judge_idm=str(asset_path(judge)) if judge else "",
+    )
+    return dataclasses.replace(config, models=models)
+
+
+def find_recipe(policy: Path) -> str:
+    """The configuration of the run that a policy comes from, or the shipped recipe of its size.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    if (run := policy.absolute().parent / "config.yaml").is_file():
+        return str(run)
+    try:
+        held = policy_architecture(json.loads((policy / "config.json").read_text()))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--policy must be a LlamaForCausalLM folder, got {error}; check {policy}") from None
+    for name in recipes():
+        recipe = load_config(name)
+        if recipe.architecture == held or _is_folder(recipe.models.policy, policy):
+            return name
+    raise ValueError(
+        f"a policy that is of no run and no shipped size needs --recipe, got {policy}; name one of "
+        f"{', '.join(recipes())} or a YAML file"
+    )
+
+
+def _is_folder(named: str, folder: Path) -> bool:
+    return named.startswith("asset:") and asset_path(named).samefile(folder)
+
+
+def alignment_lines(idm: Any, clips: Iterator[Clip], config: Config) -> list[str]:
+    """A warning where the recordings' actions fit their frames best one frame away: every figure below rests on it."""
+    real = list(clips)
+    if not real or config.world.num_context + config.world.num_frames < 4:
+        return []
+    frames, actions = np.stack([clip.frames for clip in real]), [clip.actions for clip in real]
+    try:
+        check_alignment(idm, frames, actions, config.world.groups)
+    except ValueError as error:
+        return [f"warning  {error}"]
+    return []
+
+
+def summary_lines(
+    row: PolicyRow, config: Config, num_clips: int, source: RecordingSource, left_out: list[str]
+) -> list[str]:
+    """What was compared, and the row."""
+    world, settings = config.world, config.evaluation
+    lines = [
+        f"{row.num_clips} clips of {world.num_context} given + {world.num_frames} generated frames, "
+        f"{world.height}x{world.width}, temperature {settings.temperatures[0]:g}, top-p {settings.top_p:g}, "
+        "raster decoding",
+    ]
+    if row.num_clips < num_clips:
+        lines.append(f"the recordings hold {row.num_clips} clips, {num_clips} were asked for")
+    if left_out:
+        lines.append(f"left out {len(left_out)} of {len(source)} recordings: {left_out[0]}")
+    return [*lines, "", *row.lines()]
+
+
+def write_row(out: Path, row: PolicyRow, config: Config, left_out: list[str]) -> None:
+    """The row with everything that it was made with."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    content = {"row": row.to_json(), "left_out": left_out, "seed": SEED, "config": config.to_dict()}
+    write_json(out, {**content, "versions": versions()})
+    print(f"\nwritten to {out}")
