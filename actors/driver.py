@@ -171,7 +171,8 @@ class Pipeline:
     def _start_evaluation(self) -> Any:
         # The pools rest while it works: it may use every core of its node.
         num_threads = max(1, int(ray.cluster_resources().get("CPU", 1)) // len(ray.nodes()))
-        return as_actor(EvaluationActor).remote(self.config, self.folder.path, num_threads)
+        shell = as_actor(EvaluationActor, num_gpus=self.config.evaluation.num_gpus)
+        return shell.remote(self.config, self.folder.path, num_threads)
 
     def _loop(self) -> None:
         """The algorithm. `rlir_ray/local.py` is the same in one process."""

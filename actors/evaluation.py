@@ -37,11 +37,12 @@ class EvaluationActor:
     def __init__(self, config: Config, run_dir: Path, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
         self.config, self.run_dir = config, run_dir
-        self.model = WorldModel.from_pretrained(asset_path(config.models.policy))
-        self.tokenizer = load_tokenizer(config)
+        device = "cuda" if config.evaluation.num_gpus else "cpu"
+        self.model = WorldModel.from_pretrained(asset_path(config.models.policy)).to(device)
+        self.tokenizer = load_tokenizer(config).to(device)
         folders = {"reward": config.models.reward_idm, "judge": config.models.judge_idm}
         self.idms: dict[str, Any] = {
-            name: load_inverse_dynamics(asset_path(folder)) for name, folder in folders.items()
+            name: load_inverse_dynamics(asset_path(folder)).to(device) for name, folder in folders.items()
         }
 
     def calibrate(self, prompt_set: PromptSet) -> dict[str, float]:

@@ -139,11 +139,12 @@ def _check_gpus(config: Config, have: float) -> None:
         config.rollout.num_actors * config.rollout.num_gpus
         + config.reward.num_replicas * config.reward.num_gpus
         + config.learner.num_workers * config.learner.use_gpu
+        + config.evaluation.num_gpus
     )
     if asked > have:
         raise ValueError(
             f"the plan must fit {have:g} GPUs, got {asked:g}; "
-            "set rollout.num_gpus=0 reward.num_gpus=0 learner.use_gpu=false, or shares that fit"
+            "set rollout.num_gpus=0 reward.num_gpus=0 evaluation.num_gpus=0 learner.use_gpu=false, or shares that fit"
         )
 
 

@@ -322,6 +322,8 @@ class EvaluationConfig:
     """Judge the policy on the held-out prompts every so many steps; 0: before and after only."""
     num_videos: int = 6
     """Side-by-side videos in the report."""
+    num_gpus: float = 0.0
+    """GPUs for the evaluation, which holds the policy, the tokenizer and both inverse dynamics models."""
 
     def __post_init__(self) -> None:
         _check(len(self.temperatures) > 0, "evaluation.temperatures", "must name one", self.temperatures, "use [1.0]")
@@ -329,6 +331,7 @@ class EvaluationConfig:
             _check(value > 0, "evaluation.temperatures", "must be > 0", value, "use 1.0")
         _check(0 < self.top_p <= 1, "evaluation.top_p", "must be in (0, 1]", self.top_p, "use 1.0")
         _at_least(0, evaluation__every=self.every, evaluation__num_videos=self.num_videos)
+        _at_least(0, evaluation__num_gpus=self.num_gpus)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -233,7 +233,7 @@ def generated_logits(
         ValueError: its values are not finite.
     """
     shown = frames if judge_context else frames[:, -num_frames:]
-    logits = idm.logits(shown.to(next(idm.parameters()).device))
+    logits = idm.logits(shown)
     if not all(bool(torch.isfinite(values).all()) for values in logits.values()):
         raise ValueError("an inverse dynamics model must give finite values, got others; check models.*_idm")
     return {head: values[:, -num_frames:] for head, values in logits.items()}

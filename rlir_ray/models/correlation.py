@@ -69,7 +69,8 @@ class CorrelationInverseDynamics(nn.Module):
 
     def logits(self, frames: Tensor, max_frames: int | None = None) -> Logits:
         """Reads the actions of clips of any length; arguments and result as `InverseDynamicsModel.logits`."""
-        images = resize_frames(frames, *self.config["img_shape"])
+        device = self.pi_head.buttons["linear_layer"].weight.device
+        images = resize_frames(frames.to(device), *self.config["img_shape"])
         at_once = max(1, (max_frames or frames_at_once(images)) // images.shape[1])
         embedded = [self._embed(clips) for clips in images.split(at_once)]
         x = torch.cat(embedded).transpose(1, 2)  # [B, hidden, F]

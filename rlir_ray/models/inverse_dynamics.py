@@ -51,14 +51,15 @@ class InverseDynamicsModel(nn.Module):
         """Reads the actions of clips of any length.
 
         Args:
-            frames: uint8 [B, F, H, W, 3] RGB; of another size than `img_shape` they are resized first.
+            frames: uint8 [B, F, H, W, 3] RGB on any device; of another size than `img_shape` they are resized first.
             max_frames: frames that pass through the convolutions at once, which bounds the memory; None: by device.
 
         Returns:
             buttons float32 [B, F, 20, 2] and camera [B, F, 2, 11], normalised to log-probabilities as published;
             index k is the action leading INTO frame k.
         """
-        images = resize_frames(frames, self.height, self.width)
+        device = self.pi_head.buttons["linear_layer"].weight.device
+        images = resize_frames(frames.to(device), self.height, self.width)
         return self.pi_head(self.net(images, max_frames or frames_at_once(images)))
 
     def save_pretrained(self, path: str | Path) -> None:
