@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from rlir_ray.cli_parser import build_parser
+
 INTERRUPTED = 130
 Command = Callable[[argparse.Namespace, list[str]], None]
 
@@ -150,142 +152,10 @@ def _keys_help() -> str:
     return "configuration keys, with their defaults (a recipe may set others):\n" + "\n".join(sorted(lines))
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """All commands with their help."""
-    wide = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="python -m rlir_ray",
-        formatter_class=wide,
-        description="Reinforcement learning with inverse rewards for action-conditioned video world models.",
-        epilog="examples:\n"
-        "  python -m rlir_ray train --recipe doom_tiny_ar\n"
-        "  python -m rlir_ray train --recipe doom_tiny_ar train.num_steps=100 reward.match=exact run.name=exact\n"
-        "  python -m rlir_ray collect --out data/doom --frames 20000\n"
-        "  python -m rlir_ray pretrain world-model --help",
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    train = commands.add_parser(
-        "train",
-        help="post-train a world model",
-        formatter_class=wide,
-        description="Post-trains a world model by RL with inverse rewards, evaluates it before and after on prompts\n"
-        "that training never saw, and writes runs/NAME/report.html.",
-        epilog="examples:\n  python -m rlir_ray train --recipe doom_tiny_ar run.name=first\n"
-        "  python -m rlir_ray train --recipe my.yaml train.max_staleness=0 rollout.num_actors=2\n"
-        "  python -m rlir_ray train --keys        (all configuration keys)",
-    )
-    train.add_argument("--recipe", default="", help="a shipped recipe (doom_tiny_ar) or a YAML file")
-    train.add_argument("--keys", action="store_true", help="list all configuration keys and exit")
-    train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted overrides, later ones win")
-    train.set_defaults(handler=_train)
-
-    collect = commands.add_parser(
-        "collect",
-        help="record the embedded Doom world",
-        formatter_class=wide,
-        description="A scripted player explores Doom maps and is recorded as VPT pairs (mp4 + jsonl).",
-        epilog="example:\n  python -m rlir_ray collect --out data/doom/train --frames 50000 --split train",
-    )
-    collect.add_argument("--out", required=True, help="folder for the recordings; finished pairs in it are kept")
-    collect.add_argument("--frames", type=int, default=20000, help="frames in all (default 20000)")
-    collect.add_argument("--split", choices=("train", "validation"), default="train", help="which maps")
-    collect.add_argument("--seed", type=int, default=0, help="of the player and the maps' order")
-    collect.add_argument("--workers", type=int, default=1, help="processes; the recordings do not depend on it")
-    collect.set_defaults(handler=_collect)
-
-    pretrain = commands.add_parser(
-        "pretrain",
-        help="train base models for a world",
-        add_help=False,
-        formatter_class=wide,
-        description="Trains a frame tokenizer, an inverse dynamics model or a world model.",
-        epilog="example:\n  python -m rlir_ray pretrain idm --help",
-    )
-    pretrain.add_argument("model", nargs="?", choices=("tokenizer", "idm", "world-model"), help="what to train")
-    # Each model's own help follows its name.
-    pretrain.add_argument("-h", "--help", action="store_true", help="this text; after a model, its settings")
-    pretrain.set_defaults(handler=_pretrain, parser=pretrain)
-
-    assets = commands.add_parser("assets", help="make the shipped checkpoints from nothing", add_help=False)
-    assets.set_defaults(handler=_assets)
-
-    evaluation = commands.add_parser(
-        "eval",
-        help="judge a policy on recordings: MineWorld's row of figures",
-        formatter_class=wide,
-        description="Generates clips after recorded first frames, with the recorded actions, and prints FPS,\n"
-        "precision, recall and F1 of the recovered actions (macro, over MineWorld's seven tasks), camera\n"
-        "distance in bins, PSNR, SSIM, LPIPS and FVD. A column whose weights are not given says so. Needs no Ray.",
-        epilog="examples:\n"
-        "  python -m rlir_ray eval --policy runs/first/policy --data data/doom/validation\n"
-        "  python -m rlir_ray eval --policy models/mineworld_700m --data validation --idm models/vpt_idm \\\n"
-        "      --lpips alexnet-owt-7be5be79.pth --fvd i3d_torchscript.pt --out row.json",
-    )
-    evaluation.add_argument("--policy", required=True, metavar="DIR", help="a world model's folder")
-    evaluation.add_argument("--data", required=True, metavar="PATH", help="folder of recordings, or an index JSON")
-    evaluation.add_argument("--idm", default="", metavar="DIR", help="reads the actions (default: the recipe's judge)")
-    evaluation.add_argument("--tokenizer", default="", metavar="DIR", help="default: POLICY/tokenizer, or the recipe's")
-    evaluation.add_argument("--recipe", default="", help="frames and sampling (default: the policy's run, or its size)")
-    evaluation.add_argument("--num-clips", type=int, default=0, help="default: the recipe's prompts.num_heldout")
-    evaluation.add_argument("--lpips", default="", metavar="FILE", help="torchvision's AlexNet weights (.pth)")
-    evaluation.add_argument("--fvd", default="", metavar="FILE", help="I3D as TorchScript; it is run: trust its source")
-    evaluation.add_argument("--out", default="", metavar="FILE.json", help="write the figures there too")
-    evaluation.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted overrides of the recipe")
-    evaluation.set_defaults(handler=_evaluate)
-
-    convert = commands.add_parser(
-        "convert",
-        help="turn a published checkpoint into a folder that this project and its libraries open",
-        formatter_class=wide,
-        description="Writes published checkpoints as safetensors folders. Nothing in them is executed.",
-        epilog="examples:\n"
-        "  python -m rlir_ray convert vpt-idm --model 4x_idm.model --weights 4x_idm.weights --out models/vpt_idm\n"
-        "  python -m rlir_ray convert mineworld --checkpoint 700M_16f.ckpt --config 700M_16f.yaml --out models/700m",
-    )
-    formats = convert.add_subparsers(dest="format", required=True, metavar="FORMAT")
-    vpt = formats.add_parser(
-        "vpt-idm",
-        help="OpenAI's VPT inverse dynamics model",
-        formatter_class=wide,
-        description="Writes config.json and model.safetensors, for models.reward_idm and models.judge_idm.",
-        epilog="example:\n"
-        "  python -m rlir_ray convert vpt-idm --model 4x_idm.model --weights 4x_idm.weights --out models/vpt_idm",
-    )
-    settings = vpt.add_mutually_exclusive_group(required=True)
-    settings.add_argument("--model", default="", metavar="FILE.model", help="the published pickle of settings")
-    settings.add_argument("--config", default="", metavar="FILE.json", help="the same settings as JSON")
-    vpt.add_argument("--weights", required=True, metavar="FILE", help=".weights or .safetensors")
-    vpt.add_argument("--out", required=True, metavar="DIR", help="a new folder")
-    mineworld = formats.add_parser(
-        "mineworld",
-        help="MineWorld's world model and tokenizer",
-        formatter_class=wide,
-        description="Writes the world model as a transformers LlamaForCausalLM folder and its tokenizer as a\n"
-        "diffusers VQModel folder (DIR/tokenizer; DIR itself where the checkpoint holds a tokenizer alone).",
-        epilog="example:\n"
-        "  python -m rlir_ray convert mineworld --checkpoint checkpoints/700M_16f.ckpt \\\n"
-        "      --config configs/700M_16f.yaml --out models/mineworld_700m",
-    )
-    mineworld.add_argument("--checkpoint", required=True, metavar="FILE.ckpt", help="world model, tokenizer, or both")
-    mineworld.add_argument("--config", required=True, metavar="FILE", help="its .yaml or .json")
-    mineworld.add_argument(
-        "--tokenizer-config", default="", metavar="FILE.json",
-        help="the VQ model's config.json (default: the one that the YAML names)",
-    )  # fmt: skip
-    mineworld.add_argument("--out", required=True, metavar="DIR", help="a new folder")
-    convert.set_defaults(handler=_convert)
-
-    report = commands.add_parser(
-        "report",
-        help="write a run's report again",
-        formatter_class=wide,
-        description="Writes RUN/report.html.",
-        epilog="example:\n  python -m rlir_ray report runs/first",
-    )
-    report.add_argument("run", help="a run's folder")
-    report.set_defaults(handler=_report)
-    return parser
+HANDLERS: dict[str, Command] = {
+    "train": _train, "eval": _evaluate, "convert": _convert, "collect": _collect, "pretrain": _pretrain,
+    "assets": _assets, "report": _report,
+}  # fmt: skip
 
 
 def _fail(error: BaseException, code: int) -> NoReturn:
@@ -309,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(_keys_help())
         return
     try:
-        arguments.handler(arguments, rest)
+        HANDLERS[arguments.command](arguments, rest)
     except ValueError as error:
         _fail(error, 2)
     except KeyboardInterrupt:

@@ -24,7 +24,10 @@ class StepView:
 
     def stage(self, text: str) -> None:
         """Announces what the run is doing now."""
-        elapsed = _clock(time.monotonic() - self.started)
+        from rich.markup import escape
+
+        # A path may hold what looks like markup.
+        elapsed, text = _clock(time.monotonic() - self.started), escape(text)
         if self.status:
             self.status.update(f"{elapsed}  {text}")
             self.status.start()

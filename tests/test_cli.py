@@ -88,3 +88,8 @@ def test_a_step_is_one_line():
     )
     assert line.startswith("step   3/40  reward 0.712  macro-F1 0.680  staleness 1.0")
     assert line.endswith("left")
+
+
+def test_a_stage_with_brackets_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    StepView(load_config("doom_tiny_ar").train).stage("left out: /data/[red]/clip.mp4")
+    assert "/data/[red]/clip.mp4" in capsys.readouterr().out
