@@ -97,9 +97,9 @@ def frames_at_once(frames: Tensor) -> int:
 
 def resize_frames(frames: Tensor, height: int, width: int) -> Tensor:
     """uint8 [B, F, H, W, 3] -> uint8 [B, F, height, width, 3], bilinear without antialias, rounded, as VPT resizes."""
-    if frames.ndim != 5 or frames.shape[-1] != 3 or frames.dtype != torch.uint8:
+    if frames.ndim != 5 or frames.shape[-1] != 3 or frames.dtype != torch.uint8 or not frames.numel():
         raise ValueError(
-            f"frames must be uint8 [B, F, H, W, 3], got {frames.dtype} {tuple(frames.shape)}; "
+            f"frames must be uint8 [B, F, H, W, 3] and not empty, got {frames.dtype} {tuple(frames.shape)}; "
             "round generated frames to uint8 first, as a viewer would get them"
         )
     if frames.shape[2:4] == (height, width):

@@ -97,6 +97,8 @@ def test_frames_of_the_right_size_are_left_alone_and_floats_refused() -> None:
     assert resize_frames(clips, 24, 32).shape == (1, 2, 24, 32, 3)
     with pytest.raises(ValueError, match="uint8"):
         resize_frames(clips.float(), 48, 64)
+    with pytest.raises(ValueError, match=r"not empty, got torch.uint8 \(0, 2, 48, 64, 3\)"):
+        resize_frames(clips[:0], 48, 64)
 
 
 def test_correlation_peaks_at_the_displacement() -> None:
