@@ -35,6 +35,9 @@ from rlir_ray.staleness import Admission
 
 Callback = Callable[[dict[str, float]], None]
 
+# Training clips on which actions and frames are checked to fit.
+NUM_ALIGNED = 128
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainResult:
@@ -148,7 +151,8 @@ class Pipeline:
         self._show_left_out()
         if calibrate:
             self.progress("checking the reward on real clips")
-            self._ask(self.evaluation.calibrate.remote(self._heldout()), "the calibration")
+            train_set = self.prompts.prompt_set.remote("train", NUM_ALIGNED)
+            self._ask(self.evaluation.calibrate.remote(self._heldout(), train_set), "the calibration")
         if needs_shares:
             self._start_reward(self._ask(self.prompts.class_shares.remote(config.world.groups), "the class shares"))
         self.progress("waiting for the policy in the rollout pool and the learner")
@@ -162,7 +166,8 @@ class Pipeline:
         if lines:
             with (self.folder.path / "run.log").open("a") as log:
                 log.writelines(f"left out: {line}\n" for line in lines)
-            self.progress(f"left out {len(lines)} of {num_recordings} recordings: {lines[0]} (all in run.log)")
+            # Of the known ones only as many are opened as the prompts need.
+            self.progress(f"left out {len(lines)} recordings, {num_recordings} are known: {lines[0]} (all in run.log)")
 
     def _start_reward(self, class_shares: dict[str, Any] | None) -> None:
         self.reward = RewardPool(self.config, class_shares, self.make_reward)

@@ -45,8 +45,12 @@ class EvaluationActor:
             name: load_inverse_dynamics(asset_path(folder)).to(device) for name, folder in folders.items()
         }
 
-    def calibrate(self, prompt_set: PromptSet) -> dict[str, float]:
+    def calibrate(self, prompt_set: PromptSet, train_set: PromptSet) -> dict[str, float]:
         """Checks both inverse dynamics models on real clips.
+
+        Args:
+            prompt_set: held out; for all checks.
+            train_set: training prompts, whose actions must fit their frames too.
 
         Returns:
             Macro-F1 of each on real clips.
@@ -57,7 +61,8 @@ class EvaluationActor:
         frames, actions, groups = prompt_set.frames, prompt_set.recorded, self.config.world.groups
         found = {}
         for name, idm in self.idms.items():
-            alignment = check_alignment(idm, frames, actions, groups)
+            check_alignment(idm, train_set.frames, train_set.recorded, groups, "the training recordings")
+            alignment = check_alignment(idm, frames, actions, groups, "the held-out recordings")
             scores = gate(idm, frames, actions, groups)
             check_gate(scores, f"models.{name}_idm")
             found[name] = {**asdict(alignment), "gate": scores}

@@ -23,7 +23,8 @@ from actors.waiting import wait_all
 from rlir_ray.config import Config
 from rlir_ray.learner.step import Learner
 
-STOP_TIMEOUT_S = 15.0
+# Ranks that are still starting find the order to stop when they are done, which on a busy machine takes a while.
+STOP_TIMEOUT_S = 60.0
 
 
 class LearnerGroup:
@@ -104,8 +105,8 @@ class LearnerGroup:
         if self.mailbox is None:
             return
         self.mailbox.order.remote([None] * self.config.learner.num_workers)
-        # Ranks that are still starting are not waited for; without their mailbox they end by themselves.
-        if self._thread is not None and self.is_ready:
+        # A thread that still used Ray after its shutdown would end the whole process, and with it the user's message.
+        if self._thread is not None:
             self._thread.join(STOP_TIMEOUT_S)
         stop_actors([self.mailbox])
         self.mailbox, self._thread = None, None

@@ -15,7 +15,7 @@ import ray
 
 from rlir_ray.actions import TOKENS_PER_ACTION
 from rlir_ray.config import Config, asset_path
-from rlir_ray.data.recordings import list_recordings
+from rlir_ray.data.sources import find_recordings
 
 # The learner's latest version, the one before it that a slow reader may still hold, and the one being put.
 VERSIONS_HELD = 3
@@ -82,7 +82,9 @@ def absolute_paths(config: Config) -> Config:
     folders = {key: getattr(config.prompts, key) for key in ("path", "heldout_path")}
     for path in folders.values() if config.prompts.source == "recordings" else ():
         # Raises for a folder that is missing, empty or without pairs, before any pool starts.
-        list_recordings(Path(path))
+        source = find_recordings(Path(path))
+        if config.data.strict and source.left_out:
+            raise ValueError(source.left_out[0])
     prompts: dict[str, Any] = {key: str(Path(path).absolute()) if path else "" for key, path in folders.items()}
     return dataclasses.replace(
         config,

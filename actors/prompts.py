@@ -55,8 +55,9 @@ class PromptActor:
         """A training prompt."""
         return self.sets["train"].prompts[index]
 
-    def prompt_set(self, split: PromptSplit) -> PromptSet:
-        return self.sets[split]
+    def prompt_set(self, split: PromptSplit, count: int | None = None) -> PromptSet:
+        """A split, or its first `count` prompts."""
+        return self.sets[split][:count]
 
     def class_shares(self, groups: tuple[str, ...]) -> dict[str, npt.NDArray[np.float64]]:
         """How often training commands each class."""

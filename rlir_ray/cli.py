@@ -65,7 +65,10 @@ def _collect(arguments: argparse.Namespace, rest: list[str]) -> None:
             Path(arguments.out), num_frames=arguments.frames, split=arguments.split, seed=arguments.seed,
             num_workers=arguments.workers, progress=lambda done, total: show(done / total, f"{done} frames"),
         )  # fmt: skip
-    print(summary)
+    print(
+        f"{summary.num_frames} frames in {summary.num_recordings} recordings of {len(summary.maps)} maps: "
+        f"{arguments.out}"
+    )
 
 
 def _pretrain(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -108,6 +111,8 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
 def _convert(arguments: argparse.Namespace, rest: list[str]) -> None:
     # Both libraries tell of progress and of defaults; what a user needs is said below.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # Loaded beside transformers; it would announce a device that nothing here uses.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from rlir_ray.convert import convert_mineworld, convert_vpt_idm
 
     out = Path(arguments.out)

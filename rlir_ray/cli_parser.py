@@ -39,7 +39,9 @@ def _add_train(commands: Commands) -> None:
         "  python -m rlir_ray train --recipe my.yaml train.max_staleness=0 rollout.num_actors=2\n"
         "  python -m rlir_ray train --keys        (all configuration keys)",
     )
-    train.add_argument("--recipe", default="", help="a shipped recipe (doom_tiny_ar) or a YAML file")
+    train.add_argument(
+        "--recipe", default="", help="a shipped recipe (doom_tiny_ar, mineworld_700m, ...) or a YAML file"
+    )
     train.add_argument("--keys", action="store_true", help="list all configuration keys and exit")
     train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted overrides, later ones win")
 
@@ -62,11 +64,20 @@ def _add_eval(commands: Commands) -> None:
     evaluation.add_argument("--idm", default="", metavar="DIR", help="reads the actions (default: the recipe's judge)")
     evaluation.add_argument("--tokenizer", default="", metavar="DIR", help="default: POLICY/tokenizer, or the recipe's")
     evaluation.add_argument("--recipe", default="", help="frames and sampling (default: the policy's run, or its size)")
-    evaluation.add_argument("--num-clips", type=int, default=0, help="default: the recipe's prompts.num_heldout")
+    evaluation.add_argument(
+        "--num-clips", type=int, default=0, help="clips to generate (default: the recipe's prompts.num_heldout)"
+    )
     evaluation.add_argument("--lpips", default="", metavar="FILE", help="torchvision's AlexNet weights (.pth)")
-    evaluation.add_argument("--fvd", default="", metavar="FILE", help="I3D as TorchScript; it is run: trust its source")
+    evaluation.add_argument(
+        "--fvd",
+        default="",
+        metavar="FILE",
+        help="I3D as TorchScript, 10 frames and 2 clips at least; it is run: trust its source",
+    )
     evaluation.add_argument("--out", default="", metavar="FILE.json", help="write the figures there too")
-    evaluation.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted overrides of the recipe")
+    evaluation.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="dotted overrides of the recipe; train --keys lists them"
+    )
 
 
 def _add_convert(commands: Commands) -> None:
@@ -98,7 +109,8 @@ def _add_convert(commands: Commands) -> None:
         help="MineWorld's world model and tokenizer",
         formatter_class=WIDE,
         description="Writes the world model as a transformers LlamaForCausalLM folder and its tokenizer as a\n"
-        "diffusers VQModel folder (DIR/tokenizer; DIR itself where the checkpoint holds a tokenizer alone).",
+        "diffusers VQModel folder (DIR/tokenizer; DIR itself where the checkpoint holds a tokenizer alone).\n"
+        "Two files: convert the world model to DIR, then the tokenizer to DIR/tokenizer.",
         epilog="example:\n"
         "  python -m rlir_ray convert mineworld --checkpoint checkpoints/700M_16f.ckpt \\\n"
         "      --config configs/700M_16f.yaml --out models/mineworld_700m",
@@ -107,7 +119,7 @@ def _add_convert(commands: Commands) -> None:
     mineworld.add_argument("--config", required=True, metavar="FILE", help="its .yaml or .json")
     mineworld.add_argument(
         "--tokenizer-config", default="", metavar="FILE.json",
-        help="the VQ model's config.json (default: the one that the YAML names)",
+        help="the VQ model's config.json (default: the one that the YAML names, also looked for beside both files)",
     )  # fmt: skip
     mineworld.add_argument("--out", required=True, metavar="DIR", help="a new folder")
 

@@ -138,7 +138,11 @@ class PromptsConfig:
         _at_least(1, prompts__num_train=self.num_train, prompts__num_heldout=self.num_heldout)
         if self.source == "recordings":
             _check(
-                bool(self.path), "prompts.path", "must name a folder of recordings", self.path, "set prompts.path=DIR"
+                bool(self.path),
+                "prompts.path",
+                "must name a folder of recordings or an index",
+                self.path,
+                "set prompts.path=PATH",
             )
             _check(
                 self.heldout_path not in ("", self.path), "prompts.heldout_path",

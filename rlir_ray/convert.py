@@ -49,15 +49,20 @@ def convert_mineworld(out: Path, *, checkpoint: Path, config: Path, tokenizer_co
     Raises:
         ValueError: bad input; nothing is written then.
     """
+    from transformers.utils.logging import disable_progress_bar
+
     lines = []
     with _new_folder(out) as folder:
         found = load_mineworld(checkpoint, config, tokenizer_config=tokenizer_config)
+        disable_progress_bar()
         if found.llama is not None:
             found.llama.save_pretrained(folder)
             size = sum(parameter.numel() for parameter in found.llama.parameters())
             lines.append(f"world model, {size / 1e6:.1f} M parameters: {out}   (models.policy={out})")
             if not hasattr(found.llama.config, "tokens_per_frame"):
                 lines.append('its config did not say image_num: add "tokens_per_frame" to config.json to train with it')
+            if found.vq_model is None:
+                lines.append(f"no tokenizer in this checkpoint: convert its own to {out / TOKENIZER_FOLDER}")
         if found.vq_model is not None:
             place = Path(TOKENIZER_FOLDER) if found.llama is not None else Path()
             found.vq_model.save_pretrained(folder / place)
@@ -76,7 +81,10 @@ def _new_folder(out: Path) -> Iterator[Path]:
         raise ValueError(f"--out must be a new folder, got {out} with content; give another or remove it")
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    try:
+        part.mkdir(parents=True)
+    except OSError as error:
+        raise ValueError(f"--out must be writable, got {out}: {error.strerror}; give another folder") from None
     try:
         yield part
         if out.exists():

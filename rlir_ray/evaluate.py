@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from rlir_ray.config import Config, asset_path, load_config, recipes
 from rlir_ray.data.clips import Clip
-from rlir_ray.data.sources import find_recordings
+from rlir_ray.data.recordings import nothing_readable
+from rlir_ray.data.sources import MAX_LOGGED, find_recordings
 from rlir_ray.data.spread import spread_clips
-from rlir_ray.evaluation.fvd import I3D
+from rlir_ray.evaluation.fvd import I3D, MIN_FRAMES
 from rlir_ray.evaluation.lpips import LPIPS
 from rlir_ray.evaluation.policy_row import PolicyRow, evaluate_row
 from rlir_ray.models.autoregressive import WorldModel, policy_architecture
@@ -63,12 +66,15 @@ def evaluate(request: EvaluationRequest, chunk: int = 0) -> PolicyRow:
         ValueError: a checkpoint or the recordings are not usable, or of another world.
     """
     config = resolve_config(request)
+    num_clips = request.num_clips or config.prompts.num_heldout
+    check_request(request, config, num_clips)
     check_world(config)
+    # Its bars, one a model, say nothing that the user waits for.
+    disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     lpips = LPIPS(request.lpips, device=device) if request.lpips else None
     i3d = I3D(request.fvd, device=device) if request.fvd else None
     source, world = find_recordings(Path(request.data)), config.world
-    num_clips = request.num_clips or config.prompts.num_heldout
     left_out: list[str] = []
     idm = load_inverse_dynamics(config.models.judge_idm).to(device) if config.models.judge_idm else None
     if idm is not None:
@@ -78,7 +84,7 @@ def evaluate(request: EvaluationRequest, chunk: int = 0) -> PolicyRow:
     settings = config.evaluation
     temperature = settings.temperatures[0]
     sampler = make_sampler(config.rollout.engine, model, temperature=temperature, top_p=settings.top_p)
-    with progress_bar("evaluating") as show:
+    with progress_bar("evaluating") as show, _named_when_broken(source, left_out):
         row = evaluate_row(
             spread_clips(source, num_clips, world, config.data, left_out), sampler, tokenizer.to(device), world,
             seed=SEED, chunk=chunk or config.rollout.prompts_per_call * 8, idm=idm,
@@ -91,13 +97,49 @@ def evaluate(request: EvaluationRequest, chunk: int = 0) -> PolicyRow:
     return row
 
 
+def check_request(request: EvaluationRequest, config: Config, num_clips: int) -> None:
+    """What can be said before anything is loaded.
+
+    Raises:
+        ValueError: the policy is no LlamaForCausalLM, or there are too few clips or frames for what is asked.
+    """
+    settings = json.loads((Path(config.models.policy) / "config.json").read_text())
+    if "vocab_size" not in settings:
+        raise ValueError(f"--policy must be a LlamaForCausalLM folder, got another config.json in {request.policy}")
+    if num_clips < 1 + bool(request.fvd):
+        raise ValueError(f"--num-clips must be >= 1, and >= 2 with --fvd, got {num_clips}; set it so")
+    if request.fvd and config.world.num_frames < MIN_FRAMES:
+        raise ValueError(
+            f"--fvd needs world.num_frames >= {MIN_FRAMES}, got {config.world.num_frames}; set "
+            f"world.num_frames={MIN_FRAMES} or leave --fvd out"
+        )
+
+
+@contextmanager
+def _named_when_broken(source: RecordingSource, left_out: list[str]) -> Iterator[None]:
+    """Of recordings that are all broken the first reason is the error."""
+    try:
+        yield
+    except ValueError:
+        if len(left_out) == len(source):
+            raise ValueError(nothing_readable(source.path, left_out)) from None
+        raise
+
+
+def _folder(path: str, option: str) -> Path:
+    try:
+        return asset_path(path)
+    except ValueError:
+        raise ValueError(f"{option} must be an existing folder, got {path!r}; check the path") from None
+
+
 def resolve_config(request: EvaluationRequest) -> Config:
     """The recipe with the request's checkpoints in it, as absolute folders.
 
     Raises:
         ValueError: no recipe is given and none fits the policy, or a folder does not exist.
     """
-    policy = asset_path(request.policy)
+    policy = _folder(request.policy, "--policy")
     config = load_config(request.recipe or find_recipe(policy), list(request.overrides))
     tokenizer = request.tokenizer or (str(policy / "tokenizer") if (policy / "tokenizer").is_dir() else "")
     judge = request.idm or config.models.judge_idm
@@ -107,8 +149,8 @@ def resolve_config(request: EvaluationRequest) -> Config:
     models = dataclasses.replace(
         config.models,
         policy=str(policy),
-        tokenizer=str(asset_path(tokenizer or config.models.tokenizer)),
-        judge_idm=str(asset_path(judge)) if judge else "",
+        tokenizer=str(_folder(tokenizer or config.models.tokenizer, "--tokenizer")),
+        judge_idm=str(_folder(judge, "--idm")) if judge else "",
     )
     return dataclasses.replace(config, models=models)
 
@@ -165,7 +207,8 @@ def summary_lines(
     if row.num_clips < num_clips:
         lines.append(f"the recordings hold {row.num_clips} clips, {num_clips} were asked for")
     if left_out:
-        lines.append(f"left out {len(left_out)} of {len(source)} recordings: {left_out[0]}")
+        lines.append(f"left out {len(left_out)} recordings, {len(source)} are known (all in --out), the first:")
+        lines += [f"  {line}" for line in left_out[:MAX_LOGGED]]
     return [*lines, "", *row.lines()]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -65,6 +65,9 @@ class PromptSet:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def __getitem__(self, part: slice) -> PromptSet:
+        return replace(self, prompts=self.prompts[part], frames=self.frames[part], recorded=self.recorded[part])
+
     def class_shares(self, groups: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:
         """How often each class of a group is commanded: action group -> float [classes], summing to 1."""
         commanded = [prompt.actions[len(prompt.actions) - prompt.num_frames :] for prompt in self.prompts]
@@ -114,7 +117,7 @@ def _from_recordings(config: Config, split: PromptSplit, num_prompts: int, seed:
     part, length = config.prompts, config.world.num_context + config.world.num_frames
     key, path = ("path", part.path) if split == "train" else ("heldout_path", part.heldout_path)
     if not path:
-        raise ValueError(f"prompts.{key} must name a folder of recordings, got ''; set prompts.{key}=DIR")
+        raise ValueError(f"prompts.{key} must name a folder of recordings or an index, got ''; set prompts.{key}=PATH")
     source = find_recordings(Path(path))
     cut = cut_clips(source, num_prompts, config.world, part.min_wall_distance, seed, config.data)
     if (num_found := len(cut.clips)) < num_prompts:

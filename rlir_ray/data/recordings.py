@@ -216,7 +216,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise ValueError(f"{path}: no readable file ({error.strerror}); record or download it again") from error
     # Only line feeds end a line: what players typed may hold other line separators.
-    lines = text.removesuffix("\n").split("\n") if text else []
+    lines = text.rstrip().split("\n") if text.strip() else []
     events = []
     for number, line in enumerate(lines, start=1):
         try:

@@ -5,15 +5,12 @@ So of files that hold a clip each, as MineWorld's validation set, it is the firs
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator
 
 from rlir_ray.config import DataConfig, WorldConfig
 from rlir_ray.data.clips import Clip, ClipAddress, clip_starts, open_in, read_clip
 from rlir_ray.data.sources import RecordingSource
-
-logger = logging.getLogger(__name__)
 
 
 def spread_clips(
@@ -49,7 +46,6 @@ def spread_clips(
             except ValueError as error:
                 if data.strict:
                     raise
-                logger.warning("left out: %s", error)
                 broken.append(str(error))
                 names.remove(name)
                 continue

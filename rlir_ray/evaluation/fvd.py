@@ -39,7 +39,13 @@ class I3D:
                 f"I3D must be a TorchScript file, got {path}; download i3d_torchscript.pt and give its path"
             )
         self.device = torch.device(device)
-        self.network = torch.jit.load(str(path), map_location=self.device).eval()
+        try:
+            self.network = torch.jit.load(str(path), map_location=self.device).eval()
+        except RuntimeError:
+            raise ValueError(
+                f"I3D must be a TorchScript file, got another one: {path}; give i3d_torchscript.pt"
+            ) from None
+        self.path = path
 
     @torch.no_grad()
     def __call__(self, clips: Tensor) -> npt.NDArray[np.float64]:
@@ -58,11 +64,23 @@ class I3D:
             raise ValueError(f"clips must be uint8 [B, F, H, W, 3], got {clips.dtype} {list(clips.shape)}; round them")
         if clips.shape[1] < MIN_FRAMES:
             raise ValueError(f"FVD needs clips of at least {MIN_FRAMES} frames, got {clips.shape[1]}; generate more")
-        features = [
-            self.network(i3d_input(chunk.to(self.device)), rescale=False, resize=False, return_features=True)
-            for chunk in clips.split(MAX_CLIPS)
-        ]
-        return torch.cat(features).cpu().double().numpy()
+        features = torch.cat([self._features(chunk.to(self.device)) for chunk in clips.split(MAX_CLIPS)])
+        if features.ndim != 2:
+            raise ValueError(
+                f"I3D must give features [B, D], got {list(features.shape)} from {self.path}; give another"
+            )
+        return features.cpu().double().numpy()
+
+    def _features(self, clips: Tensor) -> Tensor:
+        try:
+            return self.network(i3d_input(clips), rescale=False, resize=False, return_features=True)
+        except RuntimeError as error:
+            if "forward()" not in str(error):
+                raise
+            raise ValueError(
+                f"I3D must take rescale, resize and return_features, got another program in {self.path}; give "
+                "i3d_torchscript.pt"
+            ) from None
 
 
 def i3d_input(clips: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 logger = logging.getLogger(__name__)
 
 # Keys named in an error or a warning; the number of all is always said.
-NUM_NAMED = 12
+NUM_NAMED = 6
 
 
 def read_state_dict(path: Path | str) -> dict[str, Tensor]:
@@ -30,7 +31,8 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"a checkpoint must be an existing file, got {path}; check the path")
+        found = "a folder" if path.is_dir() else "no file"
+        raise ValueError(f"a checkpoint must be an existing file, got {found} at {path}; check the path")
     content: Any = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not state or not all(isinstance(key, str) for key in state):
@@ -55,16 +57,18 @@ def _read_torch(path: Path) -> Any:
         # Of files in torch's zip form only what is used is read.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        # Torch's own text is a page long; the name of what it refused is in it.
-        refused = [line.strip() for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line]
+        # Torch's own text is a page long and names a way to run the file's code; what it refused is in it.
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        found = refused.group(1).rstrip(":") if refused else "something else"
         raise ValueError(
-            f"a checkpoint must hold tensors and plain containers only, got {(refused or [str(error)])[0][:200]} in "
-            f"{path}; where you trust it, save its state dict alone: torch.save({{'state_dict': ...}}, FILE)"
+            f"a checkpoint must hold tensors and plain containers only, got {found} in {path}; where you trust it, "
+            "save its state dict alone: torch.save({'state_dict': ...}, FILE)"
         ) from None
     except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(
-            f"a checkpoint must be whole, got {str(error).splitlines()[0]} in {path}; copy the file again"
-        ) from None
+        if "TorchScript" in str(error):
+            raise ValueError(f"a checkpoint must hold tensors, got a TorchScript program in {path}") from None
+        found = re.split(r"[.:;]\s", str(error))[0]
+        raise ValueError(f"a checkpoint must be whole, got {found} in {path}; copy the file again") from None
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -93,7 +97,8 @@ def read_plain_pickle(path: Path | str) -> Any:
             ) from None
         except Exception as error:
             # A pickle is a program: what is no pickle fails in as many ways as there are instructions.
-            raise ValueError(f"a .model file must be a whole pickle, got {error} in {path}; copy it again") from None
+            found = re.split(r"[.,:;]\s", str(error))[0]
+            raise ValueError(f"a .model file must be a whole pickle, got {found} in {path}; copy it again") from None
 
 
 def assign_weights(model: nn.Module, state: Mapping[str, Tensor], what: str, dtype: torch.dtype | None = None) -> None:
@@ -122,7 +127,7 @@ def assign_weights(model: nn.Module, state: Mapping[str, Tensor], what: str, dty
             f"the weights of {what} must fit its config, got {found}; give the config that belongs to them"
         )
     if extra := [name for name in state if name not in wanted]:
-        logger.warning("%s has no place for %d of the checkpoint's tensors: %s", what, len(extra), _named(extra))
+        logger.warning("left out: %d tensors that %s has no place for: %s", len(extra), what, _named(extra))
     kept = {name: state[name] for name in wanted}
     model.load_state_dict(
         {name: value.to(dtype) if value.is_floating_point() and dtype else value for name, value in kept.items()},

@@ -69,16 +69,28 @@ def build_llama(settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> Lla
     """A LlamaForCausalLM of the published `transformer_config` and the given weights.
 
     Raises:
-        ValueError: weights are missing or mis-shaped.
+        ValueError: the settings describe no LLaMA or fewer layers, or weights are missing or mis-shaped.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        **{key: value for key, value in settings.items() if key not in NOT_LLAMA},
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
+    try:
+        config = LlamaConfig(
+            **{key: value for key, value in settings.items() if key not in NOT_LLAMA},
+            tie_word_embeddings=False,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    except Exception as error:
+        # transformers checks the values in several ways, each with an error of its own.
+        found = " ".join(str(error).split())
+        raise ValueError(f"transformer_config must describe a LLaMA, got {found}; correct --config") from None
+    if beyond := {name.split(".")[2] for name in state if name.startswith("model.layers.")} - {
+        str(layer) for layer in range(config.num_hidden_layers)
+    }:
+        raise ValueError(
+            f"num_hidden_layers must be that of the checkpoint, got {config.num_hidden_layers} for weights of "
+            f"{config.num_hidden_layers + len(beyond)} layers; give the config that belongs to them"
+        )
     if "image_num" in settings:
         config.tokens_per_frame = settings["image_num"]
     with torch.device("meta"):
@@ -126,6 +138,8 @@ def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _read_settings(path: Path) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
+    if not path.is_file():
+        raise ValueError(f"a config must be an existing file, got {path}; check the path")
     try:
         # JSON is YAML too.
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
@@ -139,7 +153,10 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 def _find_vq_settings(settings: dict[str, Any], config: Path, checkpoint: Path, given: Path | str) -> dict[str, Any]:
     if given:
-        return _read_settings(Path(given))
+        content = _read_settings(Path(given))
+        if "block_out_channels" not in content:
+            raise ValueError(f"--tokenizer-config must be a VQ model's config.json, got another file: {given}")
+        return content
     if "block_out_channels" in settings:
         return settings
     named = settings.get("model", {}).get("params", settings).get("tokenizer_config", {})

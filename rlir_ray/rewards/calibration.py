@@ -18,6 +18,8 @@ from rlir_ray.models.readings import recovered_classes
 from rlir_ray.rewards.inverse_dynamics import InverseDynamics
 
 SHIFTS = (-1, 0, 1)
+# In macro-F1: a shift that is better by less may be chance, of a model that reads little.
+MIN_LEAD = 0.05
 # Frames read at once: bounds the memory.
 MAX_FRAMES = 576
 # Blurred clips keep their motion, so a good judge may read them; they are reported, not required to lose.
@@ -36,7 +38,11 @@ class Alignment:
 
 
 def check_alignment(
-    idm: InverseDynamics, frames: npt.NDArray[np.uint8], actions: Sequence[Actions], groups: Sequence[str]
+    idm: InverseDynamics,
+    frames: npt.NDArray[np.uint8],
+    actions: Sequence[Actions],
+    groups: Sequence[str],
+    source: str = "the recordings",
 ) -> Alignment:
     """Measures an inverse dynamics model on real clips at shifts -1, 0 and +1.
 
@@ -45,6 +51,7 @@ def check_alignment(
         frames: uint8 [P, K, H, W, 3], real clips of at least four frames.
         actions: P times K - 1 actions; action i leads into frame i + 1.
         groups: action groups, over which the macro-F1 is averaged.
+        source: of the clips, for the error.
 
     Raises:
         ValueError: the actions fit the frames best at another shift than 0.
@@ -62,9 +69,16 @@ def check_alignment(
         scores[shift] = _score(recovered[:, inner], shifted, groups)
     alignment = Alignment(macro_f1=scores)
     if best := alignment.best_shift:
+        scored = f"macro-F1 {scores[best]:.2f} at shift {best:+d}, {scores[0]:.2f} in place"
+        if scores[best] < scores[0] + MIN_LEAD:
+            raise ValueError(
+                f"the actions of {source} must be readable in their frames, got {scored}, too near to tell; give an "
+                "inverse dynamics model that reads this world"
+            )
+        way_out = "drop the first line of every jsonl" if best > 0 else "put an empty action before every jsonl"
         raise ValueError(
-            f"actions must lead into their own frame, but fit best {best:+d} frame away (macro-F1 {scores[best]:.2f}, "
-            f"{scores[0]:.2f} in place); move the action lines of the recordings by {-best:+d}"
+            f"the actions of {source} must lead into their own frames, but come a frame "
+            f"{'late' if best > 0 else 'early'} ({scored}); {way_out} and keep as many lines as frames"
         )
     return alignment
 

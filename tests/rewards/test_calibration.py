@@ -52,8 +52,23 @@ def test_actions_one_frame_off_are_refused_and_the_shift_is_named(shift: int) ->
     frames, actions = _clips()
     moved = [Actions(np.roll(clip.buttons, shift, axis=0), clip.camera) for clip in actions]
     # The action of frame k stands at frame k + shift.
-    with pytest.raises(ValueError, match=rf"fit best \{shift:+d} frame"):
+    way_out = "drop the first line" if shift > 0 else "put an empty action before"
+    with pytest.raises(ValueError, match=rf"at shift \{shift:+d}, .*; {way_out}"):
         check_alignment(StripeReader(), frames, moved, GROUP_NAMES)
+
+
+def test_a_model_that_reads_nothing_is_named_rather_than_the_recordings() -> None:
+    class Blind(StripeReader):
+        def logits(self, frames: torch.Tensor) -> dict[str, torch.Tensor]:
+            generator = torch.Generator().manual_seed(3)
+            found = super().logits(frames)
+            return {head: torch.rand(values.shape, generator=generator) for head, values in found.items()}
+
+    frames, actions = _clips()
+    try:
+        check_alignment(Blind(), frames, actions, GROUP_NAMES)
+    except ValueError as error:
+        assert "too near to tell; give an inverse dynamics model that reads this world" in str(error)
 
 
 def test_a_reading_judge_passes_the_gate() -> None:
