@@ -1,0 +1,40 @@
+"""The evaluation actor without Ray: both prompt sets must fit their actions before anything is rewarded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actors.evaluation import EvaluationActor
+from rlir_ray.actions import Actions
+from rlir_ray.data.prompts import PromptSet
+from rlir_ray.trajectory import Prompt
+from tests.rewards.test_calibration import StripeReader, _clips
+from tests.world import MakeConfig
+
+
+def _prompt_set(seed: int, shift: int = 0) -> PromptSet:
+    frames, actions = _clips(seed)
+    moved = tuple(Actions(np.roll(clip.buttons, shift, axis=0), clip.camera) for clip in actions)
+    prompts = tuple(
+        Prompt(prompt_id=f"{index}", context=np.zeros((1, 12), np.uint16), actions=clip)
+        for index, clip in enumerate(moved)
+    )
+    return PromptSet(prompts=prompts, frames=frames, recorded=moved)
+
+
+def test_both_prompt_sets_must_fit_their_actions(make_config: MakeConfig, tmp_path: Path) -> None:
+    actor = EvaluationActor(make_config("world.groups=[forward_back,jump]"), tmp_path, num_threads=1)
+    actor.idms = {"reward": StripeReader(), "judge": StripeReader()}
+    assert actor.calibrate(_prompt_set(0), _prompt_set(1)) == {"reward": 1.0, "judge": 1.0}
+    with pytest.raises(ValueError, match=r"the training recordings .* a frame late \(.*at shift \+1"):
+        actor.calibrate(_prompt_set(0), _prompt_set(1, shift=1))
+    with pytest.raises(ValueError, match=r"the held-out recordings .* a frame early"):
+        actor.calibrate(_prompt_set(0, shift=-1), _prompt_set(1))
+
+
+def test_part_of_a_prompt_set_is_one() -> None:
+    part = _prompt_set(0)[:3]
+    assert len(part) == len(part.frames) == len(part.recorded) == 3
