@@ -61,6 +61,11 @@ def check_world(config: Config) -> int:
     policy = _read_json(policy_folder, "config.json", "models.policy")
     vq_model = _read_json(folder, "config.json", "models.tokenizer")
     world = config.world
+    if "vocab_size" not in policy:
+        raise ValueError(
+            f"models.policy must be a LlamaForCausalLM, got a config.json without vocab_size in {policy_folder}; give a "
+            "world model's folder"
+        )
     if missing := {"block_out_channels", "num_vq_embeddings"} - vq_model.keys():
         raise ValueError(
             f"models.tokenizer must be a diffusers VQModel, got a config.json without {sorted(missing)[0]} in "

@@ -42,6 +42,8 @@ def test_models_of_another_kind_are_named_before_anything_starts(make_config, ch
         check_checkpoints(make_config(f"models.judge_idm={checkpoints / 'tokenizer'}"))
     with pytest.raises(ValueError, match="tokenizer must be a diffusers VQModel"):
         check_world(make_config(f"models.tokenizer={checkpoints / 'policy'}"))
+    with pytest.raises(ValueError, match="policy must be a LlamaForCausalLM"):
+        check_world(make_config(f"models.policy={checkpoints / 'reward_idm'}"))
 
 
 def _policy_with(checkpoints, folder, **changes):
