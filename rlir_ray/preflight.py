@@ -63,7 +63,7 @@ def check_world(config: Config) -> int:
     world = config.world
     if "vocab_size" not in policy:
         raise ValueError(
-            f"models.policy must be a LlamaForCausalLM, got a config.json without vocab_size in {policy_folder}; give a "
+            f"models.policy must be a LlamaForCausalLM, got another config.json in {policy_folder}; give a "
             "world model's folder"
         )
     if missing := {"block_out_channels", "num_vq_embeddings"} - vq_model.keys():
