@@ -81,12 +81,14 @@ def test_missing_frames_are_found_where_the_files_end_looks_whole(tmp_path: Path
 
 @pytest.mark.parametrize("offset", [0, 60])
 def test_damage_that_only_decoding_finds_names_the_file_when_it_is_read(tmp_path: Path, offset: int) -> None:
-    path, whole = (write_video(tmp_path / name, movflags="faststart") for name in ("a.mp4", "whole.mp4"))
+    path = write_video(tmp_path / "a.mp4", movflags="faststart")
+    # Before the damage: of the same frames the encoder does not always make the same file.
+    whole = decode_all(path)
     damage_frame(path, packet_number=20, offset=offset)
     video = index_video(path)
     with pytest.raises(ValueError, match=r"a\.mp4: no readable video \(.*\); record") as refusal:
         video.read(20, 40)
-    np.testing.assert_array_equal(video.read(40, 50), decode_all(whole)[40:50])
+    np.testing.assert_array_equal(video.read(40, 50), whole[40:50])
     assert "\n" not in str(refusal.value)
 
 
