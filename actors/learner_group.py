@@ -40,7 +40,7 @@ class LearnerGroup:
         self.config, self.storage = config, storage
         self.make_learner = make_learner or partial(build_learner, config)
         self.mailbox: Any = None
-        self.is_ready = self.has_failed = False
+        self.has_failed = False
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -76,9 +76,7 @@ class LearnerGroup:
 
     def wait_ready(self, stop: threading.Event | None = None) -> StepReport:
         """Version 0: the policy's weights as the learner holds them."""
-        report = self._next_report(f"{self.config.learner.num_workers} learner ranks to start", stop)
-        self.is_ready = True
-        return report
+        return self._next_report(f"{self.config.learner.num_workers} learner ranks to start", stop)
 
     def step(self, group_refs: Sequence[ray.ObjectRef], advantages: Sequence[npt.NDArray[np.float32]]) -> StepReport:
         """One optimiser step. Blocks; the other pools go on."""
