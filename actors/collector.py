@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent import futures
 from dataclasses import dataclass
@@ -22,14 +21,11 @@ from actors.reward import Scored
 from actors.rollout import CallReport
 from actors.waiting import POLL_S, Stopped
 from rlir_ray.config import Config
-from rlir_ray.ledger import END_STATES, FAILED, NO_SIGNAL, STALE, TRAINED, Ledger
+from rlir_ray.ledger import END_STATES, FAILED, NO_SIGNAL, STALE, TRAINED, Failures, Ledger
 from rlir_ray.local import check_signal, group_signal, reward_metrics
 from rlir_ray.seeds import group_seed, prompt_index
 from rlir_ray.staleness import Admission, is_stale, staleness
 from rlir_ray.trajectory import RewardScores
-
-# A pool that fails now and then is worked around; one that fails this often of the last groups is broken.
-FAILURE_WINDOW, MAX_FAILURES = 100, 10
 
 Submit = Callable[[Sequence[int], Sequence[int], Sequence[int]], list[tuple[GroupRefs, "futures.Future[Scored]"]]]
 """Group ids, seeds and prompt indices of one call -> references and the scores to come, one pair a group."""
@@ -72,7 +68,7 @@ class Collector:
         self.prompt_ids, self.group_bytes, self.stop = prompt_ids, group_bytes, stop
         self._in_flight: dict[int, tuple[GroupRefs, futures.Future[Scored]]] = {}
         self._ready: dict[int, ReadyGroup] = {}
-        self._failures: deque[bool] = deque(maxlen=FAILURE_WINDOW)
+        self._failures = Failures(config.train.max_failed_fraction)
         self._step = StepTotals(self.config.reward.discount)
 
     def collect(self, version: int, num_steps_left: int) -> list[ReadyGroup]:
@@ -151,7 +147,10 @@ class Collector:
         except Exception as error:
             self._fail(group_id, one_line(error))
             return
-        self._failures.append(False)
+        if scored.scores.failure:
+            self._fail(group_id, scored.scores.failure)
+            return
+        self._failures.add()
         self._step.add(scored, report)
         advantages = group_signal(self.config, scored.scores)
         if advantages is None:
@@ -163,11 +162,7 @@ class Collector:
 
     def _fail(self, group_id: int, cause: str) -> None:
         self._end(group_id, FAILED, cause)
-        self._failures.append(True)
-        if sum(self._failures) > MAX_FAILURES:
-            raise RuntimeError(
-                f"{sum(self._failures)} of the last {len(self._failures)} groups failed, the last one with: {cause}"
-            )
+        self._failures.add(cause)
 
     def _drop_stale(self, version: int) -> None:
         limit = self.config.train.max_staleness

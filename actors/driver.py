@@ -20,15 +20,16 @@ from actors.collector import Collector
 from actors.evaluation import EvaluationActor
 from actors.learner_group import LearnerGroup
 from actors.mailbox import StepReport
-from actors.plan import absolute_paths, check_disk, check_plan, group_bytes, ray_session
+from actors.plan import absolute_paths, check_disk, check_plan, ray_session
 from actors.pools import RewardPool, RolloutPool, as_actor, stop_actors
 from actors.prompts import PromptActor, PromptSource, prompt_source
 from actors.waiting import Stopped, stop_on_signals, wait_all
 from actors.weight_sync import WeightSync
 from rlir_ray.config import Config
 from rlir_ray.evaluation.results import BASE, POST_TRAINED
+from rlir_ray.families import family_of
 from rlir_ray.ledger import Ledger
-from rlir_ray.local import Reward
+from rlir_ray.local import Reward, compared
 from rlir_ray.preflight import check_checkpoints, check_world
 from rlir_ray.run import RunFolder, write_json
 from rlir_ray.staleness import Admission
@@ -78,7 +79,7 @@ class Pipeline:
         make_reward: Callable[[], Reward] | None = None,
     ) -> None:
         self.config = config = absolute_paths(config)
-        self.tokens_per_frame = check_world(config)
+        self.frame_shape = check_world(config)
         check_checkpoints(config)
         self.folder = RunFolder(config)
         self.callbacks = [self.folder.log_step, *callbacks]
@@ -106,7 +107,7 @@ class Pipeline:
         interrupted = False
         # Ray sets a SIGTERM handler of its own when it starts: ours comes after it.
         with ray_session(), stop_on_signals(self._stop):
-            check_plan(self.config, self.tokens_per_frame)
+            check_plan(self.config, self.frame_shape)
             check_disk(self.config, self.folder.path)
             try:
                 self._start(calibrate)
@@ -185,7 +186,8 @@ class Pipeline:
         admission = Admission(train.max_staleness, train.prompts_per_step, self.config.object_store_budget_bytes)
         collector = Collector(
             self.config, self.ledger, admission, self._submit,
-            prompt_ids=self.prompt_ids, group_bytes=group_bytes(self.config, self.tokens_per_frame), stop=self._stop,
+            prompt_ids=self.prompt_ids, stop=self._stop,
+            group_bytes=family_of(self.config).group_bytes(self.config, self.frame_shape),
         )  # fmt: skip
         self.progress("training")
         for step in range(1, train.num_steps + 1):
@@ -193,7 +195,8 @@ class Pipeline:
             groups = collector.collect(version=step - 1, num_steps_left=train.num_steps - step + 1)
             waited_s = time.monotonic() - step_started
             # Sampling and scoring of the groups that were admitted ahead go on meanwhile.
-            report = self.learner.step([group.group_ref for group in groups], [group.advantages for group in groups])
+            advantages = compared(self.config, [group.advantages for group in groups])
+            report = self.learner.step([group.group_ref for group in groups], advantages)
             self.sync.publish(report)
             collector.trained(groups)
             seconds = time.monotonic() - step_started

@@ -11,16 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from actors.prompts import load_tokenizer
 from rlir_ray.config import Config, asset_path
 from rlir_ray.data.prompts import PromptSet
 from rlir_ray.evaluation.actions import evaluate_policy, evaluate_real
 from rlir_ray.evaluation.results import record_ceiling, record_evaluation
-from rlir_ray.models.autoregressive import WorldModel
+from rlir_ray.families import family_of, open_codec, open_policy
 from rlir_ray.models.inverse_dynamics import load_inverse_dynamics
 from rlir_ray.rewards.calibration import check_alignment, check_gate, gate
 from rlir_ray.run import write_json
-from rlir_ray.samplers import make_sampler
 
 CALIBRATION_FILE = "calibration.json"
 # Clips are sampled with draws of their own, the same ones in every run.
@@ -38,8 +36,8 @@ class EvaluationActor:
         torch.set_num_threads(num_threads)
         self.config, self.run_dir = config, run_dir
         device = "cuda" if config.evaluation.num_gpus else "cpu"
-        self.model = WorldModel.from_pretrained(asset_path(config.models.policy)).to(device)
-        self.tokenizer = load_tokenizer(config).to(device)
+        self.policy = open_policy(config, device).eval()
+        self.tokenizer = open_codec(config).to(device)
         folders = {"reward": config.models.reward_idm, "judge": config.models.judge_idm}
         self.idms: dict[str, Any] = {
             name: load_inverse_dynamics(asset_path(folder)).to(device) for name, folder in folders.items()
@@ -88,7 +86,7 @@ class EvaluationActor:
     ) -> dict[str, float]:
         """Judges one policy at one temperature; returns the figures for the log, by inverse dynamics model."""
         settings = self.config.evaluation
-        sampler = make_sampler(self.config.rollout.engine, self.model, temperature=temperature, top_p=settings.top_p)
+        sampler = family_of(self.config).evaluation_sampler(self.config, self.policy, temperature)
         sampler.load_weights(dict(weights), version)
         evaluation, clips = evaluate_policy(
             sampler, prompt_set, self.tokenizer, self.idms, self.config.world, temperature, EVALUATION_SEED,

@@ -11,28 +11,27 @@ from ray import train
 from ray.train.torch import get_device
 
 from actors.mailbox import Failure, SaveOrder, StepOrder, StepReport
-from rlir_ray.config import Config, asset_path
-from rlir_ray.learner.step import Engine, Learner, StepBatch
+from rlir_ray.config import Config
+from rlir_ray.families import make_objective, open_policy
+from rlir_ray.learner.step import Engine, Learner, StepBatch, trained_decisions
 from rlir_ray.learner.torch_engine import TorchEngine
-from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.weights import checksum
 
 
 def build_learner(config: Config) -> Learner:
     """This rank's learner; the process group is the one that Ray Train started."""
     torch.set_num_threads(config.learner.num_threads)
-    folder = asset_path(config.models.policy)
-    device = get_device() if config.learner.use_gpu else torch.device("cpu")
-    model = WorldModel.from_pretrained(folder).to(device)
-    reference = WorldModel.from_pretrained(folder).to(device) if config.train.kl_coefficient > 0 else None
+    policy = open_policy(config, get_device() if config.learner.use_gpu else "cpu")
+    # Before the engine takes the parameters: an objective may keep a copy of them.
+    objective = make_objective(config, policy)
     engine: Engine
     if config.learner.engine == "deepspeed":
         from rlir_ray.learner.deepspeed import DeepSpeedEngine
 
-        engine = DeepSpeedEngine(model, config.train, config.learner)
+        engine = DeepSpeedEngine(policy, config.train, config.learner)
     else:
-        engine = TorchEngine(model, config.train, config.learner)
-    return Learner(model, reference, engine, config.train, config.learner, config.rollout.temperature)
+        engine = TorchEngine(policy, config.train, config.learner)
+    return Learner(engine, objective, config.train, config.learner)
 
 
 def run_rank(settings: dict[str, Any]) -> None:
@@ -60,7 +59,7 @@ def _carry_out(order: StepOrder | SaveOrder, learner: Learner, mailbox: Any) -> 
         _post(mailbox, learner, {}, [], "", started)
         return
     groups = ray.get(order.group_refs)
-    own = torch.tensor(float(sum(group.num_decisions for group in groups)), dtype=torch.float64)
+    own = torch.tensor(float(trained_decisions(groups, order.advantages)), dtype=torch.float64)
     num_decisions = int(learner.engine.reduce(own.to(learner.engine.device), maximum=False))
     batch = StepBatch(groups=groups, advantages=order.advantages, num_decisions=num_decisions)
     _report(mailbox, learner, learner.step(batch), started)

@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import ray
 from ray import train
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -20,6 +18,7 @@ from actors.learner import build_learner, one_line, run_rank
 from actors.mailbox import Failure, Mailbox, Order, SaveOrder, StepReport, split_order
 from actors.pools import as_actor, stop_actors
 from actors.waiting import wait_all
+from rlir_ray.advantages import GroupAdvantages
 from rlir_ray.config import Config
 from rlir_ray.learner.step import Learner
 
@@ -31,7 +30,7 @@ class LearnerGroup:
     """A Ray Train worker group with a `Learner` in each worker; orders and reports go through a mailbox actor.
 
     Args:
-        config: `learner`, `train`, `models.policy` and the temperature are read.
+        config: `learner`, `train`, the policy's checkpoint and how it samples are read.
         storage: folder for Ray Train's own state.
         make_learner: builds the learner in a worker; None: the configured engine and checkpoint.
     """
@@ -78,7 +77,7 @@ class LearnerGroup:
         """Version 0: the policy's weights as the learner holds them."""
         return self._next_report(f"{self.config.learner.num_workers} learner ranks to start", stop)
 
-    def step(self, group_refs: Sequence[ray.ObjectRef], advantages: Sequence[npt.NDArray[np.float32]]) -> StepReport:
+    def step(self, group_refs: Sequence[ray.ObjectRef], advantages: Sequence[GroupAdvantages]) -> StepReport:
         """One optimiser step. Blocks; the other pools go on."""
         self._order(split_order(list(group_refs), list(advantages), self.config.learner.num_workers))
         return self._next_report("the learner's step")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import ray
 
+from rlir_ray.advantages import GroupAdvantages
 from rlir_ray.batching import split_groups
 
 
@@ -18,7 +17,7 @@ class StepOrder:
 
     group_refs: list[ray.ObjectRef]
     """References inside a list travel as they are: only the rank that trains a group reads it."""
-    advantages: list[npt.NDArray[np.float32]]
+    advantages: list[GroupAdvantages]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,11 +69,9 @@ class Mailbox:
         return await self._reports.get()
 
 
-def split_order(
-    group_refs: list[ray.ObjectRef], advantages: list[npt.NDArray[np.float32]], num_ranks: int
-) -> list[StepOrder]:
+def split_order(group_refs: list[ray.ObjectRef], advantages: list[GroupAdvantages], num_ranks: int) -> list[StepOrder]:
     """A step's groups over the ranks."""
-    shares = split_groups([array.size for array in advantages], num_ranks)
+    shares = split_groups([each.values.size for each in advantages], num_ranks)
     return [
         StepOrder(group_refs=[group_refs[place] for place in share], advantages=[advantages[place] for place in share])
         for share in shares

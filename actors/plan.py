@@ -13,9 +13,9 @@ from typing import Any
 
 import ray
 
-from rlir_ray.actions import TOKENS_PER_ACTION
 from rlir_ray.config import Config, asset_path
 from rlir_ray.data.sources import find_recordings
+from rlir_ray.families import FrameShape, family_of
 
 # The learner's latest version, the one before it that a slow reader may still hold, and the one being put.
 VERSIONS_HELD = 3
@@ -77,6 +77,8 @@ def absolute_paths(config: Config) -> Config:
     models: dict[str, Any] = {}
     for entry in dataclasses.fields(config.models):
         path = getattr(config.models, entry.name)
+        if not path:
+            continue
         folder = asset_path(path)
         models[entry.name] = path if path.startswith("asset:") else str(folder.absolute())
     folders = {key: getattr(config.prompts, key) for key in ("path", "heldout_path")}
@@ -93,16 +95,7 @@ def absolute_paths(config: Config) -> Config:
     )
 
 
-def group_bytes(config: Config, tokens_per_frame: int) -> int:
-    """Bytes of one group in flight: the training columns and the encoded video."""
-    world = config.world
-    num_frames = world.num_context + world.num_frames
-    length = num_frames * tokens_per_frame + (num_frames - 1) * TOKENS_PER_ACTION
-    columns = 4 * length + 5 * world.num_frames * tokens_per_frame  # int32 tokens; float32 and bool decisions
-    return config.train.group_size * (columns + 2 * num_frames * tokens_per_frame)
-
-
-def check_plan(config: Config, tokens_per_frame: int) -> None:
+def check_plan(config: Config, frame_shape: FrameShape) -> None:
     """Whether the cluster holds the pools and the groups in flight.
 
     Raises:
@@ -115,7 +108,7 @@ def check_plan(config: Config, tokens_per_frame: int) -> None:
             f"learner.num_workers must be at most train.prompts_per_step={groups}, got {config.learner.num_workers}; "
             f"set learner.num_workers={groups}"
         )
-    _check_store(config, tokens_per_frame, int(ray.cluster_resources().get("object_store_memory", 0)))
+    _check_store(config, frame_shape, int(ray.cluster_resources().get("object_store_memory", 0)))
 
 
 def _check_cpus(config: Config, have: float) -> None:
@@ -150,9 +143,9 @@ def _check_gpus(config: Config, have: float) -> None:
         )
 
 
-def _check_store(config: Config, tokens_per_frame: int, have: int) -> None:
+def _check_store(config: Config, frame_shape: FrameShape, have: int) -> None:
     budget = config.object_store_budget_bytes
-    step_bytes = config.train.prompts_per_step * group_bytes(config, tokens_per_frame)
+    step_bytes = config.train.prompts_per_step * family_of(config).group_bytes(config, frame_shape)
     if step_bytes > budget:
         raise ValueError(
             f"object_store_budget_bytes must hold a step's {config.train.prompts_per_step} groups, got {budget}; "

@@ -53,13 +53,13 @@ class RolloutPool:
     """Rollout actors; calls go round among them, each actor works through its own in order.
 
     Args:
-        config: `rollout`, `models.policy` and `train.group_size` are read.
+        config: `rollout`, the policy's checkpoint and `train.group_size` are read.
         make_sampler: builds the sampler in an actor; None: the configured engine and checkpoint.
     """
 
     def __init__(self, config: Config, make_sampler: Callable[[], Sampler] | None = None) -> None:
         self.config = config
-        self.make_sampler = make_sampler or partial(build_sampler, config.models.policy, config.rollout)
+        self.make_sampler = make_sampler or partial(build_sampler, config)
         self.actors: list[Any] = []
         self._num_calls = 0
 

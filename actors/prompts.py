@@ -9,23 +9,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from rlir_ray.config import Config, asset_path
+from rlir_ray.config import Config
 from rlir_ray.data.prompts import PromptSet, PromptSplit, prepare_prompts
-from rlir_ray.models.tokenizer import FrameTokenizer
+from rlir_ray.families import open_codec
 from rlir_ray.trajectory import Prompt
 
 PromptSource = Callable[[PromptSplit], PromptSet]
 
 
-def load_tokenizer(config: Config) -> FrameTokenizer:
-    """The configured tokenizer; a plain VQ model is taken to be of the world's size."""
-    folder = asset_path(config.models.tokenizer)
-    return FrameTokenizer.from_pretrained(folder, height=config.world.height, width=config.world.width)
-
-
 def configured_prompts(config: Config, folder: Path, split: PromptSplit) -> PromptSet:
     """Fresh clips of the embedded world, or clips of the user's recordings."""
-    return prepare_prompts(config, split, load_tokenizer(config), folder)
+    return prepare_prompts(config, split, open_codec(config), folder)
 
 
 def prompt_source(config: Config, folder: Path) -> PromptSource:

@@ -13,8 +13,8 @@ import torch
 from ray import serve
 
 from rlir_ray.config import Config, asset_path
+from rlir_ray.families import open_codec
 from rlir_ray.models.inverse_dynamics import load_inverse_dynamics
-from rlir_ray.models.tokenizer import FrameTokenizer
 from rlir_ray.rewards.inverse_dynamics import InverseReward
 from rlir_ray.trajectory import EncodedVideo, RewardScores
 
@@ -42,7 +42,7 @@ def build_reward(config: Config, class_shares: Mapping[str, npt.NDArray[np.float
     """The inverse reward of the configured checkpoints, on a GPU when the actor was given one."""
     torch.set_num_threads(config.reward.num_threads)
     device = "cuda" if config.reward.num_gpus else "cpu"
-    tokenizer = FrameTokenizer.from_pretrained(asset_path(config.models.tokenizer)).to(device)
+    tokenizer = open_codec(config).to(device)
     idm = load_inverse_dynamics(asset_path(config.models.reward_idm)).to(device)
     return InverseReward(
         tokenizer, idm, world=config.world, config=config.reward, class_shares=class_shares, device=device

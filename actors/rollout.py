@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rlir_ray.config import RolloutConfig, asset_path
-from rlir_ray.models.autoregressive import WorldModel
-from rlir_ray.samplers import Sampler, make_sampler
+from rlir_ray.config import Config
+from rlir_ray.families import family_of, open_policy
+from rlir_ray.samplers import Sampler
 from rlir_ray.trajectory import Prompt
 from rlir_ray.weights import checksum
 
@@ -28,11 +28,11 @@ class CallReport:
     seconds: float
 
 
-def build_sampler(policy: str, config: RolloutConfig) -> Sampler:
-    """The sampler of a checkpoint folder, on a GPU when the actor was given one."""
-    torch.set_num_threads(config.num_threads)
-    model = WorldModel.from_pretrained(asset_path(policy)).to("cuda" if config.num_gpus else "cpu")
-    return make_sampler(config.engine, model, temperature=config.temperature)
+def build_sampler(config: Config) -> Sampler:
+    """The sampler of the configured policy, on a GPU when the actor was given one."""
+    torch.set_num_threads(config.rollout.num_threads)
+    policy = open_policy(config, "cuda" if config.rollout.num_gpus else "cpu")
+    return family_of(config).rollout_sampler(config, policy.eval())
 
 
 class RolloutActor:

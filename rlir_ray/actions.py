@@ -288,6 +288,35 @@ def action_tokens(actions: Actions, first_id: int = MINEWORLD_IMAGE_VOCABULARY) 
     return tokens + first_id
 
 
+CLASS_COUNTS = (*(2 * (MINEWORLD_CAMERA.num_bins,)), *(len(members) + 1 for members in TOKEN_SLOTS))
+"""Classes of each column of `exclusive_classes`."""
+
+
+def exclusive_classes(actions: Actions) -> npt.NDArray[np.int64]:
+    """What a flow model is told: MineWorld's bins of both camera axes, and its seven exclusive categories of buttons.
+
+    Next-Frame Diffusion (https://arxiv.org/abs/2506.01380) quantises the camera and sorts the keys into seven
+    categories; MineWorld's slots are seven.
+
+    Args:
+        actions: F frames.
+
+    Returns:
+        int64 [F, 9]: pitch, yaw, then `TOKEN_SLOTS`, 0 for none and i for the i-th member (the first of several).
+    """
+    classes = np.zeros((len(actions), len(CLASS_COUNTS)), np.int64)
+    classes[:, :2] = MINEWORLD_CAMERA.bins(actions.camera)
+    for slot, members in enumerate(TOKEN_SLOTS, start=2):
+        pressed = actions.buttons[:, [INDEX[name] for name in members]]
+        classes[:, slot] = np.where(pressed.any(1), pressed.argmax(1) + 1, 0)
+    return classes
+
+
+def no_action_classes() -> npt.NDArray[np.int64]:
+    """Nothing pressed and a still camera, int64 [9]: what leads into a clip's first frame."""
+    return exclusive_classes(Actions.from_events([{}]))[0]
+
+
 def mineworld_tokens(events: Sequence[dict[str, Any]]) -> npt.NDArray[np.int64]:
     """VPT events to MineWorld's token ids (8192 image ids first), int64 [F, 11]."""
     return action_tokens(Actions.from_events(events))

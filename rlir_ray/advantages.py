@@ -5,10 +5,37 @@ Legend: G trajectories of a group, F generated frames.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupAdvantages:
+    """Which trajectories of a group train, and how.
+
+    Example: the best and the worst of eight clips of eight frames: ``rows == [3, 6]``, ``values [2, 8]``.
+    """
+
+    values: npt.NDArray[np.float32]
+    """[rows, F]."""
+    rows: npt.NDArray[np.int64]
+    """Rows of the group."""
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 2 or len(self.values) != len(self.rows) or not len(self.rows):
+            raise ValueError(
+                f"advantages must be [rows, F], got {self.values.shape} for {len(self.rows)} rows; align them"
+            )
+
+    @classmethod
+    def of_all(cls, values: npt.NDArray[np.float32]) -> GroupAdvantages:
+        """Every trajectory trains; values [G, F]."""
+        return cls(values, np.arange(len(values)))
 
 
 def returns(frame_rewards: Floats, credit: str, discount: float) -> npt.NDArray[np.float64]:
@@ -52,20 +79,65 @@ def group_advantages(group_returns: Floats, kind: str) -> npt.NDArray[np.float32
 
     Args:
         group_returns: [G, F].
-        kind: `grpo` subtracts each frame's group mean and divides by the group's standard deviation
-            (https://arxiv.org/abs/2402.03300); `dr_grpo` subtracts the mean only (https://arxiv.org/abs/2503.20783).
+        kind: a key of `KINDS`: `grpo` subtracts each frame's group mean and divides by the group's standard deviation
+            (https://arxiv.org/abs/2402.03300); `dr_grpo` subtracts the mean only (https://arxiv.org/abs/2503.20783);
+            `batch_std` too, and `step_advantages` divides by the step's.
 
     Returns:
         [G, F], zeros where the group does not vary. The standard deviation is the population's, pooled over all frames,
         so that frames on which the group nearly agrees are not blown up.
     """
     centred = _centred(group_returns)
-    if kind == "dr_grpo":
-        return centred.astype(np.float32)
-    if kind != "grpo":
-        raise ValueError(f"train.advantage must be one of grpo, dr_grpo, got {kind!r}; use grpo")
+    if kind not in KINDS:
+        raise ValueError(f"train.advantage must be one of {', '.join(KINDS)}, got {kind!r}; use grpo")
+    return KINDS[kind](centred).astype(np.float32)
+
+
+def _over_own_std(centred: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     std = _pooled_std(centred)
-    return (centred / std if std > 0 else np.zeros_like(centred)).astype(np.float32)
+    return centred / std if std > 0 else np.zeros_like(centred)
+
+
+KINDS = {"grpo": _over_own_std, "batch_std": lambda centred: centred, "dr_grpo": lambda centred: centred}
+"""train.advantage -> what becomes of a group's centred returns."""
+
+
+def step_advantages(
+    groups: Sequence[npt.NDArray[np.float32]], *, kind: str, max_advantage: float = 0.0, best_and_worst: int = 0
+) -> list[GroupAdvantages]:
+    """What a step trains with, once all its groups are there.
+
+    Args:
+        groups: [G, F] each, of `group_advantages`.
+        kind: of the same; `batch_std` divides by the standard deviation of all of them together.
+        max_advantage: clamps, where above 0.
+        best_and_worst: keeps so many of each end of a group, where above 0.
+    """
+    scaled = over_batch_std(groups) if kind == "batch_std" else list(groups)
+    if max_advantage > 0:
+        scaled = [np.clip(group, -max_advantage, max_advantage) for group in scaled]
+    if not best_and_worst:
+        return [GroupAdvantages.of_all(group) for group in scaled]
+    chosen = [best_and_worst_rows(group, best_and_worst) for group in scaled]
+    return [GroupAdvantages(group[rows], rows) for group, rows in zip(scaled, chosen, strict=True)]
+
+
+def over_batch_std(groups: Sequence[npt.NDArray[np.float32]]) -> list[npt.NDArray[np.float32]]:
+    """Centred returns over the standard deviation of a step's groups together, [G, F] each.
+
+    Flow-GRPO (https://arxiv.org/abs/2505.05470) does so: groups that agree weigh less than with their own deviation.
+    """
+    std = _pooled_std(np.concatenate([group.ravel() for group in groups]).astype(np.float64))
+    return [(group / std).astype(np.float32) if std > 0 else np.zeros_like(group) for group in groups]
+
+
+def best_and_worst_rows(group: Floats, count: int) -> npt.NDArray[np.int64]:
+    """Rows of the `count` highest and the `count` lowest of [G, F] by their mean, in order.
+
+    DanceGRPO (https://arxiv.org/abs/2505.07818) trains those: the ones between say little for their cost.
+    """
+    order = np.argsort(group.mean(axis=1), kind="stable")
+    return np.sort(np.concatenate([order[:count], order[len(order) - count :]]))
 
 
 def advantages_from_rewards(

@@ -6,7 +6,7 @@ All ranks run the same number of them, since each one may be a collective call: 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 
@@ -17,7 +17,7 @@ class Row:
     group: int
     """Place in the rank's list of groups."""
     trajectory: int
-    """Row of the group."""
+    """Place among the group's trajectories that train."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,27 +53,27 @@ def split_groups(sizes: Sequence[int], num_ranks: int) -> list[list[int]]:
 
 
 def micro_batches(
-    shapes: Sequence[tuple[int, int, int]], decision_budget: int, num_batches: int | None = None
+    shapes: Sequence[tuple[int, int, Hashable]], decision_budget: int, num_batches: int | None = None
 ) -> list[MicroBatch]:
     """Cuts a rank's trajectories into micro-batches, in order.
 
     Args:
-        shapes: (G, T, L) of each group of the rank: trajectories, decisions of one, tokens of one. Trajectories are
-            stacked only with those of the same T and L.
+        shapes: of each group of the rank the trajectories that train, the decisions of one, and its layout, whatever
+            else must be equal where trajectories are stacked.
         decision_budget: decisions, masked ones included, that one forward and backward pass holds.
         num_batches: pad with empty ones up to this number, the largest over all ranks.
     """
     batches: list[MicroBatch] = []
     rows: list[Row] = []
     last_shape = None
-    for group, (group_size, num_decisions, length) in enumerate(shapes):
+    for group, (group_size, num_decisions, layout) in enumerate(shapes):
         for trajectory in range(group_size):
             is_full = (len(rows) + 1) * num_decisions > decision_budget
-            if rows and (is_full or last_shape != (num_decisions, length)):
+            if rows and (is_full or last_shape != (num_decisions, layout)):
                 batches.append(MicroBatch(tuple(rows)))
                 rows = []
             rows.append(Row(group, trajectory))
-            last_shape = (num_decisions, length)
+            last_shape = (num_decisions, layout)
     if rows:
         batches.append(MicroBatch(tuple(rows)))
     padding = MicroBatch((Row(0, 0),), is_empty=True)

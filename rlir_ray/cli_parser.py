@@ -159,7 +159,9 @@ def _add_pretrain(commands: Commands) -> None:
         description="Trains a frame tokenizer, an inverse dynamics model or a world model.",
         epilog="example:\n  python -m rlir_ray pretrain idm --help",
     )
-    pretrain.add_argument("model", nargs="?", choices=("tokenizer", "idm", "world-model"), help="what to train")
+    pretrain.add_argument(
+        "model", nargs="?", choices=("tokenizer", "autoencoder", "idm", "world-model", "flow"), help="what to train"
+    )
     # Each model's own help follows its name.
     pretrain.add_argument("-h", "--help", action="store_true", help="this text; after a model, its settings")
     pretrain.set_defaults(parser=pretrain)

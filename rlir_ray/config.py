@@ -80,9 +80,11 @@ class ModelsConfig:
     """Checkpoint folders; `asset:NAME` is a folder shipped with the package."""
 
     policy: str = "asset:doom/world_model"
-    """The base world model: a `transformers` LlamaForCausalLM folder."""
+    """The base world model: a `transformers` LlamaForCausalLM folder, or a `diffusers` FlowWorldModel one."""
+    adapter: str = ""
+    """LoRA adapter on it, as a run with lora.rank > 0 saves it; empty: none, or a fresh one."""
     tokenizer: str = "asset:doom/tokenizer"
-    """Frame tokenizer: a `diffusers` VQModel folder."""
+    """Frame tokenizer: a `diffusers` VQModel folder; with rollout.engine=flow an AutoencoderKL one."""
     reward_idm: str = "asset:doom/reward_idm"
     """The inverse dynamics model that rewards."""
     judge_idm: str = "asset:doom/judge_idm"
@@ -109,6 +111,10 @@ class ArchitectureConfig:
     """Key-value heads."""
     max_positions: int = 0
     """Tokens of the longest sequence."""
+    latent_channels: int = 0
+    """Of the autoencoder (flow models)."""
+    patch_size: int = 0
+    """A token stands for so many latents squared (flow models)."""
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
@@ -166,7 +172,7 @@ class DataConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutConfig:
     engine: str = "torch"
-    """`torch`: batched static-cache sampler."""
+    """`torch`: batched static-cache sampler of tokens; `flow`: sampler of flow (diffusion) world models."""
     num_actors: int = 1
     """Rollout actors."""
     num_cpus: float = 0.5
@@ -178,14 +184,86 @@ class RolloutConfig:
     prompts_per_call: int = 8
     """Groups sampled together; always the same ones together, whatever the number of actors."""
     temperature: float = 1.0
-    """Of sampling, and of rescoring."""
+    """Of sampling tokens, and of rescoring them; 1 with rollout.engine=flow."""
 
     def __post_init__(self) -> None:
-        _one_of(("torch",), rollout__engine=self.engine)
+        _one_of(("torch", "flow"), rollout__engine=self.engine)
         _at_least(1, rollout__num_actors=self.num_actors, rollout__num_threads=self.num_threads)
         _at_least(1, rollout__prompts_per_call=self.prompts_per_call)
         _at_least(0, rollout__num_cpus=self.num_cpus, rollout__num_gpus=self.num_gpus)
         _check(self.temperature > 0, "rollout.temperature", "must be > 0", self.temperature, "use 1.0")
+        if self.engine == "flow":
+            _check(
+                self.temperature == 1, "rollout.temperature", "must be 1 with rollout.engine=flow", self.temperature,
+                "explore with flow.noise_level",
+            )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FlowConfig:
+    """How a flow world model is sampled and rescored; read with rollout.engine=flow."""
+
+    num_steps: int = 10
+    """Denoising steps of a frame."""
+    shift: float = 1.0
+    """Above 1 more of them are at high noise levels (Stable Diffusion 3)."""
+    sde: str = "flow_grpo"
+    """Form of the exploring steps: `flow_grpo`, `dance_grpo`, or `cps` (coefficients-preserving)."""
+    noise_level: float = 0.7
+    """Strength of their noise: Flow-GRPO's a, DanceGRPO's eta (0.3), or CPS's share of a right angle."""
+    window: int = 3
+    """Steps of each frame that explore and train (MixGRPO); the others follow the ODE."""
+    window_moves: str = "random"
+    """`random`: drawn for each group; `sliding`: from noisy to clean with the policy's version."""
+    window_interval: int = 5
+    """Versions between two moves of a sliding window."""
+    skip_last: bool = True
+    """The last step, whose noise stays in the picture, never explores."""
+    shared_noise: bool = True
+    """The clips of a group start from the same noise (DanceGRPO)."""
+    history_noise: float = 0.05
+    """Noise level of finished frames as later ones see them, against drift."""
+
+    def __post_init__(self) -> None:
+        _one_of(("flow_grpo", "dance_grpo", "cps"), flow__sde=self.sde)
+        _one_of(("random", "sliding"), flow__window_moves=self.window_moves)
+        _at_least(2, flow__num_steps=self.num_steps)
+        _at_least(1, flow__window=self.window, flow__window_interval=self.window_interval)
+        _check(self.shift > 0, "flow.shift", "must be > 0", self.shift, "use 1.0")
+        _check(
+            self.noise_level > 0, "flow.noise_level", "must be > 0, or no clip differs from the others",
+            self.noise_level, "use 0.7, or train.objective=nft, which does not explore by steps",
+        )  # fmt: skip
+        if self.sde == "cps":
+            _check(
+                self.noise_level < 1, "flow.noise_level", "must be < 1 with flow.sde=cps", self.noise_level, "use 0.7"
+            )
+        _check(
+            self.window <= self.num_sde_steps, "flow.window",
+            f"must be at most the {self.num_sde_steps} steps that may explore", self.window,
+            f"set flow.window={self.num_sde_steps}, raise flow.num_steps or set flow.skip_last=false",
+        )  # fmt: skip
+        _check(0 <= self.history_noise < 1, "flow.history_noise", "must be in [0, 1)", self.history_noise, "use 0.05")
+
+    @property
+    def num_sde_steps(self) -> int:
+        """Steps that may explore."""
+        return self.num_steps - self.skip_last
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraConfig:
+    """Low-rank adapters (https://arxiv.org/abs/2106.09685): only they are trained, published and saved."""
+
+    rank: int = 0
+    """Of the adapters; 0: the whole policy is trained."""
+    alpha: float = 0.0
+    """Their outputs are multiplied by alpha / rank; 0: alpha is the rank."""
+    targets: tuple[str, ...] = ()
+    """Names of the linear layers that get one; empty: those of attention and MLP."""
+
+    def __post_init__(self) -> None:
+        _at_least(0, lora__rank=self.rank, lora__alpha=self.alpha)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -286,14 +364,30 @@ class TrainConfig:
     """AdamW."""
     max_grad_norm: float = 1.0
     """Gradient clipping."""
+    objective: str = "grpo"
+    """`grpo`: the clipped surrogate over decisions; `nft`: DiffusionNFT, for flow policies, without SDE steps."""
+    ratio: str = "plain"
+    """`plain`: policy over behavior; `guard`: GRPO-Guard's normalised one, for SDE steps."""
     clip_low: float = 0.2
     """The ratio is clipped at 1 - clip_low ..."""
     clip_high: float = 0.28
     """... and 1 + clip_high (DAPO's separate upper clip)."""
     kl_coefficient: float = 0.0
-    """Of the k3 estimate of KL(policy || reference); 0: no reference model is kept."""
+    """Of KL(policy || reference): k3 for tokens, of means for SDE steps, of velocities for `nft`; 0: no reference."""
     advantage: str = "grpo"
-    """`grpo`: group mean and standard deviation; `dr_grpo`: group mean only."""
+    """Minus the group's mean; `grpo`: over its deviation; `batch_std`: the step's (Flow-GRPO); `dr_grpo`: no more."""
+    max_advantage: float = 0.0
+    """Advantages are clamped to ± this; 0: they are not. `nft` needs it."""
+    best_and_worst: int = 0
+    """Train only this many best and as many worst clips of each group (DanceGRPO); 0: all."""
+    nft_beta: float = 1.0
+    """How far DiffusionNFT's implicit policies lie from the sampling one."""
+    nft_levels: int = 2
+    """Noise levels at which DiffusionNFT compares each frame in a step."""
+    nft_decay: float = 0.5
+    """Highest decay of the sampling policy, a moving average of the trained one; it rises by 0.001 a step to it."""
+    max_failed_fraction: float = 0.1
+    """More failed groups than this share of any hundred end the run; fewer are counted and replaced."""
     min_reward_std: float = 1e-6
     """A group whose rewards vary less carries no signal: it is dropped and replaced."""
     wait_timeout_s: float = 600.0
@@ -308,7 +402,27 @@ class TrainConfig:
         _at_least(0, train__max_staleness=self.max_staleness, train__warmup_steps=self.warmup_steps)
         _at_least(0, train__max_minutes=self.max_minutes, train__kl_coefficient=self.kl_coefficient)
         _at_least(0, train__weight_decay=self.weight_decay, train__min_reward_std=self.min_reward_std)
-        _one_of(("grpo", "dr_grpo"), train__advantage=self.advantage)
+        _one_of(("grpo", "batch_std", "dr_grpo"), train__advantage=self.advantage)
+        _one_of(("grpo", "nft"), train__objective=self.objective)
+        _one_of(("plain", "guard"), train__ratio=self.ratio)
+        _at_least(0, train__max_advantage=self.max_advantage, train__best_and_worst=self.best_and_worst)
+        _check(
+            2 * self.best_and_worst <= self.group_size, "train.best_and_worst",
+            f"must be at most half of train.group_size={self.group_size}", self.best_and_worst,
+            f"set train.best_and_worst={self.group_size // 2}",
+        )  # fmt: skip
+        _at_least(1, train__nft_levels=self.nft_levels)
+        _check(self.nft_beta > 0, "train.nft_beta", "must be > 0", self.nft_beta, "use 1.0")
+        _check(0 <= self.nft_decay < 1, "train.nft_decay", "must be in [0, 1)", self.nft_decay, "use 0.5")
+        _check(
+            0 <= self.max_failed_fraction <= 1, "train.max_failed_fraction", "must be in [0, 1]",
+            self.max_failed_fraction, "use 0.1",
+        )  # fmt: skip
+        if self.objective == "nft":
+            _check(
+                self.max_advantage > 0, "train.max_advantage",
+                "must be > 0 with train.objective=nft, whose weights are shares of it", self.max_advantage, "use 5.0",
+            )  # fmt: skip
         for key in ("learning_rate", "max_grad_norm", "clip_low", "clip_high", "wait_timeout_s"):
             _check(getattr(self, key) > 0, f"train.{key}", "must be > 0", getattr(self, key), "see the recipe's value")
         _check(self.clip_low < 1, "train.clip_low", "must be < 1", self.clip_low, "use 0.2")
@@ -353,6 +467,8 @@ class Config:
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -361,6 +477,21 @@ class Config:
     def __post_init__(self) -> None:
         _at_least(1, object_store_budget_bytes=self.object_store_budget_bytes)
         _at_least(0, seed=self.seed)
+        if self.train.objective == "nft":
+            _check(
+                not self.flow.shared_noise, "flow.shared_noise",
+                "must be false with train.objective=nft, or the clips of a group are one and the same",
+                self.flow.shared_noise, "set flow.shared_noise=false",
+            )  # fmt: skip
+        if self.rollout.engine != "flow":
+            for key, value, usual in (
+                ("objective", self.train.objective, "grpo"),
+                ("ratio", self.train.ratio, "plain"),
+            ):
+                _check(
+                    value == usual, f"train.{key}", f"must be {usual} without rollout.engine=flow", value,
+                    f"set train.{key}={usual}",
+                )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -21,14 +21,13 @@ from rlir_ray.data.spread import spread_clips
 from rlir_ray.evaluation.fvd import I3D, MIN_FRAMES
 from rlir_ray.evaluation.lpips import LPIPS
 from rlir_ray.evaluation.policy_row import PolicyRow, evaluate_row
-from rlir_ray.models.autoregressive import WorldModel, policy_architecture
+from rlir_ray.families import family_of, open_codec, open_policy
+from rlir_ray.models.architectures import stated_architecture
 from rlir_ray.models.inverse_dynamics import load_inverse_dynamics
-from rlir_ray.models.tokenizer import FrameTokenizer
 from rlir_ray.preflight import check_world
 from rlir_ray.progress import progress_bar
 from rlir_ray.rewards.calibration import check_alignment
 from rlir_ray.run import versions, write_json
-from rlir_ray.samplers import make_sampler
 
 if TYPE_CHECKING:
     from rlir_ray.data.sources import RecordingSource
@@ -80,11 +79,9 @@ def evaluate(request: EvaluationRequest, chunk: int = 0) -> PolicyRow:
     if idm is not None:
         for line in alignment_lines(idm, spread_clips(source, NUM_ALIGNED, world, config.data), config):
             print(line)
-    model = WorldModel.from_pretrained(config.models.policy).to(device)
-    tokenizer = FrameTokenizer.from_pretrained(config.models.tokenizer, height=world.height, width=world.width)
+    policy, tokenizer = open_policy(config, device).eval(), open_codec(config)
     settings = config.evaluation
-    temperature = settings.temperatures[0]
-    sampler = make_sampler(config.rollout.engine, model, temperature=temperature, top_p=settings.top_p)
+    sampler = family_of(config).evaluation_sampler(config, policy, settings.temperatures[0])
     with progress_bar("evaluating") as show, _named_when_broken(source, left_out):
         row = evaluate_row(
             spread_clips(source, num_clips, world, config.data, left_out), sampler, tokenizer.to(device), world,
@@ -162,9 +159,9 @@ def find_recipe(policy: Path) -> str:
     if (run := policy.absolute().parent / "config.yaml").is_file():
         return str(run)
     try:
-        held = policy_architecture(json.loads((policy / "config.json").read_text()))
+        held = stated_architecture(json.loads((policy / "config.json").read_text()))
     except (OSError, ValueError) as error:
-        raise ValueError(f"--policy must be a LlamaForCausalLM folder, got {error}; check {policy}") from None
+        raise ValueError(f"--policy must be a world model's folder, got {error}; check {policy}") from None
     for name in recipes():
         recipe = load_config(name)
         if recipe.architecture == held or _is_folder(recipe.models.policy, policy):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import asdict, dataclass
 
 IN_FLIGHT = "in_flight"
@@ -12,6 +12,9 @@ STALE = "stale"
 NO_SIGNAL = "no_signal"
 FAILED = "failed"
 END_STATES = (TRAINED, STALE, NO_SIGNAL, FAILED)
+
+# A pool that fails now and then is worked around; one that keeps failing is broken. Groups over which failures count.
+FAILURE_WINDOW = 100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,3 +117,28 @@ class Ledger:
             if line.state != IN_FLIGHT:
                 ledger.finish(line.group_id, line.state, line.cause)
         return ledger
+
+
+class Failures:
+    """Whether so many of the last groups failed that the run must end.
+
+    Args:
+        max_fraction: of any `FAILURE_WINDOW` groups in a row that may fail.
+    """
+
+    def __init__(self, max_fraction: float) -> None:
+        self.max_fraction = max_fraction
+        self._last: deque[bool] = deque(maxlen=FAILURE_WINDOW)
+
+    def add(self, cause: str = "") -> None:
+        """Takes the next group: why it failed, or nothing.
+
+        Raises:
+            RuntimeError: one too many failed.
+        """
+        self._last.append(bool(cause))
+        if cause and sum(self._last) > self.max_fraction * FAILURE_WINDOW:
+            raise RuntimeError(
+                f"{sum(self._last)} of the last {len(self._last)} groups failed, the last one with: {cause}; more than "
+                f"train.max_failed_fraction={self.max_fraction:g} of {FAILURE_WINDOW} end a run"
+            )

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rlir_ray.advantages import advantages_from_rewards, returns
-from rlir_ray.learner.step import StepBatch
-from rlir_ray.ledger import NO_SIGNAL, TRAINED, Ledger
+from rlir_ray.advantages import GroupAdvantages, advantages_from_rewards, returns, step_advantages
+from rlir_ray.learner.step import StepBatch, trained_decisions
+from rlir_ray.ledger import FAILED, NO_SIGNAL, TRAINED, Failures, Ledger
 from rlir_ray.metrics import accuracy, balanced_accuracy, macro_f1
 from rlir_ray.seeds import group_seed, prompt_index
 from rlir_ray.trajectory import EncodedVideo, Prompt, RewardScores, TrajectoryGroup
@@ -41,7 +41,7 @@ class ScoredGroup:
     group: TrajectoryGroup
     scores: RewardScores
     advantages: npt.NDArray[np.float32] | None
-    """[G, F]; None: the group carries no signal."""
+    """[G, F]; None: the group failed or carries no signal."""
 
 
 def train_local(
@@ -69,27 +69,25 @@ def train_local(
 
     Raises:
         ValueError: a step finds no group with signal.
+        RuntimeError: too many of the last groups failed.
     """
     ledger = ledger if ledger is not None else Ledger()
     started, history = time.monotonic(), []
+    failures = Failures(config.train.max_failed_fraction)
     for step in range(1, config.train.num_steps + 1):
         step_started = time.monotonic()
-        seen = step_groups(config, prompts, sampler, reward, ledger)
+        seen = step_groups(config, prompts, sampler, reward, ledger, failures)
         ready = [scored for scored in seen if scored.advantages is not None]
 
         learn_started = time.monotonic()
-        metrics = learner.step(
-            StepBatch(
-                groups=[scored.group for scored in ready],  # tokens [G, L], behavior_logprobs and loss_mask [G, T]
-                advantages=[scored.advantages for scored in ready],  # type: ignore[misc]  # [G, F]
-                num_decisions=sum(scored.group.num_decisions for scored in ready),
-            )
-        )
+        groups = [scored.group for scored in ready]  # behavior_logprobs and loss_mask [G, T]
+        advantages = compared(config, [scored.advantages for scored in ready])  # type: ignore[misc]  # [rows, F]
+        metrics = learner.step(StepBatch(groups, advantages, trained_decisions(groups, advantages)))
         sampler.load_weights(learner.weights(), version=step)
         for scored in ready:
             ledger.finish(scored.group.group_id, TRAINED)
 
-        metrics |= reward_metrics([scored.scores for scored in seen], config.reward.discount)
+        metrics |= reward_metrics([one.scores for one in seen if not one.scores.failure], config.reward.discount)
         metrics |= {f"groups/{state}": float(count) for state, count in ledger.counts().items() if state != "in_flight"}
         metrics |= {"step": float(step), "policy_version": float(step), "staleness/mean": 0.0}
         metrics |= {"time/learn_s": time.monotonic() - learn_started, "time/step_s": time.monotonic() - step_started}
@@ -102,9 +100,9 @@ def train_local(
 
 
 def step_groups(
-    config: Config, prompts: Sequence[Prompt], sampler: Sampler, reward: Reward, ledger: Ledger
+    config: Config, prompts: Sequence[Prompt], sampler: Sampler, reward: Reward, ledger: Ledger, failures: Failures
 ) -> list[ScoredGroup]:
-    """All groups of one step, in the order of their numbers: those that train, and those dropped for lack of signal.
+    """All groups of one step, in the order of their numbers: those that train, and those that failed or lack signal.
 
     Admits `rollout.prompts_per_call` groups at a time, then as many as are still missing.
     """
@@ -120,9 +118,12 @@ def step_groups(
         drawn = sampler.sample(chosen, group_ids, seeds, config.train.group_size)
         scores = reward.score([video for _, video in drawn])
         for (group, _), group_scores in zip(drawn, scores, strict=True):
-            advantages = group_signal(config, group_scores)
-            if advantages is None:
+            advantages = None
+            if group_scores.failure:
+                ledger.finish(group.group_id, FAILED, group_scores.failure)
+            elif (advantages := group_signal(config, group_scores)) is None:
                 ledger.finish(group.group_id, NO_SIGNAL)
+            failures.add(group_scores.failure)
             seen.append(ScoredGroup(group=group, scores=group_scores, advantages=advantages))
     return seen
 
@@ -133,6 +134,14 @@ def group_signal(config: Config, scores: RewardScores) -> npt.NDArray[np.float32
         scores.frame_rewards, credit=config.reward.credit, discount=config.reward.discount,
         kind=config.train.advantage, min_reward_std=config.train.min_reward_std,
     )  # fmt: skip
+
+
+def compared(config: Config, groups: Sequence[npt.NDArray[np.float32]]) -> list[GroupAdvantages]:
+    """What a step trains with, out of its groups' advantages [G, F]."""
+    train = config.train
+    return step_advantages(
+        groups, kind=train.advantage, max_advantage=train.max_advantage, best_and_worst=train.best_and_worst
+    )
 
 
 def check_signal(config: Config, num_seen: int, num_missing: int) -> None:

@@ -12,9 +12,32 @@ import torch
 from torch import Tensor
 
 
+def plain_log_ratio(policy_logprobs: Tensor, behavior_logprobs: Tensor) -> Tensor:
+    """Logarithm of policy over behavior, [B, T] each; the first carries the gradient."""
+    # The exponential of a difference of bfloat16 log-probabilities would be noise.
+    return policy_logprobs.float() - behavior_logprobs.float()
+
+
+def guarded_log_ratio(
+    policy_logprobs: Tensor, behavior_logprobs: Tensor, policy_means: Tensor, behavior_means: Tensor, stds: Tensor
+) -> Tensor:
+    """GRPO-Guard's normalised log-ratio of SDE steps: mean zero at any step, variance that does not depend on it.
+
+    A plain log-ratio has mean -|d|^2 / (2 std^2), d the difference of the means, so that good samples escape the clip
+    (https://arxiv.org/abs/2510.22319, RatioNorm).
+
+    Args:
+        policy_logprobs, behavior_logprobs: [B, T], means over the latent's numbers.
+        policy_means, behavior_means: [B, T, N], of the steps' distributions; N numbers a latent.
+        stds: [B, T], their standard deviation.
+    """
+    _same_shapes(policy_logprobs, behavior_logprobs, stds)
+    distance = (policy_means.float() - behavior_means.float()).square().mean(-1)  # [B, T]
+    return stds * (policy_logprobs.float() - behavior_logprobs.float()) + distance / (2 * stds)
+
+
 def policy_gradient_loss(
-    policy_logprobs: Tensor,
-    behavior_logprobs: Tensor,
+    log_ratio: Tensor,
     advantages: Tensor,
     loss_mask: Tensor,
     num_decisions: int,
@@ -27,8 +50,7 @@ def policy_gradient_loss(
     (DAPO, https://arxiv.org/abs/2503.14476, eq. 8).
 
     Args:
-        policy_logprobs: [B, T], under the current weights; carries the gradient.
-        behavior_logprobs: [B, T], under the weights that sampled.
+        log_ratio: float32 [B, T], policy over behavior; carries the gradient.
         advantages: [B, T].
         loss_mask: bool [B, T], the decisions that train.
         num_decisions: unmasked decisions of the whole step, over all micro-batches and ranks.
@@ -38,11 +60,9 @@ def policy_gradient_loss(
     Returns:
         The loss, a scalar to be summed over micro-batches and ranks, and its metrics.
     """
-    _same_shapes(policy_logprobs, behavior_logprobs, advantages, loss_mask)
-    # The exponential of a difference of bfloat16 log-probabilities would be noise.
-    policy_logprobs, behavior_logprobs = policy_logprobs.float(), behavior_logprobs.float()
+    _same_shapes(log_ratio, advantages, loss_mask)
     # Masked entries may hold anything, even infinities: a zero there keeps them out of loss and gradient.
-    log_ratio = torch.where(loss_mask, policy_logprobs - behavior_logprobs, 0.0)  # [B, T]
+    log_ratio = torch.where(loss_mask, log_ratio, 0.0)  # [B, T]
     ratio = torch.exp(log_ratio)
     clipped_ratio = torch.clamp(ratio, 1 - clip_low, 1 + clip_high)
     surrogate = torch.minimum(ratio * advantages, clipped_ratio * advantages)
@@ -79,6 +99,67 @@ def kl_loss(
     divergence = torch.exp(log_ratio) - log_ratio - 1
     loss = (divergence * loss_mask).sum() / num_decisions
     return loss, {"loss/kl": loss.detach() * num_decisions}
+
+
+def mean_kl_loss(
+    policy_means: Tensor, ref_means: Tensor, stds: Tensor, loss_mask: Tensor, num_decisions: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """KL(policy || reference) of SDE steps, exact: two normal distributions that differ in their means only.
+
+    Flow-GRPO (https://arxiv.org/abs/2505.05470, section 4.3); mean over the latent's numbers, as the log-probabilities.
+
+    Args:
+        policy_means: [B, T, N], of the steps' distributions, N numbers a latent; carries the gradient.
+        ref_means: [B, T, N], under the frozen reference policy.
+        stds: [B, T], of both.
+        loss_mask: bool [B, T].
+        num_decisions: unmasked decisions of the whole step.
+    """
+    _same_shapes(stds, loss_mask)
+    divergence = (policy_means.float() - ref_means.float()).square().mean(-1) / (2 * stds.square())  # [B, T]
+    loss = torch.where(loss_mask, divergence, 0.0).sum() / num_decisions
+    return loss, {"loss/kl": loss.detach() * num_decisions}
+
+
+def nft_loss(
+    velocities: Tensor,
+    old_velocities: Tensor,
+    noisy: Tensor,
+    levels: Tensor,
+    clean: Tensor,
+    optimality: Tensor,
+    beta: float,
+) -> Tensor:
+    """DiffusionNFT's negative-aware fine-tuning: the forward process alone, no log-probability.
+
+    Two implicit policies lie on either side of the sampling one; the better a clip, the more the one on the policy's
+    side has to predict it, the worse, the more the other (https://arxiv.org/abs/2509.16117, eq. 8). Each squared error
+    is divided by the mean absolute one, which weighs all noise levels alike (the authors' code).
+
+    Args:
+        velocities: [..., N], of the policy, N numbers a latent; carries the gradient.
+        old_velocities: [..., N], of the policy that sampled.
+        noisy: [..., N], the clip's latents at `levels`.
+        levels: [...].
+        clean: [..., N], what was sampled.
+        optimality: [...], in [0, 1], r: one half is an average clip.
+        beta: how far the implicit policies lie from the sampling one.
+
+    Returns:
+        [...].
+    """
+    implicit = (beta * velocities + (1 - beta) * old_velocities, (1 + beta) * old_velocities - beta * velocities)
+    errors = []
+    for velocity in implicit:
+        error = noisy - levels[..., None] * velocity - clean
+        weight = error.detach().abs().mean(-1).clamp(min=1e-5)
+        errors.append(error.square().mean(-1) / weight)
+    return (optimality * errors[0] + (1 - optimality) * errors[1]) / beta
+
+
+def optimality(advantages: Tensor, max_advantage: float) -> Tensor:
+    """DiffusionNFT's r of advantages in ± `max_advantage`: their place in [0, 1]."""
+    return (advantages / (2 * max_advantage) + 0.5).clamp(0, 1)
 
 
 def is_maximum(name: str) -> bool:

@@ -10,7 +10,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from rlir_ray.config import ArchitectureConfig, Config, asset_path
-from rlir_ray.models.autoregressive import policy_architecture, sequence_length
+from rlir_ray.families import FrameShape
+from rlir_ray.models.architectures import flow_architecture, is_flow_model, policy_architecture
+from rlir_ray.models.autoregressive import sequence_length
 
 
 def check_checkpoints(config: Config) -> None:
@@ -28,7 +30,9 @@ def check_checkpoints(config: Config) -> None:
                 "give a folder that `python -m rlir_ray pretrain idm` wrote"
             )
     for entry in dataclasses.fields(config.models):
-        folder = asset_path(getattr(config.models, entry.name))
+        if not (path := getattr(config.models, entry.name)):
+            continue
+        folder = asset_path(path)
         files = sorted(folder.glob("*.safetensors"))
         if not files:
             raise ValueError(f"models.{entry.name} must hold safetensors, got none in {folder}; give a model's folder")
@@ -51,16 +55,26 @@ def _read_json(folder: Path, file: str, what: str) -> dict[str, Any]:
         raise ValueError(f"{what} must hold a readable {file}, got {found} in {folder}; check models.*") from None
 
 
-def check_world(config: Config) -> int:
-    """Whether policy and tokenizer are of one world, and of the configured one. Returns the tokens of a frame.
+def check_world(config: Config) -> FrameShape:
+    """Whether policy and tokenizer are of one world, and of the configured one. Returns the shape of an encoded frame.
 
     Raises:
-        ValueError: another vocabulary, frame size or number of tokens.
+        ValueError: another family, vocabulary, frame size, or number of tokens or latents.
     """
     policy_folder, folder = asset_path(config.models.policy), asset_path(config.models.tokenizer)
     policy = _read_json(policy_folder, "config.json", "models.policy")
-    vq_model = _read_json(folder, "config.json", "models.tokenizer")
-    world = config.world
+    codec = _read_json(folder, "config.json", "models.tokenizer")
+    is_flow = config.rollout.engine == "flow"
+    if is_flow_model(policy) and not is_flow:
+        raise ValueError(
+            f"models.policy must be a token model with rollout.engine={config.rollout.engine}, got a flow model in "
+            f"{policy_folder}; set rollout.engine=flow"
+        )
+    return _check_flow(config, policy, codec) if is_flow else _check_tokens(config, policy, codec)
+
+
+def _check_tokens(config: Config, policy: dict[str, Any], vq_model: dict[str, Any]) -> FrameShape:
+    policy_folder, folder = asset_path(config.models.policy), asset_path(config.models.tokenizer)
     if "vocab_size" not in policy:
         raise ValueError(
             f"models.policy must be a LlamaForCausalLM, got another config.json in {policy_folder}; give a "
@@ -71,17 +85,8 @@ def check_world(config: Config) -> int:
             f"models.tokenizer must be a diffusers VQModel, got a config.json without {sorted(missing)[0]} in "
             f"{folder}; give a tokenizer's folder"
         )
-    stem = {"height": world.height, "width": world.width, "pixel_unshuffle": 1}
-    if (folder / "tokenizer.json").is_file():
-        stem = _read_json(folder, "tokenizer.json", "models.tokenizer")
-    if (stem["height"], stem["width"]) != (world.height, world.width):
-        raise ValueError(
-            f"models.tokenizer must be for frames of {world.height}x{world.width}, got "
-            f"{stem['height']}x{stem['width']}; set world.height={stem['height']} world.width={stem['width']} "
-            "or choose another tokenizer"
-        )
-    factor = stem["pixel_unshuffle"] * 2 ** (len(vq_model["block_out_channels"]) - 1)
-    tokens_per_frame = (world.height // factor) * (world.width // factor)
+    height, width = _grid(config, folder, vq_model)
+    tokens_per_frame = height * width
     held = policy_architecture(policy)
     if not held.tokens_per_frame:
         raise ValueError(
@@ -90,7 +95,7 @@ def check_world(config: Config) -> int:
         )
     wanted, got = (vq_model["num_vq_embeddings"], tokens_per_frame), (held.num_codes, held.tokens_per_frame)
     _check_architecture(config.architecture, held)
-    length = sequence_length(world.num_context + world.num_frames, tokens_per_frame)
+    length = sequence_length(config.world.num_context + config.world.num_frames, tokens_per_frame)
     if 0 < held.max_positions < length:
         raise ValueError(
             f"models.policy must hold a clip's {length} tokens, got max_position_embeddings={held.max_positions}; "
@@ -101,7 +106,46 @@ def check_world(config: Config) -> int:
             f"models.policy must fit the tokenizer's {wanted[0]} codes and {wanted[1]} tokens a frame, got {got[0]} "
             f"and {got[1]}; choose checkpoints that were trained together"
         )
-    return tokens_per_frame
+    return (tokens_per_frame,)
+
+
+def _check_flow(config: Config, policy: dict[str, Any], autoencoder: dict[str, Any]) -> FrameShape:
+    policy_folder, folder = asset_path(config.models.policy), asset_path(config.models.tokenizer)
+    if not is_flow_model(policy):
+        raise ValueError(
+            f"models.policy must be a FlowWorldModel with rollout.engine=flow, got another config.json in "
+            f"{policy_folder}; give a flow model's folder or set rollout.engine=torch"
+        )
+    if autoencoder.get("_class_name") != "AutoencoderKL":
+        raise ValueError(
+            f"models.tokenizer must be a diffusers AutoencoderKL with rollout.engine=flow, got "
+            f"{autoencoder.get('_class_name', 'another config.json')} in {folder}; give an autoencoder's folder"
+        )
+    wanted = (autoencoder["latent_channels"], *_grid(config, folder, autoencoder))
+    got = tuple(policy[f"latent_{name}"] for name in ("channels", "height", "width"))
+    if got != wanted:
+        raise ValueError(
+            f"models.policy must fit the autoencoder's latents {wanted}, got {got}; choose checkpoints that were "
+            "trained together"
+        )
+    _check_architecture(config.architecture, flow_architecture(policy))
+    return got
+
+
+def _grid(config: Config, folder: Path, codec: dict[str, Any]) -> tuple[int, int]:
+    """Rows and columns that a frame is encoded into; the tokenizer's or autoencoder's size must be the world's."""
+    world = config.world
+    stem = {"height": world.height, "width": world.width, "pixel_unshuffle": 1}
+    if (folder / "tokenizer.json").is_file():
+        stem = _read_json(folder, "tokenizer.json", "models.tokenizer")
+    if (stem["height"], stem["width"]) != (world.height, world.width):
+        raise ValueError(
+            f"models.tokenizer must be for frames of {world.height}x{world.width}, got "
+            f"{stem['height']}x{stem['width']}; set world.height={stem['height']} world.width={stem['width']} "
+            "or choose another tokenizer"
+        )
+    factor = stem["pixel_unshuffle"] * 2 ** (len(codec["block_out_channels"]) - 1)
+    return world.height // factor, world.width // factor
 
 
 def _check_architecture(stated: ArchitectureConfig, held: ArchitectureConfig) -> None:

@@ -22,3 +22,8 @@ def prompt_index(seed: int, group_id: int, num_prompts: int) -> int:
     # The leading 1 keeps this stream apart from the groups' seeds.
     generator = np.random.default_rng([1, seed, epoch])
     return int(generator.permutation(num_prompts)[place])
+
+
+def trajectory_seed(seed: int, row: int, step: int) -> int:
+    """What a learner's step draws for one trajectory of a group with this seed, a uint32; the same on any rank."""
+    return int(np.random.SeedSequence([2, seed, row, step]).generate_state(1)[0])

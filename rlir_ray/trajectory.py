@@ -1,18 +1,25 @@
 """The payload: prompts, what a rollout leaves for the learner and for the rewards, and what those say.
 
 Frozen dataclasses of numpy arrays, so that the object store hands them over without a copy.
-Legend: G trajectories of a group, T decisions, C context and F generated frames, N tokens a frame, L tokens in all.
+Legend: G trajectories of a group, T decisions, C context and F generated frames, N tokens a frame, L tokens in all,
+S SDE steps of a frame, D h w a latent.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from rlir_ray.actions import Actions
+
+Array = TypeVar("Array")
+"""numpy in the store, torch at the learner's device."""
 
 
 def _require(rule: bool, what: str, got: object) -> None:
@@ -21,11 +28,12 @@ def _require(rule: bool, what: str, got: object) -> None:
 
 
 def _nbytes(payload: Any) -> int:
-    """Bytes of all arrays that a payload holds, actions included."""
-    values = [getattr(payload, entry.name) for entry in fields(payload)]
-    arrays = [value for value in values if isinstance(value, np.ndarray)]
-    actions = [value for value in values if isinstance(value, Actions)]
-    return sum(array.nbytes for array in arrays) + sum(a.buttons.nbytes + a.camera.nbytes for a in actions)
+    """Bytes of all arrays that a payload holds, those of its parts included."""
+    if isinstance(payload, np.ndarray):
+        return payload.nbytes
+    if not isinstance(payload, Actions | TokenRecord | FlowRecord | Prompt | TrajectoryGroup | EncodedVideo):
+        return 0
+    return sum(_nbytes(getattr(payload, entry.name)) for entry in fields(payload))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,13 +44,13 @@ class Prompt:
     """
 
     prompt_id: str
-    context: npt.NDArray[np.uint16]
-    """[C, N], the encoded context frames."""
+    context: npt.NDArray[np.generic]
+    """The encoded context frames: tokens uint16 [C, N], or latents float16 [C, D, h, w]."""
     actions: Actions
     """C - 1 + F actions; action i leads into frame i + 1, the last F of them are commanded."""
 
     def __post_init__(self) -> None:
-        _require(self.context.ndim == 2, "prompt context must be [C, N]", self.context.shape)
+        _require(self.context.ndim in (2, 4), "prompt context must be [C, N] or [C, D, h, w]", self.context.shape)
         _require(self.num_frames >= 1, "a prompt must command at least one frame", len(self.actions))
 
     @property
@@ -55,12 +63,49 @@ class Prompt:
         return _nbytes(self)
 
 
+@dataclass(frozen=True, slots=True)
+class TokenRecord(Generic[Array]):
+    """What rescoring an autoregressive rollout needs.
+
+    Example: 8 clips of 1 + 8 frames with 48 tokens a frame and 11 action tokens between: ``tokens [8, 520]``.
+    """
+
+    tokens: Array
+    """int32 [G, L], the whole sequence: context frames, action tokens, generated frames."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlowRecord(Generic[Array]):
+    """What rescoring the SDE steps of a flow rollout needs: the very values that each step saw.
+
+    Example: 8 clips of 1 + 8 frames, a window of 3 steps, latents 8 x 6 x 8: ``latents [8, 8, 4, 8, 6, 8]``,
+    ``history [8, 8, 8, 6, 8]``.
+    """
+
+    latents: Array
+    """float32 [G, F, S + 1, D, h, w], before each step of the window and after its last; without one (S = 0) the
+    finished frame."""
+    levels: Array
+    """float32 [G, F, S + 1], their noise levels."""
+    history: Array
+    """float32 [G, C + F - 1, D, h, w], the frames as later ones saw them, their slight noise included."""
+    history_levels: Array
+    """float32 [G, C + F - 1], of that noise."""
+    actions: Array
+    """uint8 [G, C + F, 9], the `exclusive_classes` that lead into each frame; none into the first."""
+    means: Array | None = None
+    """float32 [G, F, S, D, h, w], of each step under the weights that sampled; None: the objective asks for none."""
+
+
+Record = TokenRecord[npt.NDArray[np.generic]] | FlowRecord[npt.NDArray[np.generic]]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrajectoryGroup:
     """The G trajectories of one prompt, with what is needed to rescore every decision.
 
-    Example: G = 8 clips of 1 + 8 frames with 48 tokens a frame and 11 action tokens between frames:
-    ``tokens [8, 520]`` (9 * 48 + 8 * 11), ``behavior_logprobs [8, 384]`` (8 * 48), ``loss_mask`` all true.
+    Example: G = 8 clips of 8 generated frames: with 48 tokens a frame ``behavior_logprobs [8, 384]``, with a window of
+    3 SDE steps ``[8, 24]``; ``loss_mask`` all true.
     """
 
     prompt_id: str
@@ -68,22 +113,27 @@ class TrajectoryGroup:
     seed: int
     policy_version: int
     """Version of the weights that sampled; staleness is computed from it when the group is consumed."""
-    tokens: npt.NDArray[np.int32]
-    """[G, L], the whole sequence: context frames, action tokens, generated frames."""
-    behavior_logprobs: npt.NDArray[np.float32]
-    """[G, T], over the restricted vocabulary and at the temperature of sampling; T = F * N, frame after frame."""
+    record: Record
+    """Its family's columns."""
+    behavior_logprobs: npt.NDArray[np.float32] | None
+    """[G, T], tokens: over the restricted vocabulary and at the temperature of sampling, T = F * N; SDE steps: mean
+    over the latent's numbers, T = F * S. Frame after frame. None: the objective asks for none (DiffusionNFT)."""
     loss_mask: npt.NDArray[np.bool_]
-    """[G, T], the decisions that train."""
+    """[G, T], the decisions that train; without log-probabilities T = F, a decision a frame."""
 
     def __post_init__(self) -> None:
-        _require(self.tokens.ndim == 2, "trajectory tokens must be [G, L]", self.tokens.shape)
-        shapes = (self.behavior_logprobs.shape, self.loss_mask.shape)
-        _require(shapes[0] == shapes[1] and len(shapes[0]) == 2, "logprobs and mask must both be [G, T]", shapes)
-        _require(len(self.tokens) == shapes[0][0], "tokens and logprobs must have the same G", self.tokens.shape)
+        size, mask = self.group_size, self.loss_mask
+        _require(mask.ndim == 2 and len(mask) == size, f"a mask of {size} clips must be [G, T]", mask.shape)
+        if self.behavior_logprobs is not None:
+            shapes = (self.behavior_logprobs.shape, mask.shape)
+            _require(shapes[0] == shapes[1], "logprobs and mask must both be [G, T]", shapes)
+        sizes = {len(getattr(self.record, entry.name)) for entry in fields(self.record) if
+                 getattr(self.record, entry.name) is not None}  # fmt: skip
+        _require(sizes == {size}, "all columns of a record must have the same G", sizes)
 
     @property
     def group_size(self) -> int:
-        return len(self.tokens)
+        return len(getattr(self.record, fields(self.record)[0].name))
 
     @property
     def num_decisions(self) -> int:
@@ -100,26 +150,34 @@ class EncodedVideo:
     """What a reward reads: the encoded frames of a group and the actions that were commanded."""
 
     group_id: int
-    tokens: npt.NDArray[np.uint16]
-    """[G, C + F, N], context frames first."""
+    codes: npt.NDArray[np.generic]
+    """Context first: tokens uint16 [G, C + F, N], or latents float16 [G, C + F, D, h, w], finer than their decoder."""
     num_context: int
     actions: Actions
     """C - 1 + F actions, shared by the group; action i leads into frame i + 1."""
 
     def __post_init__(self) -> None:
-        _require(self.tokens.ndim == 3, "video tokens must be [G, C + F, N]", self.tokens.shape)
         _require(
-            len(self.actions) == self.tokens.shape[1] - 1, "a video of n frames has n - 1 actions", len(self.actions)
+            self.codes.ndim in (3, 5), "video codes must be [G, C + F, N] or [G, C + F, D, h, w]", self.codes.shape
+        )
+        _require(
+            len(self.actions) == self.codes.shape[1] - 1, "a video of n frames has n - 1 actions", len(self.actions)
         )
 
     @property
     def num_frames(self) -> int:
         """F, the generated frames."""
-        return self.tokens.shape[1] - self.num_context
+        return self.codes.shape[1] - self.num_context
 
     @property
     def nbytes(self) -> int:
         return _nbytes(self)
+
+
+def codes_tensor(videos: Sequence[EncodedVideo]) -> Tensor:
+    """The encoded frames of videos of one length, int64 [clips, C + F, N] or float32 [clips, C + F, D, h, w]."""
+    codes = np.concatenate([video.codes for video in videos])
+    return torch.from_numpy(codes.astype(np.float32 if codes.dtype.kind == "f" else np.int64))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,6 +191,16 @@ class RewardScores:
     """Mean of each comparison rule over the group's frames, for the log."""
     confusion: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
     """Action group -> [classes, classes] counts, rows commanded, columns recovered."""
+    failure: str = ""
+    """Why the group could not be scored, in one line; it is failed and counted, and training goes on."""
 
     def __post_init__(self) -> None:
         _require(self.frame_rewards.ndim == 2, "frame rewards must be [G, F]", self.frame_rewards.shape)
+        if not self.failure and not (self.frame_rewards.size and np.isfinite(self.frame_rewards).all()):
+            found = "none" if not self.frame_rewards.size else "NaN or infinity"
+            object.__setattr__(self, "failure", f"rewards must be finite numbers, got {found}; check the reward")
+
+    @classmethod
+    def failed(cls, group_id: int, cause: str) -> RewardScores:
+        """Scores that are none."""
+        return cls(group_id=group_id, frame_rewards=np.zeros((0, 0), np.float32), failure=cause)

@@ -9,16 +9,25 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from rlir_ray.models.adapters import is_adapter_weight
+
 Weights = dict[str, npt.NDArray[np.generic]]
 
 
+def _published(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What changes: all parameters and persistent buffers, or those of an adapter alone."""
+    state = module.state_dict()
+    adapter = {name: value for name, value in state.items() if is_adapter_weight(name)}
+    return adapter or state
+
+
 def weights_of(module: torch.nn.Module) -> Weights:
-    """Contiguous copies of a module's parameters and persistent buffers.
+    """Contiguous copies of a module's parameters and persistent buffers; of one with an adapter, the adapter's alone.
 
     Floating-point ones leave as float32: bfloat16 converts exactly, so that publisher and reader hold the same bytes
     whatever precision each computes in.
     """
-    return {name: _to_numpy(value) for name, value in module.state_dict().items()}
+    return {name: _to_numpy(value) for name, value in _published(module).items()}
 
 
 def _to_numpy(value: torch.Tensor) -> npt.NDArray[np.generic]:
@@ -34,7 +43,7 @@ def load_weights(module: torch.nn.Module, weights: Mapping[str, npt.NDArray[np.g
     Raises:
         ValueError: a name or a shape differs.
     """
-    own = module.state_dict()
+    own = _published(module)
     differing = sorted(set(own) ^ set(weights))
     if differing:
         raise ValueError(

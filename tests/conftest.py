@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes import tiny_idm, tiny_tokenizer, tiny_world_model
+from tests.fakes import tiny_autoencoder, tiny_flow_model, tiny_idm, tiny_tokenizer, tiny_world_model
 from tests.world import MakeConfig, tiny_config
 
 
@@ -16,6 +16,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints")
     tiny_world_model().save_pretrained(folder / "policy")
     tiny_tokenizer().save_pretrained(folder / "tokenizer")
+    tiny_flow_model().save_pretrained(folder / "flow_policy")
+    tiny_autoencoder().save_pretrained(folder / "autoencoder")
     for seed, name in enumerate(("reward_idm", "judge_idm")):
         tiny_idm(seed).save_pretrained(folder / name)
     return folder

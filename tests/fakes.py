@@ -1,4 +1,7 @@
-"""Tiny seeded models and prompts that tests share: 12 tokens a frame, 32 codes, frames of 24 x 32 pixels."""
+"""Tiny seeded models and prompts that tests share.
+
+Frames of 24 x 32 pixels; 12 tokens of 32 codes a frame, or latents of 4 x 6 x 8.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,15 @@ from rlir_ray.actions import BUTTONS, Actions, cancel_contradictions
 from rlir_ray.trajectory import Prompt
 
 if TYPE_CHECKING:
+    from rlir_ray.models.autoencoder import FrameAutoencoder
     from rlir_ray.models.autoregressive import WorldModel
+    from rlir_ray.models.flow import FlowWorldModel
     from rlir_ray.models.inverse_dynamics import InverseDynamicsModel
     from rlir_ray.models.tokenizer import FrameTokenizer
 
 NUM_CODES, TOKENS_PER_FRAME = 32, 12
 HEIGHT, WIDTH = 24, 32
+LATENT_SHAPE = (4, 6, 8)
 
 
 def tiny_world_model(
@@ -85,3 +91,42 @@ def tiny_idm(seed: int = 0) -> InverseDynamicsModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return InverseDynamicsModel(config).eval()
+
+
+def tiny_flow_model(seed: int = 0) -> FlowWorldModel:
+    """About 0.1 M parameters for latents of 4 x 6 x 8, with open gates: a fresh model says zero to everything."""
+    from rlir_ray.models.flow import FlowWorldModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = FlowWorldModel(
+            latent_channels=4, latent_height=6, latent_width=8, hidden_size=48, num_layers=2, num_heads=2
+        )
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def tiny_flow_prompts(num_prompts: int, *, num_context: int = 1, num_frames: int = 3, seed: int = 0) -> list[Prompt]:
+    """Random contexts with random commanded actions."""
+    random = np.random.default_rng(seed)
+    return [
+        Prompt(
+            prompt_id=f"tiny-{index}",
+            context=random.normal(size=(num_context, *LATENT_SHAPE)).astype(np.float16),
+            actions=tiny_actions(num_context - 1 + num_frames, seed * 1000 + index),
+        )
+        for index in range(num_prompts)
+    ]
+
+
+def tiny_autoencoder(seed: int = 0) -> FrameAutoencoder:
+    """Frames of 24 x 32 pixels to latents of 4 x 6 x 8."""
+    from rlir_ray.models.autoencoder import build_autoencoder
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build_autoencoder(
+            height=HEIGHT, width=WIDTH, latent_channels=4, block_channels=(8, 16), pixel_unshuffle=2
+        ).eval()

@@ -21,7 +21,7 @@ from rlir_ray.evaluate import EvaluationRequest, evaluate, find_recipe, resolve_
 from rlir_ray.evaluation.mineworld import NO_WEIGHTS
 from rlir_ray.evaluation.policy_row import evaluate_row
 from rlir_ray.models.inverse_dynamics import load_inverse_dynamics
-from rlir_ray.samplers import make_sampler
+from rlir_ray.samplers.torch_sampler import TorchSampler
 from tests.fakes import HEIGHT, WIDTH, tiny_actions, tiny_tokenizer, tiny_world_model
 from tests.world import MakeConfig
 
@@ -106,12 +106,10 @@ def test_clips_that_are_what_was_recorded_have_full_marks(checkpoints: Path, rec
         policy_version = 0
 
         def sample(self, prompts, group_ids, seeds, group_size):  # type: ignore[no-untyped-def]
-            drawn = make_sampler("torch", tiny_world_model(), temperature=1.0).sample(
-                prompts, group_ids, seeds, group_size
-            )
+            drawn = TorchSampler(tiny_world_model(), temperature=1.0).sample(prompts, group_ids, seeds, group_size)
             real = [tokenizer.encode(torch.from_numpy(np.array(clips[index].frames))) for index in group_ids]
             return [
-                (group, dataclasses.replace(video, tokens=codes[None].numpy().astype(np.uint16)))
+                (group, dataclasses.replace(video, codes=codes[None].numpy().astype(np.uint16)))
                 for (group, video), codes in zip(drawn, real, strict=True)
             ]
 
@@ -152,7 +150,7 @@ def test_a_policy_finds_its_recipe_by_its_run_its_folder_or_its_size(run_folder:
     (tmp_path / "converted" / "config.json").write_text(json.dumps(settings | {"hidden_size": 64}))
     with pytest.raises(ValueError, match="needs --recipe"):
         find_recipe(tmp_path / "converted")
-    with pytest.raises(ValueError, match="must be a LlamaForCausalLM folder"):
+    with pytest.raises(ValueError, match="must be a world model's folder"):
         find_recipe(tmp_path)
 
 

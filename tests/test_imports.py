@@ -11,7 +11,8 @@ def test_no_module_of_rlir_ray_loads_ray_vllm_deepspeed_or_diffusers():
     modules = [
         name
         for _, name, _ in pkgutil.walk_packages(rlir_ray.__path__, "rlir_ray.")
-        if name not in ("rlir_ray.__main__", "rlir_ray.learner.deepspeed")
+        # Two files are named for the library that they are made of.
+        if name not in ("rlir_ray.__main__", "rlir_ray.learner.deepspeed", "rlir_ray.models.flow")
     ]
     assert len(modules) > 20
     code = f"""

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from rlir_ray.config import Config, LearnerConfig, RewardConfig, RolloutConfig, TrainConfig, WorldConfig
+from rlir_ray.learner.objectives import PolicyGradient
+from rlir_ray.learner.rescoring import TokenRescorer
 from rlir_ray.learner.step import Learner
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.ledger import Ledger
@@ -37,7 +39,7 @@ class DarkReward:
         return [RewardScores(group_id=video.group_id, frame_rewards=self._rewards(video)) for video in videos]
 
     def _rewards(self, video: EncodedVideo) -> np.ndarray:
-        dark = (video.tokens[:, video.num_context :] < NUM_CODES // 2).mean(axis=2, dtype=np.float32)  # [G, F]
+        dark = (video.codes[:, video.num_context :] < NUM_CODES // 2).mean(axis=2, dtype=np.float32)  # [G, F]
         return np.zeros_like(dark) if video.group_id in self.equal else dark
 
 
@@ -45,7 +47,8 @@ def train(config: Config, reward: DarkReward) -> tuple[list[dict[str, float]], L
     model = tiny_world_model()
     sampler = TorchSampler(tiny_world_model(), temperature=1.0)
     engine = TorchEngine(model, config.train, config.learner)
-    learner = Learner(model, None, engine, config.train, config.learner, temperature=1.0)
+    objective = PolicyGradient(model, TokenRescorer(1.0), config.train)
+    learner = Learner(engine, objective, config.train, config.learner)
     ledger = Ledger()
     return train_local(config, tiny_prompts(6), sampler, reward, learner, ledger=ledger), ledger, sampler, learner
 

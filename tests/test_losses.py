@@ -6,7 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlir_ray.losses import combine, kl_loss, normalise, policy_gradient_loss
+from rlir_ray.losses import (
+    combine,
+    guarded_log_ratio,
+    kl_loss,
+    mean_kl_loss,
+    nft_loss,
+    normalise,
+    optimality,
+    plain_log_ratio,
+    policy_gradient_loss,
+)
 
 
 def row(*values: float) -> Tensor:
@@ -18,7 +28,7 @@ def test_the_surrogate_is_clipped_on_the_side_that_the_advantage_pushes_to() -> 
     # min(2, 1.28) = 1.28; min(.5, .8) = .5; min(-2, -1.28) = -2; min(-.5, -.8) = -.8; sum -1.02, loss 1.02 / 4
     policy = row(log(2), log(0.5), log(2), log(0.5)).requires_grad_()
     loss, metrics = policy_gradient_loss(
-        policy, row(0, 0, 0, 0), row(1, 1, -1, -1), torch.ones(1, 4, dtype=torch.bool), 4, 0.2, 0.28
+        plain_log_ratio(policy, row(0, 0, 0, 0)), row(1, 1, -1, -1), torch.ones(1, 4, dtype=torch.bool), 4, 0.2, 0.28
     )
     assert loss.item() == pytest.approx(0.255)
     assert metrics["ratio/clip_fraction"] == 2
@@ -30,7 +40,7 @@ def test_the_surrogate_is_clipped_on_the_side_that_the_advantage_pushes_to() -> 
 
 
 def test_the_loss_is_normalised_by_the_global_count() -> None:
-    columns = (row(0, 0), row(0, 0), row(1, 3), torch.ones(1, 2, dtype=torch.bool))
+    columns = (row(0, 0), row(1, 3), torch.ones(1, 2, dtype=torch.bool))
     assert policy_gradient_loss(*columns, 2, 0.2, 0.2)[0].item() == pytest.approx(-2)
     assert policy_gradient_loss(*columns, 8, 0.2, 0.2)[0].item() == pytest.approx(-0.5)
 
@@ -38,7 +48,7 @@ def test_the_loss_is_normalised_by_the_global_count() -> None:
 def test_masked_decisions_touch_neither_loss_nor_gradient_nor_metrics() -> None:
     policy = torch.tensor([[-1.0, -1.0, float("-inf")]], requires_grad=True)
     mask = torch.tensor([[True, False, False]])
-    loss, metrics = policy_gradient_loss(policy, row(-1, 50, 0), row(1, 1e9, 1e9), mask, 1, 0.2, 0.2)
+    loss, metrics = policy_gradient_loss(policy - row(-1, 50, 0), row(1, 1e9, 1e9), mask, 1, 0.2, 0.2)
     penalty, _ = kl_loss(policy, row(-1, 50, 0), mask, 1)
     (loss + penalty).backward()
     assert loss.item() == -1 and penalty.item() == 0
@@ -60,7 +70,7 @@ def test_k3_is_zero_at_the_reference_and_positive_elsewhere() -> None:
 
 def test_metrics_of_parts_combine_to_those_of_the_whole() -> None:
     torch.manual_seed(0)
-    columns = [torch.randn(6, 5) for _ in range(3)]
+    columns = [torch.randn(6, 5) for _ in range(2)]
     mask = torch.rand(6, 5) > 0.3
     total = int(mask.sum())
     whole_loss, whole = policy_gradient_loss(*columns, mask, total, 0.2, 0.3)
@@ -79,4 +89,53 @@ def test_metrics_of_parts_combine_to_those_of_the_whole() -> None:
 
 def test_shapes_that_would_broadcast_are_refused() -> None:
     with pytest.raises(ValueError, match="one shape"):
-        policy_gradient_loss(row(0, 0), row(0, 0), torch.ones(1, 1), torch.ones(1, 2, dtype=torch.bool), 2, 0.2, 0.2)
+        policy_gradient_loss(row(0, 0), torch.ones(1, 1), torch.ones(1, 2, dtype=torch.bool), 2, 0.2, 0.2)
+
+
+def test_guarded_ratio_of_one_step_by_hand() -> None:
+    # One latent of two numbers, std 0.5, behavior mean (0, 0), policy mean (0.2, 0.4), drawn (1, 0): log-densities
+    # -((.8^2 + .4^2) - (1 + 0)) / 2 / (2 * .25) = 0.2 over; |d|^2 = (.04 + .16) / 2 = 0.1:
+    # 0.5 * 0.2 + 0.1 / (2 * 0.5) = 0.2
+    drawn, behavior, policy = torch.tensor([[[1.0, 0.0]]]), torch.zeros(1, 1, 2), torch.tensor([[[0.2, 0.4]]])
+    logprobs = [-((drawn - mean) ** 2).mean(-1) / (2 * 0.25) for mean in (policy, behavior)]
+    found = guarded_log_ratio(*logprobs, policy, behavior, row(0.5))
+    assert found.item() == pytest.approx(0.2)
+
+
+def test_guarded_ratio_has_mean_zero_where_the_plain_one_is_below() -> None:
+    generator = torch.Generator().manual_seed(0)
+    stds = torch.full((20000, 1), 0.3)
+    behavior = torch.zeros(20000, 1, 4)
+    policy = behavior + 0.2
+    drawn = behavior + 0.3 * torch.randn(behavior.shape, generator=generator)
+    logprobs = [-((drawn - mean) ** 2).mean(-1) / (2 * 0.09) for mean in (policy, behavior)]
+    assert plain_log_ratio(*logprobs).mean() == pytest.approx(-0.04 / 0.18, abs=0.01)
+    assert guarded_log_ratio(*logprobs, policy, behavior, stds).mean() == pytest.approx(0, abs=0.005)
+
+
+def test_kl_of_means_by_hand() -> None:
+    # |d|^2 / (2 std^2): (.04 + .16) / 2 / (2 * .25) = 0.2; the second decision is masked
+    policy = torch.tensor([[[0.2, 0.4], [9.0, 9.0]]], requires_grad=True)
+    mask = torch.tensor([[True, False]])
+    loss, metrics = mean_kl_loss(policy, torch.zeros(1, 2, 2), row(0.5, 0.5), mask, 1)
+    assert loss.item() == pytest.approx(0.2) and metrics["loss/kl"] == pytest.approx(0.2)
+    loss.backward()
+    torch.testing.assert_close(policy.grad, torch.tensor([[[0.4, 0.8], [0.0, 0.0]]]))
+
+
+def test_nft_loss_and_gradient_of_a_worked_example() -> None:
+    # One number: level 0.5, clean 1, noise 3, so noisy 2 and true velocity 2. Old velocity 1: predicts 2 - .5 = 1.5.
+    # beta 1, policy velocity v: v+ = v, v- = 2 - v. At v = 1 both errors are 0.5: each term 0.25 / 0.5 = 0.5.
+    # d/dv of r (2 - .5 v - 1)^2 / .5 = -r * 2 * .5 * .5 / .5 = -r; of the other, with v- = 2 - v: +(1 - r).
+    for good in (1.0, 0.5, 0.0):
+        velocity = torch.tensor([[1.0]], requires_grad=True)
+        columns = [torch.tensor([[value]]) for value in (1.0, 2.0)]
+        loss = nft_loss(velocity, *columns, torch.tensor([0.5]), torch.tensor([[1.0]]), torch.tensor([good]), 1.0)
+        loss.sum().backward()
+        assert loss.item() == pytest.approx(0.5)
+        # A good clip pulls the velocity up to the true one, a bad one pushes it away, an average one does nothing.
+        assert velocity.grad.item() == pytest.approx(1 - 2 * good)
+
+
+def test_optimality_is_the_place_of_an_advantage_in_its_bounds() -> None:
+    assert optimality(torch.tensor([-9.0, -5.0, 0.0, 2.5, 9.0]), 5.0).tolist() == [0, 0, 0.5, 0.75, 1]

@@ -8,7 +8,7 @@ from tests.fakes import NUM_CODES, TOKENS_PER_FRAME
 
 
 def test_checkpoints_of_one_world_pass(make_config):
-    assert check_world(make_config()) == TOKENS_PER_FRAME
+    assert check_world(make_config()) == (TOKENS_PER_FRAME,)
 
 
 def test_a_policy_of_another_vocabulary_is_refused(make_config, checkpoints, tmp_path):
@@ -56,7 +56,7 @@ def _policy_with(checkpoints, folder, **changes):
 
 
 def test_a_policy_of_another_size_than_the_recipes_is_refused(make_config, checkpoints, tmp_path):
-    assert check_world(make_config("architecture.hidden_size=64", "architecture.num_layers=2")) == TOKENS_PER_FRAME
+    assert check_world(make_config("architecture.hidden_size=64", "architecture.num_layers=2")) == (TOKENS_PER_FRAME,)
     with pytest.raises(ValueError, match=r"architecture.num_layers=20, got 2; .* or set architecture.num_layers=2"):
         check_world(make_config("architecture.num_layers=20"))
 

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from rlir_ray.actions import Actions
-from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup
+from rlir_ray.trajectory import EncodedVideo, FlowRecord, Prompt, RewardScores, TokenRecord, TrajectoryGroup
 
 
 def _group(**changes):
     columns = {
-        "prompt_id": "p", "group_id": 0, "seed": 1, "policy_version": 0, "tokens": np.zeros((2, 9), np.int32),
+        "prompt_id": "p", "group_id": 0, "seed": 1, "policy_version": 0,
+        "record": TokenRecord(np.zeros((2, 9), np.int32)),
         "behavior_logprobs": np.zeros((2, 4), np.float32), "loss_mask": np.ones((2, 4), bool),
     }  # fmt: skip
     return TrajectoryGroup(**(columns | changes))
@@ -27,9 +28,9 @@ def test_group_counts_decisions_and_bytes():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"tokens": np.zeros(9, np.int32)},
+        {"record": TokenRecord(np.zeros((9,), np.int32))},
         {"loss_mask": np.ones((2, 3), bool)},
-        {"tokens": np.zeros((3, 9), np.int32)},
+        {"record": TokenRecord(np.zeros((3, 9), np.int32))},
     ],
 )
 def test_group_of_mixed_shapes_is_refused(changes):
@@ -39,7 +40,7 @@ def test_group_of_mixed_shapes_is_refused(changes):
 
 def test_replaced_group_shares_its_arrays():
     group = _group()
-    assert dataclasses.replace(group, policy_version=3).tokens is group.tokens
+    assert dataclasses.replace(group, policy_version=3).record.tokens is group.record.tokens
 
 
 def test_prompt_needs_a_frame_to_generate():
@@ -50,7 +51,31 @@ def test_prompt_needs_a_frame_to_generate():
 
 
 def test_video_has_one_action_less_than_frames():
-    video = {"group_id": 0, "tokens": np.zeros((2, 5, 4), np.uint16), "num_context": 1}
+    video = {"group_id": 0, "codes": np.zeros((2, 5, 4), np.uint16), "num_context": 1}
     assert EncodedVideo(**video, actions=Actions.from_events([{}] * 4)).num_frames == 4
     with pytest.raises(ValueError, match="n - 1 actions"):
         EncodedVideo(**video, actions=Actions.from_events([{}] * 5))
+
+
+def test_flow_group_counts_bytes_and_refuses_columns_of_another_size():
+    record = FlowRecord(
+        latents=np.zeros((2, 3, 3, 4, 2, 2), np.float32), levels=np.zeros((2, 3, 3), np.float32),
+        history=np.zeros((2, 3, 4, 2, 2), np.float32), history_levels=np.zeros((2, 3), np.float32),
+        actions=np.zeros((2, 4, 9), np.uint8),
+    )  # fmt: skip
+    columns = {"behavior_logprobs": np.zeros((2, 6), np.float32), "loss_mask": np.ones((2, 6), bool)}
+    group = _group(record=record, **columns)
+    assert group.num_decisions == 12
+    assert group.nbytes == 4 * 2 * (9 * 16 + 9 + 3 * 16 + 3) + 2 * 36 + 5 * 12
+    with pytest.raises(ValueError, match="same G"):
+        _group(record=dataclasses.replace(record, history=record.history[:1]), **columns)
+    # DiffusionNFT: nothing but the clean frames, a decision a frame.
+    clean = dataclasses.replace(record, latents=record.latents[:, :, :1], levels=record.levels[:, :, :1])
+    assert _group(record=clean, behavior_logprobs=None, loss_mask=np.ones((2, 3), bool)).num_decisions == 6
+
+
+@pytest.mark.parametrize("rewards", [[[np.nan]], [[np.inf]], np.zeros((0, 3))])
+def test_rewards_that_are_no_numbers_are_a_failure(rewards):
+    scores = RewardScores(group_id=1, frame_rewards=np.array(rewards, np.float32))
+    assert scores.failure.startswith("rewards must be finite numbers, got")
+    assert not RewardScores(group_id=1, frame_rewards=np.zeros((2, 3), np.float32)).failure

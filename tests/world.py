@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from rlir_ray.config import Config, load_config
 from rlir_ray.data.prompts import PromptSet, PromptSplit
-from tests.fakes import HEIGHT, WIDTH, tiny_prompts
+from tests.fakes import HEIGHT, WIDTH, tiny_flow_prompts, tiny_prompts
 
 MakeConfig = Callable[..., Config]
 
@@ -30,6 +31,21 @@ def tiny_config(checkpoints: Path, run_dir: Path, *overrides: str) -> Config:
         "object_store_budget_bytes=10000000", "evaluation.num_videos=2",
     ]  # fmt: skip
     return load_config("", [*fixed, *overrides])
+
+
+def flow_overrides(checkpoints: Path) -> list[str]:
+    """The same world for the flow family."""
+    return [
+        f"models.policy={checkpoints / 'flow_policy'}", f"models.tokenizer={checkpoints / 'autoencoder'}",
+        "rollout.engine=flow", "flow.num_steps=4", "flow.window=2", "flow.noise_level=0.5",
+    ]  # fmt: skip
+
+
+def tiny_flow_prompt_set(split: PromptSplit) -> PromptSet:
+    """As `tiny_prompt_set`, with latents as contexts."""
+    plain = tiny_prompt_set(split)
+    prompts = tiny_flow_prompts(len(plain), num_frames=3, seed=1 if split == "train" else 2)
+    return replace(plain, prompts=tuple(prompts), recorded=tuple(prompt.actions for prompt in prompts))
 
 
 def tiny_prompt_set(split: PromptSplit) -> PromptSet:

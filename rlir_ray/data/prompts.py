@@ -36,7 +36,7 @@ class Encoder(Protocol):
     """What prompts need of a tokenizer."""
 
     def encode(self, frames: torch.Tensor) -> torch.Tensor:
-        """uint8 [n, H, W, 3] to int64 [n, N]."""
+        """uint8 [n, H, W, 3] to tokens int64 [n, N] or latents float [n, D, h, w]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -196,8 +196,9 @@ def encode_prompts(
 ) -> list[Prompt]:
     """Prompts of clips' first C frames and of K - 1 actions each."""
     context = torch.from_numpy(np.stack([clip.frames[: world.num_context] for clip in clips]))
-    tokens = tokenizer.encode(context.flatten(0, 1)).unflatten(0, context.shape[:2]).cpu().numpy()
+    codes = tokenizer.encode(context.flatten(0, 1)).unflatten(0, context.shape[:2])
+    stored = codes.cpu().numpy().astype(np.float16 if codes.is_floating_point() else np.uint16)
     return [
-        Prompt(prompt_id=clip.address.prompt_id, context=codes.astype(np.uint16), actions=actions)
-        for clip, codes, actions in zip(clips, tokens, commands, strict=True)
+        Prompt(prompt_id=clip.address.prompt_id, context=one, actions=actions)
+        for clip, one, actions in zip(clips, stored, commands, strict=True)
     ]

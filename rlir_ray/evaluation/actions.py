@@ -21,13 +21,14 @@ from rlir_ray.evaluation.results import REAL, RECONSTRUCTED, Evaluation
 from rlir_ray.evaluation.video import Clips
 from rlir_ray.models.readings import recovered_classes
 from rlir_ray.seeds import group_seed
+from rlir_ray.trajectory import codes_tensor
 
 if TYPE_CHECKING:
     from rlir_ray.config import WorldConfig
     from rlir_ray.data.prompts import PromptSet
     from rlir_ray.models.correlation import CorrelationInverseDynamics
+    from rlir_ray.models.frame_codec import FrameCodec
     from rlir_ray.models.inverse_dynamics import InverseDynamicsModel
-    from rlir_ray.models.tokenizer import FrameTokenizer
     from rlir_ray.samplers import Sampler
     from rlir_ray.trajectory import Prompt
 
@@ -41,7 +42,7 @@ JUDGE = "judge"
 def evaluate_policy(
     sampler: Sampler,
     prompt_set: PromptSet,
-    tokenizer: FrameTokenizer,
+    tokenizer: FrameCodec,
     idms: Readers,
     world: WorldConfig,
     temperature: float,
@@ -99,7 +100,7 @@ def evaluate_policy(
 
 def evaluate_real(
     prompt_set: PromptSet,
-    tokenizer: FrameTokenizer,
+    tokenizer: FrameCodec,
     idms: Readers,
     world: WorldConfig,
     seed: int,
@@ -130,13 +131,12 @@ def evaluate_real(
     return ceiling, kept[0]
 
 
-def _sampled(sampler: Sampler, prompts: Sequence[Prompt], tokenizer: FrameTokenizer, seed: int) -> Iterator[Tensor]:
+def _sampled(sampler: Sampler, prompts: Sequence[Prompt], tokenizer: FrameCodec, seed: int) -> Iterator[Tensor]:
     for start in range(0, len(prompts), CHUNK):
         part = prompts[start : start + CHUNK]
         numbers = range(start, start + len(part))
         groups = sampler.sample(part, list(numbers), [group_seed(seed, number) for number in numbers], 1)
-        tokens = np.concatenate([video.tokens for _, video in groups]).astype(np.int64)  # [b, C + F, N]
-        yield decode_clips(tokenizer, torch.from_numpy(tokens))
+        yield decode_clips(tokenizer, codes_tensor([video for _, video in groups]))
 
 
 def _real(frames: npt.NDArray[np.uint8]) -> Iterator[Tensor]:
@@ -144,15 +144,14 @@ def _real(frames: npt.NDArray[np.uint8]) -> Iterator[Tensor]:
         yield torch.from_numpy(np.array(frames[start : start + CHUNK]))
 
 
-def _reconstructed(frames: npt.NDArray[np.uint8], tokenizer: FrameTokenizer) -> Iterator[Tensor]:
+def _reconstructed(frames: npt.NDArray[np.uint8], tokenizer: FrameCodec) -> Iterator[Tensor]:
     for clips in _real(frames):
         yield decode_clips(tokenizer, tokenizer.encode(clips.flatten(0, 1)).unflatten(0, clips.shape[:2]))
 
 
-def decode_clips(tokenizer: FrameTokenizer, tokens: Tensor) -> Tensor:
-    """int64 [b, n, N] to uint8 [b, n, H, W, 3], on the CPU."""
-    device = next(tokenizer.parameters()).device
-    return tokenizer.decode(tokens.flatten(0, 1).to(device)).cpu().unflatten(0, tokens.shape[:2])
+def decode_clips(tokenizer: FrameCodec, codes: Tensor) -> Tensor:
+    """Encoded clips [b, n, ...] to uint8 [b, n, H, W, 3], on the CPU."""
+    return tokenizer.decode(codes.flatten(0, 1).to(tokenizer.device)).cpu().unflatten(0, codes.shape[:2])
 
 
 def _judge(

@@ -23,13 +23,14 @@ from rlir_ray.evaluation.lpips import LPIPS
 from rlir_ray.evaluation.mineworld import action_following, actions_clip, logits_clips, table_lines
 from rlir_ray.evaluation.quality import Quality, clip_quality, join_quality
 from rlir_ray.seeds import group_seed
+from rlir_ray.trajectory import codes_tensor
 
 if TYPE_CHECKING:
     from rlir_ray.config import WorldConfig
     from rlir_ray.data.clips import Clip
     from rlir_ray.models.correlation import CorrelationInverseDynamics
+    from rlir_ray.models.frame_codec import FrameCodec
     from rlir_ray.models.inverse_dynamics import InverseDynamicsModel
-    from rlir_ray.models.tokenizer import FrameTokenizer
     from rlir_ray.samplers import Sampler
 
 
@@ -59,7 +60,7 @@ class PolicyRow:
 def evaluate_row(
     clips: Iterable[Clip],
     sampler: Sampler,
-    tokenizer: FrameTokenizer,
+    tokenizer: FrameCodec,
     world: WorldConfig,
     *,
     seed: int,
@@ -95,8 +96,7 @@ def evaluate_row(
         started = time.perf_counter()
         groups = sampler.sample(prompts, list(numbers), [group_seed(seed, number) for number in numbers], 1)
         rows.sampling_s += time.perf_counter() - started
-        tokens = np.concatenate([video.tokens for _, video in groups]).astype(np.int64)
-        frames = decode_clips(tokenizer, torch.from_numpy(tokens))
+        frames = decode_clips(tokenizer, codes_tensor([video for _, video in groups]))
         rows.qualities.append(clip_quality(frames, world.num_frames, real))
         generated, recorded = frames[:, -world.num_frames :], real[:, -world.num_frames :]
         if idm is not None:

@@ -38,7 +38,8 @@ class DeepSpeedEngine:
         init_distributed("nccl" if learner.use_gpu else "gloo")
         self.rank = torch.distributed.get_rank()
         self._num_ranks = torch.distributed.get_world_size()
-        self._optimizer = torch.optim.AdamW(model.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay)
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        self._optimizer = torch.optim.AdamW(trained, lr=train.learning_rate, weight_decay=train.weight_decay)
         self._engine, *_ = deepspeed.initialize(
             model=model, optimizer=self._optimizer, config=_settings(model, train, learner)
         )
@@ -47,8 +48,8 @@ class DeepSpeedEngine:
     def device(self) -> torch.device:
         return self._device
 
-    def forward(self, tokens: Tensor, num_decisions: int, temperature: float) -> Tensor:
-        return self._engine(tokens, num_decisions, temperature)
+    def forward(self, *inputs: Any) -> Tensor:
+        return self._engine(*inputs)
 
     def backward(self, loss: Tensor, last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(last)
@@ -83,7 +84,7 @@ class DeepSpeedEngine:
 
 def _settings(model: torch.nn.Module, train: TrainConfig, learner: LearnerConfig) -> dict[str, Any]:
     """DeepSpeed's own configuration. Accumulation and normalisation are the learner's, so that it counts one batch."""
-    num_elements = sum(parameter.numel() for parameter in model.parameters())
+    num_elements = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     zero: dict[str, Any] = {
         "stage": learner.zero_stage,
         "reduce_bucket_size": min(num_elements, MAX_BUCKET_ELEMENTS),

@@ -1,13 +1,14 @@
 """One optimiser step over groups, whatever the engine and the number of ranks. Knows nothing of Ray or of versions.
 
-Legend: B trajectories of a micro-batch, G of a group, T decisions, F generated frames, L sequence length.
+Legend: B trajectories of a micro-batch, G of a group, T decisions, F generated frames.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rlir_ray.advantages import GroupAdvantages
 from rlir_ray.batching import MicroBatch, micro_batches
 from rlir_ray.config import LearnerConfig, TrainConfig
-from rlir_ray.losses import combine, is_maximum, kl_loss, normalise, policy_gradient_loss
-from rlir_ray.trajectory import TrajectoryGroup
+from rlir_ray.learner.objectives import Columns, Objective
+from rlir_ray.losses import combine, is_maximum, normalise
+from rlir_ray.models.adapters import save_policy
+from rlir_ray.seeds import trajectory_seed
+from rlir_ray.trajectory import Record, TrajectoryGroup
 from rlir_ray.weights import Weights, weights_of
 
 
@@ -34,10 +39,10 @@ class StepBatch:
     """
 
     groups: list[TrajectoryGroup]
-    advantages: list[npt.NDArray[np.float32]]
-    """[G, F] of each group; a frame's value is that of all its T / F decisions."""
+    advantages: list[GroupAdvantages]
+    """Of each group; a frame's value is that of all its T / F decisions."""
     num_decisions: int
-    """Unmasked decisions of the whole step, over all ranks."""
+    """Decisions of the whole step that train, over all ranks: the sum of `trained_decisions`."""
 
     def __post_init__(self) -> None:
         if not self.groups or len(self.groups) != len(self.advantages):
@@ -46,12 +51,17 @@ class StepBatch:
                 "set train.prompts_per_step to learner.num_workers or more"
             )
         for group, advantages in zip(self.groups, self.advantages, strict=True):
-            rows, decisions = group.behavior_logprobs.shape
-            if len(advantages) != rows or decisions % advantages.shape[1]:
+            size, decisions = group.loss_mask.shape
+            if advantages.rows.max() >= size or decisions % advantages.values.shape[1]:
                 raise ValueError(
-                    f"advantages must be [G, F] with F dividing T, got {advantages.shape} for {rows}, {decisions}; "
-                    "give one advantage a frame"
+                    f"advantages must be of rows below G, with F dividing T, got rows up to {advantages.rows.max()} "
+                    f"and F = {advantages.values.shape[1]} for {size}, {decisions}; give one advantage a frame"
                 )
+
+
+def trained_decisions(groups: Sequence[TrajectoryGroup], advantages: Sequence[GroupAdvantages]) -> int:
+    """Decisions that train: unmasked ones of the rows that have advantages."""
+    return sum(int(group.loss_mask[each.rows].sum()) for group, each in zip(groups, advantages, strict=True))
 
 
 class Engine(Protocol):
@@ -63,7 +73,8 @@ class Engine(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def forward(self, tokens: Tensor, num_decisions: int, temperature: float) -> Tensor: ...
+    def forward(self, *inputs: Any) -> Tensor:
+        """The policy's forward pass."""
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Accumulates the gradient of a loss that is summed over micro-batches and ranks."""
@@ -87,73 +98,46 @@ class Learner:
     """Turns groups and advantages into an update of the policy. Every rank holds one and calls it alike.
 
     Args:
-        model: the policy, `forward(tokens [B, L], num_decisions, temperature) -> log-probabilities [B, T]`.
-        reference: the frozen reference policy; None when `kl_coefficient` is 0.
-        engine: holds `model`.
-        train: step, clipping and penalty.
+        engine: holds the policy.
+        objective: of that policy.
+        train: step and learning rate.
         learner: decision budget.
-        temperature: of sampling, and so of rescoring.
     """
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        reference: torch.nn.Module | None,
-        engine: Engine,
-        train: TrainConfig,
-        learner: LearnerConfig,
-        temperature: float,
-    ) -> None:
-        if (train.kl_coefficient > 0) != (reference is not None):
-            raise ValueError(
-                f"a reference policy goes with train.kl_coefficient > 0, got {train.kl_coefficient} and "
-                f"{'no ' if reference is None else 'a '}reference; give both or neither"
-            )
-        self.model = model
-        self.engine = engine
-        self.train = train
-        self.learner = learner
-        self.temperature = temperature
+    def __init__(self, engine: Engine, objective: Objective, train: TrainConfig, learner: LearnerConfig) -> None:
+        self.engine, self.objective = engine, objective
+        self.train, self.learner = train, learner
         self.num_steps = 0
-        self.reference = reference.requires_grad_(False).eval() if reference is not None else None
 
     def step(self, batch: StepBatch) -> dict[str, float]:
         """One update. Returns the metrics of the whole step, the same on every rank."""
-        shapes = [(*group.behavior_logprobs.shape, group.tokens.shape[1]) for group in batch.groups]
+        shapes = [
+            (len(advantages.rows), group.loss_mask.shape[1], _layout(group.record))
+            for group, advantages in zip(batch.groups, batch.advantages, strict=True)
+        ]
         own = micro_batches(shapes, self.learner.decision_budget)
         most = int(self.engine.reduce(torch.tensor(float(len(own))), maximum=True))
         parts = []
         for number, micro in enumerate(micro_batches(shapes, self.learner.decision_budget, most), start=1):
-            loss, metrics = self._loss(_stack(batch, micro, self.engine.device), batch.num_decisions)
+            columns = stack(batch, micro, self.num_steps, self.engine.device)
+            loss, metrics = self.objective.loss(self.engine.forward, columns, batch.num_decisions)
             self.engine.backward(loss, last=number == most)
             parts.append(metrics)
         rate = learning_rate_at(self.num_steps, self.train.learning_rate, self.train.warmup_steps)
         grad_norm = self.engine.optimizer_step(rate)
         self.num_steps += 1
+        with self.engine.gathered():
+            self.objective.end_step(self.num_steps)
         metrics = {name: float(self.engine.reduce(value, is_maximum(name))) for name, value in combine(parts).items()}
         return normalise(metrics, batch.num_decisions) | {"grad_norm": grad_norm, "learning_rate": rate}
 
-    def _loss(self, columns: Mapping[str, Tensor], num_decisions: int) -> tuple[Tensor, dict[str, Tensor]]:
-        tokens, mask = columns["tokens"], columns["loss_mask"]  # [B, L], [B, T]
-        policy_logprobs = self.engine.forward(tokens, mask.shape[1], self.temperature)  # [B, T]
-        loss, metrics = policy_gradient_loss(
-            policy_logprobs, columns["behavior_logprobs"], columns["advantages"], mask, num_decisions,
-            self.train.clip_low, self.train.clip_high,
-        )  # fmt: skip
-        if self.reference is None:
-            return loss, metrics
-        with torch.no_grad():
-            ref_logprobs = self.reference(tokens, mask.shape[1], self.temperature)
-        penalty, more = kl_loss(policy_logprobs, ref_logprobs, mask, num_decisions)
-        return loss + self.train.kl_coefficient * penalty, metrics | more
-
     def weights(self) -> Weights:
-        """The policy's weights, gathered: every rank calls, rank 0 gets them, the others an empty dict."""
+        """What the samplers get, gathered: every rank calls, rank 0 gets it, the others an empty dict."""
         with self.engine.gathered():
-            return weights_of(self.model) if self.engine.rank == 0 else {}
+            return weights_of(self.objective.sampling_policy) if self.engine.rank == 0 else {}
 
     def save(self, folder: str | Path) -> None:
-        """Saves the policy with `save_pretrained`; every rank calls, rank 0 writes.
+        """Saves what the samplers got with `save_pretrained`; every rank calls, rank 0 writes.
 
         The folder appears whole or not at all.
 
@@ -162,18 +146,18 @@ class Learner:
         """
         with self.engine.gathered():
             if self.engine.rank == 0:
-                save_whole(self.model, Path(folder))
+                save_whole(self.objective.sampling_policy, Path(folder))
 
 
 def save_whole(model: Any, folder: Path) -> None:
-    """`save_pretrained` into a neighbouring folder, which then takes the place of `folder`."""
+    """Saved into a neighbouring folder, which then takes the place of `folder`."""
     partial = folder.with_name(f".{folder.name}.partial")
     previous = folder.with_name(f".{folder.name}.previous")
     try:
         for leftover in (partial, previous):
             shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir(parents=True)
-        model.save_pretrained(partial)
+        save_policy(model, partial)
         if folder.exists():
             os.replace(folder, previous)
         os.replace(partial, folder)
@@ -186,19 +170,38 @@ def save_whole(model: Any, folder: Path) -> None:
         raise ValueError(f"a policy must be saved whole, got {error} at {folder}; make room or set run.dir") from None
 
 
-def _stack(batch: StepBatch, micro: MicroBatch, device: torch.device) -> dict[str, Tensor]:
-    """The columns of a micro-batch: tokens [B, L]; behavior_logprobs, advantages, loss_mask [B, T]."""
-    groups = [(batch.groups[row.group], batch.advantages[row.group], row.trajectory) for row in micro.rows]
-    columns = {
-        "tokens": np.stack([group.tokens[row] for group, _, row in groups]).astype(np.int64),
-        "behavior_logprobs": np.stack([group.behavior_logprobs[row] for group, _, row in groups]),
-        "loss_mask": np.stack([group.loss_mask[row] & (not micro.is_empty) for group, _, row in groups]),
-        "advantages": np.stack([_per_decision(advantages[row], group) for group, advantages, row in groups]),
-    }
-    return {name: torch.from_numpy(column).to(device) for name, column in columns.items()}
+def stack(batch: StepBatch, micro: MicroBatch, step: int, device: torch.device) -> Columns:
+    """The columns of a micro-batch, one row a trajectory; B rows."""
+    rows = [(batch.groups[row.group], batch.advantages[row.group], row.trajectory) for row in micro.rows]
+    places = [int(advantages.rows[number]) for _, advantages, number in rows]
+    groups = [group for group, _, _ in rows]
+
+    def tensor(arrays: Sequence[npt.NDArray[np.generic]]) -> Tensor:
+        return torch.from_numpy(np.stack(arrays)).to(device)
+
+    def column(name: str) -> Tensor | None:
+        whole = [getattr(group.record, name) for group in groups]
+        return None if whole[0] is None else tensor([each[row] for each, row in zip(whole, places, strict=True)])
+
+    kind, logprobs = type(groups[0].record), [group.behavior_logprobs for group in groups]
+    masks = [group.loss_mask[row] & (not micro.is_empty) for group, row in zip(groups, places, strict=True)]
+    has_logprobs = logprobs[0] is not None
+    return Columns(
+        record=kind(*(column(entry.name) for entry in dataclasses.fields(kind))),  # type: ignore[arg-type]
+        behavior_logprobs=tensor([each[row] for each, row in zip(logprobs, places, strict=True)])  # type: ignore[index]
+        if has_logprobs else None,
+        loss_mask=tensor(masks),
+        advantages=tensor([_per_decision(each.values[number], group) for group, each, number in rows]),
+        seeds=[trajectory_seed(group.seed, row, step) for group, row in zip(groups, places, strict=True)],
+    )  # fmt: skip
+
+
+def _layout(record: Record) -> tuple[tuple[int, ...], ...]:
+    """Trajectories are stacked only with those whose columns have the same shapes."""
+    columns = [getattr(record, entry.name) for entry in dataclasses.fields(record)]
+    return tuple(column.shape[1:] for column in columns if column is not None)
 
 
 def _per_decision(advantages: npt.NDArray[np.float32], group: TrajectoryGroup) -> npt.NDArray[np.float32]:
     """[F] to [T]: each frame's advantage for all its decisions."""
-    num_decisions = group.behavior_logprobs.shape[1]
-    return np.repeat(advantages, num_decisions // len(advantages)).astype(np.float32)
+    return np.repeat(advantages, group.loss_mask.shape[1] // len(advantages)).astype(np.float32)

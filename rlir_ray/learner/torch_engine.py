@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,15 +24,16 @@ class TorchEngine:
         self.module = model
         self._max_grad_norm = train.max_grad_norm
         self._is_bf16 = learner.precision == "bf16"
-        self._optimizer = torch.optim.AdamW(model.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay)
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        self._optimizer = torch.optim.AdamW(trained, lr=train.learning_rate, weight_decay=train.weight_decay)
 
     @property
     def device(self) -> torch.device:
         return next(self.module.parameters()).device
 
-    def forward(self, tokens: Tensor, num_decisions: int, temperature: float) -> Tensor:
+    def forward(self, *inputs: Any) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._is_bf16):
-            return self.module(tokens, num_decisions, temperature)
+            return self.module(*inputs)
 
     def backward(self, loss: Tensor, last: bool) -> None:
         loss.backward()

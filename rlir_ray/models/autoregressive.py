@@ -6,15 +6,13 @@ Legend: B sequences, L length, T decisions, C context, F generated frames, N tok
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from rlir_ray.actions import NUM_ACTION_TOKENS, TOKENS_PER_ACTION
-from rlir_ray.config import ArchitectureConfig
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -85,20 +83,6 @@ def split_frames(tokens: Tensor, tokens_per_frame: int) -> Tensor:
     """The image tokens of sequences, [..., L] to [..., n, N]."""
     num_frames = count_frames(tokens.shape[-1], tokens_per_frame)
     return tokens[..., image_positions(num_frames, tokens_per_frame)].unflatten(-1, (num_frames, tokens_per_frame))
-
-
-def policy_architecture(settings: Mapping[str, Any]) -> ArchitectureConfig:
-    """The size that a LlamaForCausalLM's config.json states; 0 where it says nothing."""
-    return ArchitectureConfig(
-        num_codes=max(0, settings.get("vocab_size", 0) - NUM_EXTRA_IDS),
-        tokens_per_frame=settings.get("tokens_per_frame", 0),
-        hidden_size=settings.get("hidden_size", 0),
-        intermediate_size=settings.get("intermediate_size", 0),
-        num_layers=settings.get("num_hidden_layers", 0),
-        num_heads=settings.get("num_attention_heads", 0),
-        num_key_value_heads=settings.get("num_key_value_heads", 0),
-        max_positions=settings.get("max_position_embeddings", 0),
-    )
 
 
 class WorldModel(nn.Module):

@@ -11,18 +11,21 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rlir_ray.pretrain.arguments import add_settings, build_parser, take_settings
 from rlir_ray.run import replace_folder, versions, write_json
 
+if TYPE_CHECKING:
+    from rlir_ray.models.frame_codec import FrameCodec
+
 logger = logging.getLogger(__name__)
 
 SPLITS: tuple[Literal["train", "validation"], ...] = ("train", "validation")
-MODELS = ("tokenizer", "world_model", "reward_idm", "judge_idm")
+MODELS = ("tokenizer", "world_model", "autoencoder", "flow_model", "reward_idm", "judge_idm")
 # What a model's folder needs to be opened, and how it was made.
 PUBLISHED = ("config.json", "generation_config.json", "tokenizer.json", "training.json", "curve.jsonl")
-MAX_BYTES = 25_000_000
+MAX_BYTES = 32_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,11 +33,11 @@ class AssetsPlan:
     """What the shipped checkpoints are made with."""
 
     train_frames: int = 150_000
-    """Recorded frames of many maps, for the tokenizer and the inverse dynamics models."""
+    """Recorded frames of many maps, for tokenizer, autoencoder and inverse dynamics models."""
     validation_frames: int = 16_000
     """Recorded frames of other maps, to score those on."""
     world_frames: int = 96_000
-    """Recorded frames of the world's maps, for the world model; a tenth more to score it on."""
+    """Recorded frames of the world's maps, for the world models; a tenth more to score them on."""
     tokenizer_minutes: float = 20.0
     """Wall-clock length of the tokenizer's training."""
     reward_idm_minutes: float = 56.0
@@ -42,11 +45,15 @@ class AssetsPlan:
     judge_idm_minutes: float = 26.0
     """The same for the judge, which learns faster."""
     world_model_minutes: float = 110.0
-    """The same for the world model, until its validation loss is flat."""
+    """The same for the autoregressive world model, until its validation loss is flat."""
+    autoencoder_minutes: float = 12.0
+    """The same for the autoencoder."""
+    flow_model_minutes: float = 62.0
+    """The same for the flow world model."""
     threads: int = 2
     """Torch threads."""
     seed: int = 0
-    """Of recordings, tokenizer and world model; the reward IDM has the next one, the judge the one after."""
+    """Of all but the inverse dynamics models: the reward's has the next one, the judge the one after."""
 
     def __post_init__(self) -> None:
         if min(self.train_frames, self.validation_frames) < 1:
@@ -74,6 +81,8 @@ def make_assets(work: Path, out: Path, plan: AssetsPlan) -> dict[str, Any]:
     _train_tokenizer(work, plan)
     _train_inverse_dynamics(work, plan)
     _train_world_model(work, plan)
+    _train_autoencoder(work, plan)
+    _train_flow_model(work, plan)
     return publish(work, out, asdict(plan))
 
 
@@ -102,9 +111,8 @@ def _record(work: Path, plan: AssetsPlan) -> None:
 def _train_tokenizer(work: Path, plan: AssetsPlan) -> None:
     import numpy as np
 
-    from rlir_ray.data.recordings import list_recordings, load_recordings, read_recordings
+    from rlir_ray.data.recordings import load_recordings
     from rlir_ray.models.tokenizer import FrameTokenizer
-    from rlir_ray.pretrain.encode import encode_recordings
     from rlir_ray.pretrain.tokenizer import TokenizerTraining
     from rlir_ray.pretrain.tokenizer_training import train_tokenizer
 
@@ -114,14 +122,19 @@ def _train_tokenizer(work: Path, plan: AssetsPlan) -> None:
         clips = {split: [one.frames for one in load_recordings(recordings / split)] for split in SPLITS}
         # A quarter of the held-out frames says as much: neighbours look alike.
         train_tokenizer(clips["train"], np.concatenate(clips["validation"])[::4], work / "tokenizer", settings)
+    _encode_world(FrameTokenizer.from_pretrained(work / "tokenizer"), work, work / "tokens")
+
+
+def _encode_world(codec: FrameCodec, work: Path, out: Path) -> None:
+    """The recordings that world models are trained on."""
+    from rlir_ray.data.recordings import list_recordings, read_recordings
+    from rlir_ray.pretrain.encode import encode_recordings
+
     for split in SPLITS:
-        if not (tokens := work / "tokens" / f"{split}.npz").is_file():
+        if not (out / f"{split}.npz").is_file():
             logger.info("encoding %s", split)
-            encode_recordings(
-                FrameTokenizer.from_pretrained(work / "tokenizer"),
-                read_recordings(list_recordings(work / "recordings_world" / split)),
-                tokens,
-            )
+            recordings = read_recordings(list_recordings(work / "recordings_world" / split))
+            encode_recordings(codec, recordings, out / f"{split}.npz")
 
 
 def _train_inverse_dynamics(work: Path, plan: AssetsPlan) -> None:
@@ -158,6 +171,34 @@ def _train_world_model(work: Path, plan: AssetsPlan) -> None:
     train_world_model(train, validation, work / "world_model", settings)
 
 
+def _train_autoencoder(work: Path, plan: AssetsPlan) -> None:
+    import numpy as np
+
+    from rlir_ray.data.recordings import load_recordings
+    from rlir_ray.models.autoencoder import FrameAutoencoder
+    from rlir_ray.pretrain.autoencoder import AutoencoderTraining
+    from rlir_ray.pretrain.autoencoder_training import train_autoencoder
+
+    if not (work / "autoencoder" / "training.json").is_file():
+        logger.info("training the autoencoder")
+        settings = AutoencoderTraining(minutes=plan.autoencoder_minutes, seed=plan.seed)
+        clips = {split: [one.frames for one in load_recordings(work / "recordings" / split)] for split in SPLITS}
+        train_autoencoder(clips["train"], np.concatenate(clips["validation"]), work / "autoencoder", settings)
+    _encode_world(FrameAutoencoder.from_pretrained(work / "autoencoder"), work, work / "latents")
+
+
+def _train_flow_model(work: Path, plan: AssetsPlan) -> None:
+    from rlir_ray.pretrain.flow import FlowTraining
+    from rlir_ray.pretrain.flow_training import load_latents, train_flow
+
+    if (work / "flow_model" / "training.json").is_file():
+        return
+    logger.info("training the flow model")
+    settings = FlowTraining(minutes=plan.flow_model_minutes, seed=plan.seed)
+    train, validation = (load_latents(work / "latents" / f"{split}.npz") for split in SPLITS)
+    train_flow(train, validation, work / "flow_model", settings)
+
+
 def publish(work: Path, out: Path, plan: dict[str, Any]) -> dict[str, Any]:
     """Copies the models, with their settings, curves and held-out figures, and writes made.json beside them.
 
@@ -169,12 +210,7 @@ def publish(work: Path, out: Path, plan: dict[str, Any]) -> dict[str, Any]:
     for name in MODELS:
         if not (work / name / "training.json").is_file():
             raise ValueError(f"{name} must be trained before it is published, found no {work / name / 'training.json'}")
-        (temporary / name).mkdir(parents=True)
-        for path in sorted((work / name).iterdir()):
-            if path.suffix == ".safetensors":
-                _copy_half(path, temporary / name / path.name)
-            elif path.name in PUBLISHED:
-                shutil.copyfile(path, temporary / name / path.name)
+        copy_model(work / name, temporary / name)
     made = {
         "plan": plan,
         "versions": versions(),
@@ -193,6 +229,16 @@ def publish(work: Path, out: Path, plan: dict[str, Any]) -> dict[str, Any]:
     replace_folder(temporary, out)
     logger.info("%s: %.1f MB", out, size / 1e6)
     return made
+
+
+def copy_model(source: Path, target: Path) -> None:
+    """What of a training's folder is shipped."""
+    target.mkdir(parents=True)
+    for path in sorted(source.iterdir()):
+        if path.suffix == ".safetensors":
+            _copy_half(path, target / path.name)
+        elif path.name in PUBLISHED:
+            shutil.copyfile(path, target / path.name)
 
 
 def _copy_half(source: Path, target: Path) -> None:
@@ -215,8 +261,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """`python -m rlir_ray assets`."""
     parser = build_parser(
         "assets",
-        "Makes the shipped checkpoints from nothing: records the game, trains tokenizer, inverse dynamics models and "
-        "world model, and publishes them with made.json. Hours on two cores; goes on where it stopped.",
+        "Makes the shipped checkpoints from nothing: records the game, trains tokenizer, autoencoder, inverse "
+        "dynamics models and both world models, and publishes them with made.json. Hours on two cores; goes on where "
+        "it stopped.",
         "--out rlir_ray/assets/doom --work work/assets",
     )
     parser.add_argument("--out", type=Path, required=True, help="receives the checkpoints; replaced as a whole")

@@ -1,4 +1,4 @@
-"""Recordings as tokens in one file, which world models are trained on."""
+"""Recordings as tokens or latents in one file, which world models are trained on."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import numpy.typing as npt
 import torch
 
 from rlir_ray.data.recordings import Recording
-from rlir_ray.models.tokenizer import FrameTokenizer
+from rlir_ray.models.frame_codec import FrameCodec
 
 
-def encode_recordings(tokenizer: FrameTokenizer, recordings: Iterable[Recording], out_file: Path | str) -> int:
+def encode_recordings(codec: FrameCodec, recordings: Iterable[Recording], out_file: Path | str) -> int:
     """Encodes every frame of some recordings into one npz; a file under its name is whole.
 
     Args:
-        tokenizer: of the recordings' frame size.
+        codec: a tokenizer or an autoencoder of the recordings' frame size.
         recordings: in the order that the file keeps.
-        out_file: receives `tokens` uint16 [F, tokens_per_frame], `episode_starts` int64 [E] (index of each recording's
-            first frame), `names` str [E], `buttons` bool [F, 23], `camera` float32 [F, 2], and `wall_distance`
-            float32 [F] when every event has a `wallDistance`.
+        out_file: receives `tokens` uint16 [F, tokens_per_frame] or `latents` float16 [F, D, h, w], `episode_starts`
+            int64 [E] (index of each recording's first frame), `names` str [E], `buttons` bool [F, 23], `camera` float32
+            [F, 2], and `wall_distance` float32 [F] when every event has a `wallDistance`.
 
     Returns:
         F, the number of frames.
@@ -32,11 +32,11 @@ def encode_recordings(tokenizer: FrameTokenizer, recordings: Iterable[Recording]
         ValueError: no recordings.
     """
     names: list[str] = []
-    columns: dict[str, list[npt.NDArray[Any]]] = {"tokens": [], "buttons": [], "camera": [], "wall_distance": []}
+    columns: dict[str, list[npt.NDArray[Any]]] = {"codes": [], "buttons": [], "camera": [], "wall_distance": []}
     for recording in recordings:
         names.append(recording.name)
-        tokens = tokenizer.encode(torch.from_numpy(np.ascontiguousarray(recording.frames)))
-        columns["tokens"].append(tokens.cpu().numpy().astype(np.uint16))
+        codes = codec.encode(torch.from_numpy(np.ascontiguousarray(recording.frames)))
+        columns["codes"].append(codes.cpu().numpy().astype(np.float16 if codes.is_floating_point() else np.uint16))
         columns["buttons"].append(recording.actions.buttons)
         columns["camera"].append(recording.actions.camera)
         walls = [event.get("wallDistance", math.nan) for event in recording.events]
@@ -45,8 +45,10 @@ def encode_recordings(tokenizer: FrameTokenizer, recordings: Iterable[Recording]
         raise ValueError(
             "an encoding needs at least one readable recording, got none; make some with: python -m rlir_ray collect"
         )
-    lengths = [len(part) for part in columns["tokens"]]
+    lengths = [len(part) for part in columns["codes"]]
     arrays: dict[str, Any] = {name: np.concatenate(parts) for name, parts in columns.items()}
+    codes = arrays.pop("codes")
+    arrays["latents" if codes.dtype == np.float16 else "tokens"] = codes
     if np.isnan(arrays["wall_distance"]).any():
         del arrays["wall_distance"]
     starts = np.cumsum([0, *lengths[:-1]]).astype(np.int64)
@@ -57,3 +59,24 @@ def encode_recordings(tokenizer: FrameTokenizer, recordings: Iterable[Recording]
         np.savez(file, episode_starts=starts, names=np.array(names), **arrays)
     part.replace(out_file)
     return sum(lengths)
+
+
+def window_starts(episode_starts: npt.NDArray[np.int64], num_recorded: int, num_frames: int) -> npt.NDArray[np.int64]:
+    """First frames of all windows that stay inside one episode.
+
+    Args:
+        episode_starts: int64 [E], as `encode_recordings` writes them.
+        num_recorded: frames of all recordings.
+        num_frames: of a window.
+
+    Raises:
+        ValueError: no episode is long enough.
+    """
+    ends = np.append(episode_starts[1:], num_recorded)
+    starts = [np.arange(a, b - num_frames + 1) for a, b in zip(episode_starts, ends, strict=True)]
+    found = np.concatenate(starts)
+    if not len(found):
+        raise ValueError(
+            f"a window must fit into an episode, got no episode of {num_frames} frames or more; record longer ones"
+        )
+    return found

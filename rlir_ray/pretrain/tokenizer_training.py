@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,13 @@ from torch import Tensor
 from rlir_ray.models.tokenizer import FrameTokenizer, build_tokenizer
 from rlir_ray.pretrain.codebook import CodeAverages
 from rlir_ray.pretrain.finished import finished_report
+from rlir_ray.pretrain.pictures import Clips, draw_pairs, reconstruction_loss
 from rlir_ray.pretrain.tokenizer import TokenizerTraining
 from rlir_ray.pretrain.tokenizer_figures import evaluate_tokenizer, perplexity
 from rlir_ray.progress import progress_bar
 from rlir_ray.run import write_json
 
 logger = logging.getLogger(__name__)
-Clips = Sequence[npt.NDArray[np.uint8]]
 
 
 @dataclass
@@ -81,11 +80,11 @@ def train_tokenizer(
     if checkpoint.is_file():
         _resume(state, checkpoint)
 
-    ends = np.cumsum([len(clip) - 1 for clip in clips])
     started = time.monotonic() - state.elapsed_s
     with (out_dir / "curve.jsonl").open("a") as curve, progress_bar("tokenizer") as show:
         while (progress := _progress(state, settings)) < 1:
-            metrics = _train_step(state, _draw_pairs(clips, ends, settings, state.step), progress, settings)
+            frames = draw_pairs(clips, settings.batch_pairs, settings.seed, state.step)
+            metrics = _train_step(state, frames, progress, settings)
             state.step += 1
             state.elapsed_s = time.monotonic() - started
             show(_progress(state, settings), f"loss {metrics['loss']}")
@@ -139,7 +138,10 @@ def _train_step(state: _State, frames: Tensor, progress: float, settings: Tokeni
         )  # fmt: skip
     with torch.autocast("cpu", torch.bfloat16):
         decoded = tokenizer.pixels(inner)
-    reconstruction = reconstruction_loss(decoded.float(), pixels, settings)
+    reconstruction = reconstruction_loss(
+        decoded.float(), pixels, squared_weight=settings.squared_weight, gradient_weight=settings.gradient_weight,
+        change_weight=settings.change_weight,
+    )  # fmt: skip
     loss = reconstruction + settings.commitment_weight * commitment
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -156,38 +158,6 @@ def _train_step(state: _State, frames: Tensor, progress: float, settings: Tokeni
 def _vectors(latents: Tensor) -> Tensor:
     """[N, D, h, w] to [N * h * w, D]."""
     return latents.flatten(2).transpose(1, 2).flatten(0, 1)
-
-
-def reconstruction_loss(decoded: Tensor, pixels: Tensor, settings: TokenizerTraining) -> Tensor:
-    """Absolute and squared error of pixels, of image gradients at two scales, and of the change between frames.
-
-    Args:
-        decoded, pixels: float [N, C, H, W] in [-1, 1]; the second half of N holds the frames that
-            follow the first half.
-        settings: gives the weights.
-
-    Returns:
-        A scalar.
-    """
-    error = decoded - pixels
-    # Charbonnier's smooth absolute value: sharper than the squared error alone, differentiable at zero.
-    loss = (error.square() + 1e-6).sqrt().mean() + settings.squared_weight * error.square().mean()
-    before, after = error.chunk(2)
-    loss = loss + settings.change_weight * (after - before).abs().mean()
-    for _ in range(2):
-        gradients = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
-        loss = loss + settings.gradient_weight * gradients / 2
-        error = F.avg_pool2d(error, 2)
-    return loss
-
-
-def _draw_pairs(clips: Clips, ends: npt.NDArray[np.int64], settings: TokenizerTraining, step: int) -> Tensor:
-    """uint8 [2 * batch_pairs, H, W, 3], first frames then the frames that follow; a function of seed and step."""
-    picks = np.random.default_rng([settings.seed, step]).integers(ends[-1], size=settings.batch_pairs)
-    which = np.searchsorted(ends, picks, side="right")
-    places = [(int(w), int(p - (ends[w - 1] if w else 0))) for w, p in zip(which, picks, strict=True)]
-    frames = [clips[w][f] for w, f in places] + [clips[w][f + 1] for w, f in places]
-    return torch.from_numpy(np.stack(frames))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from torch import Tensor
 from rlir_ray.actions import Actions, action_tokens
 from rlir_ray.models.autoregressive import WorldModel, assemble, image_positions
 from rlir_ray.models.block_attention import set_block_attention
+from rlir_ray.pretrain.encode import window_starts
 from rlir_ray.pretrain.finished import finished_report
 from rlir_ray.pretrain.world_model import WorldModelTraining
 from rlir_ray.progress import progress_bar
@@ -40,14 +41,7 @@ class TokenRecordings:
 
     def window_starts(self, num_frames: int) -> npt.NDArray[np.int64]:
         """First frames of all windows that stay inside one episode."""
-        ends = np.append(self.episode_starts[1:], len(self.images))
-        starts = [np.arange(a, b - num_frames + 1) for a, b in zip(self.episode_starts, ends, strict=True)]
-        found = np.concatenate(starts)
-        if not len(found):
-            raise ValueError(
-                f"a window must fit into an episode, got no episode of {num_frames} frames or more; record longer ones"
-            )
-        return found
+        return window_starts(self.episode_starts, len(self.images), num_frames)
 
     def windows(self, starts: npt.NDArray[np.int64], num_frames: int) -> Tensor:
         """int64 [B, L] sequences of the windows that begin at `starts`."""

@@ -1,6 +1,6 @@
-"""Inverse rewards: decode a group's tokens, let an inverse dynamics model read the actions, compare with the commands.
+"""Inverse rewards: decode a group's clips, let an inverse dynamics model read the actions, compare with the commands.
 
-The decoder and the reader together, so that a video travels as tokens. Knows nothing of pools.
+The decoder and the reader together, so that a video travels encoded. Knows nothing of pools.
 Legend: G trajectories of a group, C context frames, F generated frames, N tokens a frame.
 """
 
@@ -18,7 +18,7 @@ from rlir_ray.actions import GROUPS, Actions, group_classes
 from rlir_ray.metrics import confusion
 from rlir_ray.models.readings import class_tables, group_probabilities, recovered_classes
 from rlir_ray.rewards.agreement import accepted_classes, agreement, class_weights, every_rule, frame_weights
-from rlir_ray.trajectory import EncodedVideo, RewardScores
+from rlir_ray.trajectory import EncodedVideo, RewardScores, codes_tensor
 
 if TYPE_CHECKING:
     from rlir_ray.config import RewardConfig, WorldConfig
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 class Decoder(Protocol):
     """What a reward needs of a tokenizer."""
 
-    def decode(self, tokens: Tensor) -> Tensor:
-        """int [n, N] to uint8 [n, H, W, 3]."""
+    def decode(self, codes: Tensor) -> Tensor:
+        """Encoded frames [n, ...] to uint8 [n, H, W, 3]."""
 
 
 class InverseDynamics(Protocol):
@@ -81,33 +81,44 @@ class InverseReward:
 
         Returns:
             One `RewardScores` each, in the order given: `frame_rewards` [G, F] under the configured rule; `rules`:
-            the mean under every rule (`agreement.every_rule`); `confusion` of each action group by the recovered class.
+            the mean under every rule (`agreement.every_rule`); `confusion` of each action group by the recovered class;
+            `failure` where latents or readings are not finite.
 
         Raises:
-            ValueError: the judge's output is not finite, or videos of different lengths.
+            ValueError: videos of different lengths.
         """
         lengths = {(video.num_context, video.num_frames) for video in videos}
         if len(lengths) > 1:
             raise ValueError(f"videos scored together must be of one length, got {sorted(lengths)}; score them apart")
-        if not videos:
-            return []
-        soft, classes = self._read(np.concatenate([video.tokens for video in videos]))
-        sizes = [len(video.tokens) for video in videos]
+        whole = [video for video in videos if np.isfinite(video.codes).all()]
+        scores = {video.group_id: self._failed(video, "its latents are NaN or infinite") for video in videos}
+        if whole:
+            scores |= {one.group_id: one for one in self._score_whole(whole)}
+        return [scores[video.group_id] for video in videos]
+
+    def _score_whole(self, videos: Sequence[EncodedVideo]) -> list[RewardScores]:
+        soft, classes = self._read(codes_tensor(videos))
+        sizes = [len(video.codes) for video in videos]
         parts = {name: table.split(sizes) for name, table in soft.items()}
         return [
             self._score_group(video, {name: tables[index] for name, tables in parts.items()}, recovered)
             for index, (video, recovered) in enumerate(zip(videos, classes.split(sizes), strict=True))
         ]
 
+    @staticmethod
+    def _failed(video: EncodedVideo, what: str) -> RewardScores:
+        """One group that cannot be scored does not take the others along."""
+        return RewardScores.failed(video.group_id, f"group {video.group_id} cannot be scored: {what}")
+
     @torch.no_grad()
-    def _read(self, tokens: npt.NDArray[np.uint16]) -> tuple[dict[str, Tensor], Tensor]:
-        """uint16 [B, C + F, N] to each group's probabilities [B, C + F, K] and to the classes [B, C + F, groups]."""
-        num_clips, num_frames, _ = tokens.shape
+    def _read(self, codes: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Encoded clips [B, C + F, ...] to probabilities [B, C + F, K] by group and classes [B, C + F, groups]."""
+        num_clips, num_frames = codes.shape[:2]
         at_once = max(1, self.config.max_frames // num_frames)
         tables: dict[str, list[Tensor]] = {name: [] for name in self.world.groups}
         classes = []
         for start in range(0, num_clips, at_once):
-            part = torch.from_numpy(tokens[start : start + at_once].astype(np.int64)).to(self.device)
+            part = codes[start : start + at_once].to(self.device)
             frames = self.tokenizer.decode(part.flatten(0, 1)).unflatten(0, part.shape[:2])
             logits = self.idm.logits(frames)
             classes.append(recovered_classes(logits, self.world.groups))
@@ -119,10 +130,7 @@ class InverseReward:
         config, groups = self.config, self.world.groups
         for name, table in probabilities.items():
             if not bool(torch.isfinite(table).all()):
-                raise ValueError(
-                    f"the inverse dynamics model must give finite probabilities, got others for {name} of group "
-                    f"{video.group_id}; check models.reward_idm"
-                )
+                return self._failed(video, f"the inverse dynamics model gives {name} no finite probabilities")
         commanded = video.actions[len(video.actions) - video.num_frames :]
         recovered = classes[:, video.num_context :]  # [G, F, groups]
         soft = {name: table[:, video.num_context :] for name, table in probabilities.items()}

@@ -17,9 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from rlir_ray.actions import action_tokens
+from rlir_ray.models.adapters import merged_weight
 from rlir_ray.models.autoregressive import WorldModel, assemble, sequence_length
 from rlir_ray.samplers.cached_attention import attend
-from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup
+from rlir_ray.samplers.calls import check_call
+from rlir_ray.trajectory import EncodedVideo, Prompt, TokenRecord, TrajectoryGroup
 from rlir_ray.weights import load_weights
 
 
@@ -51,7 +53,7 @@ class Decoder:
         self.head_size = config.head_dim or config.hidden_size // config.num_attention_heads
         self.rotary = llama.rotary_emb
         self.embedding = llama.embed_tokens.weight.detach().to(dtype)
-        self.head = self._fold(model.llama.lm_head.weight[: self.num_codes], llama.norm)
+        self.head = self._fold(merged_weight(model.llama.lm_head)[: self.num_codes], llama.norm)
         self.layers = [self._prepare(layer) for layer in llama.layers]
 
     def _fold(self, weight: Tensor, norm: torch.nn.Module) -> Tensor:
@@ -63,12 +65,13 @@ class Decoder:
 
     def _prepare(self, layer: torch.nn.Module) -> LayerWeights:
         attention, mlp = layer.self_attn, layer.mlp
-        qkv = [self._pair(attention.q_proj.weight), self._pair(attention.k_proj.weight), attention.v_proj.weight]
+        queries, keys, values = (merged_weight(getattr(attention, f"{name}_proj")) for name in "qkv")
+        gate, up = merged_weight(mlp.gate_proj), merged_weight(mlp.up_proj)
         return LayerWeights(
-            qkv=self._fold(torch.cat(qkv), layer.input_layernorm),
-            out=attention.o_proj.weight.detach().to(self.dtype, copy=True),
-            gate_up=self._fold(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]), layer.post_attention_layernorm),
-            down=mlp.down_proj.weight.detach().to(self.dtype, copy=True),
+            qkv=self._fold(torch.cat([self._pair(queries), self._pair(keys), values]), layer.input_layernorm),
+            out=merged_weight(attention.o_proj).to(self.dtype, copy=True),
+            gate_up=self._fold(torch.cat([gate, up]), layer.post_attention_layernorm),
+            down=merged_weight(mlp.down_proj).to(self.dtype, copy=True),
         )
 
     def rotations(self, length: int) -> Tensor:
@@ -157,7 +160,7 @@ class TorchSampler:
             group_ids, seeds: one for each prompt; a group's draws depend on its own seed only.
             group_size: G.
         """
-        num_context, num_frames = self._check(prompts, group_ids, seeds)
+        num_context, num_frames = check_call(prompts, group_ids, seeds, (self.model.tokens_per_frame,))
         context, actions = self._inputs(prompts)
         num_decisions = num_frames * context.shape[-1]
         uniforms = [torch.rand(num_decisions, group_size, generator=torch.Generator().manual_seed(s)) for s in seeds]
@@ -172,26 +175,6 @@ class TorchSampler:
             )
             for i, (prompt, group_id, seed) in enumerate(zip(prompts, group_ids, seeds, strict=True))
         ]
-
-    def _check(self, prompts: Sequence[Prompt], group_ids: Sequence[int], seeds: Sequence[int]) -> tuple[int, int]:
-        if not len(prompts) == len(group_ids) == len(seeds) >= 1:
-            raise ValueError(
-                f"a call needs as many group ids and seeds as prompts, at least one, got {len(prompts)} prompts, "
-                f"{len(group_ids)} ids and {len(seeds)} seeds; give one of each for every group"
-            )
-        shapes = {(*prompt.context.shape, prompt.num_frames) for prompt in prompts}
-        if len(shapes) > 1:
-            raise ValueError(
-                f"prompts of one call must agree on (context frames, tokens a frame, frames), got {sorted(shapes)}; "
-                "sample them in separate calls"
-            )
-        num_context, tokens_per_frame, num_frames = shapes.pop()
-        if tokens_per_frame != self.model.tokens_per_frame:
-            raise ValueError(
-                f"prompts must have the policy's {self.model.tokens_per_frame} tokens a frame, got {tokens_per_frame}; "
-                "encode them with the policy's tokenizer"
-            )
-        return num_context, num_frames
 
     def _inputs(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
         """Context int64 [P, C, N] and action tokens int64 [P, C - 1 + F, 11] of the prompts."""
@@ -250,11 +233,11 @@ class TorchSampler:
             group_id=group_id,
             seed=seed,
             policy_version=self.policy_version,
-            tokens=tokens,
+            record=TokenRecord(tokens),
             behavior_logprobs=logprobs,
             loss_mask=np.ones(logprobs.shape, np.bool_),
         )
-        return group, EncodedVideo(group_id=group_id, tokens=clips, num_context=num_context, actions=prompt.actions)
+        return group, EncodedVideo(group_id=group_id, codes=clips, num_context=num_context, actions=prompt.actions)
 
 
 def keep_likeliest(logits: Tensor, top_p: float) -> Tensor:

@@ -1,5 +1,6 @@
 """The whole loop over Ray in a tiny world."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,46 +9,114 @@ import pytest
 from actors.driver import Pipeline
 from actors.reward import build_reward
 from actors.rollout import build_sampler
+from rlir_ray.families import make_objective, open_policy
 from rlir_ray.learner.step import Learner
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.ledger import Ledger
 from rlir_ray.local import train_local
-from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.trajectory import EncodedVideo, Prompt, RewardScores, TrajectoryGroup
 from rlir_ray.weights import weights_of
 from tests.fakes import NUM_CODES
-from tests.world import tiny_prompt_set
+from tests.world import flow_overrides, tiny_flow_prompt_set, tiny_prompt_set
 
 FIGURES = ("loss/policy", "reward/mean", "reward/std", "grad_norm", "ratio/max_abs_log", "decisions", "follow/macro_f1")
 
 
-def run_local(config):
+def saved_policy(config, folder):
+    """What a run saved, opened as its successor would."""
+    key = "adapter" if config.lora.rank else "policy"
+    return open_policy(dataclasses.replace(config, models=dataclasses.replace(config.models, **{key: str(folder)})))
+
+
+def run_local(config, prompt_set=tiny_prompt_set):
     """The same run in this process; returns its metrics and final weights."""
-    model = WorldModel.from_pretrained(config.models.policy)
-    engine = TorchEngine(model, config.train, config.learner)
-    reference = WorldModel.from_pretrained(config.models.policy) if config.train.kl_coefficient else None
-    learner = Learner(model, reference, engine, config.train, config.learner, config.rollout.temperature)
-    sampler = build_sampler(config.models.policy, config.rollout)
-    prompts = tiny_prompt_set("train").prompts
+    policy = open_policy(config)
+    engine = TorchEngine(policy, config.train, config.learner)
+    learner = Learner(engine, make_objective(config, policy), config.train, config.learner)
+    sampler = build_sampler(config)
+    prompts = prompt_set("train").prompts
     return train_local(config, prompts, sampler, build_reward(config, None), learner), learner.weights()
 
 
 def figures(metrics):
-    return {key: metrics[key] for key in FIGURES}
+    return {key: metrics[key] for key in FIGURES if key in metrics}
 
 
-def run_pools(config, **options):
-    return Pipeline(config, prompts=tiny_prompt_set).train(calibrate=False, **options)
+def run_pools(config, prompt_set=tiny_prompt_set, **options):
+    return Pipeline(config, prompts=prompt_set).train(calibrate=False, **options)
 
 
-def assert_same_run(result, config):
-    expected, weights = run_local(config)
+def assert_same_run(result, config, prompt_set=tiny_prompt_set):
+    expected, weights = run_local(config, prompt_set)
     assert len(result.metrics) == len(expected) == config.train.num_steps
     for found, step in zip(result.metrics, expected, strict=True):
         assert figures(found) == pytest.approx(figures(step), rel=1e-4, abs=1e-5)
-    saved = weights_of(WorldModel.from_pretrained(result.folder / "policy"))
+    saved = weights_of(saved_policy(config, result.folder / "policy"))
     for name, value in weights.items():
         np.testing.assert_allclose(saved[name], value, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["train.ratio=guard", "train.kl_coefficient=0.1", "train.advantage=batch_std", "train.best_and_worst=1"],
+        ["train.objective=nft", "train.max_advantage=5", "flow.shared_noise=false", "train.kl_coefficient=0.01"],
+        ["lora.rank=2", "train.kl_coefficient=0.1", "flow.sde=cps", "flow.window_moves=sliding"],
+    ],
+    ids=["grpo", "guard", "nft", "lora"],
+)
+def test_flow_policies_train_in_the_pools_as_in_the_local_loop(ray_cluster, make_config, checkpoints, options):
+    config = make_config(*flow_overrides(checkpoints), "train.max_advantage=2", *options)
+    result = run_pools(config, tiny_flow_prompt_set, evaluate=False)
+    assert_same_run(result, config, tiny_flow_prompt_set)
+    if config.train.objective == "grpo":
+        assert result.metrics[0]["ratio/max_abs_log"] < 1e-5
+    rows = 2 * config.train.best_and_worst or 4
+    assert result.metrics[0]["decisions"] == 4 * rows * 3 * (2 if config.train.objective == "grpo" else 1)
+
+
+def test_flow_run_over_serve_and_two_ranks_is_judged_and_loses_nothing(ray_cluster, make_config, checkpoints):
+    config = make_config(
+        *flow_overrides(checkpoints), "rollout.num_actors=2", "learner.engine=deepspeed", "learner.num_workers=2",
+        "reward.backend=serve", "learner.zero_stage=2",
+    )  # fmt: skip
+    result = run_pools(config, tiny_flow_prompt_set)
+    assert_same_run(result, config, tiny_flow_prompt_set)
+    names = [each["name"] for each in json.loads((result.folder / "evaluation.json").read_text())["evaluations"]]
+    assert names == ["base", "post-trained"] and result.groups["trained"] == 8
+
+
+def test_adapter_of_a_token_policy_trains_in_the_pools(ray_cluster, make_config):
+    config = make_config("lora.rank=2", "learner.engine=deepspeed")
+    result = run_pools(config, evaluate=False)
+    assert_same_run(result, config)
+    assert (result.folder / "policy" / "adapter_config.json").is_file()
+
+
+class SometimesNaN:
+    """A user's own reward that is no number in some groups."""
+
+    def score(self, videos):
+        scores = []
+        for video in videos:
+            rewards = np.random.default_rng(video.group_id).random((4, 3)).astype(np.float32)
+            rewards[1] = np.nan if video.group_id % 4 == 1 else rewards[1]
+            scores.append(RewardScores(group_id=video.group_id, frame_rewards=rewards))
+        return scores
+
+
+def test_group_with_rewards_that_are_no_numbers_fails_with_its_cause_and_training_goes_on(ray_cluster, make_config):
+    options = {"prompts": tiny_prompt_set, "make_reward": SometimesNaN}
+    result = Pipeline(make_config(), **options).train(calibrate=False, evaluate=False)
+    ledger = json.loads((result.folder / "ledger.json").read_text())
+    causes = {each["cause"] for each in ledger["groups"] if each["state"] == "failed"}
+    assert result.groups["trained"] == 8 and result.groups["failed"] == 3
+    assert causes == {"rewards must be finite numbers, got NaN or infinity; check the reward"}
+    config = make_config("train.max_failed_fraction=0", "run.name=strict")
+    with pytest.raises(RuntimeError, match=r"^1 of the last \d groups failed, .*max_failed_fraction=0") as stop:
+        Pipeline(config, **options).train(calibrate=False, evaluate=False)
+    assert "\n" not in str(stop.value)
 
 
 @pytest.fixture
@@ -96,7 +165,7 @@ class TokenReward:
         return [
             RewardScores(
                 group_id=video.group_id,
-                frame_rewards=(video.tokens[:, video.num_context :].mean(-1) / NUM_CODES).astype(np.float32),
+                frame_rewards=(video.codes[:, video.num_context :].mean(-1) / NUM_CODES).astype(np.float32),
                 rules={},
                 confusion={},
             )

@@ -9,9 +9,9 @@ from actors.plan import (
     _check_store,
     absolute_paths,
     check_disk,
-    group_bytes,
 )
-from rlir_ray.samplers import make_sampler
+from rlir_ray.families import family_of
+from rlir_ray.samplers.torch_sampler import TorchSampler
 from tests.fakes import TOKENS_PER_FRAME, tiny_prompts, tiny_world_model
 
 
@@ -28,11 +28,15 @@ def test_relative_checkpoints_become_absolute(make_config, checkpoints, monkeypa
 
 def test_the_estimate_of_a_group_is_what_it_holds(make_config):
     config = make_config()
-    sampler = make_sampler("torch", tiny_world_model(), temperature=1.0)
+    sampler = TorchSampler(tiny_world_model(), temperature=1.0)
     group, video = sampler.sample(tiny_prompts(1, num_frames=3), [0], [0], config.train.group_size)[0]
     # The commands in the video are not counted: 23 buttons and 2 angles a frame.
-    columns = group.nbytes + video.tokens.nbytes
-    assert group_bytes(config, TOKENS_PER_FRAME) == columns > SYSTEM_CONFIG["max_direct_call_object_size"]
+    columns = group.nbytes + video.codes.nbytes
+    assert (
+        family_of(config).group_bytes(config, (TOKENS_PER_FRAME,))
+        == columns
+        > SYSTEM_CONFIG["max_direct_call_object_size"]
+    )
 
 
 def test_too_few_cpus_name_the_smallest_change(make_config):
@@ -50,13 +54,15 @@ def test_cpus_that_no_count_can_save_lead_to_smaller_shares(make_config):
 
 def test_a_budget_below_one_step_or_above_the_store_is_refused(make_config):
     config = make_config()
-    step_bytes = 4 * group_bytes(config, TOKENS_PER_FRAME)
+    step_bytes = 4 * family_of(config).group_bytes(config, (TOKENS_PER_FRAME,))
     with pytest.raises(ValueError, match=f"set object_store_budget_bytes={step_bytes} or lower"):
-        _check_store(dataclasses.replace(config, object_store_budget_bytes=step_bytes - 1), TOKENS_PER_FRAME, 1 << 30)
+        _check_store(
+            dataclasses.replace(config, object_store_budget_bytes=step_bytes - 1), (TOKENS_PER_FRAME,), 1 << 30
+        )
     with pytest.raises(ValueError, match="got 9000000 bytes; set object_store_budget_bytes="):
-        _check_store(config, TOKENS_PER_FRAME, 9_000_000)
+        _check_store(config, (TOKENS_PER_FRAME,), 9_000_000)
     with pytest.raises(ValueError, match="start Ray with --object-store-memory="):
-        _check_store(config, TOKENS_PER_FRAME, step_bytes)
+        _check_store(config, (TOKENS_PER_FRAME,), step_bytes)
 
 
 def test_a_disk_without_room_for_the_run_is_refused(make_config, tmp_path, monkeypatch):

@@ -35,7 +35,7 @@ def test_the_same_seeds_give_the_same_groups_with_one_and_two_rollout_actors(ray
         pool.stop()
     for one, two in zip(*found, strict=True):
         assert (one.group_id, one.seed, one.prompt_id) == (two.group_id, two.seed, two.prompt_id)
-        np.testing.assert_array_equal(one.tokens, two.tokens)
+        np.testing.assert_array_equal(one.record.tokens, two.record.tokens)
         np.testing.assert_array_equal(one.behavior_logprobs, two.behavior_logprobs)
 
 

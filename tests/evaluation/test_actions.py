@@ -12,7 +12,7 @@ from rlir_ray.evaluation import actions as evaluation_actions
 from rlir_ray.evaluation.actions import evaluate_policy, evaluate_real, spread
 from rlir_ray.evaluation.results import Results, compare, record_ceiling, record_evaluation
 from rlir_ray.evaluation.video import contact_strip
-from rlir_ray.samplers import make_sampler
+from rlir_ray.samplers.torch_sampler import TorchSampler
 from tests.fakes import HEIGHT, WIDTH, tiny_actions, tiny_idm, tiny_prompts, tiny_tokenizer, tiny_world_model
 
 WORLD = WorldConfig(height=HEIGHT, width=WIDTH, num_context=2, num_frames=3, groups=("forward_back", "jump", "yaw"))
@@ -26,7 +26,7 @@ def tiny_prompt_set(num_prompts: int = 5) -> PromptSet:
 
 
 def evaluate(seed: int = 1, temperature: float = 1.0, prompt_set: PromptSet | None = None, name: str = "base") -> tuple:
-    sampler = make_sampler("torch", tiny_world_model(), temperature=temperature)
+    sampler = TorchSampler(tiny_world_model(), temperature=temperature)
     return evaluate_policy(
         sampler,
         prompt_set or tiny_prompt_set(),

@@ -17,9 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from rlir_ray.advantages import GroupAdvantages
 from rlir_ray.batching import split_groups
 from rlir_ray.config import LearnerConfig, TrainConfig
-from rlir_ray.learner.step import Engine, Learner, StepBatch
+from rlir_ray.learner.objectives import PolicyGradient
+from rlir_ray.learner.rescoring import TokenRescorer
+from rlir_ray.learner.step import Engine, Learner, StepBatch, trained_decisions
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.samplers.torch_sampler import TorchSampler
 from rlir_ray.trajectory import TrajectoryGroup
@@ -41,9 +44,12 @@ def share_of(rank: int, num_ranks: int) -> StepBatch:
     """Five groups over two ranks: unequal shares, so that one rank is padded."""
     groups = sampled_groups()
     random = np.random.default_rng(0)
-    advantages = [random.normal(size=(GROUP_SIZE, NUM_FRAMES)).astype(np.float32) for _ in groups]
+    values = [random.normal(size=(GROUP_SIZE, NUM_FRAMES)).astype(np.float32) for _ in groups]
+    # Of one group only some clips train.
+    advantages = [GroupAdvantages.of_all(each) for each in values[1:]]
+    advantages.append(GroupAdvantages(values[0][1:3], np.array([0, 3])))
     places = split_groups([group.num_decisions for group in groups], num_ranks)[rank]
-    total = sum(group.num_decisions for group in groups)
+    total = trained_decisions(groups, advantages)
     return StepBatch([groups[place] for place in places], [advantages[place] for place in places], total)
 
 
@@ -59,7 +65,7 @@ def run(settings: dict[str, Any], rank: int, num_ranks: int) -> tuple[list[dict[
         engine = DeepSpeedEngine(model, TRAIN, config)
     else:
         engine = TorchEngine(model, TRAIN, config)
-    learner = Learner(model, reference, engine, TRAIN, config, temperature=0.9)
+    learner = Learner(engine, PolicyGradient(model, TokenRescorer(0.9), TRAIN, reference), TRAIN, config)
     metrics = [learner.step(share_of(rank, num_ranks)) for _ in range(NUM_STEPS)]
     return metrics, learner.weights()
 

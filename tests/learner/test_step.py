@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from rlir_ray.advantages import GroupAdvantages
 from rlir_ray.config import LearnerConfig, TrainConfig
-from rlir_ray.learner.step import Learner, StepBatch, learning_rate_at, save_whole
+from rlir_ray.learner.objectives import PolicyGradient
+from rlir_ray.learner.rescoring import TokenRescorer
+from rlir_ray.learner.step import Learner, StepBatch, learning_rate_at, save_whole, trained_decisions
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.samplers.torch_sampler import TorchSampler
@@ -25,13 +28,19 @@ def sample(num_groups: int = 3, num_context: int = 2) -> StepBatch:
     prompts = tiny_prompts(num_groups, num_context=num_context, num_frames=3)
     groups = [group for group, _ in sampler.sample(prompts, range(num_groups), range(num_groups), 4)]
     random = np.random.default_rng(0)
-    advantages = [random.normal(size=(4, 3)).astype(np.float32) for _ in groups]
-    return StepBatch(groups, advantages, sum(group.num_decisions for group in groups))
+    advantages = [GroupAdvantages.of_all(random.normal(size=(4, 3)).astype(np.float32)) for _ in groups]
+    return StepBatch(groups, advantages, trained_decisions(groups, advantages))
 
 
-def make(budget: int = 10_000, reference: torch.nn.Module | None = None, train: TrainConfig = TRAIN) -> Learner:
+def make(
+    budget: int = 10_000,
+    reference: torch.nn.Module | None = None,
+    train: TrainConfig = TRAIN,
+    temperature: float = TEMPERATURE,
+) -> Learner:
     model, settings = tiny_world_model(), LearnerConfig(engine="torch", decision_budget=budget)
-    return Learner(model, reference, TorchEngine(model, train, settings), train, settings, TEMPERATURE)
+    objective = PolicyGradient(model, TokenRescorer(temperature), train, reference)
+    return Learner(TorchEngine(model, train, settings), objective, train, settings)
 
 
 def test_at_the_first_update_the_ratio_is_one() -> None:
@@ -41,9 +50,7 @@ def test_at_the_first_update_the_ratio_is_one() -> None:
 
 
 def test_another_temperature_than_that_of_sampling_is_seen_in_the_ratio() -> None:
-    learner = make()
-    learner.temperature = 1.0
-    assert learner.step(sample())["ratio/max_abs_log"] > 0.01
+    assert make(temperature=1.0).step(sample())["ratio/max_abs_log"] > 0.01
 
 
 def test_accumulation_changes_nothing_but_rounding() -> None:
@@ -73,7 +80,7 @@ def test_masked_decisions_train_nothing() -> None:
 def test_frame_advantages_reach_all_decisions_of_their_frame() -> None:
     # Only the second of three frames has an advantage: masking the others' decisions must give the same update.
     batch = sample()
-    advantages = [values * np.array([0, 1, 0], np.float32) for values in batch.advantages]
+    advantages = [GroupAdvantages.of_all(each.values * np.array([0, 1, 0], np.float32)) for each in batch.advantages]
     mask = np.zeros_like(batch.groups[0].loss_mask)
     mask[:, 12:24] = True
     masked = [replace(group, loss_mask=mask) for group in batch.groups]
@@ -129,6 +136,8 @@ def test_a_full_disk_leaves_the_previous_policy_and_one_line(tmp_path: Path) -> 
 def test_advantages_that_do_not_fit_are_refused() -> None:
     batch = sample(num_groups=1)
     with pytest.raises(ValueError, match="F dividing T"):
-        StepBatch(batch.groups, [np.zeros((4, 5), np.float32)], 1)
+        StepBatch(batch.groups, [GroupAdvantages.of_all(np.zeros((4, 5), np.float32))], 1)
+    with pytest.raises(ValueError, match="rows below G"):
+        StepBatch(batch.groups, [GroupAdvantages(np.zeros((1, 3), np.float32), np.array([4]))], 1)
     with pytest.raises(ValueError, match="prompts_per_step"):
         StepBatch([], [], 1)

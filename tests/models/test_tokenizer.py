@@ -112,5 +112,5 @@ def test_wrong_frames_and_tokens_are_refused_with_the_way_out() -> None:
         tokenizer.decode(torch.tensor([[0, 1, 2, 3, 4, 32]]))
     with pytest.raises(ValueError, match="multiples of the tokenizer's downsampling 8, got 20x24"):
         small_tokenizer(height=20)
-    with pytest.raises(ValueError, match="no VQ model in"):
+    with pytest.raises(ValueError, match="no tokenizer in"):
         FrameTokenizer.from_pretrained("/nonexistent")

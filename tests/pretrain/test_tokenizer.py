@@ -12,9 +12,10 @@ from rlir_ray.data.recordings import Recording, list_recordings, read_recordings
 from rlir_ray.models.tokenizer import build_tokenizer
 from rlir_ray.pretrain.codebook import kmeans
 from rlir_ray.pretrain.encode import encode_recordings
+from rlir_ray.pretrain.pictures import reconstruction_loss
 from rlir_ray.pretrain.tokenizer import TokenizerTraining, main
 from rlir_ray.pretrain.tokenizer_figures import evaluate_tokenizer
-from rlir_ray.pretrain.tokenizer_training import reconstruction_loss, train_tokenizer
+from rlir_ray.pretrain.tokenizer_training import train_tokenizer
 
 TINY = TokenizerTraining(
     num_codes=16, code_size=4, pixel_unshuffle=4, block_channels=(8, 16), batch_pairs=4, num_steps=60,
@@ -122,9 +123,11 @@ def test_loss_is_lowest_without_error_and_sees_a_lost_motion() -> None:
     pixels = torch.zeros(2, 3, 8, 8)
     pixels[1, :, :, 4:] = 1  # the second frame differs from the first
     still = pixels[:1].repeat(2, 1, 1, 1)
-    weightless = replace(TINY, change_weight=0.0)
-    assert reconstruction_loss(pixels, pixels, TINY) < 2e-3
-    gain = reconstruction_loss(still, pixels, TINY) - reconstruction_loss(still, pixels, weightless)
+    weights = {"squared_weight": 4.0, "gradient_weight": 0.25}
+    assert reconstruction_loss(pixels, pixels, **weights, change_weight=0.5) < 2e-3
+    gain = reconstruction_loss(still, pixels, **weights, change_weight=0.5) - reconstruction_loss(
+        still, pixels, **weights, change_weight=0.0
+    )
     assert gain == pytest.approx(0.25)  # half of the pixels lose a change of 1, weight 0.5
 
 

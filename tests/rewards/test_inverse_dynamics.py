@@ -44,7 +44,7 @@ def _video(greys: list[list[int]], group_id: int = 7) -> EncodedVideo:
     camera = np.zeros((3, 2), np.float32)
     camera[2, 1] = VPT_CAMERA.degrees(9)
     tokens = np.array(greys, np.uint16)[..., None].repeat(2, -1)
-    return EncodedVideo(group_id=group_id, tokens=tokens, num_context=1, actions=Actions(buttons, camera))
+    return EncodedVideo(group_id=group_id, codes=tokens, num_context=1, actions=Actions(buttons, camera))
 
 
 def _reward(**settings: object) -> InverseReward:
@@ -105,14 +105,40 @@ def test_class_balance_pays_rare_commands_more() -> None:
         InverseReward(Plain(), GreyReader(), world=WORLD, config=config)
 
 
-def test_a_judge_without_finite_output_is_refused_with_the_group() -> None:
+def test_group_that_a_judge_reads_no_numbers_in_fails_alone() -> None:
     class Broken(GreyReader):
         def logits(self, frames: torch.Tensor) -> dict[str, torch.Tensor]:
-            return {name: table * float("nan") for name, table in super().logits(frames).items()}
+            bad = (frames[..., 0, 0, 0] == 99).any(1)  # [B], the clips of group 8
+            return {
+                name: torch.where(bad.view(-1, *[1] * (table.ndim - 1)), torch.nan, table)
+                for name, table in super().logits(frames).items()
+            }
 
     reward = InverseReward(Plain(), Broken(), world=WORLD, config=RewardConfig())
-    with pytest.raises(ValueError, match=r"group 7"):
-        reward.score([_video([[0, 51, 50, 91]])])
+    good, bad = reward.score([_video([[0, 51, 50, 91]]), _video([[0, 99, 50, 91]], group_id=8)])
+    assert not good.failure and good.frame_rewards.shape == (1, 3)
+    assert "group 8 cannot be scored" in bad.failure and "no finite probabilities" in bad.failure
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_group_of_latents_that_are_not_finite_fails_alone(value: float) -> None:
+    class PlainLatents(Plain):
+        def decode(self, codes: torch.Tensor) -> torch.Tensor:
+            assert torch.isfinite(codes).all()
+            return super().decode(codes.flatten(1))
+
+    def latents(broken: bool, group_id: int) -> EncodedVideo:
+        codes = np.full((1, 4, 2, 1, 1), 50, np.float16)
+        if broken:
+            codes[0, 2] = value
+        video = _video([[0, 51, 50, 91]])
+        return EncodedVideo(group_id=group_id, codes=codes, num_context=1, actions=video.actions)
+
+    reward = InverseReward(PlainLatents(), GreyReader(), world=WORLD, config=RewardConfig())
+    scores = reward.score([latents(False, 3), latents(True, 4), latents(False, 5)])
+    assert [one.group_id for one in scores] == [3, 4, 5]
+    assert [bool(one.failure) for one in scores] == [False, True, False]
+    assert scores[1].failure == "group 4 cannot be scored: its latents are NaN or infinite"
 
 
 def test_nothing_to_score_gives_nothing() -> None:

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from rlir_ray.models.autoregressive import split_frames
-from rlir_ray.samplers import make_sampler
 from rlir_ray.samplers.torch_sampler import TorchSampler, draw_tokens, keep_likeliest
 from rlir_ray.weights import weights_of
 from tests.fakes import NUM_CODES, TOKENS_PER_FRAME, tiny_prompts, tiny_world_model
@@ -20,7 +19,7 @@ def test_ratio_is_one_at_the_weights_that_sampled(num_heads: int, num_kv_heads: 
     sampler = TorchSampler(model, temperature=0.8)
     for group, _ in sampler.sample(tiny_prompts(2, num_context=num_context), [3, 4], [5, 6], 3):
         with torch.no_grad():
-            logprobs = model(torch.from_numpy(group.tokens).long(), group.behavior_logprobs.shape[1], 0.8)
+            logprobs = model(torch.from_numpy(group.record.tokens).long(), group.behavior_logprobs.shape[1], 0.8)
         np.testing.assert_allclose(group.behavior_logprobs, logprobs.numpy(), atol=1e-5, rtol=0)
         # A model that ignores its input would pass the comparison above with equal numbers throughout.
         assert logprobs.std() > 0.3
@@ -32,11 +31,11 @@ def test_groups_carry_context_actions_and_identity() -> None:
     sampler.policy_version = 9
     group, video = sampler.sample(prompts, [7, 8], [1, 2], 4)[1]
     assert (group.group_id, group.seed, group.policy_version, group.prompt_id) == (8, 2, 9, "tiny-1")
-    assert group.tokens.shape == (4, 5 * 12 + 4 * 11) and group.behavior_logprobs.shape == (4, 36)
+    assert group.record.tokens.shape == (4, 5 * 12 + 4 * 11) and group.behavior_logprobs.shape == (4, 36)
     assert group.loss_mask.all() and video.num_context == 2 and video.num_frames == 3
-    np.testing.assert_array_equal(video.tokens[:, :2], np.broadcast_to(prompts[1].context, (4, 2, 12)))
-    np.testing.assert_array_equal(split_frames(torch.from_numpy(group.tokens), 12), video.tokens)
-    assert video.tokens.max() < NUM_CODES
+    np.testing.assert_array_equal(video.codes[:, :2], np.broadcast_to(prompts[1].context, (4, 2, 12)))
+    np.testing.assert_array_equal(split_frames(torch.from_numpy(group.record.tokens), 12), video.codes)
+    assert video.codes.max() < NUM_CODES
 
 
 def test_a_group_depends_on_its_seed_and_not_on_its_company() -> None:
@@ -44,13 +43,13 @@ def test_a_group_depends_on_its_seed_and_not_on_its_company() -> None:
     together = sampler.sample(prompts, [0, 1, 2], [10, 11, 12], 2)
     alone, _ = sampler.sample(prompts[1:2], [1], [11], 2)[0]
     other, _ = sampler.sample(prompts[1:2], [1], [12], 2)[0]
-    np.testing.assert_array_equal(alone.tokens, together[1][0].tokens)
-    assert (alone.tokens != other.tokens).any()
+    np.testing.assert_array_equal(alone.record.tokens, together[1][0].record.tokens)
+    assert (alone.record.tokens != other.record.tokens).any()
 
 
 def test_trajectories_of_a_group_differ() -> None:
     group, _ = TorchSampler(tiny_world_model(), temperature=1.0).sample(tiny_prompts(1), [0], [0], 4)[0]
-    assert len(np.unique(group.tokens, axis=0)) == 4
+    assert len(np.unique(group.record.tokens, axis=0)) == 4
 
 
 def test_draws_follow_the_probabilities() -> None:
@@ -63,11 +62,11 @@ def test_draws_follow_the_probabilities() -> None:
 
 def test_new_weights_are_sampled_from() -> None:
     old, new = tiny_world_model(seed=0), tiny_world_model(seed=1)
-    sampler = make_sampler("torch", old, temperature=1.0)
+    sampler = TorchSampler(old, temperature=1.0)
     sampler.load_weights(weights_of(new), 4)
     group, _ = sampler.sample(tiny_prompts(1), [0], [0], 2)[0]
     expected, _ = TorchSampler(new, temperature=1.0).sample(tiny_prompts(1), [0], [0], 2)[0]
-    np.testing.assert_array_equal(group.tokens, expected.tokens)
+    np.testing.assert_array_equal(group.record.tokens, expected.record.tokens)
     assert group.policy_version == 4
 
 
@@ -75,7 +74,7 @@ def test_bfloat16_decoding_stays_near_the_float32_scores() -> None:
     model = tiny_world_model()
     group, _ = TorchSampler(model, temperature=1.0, dtype=torch.bfloat16).sample(tiny_prompts(1), [0], [0], 4)[0]
     with torch.no_grad():
-        logprobs = model(torch.from_numpy(group.tokens).long(), 36).numpy()
+        logprobs = model(torch.from_numpy(group.record.tokens).long(), 36).numpy()
     assert 0 < np.abs(group.behavior_logprobs - logprobs).mean() < 0.2
 
 
@@ -90,8 +89,6 @@ def test_bad_calls_are_refused() -> None:
         sampler.sample(prompts, [0], [0], 2)
     with pytest.raises(ValueError, match="temperature"):
         TorchSampler(tiny_world_model(), temperature=0)
-    with pytest.raises(ValueError, match="engine"):
-        make_sampler("vlm", tiny_world_model(), temperature=1.0)
     assert TOKENS_PER_FRAME == 12
 
 
@@ -109,6 +106,6 @@ def test_clips_sampled_with_top_p_hold_likely_tokens_only() -> None:
     sampler = TorchSampler(model, temperature=1.0, top_p=0.5)
     group, _ = sampler.sample(tiny_prompts(1), [0], [0], 8)[0]
     with torch.inference_mode():
-        logprobs = model(torch.from_numpy(group.tokens).long(), group.behavior_logprobs.shape[1])
+        logprobs = model(torch.from_numpy(group.record.tokens).long(), group.behavior_logprobs.shape[1])
     # Half of the probability is left out, so what is drawn has at least its share of the rest.
     assert (torch.from_numpy(group.behavior_logprobs) >= logprobs + 1e-4).float().mean() > 0.95

@@ -1,0 +1,191 @@
+"""What a step optimises: a loss over the columns of a micro-batch, and what the samplers get to hold after it.
+
+Legend: B trajectories, T decisions, F generated frames, S noise levels, N numbers of a latent.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rlir_ray.config import TrainConfig
+from rlir_ray.learner.rescoring import Forward, Rescore, Scores, stream_velocities
+from rlir_ray.losses import (
+    guarded_log_ratio,
+    kl_loss,
+    mean_kl_loss,
+    nft_loss,
+    optimality,
+    plain_log_ratio,
+    policy_gradient_loss,
+)
+from rlir_ray.models.flow_streams import interpolate
+from rlir_ray.trajectory import FlowRecord, TokenRecord
+
+Metrics = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """A micro-batch on the learner's device."""
+
+    record: TokenRecord[Tensor] | FlowRecord[Tensor]
+    """B rows."""
+    behavior_logprobs: Tensor | None
+    """[B, T]."""
+    loss_mask: Tensor
+    """bool [B, T]."""
+    advantages: Tensor
+    """[B, T]."""
+    seeds: list[int]
+    """B, for what an objective draws: of the trajectory and the step, whatever the rank."""
+
+
+class Objective(Protocol):
+    def loss(self, forward: Forward, columns: Columns, num_decisions: int) -> tuple[Tensor, Metrics]:
+        """A scalar to be summed over micro-batches and ranks, and its metrics; `forward` carries the gradient."""
+
+    def end_step(self, step: int) -> None:
+        """After the update of a step, counted from 1; inside it the policy's parameters are whole on every rank."""
+
+    @property
+    def sampling_policy(self) -> nn.Module:
+        """Whose weights the samplers get."""
+
+
+class PolicyGradient:
+    """GRPO and its kin: the clipped surrogate over decisions, with a penalty for leaving the reference.
+
+    Args:
+        policy: the module that trains.
+        rescore: of its family.
+        train: ratio, clipping and penalty.
+        reference: the forward pass of the frozen reference; None when `kl_coefficient` is 0.
+    """
+
+    def __init__(
+        self, policy: nn.Module, rescore: Rescore, train: TrainConfig, reference: Forward | None = None
+    ) -> None:
+        if (train.kl_coefficient > 0) != (reference is not None):
+            raise ValueError(
+                f"a reference policy goes with train.kl_coefficient > 0, got {train.kl_coefficient} and "
+                f"{'no ' if reference is None else 'a '}reference; give both or neither"
+            )
+        self.sampling_policy, self.rescore, self.train, self.reference = policy, rescore, train, reference
+
+    def loss(self, forward: Forward, columns: Columns, num_decisions: int) -> tuple[Tensor, Metrics]:
+        mask = columns.loss_mask
+        scores = self.rescore(forward, columns.record, mask.shape[1])
+        log_ratio, advantages = RATIOS[self.train.ratio](scores, columns)
+        loss, metrics = policy_gradient_loss(
+            log_ratio, advantages, mask, num_decisions, self.train.clip_low, self.train.clip_high
+        )
+        if self.reference is None:
+            return loss, metrics
+        with torch.no_grad():
+            ref = self.rescore(self.reference, columns.record, mask.shape[1])
+        penalty, more = _divergence(scores, ref, mask, num_decisions)
+        return loss + self.train.kl_coefficient * penalty, metrics | more
+
+    def end_step(self, step: int) -> None:
+        pass
+
+
+def _divergence(scores: Scores, ref: Scores, mask: Tensor, num_decisions: int) -> tuple[Tensor, Metrics]:
+    """Exact where the distributions are known, the k3 estimate where only the drawn token's probability is."""
+    if scores.means is None or ref.means is None or scores.stds is None:
+        return kl_loss(scores.logprobs, ref.logprobs, mask, num_decisions)
+    return mean_kl_loss(scores.means, ref.means, scores.stds, mask, num_decisions)
+
+
+def _plain(scores: Scores, columns: Columns) -> tuple[Tensor, Tensor]:
+    assert columns.behavior_logprobs is not None
+    return plain_log_ratio(scores.logprobs, columns.behavior_logprobs), columns.advantages
+
+
+def _guard(scores: Scores, columns: Columns) -> tuple[Tensor, Tensor]:
+    """GRPO-Guard (https://arxiv.org/abs/2510.22319) also divides each step's loss by how far the step goes."""
+    assert isinstance(columns.record, FlowRecord) and columns.record.means is not None
+    assert scores.means is not None and scores.stds is not None and scores.gaps is not None
+    assert columns.behavior_logprobs is not None
+    behavior_means = columns.record.means.flatten(1, 2).flatten(2)
+    ratio = guarded_log_ratio(scores.logprobs, columns.behavior_logprobs, scores.means, behavior_means, scores.stds)
+    return ratio, columns.advantages / scores.gaps
+
+
+RATIOS: dict[str, Callable[[Scores, Columns], tuple[Tensor, Tensor]]] = {"plain": _plain, "guard": _guard}
+"""train.ratio -> log-ratio [B, T], and the advantages [B, T] that go with it."""
+
+
+class DiffusionNFT:
+    """DiffusionNFT (https://arxiv.org/abs/2509.16117): no SDE, no stored log-probabilities.
+
+    Clean clips are noised again, to levels of the sampler's own, and the policy is pulled to predict the good ones and
+    away from the bad ones. The samplers hold a moving average of the policy.
+
+    Args:
+        policy: the module that trains, a `FlowWorldModel`.
+        levels: [K], of the sampler's steps, all above 0.
+        train: beta, levels a frame, decay, bound of the advantages and penalty.
+        reference: the forward pass of the frozen reference; None when `kl_coefficient` is 0.
+    """
+
+    def __init__(self, policy: nn.Module, levels: Tensor, train: TrainConfig, reference: Forward | None = None) -> None:
+        self.policy, self.levels, self.train, self.reference = policy, levels, train, reference
+        self.sampling_policy = copy.deepcopy(policy).requires_grad_(False).eval()
+
+    def loss(self, forward: Forward, columns: Columns, num_decisions: int) -> tuple[Tensor, Metrics]:
+        record = columns.record
+        assert isinstance(record, FlowRecord)
+        clean = record.latents[:, :, -1:]  # [B, F, 1, D, h, w]
+        levels, noise = self._draw(columns.seeds, clean)  # [B, F, S], [B, F, S, D, h, w]
+        noisy = interpolate(clean, noise, levels)
+        velocities = stream_velocities(forward, record, noisy, levels).flatten(3)  # [B, F, S, N]
+        with torch.no_grad():
+            old = stream_velocities(self.sampling_policy, record, noisy, levels).flatten(3)
+        mask, most = columns.loss_mask, self.train.max_advantage  # [B, F]
+        good = optimality(columns.advantages, most)[..., None].expand_as(levels)
+        errors = nft_loss(
+            velocities, old, noisy.flatten(3), levels, clean.expand_as(noisy).flatten(3), good, self.train.nft_beta
+        )  # [B, F, S]
+        loss = most * _masked_mean(errors, mask, num_decisions)
+        drift = (velocities.detach() - old).square().mean(-1)
+        metrics = {
+            "loss/policy": loss.detach() * num_decisions, "decisions": mask.sum().float(),
+            "nft/drift": _masked_mean(drift, mask, num_decisions) * num_decisions,
+        }  # fmt: skip
+        if self.reference is None:
+            return loss, metrics
+        with torch.no_grad():
+            ref = stream_velocities(self.reference, record, noisy, levels).flatten(3)
+        penalty = _masked_mean((velocities - ref).square().mean(-1), mask, num_decisions)
+        return loss + self.train.kl_coefficient * penalty, metrics | {"loss/kl": penalty.detach() * num_decisions}
+
+    def _draw(self, seeds: list[int], clean: Tensor) -> tuple[Tensor, Tensor]:
+        """Levels and noise of each trajectory's frames."""
+        num_frames, num_levels, parts = clean.shape[1], self.train.nft_levels, []
+        for seed in seeds:
+            generator = torch.Generator().manual_seed(seed)
+            picks = torch.randint(len(self.levels), (num_frames, num_levels), generator=generator)
+            parts.append(
+                (self.levels[picks], torch.randn(num_frames, num_levels, *clean.shape[3:], generator=generator))
+            )
+        levels, noises = (torch.stack(column).to(clean.device) for column in zip(*parts, strict=True))
+        return levels, noises
+
+    @torch.no_grad()
+    def end_step(self, step: int) -> None:
+        """The sampling policy follows, the faster the earlier (the authors' first schedule)."""
+        decay = min(0.001 * step, self.train.nft_decay)
+        for old, new in zip(self.sampling_policy.parameters(), self.policy.parameters(), strict=True):
+            old.lerp_(new.to(old.dtype), 1 - decay)
+
+
+def _masked_mean(values: Tensor, mask: Tensor, num_decisions: int) -> Tensor:
+    """Sum over the frames that train of the mean over their levels, [B, F, S] and [B, F], by the global count."""
+    return torch.where(mask, values.mean(-1), 0.0).sum() / num_decisions

@@ -1,0 +1,108 @@
+"""Frames to continuous latents and back: a `diffusers.AutoencoderKL`, with an optional pixel-unshuffle stem before it.
+
+Latents leave it with zero mean and unit variance in each channel, which is the scale of a flow model's noise.
+Legend: N frames, H W pixels, D channels of a latent, h w grid.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlir_ray.models.frame_codec import FrameCodec, block_settings
+
+
+class FrameAutoencoder(FrameCodec):
+    """A variational autoencoder of single frames; its arguments are those of `FrameCodec`.
+
+    The scale of the latents is in the model's config: `latents_mean` and `latents_std` (a number a channel), or
+    `shift_factor` and `scaling_factor` where those are missing (Stable Diffusion's form).
+
+    Example: 48 × 64 pixels, `pixel_unshuffle=4`, two blocks and 8 channels give latents of 8 × 6 × 8 numbers.
+    """
+
+    what = "autoencoder"
+
+    @classmethod
+    def model_class(cls) -> Any:
+        from diffusers import AutoencoderKL
+
+        return AutoencoderKL
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(D, h, w)."""
+        return (int(self.model.config["latent_channels"]), *self.grid)
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """uint8 [N, H, W, 3] to float32 [N, D, h, w], the posterior's mean at unit scale."""
+        return self._encode_parts(frames, lambda pixels: self._normalise(self.posterior(pixels).mode()))
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """float [N, D, h, w] at unit scale to uint8 [N, H, W, 3], rounded as a viewer would get the pictures.
+
+        Raises:
+            ValueError: another shape, or latents that are not finite.
+        """
+        if tuple(codes.shape[1:]) != self.latent_shape:
+            raise ValueError(f"the autoencoder decodes latents [N, {self.latent_shape}], got {list(codes.shape)}")
+        if not bool(torch.isfinite(codes).all()):
+            raise ValueError(
+                "latents must be finite, got NaN or infinity; lower train.learning_rate or the noise level"
+            )
+        return self._decode_parts(codes, lambda part: self.pixels(self._denormalise(part.to(self.device, self.dtype))))
+
+    # The steps, differentiable: training uses them.
+
+    def posterior(self, pixels: Tensor) -> Any:
+        """[N, 3, H, W] in [-1, 1] to the model's distribution over latents (`mode`, `sample`, `kl`), unscaled."""
+        return self.model.encode(self.fold(pixels)).latent_dist
+
+    def pixels(self, latents: Tensor) -> Tensor:
+        """Unscaled latents [N, D, h, w] to [N, 3, H, W]."""
+        return self.unfold(self.model.decode(latents).sample)
+
+    def set_scale(self, mean: Tensor, std: Tensor) -> None:
+        """Takes the mean and standard deviation of each channel, [D] both, over the data."""
+        self.model.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
+
+    def _scale(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, [D or 1, 1, 1] both."""
+        config = self.model.config
+        mean = config["latents_mean"] or [config["shift_factor"] or 0.0]
+        std = config["latents_std"] or [1 / config["scaling_factor"]]
+        return tuple(torch.tensor(v, device=self.device).view(-1, 1, 1) for v in (mean, std))  # type: ignore[return-value]
+
+    def _normalise(self, latents: Tensor) -> Tensor:
+        mean, std = self._scale()
+        return (latents.float() - mean) / std
+
+    def _denormalise(self, latents: Tensor) -> Tensor:
+        mean, std = self._scale()
+        return (latents * std + mean).to(self.dtype)
+
+
+def build_autoencoder(
+    *,
+    height: int,
+    width: int,
+    latent_channels: int = 8,
+    block_channels: tuple[int, ...] = (48, 96),
+    layers_per_block: int = 1,
+    norm_groups: int = 4,
+    pixel_unshuffle: int = 4,
+) -> FrameAutoencoder:
+    """A fresh autoencoder with random weights (drawn from torch's global generator).
+
+    Args:
+        height, width: pixels of a frame.
+        latent_channels: D.
+        block_channels, layers_per_block, norm_groups, pixel_unshuffle: see `block_settings`.
+    """
+    model = FrameAutoencoder.model_class()(
+        latent_channels=latent_channels, scaling_factor=1.0, force_upcast=False,
+        **block_settings(block_channels, layers_per_block, norm_groups, pixel_unshuffle),
+    )  # fmt: skip
+    return FrameAutoencoder(model, height=height, width=width, pixel_unshuffle=pixel_unshuffle)

@@ -1,0 +1,296 @@
+"""World models over continuous latents: a transformer that denoises a frame given the frames before it (NFD's form).
+
+Next-Frame Diffusion (https://arxiv.org/abs/2506.01380): full attention inside a frame, none to later ones; every frame
+has its own noise level and action. Flow matching: at level s a latent is (1 - s) data + s noise, and the model says
+noise - data. Legend: B clips, M frames of a pass, D h w a latent, N tokens a frame, L = M * N, E width, H heads.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rlir_ray.actions import CLASS_COUNTS
+
+# Frequencies of the embedding of a noise level, which is multiplied by as many steps as diffusion models count.
+NUM_FREQUENCIES, LEVEL_SCALE = 128, 1000.0
+
+
+@dataclass(frozen=True, slots=True)
+class FrameCache:
+    """Keys and values of frames that were read; each layer's are [B, H, frames * N, E / H]."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    places: Tensor
+    """int64 [frames], where in the clip."""
+
+    def repeat(self, times: int) -> FrameCache:
+        """The same for `times` copies of each clip, one after the other."""
+        keys, values = ([part.repeat_interleave(times, 0) for part in parts] for parts in (self.keys, self.values))
+        return FrameCache(keys, values, self.places)
+
+    def append(self, other: FrameCache) -> FrameCache:
+        return FrameCache(
+            [torch.cat(pair, 2) for pair in zip(self.keys, other.keys, strict=True)],
+            [torch.cat(pair, 2) for pair in zip(self.values, other.values, strict=True)],
+            torch.cat([self.places, other.places]),
+        )
+
+
+class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
+    """Args:
+    latent_channels, latent_height, latent_width: D, h, w of the autoencoder's latents.
+    patch_size: a token stands for so many latents squared.
+    hidden_size: E.
+    num_layers: blocks.
+    num_heads: H; the head size E / H must be even and at least 6.
+    mlp_ratio: width of the MLP over E.
+
+    Example: latents 8 x 6 x 8 in patches of 2 are 12 tokens a frame of 32 numbers each.
+    """
+
+    _supports_gradient_checkpointing = True
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_channels: int = 8,
+        latent_height: int = 6,
+        latent_width: int = 8,
+        patch_size: int = 2,
+        hidden_size: int = 224,
+        num_layers: int = 6,
+        num_heads: int = 4,
+        mlp_ratio: float = 4.0,
+    ) -> None:
+        super().__init__()
+        if latent_height % patch_size or latent_width % patch_size:
+            raise ValueError(
+                f"patch_size must divide the latent's height and width, got {patch_size} for {latent_height}x"
+                f"{latent_width}; use 1 or 2"
+            )
+        head_size, rest = divmod(hidden_size, num_heads)
+        if rest or head_size % 2 or head_size < 6:
+            raise ValueError(
+                f"num_heads must divide hidden_size into even heads of 6 or more, got {num_heads} and {hidden_size}; "
+                "for example 4 heads and width 224"
+            )
+        self.latent_shape = (latent_channels, latent_height, latent_width)
+        self.patch_size = patch_size
+        self.grid = (latent_height // patch_size, latent_width // patch_size)
+        self.gradient_checkpointing = False
+        patch = latent_channels * patch_size**2
+        self.embed = nn.Linear(patch, hidden_size)
+        self.level = nn.Sequential(
+            nn.Linear(2 * NUM_FREQUENCIES, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+        )
+        # One embedding per exclusive group and camera axis, summed.
+        self.actions = nn.ModuleList([nn.Embedding(count, hidden_size) for count in CLASS_COUNTS])
+        self.rotary = RotaryPlaces(self.grid, head_size)
+        self.blocks = nn.ModuleList([Block(hidden_size, num_heads, mlp_ratio) for _ in range(num_layers)])
+        self.final_modulation = nn.Linear(hidden_size, 2 * hidden_size)
+        self.head = nn.Linear(hidden_size, patch)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Every block starts as the identity and the velocity as zero (adaLN-zero, https://arxiv.org/abs/2212.09748)."""
+        for table in self.actions:
+            nn.init.normal_(table.weight, std=0.02)
+        for layer in (*(block.modulation for block in self.blocks), self.final_modulation, self.head):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """N."""
+        return self.grid[0] * self.grid[1]
+
+    def forward(
+        self,
+        latents: Tensor,
+        levels: Tensor,
+        actions: Tensor,
+        places: Tensor | None = None,
+        visible: Tensor | None = None,
+        cache: FrameCache | None = None,
+    ) -> Tensor:
+        """The velocity of each frame.
+
+        Args:
+            latents: float [B, M, D, h, w], noisy ones.
+            levels: float [B, M], noise levels in [0, 1].
+            actions: int64 [B, M, 9], `rlir_ray.actions.exclusive_classes` of the action that leads into each frame.
+            places: int64 [M], where in the clip each frame stands; None: 0, 1, 2, ...
+            visible: bool [M, cached + M], which frames (columns) each frame (row) attends to; None: those in the cache
+                at earlier places, those of the pass at earlier places, and itself.
+            cache: of frames that were read before.
+
+        Returns:
+            float32 [B, M, D, h, w], differentiable.
+        """
+        return self.read(latents, levels, actions, places, visible, cache)[0]
+
+    def read(
+        self,
+        latents: Tensor,
+        levels: Tensor,
+        actions: Tensor,
+        places: Tensor | None = None,
+        visible: Tensor | None = None,
+        cache: FrameCache | None = None,
+    ) -> tuple[Tensor, FrameCache]:
+        """As `forward`, with what later frames need of these."""
+        if places is None:
+            places = torch.arange(latents.shape[1], device=latents.device)
+        known = places if cache is None else torch.cat([cache.places, places])
+        if visible is None:
+            own = torch.eye(len(places), dtype=torch.bool, device=places.device)
+            visible = known < places[:, None]
+            visible[:, len(known) - len(places) :] |= own
+        # A pass over one frame with its past alone needs no mask, which the fast kernels like better.
+        mask = None if bool(visible.all()) else self._per_token(visible)
+        turns = self.rotary(places)  # [L, head size]
+        condition = functional.silu(self._condition(levels, actions))  # [B, M, E]
+        x = self.embed(self._patches(latents))  # [B, L, E]
+        kept = FrameCache([], [], places)
+        for number, block in enumerate(self.blocks):
+            past = (cache.keys[number], cache.values[number]) if cache is not None else None
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x, keys, values = self._gradient_checkpointing_func(block, x, condition, turns, mask, past)
+            else:
+                x, keys, values = block(x, condition, turns, mask, past)
+            kept.keys.append(keys)
+            kept.values.append(values)
+        shift, scale = self.final_modulation(condition).chunk(2, -1)
+        x = self.head(modulate(normalise(x), shift, scale))
+        return self._latents(x.float(), latents.shape[1]), kept
+
+    def _per_token(self, frames: Tensor) -> Tensor:
+        """A mask of frames, [M, K], as one of tokens, [M * N, K * N]."""
+        return frames.repeat_interleave(self.tokens_per_frame, 0).repeat_interleave(self.tokens_per_frame, 1)
+
+    def _condition(self, levels: Tensor, actions: Tensor) -> Tensor:
+        """Noise level and action of each frame, [B, M, E]."""
+        exponents = torch.arange(NUM_FREQUENCIES, device=levels.device, dtype=torch.float32) / NUM_FREQUENCIES
+        angles = levels.float()[..., None] * LEVEL_SCALE * torch.exp(-math.log(10_000) * exponents)
+        waves = torch.cat([angles.cos(), angles.sin()], -1).to(self.dtype)
+        tables = [table(actions[..., column]) for column, table in enumerate(self.actions)]
+        return self.level(waves) + torch.stack(tables).sum(0)
+
+    def _patches(self, latents: Tensor) -> Tensor:
+        """[B, M, D, h, w] to [B, L, D * patch²]."""
+        folded = functional.pixel_unshuffle(latents.to(self.dtype).flatten(0, 1), self.patch_size)
+        return folded.flatten(2).transpose(1, 2).reshape(len(latents), -1, folded.shape[1])
+
+    def _latents(self, patches: Tensor, num_frames: int) -> Tensor:
+        """The inverse of `_patches`."""
+        folded = patches.reshape(len(patches) * num_frames, *self.grid, -1).permute(0, 3, 1, 2)
+        return functional.pixel_shuffle(folded, self.patch_size).unflatten(0, (len(patches), num_frames))
+
+
+class Block(nn.Module):
+    """Attention and MLP, each modulated by the frame's condition (adaLN-zero)."""
+
+    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.modulation = nn.Linear(hidden_size, 6 * hidden_size)
+        self.to_qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.query_scale = nn.Parameter(torch.ones(hidden_size // num_heads))
+        self.key_scale = nn.Parameter(torch.ones(hidden_size // num_heads))
+        self.to_out = nn.Linear(hidden_size, hidden_size)
+        inner = int(mlp_ratio * hidden_size)
+        self.mlp_in, self.mlp_out = nn.Linear(hidden_size, inner), nn.Linear(inner, hidden_size)
+
+    def forward(
+        self, x: Tensor, condition: Tensor, turns: Tensor, mask: Tensor | None, past: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x [B, L, E], condition [B, M, E], turns [L, head size], mask bool [L, past + L]; also its keys and values."""
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(condition).chunk(6, -1)
+        qkv = self.to_qkv(modulate(normalise(x), shift, scale)).unflatten(-1, (3, self.num_heads, -1))
+        queries, keys, values = (part.transpose(1, 2) for part in qkv.unbind(2))  # [B, H, L, head size]
+        queries, keys = turn(queries, self.query_scale, turns), turn(keys, self.key_scale, turns)
+        all_keys, all_values = (keys, values) if past is None else (
+            torch.cat([past[0], keys], 2), torch.cat([past[1], values], 2)
+        )  # fmt: skip
+        mixed = functional.scaled_dot_product_attention(queries, all_keys, all_values, attn_mask=mask)
+        x = gated(x, gate, self.to_out(mixed.transpose(1, 2).flatten(2)))
+        hidden = functional.gelu(self.mlp_in(modulate(normalise(x), mlp_shift, mlp_scale)), approximate="tanh")
+        return gated(x, mlp_gate, self.mlp_out(hidden)), keys, values
+
+
+class RotaryPlaces(nn.Module):
+    """3D rotary embedding: a head's pairs are shared out among time, height and width (https://arxiv.org/abs/2104.09864).
+
+    Args:
+        grid: rows and columns of a frame's tokens.
+        head_size: E / H; height and width get a third of the pairs each, time what is left.
+    """
+
+    def __init__(self, grid: tuple[int, int], head_size: int) -> None:
+        super().__init__()
+        self.grid = grid
+        side = head_size // 6
+        self.num_pairs = (head_size // 2 - 2 * side, side, side)
+
+    def forward(self, places: Tensor) -> Tensor:
+        """complex64 [M * N, head size / 2] for frames at the given places, int64 [M]."""
+        height, width = (torch.arange(size, device=places.device) for size in self.grid)
+        axes = torch.meshgrid(places, height, width, indexing="ij")
+        angles = [
+            axis.flatten()[:, None] * self._rates(n, places) for axis, n in zip(axes, self.num_pairs, strict=True)
+        ]
+        whole = torch.cat(angles, -1)
+        return torch.polar(torch.ones_like(whole), whole)
+
+    @staticmethod
+    def _rates(num_pairs: int, places: Tensor) -> Tensor:
+        exponents = torch.arange(num_pairs, device=places.device, dtype=torch.float32) / max(num_pairs, 1)
+        # Tens of frames and of rows, not thousands of words: slower turns than 100's would not tell them apart.
+        return 100.0**-exponents
+
+
+def turn(x: Tensor, scale: Tensor, turns: Tensor) -> Tensor:
+    """Normalises each head's vector and rotates its pairs, in float32.
+
+    Args:
+        x: [B, H, L, head size], queries or keys.
+        scale: [head size], of the root-mean-square norm.
+        turns: complex64 [L, head size / 2].
+    """
+    normed = functional.rms_norm(x.float(), x.shape[-1:], scale.float(), eps=1e-6)
+    pairs = torch.view_as_complex(normed.unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
+
+
+def normalise(x: Tensor) -> Tensor:
+    """Layer norm without weights."""
+    return functional.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """[B, M * N, E] by each frame's [B, M, E]."""
+    frames = x.unflatten(1, (shift.shape[1], -1))
+    return (frames * (1 + scale[:, :, None]) + shift[:, :, None]).flatten(1, 2)
+
+
+def gated(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
+    """x plus a branch [B, M * N, E] times each frame's gate [B, M, E]."""
+    return x + (branch.unflatten(1, (gate.shape[1], -1)) * gate[:, :, None]).flatten(1, 2)
+
+
+def open_flow_model(folder: Any) -> FlowWorldModel:
+    """Opens a folder that `save_pretrained` wrote, in float32 and evaluation mode, on the CPU."""
+    model: FlowWorldModel = FlowWorldModel.from_pretrained(
+        folder, torch_dtype=torch.float32, low_cpu_mem_usage=False, local_files_only=True, use_safetensors=True
+    )
+    return model.eval()

@@ -1,0 +1,169 @@
+"""What tokenizers and autoencoders of single frames share: pixels to the model's scale and back, and their folder.
+
+Knows nothing of codes or latents. Legend: N frames, H W pixels, h w grid.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+STEM_FILE = "tokenizer.json"
+
+
+class FrameCodec(nn.Module):
+    """A `diffusers` autoencoder of pictures, with an optional pixel-unshuffle stem before it.
+
+    A subclass says what a frame is encoded as: `encode` (uint8 [N, H, W, 3] to codes [N, ...]) and its inverse
+    `decode`, rounded as a viewer would get the pictures.
+
+    Args:
+        model: its pictures have `3 * pixel_unshuffle**2` channels in [-1, 1].
+        height, width: pixels of a frame; must be multiples of the total downsampling.
+        pixel_unshuffle: factor by which pixels are folded into channels first (1 for MineWorld's tokenizer); it makes
+            small models on a CPU about that factor squared cheaper at their widest resolution.
+        max_frames: frames in one pass through the model, which bounds its memory.
+    """
+
+    what: ClassVar[str]
+    """In errors."""
+
+    def __init__(self, model: Any, *, height: int, width: int, pixel_unshuffle: int = 1, max_frames: int = 256) -> None:
+        super().__init__()
+        factor = pixel_unshuffle * 2 ** (len(model.config["block_out_channels"]) - 1)
+        if height % factor or width % factor:
+            raise ValueError(
+                f"frames must be multiples of the {self.what}'s downsampling {factor}, got {height}x{width}; resize "
+                f"the recordings or take fewer blocks"
+            )
+        if model.config["in_channels"] != 3 * pixel_unshuffle**2:
+            raise ValueError(
+                f"the {self.what} must have in_channels = 3 * pixel_unshuffle**2, got {model.config['in_channels']} "
+                f"and pixel_unshuffle {pixel_unshuffle}; correct {STEM_FILE} beside the model"
+            )
+        # channels_last is what CPU convolutions in bf16 are fast in.
+        self.model = model.to(memory_format=torch.channels_last)
+        self.height, self.width = height, width
+        self.pixel_unshuffle = pixel_unshuffle
+        self.max_frames = max_frames
+        self.grid = (height // factor, width // factor)
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """uint8 [N, H, W, 3] to what stands for the frames, [N, ...]."""
+        raise NotImplementedError
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """The inverse of `encode`, uint8 [N, H, W, 3]."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def _encode_parts(self, frames: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
+        """Checks frames and encodes their pixels [n, 3, H, W] in parts."""
+        if frames.dtype != torch.uint8 or frames.shape[1:] != (self.height, self.width, 3):
+            raise ValueError(
+                f"the {self.what} reads uint8 frames [N, {self.height}, {self.width}, 3], got {frames.dtype} "
+                f"{list(frames.shape)}; resize the video to the size that the {self.what} was trained on"
+            )
+        # One frame stands in for none, so that the shape of an empty result is right.
+        parts = [encode(self.scale(part)) for part in (frames if len(frames) else frames.new_zeros(
+            (1, self.height, self.width, 3))).split(self.max_frames)]  # fmt: skip
+        return torch.cat(parts)[: len(frames)]
+
+    @torch.no_grad()
+    def _decode_parts(self, codes: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
+        """Decodes codes to pixels [n, 3, H, W] in parts, and those to frames."""
+        if not len(codes):
+            return torch.zeros((0, self.height, self.width, 3), dtype=torch.uint8, device=codes.device)
+        return torch.cat([self.unscale(decode(part)) for part in codes.split(self.max_frames)])
+
+    # The steps, differentiable where they can be: training uses them.
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def scale(self, frames: Tensor) -> Tensor:
+        """uint8 [N, H, W, 3] to the floats [N, 3, H, W] in [-1, 1] that the model is trained on."""
+        pixels = frames.to(self.device).permute(0, 3, 1, 2).to(self.dtype)
+        return (pixels / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+
+    def unscale(self, pixels: Tensor) -> Tensor:
+        """The inverse of `scale`, with rounding."""
+        return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+    def fold(self, pixels: Tensor) -> Tensor:
+        """[N, 3, H, W] to the model's pictures."""
+        return F.pixel_unshuffle(pixels, self.pixel_unshuffle)
+
+    def unfold(self, pictures: Tensor) -> Tensor:
+        """The inverse of `fold`."""
+        return F.pixel_shuffle(pictures, self.pixel_unshuffle)
+
+    def save_pretrained(self, folder: Path | str, dtype: torch.dtype = torch.float32) -> None:
+        """Writes a folder that the `diffusers` class opens, with the stem in a file beside it.
+
+        Args:
+            folder: is created where missing.
+            dtype: of the stored weights; float16 halves the file.
+        """
+        folder = Path(folder)
+        # Of a copy, so that rounding to float16 leaves the live weights alone; the plain `to` does not warn of it.
+        nn.Module.to(copy.deepcopy(self.model), dtype).save_pretrained(folder)
+        stem = {"height": self.height, "width": self.width, "pixel_unshuffle": self.pixel_unshuffle}
+        (folder / STEM_FILE).write_text(json.dumps(stem, indent=2) + "\n")
+
+    @classmethod
+    def model_class(cls) -> Any:
+        """The `diffusers` class, imported when asked for."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: Path | str, *, height: int | None = None, width: int | None = None, max_frames: int = 256
+    ) -> Self:
+        """Opens a folder written by `save_pretrained`, or a plain `diffusers` one when `height` and `width` are given.
+
+        Returns:
+            The codec in float32 and evaluation mode, on the CPU.
+        """
+        folder = Path(folder)
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"no {cls.what} in {folder} (config.json is missing); give the folder of a {cls.what}")
+        stem: dict[str, Any] = {"height": height, "width": width, "pixel_unshuffle": 1}
+        if (folder / STEM_FILE).is_file():
+            stem = json.loads((folder / STEM_FILE).read_text())
+        elif height is None or width is None:
+            raise ValueError(f"{folder} has no {STEM_FILE}; give the frames' height and width for a plain {cls.what}")
+        model = cls.model_class().from_pretrained(folder, torch_dtype=torch.float32, low_cpu_mem_usage=False)
+        return cls(model, max_frames=max_frames, **stem).eval()
+
+
+def block_settings(
+    block_channels: tuple[int, ...], layers_per_block: int, norm_groups: int, pixel_unshuffle: int
+) -> dict[str, Any]:
+    """What the `diffusers` autoencoders of pictures are built with, whatever lies between encoder and decoder.
+
+    Args:
+        block_channels: channels of each block; every block but the last halves the picture.
+        layers_per_block: residual layers in a block.
+        norm_groups: groups of each group norm; few groups are far faster on a CPU.
+        pixel_unshuffle: see `FrameCodec`.
+    """
+    channels = 3 * pixel_unshuffle**2
+    return {
+        "in_channels": channels, "out_channels": channels,
+        "down_block_types": ("DownEncoderBlock2D",) * len(block_channels),
+        "up_block_types": ("UpDecoderBlock2D",) * len(block_channels),
+        "block_out_channels": block_channels, "layers_per_block": layers_per_block, "norm_num_groups": norm_groups,
+    }  # fmt: skip

@@ -1,0 +1,232 @@
+"""The flow engine: frame after frame, each denoised from noise after a cache of the frames before it.
+
+An ODE for evaluation. For reinforcement learning some steps of each frame, the window, are SDE steps: only those are
+stored and trained (MixGRPO, https://arxiv.org/abs/2507.21802). Legend: B clips, P prompts, G trajectories of a group,
+C context frames, F generated frames, K steps of a frame, S of them in the window, D h w a latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rlir_ray.actions import exclusive_classes, no_action_classes
+from rlir_ray.config import FlowConfig
+from rlir_ray.samplers.calls import check_call
+from rlir_ray.samplers.flow_steps import noise_levels, ode_step, sde_step
+from rlir_ray.trajectory import EncodedVideo, FlowRecord, Prompt, TrajectoryGroup
+from rlir_ray.weights import load_weights
+
+if TYPE_CHECKING:
+    from rlir_ray.models.flow import FlowWorldModel
+
+
+def window_start(config: FlowConfig, policy_version: int, seed: int) -> int:
+    """The first step of a group's window.
+
+    Args:
+        config: `sliding`: from noisy to clean, one step further every `window_interval` versions, and round again;
+            `random`: drawn from the group's seed.
+        policy_version: that samples.
+        seed: of the group.
+    """
+    num_places = config.num_sde_steps - config.window + 1
+    if config.window_moves == "sliding":
+        return policy_version // config.window_interval % num_places
+    return int(np.random.default_rng([seed, 1]).integers(num_places))
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """All that is drawn for the clips of a call, group after group."""
+
+    start: Tensor
+    """[B, F, D, h, w], where denoising starts."""
+    context: Tensor
+    """[P, C, D, h, w], on the context, which a group shares."""
+    history: Tensor
+    """[B, F, D, h, w], on the generated frames as later ones see them."""
+    steps: Tensor
+    """[B, F, S, D, h, w], of the SDE steps."""
+
+
+class FlowSampler:
+    """Args:
+    model: the policy; the sampler keeps it and loads published weights into it.
+    config: steps, window, noise.
+    explore: SDE steps in the window, which are stored; false: the ODE everywhere, and nothing but the clean frames.
+    keep_means: store the steps' means too, for objectives that compare them.
+    noise_scale: multiplies the noise where denoising starts; below 1 clips are closer to the likeliest ones.
+    """
+
+    def __init__(
+        self,
+        model: FlowWorldModel,
+        config: FlowConfig,
+        *,
+        explore: bool,
+        keep_means: bool = False,
+        noise_scale: float = 1.0,
+    ) -> None:
+        self.model, self.config = model, config
+        self.window = config.window if explore else 0
+        self.keep_means, self.noise_scale = keep_means, noise_scale
+        self.policy_version = 0
+        self.device = next(model.parameters()).device
+        self._levels = noise_levels(config.num_steps, config.shift)  # [K + 1]
+
+    def load_weights(self, weights: dict[str, npt.NDArray[np.generic]], version: int) -> None:
+        """Takes the published weights of a version."""
+        load_weights(self.model, weights)
+        self.policy_version = version
+
+    @torch.inference_mode()
+    def sample(
+        self, prompts: Sequence[Prompt], group_ids: Sequence[int], seeds: Sequence[int], group_size: int
+    ) -> list[tuple[TrajectoryGroup, EncodedVideo]]:
+        """One group for each prompt.
+
+        Args:
+            prompts: all with the same C and F.
+            group_ids, seeds: one for each prompt; a group's draws depend on its own seed only.
+            group_size: G.
+        """
+        num_context, num_frames = check_call(prompts, group_ids, seeds, self.model.latent_shape)
+        context = torch.from_numpy(np.stack([prompt.context for prompt in prompts]).astype(np.float32))
+        classes = [np.concatenate([[no_action_classes()], exclusive_classes(prompt.actions)]) for prompt in prompts]
+        actions = torch.from_numpy(np.stack(classes)).to(self.device)  # [P, C + F, 9]
+        draws = self._draw(seeds, group_size, num_context, num_frames)
+        starts = [window_start(self.config, self.policy_version, seed) if self.window else 0 for seed in seeds]
+        rollout = _Rollout(self, context.to(self.device), actions, draws, starts, group_size)
+        for frame in range(num_frames):
+            rollout.generate(frame)
+        return [
+            self._group(prompt, group_id, seed, num_context, rollout, slice(i * group_size, (i + 1) * group_size))
+            for i, (prompt, group_id, seed) in enumerate(zip(prompts, group_ids, seeds, strict=True))
+        ]
+
+    def _draw(self, seeds: Sequence[int], group_size: int, num_context: int, num_frames: int) -> Draws:
+        shape, parts = self.model.latent_shape, []
+        for seed in seeds:
+            generator = torch.Generator().manual_seed(seed)
+            num_starts = 1 if self.config.shared_noise else group_size
+            start = torch.randn(num_starts, num_frames, *shape, generator=generator).expand(group_size, *[-1] * 4)
+            context = torch.randn(1, num_context, *shape, generator=generator)
+            history = torch.randn(group_size, num_frames, *shape, generator=generator)
+            steps = torch.randn(group_size, num_frames, self.window, *shape, generator=generator)
+            parts.append((start * self.noise_scale, context, history, steps))
+        return Draws(*(torch.cat(column).to(self.device) for column in zip(*parts, strict=True)))
+
+    def _group(
+        self, prompt: Prompt, group_id: int, seed: int, num_context: int, rollout: _Rollout, rows: slice
+    ) -> tuple[TrajectoryGroup, EncodedVideo]:
+        record, logprobs = rollout.record(rows, self.keep_means)
+        clips = torch.cat([rollout.context[rows], torch.stack(rollout.frames, 1)[rows]], 1)  # [G, C + F, D, h, w]
+        num_decisions = prompt.num_frames * max(1, self.window)
+        group = TrajectoryGroup(
+            prompt_id=prompt.prompt_id,
+            group_id=group_id,
+            seed=seed,
+            policy_version=self.policy_version,
+            record=record,
+            behavior_logprobs=logprobs,
+            loss_mask=np.ones((len(clips), num_decisions), np.bool_),
+        )
+        codes = clips.to("cpu", torch.float16).numpy()
+        return group, EncodedVideo(group_id=group_id, codes=codes, num_context=num_context, actions=prompt.actions)
+
+
+class _Rollout:
+    """The clips of one call, and what their steps leave."""
+
+    def __init__(
+        self, sampler: FlowSampler, context: Tensor, actions: Tensor, draws: Draws, starts: Sequence[int], size: int
+    ) -> None:
+        self.sampler, self.draws = sampler, draws
+        self.num_context, self.history_noise = context.shape[1], sampler.config.history_noise
+        self.levels = sampler._levels.to(context.device)
+        # The context is read once for a prompt, then shared by its group.
+        seen = self._as_history(context, draws.context)
+        _, cache = sampler.model.read(seen, self._history_levels(seen), actions[:, : self.num_context])
+        self.cache = cache.repeat(size)
+        self.context, self.actions = context.repeat_interleave(size, 0), actions.repeat_interleave(size, 0)
+        self.history = [seen.repeat_interleave(size, 0)]  # [B, C, ...], then [B, 1, ...] a frame
+        self.starts = torch.tensor(starts, device=context.device).repeat_interleave(size)  # [B]
+        self.frames: list[Tensor] = []  # [B, D, h, w] each
+        self.states: list[Tensor] = []  # [B, S + 1, D, h, w] a frame
+        self.means: list[Tensor] = []  # [B, S, D, h, w] a frame
+        self.logprobs: list[Tensor] = []  # [B, S] a frame
+
+    def generate(self, frame: int) -> None:
+        """Denoises the next frame of every clip."""
+        if frame:
+            self._remember(frame - 1)
+        place = torch.tensor([self.num_context + frame], device=self.levels.device)
+        action = self.actions[:, self.num_context + frame, None]
+        x = self.draws.start[:, frame]  # [B, D, h, w]
+        clips, window = torch.arange(len(x), device=x.device), self.sampler.window
+        states = x.new_empty(len(x), window + 1, *x.shape[1:])
+        means, logprobs = torch.empty_like(states[:, :window]), x.new_empty(len(x), window)
+        for number in range(len(self.levels) - 1):
+            level, following = (self.levels[number + i].expand(len(x)) for i in (0, 1))
+            velocity = self.sampler.model.read(x[:, None], level[:, None], action, place, cache=self.cache)[0][:, 0]
+            x_next = ode_step(x, velocity, level, following)
+            at = number - self.starts  # [B], which step of the window this is
+            inside = clips[(at >= 0) & (at < window)]
+            if len(inside):
+                step = sde_step(
+                    self.sampler.config.sde, x[inside], velocity[inside], level[inside], following[inside],
+                    self.sampler.config.noise_level, noise=self.draws.steps[inside, frame, at[inside]],
+                )  # fmt: skip
+                x_next[inside] = step.latents
+                states[inside, at[inside]], states[inside, at[inside] + 1] = x[inside], step.latents
+                means[inside, at[inside]], logprobs[inside, at[inside]] = step.mean, step.logprobs
+            x = x_next
+        if not window:
+            states[:, 0] = x
+        self.frames.append(x)
+        self.states.append(states)
+        self.means.append(means)
+        self.logprobs.append(logprobs)
+
+    def _remember(self, frame: int) -> None:
+        """Reads a generated frame, slightly noised, into the cache."""
+        seen = self._as_history(self.frames[frame], self.draws.history[:, frame])[:, None]
+        place = self.num_context + frame
+        _, read = self.sampler.model.read(
+            seen, self._history_levels(seen), self.actions[:, place, None],
+            torch.tensor([place], device=seen.device), cache=self.cache,
+        )  # fmt: skip
+        self.cache = self.cache.append(read)
+        self.history.append(seen)
+
+    def _as_history(self, latents: Tensor, noise: Tensor) -> Tensor:
+        return (1 - self.history_noise) * latents + self.history_noise * noise
+
+    def _history_levels(self, seen: Tensor) -> Tensor:
+        return torch.full(seen.shape[:2], self.history_noise, device=seen.device)
+
+    def record(self, rows: slice, keep_means: bool) -> tuple[FlowRecord[npt.NDArray[np.generic]], Tensor | None]:
+        """The columns of a group, and its log-probabilities [G, T]."""
+        latents = torch.stack(self.states, 1)[rows]  # [G, F, S + 1, D, h, w]
+        history = torch.cat(self.history, 1)[rows]
+        window, start = latents.shape[2] - 1, int(self.starts[rows][0])
+        levels = self.levels[start : start + window + 1] if window else self.levels[-1:]
+        return FlowRecord(
+            latents=_to_numpy(latents),
+            levels=_to_numpy(levels.expand(*latents.shape[:2], -1)),
+            history=_to_numpy(history),
+            history_levels=_to_numpy(self._history_levels(history)),
+            actions=self.actions[rows].to("cpu", torch.uint8).numpy(),
+            means=_to_numpy(torch.stack(self.means, 1)[rows]) if keep_means and window else None,
+        ), _to_numpy(torch.stack(self.logprobs, 1)[rows].flatten(1)) if window else None
+
+
+def _to_numpy(values: Tensor) -> npt.NDArray[np.float32]:
+    return np.ascontiguousarray(values.cpu().numpy())

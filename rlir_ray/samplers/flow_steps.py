@@ -1,0 +1,138 @@
+"""Steps of a flow model's sampler: noise levels, the ODE step, and SDE steps that are drawn or rescored.
+
+A level s runs from 1 (noise) to 0 (data), x = (1 - s) data + s noise, and a velocity is noise - data. Tensors and
+floats only; knows nothing of models. Everything is float32: a mean over hundreds of numbers is compared to 1e-5.
+Legend: ... any leading dimensions, D h w a latent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class FlowStep:
+    """One SDE step."""
+
+    latents: Tensor
+    """[..., D, h, w], the next ones: given or drawn."""
+    mean: Tensor
+    """[..., D, h, w], of their distribution."""
+    std: Tensor
+    """[..., 1, 1, 1], of each number."""
+    logprobs: Tensor
+    """[...], mean over the latent's numbers."""
+
+
+def noise_levels(num_steps: int, shift: float = 1.0) -> Tensor:
+    """Levels of a sampler of `num_steps` steps, float32 [num_steps + 1], from 1 to 0.
+
+    Args:
+        num_steps: at least 1.
+        shift: above 1 more steps go to high levels (Stable Diffusion 3, https://arxiv.org/abs/2403.03206, eq. 23).
+    """
+    levels = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
+    return (shift * levels / (1 + (shift - 1) * levels)).float()
+
+
+def ode_step(latents: Tensor, velocity: Tensor, level: Tensor, next_level: Tensor) -> Tensor:
+    """Euler's step between two levels, [...] both."""
+    return latents.float() + _wide(next_level - level) * velocity.float()
+
+
+def sde_step(
+    kind: str,
+    latents: Tensor,
+    velocity: Tensor,
+    level: Tensor,
+    next_level: Tensor,
+    noise_level: float,
+    *,
+    noise: Tensor | None = None,
+    next_latents: Tensor | None = None,
+) -> FlowStep:
+    """Draws an SDE step, or scores one that was drawn; both in the same arithmetic.
+
+    Args:
+        kind: a key of `SDE_KINDS`.
+        latents: [..., D, h, w], where the step begins.
+        velocity: [..., D, h, w], the model's answer there.
+        level, next_level: [...], falling.
+        noise_level: strength of the noise, in each kind's own unit.
+        noise: [..., D, h, w], standard normal; draws the next latents.
+        next_latents: [..., D, h, w], scored; exactly one of the two is given.
+
+    Returns:
+        The step; `logprobs` carries the gradient of `velocity`.
+    """
+    if (noise is None) == (next_latents is None):
+        raise ValueError("an SDE step is either drawn or scored; give noise or next_latents, not both")
+    x, v, s, s_next = latents.float(), velocity.float(), _wide(level), _wide(next_level)
+    rule = SDE_KINDS[kind]
+    mean, std = rule.distribution(x, v, s, s_next, noise_level)
+    drawn = mean + std * noise.float() if noise is not None else None
+    following = next_latents.float() if next_latents is not None else drawn
+    assert following is not None
+    # What was drawn is a constant: the gradient is that of its probability.
+    logprobs = rule.logprobs(following.detach() - mean, std).mean((-3, -2, -1))
+    return FlowStep(following, mean, std, logprobs)
+
+
+def _wide(levels: Tensor) -> Tensor:
+    """[...] to [..., 1, 1, 1]."""
+    return levels.float()[..., None, None, None]
+
+
+def _flow_grpo(x: Tensor, v: Tensor, s: Tensor, s_next: Tensor, noise_level: float) -> tuple[Tensor, Tensor]:
+    """Flow-GRPO (https://arxiv.org/abs/2505.05470, eq. 9)."""
+    dt = s_next - s
+    # At the level 1 the formula divides by zero; the authors' code puts the second level there.
+    rate = torch.sqrt(s / (1 - torch.where(s == 1, s_next, s))) * noise_level
+    mean = x * (1 + rate**2 / (2 * s) * dt) + v * (1 + rate**2 * (1 - s) / (2 * s)) * dt
+    return mean, rate * torch.sqrt(-dt)
+
+
+def _dance_grpo(x: Tensor, v: Tensor, s: Tensor, s_next: Tensor, noise_level: float) -> tuple[Tensor, Tensor]:
+    """DanceGRPO (https://arxiv.org/abs/2505.07818, eq. 8)."""
+    dt = s_next - s
+    data = x - s * v
+    score = -(x - (1 - s) * data) / s**2
+    mean = x + dt * v - 0.5 * noise_level**2 * score * dt
+    return mean, noise_level * torch.sqrt(-dt)
+
+
+def _cps(x: Tensor, v: Tensor, s: Tensor, s_next: Tensor, noise_level: float) -> tuple[Tensor, Tensor]:
+    """Coefficients-preserving sampling (https://arxiv.org/abs/2509.05952): as much noise as the next level holds."""
+    data, noise = x - s * v, x + (1 - s) * v
+    angle = noise_level * math.pi / 2
+    return (1 - s_next) * data + s_next * math.cos(angle) * noise, s_next * math.sin(angle)
+
+
+def _normal(error: Tensor, std: Tensor) -> Tensor:
+    """Logarithm of the normal density."""
+    return -(error**2) / (2 * std**2) - torch.log(std) - 0.5 * math.log(2 * math.pi)
+
+
+def _squared(error: Tensor, std: Tensor) -> Tensor:
+    """Without the density's constants, as the authors of CPS score a step: no division by the last step's zero."""
+    return -(error**2)
+
+
+@dataclass(frozen=True, slots=True)
+class SdeKind:
+    distribution: Callable[[Tensor, Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+    """Latents, velocity, level, next level, noise level -> mean and standard deviation of the next latents."""
+    logprobs: Callable[[Tensor, Tensor], Tensor]
+    """Error and standard deviation -> log-probability of each number."""
+
+
+SDE_KINDS = {
+    "flow_grpo": SdeKind(_flow_grpo, _normal),
+    "dance_grpo": SdeKind(_dance_grpo, _normal),
+    "cps": SdeKind(_cps, _squared),
+}

@@ -1,0 +1,136 @@
+"""The flow world model: what may see what, and the passes that must agree."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rlir_ray.actions import CLASS_COUNTS
+from rlir_ray.models.flow import FlowWorldModel, open_flow_model
+from rlir_ray.models.flow_streams import two_streams
+
+SMALL = {
+    "latent_channels": 4,
+    "latent_height": 4,
+    "latent_width": 6,
+    "hidden_size": 48,
+    "num_layers": 2,
+    "num_heads": 2,
+}
+
+
+def lively(seed: int = 0, **changes: int) -> FlowWorldModel:
+    """A model whose gates are open: a fresh one says zero to everything."""
+    torch.manual_seed(seed)
+    model = FlowWorldModel(**(SMALL | changes)).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    return model
+
+
+def clips(num_clips: int = 2, num_frames: int = 5, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    latents = torch.randn(num_clips, num_frames, 4, 4, 6, generator=generator)
+    levels = torch.rand(num_clips, num_frames, generator=generator)
+    columns = [torch.randint(count, (num_clips, num_frames), generator=generator) for count in CLASS_COUNTS]
+    return latents, levels, torch.stack(columns, -1)
+
+
+def test_fresh_model_says_zero() -> None:
+    assert FlowWorldModel(**SMALL)(*clips()).abs().max() == 0
+
+
+@pytest.mark.parametrize("changed", ["latents", "level", "action"])
+@torch.no_grad()
+def test_future_frame_never_changes_an_earlier_output(changed: str) -> None:
+    model, (latents, levels, actions) = lively(), clips()
+    before = model(latents, levels, actions)
+    if changed == "latents":
+        latents[:, 3] += 1
+    elif changed == "level":
+        levels[:, 3] = 1 - levels[:, 3]
+    else:
+        actions[:, 3, 3] = (actions[:, 3, 3] + 1) % CLASS_COUNTS[3]
+    after = model(latents, levels, actions)
+    assert torch.equal(before[:, :3], after[:, :3])
+    assert (before[:, 3:] - after[:, 3:]).abs().amax((0, 2, 3, 4)).min() > 1e-4
+
+
+@torch.no_grad()
+def test_every_action_column_is_heard() -> None:
+    model, (latents, levels, actions) = lively(), clips(num_frames=2)
+    before = model(latents, levels, actions)
+    for column, count in enumerate(CLASS_COUNTS):
+        changed = actions.clone()
+        changed[:, 1, column] = (changed[:, 1, column] + 1) % count
+        assert (model(latents, levels, changed)[:, 1] - before[:, 1]).abs().max() > 1e-5
+
+
+@torch.no_grad()
+def test_attention_inside_a_frame_is_full() -> None:
+    """The first token of a frame sees its last one."""
+    model, (latents, levels, actions) = lively(), clips(num_frames=1)
+    before = model(latents, levels, actions)
+    latents[..., -2:, -2:] += 1
+    assert (model(latents, levels, actions) - before)[..., :2, :2].abs().max() > 1e-5
+
+
+@torch.no_grad()
+def test_frame_after_a_cache_equals_the_uncached_pass() -> None:
+    model, (latents, levels, actions) = lively(), clips()
+    whole = model(latents, levels, actions)
+    _, cache = model.read(latents[:, :2], levels[:, :2], actions[:, :2])
+    for frame in range(2, 5):
+        part = slice(frame, frame + 1)
+        velocity, read = model.read(
+            latents[:, part], levels[:, part], actions[:, part], torch.tensor([frame]), cache=cache
+        )
+        cache = cache.append(read)
+        torch.testing.assert_close(velocity[:, 0], whole[:, frame], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_two_streams_equal_one_pass_a_frame_and_level() -> None:
+    model, (history, levels, actions) = lively(), clips(num_frames=4)
+    generator = torch.Generator().manual_seed(5)
+    noisy = torch.randn(2, 3, 2, 4, 4, 6, generator=generator)  # places 2, 3, 4 at two levels each
+    noisy_levels = torch.rand(2, 3, 2, generator=generator)
+    leading = clips(num_frames=3, seed=7)[2]
+    found = two_streams(model, history, levels, actions, noisy, noisy_levels, leading, first_place=2)
+    for frame, place in enumerate((2, 3, 4)):
+        for step in range(2):
+            alone = model(
+                torch.cat([history[:, :place], noisy[:, frame, step, None]], 1),
+                torch.cat([levels[:, :place], noisy_levels[:, frame, step, None]], 1),
+                torch.cat([actions[:, :place], leading[:, frame, None]], 1),
+            )[:, -1]
+            torch.testing.assert_close(found[:, frame, step], alone, atol=1e-5, rtol=0)
+
+
+def test_folder_opens_as_it_was_saved(tmp_path) -> None:
+    model = lively(patch_size=1)
+    model.save_pretrained(tmp_path)
+    again = open_flow_model(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(again(*clips()), model(*clips()))
+    assert again.tokens_per_frame == 24
+
+
+def test_gradient_checkpointing_changes_no_gradient() -> None:
+    model = lively()
+    gradients = []
+    for enabled in (False, True):
+        model.zero_grad()
+        if enabled:
+            model.enable_gradient_checkpointing()
+        model(*clips()).square().mean().backward()
+        gradients.append(model.embed.weight.grad.clone())
+    torch.testing.assert_close(*gradients)
+
+
+def test_sizes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="patch_size must divide"):
+        FlowWorldModel(**(SMALL | {"patch_size": 4}))
+    with pytest.raises(ValueError, match="num_heads must divide"):
+        FlowWorldModel(**(SMALL | {"num_heads": 5}))

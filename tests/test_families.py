@@ -1,0 +1,99 @@
+"""What the two families promise under one set of names."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from rlir_ray.config import load_config
+from rlir_ray.families import family_of, open_codec, open_policy, open_reference
+from rlir_ray.models.flow import FlowWorldModel
+from rlir_ray.preflight import check_checkpoints, check_world
+from tests.fakes import LATENT_SHAPE, tiny_flow_prompts
+from tests.world import flow_overrides
+
+
+@pytest.mark.parametrize(
+    "options",
+    [[], ["train.ratio=guard"], ["train.objective=nft", "train.max_advantage=5", "flow.shared_noise=false"]],
+    ids=["grpo", "guard", "nft"],
+)
+def test_estimate_of_a_flow_group_is_what_it_holds(make_config, checkpoints, options):
+    config = make_config(*flow_overrides(checkpoints), *options)
+    sampler = family_of(config).rollout_sampler(config, open_policy(config))
+    group, video = sampler.sample(tiny_flow_prompts(1, num_frames=3), [0], [0], config.train.group_size)[0]
+    assert family_of(config).group_bytes(config, LATENT_SHAPE) == group.nbytes + video.codes.nbytes
+
+
+def test_flow_checkpoints_of_one_world_are_accepted(make_config, checkpoints):
+    config = make_config(*flow_overrides(checkpoints))
+    check_checkpoints(config)
+    assert check_world(config) == LATENT_SHAPE == open_codec(config).latent_shape
+    with pytest.raises(ValueError, match=r"architecture.num_layers=5, got 2"):
+        check_world(make_config(*flow_overrides(checkpoints), "architecture.num_layers=5"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("models.policy={}/policy", "must be a FlowWorldModel with rollout.engine=flow"),
+        ("models.tokenizer={}/tokenizer", "must be a diffusers AutoencoderKL with rollout.engine=flow, got VQModel"),
+        ("world.height=48", "must be for frames of 48x32, got 24x32"),
+        ("rollout.engine=torch", "got a flow model in .*; set rollout.engine=flow"),
+    ],
+)
+def test_checkpoints_of_the_other_family_or_world_are_refused(make_config, checkpoints, override, message):
+    config = make_config(*flow_overrides(checkpoints), override.format(checkpoints))
+    with pytest.raises(ValueError, match=message):
+        check_world(config)
+
+
+def test_reference_is_kept_only_where_a_penalty_asks_for_it(make_config, checkpoints):
+    plain = make_config(*flow_overrides(checkpoints))
+    assert open_reference(plain, open_policy(plain)) is None
+    held = dataclasses.replace(plain, train=dataclasses.replace(plain.train, kl_coefficient=0.1))
+    policy = open_policy(held)
+    reference = open_reference(held, policy)
+    columns = (torch.zeros(1, 1, *LATENT_SHAPE), torch.ones(1, 1), torch.zeros(1, 1, 9, dtype=torch.int64))
+    with torch.no_grad():
+        before = policy(*columns)
+        policy.head.weight.mul_(2)
+        torch.testing.assert_close(reference(*columns), before)
+
+
+@pytest.mark.parametrize(("size", "millions"), [("310m", 310), ("774m", 774)])
+def test_nfd_recipes_are_of_the_published_sizes(size, millions):
+    config = load_config(f"nfd_{size}")
+    wanted, world = config.architecture, config.world
+    with torch.device("meta"):
+        model = FlowWorldModel(
+            latent_channels=wanted.latent_channels, latent_height=world.height // 8, latent_width=world.width // 8,
+            patch_size=wanted.patch_size, hidden_size=wanted.hidden_size, num_layers=wanted.num_layers,
+            num_heads=wanted.num_heads,
+        )  # fmt: skip
+    assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.015)
+    assert model.tokens_per_frame == wanted.tokens_per_frame == 336
+    assert size in config.models.policy and config.flow.num_steps == 18
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.objective=nft", "rollout.engine=flow"], "train.max_advantage must be > 0 with train.objective=nft"),
+        (
+            ["train.objective=nft", "rollout.engine=flow", "train.max_advantage=5"],
+            "flow.shared_noise must be false with train.objective=nft",
+        ),
+        (["train.ratio=guard"], "train.ratio must be plain without rollout.engine=flow"),
+        (["train.best_and_worst=5"], "must be at most half of train.group_size=8, got 5; set train.best_and_worst=4"),
+        (["rollout.engine=flow", "rollout.temperature=0.9"], "rollout.temperature must be 1 with rollout.engine=flow"),
+        (["flow.noise_level=0"], "flow.noise_level must be > 0"),
+        (["flow.num_steps=1"], "flow.num_steps must be >= 2"),
+        (["train.max_failed_fraction=2"], r"train.max_failed_fraction must be in \[0, 1\]"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        load_config("", overrides)
