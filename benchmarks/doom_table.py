@@ -1,8 +1,9 @@
 """The README's table: the base, supervised training and RL from it for the same wall-clock, judged on held-out prompts.
 
 RL runs through the Ray pools. Each training has one core of its own, side by side on two; one that is there already is
-kept. Needs the tokens that `make assets` leaves in its work folder.
-Run: `python benchmarks/doom_table.py --tokens work/assets/tokens`.
+kept. Needs the tokens or latents that `make assets` leaves in its work folder.
+Run: `python benchmarks/doom_table.py --recipe doom_tiny_ar --data work/assets/tokens`, or with doom_tiny_flow and
+work/assets/latents.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 TEMPERATURES = (1.0, 0.8, 0.6)
+# The command that trains each recipe's base, and what the results are called.
+RECIPES = {"doom_tiny_ar": ("world-model", "doom_table"), "doom_tiny_flow": ("flow", "doom_flow_table")}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--tokens", type=Path, required=True, help="train.npz and validation.npz of the base's training"
-    )
+    parser.add_argument("--recipe", choices=sorted(RECIPES), default="doom_tiny_ar")
+    parser.add_argument("--data", type=Path, required=True, help="train.npz and validation.npz of the base's training")
     parser.add_argument("--minutes", type=float, default=20, help="wall-clock of each training")
     parser.add_argument("--seed", type=int, default=0, help="of RL and of the supervised control")
     parser.add_argument("--num-prompts", type=int, default=256, help="held-out prompts")
@@ -37,7 +39,7 @@ def main() -> None:
         f"evaluation.temperatures={list(TEMPERATURES)}", *arguments.overrides,
     ]  # fmt: skip
     folder = train_both(arguments, overrides)
-    judge_supervised(folder, overrides)
+    judge_supervised(folder, arguments.recipe, overrides)
     write_table(folder, arguments)
 
 
@@ -45,17 +47,17 @@ def train_both(arguments: argparse.Namespace, overrides: list[str]) -> Path:
     """Runs the trainings that are missing, one a core; returns the RL run's folder."""
     from rlir_ray.config import asset_path, load_config
 
-    config = load_config("doom_tiny_ar", overrides)
+    config = load_config(arguments.recipe, overrides)
     folder = Path(config.run.dir).absolute() / arguments.name
     control = Path(f"{folder}-supervised")
     cores = sorted(os.sched_getaffinity(0))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     supervised = [
-        "-m", "rlir_ray", "pretrain", "world-model", "--data", str(arguments.tokens), "--out", str(control),
-        "--init", str(asset_path(config.models.policy)), "--minutes", str(arguments.minutes), "--threads", "1",
+        "-m", "rlir_ray", "pretrain", RECIPES[arguments.recipe][0], "--data", str(arguments.data),
+        "--out", str(control), "--init", str(asset_path(config.models.policy)), "--minutes", str(arguments.minutes), "--threads", "1",
         "--seed", str(arguments.seed + 1), "--learning-rate", str(arguments.supervised_learning_rate),
     ]  # fmt: skip
-    reinforced = ["-m", "rlir_ray", "train", "--recipe", "doom_tiny_ar", *overrides]
+    reinforced = ["-m", "rlir_ray", "train", "--recipe", arguments.recipe, *overrides]
     trainings = ((cores[0], supervised, control / "training.json"), (cores[-1], reinforced, folder / "report.html"))
     running = [
         subprocess.Popen(["taskset", "-c", str(core), sys.executable, *command], env=environment)
@@ -68,7 +70,7 @@ def train_both(arguments: argparse.Namespace, overrides: list[str]) -> Path:
     return folder
 
 
-def judge_supervised(folder: Path, overrides: list[str]) -> None:
+def judge_supervised(folder: Path, recipe: str, overrides: list[str]) -> None:
     """The control on the run's own held-out prompts, in the run's report."""
     import ray
 
@@ -76,13 +78,13 @@ def judge_supervised(folder: Path, overrides: list[str]) -> None:
     from actors.prompts import prompt_source
     from rlir_ray.config import load_config
     from rlir_ray.evaluation.report import report_picture, write_report
-    from rlir_ray.models.autoregressive import WorldModel
+    from rlir_ray.families import family_of
     from rlir_ray.weights import weights_of
 
-    config = load_config("doom_tiny_ar", overrides)
+    config = load_config(recipe, overrides)
     heldout = prompt_source(config, folder)("heldout")
     evaluation = EvaluationActor(config, folder, os.cpu_count() or 1)
-    weights = weights_of(WorldModel.from_pretrained(folder / "supervised"))
+    weights = weights_of(family_of(config).open_policy(folder / "supervised"))
     for temperature in TEMPERATURES:
         evaluation.evaluate(heldout, weights, 0, "supervised", temperature, temperature == TEMPERATURES[0])
     assert not ray.is_initialized()
@@ -111,7 +113,7 @@ def write_table(folder: Path, arguments: argparse.Namespace) -> None:
         for figure in part["quality"].values():
             if figure:
                 del figure["clips"]
-    out = Path(__file__).parent / "results" / f"doom_table_seed{arguments.seed}.json"
+    out = Path(__file__).parent / "results" / f"{RECIPES[arguments.recipe][1]}_seed{arguments.seed}.json"
     out.parent.mkdir(exist_ok=True)
     write_json(out, content)
     print(out)

@@ -431,7 +431,7 @@ class TrainConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationConfig:
     temperatures: tuple[float, ...] = (1.0,)
-    """Base and post-trained model are sampled at each of these; the first is the headline."""
+    """Both models are sampled at each of these, the first is the headline; it scales a flow model's first noise."""
     top_p: float = 1.0
     """Sample from the likeliest tokens that hold this share of the probability; MineWorld reports 0.8."""
     judge_context: bool = True

@@ -193,11 +193,10 @@ def summary_lines(
     row: PolicyRow, config: Config, num_clips: int, source: RecordingSource, left_out: list[str]
 ) -> list[str]:
     """What was compared, and the row."""
-    world, settings = config.world, config.evaluation
+    world = config.world
     lines = [
         f"{row.num_clips} clips of {world.num_context} given + {world.num_frames} generated frames, "
-        f"{world.height}x{world.width}, temperature {settings.temperatures[0]:g}, top-p {settings.top_p:g}, "
-        "raster decoding",
+        f"{world.height}x{world.width}, {family_of(config).sampling_text(config)}",
     ]
     if row.num_clips < num_clips:
         lines.append(f"the recordings hold {row.num_clips} clips, {num_clips} were asked for")

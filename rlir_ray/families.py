@@ -38,6 +38,8 @@ class Family:
     """At a temperature."""
     objective: Callable[[Config, nn.Module, Forward | None], Objective]
     """Of the policy, with a reference's forward pass."""
+    sampling_text: Callable[[Config], str]
+    """How an evaluation samples, for a person."""
     group_bytes: Callable[[Config, FrameShape], int]
     """Of one group in flight: the training columns and the encoded video."""
 
@@ -103,6 +105,11 @@ def _token_evaluation_sampler(config: Config, policy: Any, temperature: float) -
     return TorchSampler(policy, temperature=temperature, top_p=config.evaluation.top_p)
 
 
+def _token_sampling(config: Config) -> str:
+    settings = config.evaluation
+    return f"temperature {settings.temperatures[0]:g}, top-p {settings.top_p:g}, raster decoding"
+
+
 def _token_objective(config: Config, policy: nn.Module, reference: Forward | None) -> Objective:
     return PolicyGradient(policy, TokenRescorer(config.rollout.temperature), config.train, reference)
 
@@ -144,6 +151,10 @@ def _flow_evaluation_sampler(config: Config, policy: Any, temperature: float) ->
     return FlowSampler(policy, config.flow, explore=False, noise_scale=temperature)
 
 
+def _flow_sampling(config: Config) -> str:
+    return f"{config.flow.num_steps} denoising steps a frame, noise scale {config.evaluation.temperatures[0]:g}"
+
+
 def _flow_objective(config: Config, policy: nn.Module, reference: Forward | None) -> Objective:
     if config.train.objective == "nft":
         levels = noise_levels(config.flow.num_steps, config.flow.shift)[:-1]
@@ -165,10 +176,12 @@ def _flow_group_bytes(config: Config, frame: FrameShape) -> int:
 FAMILIES = {
     "autoregressive": Family(
         open_policy=_open_world_model, codec=_tokenizer, rollout_sampler=_token_sampler,
-        evaluation_sampler=_token_evaluation_sampler, objective=_token_objective, group_bytes=_token_group_bytes,
+        evaluation_sampler=_token_evaluation_sampler, objective=_token_objective, sampling_text=_token_sampling,
+        group_bytes=_token_group_bytes,
     ),
     "flow": Family(
         open_policy=_open_flow_model, codec=_autoencoder, rollout_sampler=_flow_sampler,
-        evaluation_sampler=_flow_evaluation_sampler, objective=_flow_objective, group_bytes=_flow_group_bytes,
+        evaluation_sampler=_flow_evaluation_sampler, objective=_flow_objective, sampling_text=_flow_sampling,
+        group_bytes=_flow_group_bytes,
     ),
 }  # fmt: skip

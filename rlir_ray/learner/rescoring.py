@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -33,8 +34,8 @@ class Scores:
     """[B, T], how far an SDE step goes down in noise level."""
 
 
-Rescore = Callable[[Forward, TokenRecord[Tensor] | FlowRecord[Tensor], int], Scores]
-"""Forward pass, record and T to scores."""
+Rescore = Callable[[Forward, Any, int], Scores]
+"""Forward pass, its family's record and T to scores."""
 
 
 @dataclass(frozen=True, slots=True)
