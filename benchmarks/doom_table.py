@@ -45,7 +45,8 @@ def main() -> None:
 
 def train_both(arguments: argparse.Namespace, overrides: list[str]) -> Path:
     """Runs the trainings that are missing, one a core; returns the RL run's folder."""
-    from rlir_ray.config import asset_path, load_config
+    from rlir_ray.config import asset_path
+    from rlir_ray.config_files import load_config
 
     config = load_config(arguments.recipe, overrides)
     folder = Path(config.run.dir).absolute() / arguments.name
@@ -54,7 +55,8 @@ def train_both(arguments: argparse.Namespace, overrides: list[str]) -> Path:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     supervised = [
         "-m", "rlir_ray", "pretrain", RECIPES[arguments.recipe][0], "--data", str(arguments.data),
-        "--out", str(control), "--init", str(asset_path(config.models.policy)), "--minutes", str(arguments.minutes), "--threads", "1",
+        "--out", str(control), "--init", str(asset_path(config.models.policy)),
+        "--minutes", str(arguments.minutes), "--threads", "1",
         "--seed", str(arguments.seed + 1), "--learning-rate", str(arguments.supervised_learning_rate),
     ]  # fmt: skip
     reinforced = ["-m", "rlir_ray", "train", "--recipe", arguments.recipe, *overrides]
@@ -76,7 +78,7 @@ def judge_supervised(folder: Path, recipe: str, overrides: list[str]) -> None:
 
     from actors.evaluation import EvaluationActor
     from actors.prompts import prompt_source
-    from rlir_ray.config import load_config
+    from rlir_ray.config_files import load_config
     from rlir_ray.evaluation.report import report_picture, write_report
     from rlir_ray.families import family_of
     from rlir_ray.weights import weights_of

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rlir_ray.config import Config, load_config
+from rlir_ray.config import Config
+from rlir_ray.config_files import load_config
 
 if TYPE_CHECKING:
     from actors.driver import Pipeline

@@ -18,7 +18,7 @@ Command = Callable[[argparse.Namespace, list[str]], None]
 
 
 def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
-    from rlir_ray.config import load_config
+    from rlir_ray.config_files import load_config
     from rlir_ray.console import StepView
 
     config = load_config(arguments.recipe, [*arguments.overrides, *rest])
@@ -145,7 +145,8 @@ class _traceback_to:
 
 
 def _keys_help() -> str:
-    from rlir_ray.config import Config, describe
+    from rlir_ray.config import Config
+    from rlir_ray.config_files import describe
 
     default = Config()
     lines = []

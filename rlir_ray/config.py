@@ -1,20 +1,13 @@
-"""The configuration: one tree of frozen dataclasses, onto which YAML recipes and dotted overrides are merged.
+"""The configuration: one tree of frozen dataclasses, each with a line for every field.
 
 Defaults run the embedded Doom world on two CPU cores. Every part checks itself when it is built.
 """
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import difflib
 import importlib.resources
-import inspect
-import itertools
-import textwrap
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +18,7 @@ RULES = ("groups", "joint", "fields")
 CAMERA_MATCHES = ("exact", "within", "cell", "ignore")
 
 
-def _check(rule: bool, key: str, text: str, value: object, remedy: str) -> None:
+def require(rule: bool, key: str, text: str, value: object, remedy: str) -> None:
     if not rule:
         raise ValueError(f"{key} {text}, got {value!r}; {remedy}")
 
@@ -33,13 +26,13 @@ def _check(rule: bool, key: str, text: str, value: object, remedy: str) -> None:
 def _at_least(least: float, **values: float) -> None:
     for key, value in values.items():
         name = key.replace("__", ".")
-        _check(value >= least, name, f"must be >= {least}", value, f"set {name}={least} or more")
+        require(value >= least, name, f"must be >= {least}", value, f"set {name}={least} or more")
 
 
 def _one_of(choices: tuple[str, ...], **values: str) -> None:
     for key, value in values.items():
         name = key.replace("__", ".")
-        _check(value in choices, name, f"must be one of {', '.join(choices)}", value, f"try {name}={choices[0]}")
+        require(value in choices, name, f"must be one of {', '.join(choices)}", value, f"try {name}={choices[0]}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +63,7 @@ class WorldConfig:
         _at_least(1, world__num_context=self.num_context, world__num_frames=self.num_frames)
         for name in self.groups:
             _one_of(tuple(GROUPS), world__groups=name)
-        _check(
+        require(
             len(self.groups) > 0, "world.groups", "must name a group", self.groups, f"choose from {', '.join(GROUPS)}"
         )
 
@@ -143,14 +136,14 @@ class PromptsConfig:
         _one_of(("recorded", "sampled"), prompts__actions=self.actions)
         _at_least(1, prompts__num_train=self.num_train, prompts__num_heldout=self.num_heldout)
         if self.source == "recordings":
-            _check(
+            require(
                 bool(self.path),
                 "prompts.path",
                 "must name a folder of recordings or an index",
                 self.path,
                 "set prompts.path=PATH",
             )
-            _check(
+            require(
                 self.heldout_path not in ("", self.path), "prompts.heldout_path",
                 "must name another folder than prompts.path", self.heldout_path, "set prompts.heldout_path=DIR",
             )  # fmt: skip
@@ -191,9 +184,9 @@ class RolloutConfig:
         _at_least(1, rollout__num_actors=self.num_actors, rollout__num_threads=self.num_threads)
         _at_least(1, rollout__prompts_per_call=self.prompts_per_call)
         _at_least(0, rollout__num_cpus=self.num_cpus, rollout__num_gpus=self.num_gpus)
-        _check(self.temperature > 0, "rollout.temperature", "must be > 0", self.temperature, "use 1.0")
+        require(self.temperature > 0, "rollout.temperature", "must be > 0", self.temperature, "use 1.0")
         if self.engine == "flow":
-            _check(
+            require(
                 self.temperature == 1, "rollout.temperature", "must be 1 with rollout.engine=flow", self.temperature,
                 "explore with flow.noise_level",
             )  # fmt: skip
@@ -229,21 +222,21 @@ class FlowConfig:
         _one_of(("random", "sliding"), flow__window_moves=self.window_moves)
         _at_least(2, flow__num_steps=self.num_steps)
         _at_least(1, flow__window=self.window, flow__window_interval=self.window_interval)
-        _check(self.shift > 0, "flow.shift", "must be > 0", self.shift, "use 1.0")
-        _check(
+        require(self.shift > 0, "flow.shift", "must be > 0", self.shift, "use 1.0")
+        require(
             self.noise_level > 0, "flow.noise_level", "must be > 0, or no clip differs from the others",
             self.noise_level, "use 0.7, or train.objective=nft, which does not explore by steps",
         )  # fmt: skip
         if self.sde == "cps":
-            _check(
+            require(
                 self.noise_level < 1, "flow.noise_level", "must be < 1 with flow.sde=cps", self.noise_level, "use 0.7"
             )
-        _check(
+        require(
             self.window <= self.num_sde_steps, "flow.window",
             f"must be at most the {self.num_sde_steps} steps that may explore", self.window,
             f"set flow.window={self.num_sde_steps}, raise flow.num_steps or set flow.skip_last=false",
         )  # fmt: skip
-        _check(0 <= self.history_noise < 1, "flow.history_noise", "must be in [0, 1)", self.history_noise, "use 0.05")
+        require(0 <= self.history_noise < 1, "flow.history_noise", "must be in [0, 1)", self.history_noise, "use 0.05")
 
     @property
     def num_sde_steps(self) -> int:
@@ -306,7 +299,7 @@ class RewardConfig:
         _at_least(1, reward__max_frames=self.max_frames)
         _at_least(0, reward__num_cpus=self.num_cpus, reward__num_gpus=self.num_gpus)
         _at_least(0, reward__camera_tolerance=self.camera_tolerance)
-        _check(0 <= self.discount <= 1, "reward.discount", "must be in [0, 1]", self.discount, "use 0.5")
+        require(0 <= self.discount <= 1, "reward.discount", "must be in [0, 1]", self.discount, "use 0.5")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -333,12 +326,12 @@ class LearnerConfig:
     def __post_init__(self) -> None:
         _one_of(("deepspeed", "torch"), learner__engine=self.engine)
         _one_of(("fp32", "bf16"), learner__precision=self.precision)
-        _check(self.zero_stage in (0, 1, 2, 3), "learner.zero_stage", "must be 0..3", self.zero_stage, "use 1")
+        require(self.zero_stage in (0, 1, 2, 3), "learner.zero_stage", "must be 0..3", self.zero_stage, "use 1")
         _at_least(1, learner__num_workers=self.num_workers, learner__num_threads=self.num_threads)
         _at_least(1, learner__decision_budget=self.decision_budget)
         _at_least(0, learner__num_cpus=self.num_cpus)
         if self.engine == "torch":
-            _check(
+            require(
                 self.num_workers == 1, "learner.num_workers", "must be 1 with learner.engine=torch", self.num_workers,
                 "use learner.engine=deepspeed",
             )  # fmt: skip
@@ -395,7 +388,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _at_least(1, train__num_steps=self.num_steps, train__prompts_per_step=self.prompts_per_step)
-        _check(
+        require(
             self.group_size >= 2, "train.group_size", "must be >= 2 for group-relative advantages", self.group_size,
             "set train.group_size=2 or more",
         )  # fmt: skip
@@ -406,26 +399,26 @@ class TrainConfig:
         _one_of(("grpo", "nft"), train__objective=self.objective)
         _one_of(("plain", "guard"), train__ratio=self.ratio)
         _at_least(0, train__max_advantage=self.max_advantage, train__best_and_worst=self.best_and_worst)
-        _check(
+        require(
             2 * self.best_and_worst <= self.group_size, "train.best_and_worst",
             f"must be at most half of train.group_size={self.group_size}", self.best_and_worst,
             f"set train.best_and_worst={self.group_size // 2}",
         )  # fmt: skip
         _at_least(1, train__nft_levels=self.nft_levels)
-        _check(self.nft_beta > 0, "train.nft_beta", "must be > 0", self.nft_beta, "use 1.0")
-        _check(0 <= self.nft_decay < 1, "train.nft_decay", "must be in [0, 1)", self.nft_decay, "use 0.5")
-        _check(
+        require(self.nft_beta > 0, "train.nft_beta", "must be > 0", self.nft_beta, "use 1.0")
+        require(0 <= self.nft_decay < 1, "train.nft_decay", "must be in [0, 1)", self.nft_decay, "use 0.5")
+        require(
             0 <= self.max_failed_fraction <= 1, "train.max_failed_fraction", "must be in [0, 1]",
             self.max_failed_fraction, "use 0.1",
         )  # fmt: skip
         if self.objective == "nft":
-            _check(
+            require(
                 self.max_advantage > 0, "train.max_advantage",
                 "must be > 0 with train.objective=nft, whose weights are shares of it", self.max_advantage, "use 5.0",
             )  # fmt: skip
         for key in ("learning_rate", "max_grad_norm", "clip_low", "clip_high", "wait_timeout_s"):
-            _check(getattr(self, key) > 0, f"train.{key}", "must be > 0", getattr(self, key), "see the recipe's value")
-        _check(self.clip_low < 1, "train.clip_low", "must be < 1", self.clip_low, "use 0.2")
+            require(getattr(self, key) > 0, f"train.{key}", "must be > 0", getattr(self, key), "see the recipe's value")
+        require(self.clip_low < 1, "train.clip_low", "must be < 1", self.clip_low, "use 0.2")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -444,10 +437,10 @@ class EvaluationConfig:
     """GPUs for the evaluation, which holds the policy, the tokenizer and both inverse dynamics models."""
 
     def __post_init__(self) -> None:
-        _check(len(self.temperatures) > 0, "evaluation.temperatures", "must name one", self.temperatures, "use [1.0]")
+        require(len(self.temperatures) > 0, "evaluation.temperatures", "must name one", self.temperatures, "use [1.0]")
         for value in self.temperatures:
-            _check(value > 0, "evaluation.temperatures", "must be > 0", value, "use 1.0")
-        _check(0 < self.top_p <= 1, "evaluation.top_p", "must be in (0, 1]", self.top_p, "use 1.0")
+            require(value > 0, "evaluation.temperatures", "must be > 0", value, "use 1.0")
+        require(0 < self.top_p <= 1, "evaluation.top_p", "must be in (0, 1]", self.top_p, "use 1.0")
         _at_least(0, evaluation__every=self.every, evaluation__num_videos=self.num_videos)
         _at_least(0, evaluation__num_gpus=self.num_gpus)
 
@@ -478,7 +471,7 @@ class Config:
         _at_least(1, object_store_budget_bytes=self.object_store_budget_bytes)
         _at_least(0, seed=self.seed)
         if self.train.objective == "nft":
-            _check(
+            require(
                 not self.flow.shared_noise, "flow.shared_noise",
                 "must be false with train.objective=nft, or the clips of a group are one and the same",
                 self.flow.shared_noise, "set flow.shared_noise=false",
@@ -488,139 +481,13 @@ class Config:
                 ("objective", self.train.objective, "grpo"),
                 ("ratio", self.train.ratio, "plain"),
             ):
-                _check(
+                require(
                     value == usual, f"train.{key}", f"must be {usual} without rollout.engine=flow", value,
                     f"set train.{key}={usual}",
                 )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
-
-
-def keys(node: type = Config, prefix: str = "") -> list[str]:
-    """All dotted keys of the tree."""
-    found = []
-    for entry in dataclasses.fields(node):
-        part = entry.default_factory if dataclasses.is_dataclass(entry.default_factory) else None
-        found += keys(part, f"{prefix}{entry.name}.") if part else [prefix + entry.name]  # type: ignore[arg-type]
-    return found
-
-
-def field_lines(node: type) -> dict[str, str]:
-    """The one-line string under each field of a dataclass, read from its source."""
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(node))).body
-    assert isinstance(tree, ast.ClassDef)
-    lines = {}
-    for item, after in itertools.pairwise(tree.body):
-        if isinstance(item, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(item.target, ast.Name):
-            lines[item.target.id] = ast.literal_eval(after.value)
-    return lines
-
-
-def describe(node: type = Config, prefix: str = "") -> dict[str, str]:
-    """Each dotted key with its one line, for `--keys`."""
-    lines = {prefix + name: text for name, text in field_lines(node).items()}
-    for entry in dataclasses.fields(node):
-        if dataclasses.is_dataclass(part := entry.default_factory):
-            lines |= describe(part, f"{prefix}{entry.name}.")  # type: ignore[arg-type]
-    return lines
-
-
-def _is_part(entry: dataclasses.Field[Any]) -> bool:
-    return dataclasses.is_dataclass(entry.default_factory)
-
-
-def recipes() -> list[str]:
-    """Names of the shipped recipes."""
-    folder = importlib.resources.files("rlir_ray") / "recipes"
-    return sorted(Path(str(item)).stem for item in folder.iterdir() if str(item).endswith(".yaml"))
-
-
-def load_config(recipe: str = "", overrides: list[str] | None = None) -> Config:
-    """The resolved configuration.
-
-    Args:
-        recipe: a shipped recipe's name, a path of a YAML file, or empty for the defaults. A recipe may name another
-            one as its `base`, over which it is laid.
-        overrides: dotted ones, ``["train.num_steps=10", "reward.rule=joint"]``; later ones win.
-
-    Raises:
-        ValueError: an unknown recipe or key (the nearest valid one is named), a wrong type or range.
-    """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    layers = _read_recipe(recipe) if recipe else []
-    for override in overrides or []:
-        _check("=" in override, "an override", "must be KEY=VALUE", override, "for example train.num_steps=10")
-        layers.append(_parse(override, partial(OmegaConf.from_dotlist, [override])))
-    for layer in layers:
-        _refuse_unknown(OmegaConf.to_container(layer), "")
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), *layers)
-        container: Any = OmegaConf.to_container(merged)
-    except OmegaConfBaseException as error:
-        raise ValueError(
-            f"{error.full_key}: {str(error.msg or error).splitlines()[0]}; give a value of that type"
-        ) from None
-    container["recipe"] = container["recipe"] or Path(recipe).stem
-    return _build(Config, container)
-
-
-def _build(node: type, values: dict[str, Any]) -> Any:
-    parts = {entry.name: entry.default_factory for entry in dataclasses.fields(node) if _is_part(entry)}
-    built = {}
-    for name, value in values.items():
-        if name in parts:
-            built[name] = _build(parts[name], value)  # type: ignore[arg-type]
-        else:
-            built[name] = tuple(value) if isinstance(value, list) else value
-    return node(**built)
-
-
-def _read_recipe(recipe: str) -> list[Any]:
-    """A recipe's layers, those of its bases first."""
-    from omegaconf import OmegaConf
-
-    path = Path(recipe)
-    if path.suffix not in (".yaml", ".yml"):
-        path = Path(str(importlib.resources.files("rlir_ray") / "recipes" / f"{recipe}.yaml"))
-    if not path.is_file():
-        near = difflib.get_close_matches(recipe, recipes(), 1) or recipes()
-        raise ValueError(f"a recipe must be a shipped name or a .yaml file, got {recipe!r}; try {', '.join(near)}")
-    layer = _parse(str(path), partial(OmegaConf.load, path))
-    base = layer.pop("base", None)
-    _check(base != recipe, "base", "must be another recipe", base, "leave it out")
-    return [*(_read_recipe(base) if base else []), layer]
-
-
-def _parse(source: str, read: Callable[[], Any]) -> Any:
-    """A layer of settings out of YAML.
-
-    Raises:
-        ValueError: it is no YAML, or no mapping of keys to values.
-    """
-    from omegaconf import DictConfig
-    from yaml import YAMLError
-
-    try:
-        layer = read()
-    except YAMLError as error:
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ValueError(f"settings must be YAML, got {source!r} ({problem}); check brackets and quotes") from None
-    _check(isinstance(layer, DictConfig), "settings", "must map keys to values", source, "write key: value lines")
-    return layer
-
-
-def _refuse_unknown(values: Any, prefix: str) -> None:
-    known = keys()
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and any(k.startswith(name + ".") for k in known):
-            _refuse_unknown(value, name + ".")
-        elif name not in known:
-            near = difflib.get_close_matches(name, known, 1, cutoff=0.0)
-            raise ValueError(f"{name!r} is not a configuration key; did you mean {near[0]!r}?")
 
 
 def asset_path(path: str) -> Path:
@@ -632,5 +499,5 @@ def asset_path(path: str) -> Path:
     folder = (
         Path(str(importlib.resources.files("rlir_ray") / "assets" / path[6:])) if path[:6] == "asset:" else Path(path)
     )
-    _check(folder.is_dir(), "a checkpoint", "must be an existing folder", str(path), "check the models.* paths")
+    require(folder.is_dir(), "a checkpoint", "must be an existing folder", str(path), "check the models.* paths")
     return folder

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from rlir_ray.config import Config, asset_path, load_config, recipes
+from rlir_ray.config import Config, asset_path
+from rlir_ray.config_files import load_config, recipes
 from rlir_ray.data.clips import Clip
 from rlir_ray.data.recordings import nothing_readable
 from rlir_ray.data.sources import MAX_LOGGED, find_recordings

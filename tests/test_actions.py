@@ -8,6 +8,7 @@ import pytest
 
 from rlir_ray.actions import (
     BUTTONS,
+    CLASS_COUNTS,
     INDEX,
     MINEWORLD_CAMERA,
     VPT_CAMERA,
@@ -15,8 +16,10 @@ from rlir_ray.actions import (
     action_tokens,
     actions_from_tokens,
     cancel_contradictions,
+    exclusive_classes,
     group_classes,
     mineworld_tokens,
+    no_action_classes,
 )
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -93,3 +96,19 @@ def test_tokens_of_another_vocabulary_are_refused():
 def test_actions_of_the_wrong_shape_are_refused():
     with pytest.raises(ValueError, match="from_events"):
         Actions(np.zeros((2, 5), bool), np.zeros((2, 2), np.float32))
+
+
+def test_exclusive_classes_of_a_frame_by_hand():
+    pressed = ["key.keyboard.w", "key.keyboard.space", "key.keyboard.3", "key.keyboard.left.control"]
+    event = {"keyboard": {"keys": pressed}, "mouse": {"dx": 100, "dy": 0, "buttons": [0]}}
+    # 100 pixels are 15 degrees, nearest to the centre of MineWorld's bin 14 (13.67). Hotbar 3, forward, neither left
+    # nor right, sprint, attack (the second of use/attack), jump, neither drop nor pick.
+    assert exclusive_classes(Actions.from_events([event])).tolist() == [[10, 14, 3, 1, 0, 1, 2, 1, 0]]
+    assert no_action_classes().tolist() == [10, 10, 0, 0, 0, 0, 0, 0, 0]
+    assert CLASS_COUNTS == (21, 21, 10, 3, 3, 3, 3, 2, 3)
+
+
+def test_every_class_of_a_flow_model_is_within_its_count():
+    actions = Actions(np.random.default_rng(0).random((200, 23)) < 0.3, np.full((200, 2), 400, np.float32))
+    classes = exclusive_classes(actions)
+    assert (classes.max(0) < CLASS_COUNTS).all() and classes.min() >= 0 and (classes[:, :2] == 20).all()

@@ -3,7 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlir_ray.advantages import advantages_from_rewards, group_advantages, has_signal, returns
+from rlir_ray.advantages import (
+    GroupAdvantages,
+    advantages_from_rewards,
+    group_advantages,
+    has_signal,
+    over_batch_std,
+    returns,
+    step_advantages,
+)
 
 
 def test_clip_credit_gives_every_frame_the_mean() -> None:
@@ -55,3 +63,34 @@ def test_wrong_settings_are_named() -> None:
         group_advantages(np.zeros((2, 2)), "ppo")
     with pytest.raises(ValueError, match=r"\[G, F\]"):
         returns(np.zeros(2), "clip", 1)
+
+
+def test_batch_deviation_weighs_groups_that_agree_less():
+    # Centred returns: +-1 and +-3 on one frame; together the mean square is (1 + 1 + 9 + 9) / 4 = 5.
+    groups = [
+        group_advantages(np.array([[1.0], [3.0]]), "batch_std"),
+        group_advantages(np.array([[2.0], [8.0]]), "batch_std"),
+    ]
+    found = step_advantages(groups, kind="batch_std")
+    np.testing.assert_allclose(found[0].values, [[-1 / 5**0.5], [1 / 5**0.5]], rtol=1e-6)
+    np.testing.assert_allclose(found[1].values, [[-3 / 5**0.5], [3 / 5**0.5]], rtol=1e-6)
+    assert over_batch_std([np.zeros((2, 1), np.float32)])[0].tolist() == [[0], [0]]
+
+
+def test_clamp_and_selection_of_the_best_and_the_worst():
+    group = np.array([[0.5, 0.1], [-2.0, -9.0], [0.2, 0.2], [7.0, 1.0], [-0.3, 0.1]], np.float32)
+    (found,) = step_advantages([group], kind="grpo", max_advantage=5.0, best_and_worst=1)
+    # Means after the clamp: .3, -3.5, .2, 3, -.1.
+    assert found.rows.tolist() == [1, 3]
+    np.testing.assert_allclose(found.values, [[-2, -5], [5, 1]])
+    (both,) = step_advantages([group], kind="grpo", best_and_worst=2)
+    assert both.rows.tolist() == [0, 1, 3, 4]
+    (whole,) = step_advantages([group], kind="grpo")
+    assert whole.rows.tolist() == [0, 1, 2, 3, 4] and whole.values is group
+
+
+def test_advantages_without_rows_or_with_others_are_refused():
+    with pytest.raises(ValueError, match=r"\[rows, F\]"):
+        GroupAdvantages(np.zeros((2, 3), np.float32), np.array([0]))
+    with pytest.raises(ValueError, match=r"\[rows, F\]"):
+        GroupAdvantages(np.zeros((0, 3), np.float32), np.zeros(0, np.int64))

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from rlir_ray.cli import _fail, _where, main
-from rlir_ray.config import load_config
+from rlir_ray.config_files import load_config
 from rlir_ray.console import StepView
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlir_ray.config import Config, asset_path, describe, keys, load_config, recipes
+from rlir_ray.config import Config, asset_path
+from rlir_ray.config_files import describe, keys, load_config, recipes
 
 TYPED_NAMES = [
     "run.name",

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from rlir_ray.config import load_config
+from rlir_ray.config_files import load_config
 from rlir_ray.families import family_of, open_codec, open_policy, open_reference
 from rlir_ray.models.flow import FlowWorldModel
 from rlir_ray.preflight import check_checkpoints, check_world

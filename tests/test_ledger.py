@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlir_ray.ledger import Ledger
+from rlir_ray.ledger import Failures, Ledger
 
 
 def filled() -> Ledger:
@@ -54,3 +54,16 @@ def test_the_ledger_survives_a_checkpoint() -> None:
     assert read.in_flight == [4] and read.next_group_id == 5
     with pytest.raises(ValueError, match="a ledger must be"):
         Ledger.from_json("{}")
+
+
+def test_more_failures_than_the_fraction_of_a_hundred_end_the_run():
+    failures = Failures(0.02)
+    for _ in range(2):
+        failures.add("a replica died")
+        failures.add()
+    with pytest.raises(RuntimeError, match=r"^3 of the last 5 groups failed, the last one with: no clip; more than"):
+        failures.add("no clip")
+    # Old ones are forgotten: two in any hundred are borne for ever.
+    lasting = Failures(0.02)
+    for number in range(500):
+        lasting.add("now and then" if number % 50 == 0 else "")

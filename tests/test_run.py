@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rlir_ray.config import load_config
+from rlir_ray.config_files import load_config
 from rlir_ray.run import RunFolder, replace_folder, write_json
 
 

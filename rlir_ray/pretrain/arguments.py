@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from rlir_ray.config import field_lines
+from rlir_ray.config_files import field_lines
 
 Settings = TypeVar("Settings")
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from actors.prompts import PromptActor
-from rlir_ray.config import Config, load_config
+from rlir_ray.config import Config
+from rlir_ray.config_files import load_config
 from rlir_ray.data.clips import clip_starts, cut_clips
 from rlir_ray.data.prompts import prepare_prompts
 from rlir_ray.data.recordings import write_recording
