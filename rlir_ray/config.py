@@ -476,6 +476,12 @@ class Config:
                 "must be false with train.objective=nft, or the clips of a group are one and the same",
                 self.flow.shared_noise, "set flow.shared_noise=false",
             )  # fmt: skip
+        if self.lora.rank and self.train.kl_coefficient:
+            # The reference is the policy without its adapter, which no rank holds whole at stage 3.
+            require(
+                self.learner.zero_stage < 3, "learner.zero_stage", "must be < 3 with lora.rank and a KL penalty",
+                self.learner.zero_stage, "set learner.zero_stage=2",
+            )  # fmt: skip
         if self.rollout.engine != "flow":
             for key, value, usual in (
                 ("objective", self.train.objective, "grpo"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,6 +29,7 @@ from rlir_ray.models.flow_streams import interpolate
 from rlir_ray.trajectory import FlowRecord, TokenRecord
 
 Metrics = dict[str, Tensor]
+Gathered = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,8 @@ class Objective(Protocol):
     def loss(self, forward: Forward, columns: Columns, num_decisions: int) -> tuple[Tensor, Metrics]:
         """A scalar to be summed over micro-batches and ranks, and its metrics; `forward` carries the gradient."""
 
-    def end_step(self, step: int) -> None:
-        """After the update of a step, counted from 1; inside it the policy's parameters are whole on every rank."""
+    def end_step(self, step: int, gathered: Gathered) -> None:
+        """After the update of a step, counted from 1; inside `gathered()` parameters are whole on every rank."""
 
     @property
     def sampling_policy(self) -> nn.Module:
@@ -92,7 +94,7 @@ class PolicyGradient:
         penalty, more = _divergence(scores, ref, mask, num_decisions)
         return loss + self.train.kl_coefficient * penalty, metrics | more
 
-    def end_step(self, step: int) -> None:
+    def end_step(self, step: int, gathered: Gathered) -> None:
         pass
 
 
@@ -179,11 +181,12 @@ class DiffusionNFT:
         return levels, noises
 
     @torch.no_grad()
-    def end_step(self, step: int) -> None:
+    def end_step(self, step: int, gathered: Gathered) -> None:
         """The sampling policy follows, the faster the earlier (the authors' first schedule)."""
         decay = min(0.001 * step, self.train.nft_decay)
-        for old, new in zip(self.sampling_policy.parameters(), self.policy.parameters(), strict=True):
-            old.lerp_(new.to(old.dtype), 1 - decay)
+        with gathered():
+            for old, new in zip(self.sampling_policy.parameters(), self.policy.parameters(), strict=True):
+                old.lerp_(new.to(old.dtype), 1 - decay)
 
 
 def _masked_mean(values: Tensor, mask: Tensor, num_decisions: int) -> Tensor:

@@ -126,8 +126,7 @@ class Learner:
         rate = learning_rate_at(self.num_steps, self.train.learning_rate, self.train.warmup_steps)
         grad_norm = self.engine.optimizer_step(rate)
         self.num_steps += 1
-        with self.engine.gathered():
-            self.objective.end_step(self.num_steps)
+        self.objective.end_step(self.num_steps, self.engine.gathered)
         metrics = {name: float(self.engine.reduce(value, is_maximum(name))) for name, value in combine(parts).items()}
         return normalise(metrics, batch.num_decisions) | {"grad_norm": grad_norm, "learning_rate": rate}
 

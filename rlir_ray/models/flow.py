@@ -31,7 +31,7 @@ class FrameCache:
     keys: list[Tensor]
     values: list[Tensor]
     places: Tensor
-    """int64 [frames], where in the clip."""
+    """int64 [frames], where in the clip; on the CPU, so that no mask waits for a GPU."""
 
     def repeat(self, times: int) -> FrameCache:
         """The same for `times` copies of each clip, one after the other."""
@@ -95,7 +95,7 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         )
         # One embedding per exclusive group and camera axis, summed.
         self.actions = nn.ModuleList([nn.Embedding(count, hidden_size) for count in CLASS_COUNTS])
-        self.rotary = RotaryPlaces(self.grid, head_size)
+        self.head_size = head_size
         self.blocks = nn.ModuleList([Block(hidden_size, num_heads, mlp_ratio) for _ in range(num_layers)])
         self.final_modulation = nn.Linear(hidden_size, 2 * hidden_size)
         self.head = nn.Linear(hidden_size, patch)
@@ -129,9 +129,9 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             latents: float [B, M, D, h, w], noisy ones.
             levels: float [B, M], noise levels in [0, 1].
             actions: int64 [B, M, 9], `rlir_ray.actions.exclusive_classes` of the action that leads into each frame.
-            places: int64 [M], where in the clip each frame stands; None: 0, 1, 2, ...
-            visible: bool [M, cached + M], which frames (columns) each frame (row) attends to; None: those in the cache
-                at earlier places, those of the pass at earlier places, and itself.
+            places: int64 [M] on the CPU, where in the clip each frame stands; None: 0, 1, 2, ...
+            visible: bool [M, cached + M] on the CPU, which frames (columns) each frame (row) attends to; None: itself
+                and those at earlier places, in the cache and in the pass.
             cache: of frames that were read before.
 
         Returns:
@@ -150,15 +150,15 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     ) -> tuple[Tensor, FrameCache]:
         """As `forward`, with what later frames need of these."""
         if places is None:
-            places = torch.arange(latents.shape[1], device=latents.device)
+            places = torch.arange(latents.shape[1])
         known = places if cache is None else torch.cat([cache.places, places])
         if visible is None:
-            own = torch.eye(len(places), dtype=torch.bool, device=places.device)
+            own = torch.eye(len(places), dtype=torch.bool)
             visible = known < places[:, None]
             visible[:, len(known) - len(places) :] |= own
         # A pass over one frame with its past alone needs no mask, which the fast kernels like better.
-        mask = None if bool(visible.all()) else self._per_token(visible)
-        turns = self.rotary(places)  # [L, head size]
+        mask = None if bool(visible.all()) else self._per_token(visible).to(latents.device)
+        turns = rotations(places, self.grid, self.head_size).to(latents.device)  # [L, head size / 2]
         condition = functional.silu(self._condition(levels, actions))  # [B, M, E]
         x = self.embed(self._patches(latents))  # [B, L, E]
         kept = FrameCache([], [], places)
@@ -228,35 +228,29 @@ class Block(nn.Module):
         return gated(x, mlp_gate, self.mlp_out(hidden)), keys, values
 
 
-class RotaryPlaces(nn.Module):
-    """3D rotary embedding: a head's pairs are shared out among time, height and width (https://arxiv.org/abs/2104.09864).
+def rotations(places: Tensor, grid: tuple[int, int], head_size: int) -> Tensor:
+    """3D rotary embedding: a head's pairs are shared out among time, height and width.
+
+    RoFormer (https://arxiv.org/abs/2104.09864), along three axes: height and width get a third of the pairs each, time
+    what is left.
 
     Args:
+        places: int64 [M], where in the clip each frame stands.
         grid: rows and columns of a frame's tokens.
-        head_size: E / H; height and width get a third of the pairs each, time what is left.
+        head_size: E / H.
+
+    Returns:
+        complex64 [M * N, head_size / 2].
     """
-
-    def __init__(self, grid: tuple[int, int], head_size: int) -> None:
-        super().__init__()
-        self.grid = grid
-        side = head_size // 6
-        self.num_pairs = (head_size // 2 - 2 * side, side, side)
-
-    def forward(self, places: Tensor) -> Tensor:
-        """complex64 [M * N, head size / 2] for frames at the given places, int64 [M]."""
-        height, width = (torch.arange(size, device=places.device) for size in self.grid)
-        axes = torch.meshgrid(places, height, width, indexing="ij")
-        angles = [
-            axis.flatten()[:, None] * self._rates(n, places) for axis, n in zip(axes, self.num_pairs, strict=True)
-        ]
-        whole = torch.cat(angles, -1)
-        return torch.polar(torch.ones_like(whole), whole)
-
-    @staticmethod
-    def _rates(num_pairs: int, places: Tensor) -> Tensor:
-        exponents = torch.arange(num_pairs, device=places.device, dtype=torch.float32) / max(num_pairs, 1)
+    side = head_size // 6
+    axes = torch.meshgrid(places, *(torch.arange(size) for size in grid), indexing="ij")
+    angles = []
+    for axis, num_pairs in zip(axes, (head_size // 2 - 2 * side, side, side), strict=True):
         # Tens of frames and of rows, not thousands of words: slower turns than 100's would not tell them apart.
-        return 100.0**-exponents
+        rates = 100.0 ** -(torch.arange(num_pairs) / num_pairs)
+        angles.append(axis.flatten()[:, None] * rates)
+    whole = torch.cat(angles, -1)
+    return torch.polar(torch.ones_like(whole), whole)
 
 
 def turn(x: Tensor, scale: Tensor, turns: Tensor) -> Tensor:

@@ -50,12 +50,12 @@ def two_streams(
         float32 [B, F, S, D, h, w].
     """
     num_history, (num_frames, num_levels) = history.shape[1], noisy.shape[1:3]
-    past = torch.arange(num_history, device=history.device)
-    current = (first_place + torch.arange(num_frames, device=history.device)).repeat_interleave(num_levels)
+    past = torch.arange(num_history)
+    current = (first_place + torch.arange(num_frames)).repeat_interleave(num_levels)
     places = torch.cat([past, current])
-    visible = torch.zeros(len(places), len(places), dtype=torch.bool, device=history.device)
+    visible = torch.zeros(len(places), len(places), dtype=torch.bool)
     visible[:, :num_history] = past < places[:, None]
-    visible |= torch.eye(len(places), dtype=torch.bool, device=history.device)
+    visible |= torch.eye(len(places), dtype=torch.bool)
     velocities = velocity(
         torch.cat([history, noisy.flatten(1, 2)], 1), torch.cat([history_levels, levels.flatten(1)], 1),
         torch.cat([history_actions, actions.repeat_interleave(num_levels, 1)], 1), places, visible,

@@ -79,7 +79,7 @@ class FlowSampler:
         self.keep_means, self.noise_scale = keep_means, noise_scale
         self.policy_version = 0
         self.device = next(model.parameters()).device
-        self._levels = noise_levels(config.num_steps, config.shift)  # [K + 1]
+        self.levels = noise_levels(config.num_steps, config.shift)  # [K + 1]
 
     def load_weights(self, weights: dict[str, npt.NDArray[np.generic]], version: int) -> None:
         """Takes the published weights of a version."""
@@ -150,7 +150,7 @@ class _Rollout:
     ) -> None:
         self.sampler, self.draws = sampler, draws
         self.num_context, self.history_noise = context.shape[1], sampler.config.history_noise
-        self.levels = sampler._levels.to(context.device)
+        self.levels = sampler.levels.to(context.device)
         # The context is read once for a prompt, then shared by its group.
         seen = self._as_history(context, draws.context)
         _, cache = sampler.model.read(seen, self._history_levels(seen), actions[:, : self.num_context])
@@ -167,7 +167,7 @@ class _Rollout:
         """Denoises the next frame of every clip."""
         if frame:
             self._remember(frame - 1)
-        place = torch.tensor([self.num_context + frame], device=self.levels.device)
+        place = torch.tensor([self.num_context + frame])
         action = self.actions[:, self.num_context + frame, None]
         x = self.draws.start[:, frame]  # [B, D, h, w]
         clips, window = torch.arange(len(x), device=x.device), self.sampler.window
@@ -201,7 +201,7 @@ class _Rollout:
         place = self.num_context + frame
         _, read = self.sampler.model.read(
             seen, self._history_levels(seen), self.actions[:, place, None],
-            torch.tensor([place], device=seen.device), cache=self.cache,
+            torch.tensor([place]), cache=self.cache,
         )  # fmt: skip
         self.cache = self.cache.append(read)
         self.history.append(seen)
