@@ -22,6 +22,8 @@ def build_learner(config: Config) -> Learner:
     """This rank's learner; the process group is the one that Ray Train started."""
     torch.set_num_threads(config.learner.num_threads)
     policy = open_policy(config, get_device() if config.learner.use_gpu else "cpu")
+    if config.learner.gradient_checkpointing:
+        policy.enable_gradient_checkpointing()
     # Before the engine takes the parameters: an objective may keep a copy of them.
     objective = make_objective(config, policy)
     engine: Engine

@@ -15,7 +15,8 @@ import ray
 
 from rlir_ray.config import Config, asset_path
 from rlir_ray.data.sources import find_recordings
-from rlir_ray.families import FrameShape, family_of
+from rlir_ray.families import family_of
+from rlir_ray.trajectory import FrameShape
 
 # The learner's latest version, the one before it that a slow reader may still hold, and the one being put.
 VERSIONS_HELD = 3

@@ -83,7 +83,7 @@ def judge_supervised(folder: Path, recipe: str, overrides: list[str]) -> None:
     from rlir_ray.families import family_of
     from rlir_ray.weights import weights_of
 
-    config = load_config(recipe, overrides)
+    config = load_config(recipe, [override for override in overrides if not override.startswith("lora.")])
     heldout = prompt_source(config, folder)("heldout")
     evaluation = EvaluationActor(config, folder, os.cpu_count() or 1)
     weights = weights_of(family_of(config).open_policy(folder / "supervised"))

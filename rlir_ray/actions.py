@@ -296,7 +296,7 @@ def exclusive_classes(actions: Actions) -> npt.NDArray[np.int64]:
     """What a flow model is told: MineWorld's bins of both camera axes, and its seven exclusive categories of buttons.
 
     Next-Frame Diffusion (https://arxiv.org/abs/2506.01380) quantises the camera and sorts the keys into seven
-    categories; MineWorld's slots are seven.
+    categories; MineWorld's slots are seven. Angles are binned as they are, not cut to whole degrees as in its tokens.
 
     Args:
         actions: F frames.

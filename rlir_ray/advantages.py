@@ -125,7 +125,8 @@ def step_advantages(
 def over_batch_std(groups: Sequence[npt.NDArray[np.float32]]) -> list[npt.NDArray[np.float32]]:
     """Centred returns over the standard deviation of a step's groups together, [G, F] each.
 
-    Flow-GRPO (https://arxiv.org/abs/2505.05470) does so: groups that agree weigh less than with their own deviation.
+    Groups that agree then weigh less than with their own deviation. Flow-GRPO (https://arxiv.org/abs/2505.05470)
+    divides by that of the batch's raw rewards, in which the differences between prompts count too; here they do not.
     """
     std = _pooled_std(np.concatenate([group.ravel() for group in groups]).astype(np.float64))
     return [(group / std).astype(np.float32) if std > 0 else np.zeros_like(group) for group in groups]

@@ -34,13 +34,20 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
 
                 view.stage("writing the report")
                 write_report(pipeline.folder.path)
-    print("\n".join(_where(result.folder, result.num_steps, result.interrupted)))
+    key = "adapter" if config.lora.rank or config.models.adapter else "policy"
+    print("\n".join(_where(result.folder, result.num_steps, result.interrupted, key)))
     if result.interrupted:
         sys.exit(INTERRUPTED)
 
 
-def _where(folder: Path, num_steps: int, interrupted: bool) -> list[str]:
-    """The last lines of a run: where everything is, and how to go on with one that was stopped."""
+def _where(folder: Path, num_steps: int, interrupted: bool, key: str) -> list[str]:
+    """The last lines of a run: where everything is, and how to go on with one that was stopped.
+
+    Args:
+        folder: of the run.
+        num_steps, interrupted: how far it came.
+        key: of `models` that takes what was saved, `policy` or `adapter`.
+    """
     if not num_steps:
         return ["stopped  before the first step; the same command starts again"]
     lines = [
@@ -50,7 +57,7 @@ def _where(folder: Path, num_steps: int, interrupted: bool) -> list[str]:
     if not interrupted:
         return [*lines, f"report   {folder / 'report.html'}"]
     go_on = (
-        f"python -m rlir_ray train --recipe {folder / 'config.yaml'} models.policy={folder / 'policy'} "
+        f"python -m rlir_ray train --recipe {folder / 'config.yaml'} models.{key}={folder / 'policy'} "
         f"run.dir={folder.parent} run.name={folder.name}-2"
     )
     return [*lines, f"stopped  the policy so far is saved; go on from it with: {go_on}"]

@@ -75,7 +75,7 @@ class ModelsConfig:
     policy: str = "asset:doom/world_model"
     """The base world model: a `transformers` LlamaForCausalLM folder, or a `diffusers` FlowWorldModel one."""
     adapter: str = ""
-    """LoRA adapter on it, as a run with lora.rank > 0 saves it; empty: none, or a fresh one."""
+    """LoRA adapter on it, as a run with lora.rank > 0 saves it, which is trained on; empty: none, or a fresh one."""
     tokenizer: str = "asset:doom/tokenizer"
     """Frame tokenizer: a `diffusers` VQModel folder; with rollout.engine=flow an AutoencoderKL one."""
     reward_idm: str = "asset:doom/reward_idm"
@@ -213,7 +213,7 @@ class FlowConfig:
     skip_last: bool = True
     """The last step, whose noise stays in the picture, never explores."""
     shared_noise: bool = True
-    """The clips of a group start from the same noise (DanceGRPO)."""
+    """The clips of a group start from the same noise (DanceGRPO), and their history gets the same."""
     history_noise: float = 0.05
     """Noise level of finished frames as later ones see them, against drift."""
 
@@ -249,7 +249,7 @@ class LoraConfig:
     """Low-rank adapters (https://arxiv.org/abs/2106.09685): only they are trained, published and saved."""
 
     rank: int = 0
-    """Of the adapters; 0: the whole policy is trained."""
+    """Of a fresh adapter; 0: the whole policy is trained. models.adapter keeps its own rank, alpha and targets."""
     alpha: float = 0.0
     """Their outputs are multiplied by alpha / rank; 0: alpha is the rank."""
     targets: tuple[str, ...] = ()
@@ -282,7 +282,7 @@ class RewardConfig:
     balance: str = "none"
     """`class`: weigh a frame's group by the inverse frequency of the commanded class; `none`."""
     credit: str = "frame"
-    """`clip`: all of a clip's tokens get its mean reward; `frame`: a frame's tokens get the rewards from it on."""
+    """`clip`: all of a clip's decisions get its mean reward; `frame`: a frame's get the rewards from it on."""
     discount: float = 0.5
     """Of later frames' rewards, for credit=frame."""
     max_frames: int = 576
@@ -322,6 +322,8 @@ class LearnerConfig:
     """`fp32` or `bf16`; with bf16 the ratio is 1 only within rounding."""
     decision_budget: int = 12288
     """Decisions in one forward and backward pass; the rest of a step is accumulated."""
+    gradient_checkpointing: bool = False
+    """Keep no activations inside a layer and compute them again in the backward pass: less memory, a third slower."""
 
     def __post_init__(self) -> None:
         _one_of(("deepspeed", "torch"), learner__engine=self.engine)
@@ -408,7 +410,7 @@ class TrainConfig:
         require(self.nft_beta > 0, "train.nft_beta", "must be > 0", self.nft_beta, "use 1.0")
         require(0 <= self.nft_decay < 1, "train.nft_decay", "must be in [0, 1)", self.nft_decay, "use 0.5")
         require(
-            0 <= self.max_failed_fraction <= 1, "train.max_failed_fraction", "must be in [0, 1]",
+            0 <= self.max_failed_fraction < 1, "train.max_failed_fraction", "must be in [0, 1)",
             self.max_failed_fraction, "use 0.1",
         )  # fmt: skip
         if self.objective == "nft":
@@ -470,27 +472,48 @@ class Config:
     def __post_init__(self) -> None:
         _at_least(1, object_store_budget_bytes=self.object_store_budget_bytes)
         _at_least(0, seed=self.seed)
-        if self.train.objective == "nft":
-            require(
-                not self.flow.shared_noise, "flow.shared_noise",
-                "must be false with train.objective=nft, or the clips of a group are one and the same",
-                self.flow.shared_noise, "set flow.shared_noise=false",
-            )  # fmt: skip
-        if self.lora.rank and self.train.kl_coefficient:
+        self._check_adapter()
+        if self.rollout.engine == "flow":
+            self._check_flow()
+        else:
+            for key, usual in (("objective", "grpo"), ("ratio", "plain")):
+                value, way_out = getattr(self.train, key), f"set train.{key}={usual}"
+                require(value == usual, f"train.{key}", f"must be {usual} without rollout.engine=flow", value, way_out)
+
+    def _check_adapter(self) -> None:
+        if self.lora.rank and self.train.kl_coefficient and not self.models.adapter:
             # The reference is the policy without its adapter, which no rank holds whole at stage 3.
             require(
                 self.learner.zero_stage < 3, "learner.zero_stage", "must be < 3 with lora.rank and a KL penalty",
                 self.learner.zero_stage, "set learner.zero_stage=2",
             )  # fmt: skip
-        if self.rollout.engine != "flow":
-            for key, value, usual in (
-                ("objective", self.train.objective, "grpo"),
-                ("ratio", self.train.ratio, "plain"),
-            ):
-                require(
-                    value == usual, f"train.{key}", f"must be {usual} without rollout.engine=flow", value,
-                    f"set train.{key}={usual}",
-                )  # fmt: skip
+
+    def _check_flow(self) -> None:
+        train, flow = self.train, self.flow
+        require(
+            self.evaluation.top_p == 1, "evaluation.top_p", "must be 1 with rollout.engine=flow", self.evaluation.top_p,
+            "vary evaluation.temperatures instead",
+        )  # fmt: skip
+        if train.objective == "nft":
+            require(
+                not flow.shared_noise, "flow.shared_noise",
+                "must be false with train.objective=nft, or the clips of a group are one and the same",
+                flow.shared_noise, "set flow.shared_noise=false",
+            )  # fmt: skip
+            require(
+                train.ratio == "plain", "train.ratio", "must be plain with train.objective=nft, which has no ratio",
+                train.ratio, "set train.ratio=plain",
+            )  # fmt: skip
+        elif flow.sde == "cps":
+            # Its log-probabilities are no densities, and its last step has no noise to divide by.
+            require(
+                train.ratio == "plain", "train.ratio", "must be plain with flow.sde=cps", train.ratio,
+                "set flow.sde=flow_grpo or train.ratio=plain",
+            )  # fmt: skip
+            require(
+                flow.skip_last or not train.kl_coefficient, "flow.skip_last",
+                "must be true with flow.sde=cps and a KL penalty", flow.skip_last, "set flow.skip_last=true",
+            )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

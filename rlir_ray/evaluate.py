@@ -23,6 +23,7 @@ from rlir_ray.evaluation.fvd import I3D, MIN_FRAMES
 from rlir_ray.evaluation.lpips import LPIPS
 from rlir_ray.evaluation.policy_row import PolicyRow, evaluate_row
 from rlir_ray.families import family_of, open_codec, open_policy
+from rlir_ray.models.adapters import is_adapter_folder
 from rlir_ray.models.architectures import stated_architecture
 from rlir_ray.models.inverse_dynamics import load_inverse_dynamics
 from rlir_ray.preflight import check_world
@@ -142,9 +143,11 @@ def resolve_config(request: EvaluationRequest) -> Config:
     if not request.idm and judge and not judge.startswith("asset:") and not Path(judge).is_dir():
         # A recipe's own folder that is not there: figures without the model are still figures.
         judge = ""
+    # An adapter lies on the policy that its run started from.
+    checkpoint = {"adapter": str(policy)} if is_adapter_folder(policy) else {"policy": str(policy)}
     models = dataclasses.replace(
         config.models,
-        policy=str(policy),
+        **checkpoint,
         tokenizer=str(_folder(tokenizer or config.models.tokenizer, "--tokenizer")),
         judge_idm=str(_folder(judge, "--idm")) if judge else "",
     )
@@ -159,6 +162,8 @@ def find_recipe(policy: Path) -> str:
     """
     if (run := policy.absolute().parent / "config.yaml").is_file():
         return str(run)
+    if is_adapter_folder(policy):
+        raise ValueError(f"an adapter that is of no run needs --recipe, got {policy}; name that of its policy")
     try:
         held = stated_architecture(json.loads((policy / "config.json").read_text()))
     except (OSError, ValueError) as error:

@@ -21,9 +21,7 @@ from rlir_ray.models.adapters import add_adapter, has_adapter, without_adapter
 from rlir_ray.models.frame_codec import FrameCodec
 from rlir_ray.samplers import Sampler
 from rlir_ray.samplers.flow_steps import noise_levels
-
-FrameShape = tuple[int, ...]
-"""Of an encoded frame: (tokens,) or (channels, height, width)."""
+from rlir_ray.trajectory import FrameShape
 
 
 @dataclass(frozen=True, slots=True)

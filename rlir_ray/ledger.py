@@ -123,11 +123,11 @@ class Failures:
     """Whether so many of the last groups failed that the run must end.
 
     Args:
-        max_fraction: of any `FAILURE_WINDOW` groups in a row that may fail.
+        max_fraction: of any `FAILURE_WINDOW` groups in a row that may fail; below 1.
     """
 
     def __init__(self, max_fraction: float) -> None:
-        self.max_fraction = max_fraction
+        self.max_failures = round(max_fraction * FAILURE_WINDOW)
         self._last: deque[bool] = deque(maxlen=FAILURE_WINDOW)
 
     def add(self, cause: str = "") -> None:
@@ -137,8 +137,8 @@ class Failures:
             RuntimeError: one too many failed.
         """
         self._last.append(bool(cause))
-        if cause and sum(self._last) > self.max_fraction * FAILURE_WINDOW:
+        if cause and sum(self._last) > self.max_failures:
             raise RuntimeError(
-                f"{sum(self._last)} of the last {len(self._last)} groups failed, the last one with: {cause}; more than "
-                f"train.max_failed_fraction={self.max_fraction:g} of {FAILURE_WINDOW} end a run"
+                f"{sum(self._last)} of the last {len(self._last)} groups failed, the last one with: {cause}; mend "
+                f"that, or raise train.max_failed_fraction={self.max_failures / FAILURE_WINDOW:g}"
             )

@@ -123,8 +123,9 @@ def step_groups(
                 ledger.finish(group.group_id, FAILED, group_scores.failure)
             elif (advantages := group_signal(config, group_scores)) is None:
                 ledger.finish(group.group_id, NO_SIGNAL)
-            failures.add(group_scores.failure)
             seen.append(ScoredGroup(group=group, scores=group_scores, advantages=advantages))
+        for group_scores in scores:
+            failures.add(group_scores.failure)
     return seen
 
 
@@ -153,7 +154,8 @@ def check_signal(config: Config, num_seen: int, num_missing: int) -> None:
     if num_seen >= MAX_REFILLS * config.train.prompts_per_step:
         raise ValueError(
             f"a step needs {config.train.prompts_per_step} groups whose rewards vary, got {num_seen} groups and still "
-            f"lacks {num_missing}; raise rollout.temperature or train.group_size, or use reward.match=soft"
+            f"lacks {num_missing}; raise rollout.temperature (flow policies: flow.noise_level) or train.group_size, or "
+            "use reward.match=soft"
         )
 
 

@@ -107,6 +107,7 @@ def mean_kl_loss(
     """KL(policy || reference) of SDE steps, exact: two normal distributions that differ in their means only.
 
     Flow-GRPO (https://arxiv.org/abs/2505.05470, section 4.3); mean over the latent's numbers, as the log-probabilities.
+    The authors' code leaves the length of the step out of the deviation: their coefficients act several times weaker.
 
     Args:
         policy_means: [B, T, N], of the steps' distributions, N numbers a latent; carries the gradient.
@@ -121,7 +122,7 @@ def mean_kl_loss(
     return loss, {"loss/kl": loss.detach() * num_decisions}
 
 
-def nft_loss(
+def nft_errors(
     velocities: Tensor,
     old_velocities: Tensor,
     noisy: Tensor,
@@ -138,7 +139,7 @@ def nft_loss(
 
     Args:
         velocities: [..., N], of the policy, N numbers a latent; carries the gradient.
-        old_velocities: [..., N], of the policy that sampled.
+        old_velocities: [..., N], of the sampling policy.
         noisy: [..., N], the clip's latents at `levels`.
         levels: [...].
         clean: [..., N], what was sampled.
@@ -146,7 +147,7 @@ def nft_loss(
         beta: how far the implicit policies lie from the sampling one.
 
     Returns:
-        [...].
+        [...], the error of each noised latent; the objective weighs and sums them.
     """
     implicit = (beta * velocities + (1 - beta) * old_velocities, (1 + beta) * old_velocities - beta * velocities)
     errors = []

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from rlir_ray.actions import Actions
 
+FrameShape = tuple[int, ...]
+"""Of an encoded frame: (tokens,) or (channels, height, width)."""
 Array = TypeVar("Array")
 """numpy in the store, torch at the learner's device."""
 

@@ -20,7 +20,10 @@ from rlir_ray.data.spread import spread_clips
 from rlir_ray.evaluate import EvaluationRequest, evaluate, find_recipe, resolve_config
 from rlir_ray.evaluation.mineworld import NO_WEIGHTS
 from rlir_ray.evaluation.policy_row import evaluate_row
+from rlir_ray.families import open_policy
+from rlir_ray.models.adapters import save_policy
 from rlir_ray.models.inverse_dynamics import load_inverse_dynamics
+from rlir_ray.run import RunFolder
 from rlir_ray.samplers.torch_sampler import TorchSampler
 from tests.fakes import HEIGHT, WIDTH, tiny_actions, tiny_tokenizer, tiny_world_model
 from tests.world import MakeConfig
@@ -147,11 +150,31 @@ def test_a_policy_finds_its_recipe_by_its_run_its_folder_or_its_size(run_folder:
     (tmp_path / "converted").mkdir()
     (tmp_path / "converted" / "config.json").write_text(json.dumps(settings))
     assert find_recipe(tmp_path / "converted") == "mineworld_700m"
+    flow = {
+        "_class_name": "FlowWorldModel", "latent_channels": 16, "latent_height": 28, "latent_width": 48,
+        "patch_size": 2, "hidden_size": 1536, "num_layers": 18, "num_heads": 24, "mlp_ratio": 4.0,
+    }  # fmt: skip
+    (tmp_path / "converted" / "config.json").write_text(json.dumps(flow))
+    assert find_recipe(tmp_path / "converted") == "nfd_774m"
     (tmp_path / "converted" / "config.json").write_text(json.dumps(settings | {"hidden_size": 64}))
     with pytest.raises(ValueError, match="needs --recipe"):
         find_recipe(tmp_path / "converted")
     with pytest.raises(ValueError, match="must be a world model's folder"):
         find_recipe(tmp_path)
+
+
+def test_adapter_of_a_run_is_evaluated_on_the_runs_own_policy(
+    make_config: MakeConfig, recordings: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config("lora.rank=2")
+    run = RunFolder(config)
+    save_policy(open_policy(config), run.path / "policy")
+    run.close()
+    main(["eval", "--policy", str(run.path / "policy"), "--data", str(recordings), "--num-clips", "2"])
+    assert "2 clips of 1 given + 3 generated frames" in capsys.readouterr().out
+    (run.path / "config.yaml").unlink()
+    with pytest.raises(ValueError, match="an adapter that is of no run needs --recipe"):
+        find_recipe(run.path / "policy")
 
 
 def test_a_converted_mineworld_checkpoint_is_evaluated_by_its_validation_clips(

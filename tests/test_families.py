@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
-from rlir_ray.config_files import load_config
-from rlir_ray.families import family_of, open_codec, open_policy, open_reference
+from rlir_ray.advantages import GroupAdvantages
+from rlir_ray.config_files import load_config, recipes
+from rlir_ray.families import family_of, make_objective, open_codec, open_policy, open_reference
+from rlir_ray.learner.step import Learner, StepBatch, trained_decisions
+from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.models.flow import FlowWorldModel
 from rlir_ray.preflight import check_checkpoints, check_world
-from tests.fakes import LATENT_SHAPE, tiny_flow_prompts
+from tests.fakes import LATENT_SHAPE, tiny_flow_prompts, tiny_prompts
 from tests.world import flow_overrides
 
 
@@ -91,9 +95,70 @@ def test_nfd_recipes_are_of_the_published_sizes(size, millions):
         (["rollout.engine=flow", "rollout.temperature=0.9"], "rollout.temperature must be 1 with rollout.engine=flow"),
         (["flow.noise_level=0"], "flow.noise_level must be > 0"),
         (["flow.num_steps=1"], "flow.num_steps must be >= 2"),
-        (["train.max_failed_fraction=2"], r"train.max_failed_fraction must be in \[0, 1\]"),
+        (
+            [
+                "rollout.engine=flow",
+                "train.objective=nft",
+                "train.max_advantage=5",
+                "flow.shared_noise=false",
+                "train.ratio=guard",
+            ],
+            "train.ratio must be plain with train.objective=nft",
+        ),
+        (["rollout.engine=flow", "flow.sde=cps", "train.ratio=guard"], "train.ratio must be plain with flow.sde=cps"),
+        (
+            ["rollout.engine=flow", "flow.sde=cps", "flow.skip_last=false", "train.kl_coefficient=0.1"],
+            "flow.skip_last must be true with flow.sde=cps and a KL penalty",
+        ),
+        (["rollout.engine=flow", "evaluation.top_p=0.8"], "evaluation.top_p must be 1 with rollout.engine=flow"),
+        (["lora.rank=2", "train.kl_coefficient=0.1", "learner.zero_stage=3"], "learner.zero_stage must be < 3"),
+        (["train.max_failed_fraction=1"], r"train.max_failed_fraction must be in \[0, 1\)"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(overrides, message):
     with pytest.raises(ValueError, match=message):
         load_config("", overrides)
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_every_shipped_recipe_holds_its_steps_in_its_budget(recipe):
+    config = load_config(recipe)
+    stated, world = config.architecture, config.world
+    frame = (stated.tokens_per_frame or 48,)
+    if config.rollout.engine == "flow":
+        frame = (stated.latent_channels or 8, world.height // 8, world.width // 8)
+    steps = 1 + config.train.max_staleness
+    assert steps * config.train.prompts_per_step * family_of(config).group_bytes(config, frame) <= (
+        config.object_store_budget_bytes
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sde", ["flow_grpo", "dance_grpo", "cps"])
+def test_ratio_is_one_on_a_gpu_though_sampler_and_learner_attend_through_other_kernels(make_config, checkpoints, sde):
+    config = make_config(*flow_overrides(checkpoints), f"flow.sde={sde}", "learner.use_gpu=true")
+    policy = open_policy(config, "cuda")
+    groups = [group for group, _ in family_of(config).rollout_sampler(config, policy).sample(
+        tiny_flow_prompts(4, num_frames=3), range(4), range(4), 4)]  # fmt: skip
+    advantages = [GroupAdvantages.of_all(np.ones((4, 3), np.float32)) for _ in groups]
+    engine = TorchEngine(policy, config.train, config.learner)
+    learner = Learner(engine, make_objective(config, policy), config.train, config.learner)
+    metrics = learner.step(StepBatch(groups, advantages, trained_decisions(groups, advantages)))
+    assert metrics["ratio/max_abs_log"] < 1e-5
+
+
+@pytest.mark.parametrize("family", ["torch", "flow"])
+def test_gradient_checkpointing_changes_no_gradient(make_config, checkpoints, family):
+    config = make_config(*(flow_overrides(checkpoints) if family == "flow" else []))
+    prompts = tiny_flow_prompts(1, num_frames=3) if family == "flow" else tiny_prompts(1, num_frames=3)
+    group, _ = family_of(config).rollout_sampler(config, open_policy(config)).sample(prompts, [0], [0], 4)[0]
+    advantages = [GroupAdvantages.of_all(np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32))]
+    norms = []
+    for enabled in (False, True):
+        policy = open_policy(config)
+        if enabled:
+            policy.enable_gradient_checkpointing()
+        engine = TorchEngine(policy, config.train, config.learner)
+        learner = Learner(engine, make_objective(config, policy), config.train, config.learner)
+        norms.append(learner.step(StepBatch([group], advantages, trained_decisions([group], advantages)))["grad_norm"])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5) and norms[0] > 0

@@ -11,7 +11,7 @@ from rlir_ray.losses import (
     guarded_log_ratio,
     kl_loss,
     mean_kl_loss,
-    nft_loss,
+    nft_errors,
     normalise,
     optimality,
     plain_log_ratio,
@@ -130,7 +130,7 @@ def test_nft_loss_and_gradient_of_a_worked_example() -> None:
     for good in (1.0, 0.5, 0.0):
         velocity = torch.tensor([[1.0]], requires_grad=True)
         columns = [torch.tensor([[value]]) for value in (1.0, 2.0)]
-        loss = nft_loss(velocity, *columns, torch.tensor([0.5]), torch.tensor([[1.0]]), torch.tensor([good]), 1.0)
+        loss = nft_errors(velocity, *columns, torch.tensor([0.5]), torch.tensor([[1.0]]), torch.tensor([good]), 1.0)
         loss.sum().backward()
         assert loss.item() == pytest.approx(0.5)
         # A good clip pulls the velocity up to the true one, a bad one pushes it away, an average one does nothing.

@@ -78,7 +78,8 @@ class DeepSpeedEngine:
     def gathered(self) -> AbstractContextManager[None]:
         if self._zero_stage < 3:
             return nullcontext()
-        whole: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(list(self.module.parameters()))
+        trained = [weight for weight in self.module.parameters() if weight.requires_grad]
+        whole: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(trained)
         return whole
 
 

@@ -20,7 +20,7 @@ from rlir_ray.losses import (
     guarded_log_ratio,
     kl_loss,
     mean_kl_loss,
-    nft_loss,
+    nft_errors,
     optimality,
     plain_log_ratio,
     policy_gradient_loss,
@@ -53,7 +53,7 @@ class Objective(Protocol):
         """A scalar to be summed over micro-batches and ranks, and its metrics; `forward` carries the gradient."""
 
     def end_step(self, step: int, gathered: Gathered) -> None:
-        """After the update of a step, counted from 1; inside `gathered()` parameters are whole on every rank."""
+        """After the update of a step, counted from 1; inside `gathered()` what trains is whole on every rank."""
 
     @property
     def sampling_policy(self) -> nn.Module:
@@ -128,7 +128,8 @@ class DiffusionNFT:
     """DiffusionNFT (https://arxiv.org/abs/2509.16117): no SDE, no stored log-probabilities.
 
     Clean clips are noised again, to levels of the sampler's own, and the policy is pulled to predict the good ones and
-    away from the bad ones. The samplers hold a moving average of the policy.
+    away from the bad ones. The samplers hold a moving average of the policy; with groups that lag behind, the implicit
+    policies lie around the newest one.
 
     Args:
         policy: the module that trains, a `FlowWorldModel`.
@@ -152,7 +153,7 @@ class DiffusionNFT:
             old = stream_velocities(self.sampling_policy, record, noisy, levels).flatten(3)
         mask, most = columns.loss_mask, self.train.max_advantage  # [B, F]
         good = optimality(columns.advantages, most)[..., None].expand_as(levels)
-        errors = nft_loss(
+        errors = nft_errors(
             velocities, old, noisy.flatten(3), levels, clean.expand_as(noisy).flatten(3), good, self.train.nft_beta
         )  # [B, F, S]
         loss = most * _masked_mean(errors, mask, num_decisions)
@@ -186,7 +187,8 @@ class DiffusionNFT:
         decay = min(0.001 * step, self.train.nft_decay)
         with gathered():
             for old, new in zip(self.sampling_policy.parameters(), self.policy.parameters(), strict=True):
-                old.lerp_(new.to(old.dtype), 1 - decay)
+                if new.requires_grad:
+                    old.lerp_(new.to(old.dtype), 1 - decay)
 
 
 def _masked_mean(values: Tensor, mask: Tensor, num_decisions: int) -> Tensor:

@@ -86,7 +86,7 @@ class Engine(Protocol):
         """Sum or maximum over ranks."""
 
     def gathered(self) -> AbstractContextManager[None]:
-        """Inside it the module holds all its parameters; every rank enters."""
+        """Inside it the module's parameters that train are whole; every rank enters."""
 
 
 def learning_rate_at(step: int, learning_rate: float, warmup_steps: int) -> float:

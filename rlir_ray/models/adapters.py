@@ -1,4 +1,4 @@
-"""LoRA adapters on world models, through peft: added, left out for the reference, merged for samplers, saved.
+"""LoRA adapters on world models, through peft: added, left out for the reference, merged where needed, saved.
 
 Both families' models carry their library's own adapter methods; a WorldModel's are those of its LLaMA.
 """
@@ -17,6 +17,8 @@ from rlir_ray.config import LoraConfig
 # The linear layers of attention and MLP.
 LLAMA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 FLOW_TARGETS = ("to_qkv", "to_out", "mlp_in", "mlp_out")
+# What peft and diffusers write for an adapter, and for nothing else.
+ADAPTER_FILES = ("adapter_config.json", "pytorch_lora_weights.safetensors")
 # How diffusers and transformers name the one adapter that a model carries.
 NAME = "default"
 
@@ -26,11 +28,11 @@ def add_adapter(model: nn.Module, lora: LoraConfig, folder: str = "") -> None:
 
     Args:
         model: a `WorldModel` or a `FlowWorldModel`.
-        lora: of rank 1 or more; read for a fresh adapter.
+        lora: of rank 1 or more for a fresh adapter; a saved one keeps its own.
         folder: of a saved adapter; empty: a fresh one, which changes nothing yet.
 
     Raises:
-        ValueError: a target that the model has no layer of.
+        ValueError: a target that the model has no layer of, or a saved adapter of another model.
     """
     carrier = _carrier(model)
     model.requires_grad_(False)
@@ -52,6 +54,8 @@ def add_adapter(model: nn.Module, lora: LoraConfig, folder: str = "") -> None:
             carrier.add_adapter(
                 PeftLoraConfig(r=lora.rank, lora_alpha=lora.alpha or lora.rank, target_modules=list(targets)), NAME
             )
+    if not has_adapter(model):
+        raise ValueError(f"models.adapter must fit models.policy, got none of its layers in {folder}; give its own")
     for name, weight in model.named_parameters():
         weight.requires_grad_(is_adapter_weight(name))
 
@@ -64,6 +68,11 @@ def _load(carrier: Any, folder: str) -> None:
         carrier.load_lora_adapter(folder, prefix=None, adapter_name=NAME, use_safetensors=True)
     else:
         carrier.load_adapter(folder, NAME)
+
+
+def is_adapter_folder(folder: Path) -> bool:
+    """Whether a folder holds an adapter rather than a whole policy."""
+    return any((folder / name).is_file() for name in ADAPTER_FILES)
 
 
 def _carrier(model: nn.Module) -> Any:

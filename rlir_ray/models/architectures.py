@@ -42,7 +42,6 @@ def flow_architecture(settings: Mapping[str, Any]) -> ArchitectureConfig:
         intermediate_size=int(settings["mlp_ratio"] * settings["hidden_size"]),
         num_layers=settings["num_layers"],
         num_heads=settings["num_heads"],
-        num_key_value_heads=settings["num_heads"],
         latent_channels=settings["latent_channels"],
         patch_size=patch,
     )

@@ -47,7 +47,10 @@ class FrameAutoencoder(FrameCodec):
             ValueError: another shape, or latents that are not finite.
         """
         if tuple(codes.shape[1:]) != self.latent_shape:
-            raise ValueError(f"the autoencoder decodes latents [N, {self.latent_shape}], got {list(codes.shape)}")
+            raise ValueError(
+                f"the autoencoder decodes latents [N, {self.latent_shape}], got {list(codes.shape)}; take those of its "
+                "own policy"
+            )
         if not bool(torch.isfinite(codes).all()):
             raise ValueError(
                 "latents must be finite, got NaN or infinity; lower train.learning_rate or the noise level"

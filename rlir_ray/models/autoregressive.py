@@ -127,6 +127,12 @@ class WorldModel(nn.Module):
         decided = logits.gather(-1, tokens[:, positions, None]).squeeze(-1)
         return decided - logits.logsumexp(-1)
 
+    def enable_gradient_checkpointing(self) -> None:
+        """Keeps no activations inside a layer for the backward pass."""
+        self.llama.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # transformers does so in training mode alone; the model drops nothing out, so that nothing else changes.
+        self.llama.train()
+
     @classmethod
     def create(
         cls,

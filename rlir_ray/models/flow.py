@@ -156,11 +156,11 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             own = torch.eye(len(places), dtype=torch.bool)
             visible = known < places[:, None]
             visible[:, len(known) - len(places) :] |= own
-        # A pass over one frame with its past alone needs no mask, which the fast kernels like better.
-        mask = None if bool(visible.all()) else self._per_token(visible).to(latents.device)
         turns = rotations(places, self.grid, self.head_size).to(latents.device)  # [L, head size / 2]
         condition = functional.silu(self._condition(levels, actions))  # [B, M, E]
         x = self.embed(self._patches(latents))  # [B, L, E]
+        # A pass over one frame with its past alone needs no mask, which the fast kernels like better.
+        mask = None if bool(visible.all()) else self._mask(visible.to(x.device), x.dtype)
         kept = FrameCache([], [], places)
         for number, block in enumerate(self.blocks):
             past = (cache.keys[number], cache.values[number]) if cache is not None else None
@@ -174,9 +174,11 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         x = self.head(modulate(normalise(x), shift, scale))
         return self._latents(x.float(), latents.shape[1]), kept
 
-    def _per_token(self, frames: Tensor) -> Tensor:
-        """A mask of frames, [M, K], as one of tokens, [M * N, K * N]."""
-        return frames.repeat_interleave(self.tokens_per_frame, 0).repeat_interleave(self.tokens_per_frame, 1)
+    def _mask(self, visible: Tensor, dtype: torch.dtype) -> Tensor:
+        """Which frames see which, bool [M, K], as what is added to the tokens' scores, [M * N, K * N]; one for all
+        layers, since attention would make its own out of a boolean one each time."""
+        added = torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, float("-inf"))
+        return added.repeat_interleave(self.tokens_per_frame, 0).repeat_interleave(self.tokens_per_frame, 1)
 
     def _condition(self, levels: Tensor, actions: Tensor) -> Tensor:
         """Noise level and action of each frame, [B, M, E]."""
@@ -214,7 +216,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, condition: Tensor, turns: Tensor, mask: Tensor | None, past: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """x [B, L, E], condition [B, M, E], turns [L, head size], mask bool [L, past + L]; also its keys and values."""
+        """x [B, L, E], condition [B, M, E], turns [L, head size], mask [L, past + L]; also its keys and values."""
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(condition).chunk(6, -1)
         qkv = self.to_qkv(modulate(normalise(x), shift, scale)).unflatten(-1, (3, self.num_heads, -1))
         queries, keys, values = (part.transpose(1, 2) for part in qkv.unbind(2))  # [B, H, L, head size]

@@ -57,6 +57,7 @@ def train_autoencoder(
         height=height, width=width, latent_channels=settings.latent_channels, block_channels=settings.block_channels,
         norm_groups=settings.norm_groups, pixel_unshuffle=settings.pixel_unshuffle,
     ).train()  # fmt: skip
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, (0.9, 0.99), weight_decay=1e-4)
     loop = Loop("autoencoder", out_dir, settings, {"model": model, "optimizer": optimizer})
 
@@ -84,7 +85,7 @@ def _update(
     model: FrameAutoencoder, optimizer: torch.optim.Optimizer, frames: Tensor, settings: AutoencoderTraining
 ) -> dict[str, float]:
     pixels = model.scale(frames)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(pixels.device.type, torch.bfloat16):
         posterior = model.posterior(pixels)
         decoded = model.pixels(posterior.sample()).float()
     reconstruction = reconstruction_loss(
@@ -103,9 +104,11 @@ def _update(
 def _set_scale(model: FrameAutoencoder, clips: Clips) -> None:
     """The mean and standard deviation of each latent channel over the training recordings."""
     model.set_scale(torch.zeros(1), torch.ones(1))
-    frames = _spread(np.concatenate(list(clips)), NUM_SCALED)
+    share = min(1.0, NUM_SCALED / sum(map(len, clips)))
+    frames = np.concatenate([_spread(clip, max(1, round(share * len(clip)))) for clip in clips])
     latents = model.eval().encode(torch.from_numpy(frames))  # [N, D, h, w]
     model.set_scale(latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
+    model.to("cpu")
 
 
 def _spread(frames: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.uint8]:

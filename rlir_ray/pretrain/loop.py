@@ -91,9 +91,12 @@ class Loop:
                 self.step, self.elapsed_s = self.step + 1, time.monotonic() - started
                 show(self.progress, f"loss {seen[-1]['loss']:.3f}")
                 if self.elapsed_s - evaluated_s >= self.settings.evaluate_every_s:
+                    paused = time.monotonic()
                     self._write_line(seen, evaluate())
                     self._save()
                     seen, evaluated_s = [], self.elapsed_s
+                    # The minutes are those of training.
+                    started += time.monotonic() - paused
         return self._write_line(seen, evaluate())
 
     def finish(self, report: Mapping[str, Any]) -> None:

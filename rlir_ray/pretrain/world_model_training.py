@@ -5,13 +5,7 @@ Knows nothing of tokenizers, rewards or Ray. Legend: W frames of a window, N tok
 
 from __future__ import annotations
 
-import json
-import logging
-import math
-import os
-import platform
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +18,8 @@ from rlir_ray.models.autoregressive import WorldModel, assemble, image_positions
 from rlir_ray.models.block_attention import set_block_attention
 from rlir_ray.pretrain.encode import window_starts
 from rlir_ray.pretrain.finished import finished_report
+from rlir_ray.pretrain.loop import Loop, cosine_rate
 from rlir_ray.pretrain.world_model import WorldModelTraining
-from rlir_ray.progress import progress_bar
-from rlir_ray.run import write_json
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -93,37 +84,30 @@ def train_world_model(
     if finished_report(out_dir, settings):
         return WorldModel.from_pretrained(out_dir)
     starts = train.window_starts(settings.num_frames)
-    out_dir.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = _start(settings, train.images.shape[1]).to(device)
     optimizer = _optimizer(model, settings)
-    step, elapsed_s, evaluated_s = 0, 0.0, 0.0
-    checkpoint = out_dir / "checkpoint.pt"
-    if checkpoint.is_file():
-        step, elapsed_s = _resume(model, optimizer, checkpoint, settings)
-        evaluated_s = elapsed_s
-        logger.info("goes on from step %d of %s", step, checkpoint)
-    started = time.monotonic() - elapsed_s
-    losses: list[float] = []
-    with progress_bar("world model") as show:
-        while (progress := _progress(step, elapsed_s, settings)) < 1:
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * _schedule(progress)
-            # Drawn by step, so that a resumed training sees the windows that it would have seen.
-            rows = np.random.default_rng([settings.seed, step]).choice(starts, settings.batch_size)
-            losses.append(_train_step(model, optimizer, train.windows(rows, settings.num_frames).to(device), settings))
-            step, elapsed_s = step + 1, time.monotonic() - started
-            show(_progress(step, elapsed_s, settings), f"loss {losses[-1]:.3f}")
-            if elapsed_s - evaluated_s >= settings.evaluate_every_s:
-                _report(model, validation, step, elapsed_s, losses, out_dir, settings)
-                _save_checkpoint(model, optimizer, step, elapsed_s, checkpoint, settings)
-                losses, evaluated_s = [], elapsed_s
-    final = _report(model, validation, step, elapsed_s, losses, out_dir, settings)
+    loop = Loop("world model", out_dir, settings, {"model": model, "optimizer": optimizer})
+
+    def update(step: int, progress: float) -> dict[str, float]:
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * cosine_rate(progress)
+        rows = np.random.default_rng([settings.seed, step]).choice(starts, settings.batch_size)
+        tokens = train.windows(rows, settings.num_frames).to(device)
+        return {"loss": _train_step(model, optimizer, tokens, settings)}
+
+    final = loop.run(update, lambda: validate(model, validation, settings.num_validation, settings.num_frames))
     model = model.to("cpu").eval()
     set_block_attention(model, enabled=False)
     model.save_pretrained(out_dir)
-    _write_report(model, train, final, elapsed_s, out_dir, settings)
-    checkpoint.unlink(missing_ok=True)
+    tokens_seen = loop.step * settings.batch_size * train.windows(np.zeros(1, np.int64), settings.num_frames).shape[1]
+    loop.finish(
+        {
+            "parameters": sum(weight.numel() for weight in model.parameters()), "train_frames": len(train.images),
+            "train_windows": len(starts), "tokens_seen": tokens_seen,
+            "tokens_per_s": round(tokens_seen / max(loop.elapsed_s, 1e-9), 1), "final": final,
+        }
+    )  # fmt: skip
     return model
 
 
@@ -161,17 +145,6 @@ def _optimizer(model: WorldModel, settings: WorldModelTraining) -> torch.optim.A
     return torch.optim.AdamW(
         groups, settings.learning_rate, (0.9, 0.95), weight_decay=settings.weight_decay, fused=True
     )
-
-
-def _progress(step: int, elapsed_s: float, settings: WorldModelTraining) -> float:
-    return elapsed_s / 60 / settings.minutes if settings.minutes else step / settings.num_steps
-
-
-def _schedule(progress: float) -> float:
-    """Share of the highest learning rate: linear over the first 2 %, then a cosine down to a twentieth."""
-    if progress < 0.02:
-        return max(progress, 1e-4) / 0.02
-    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (progress - 0.02) / 0.98))
 
 
 def _train_step(model: WorldModel, optimizer: torch.optim.AdamW, tokens: Tensor, settings: WorldModelTraining) -> float:
@@ -217,73 +190,3 @@ def validate(
         scored = torch.cat([model(batch, (num_frames - 1) * model.tokens_per_frame) for batch in batches])
         means[name] = -float(scored.mean())
     return means
-
-
-def _report(
-    model: WorldModel,
-    validation: TokenRecordings,
-    step: int,
-    elapsed_s: float,
-    losses: list[float],
-    out_dir: Path,
-    settings: WorldModelTraining,
-) -> dict[str, float]:
-    """One line of the curve."""
-    figures = {"step": step, "elapsed_s": elapsed_s, "loss": float(np.mean(losses)) if losses else math.nan}
-    figures |= validate(model, validation, settings.num_validation, settings.num_frames)
-    line = {name: round(value, 4) for name, value in figures.items() if not math.isnan(value)}
-    with (out_dir / "curve.jsonl").open("a") as curve:
-        curve.write(json.dumps(line) + "\n")
-    logger.info("%s", line)
-    return line
-
-
-def _write_report(
-    model: WorldModel,
-    train: TokenRecordings,
-    final: dict[str, float],
-    elapsed_s: float,
-    out_dir: Path,
-    settings: WorldModelTraining,
-) -> None:
-    length = train.windows(np.zeros(1, np.int64), settings.num_frames).shape[1]
-    tokens_seen = int(final["step"]) * settings.batch_size * length
-    report = {
-        "settings": asdict(settings), "parameters": sum(weight.numel() for weight in model.parameters()),
-        "train_frames": len(train.images), "train_windows": len(train.window_starts(settings.num_frames)),
-        "tokens_seen": tokens_seen, "tokens_per_s": round(tokens_seen / max(elapsed_s, 1e-9), 1), "final": final,
-        "torch": torch.__version__, "machine": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(), "load_average": os.getloadavg(),
-    }  # fmt: skip
-    write_json(out_dir / "training.json", report)
-
-
-def _save_checkpoint(
-    model: WorldModel,
-    optimizer: torch.optim.AdamW,
-    step: int,
-    elapsed_s: float,
-    path: Path,
-    settings: WorldModelTraining,
-) -> None:
-    state = {
-        "model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "elapsed_s": elapsed_s,
-        "settings": asdict(settings),
-    }  # fmt: skip
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    temporary.replace(path)  # never half a checkpoint under the final name
-
-
-def _resume(
-    model: WorldModel, optimizer: torch.optim.AdamW, path: Path, settings: WorldModelTraining
-) -> tuple[int, float]:
-    state = torch.load(path, weights_only=True)
-    # The length may change between two sessions; what the weights and the batches depend on may not.
-    free = {"minutes", "num_steps", "evaluate_every_s"}
-    differing = [k for k, v in asdict(settings).items() if k not in free and state["settings"].get(k, v) != v]
-    if differing:
-        raise ValueError(f"a resumed training must keep its settings, got another {differing[0]}; remove {path}")
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"]), float(state["elapsed_s"])

@@ -1,7 +1,7 @@
 """Inverse rewards: decode a group's clips, let an inverse dynamics model read the actions, compare with the commands.
 
 The decoder and the reader together, so that a video travels encoded. Knows nothing of pools.
-Legend: G trajectories of a group, C context frames, F generated frames, N tokens a frame.
+Legend: G trajectories of a group, B clips, C context frames, F generated frames.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class InverseReward:
     """Scores groups of generated clips (RLIR, arXiv 2509.23958).
 
     Args:
-        tokenizer: decodes image tokens.
+        tokenizer: decodes encoded frames.
         idm: reads the actions; it sees the context frames too, only generated frames are scored.
         world: the action groups to compare.
         config: rule, camera, match, balance and the frames read at once.
         class_shares: action group -> how often each class is commanded, for `balance=class`.
-        device: where tokens are sent; the models must be there.
+        device: where encoded frames are sent; the models must be there.
 
     Raises:
         ValueError: `balance=class` without shares or with another rule than `groups`.
@@ -91,7 +91,10 @@ class InverseReward:
         if len(lengths) > 1:
             raise ValueError(f"videos scored together must be of one length, got {sorted(lengths)}; score them apart")
         whole = [video for video in videos if np.isfinite(video.codes).all()]
-        scores = {video.group_id: self._failed(video, "its latents are NaN or infinite") for video in videos}
+        scores = {
+            video.group_id: self._failed(video, "its latents are NaN or infinite; lower train.learning_rate")
+            for video in videos
+        }
         if whole:
             scores |= {one.group_id: one for one in self._score_whole(whole)}
         return [scores[video.group_id] for video in videos]
@@ -130,7 +133,9 @@ class InverseReward:
         config, groups = self.config, self.world.groups
         for name, table in probabilities.items():
             if not bool(torch.isfinite(table).all()):
-                return self._failed(video, f"the inverse dynamics model gives {name} no finite probabilities")
+                return self._failed(
+                    video, f"the inverse dynamics model gives {name} no finite probabilities; check models.reward_idm"
+                )
         commanded = video.actions[len(video.actions) - video.num_frames :]
         recovered = classes[:, video.num_context :]  # [G, F, groups]
         soft = {name: table[:, video.num_context :] for name, table in probabilities.items()}

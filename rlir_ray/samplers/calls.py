@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlir_ray.trajectory import Prompt
+from rlir_ray.trajectory import FrameShape, Prompt
 
 
 def check_call(
-    prompts: Sequence[Prompt], group_ids: Sequence[int], seeds: Sequence[int], frame_shape: tuple[int, ...]
+    prompts: Sequence[Prompt], group_ids: Sequence[int], seeds: Sequence[int], frame_shape: FrameShape
 ) -> tuple[int, int]:
     """Context and generated frames of all prompts of a call.
 

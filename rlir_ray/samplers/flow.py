@@ -115,10 +115,13 @@ class FlowSampler:
         shape, parts = self.model.latent_shape, []
         for seed in seeds:
             generator = torch.Generator().manual_seed(seed)
-            num_starts = 1 if self.config.shared_noise else group_size
-            start = torch.randn(num_starts, num_frames, *shape, generator=generator).expand(group_size, *[-1] * 4)
+            # What is no decision and yet differs between the clips of a group is noise in its advantages.
+            num_draws = 1 if self.config.shared_noise else group_size
+            start, history = (
+                torch.randn(num_draws, num_frames, *shape, generator=generator).expand(group_size, *[-1] * 4)
+                for _ in range(2)
+            )
             context = torch.randn(1, num_context, *shape, generator=generator)
-            history = torch.randn(group_size, num_frames, *shape, generator=generator)
             steps = torch.randn(group_size, num_frames, self.window, *shape, generator=generator)
             parts.append((start * self.noise_scale, context, history, steps))
         return Draws(*(torch.cat(column).to(self.device) for column in zip(*parts, strict=True)))

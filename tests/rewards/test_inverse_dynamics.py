@@ -138,7 +138,7 @@ def test_group_of_latents_that_are_not_finite_fails_alone(value: float) -> None:
     scores = reward.score([latents(False, 3), latents(True, 4), latents(False, 5)])
     assert [one.group_id for one in scores] == [3, 4, 5]
     assert [bool(one.failure) for one in scores] == [False, True, False]
-    assert scores[1].failure == "group 4 cannot be scored: its latents are NaN or infinite"
+    assert scores[1].failure == "group 4 cannot be scored: its latents are NaN or infinite; lower train.learning_rate"
 
 
 def test_nothing_to_score_gives_nothing() -> None:
