@@ -207,7 +207,7 @@ class FlowConfig:
     window: int = 3
     """Steps of each frame that explore and train (MixGRPO); the others follow the ODE."""
     window_moves: str = "random"
-    """`random`: drawn for each group; `sliding`: from noisy to clean with the policy's version."""
+    """`random`: drawn for each group; `sliding`: from noisy to clean with the policy's version; `first`: never."""
     window_interval: int = 5
     """Versions between two moves of a sliding window."""
     skip_last: bool = True
@@ -219,7 +219,7 @@ class FlowConfig:
 
     def __post_init__(self) -> None:
         _one_of(("flow_grpo", "dance_grpo", "cps"), flow__sde=self.sde)
-        _one_of(("random", "sliding"), flow__window_moves=self.window_moves)
+        _one_of(("random", "sliding", "first"), flow__window_moves=self.window_moves)
         _at_least(2, flow__num_steps=self.num_steps)
         _at_least(1, flow__window=self.window, flow__window_interval=self.window_interval)
         require(self.shift > 0, "flow.shift", "must be > 0", self.shift, "use 1.0")

@@ -32,11 +32,13 @@ def window_start(config: FlowConfig, policy_version: int, seed: int) -> int:
 
     Args:
         config: `sliding`: from noisy to clean, one step further every `window_interval` versions, and round again;
-            `random`: drawn from the group's seed.
+            `random`: drawn from the group's seed; `first`: the noisiest steps, which decide what a frame shows.
         policy_version: that samples.
         seed: of the group.
     """
     num_places = config.num_sde_steps - config.window + 1
+    if config.window_moves == "first":
+        return 0
     if config.window_moves == "sliding":
         return policy_version // config.window_interval % num_places
     return int(np.random.default_rng([seed, 1]).integers(num_places))

@@ -125,6 +125,7 @@ def test_window_slides_from_noisy_to_clean_and_round_again() -> None:
     assert [window_start(config, version, seed=9) for version in range(10)] == [0, 0, 1, 1, 2, 2, 3, 3, 0, 0]
     whole = replace(config, skip_last=False)
     assert max(window_start(whole, version, 0) for version in range(20)) == 4
+    assert window_start(replace(config, window_moves="first"), 7, 3) == 0
     drawn = {window_start(replace(config, window_moves="random"), 0, seed) for seed in range(50)}
     assert drawn == {0, 1, 2, 3}
 
