@@ -48,7 +48,7 @@ class AssetsPlan:
     """The same for the autoregressive world model, until its validation loss is flat."""
     autoencoder_minutes: float = 12.0
     """The same for the autoencoder."""
-    flow_model_minutes: float = 62.0
+    flow_model_minutes: float = 115.0
     """The same for the flow world model."""
     threads: int = 2
     """Torch threads."""
