@@ -57,6 +57,7 @@ format: install-dev
 
 bench: install-dev
 	$(BIN)/python benchmarks/rollout_engines.py $(ARGS)
+	$(BIN)/python benchmarks/flow_rollout.py
 
 # From nothing to the shipped checkpoints: records the game, trains all models, writes how they were made. Hours.
 assets: install

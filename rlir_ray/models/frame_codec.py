@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 STEM_FILE = "tokenizer.json"
 
 
-class FrameCodec(nn.Module):
+class FrameCodec(nn.Module, ABC):
     """A `diffusers` autoencoder of pictures, with an optional pixel-unshuffle stem before it.
 
     A subclass says what a frame is encoded as: `encode` (uint8 [N, H, W, 3] to codes [N, ...]) and its inverse
@@ -55,13 +56,13 @@ class FrameCodec(nn.Module):
         self.max_frames = max_frames
         self.grid = (height // factor, width // factor)
 
+    @abstractmethod
     def encode(self, frames: Tensor) -> Tensor:
         """uint8 [N, H, W, 3] to what stands for the frames, [N, ...]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, codes: Tensor) -> Tensor:
         """The inverse of `encode`, uint8 [N, H, W, 3]."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def _encode_parts(self, frames: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
@@ -124,9 +125,9 @@ class FrameCodec(nn.Module):
         (folder / STEM_FILE).write_text(json.dumps(stem, indent=2) + "\n")
 
     @classmethod
+    @abstractmethod
     def model_class(cls) -> Any:
         """The `diffusers` class, imported when asked for."""
-        raise NotImplementedError
 
     @classmethod
     def from_pretrained(
