@@ -67,10 +67,14 @@ def test_keys_are_listed_with_defaults(capsys):
 
 
 def test_a_stopped_run_says_how_to_go_on_and_one_without_a_step_that_nothing_was_saved(tmp_path):
-    assert _where(tmp_path / "first", 0, True) == ["stopped  before the first step; the same command starts again"]
-    *_, last = _where(tmp_path / "first", 3, True)
+    assert _where(tmp_path / "first", 0, True, "policy") == [
+        "stopped  before the first step; the same command starts again"
+    ]
+    *_, last = _where(tmp_path / "first", 3, True, "policy")
     assert f"models.policy={tmp_path / 'first' / 'policy'} run.dir={tmp_path} run.name=first-2" in last
-    assert _where(tmp_path / "first", 3, False)[-1].startswith("report")
+    *_, last = _where(tmp_path / "first", 3, True, "adapter")
+    assert f"models.adapter={tmp_path / 'first' / 'policy'}" in last
+    assert _where(tmp_path / "first", 3, False, "policy")[-1].startswith("report")
 
 
 def test_an_error_of_ray_ends_with_its_cause(capsys):

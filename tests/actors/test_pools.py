@@ -14,6 +14,8 @@ from actors.learner_group import LearnerGroup
 from actors.mailbox import split_order
 from actors.pools import RewardPool, RolloutPool
 from actors.rollout import RolloutActor, build_sampler
+from rlir_ray.advantages import GroupAdvantages
+from rlir_ray.families import make_objective
 from rlir_ray.learner.step import Learner
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.weights import checksum, weights_of
@@ -41,7 +43,7 @@ def test_the_same_seeds_give_the_same_groups_with_one_and_two_rollout_actors(ray
 
 def test_a_sampler_serves_exactly_the_published_bytes(make_config):
     config = make_config()
-    actor = RolloutActor(partial(build_sampler, config.models.policy, config.rollout))
+    actor = RolloutActor(partial(build_sampler, config))
     weights = weights_of(tiny_world_model(seed=5))
     published = checksum(weights)
     assert actor.load_weights(weights, 3, published) == actor.version() == 3
@@ -55,7 +57,7 @@ def test_a_sampler_serves_exactly_the_published_bytes(make_config):
 
 def test_serve_and_plain_actors_give_equal_scores(ray_cluster, make_config):
     config = make_config()
-    sampler = build_sampler(config.models.policy, config.rollout)
+    sampler = build_sampler(config)
     videos = [video for _, video in sampler.sample(tiny_prompts(3, num_frames=3), [0, 1, 2], [0, 1, 2], 4)]
     found = {}
     for backend in ("actors", "serve"):
@@ -91,7 +93,7 @@ def test_a_reward_of_a_lost_video_fails_with_the_cause(ray_cluster, make_config)
 
 
 def test_every_group_goes_to_one_rank():
-    orders = split_order(list("abcde"), [np.zeros((4, 3), np.float32)] * 5, 2)
+    orders = split_order(list("abcde"), [GroupAdvantages.of_all(np.zeros((4, 3), np.float32))] * 5, 2)
     assert sorted(orders[0].group_refs + orders[1].group_refs) == list("abcde")
     assert [len(order.group_refs) for order in orders] == [3, 2]
 
@@ -107,9 +109,9 @@ class KilledLearner(Learner):
 
 
 def build_broken_learner(kind, config):
-    model = tiny_world_model()
-    engine = TorchEngine(model, config.train, config.learner)
-    return kind(model, None, engine, config.train, config.learner, temperature=1.0)
+    policy = tiny_world_model()
+    engine = TorchEngine(policy, config.train, config.learner)
+    return kind(engine, make_objective(config, policy), config.train, config.learner)
 
 
 @pytest.mark.parametrize(
@@ -121,23 +123,24 @@ def build_broken_learner(kind, config):
 )
 def test_a_failing_learner_surfaces_in_one_line_and_not_as_a_timeout(ray_cluster, make_config, kind, cause, tmp_path):
     config = make_config()
-    group, _ = build_sampler(config.models.policy, config.rollout).sample(tiny_prompts(1, num_frames=3), [0], [0], 4)[0]
+    group, _ = build_sampler(config).sample(tiny_prompts(1, num_frames=3), [0], [0], 4)[0]
     learner = LearnerGroup(config, tmp_path / "train", partial(build_broken_learner, kind, config))
     learner.start()
     assert learner.wait_ready().version == 0
     with pytest.raises(RuntimeError, match=cause) as failure:
-        learner.step([ray.put(group)], [np.ones((4, 3), np.float32)])
+        learner.step([ray.put(group)], [GroupAdvantages.of_all(np.ones((4, 3), np.float32))])
     assert "\n" not in str(failure.value)
     learner.stop()
 
 
 def test_a_learner_group_alone_publishes_new_weights_once_and_saves_them(ray_cluster, make_config, tmp_path):
     config = make_config()
-    group, _ = build_sampler(config.models.policy, config.rollout).sample(tiny_prompts(1, num_frames=3), [0], [0], 4)[0]
+    group, _ = build_sampler(config).sample(tiny_prompts(1, num_frames=3), [0], [0], 4)[0]
     learner = LearnerGroup(config, tmp_path / "train")
     learner.start()
     before = learner.wait_ready()
-    after = learner.step([ray.put(group)], [np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)])
+    values = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
+    after = learner.step([ray.put(group)], [GroupAdvantages.of_all(values)])
     # The learner owns what it published: read it while there is one.
     weights = ray.get(after.weights_refs[0])
     learner.save(tmp_path / "policy")
