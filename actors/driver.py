@@ -17,20 +17,24 @@ from typing import Any
 import ray
 
 from actors.collector import Collector
+from actors.control import Control
 from actors.evaluation import EvaluationActor
 from actors.learner_group import LearnerGroup
 from actors.mailbox import StepReport
-from actors.plan import absolute_paths, check_disk, check_plan, ray_session
-from actors.pools import RewardPool, RolloutPool, as_actor, stop_actors
+from actors.placement import node_cpus, node_id, on_node, ray_options
+from actors.plan import absolute_paths, check_disk, check_plan, ray_session, stop_notice
+from actors.pools import RolloutPool, as_actor, stop_actors
 from actors.prompts import PromptActor, PromptSource, prompt_source
+from actors.reward_pool import RewardPool
+from actors.scaling import Scaling
 from actors.waiting import Stopped, stop_on_signals, wait_all
 from actors.weight_sync import WeightSync
 from rlir_ray.config import Config
 from rlir_ray.evaluation.results import BASE, POST_TRAINED
 from rlir_ray.families import family_of
 from rlir_ray.ledger import Ledger
-from rlir_ray.local import Reward, compared
-from rlir_ray.preflight import check_checkpoints, check_world
+from rlir_ray.local import Reward, check_logprobs, compared
+from rlir_ray.preflight import check_checkpoints, check_engine, check_world
 from rlir_ray.run import RunFolder, write_json
 from rlir_ray.staleness import Admission
 
@@ -81,6 +85,7 @@ class Pipeline:
         self.config = config = absolute_paths(config)
         self.frame_shape = check_world(config)
         check_checkpoints(config)
+        check_engine(config)
         self.folder = RunFolder(config)
         self.callbacks = [self.folder.log_step, *callbacks]
         self.progress = progress or (lambda stage: None)
@@ -107,10 +112,12 @@ class Pipeline:
         interrupted = False
         # Ray sets a SIGTERM handler of its own when it starts: ours comes after it.
         with ray_session(), stop_on_signals(self._stop):
-            check_plan(self.config, self.frame_shape)
+            if notice := stop_notice():
+                self.progress(notice)
             check_disk(self.config, self.folder.path)
             try:
-                self._start(calibrate)
+                check_plan(self.config, self.frame_shape, self.progress, self._stop)
+                self._start(calibrate, evaluate)
                 if evaluate:
                     self._evaluate_base()
                 self._loop()
@@ -132,17 +139,51 @@ class Pipeline:
         """Ends the run after the step under way, as Ctrl-C does; for callbacks and other threads."""
         self._stop.set()
 
-    def _start(self, calibrate: bool) -> None:
+    def scale_reward(self, num_replicas: int) -> str:
+        """Grows or shrinks the reward pool while `train` runs; for callbacks and other threads. Returns at once.
+
+        The number holds from then on: a pool that scaled by itself no longer does. Replicas that go finish what they
+        hold; no group is lost, none counts twice.
+
+        Raises:
+            ValueError: fewer than one, more than the cluster can hold, a shared service, or `train` does not run.
+        """
+        return self._scaling().scale("reward", num_replicas)
+
+    def scale_rollout(self, num_actors: int) -> str:
+        """The same for the rollout pool; a new actor serves when it holds the current weights.
+
+        Raises:
+            ValueError: fewer than one, more than the cluster can hold, or `train` does not run.
+        """
+        return self._scaling().scale("rollout", num_actors)
+
+    def _scaling(self) -> Scaling:
+        if not hasattr(self, "scaling"):
+            raise ValueError(
+                "only a run that trains can be scaled, got one that is starting, has ended or was not started; call "
+                "it from a callback, or from another thread while train() runs"
+            )
+        return self.scaling
+
+    def _start(self, calibrate: bool, evaluate: bool) -> None:
         """Starts the pools; they load their models while the prompts are made."""
         config, timeout_s = self.config, self.config.train.wait_timeout_s
+        self.control = Control(self.folder.path, lambda pool, number: self._scaling().scale(pool, number))
+        self.folder.begin()
         self.progress("starting the pools")
-        self.rollout = RolloutPool(config)
-        self.rollout.start()
         self.learner = LearnerGroup(config, self.folder.path / ".ray_train")
         self.learner.start()
+        if len(ray.nodes()) > 1:
+            # Ranks ask for the most of a node: actors that are spread first could leave too little on each.
+            self.learner.wait_placed(self._stop)
+        self.rollout = RolloutPool(config)
+        self.rollout.start()
         self.progress("making prompts")
-        self.prompts = as_actor(PromptActor).remote(self.prompt_source)
-        self.evaluation = self._start_evaluation()
+        self.prompts = as_actor(PromptActor, scheduling_strategy=on_node(node_id())).remote(self.prompt_source)
+        if calibrate or evaluate:
+            # It loads its models while the prompts are made.
+            self._evaluator()
         preparing = [self.prompts.prepare.remote(split) for split in ("train", "heldout")]
         needs_shares = config.reward.balance == "class"
         if not needs_shares:
@@ -153,13 +194,14 @@ class Pipeline:
         if calibrate:
             self.progress("checking the reward on real clips")
             train_set = self.prompts.prompt_set.remote("train", NUM_ALIGNED)
-            self._ask(self.evaluation.calibrate.remote(self._heldout(), train_set), "the calibration")
+            self._ask(self._evaluator().calibrate.remote(self._heldout(), train_set), "the calibration")
         if needs_shares:
             self._start_reward(self._ask(self.prompts.class_shares.remote(config.world.groups), "the class shares"))
         self.progress("waiting for the policy in the rollout pool and the learner")
         self.rollout.wait_ready(self._stop)
         self.sync = WeightSync(self.rollout, timeout_s)
         self.sync.publish(self.learner.wait_ready(self._stop))
+        self.scaling = Scaling(self.rollout, self.reward, self.sync, self.progress)
 
     def _show_left_out(self) -> None:
         """One line for all recordings that were left out, and a line for each in run.log: workers' logs stay hidden."""
@@ -171,14 +213,18 @@ class Pipeline:
             self.progress(f"left out {len(lines)} recordings, {num_recordings} are known: {lines[0]} (all in run.log)")
 
     def _start_reward(self, class_shares: dict[str, Any] | None) -> None:
-        self.reward = RewardPool(self.config, class_shares, self.make_reward)
-        self.reward.start()
+        self.reward = RewardPool(self.config, class_shares, self.make_reward, self.progress)
+        self.reward.start(self._stop)
 
-    def _start_evaluation(self) -> Any:
-        # The pools rest while it works: it may use every core of its node.
-        num_threads = max(1, int(ray.cluster_resources().get("CPU", 1)) // len(ray.nodes()))
-        shell = as_actor(EvaluationActor, num_gpus=self.config.evaluation.num_gpus)
-        return shell.remote(self.config, self.folder.path, num_threads)
+    def _evaluator(self) -> Any:
+        """The evaluation actor, from its first use on: on the run's own node, or where a GPU is free."""
+        if not hasattr(self, "evaluation"):
+            home, evaluation = node_id(), self.config.evaluation
+            strategy = "DEFAULT" if evaluation.num_gpus else on_node(home)
+            shell = as_actor(EvaluationActor, **ray_options(evaluation, scheduling_strategy=strategy))
+            # The pools rest while it works: it may use every core of its node.
+            self.evaluation = shell.remote(self.config, self.folder.path, node_cpus(), home)
+        return self.evaluation
 
     def _loop(self) -> None:
         """The algorithm. `rlir_ray/local.py` is the same in one process."""
@@ -194,6 +240,7 @@ class Pipeline:
             step_started = time.monotonic()
             groups = collector.collect(version=step - 1, num_steps_left=train.num_steps - step + 1)
             waited_s = time.monotonic() - step_started
+            check_logprobs(self.config, [group.report.difference for group in groups])
             # Sampling and scoring of the groups that were admitted ahead go on meanwhile.
             advantages = compared(self.config, [group.advantages for group in groups])
             report = self.learner.step([group.group_ref for group in groups], advantages)
@@ -208,7 +255,7 @@ class Pipeline:
                 break
 
     def _submit(self, group_ids: Sequence[int], seeds: Sequence[int], prompt_indices: Sequence[int]) -> list[Any]:
-        """One rollout call, and the scoring of its videos as soon as they exist: no hop through the driver."""
+        """One rollout call, and the scoring of its videos as soon as they exist: the driver passes references on."""
         prompts = [self.prompts.prompt.remote(index) for index in prompt_indices]
         refs = self.rollout.sample(group_ids, seeds, prompts)
         return [(each, self.reward.score(each.video_ref)) for each in refs]
@@ -226,7 +273,7 @@ class Pipeline:
 
     def _evaluate_base(self) -> None:
         self.progress("judging real clips and the base policy")
-        self._ask(self.evaluation.ceiling.remote(self._heldout()), "the judgement of real clips")
+        self._ask(self._evaluator().ceiling.remote(self._heldout()), "the judgement of real clips")
         self._evaluate(BASE)
 
     def _evaluate(self, name: str) -> None:
@@ -244,7 +291,7 @@ class Pipeline:
         """
         latest = self.sync.latest
         assert latest is not None, "evaluate inside a run: no weights are published yet"
-        ref = self.evaluation.evaluate.remote(
+        ref = self._evaluator().evaluate.remote(
             self._heldout(), latest.weights_refs[0], latest.version, name, temperature, keep_clips
         )
         return self._ask(ref, f"the judgement of the {name} policy")
@@ -268,12 +315,17 @@ class Pipeline:
             if self.metrics and hasattr(self, "learner") and not self.learner.has_failed:
                 self.progress("saving the policy")
                 self.learner.save(self.folder.path / "policy")
-            write_json(self.folder.path / "ledger.json", json.loads(self.ledger.to_json()))
+            if self.folder.has_begun:
+                write_json(self.folder.path / "ledger.json", json.loads(self.ledger.to_json()))
         finally:
             self._stop_pools()
             self.folder.close()
 
     def _stop_pools(self) -> None:
+        for name in ("control", "scaling"):
+            if hasattr(self, name):
+                getattr(self, name).close()
+                delattr(self, name)
         for name in ("rollout", "reward", "learner"):
             if hasattr(self, name):
                 getattr(self, name).stop()

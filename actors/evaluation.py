@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from actors.placement import node_id
+from actors.run_files import send_folder
 from rlir_ray.config import Config, asset_path
 from rlir_ray.data.prompts import PromptSet
 from rlir_ray.evaluation.actions import evaluate_policy, evaluate_real
@@ -30,11 +33,17 @@ class EvaluationActor:
     config: checkpoints, world and engine are read.
     run_dir: where evaluation.json, calibration.json and the videos go.
     num_threads: torch threads; other pools are idle while it works.
+    home: the node of run_dir; empty: this one.
     """
 
-    def __init__(self, config: Config, run_dir: Path, num_threads: int) -> None:
+    def __init__(self, config: Config, run_dir: Path, num_threads: int, home: str = "") -> None:
         torch.set_num_threads(num_threads)
-        self.config, self.run_dir = config, run_dir
+        self.config, self.run_dir, self.target = config, run_dir, run_dir
+        self.home = home if home and home != node_id() else ""
+        if self.home:
+            # Kept here as well: each evaluation is compared with those before it.
+            self._own = tempfile.TemporaryDirectory(prefix="rlir_evaluation_")
+            self.run_dir = Path(self._own.name)
         device = "cuda" if config.evaluation.num_gpus else "cpu"
         self.policy = open_policy(config, device).eval()
         self.tokenizer = open_codec(config).to(device)
@@ -65,6 +74,7 @@ class EvaluationActor:
             check_gate(scores, f"models.{name}_idm")
             found[name] = {**asdict(alignment), "gate": scores}
         write_json(self.run_dir / CALIBRATION_FILE, found)
+        self._send()
         return {name: float(part["gate"]["exact"]) for name, part in found.items()}
 
     def ceiling(self, prompt_set: PromptSet) -> None:
@@ -74,6 +84,7 @@ class EvaluationActor:
             num_videos=self.config.evaluation.num_videos, judge_context=self.config.evaluation.judge_context,
         )  # fmt: skip
         record_ceiling(self.run_dir, ceiling, clips)
+        self._send()
 
     def evaluate(
         self,
@@ -93,8 +104,14 @@ class EvaluationActor:
             name=name, num_videos=settings.num_videos, judge_context=settings.judge_context,
         )  # fmt: skip
         record_evaluation(self.run_dir, evaluation, clips if keep_clips else None)
+        self._send()
         return {
             f"{idm}/{figure}": float(getattr(following, figure))
             for idm, following in evaluation.following.items()
             for figure in ("accuracy", "macro_f1")
         }
+
+    def _send(self) -> None:
+        """What was written, to the run's folder where that is on another node."""
+        if self.home:
+            send_folder(self.run_dir, self.home, self.target)

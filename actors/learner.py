@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -10,7 +12,10 @@ import torch
 from ray import train
 from ray.train.torch import get_device
 
+from actors.errors import one_line
 from actors.mailbox import Failure, SaveOrder, StepOrder, StepReport
+from actors.placement import node_id
+from actors.run_files import send_whole
 from rlir_ray.config import Config
 from rlir_ray.families import make_objective, open_policy
 from rlir_ray.learner.step import Engine, Learner, StepBatch, trained_decisions
@@ -57,7 +62,7 @@ def run_rank(settings: dict[str, Any]) -> None:
 def _carry_out(order: StepOrder | SaveOrder, learner: Learner, mailbox: Any) -> None:
     started = time.perf_counter()
     if isinstance(order, SaveOrder):
-        learner.save(order.folder)
+        _save(order, learner)
         _post(mailbox, learner, {}, [], "", started)
         return
     groups = ray.get(order.group_refs)
@@ -65,6 +70,19 @@ def _carry_out(order: StepOrder | SaveOrder, learner: Learner, mailbox: Any) -> 
     num_decisions = int(learner.engine.reduce(own.to(learner.engine.device), maximum=False))
     batch = StepBatch(groups=groups, advantages=order.advantages, num_decisions=num_decisions)
     _report(mailbox, learner, learner.step(batch), started)
+
+
+def _save(order: SaveOrder, learner: Learner) -> None:
+    """Into the run's folder, which may be on a disk that this node does not see."""
+    if order.node == node_id():
+        learner.save(order.folder)
+        return
+    with tempfile.TemporaryDirectory(prefix="rlir_policy_") as own:
+        folder = Path(own) / "policy"
+        # Every rank calls, rank 0 writes.
+        learner.save(folder)
+        if learner.engine.rank == 0:
+            send_whole(folder, order.node, Path(order.folder))
 
 
 def _report(mailbox: Any, learner: Learner, metrics: dict[str, float], started: float) -> None:
@@ -84,11 +102,3 @@ def _post(
         seconds=time.perf_counter() - started,
     )  # fmt: skip
     ray.get(mailbox.report.remote(report))
-
-
-def one_line(error: BaseException) -> str:
-    """The last cause of an error that crossed processes, in one line."""
-    cause = getattr(error, "cause", None) or error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    text = lines[-1] if lines else type(cause).__name__
-    return text if text.startswith(type(cause).__name__) or len(lines) > 1 else f"{type(cause).__name__}: {text}"

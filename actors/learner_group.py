@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,12 +14,16 @@ from typing import Any
 import ray
 from ray import train
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.placement_group import placement_group_table
 
-from actors.learner import build_learner, one_line, run_rank
+from actors.errors import one_line
+from actors.learner import build_learner, run_rank
 from actors.mailbox import Failure, Mailbox, Order, SaveOrder, StepReport, split_order
+from actors.placement import LEARNER_STRATEGY, node_id, on_node
 from actors.pools import as_actor, stop_actors
-from actors.waiting import wait_all
+from actors.waiting import POLL_S, Stopped, wait_all
 from rlir_ray.advantages import GroupAdvantages
+from rlir_ray.capacity import bundle
 from rlir_ray.config import Config
 from rlir_ray.learner.step import Learner
 
@@ -41,6 +46,7 @@ class LearnerGroup:
         self.mailbox: Any = None
         self.has_failed = False
         self._thread: threading.Thread | None = None
+        self._placements_before: set[str] = set()
 
     def start(self) -> None:
         """Starts the workers in the background; `wait_ready` says when they hold the policy."""
@@ -49,7 +55,7 @@ class LearnerGroup:
         # Its process serves recovery from a checkpoint on preempted nodes, which this group does not do.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         learner = self.config.learner
-        self.mailbox = as_actor(Mailbox).remote(learner.num_workers)
+        self.mailbox = as_actor(Mailbox, scheduling_strategy=on_node(node_id())).remote(learner.num_workers)
         trainer = TorchTrainer(
             run_rank,
             train_loop_config={"mailbox": self.mailbox, "make_learner": self.make_learner},
@@ -57,10 +63,12 @@ class LearnerGroup:
             scaling_config=train.ScalingConfig(
                 num_workers=learner.num_workers,
                 use_gpu=learner.use_gpu,
-                resources_per_worker={"CPU": learner.num_cpus} | ({"GPU": 1} if learner.use_gpu else {}),
+                resources_per_worker={"CPU": 0.0, **bundle(learner)},
+                placement_strategy=LEARNER_STRATEGY,
             ),
             run_config=train.RunConfig(name="learner", storage_path=str(self.storage.absolute())),
         )
+        self._placements_before = set(placement_group_table())
         self._thread = threading.Thread(target=self._fit, args=(trainer, self.mailbox), name="learner", daemon=True)
         self._thread.start()
 
@@ -73,6 +81,26 @@ class LearnerGroup:
             if ray.is_initialized():
                 mailbox.report.remote(Failure(cause=f"learner group: {one_line(error)}"))
 
+    def wait_placed(self, stop: threading.Event | None = None) -> None:
+        """Blocks until the ranks have their places on the nodes; what starts later cannot take them."""
+        num_workers, deadline = self.config.learner.num_workers, time.monotonic() + self.config.train.wait_timeout_s
+        assert self._thread is not None, "start the group first"
+        # A group that failed has no places; wait_ready tells why.
+        while self._thread.is_alive() and not self._is_placed(num_workers):
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"waited {self.config.train.wait_timeout_s:.0f} s for places of {num_workers} learner ranks; look "
+                    "at `ray status`, or raise train.wait_timeout_s"
+                )
+            if stop is not None and stop.is_set():
+                raise Stopped
+            time.sleep(POLL_S)
+
+    def _is_placed(self, num_workers: int) -> bool:
+        """Ray Train keeps its placement group to itself: it is the new one of this size."""
+        new = [group for key, group in placement_group_table().items() if key not in self._placements_before]
+        return any(group["state"] == "CREATED" and len(group["bundles"]) == num_workers for group in new)
+
     def wait_ready(self, stop: threading.Event | None = None) -> StepReport:
         """Version 0: the policy's weights as the learner holds them."""
         return self._next_report(f"{self.config.learner.num_workers} learner ranks to start", stop)
@@ -83,8 +111,8 @@ class LearnerGroup:
         return self._next_report("the learner's step")
 
     def save(self, folder: Path) -> None:
-        """Saves the policy, whole or not at all."""
-        self._order([SaveOrder(folder=str(folder))] * self.config.learner.num_workers)
+        """Saves the policy into a folder of this process's node, whole or not at all."""
+        self._order([SaveOrder(folder=str(folder), node=node_id())] * self.config.learner.num_workers)
         self._next_report("the learner to save the policy")
 
     def _order(self, orders: Sequence[Order]) -> None:

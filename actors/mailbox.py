@@ -23,6 +23,8 @@ class StepOrder:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SaveOrder:
     folder: str
+    node: str
+    """Where that folder is."""
 
 
 Order = StepOrder | SaveOrder | None

@@ -7,20 +7,33 @@ import dataclasses
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 
+from actors.placement import cluster_nodes
+from actors.waiting import Stopped
+from rlir_ray.capacity import Node, Pool, check_capacity, fits, pools_of
 from rlir_ray.config import Config, asset_path
 from rlir_ray.data.sources import find_recordings
 from rlir_ray.families import family_of
+from rlir_ray.run import JOB_VARIABLE
 from rlir_ray.trajectory import FrameShape
 
 # The learner's latest version, the one before it that a slow reader may still hold, and the one being put.
 VERSIONS_HELD = 3
 START_ATTEMPTS = 3
+CONNECT_TIMEOUT_S = 10.0
+# What a run that has just ended held comes free in this time.
+GIVING_BACK_S = 10.0
+# A step and the saving of a policy take longer than Ray's three seconds.
+LEAST_GRACE_S = 60
 # Videos, clips, events and the report of a run, with room to spare.
 REPORT_BYTES = 50_000_000
 SYSTEM_CONFIG = {
@@ -38,8 +51,8 @@ def ray_session() -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    if address := os.environ.get("RAY_ADDRESS"):
+        join_ray(address)
     else:
         start_ray()
     try:
@@ -70,6 +83,45 @@ def start_ray(**options: Any) -> None:
                 ) from error
 
 
+def join_ray(address: str) -> None:
+    """Joins the cluster of RAY_ADDRESS, as `ray job submit` sets it.
+
+    Raises:
+        RuntimeError: it does not answer, or does not take this process.
+    """
+    try:
+        check_answers(address)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise RuntimeError(
+            f"RAY_ADDRESS must name a Ray that answers, got {address} ({lines[0]}); check it, or unset it to start Ray "
+            "on this machine"
+        ) from error
+
+
+def check_answers(address: str) -> None:
+    """Whether somebody listens at host:port; other forms of addresses are for Ray to resolve.
+
+    Raises:
+        OSError: nobody does. Ray itself would try for a minute.
+    """
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
+
+
+def stop_notice() -> str:
+    """What the user of a submitted job that `ray job stop` would end too soon should know; empty: nothing."""
+    grace_s = os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", "3")
+    if JOB_VARIABLE not in os.environ or (grace_s.isdigit() and int(grace_s) >= LEAST_GRACE_S):
+        return ""
+    return (
+        f"`ray job stop` would end this job after {grace_s} s, before its policy is saved; submit it with "
+        "--runtime-env deploy/runtime_env.yaml, which sets RAY_JOB_STOP_WAIT_TIME_S"
+    )
+
+
 def absolute_paths(config: Config) -> Config:
     """The same configuration with checkpoint and data folders that hold in any working directory; they must exist.
 
@@ -96,55 +148,60 @@ def absolute_paths(config: Config) -> Config:
     )
 
 
-def check_plan(config: Config, frame_shape: FrameShape) -> None:
-    """Whether the cluster holds the pools and the groups in flight.
+def check_plan(config: Config, frame_shape: FrameShape, progress: Callable[[str], None], stop: threading.Event) -> None:
+    """Whether the cluster holds the pools, each actor on a node, and the groups in flight.
+
+    Waits `run.wait_for_nodes_s` for nodes that are still joining.
 
     Raises:
         ValueError: what is asked for, what there is, and the smallest change that fits.
+        Stopped: the user ended the run.
     """
-    _check_cpus(config, ray.cluster_resources().get("CPU", 0.0))
-    _check_gpus(config, ray.cluster_resources().get("GPU", 0.0))
+    check_ranks(config)
+    _wait_for_room(pools_of(config), config.run.wait_for_nodes_s, progress, stop)
+    check_store(config, frame_shape, int(ray.cluster_resources().get("object_store_memory", 0)))
+
+
+def check_ranks(config: Config) -> None:
+    """Raises:
+    ValueError: a learner rank would have no group.
+    """
     if config.learner.num_workers > (groups := config.train.prompts_per_step):
         raise ValueError(
             f"learner.num_workers must be at most train.prompts_per_step={groups}, got {config.learner.num_workers}; "
             f"set learner.num_workers={groups}"
         )
-    _check_store(config, frame_shape, int(ray.cluster_resources().get("object_store_memory", 0)))
 
 
-def _check_cpus(config: Config, have: float) -> None:
-    pools = {
-        "rollout.num_actors": (config.rollout.num_actors, config.rollout.num_cpus),
-        "reward.num_replicas": (config.reward.num_replicas, config.reward.num_cpus),
-        "learner.num_workers": (config.learner.num_workers, config.learner.num_cpus),
-    }
-    asked = sum(count * each for count, each in pools.values())
-    if asked <= have:
+def _wait_for_room(pools: list[Pool], wait_s: float, progress: Callable[[str], None], stop: threading.Event) -> None:
+    nodes = cluster_nodes()
+    if fits(pools, nodes):
         return
-    # The one count whose lowering is enough; else all shares.
-    over = asked - have
-    fitting = {key: count - int(-(-over // each)) for key, (count, each) in pools.items() if each}
-    change = next((f"{key}={count}" for key, count in fitting.items() if count >= 1), "")
-    shares = " ".join(f"{key.split('.')[0]}.num_cpus={each * have / asked:.2g}" for key, (_, each) in pools.items())
-    listed = ", ".join(f"{key}={count} x {each:g}" for key, (count, each) in pools.items())
-    raise ValueError(f"the plan must fit {have:g} CPUs, got {asked:g} ({listed}); set {change or shares}")
+    if fits(pools, [Node.idle(node.total) for node in nodes]):
+        wait_s = max(wait_s, GIVING_BACK_S)
+    if wait_s > GIVING_BACK_S:
+        progress(f"waiting up to {wait_s:g} s for nodes that hold the pools")
+    deadline = time.monotonic() + wait_s
+    # Held as soon as it fits and given back to the pools; until then it is what an autoscaler sees as missing.
+    demand = placement_group([pool.bundle for pool in pools for _ in range(pool.count)], strategy="SPREAD")
+    try:
+        while time.monotonic() < deadline:
+            # In whole seconds: Ray takes a part of one for none.
+            if demand.wait(1):
+                return
+            if stop.is_set():
+                raise Stopped
+    finally:
+        remove_placement_group(demand)
+    check_capacity(pools, cluster_nodes())
 
 
-def _check_gpus(config: Config, have: float) -> None:
-    asked = (
-        config.rollout.num_actors * config.rollout.num_gpus
-        + config.reward.num_replicas * config.reward.num_gpus
-        + config.learner.num_workers * config.learner.use_gpu
-        + config.evaluation.num_gpus
-    )
-    if asked > have:
-        raise ValueError(
-            f"the plan must fit {have:g} GPUs, got {asked:g}; "
-            "set rollout.num_gpus=0 reward.num_gpus=0 evaluation.num_gpus=0 learner.use_gpu=false, or shares that fit"
-        )
+def check_store(config: Config, frame_shape: FrameShape, have: int) -> None:
+    """Whether an object store of so many bytes holds the groups in flight and the weights.
 
-
-def _check_store(config: Config, frame_shape: FrameShape, have: int) -> None:
+    Raises:
+        ValueError: it does not, or the budget is below one step.
+    """
     budget = config.object_store_budget_bytes
     step_bytes = config.train.prompts_per_step * family_of(config).group_bytes(config, frame_shape)
     if step_bytes > budget:
@@ -163,8 +220,11 @@ def _check_store(config: Config, frame_shape: FrameShape, have: int) -> None:
         )
 
 
-def check_disk(config: Config, folder: Path) -> None:
+def check_disk(config: Config, folder: Path) -> str:
     """Whether the run's folder can hold what the run leaves: the old and the new policy, videos and events.
+
+    Returns:
+        What is free.
 
     Raises:
         ValueError: it cannot.
@@ -172,6 +232,7 @@ def check_disk(config: Config, folder: Path) -> None:
     needed = 2 * _weight_bytes(asset_path(config.models.policy)) + REPORT_BYTES
     if (free := shutil.disk_usage(folder).free) < needed:
         raise ValueError(f"run.dir must have {needed} bytes free, got {free} at {folder}; make room or set run.dir")
+    return f"{free / 1e9:.1f} GB free at {folder}"
 
 
 def _weight_bytes(folder: Path) -> int:

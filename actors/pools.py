@@ -1,32 +1,20 @@
-"""The rollout and the reward pool, each usable alone. Here plain classes become Ray actors."""
+"""The rollout pool, usable alone. Here plain classes become Ray actors."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import logging
-import os
 import threading
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import ray
-from ray import serve
 
-from actors.reward import MAX_BATCH, Reward, RewardActor, RewardDeployment, Scored, build_reward
+from actors.placement import ray_options
 from actors.rollout import RolloutActor, build_sampler
 from actors.waiting import wait_all
 from rlir_ray.config import Config
 from rlir_ray.samplers import Sampler
-
-# Requests that a Serve replica holds; the rest wait in the router, which costs a retry each.
-MAX_ONGOING = 8 * MAX_BATCH
 
 
 def as_actor(shell: type, *, num_cpus: float = 0, num_gpus: float = 0, **options: Any) -> Any:
@@ -52,6 +40,8 @@ class GroupRefs:
 class RolloutPool:
     """Rollout actors; calls go round among them, each actor works through its own in order.
 
+    May be grown and shrunk from another thread than the one that samples.
+
     Args:
         config: `rollout`, the policy's checkpoint and `train.group_size` are read.
         make_sampler: builds the sampler in an actor; None: the configured engine and checkpoint.
@@ -60,17 +50,23 @@ class RolloutPool:
     def __init__(self, config: Config, make_sampler: Callable[[], Sampler] | None = None) -> None:
         self.config = config
         self.make_sampler = make_sampler or partial(build_sampler, config)
+        self.options = ray_options(config.rollout)
         self.actors: list[Any] = []
+        self._joining: list[Any] = []
+        self._leaving: list[Any] = []
         self._num_calls = 0
+        self._lock = threading.Lock()
 
     def start(self) -> None:
-        rollout = self.config.rollout
-        shell = as_actor(RolloutActor, num_cpus=rollout.num_cpus, num_gpus=rollout.num_gpus)
-        self.actors = [shell.remote(self.make_sampler) for _ in range(self.config.rollout.num_actors)]
+        self.actors = self._launch(self.config.rollout.num_actors)
 
-    def wait_ready(self, stop: threading.Event | None = None) -> None:
-        """Blocks until every actor holds its policy."""
-        refs = [actor.version.remote() for actor in self.actors]
+    def _launch(self, num_actors: int) -> list[Any]:
+        shell = as_actor(RolloutActor, **self.options)
+        return [shell.remote(self.make_sampler) for _ in range(num_actors)]
+
+    def wait_ready(self, stop: threading.Event | None = None, actors: Sequence[Any] | None = None) -> None:
+        """Blocks until every actor, or each of `actors`, holds its policy."""
+        refs = [actor.version.remote() for actor in (self.actors if actors is None else actors)]
         wait_all(refs, self.config.train.wait_timeout_s, f"{len(refs)} rollout actors to load the policy", stop)
 
     def sample(
@@ -81,144 +77,60 @@ class RolloutPool:
         Args:
             prompts: references of `Prompt`; the actor gets their values, the caller never does.
         """
-        actor = self.actors[self._num_calls % len(self.actors)]
-        self._num_calls += 1
-        method = actor.sample.options(num_returns=2 * len(prompts) + 1)
-        *columns, report = method.remote(list(group_ids), list(seeds), self.config.train.group_size, *prompts)
+        # Under the lock: an actor that is let go meanwhile must not get a call after it was told to end.
+        with self._lock:
+            actor = self.actors[self._num_calls % len(self.actors)]
+            self._num_calls += 1
+            method = actor.sample.options(num_returns=2 * len(prompts) + 1)
+            *columns, report = method.remote(list(group_ids), list(seeds), self.config.train.group_size, *prompts)
         return [GroupRefs(group, video, report) for group, video in zip(columns[::2], columns[1::2], strict=True)]
 
-    def load_weights(self, weights_ref: ray.ObjectRef, version: int, checksum: str) -> list[ray.ObjectRef]:
-        """Hands a version to every actor; calls submitted later are sampled with it."""
-        return [actor.load_weights.remote(weights_ref, version, checksum) for actor in self.actors]
+    def load_weights(
+        self, weights_ref: ray.ObjectRef, version: int, checksum: str, actors: Sequence[Any] | None = None
+    ) -> list[ray.ObjectRef]:
+        """Hands a version to every actor, or to each of `actors`; calls submitted later are sampled with it."""
+        with self._lock:
+            chosen = self.actors if actors is None else actors
+            return [actor.load_weights.remote(weights_ref, version, checksum) for actor in chosen]
+
+    def num_actors(self) -> int:
+        """As many as there are to be, those that still load their policy included."""
+        return len(self.actors) + len(self._joining)
+
+    def grow(self, num_more: int) -> list[Any]:
+        """Starts more actors, which get no call before they `join`."""
+        new = self._launch(num_more)
+        with self._lock:
+            self._joining += new
+        return new
+
+    def join(self, new: Sequence[Any]) -> None:
+        """Lets actors serve that `grow` started; those that were let go meanwhile stay out."""
+        with self._lock:
+            self.actors += [actor for actor in new if actor in self._joining]
+            self._joining = [actor for actor in self._joining if actor not in new]
+
+    def shrink(self, num_less: int) -> None:
+        """Lets actors go, the newest first. They finish the calls that they have; one at least stays."""
+        with self._lock:
+            for _ in range(num_less):
+                if self._joining:
+                    stop_actors([self._joining.pop()])
+                    continue
+                assert len(self.actors) > 1, "a pool keeps an actor"
+                actor = self.actors.pop()
+                # A call like any other: the actor comes to it when it has worked off those before.
+                actor.__ray_terminate__.remote()
+                self._leaving.append(actor)
+
+    def drop(self, actor: Any) -> bool:
+        """Gives up an actor that `grow` started and that cannot join; whether it was still wanted."""
+        with self._lock:
+            was_wanted = actor in self._joining
+            self._joining = [each for each in self._joining if each is not actor]
+        stop_actors([actor])
+        return was_wanted
 
     def stop(self) -> None:
-        stop_actors(self.actors)
-        self.actors = []
-
-
-class RewardBackend(Protocol):
-    def score(self, video_ref: ray.ObjectRef) -> Future[Scored]: ...
-
-    def stop(self) -> None: ...
-
-
-class ActorBackend:
-    """Plain actors, one group a call, in turn."""
-
-    def __init__(self, config: Config, make_reward: Callable[[], Reward]) -> None:
-        # A group whose video is ready does not wait for one that is still being sampled.
-        shell = as_actor(
-            RewardActor,
-            num_cpus=config.reward.num_cpus,
-            num_gpus=config.reward.num_gpus,
-            allow_out_of_order_execution=True,
-        )
-        self.actors = [shell.remote(make_reward) for _ in range(config.reward.num_replicas)]
-        self._num_calls = 0
-
-    def score(self, video_ref: ray.ObjectRef) -> Future[Scored]:
-        actor = self.actors[self._num_calls % len(self.actors)]
-        self._num_calls += 1
-        return actor.score.remote(video_ref).future()
-
-    def stop(self) -> None:
-        stop_actors(self.actors)
-
-
-class ServeBackend:
-    """A Ray Serve deployment, reached by its handle alone: no HTTP proxy is started."""
-
-    def __init__(self, config: Config, make_reward: Callable[[], Reward]) -> None:
-        logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        deployment = serve.deployment(
-            num_replicas=config.reward.num_replicas,
-            ray_actor_options={"num_cpus": config.reward.num_cpus, "num_gpus": config.reward.num_gpus},
-            max_ongoing_requests=MAX_ONGOING,
-        )(RewardDeployment)
-        self.name = f"rlir_reward_{uuid.uuid4().hex[:8]}"
-        # With our small inline limit (plan.py) the controller's arguments lie in the object store, which Ray's core
-        # reports on the terminal as an error although they stay there as long as the driver does.
-        with _quiet_stderr():
-            serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
-        try:
-            self.handle = serve.run(deployment.bind(make_reward), name=self.name, route_prefix=None)
-        except RuntimeError as error:
-            cause = self._cause()
-            # A user's own Ray goes on: nothing of ours may stay in it.
-            serve.delete(self.name)
-            raise RuntimeError(f"the reward pool did not start: {cause}; check models.* and reward.*") from error
-        # A response blocks whoever turns it into a reference until a replica took it; a loop of its own waits instead.
-        self.loop = asyncio.new_event_loop()
-        threading.Thread(target=self.loop.run_forever, name="reward responses", daemon=True).start()
-
-    def score(self, video_ref: ray.ObjectRef) -> Future[Scored]:
-        return asyncio.run_coroutine_threadsafe(_value_of(self.handle.score.remote(video_ref)), self.loop)
-
-    def _cause(self) -> str:
-        """The last line of what Serve tells about a deployment that failed: the error raised in the replica."""
-        application = serve.status().applications.get(self.name)
-        deployments = application.deployments.values() if application else ()
-        lines = [line for each in deployments for line in each.message.splitlines() if line.strip()]
-        return lines[-1].strip() if lines else "Serve gives no cause"
-
-    def stop(self) -> None:
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        # The handle's threads end the process when they find that Ray has gone before them.
-        self.handle.shutdown()
-        serve.delete(self.name)
-
-
-@contextlib.contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    """Nothing reaches the terminal from inside, compiled code included; exceptions pass."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-async def _value_of(response: Any) -> Scored:
-    return await response
-
-
-BACKENDS: dict[str, Callable[[Config, Callable[[], Reward]], RewardBackend]] = {
-    "serve": ServeBackend,
-    "actors": ActorBackend,
-}
-
-
-class RewardPool:
-    """The inverse reward behind one interface, whatever the backend.
-
-    Args:
-        config: `reward`, `world` and the checkpoints are read.
-        class_shares: how often each class is commanded, for reward.balance=class.
-        make_reward: builds the reward in a replica; None: the configured one.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        class_shares: Mapping[str, npt.NDArray[np.floating]] | None = None,
-        make_reward: Callable[[], Reward] | None = None,
-    ) -> None:
-        self.config = config
-        self.make_reward = make_reward or partial(build_reward, config, class_shares)
-        self.backend: RewardBackend | None = None
-
-    def start(self) -> None:
-        self.backend = BACKENDS[self.config.reward.backend](self.config, self.make_reward)
-
-    def score(self, video_ref: ray.ObjectRef) -> Future[Scored]:
-        """The scores of a group; the replica reads the video, the caller gets G x F floats."""
-        assert self.backend is not None, "start the pool first"
-        return self.backend.score(video_ref)
-
-    def stop(self) -> None:
-        if self.backend is not None:
-            self.backend.stop()
-        self.backend = None
+        stop_actors([*self.actors, *self._joining, *self._leaving])
+        self.actors, self._joining, self._leaving = [], [], []

@@ -1,26 +1,28 @@
-"""The reward actor and the Ray Serve deployment: two shells around the same reward. Decoder and reader sit here."""
+"""The reward actor and the Ray Serve deployment: two shells around the same reward. Decoder and reader sit here.
+
+Nothing heavy is imported before a reward is built: a replica starts as fast as its reward does.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-import torch
-from ray import serve
+import ray
 
 from rlir_ray.config import Config, asset_path
-from rlir_ray.families import open_codec
-from rlir_ray.models.inverse_dynamics import load_inverse_dynamics
-from rlir_ray.rewards.inverse_dynamics import InverseReward
-from rlir_ray.trajectory import EncodedVideo, RewardScores
+from rlir_ray.rewards.micro_batches import MicroBatches
 
-# Groups that a Serve replica reads together; they come in bursts, one burst a rollout call.
-MAX_BATCH = 8
-BATCH_WAIT_S = 0.01
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from rlir_ray.rewards.inverse_dynamics import InverseReward
+    from rlir_ray.trajectory import EncodedVideo, RewardScores
 
 
 class Reward(Protocol):
@@ -40,6 +42,12 @@ class Scored:
 
 def build_reward(config: Config, class_shares: Mapping[str, npt.NDArray[np.floating]] | None) -> InverseReward:
     """The inverse reward of the configured checkpoints, on a GPU when the actor was given one."""
+    import torch
+
+    from rlir_ray.families import open_codec
+    from rlir_ray.models.inverse_dynamics import load_inverse_dynamics
+    from rlir_ray.rewards.inverse_dynamics import InverseReward
+
     torch.set_num_threads(config.reward.num_threads)
     device = "cuda" if config.reward.num_gpus else "cpu"
     tokenizer = open_codec(config).to(device)
@@ -56,23 +64,81 @@ class RewardActor:
 
     def __init__(self, make_reward: Callable[[], Reward]) -> None:
         self.reward = make_reward()
+        self._has_failed = False
+        self._readable: EncodedVideo | None = None
 
     def score(self, video: EncodedVideo) -> Scored:
-        return self.score_all([video])[0]
+        """One group; raises what its reward raised."""
+        scored = self.score_all([video])[0]
+        if isinstance(scored, Exception):
+            raise scored
+        return scored
 
-    def score_all(self, videos: list[EncodedVideo]) -> list[Scored]:
+    def score_all(self, videos: Sequence[EncodedVideo]) -> list[Scored | Exception]:
+        """Groups read together. One that cannot be scored takes no other along: its error stands in its place."""
         started = time.perf_counter()
-        scores = self.reward.score(videos)
+        try:
+            scores = self.reward.score(list(videos))
+            if len(scores) != len(videos):
+                raise ValueError(f"a reward must score every video, got {len(scores)} scores of {len(videos)} videos")
+        except Exception as error:
+            if len(videos) == 1:
+                self._has_failed = True
+                return [error]
+            return [scored for video in videos for scored in self.score_all([video])]
+        if self._readable is None:
+            # A copy: the video itself would stay in the object store.
+            self._readable = copy.deepcopy(videos[0])
         seconds = (time.perf_counter() - started) / len(videos)
         return [Scored(scores=one, seconds=seconds) for one in scores]
 
+    def check_health(self) -> None:
+        """After a failure reads a video that could be read before: was it that group, or is it the replica?
+
+        Raises:
+            Exception: what the reward raises now; another replica must take this one's place.
+        """
+        if self._has_failed and self._readable is not None:
+            self.reward.score([self._readable])
+        self._has_failed = False
+
+
+def num_frames(video: EncodedVideo) -> int:
+    """Frames to decode, the context's included."""
+    return video.codes.shape[0] * video.codes.shape[1]
+
+
+def form(video: EncodedVideo) -> Hashable:
+    """What videos that are read together have in common."""
+    return video.num_context, video.codes.shape[1:]
+
 
 class RewardDeployment:
-    """The same, for Ray Serve, which gathers the groups that arrive together."""
+    """The same for Ray Serve: the groups that wait at a replica are read together, whichever run they are of.
 
-    def __init__(self, make_reward: Callable[[], Reward]) -> None:
+    Args:
+        make_reward: builds the reward in the replica's process.
+        max_frames: of a batch.
+    """
+
+    def __init__(self, make_reward: Callable[[], Any], max_frames: int) -> None:
         self.actor = RewardActor(make_reward)
+        self.batches = MicroBatches[Any, Scored](self.actor.score_all, size=num_frames, max_size=max_frames, kind=form)
 
-    @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_S)
-    async def score(self, videos: list[EncodedVideo]) -> list[Scored]:
-        return self.actor.score_all(videos)
+    async def score(self, video_refs: Sequence[ray.ObjectRef]) -> list[Scored | None]:
+        """Groups that came in one call; the replica gets their videos itself.
+
+        An error, also one that lies where the video should, is raised by a group that came alone; among others it is
+        None, and the group wants to come again alone.
+        """
+        if len(video_refs) == 1:
+            return [await self._score(video_refs[0])]
+        found = await asyncio.gather(*map(self._score, video_refs), return_exceptions=True)
+        return [None if isinstance(one, BaseException) else one for one in found]
+
+    async def _score(self, video_ref: ray.ObjectRef) -> Scored:
+        return await self.batches.submit(await video_ref)
+
+    async def check_health(self) -> None:
+        """Serve asks this now and then, and replaces a replica that raises."""
+        await self.batches.run(self.actor.check_health)

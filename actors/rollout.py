@@ -13,7 +13,7 @@ import torch
 
 from rlir_ray.config import Config
 from rlir_ray.families import family_of, open_policy
-from rlir_ray.samplers import Sampler
+from rlir_ray.samplers import LogprobDifference, Sampler
 from rlir_ray.trajectory import Prompt
 from rlir_ray.weights import checksum
 
@@ -26,6 +26,8 @@ class CallReport:
     """The first of its group ids."""
     policy_version: int
     seconds: float
+    difference: LogprobDifference | None = None
+    """Of the engine's log-probabilities, where it compares them."""
 
 
 def build_sampler(config: Config) -> Sampler:
@@ -50,7 +52,10 @@ class RolloutActor:
         started = time.perf_counter()
         pairs = self.sampler.sample(prompts, group_ids, seeds, group_size)
         seconds = time.perf_counter() - started
-        report = CallReport(call_id=group_ids[0], policy_version=self.sampler.policy_version, seconds=seconds)
+        report = CallReport(
+            call_id=group_ids[0], policy_version=self.sampler.policy_version, seconds=seconds,
+            difference=self.sampler.difference,
+        )  # fmt: skip
         return (*(column for pair in pairs for column in pair), report)
 
     def load_weights(self, weights: Mapping[str, npt.NDArray[np.generic]], version: int, published: str) -> int:

@@ -1,18 +1,22 @@
-"""Tokens per second of the rollout engine beside transformers' `generate`, on the same weights and clips.
+"""Tokens per second of the rollout engines beside transformers' `generate`, on the same weights, prompts and G.
 
-Writes JSON with the machine, the commit and the load average. Rates are given per second of wall-clock and per second
-of processor time: on a busy machine the second one is the steadier. Run: `python benchmarks/rollout_engines.py`.
+vLLM is measured where it is installed (`make install-vllm`). Writes JSON with the machine, the commit and the load
+average. Rates are given per second of wall-clock and per second of processor time: on a busy machine the second one is
+the steadier. Run: `python benchmarks/rollout_engines.py`.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +25,13 @@ import torch
 from torch import Tensor
 
 from rlir_ray.actions import BUTTONS, Actions, action_tokens
+from rlir_ray.config import VllmConfig
 from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.samplers.torch_sampler import TorchSampler
 from rlir_ray.trajectory import Prompt
+
+Run = Callable[[list[Prompt]], object]
+"""Samples groups of some prompts."""
 
 
 def random_prompts(model: WorldModel, num_prompts: int, num_frames: int) -> list[Prompt]:
@@ -104,37 +112,67 @@ def operations_per_token(model: WorldModel, length: int) -> float:
     return 2 * (layers + head + attention * length / 2)
 
 
+def torch_engine(model: WorldModel, group_size: int, dtype: torch.dtype) -> Run:
+    """Our sampler."""
+    sampler = TorchSampler(model, temperature=1.0, dtype=dtype)
+    return lambda prompts: sampler.sample(prompts, range(len(prompts)), range(len(prompts)), group_size)
+
+
+def generate_engine(model: WorldModel, group_size: int, cache: str) -> Run:
+    """Transformers."""
+    return lambda prompts: generate_with_transformers(model, prompts, group_size, cache)
+
+
+def vllm_engine(model: WorldModel, group_size: int, num_frames: int) -> Run:
+    """vLLM in float32; it reads the shapes of the weights from a folder."""
+    from rlir_ray.samplers.vllm import VllmSampler
+
+    # The other engines compare nothing either.
+    settings = VllmConfig(max_logprob_difference=0)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        sampler = VllmSampler(model, Path(folder), settings, temperature=1.0, num_frames=num_frames + 1)
+    return lambda prompts: sampler.sample(prompts, range(len(prompts)), range(len(prompts)), group_size)
+
+
 def measure(model: WorldModel, num_prompts: int, group_size: int, num_frames: int, repeats: int) -> dict[str, Any]:
-    prompts = random_prompts(model, num_prompts, num_frames)
+    prompts, short = random_prompts(model, num_prompts, num_frames), random_prompts(model, 1, 1)
     num_tokens = num_prompts * group_size * num_frames * model.tokens_per_frame
-    identities = list(range(num_prompts))
-    engines: dict[str, Callable[[list[Prompt]], object]] = {}
-    samplers = {
-        name: TorchSampler(model, temperature=1.0, dtype=getattr(torch, name)) for name in ("float32", "bfloat16")
+    dtypes = {f"torch {name}": getattr(torch, name) for name in ("float32", "bfloat16")}
+    engines: dict[str, Callable[[], Run]] = {
+        name: partial(torch_engine, model, group_size, dtype) for name, dtype in dtypes.items()
     }
-    for name, sampler in samplers.items():
-        engines[f"torch {name}"] = lambda p, s=sampler: s.sample(
-            p, identities[: len(p)], identities[: len(p)], group_size
-        )
     for cache in ("dynamic", "static"):
-        engines[f"generate {cache} float32"] = lambda p, c=cache: generate_with_transformers(model, p, group_size, c)
-    short = random_prompts(model, 1, 1)
+        engines[f"generate {cache} float32"] = partial(generate_engine, model, group_size, cache)
+    if importlib.util.find_spec("vllm"):
+        # The last one: it changes settings of its whole process.
+        engines["vllm float32"] = partial(vllm_engine, model, group_size, num_frames)
     found: dict[str, Any] = {}
-    for name, engine in engines.items():
+    for name, make in engines.items():
+        engine = make()
         engine(short)
         found[name] = rates(lambda run=engine: run(prompts), num_tokens, repeats)
         print(name, found[name], flush=True)
     length = (num_frames + 1) * (model.tokens_per_frame + 11)
     on_gpu = model.llama.device.type == "cuda"
-    for name in samplers:
-        peak = product_rate(getattr(torch, name), model.llama.device)
-        rate = found[f"torch {name}"]["tokens_per_s" if on_gpu else "tokens_per_processor_s"]
-        found[f"torch {name}"]["product_gflops"] = round(peak / 1e9, 1)
-        found[f"torch {name}"]["share_of_products"] = round(operations_per_token(model, length) * rate / peak, 3)
-    for clock in ("tokens_per_s", "tokens_per_processor_s"):
-        best = max(found[name][clock] for name in found if name.startswith("generate"))
-        found[f"ratio_{clock}"] = round(found["torch float32"][clock] / best, 2)
+    for name, dtype in dtypes.items():
+        peak = product_rate(dtype, model.llama.device)
+        rate = found[name]["tokens_per_s" if on_gpu else "tokens_per_processor_s"]
+        found[name]["product_gflops"] = round(peak / 1e9, 1)
+        found[name]["share_of_products"] = round(operations_per_token(model, length) * rate / peak, 3)
+    found["ratios"] = ratios(found)
     return found
+
+
+def ratios(found: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Of the float32 engines to each other, by either clock; `generate` stands for the faster of its two caches."""
+    compared: dict[str, dict[str, float]] = {}
+    for clock in ("tokens_per_s", "tokens_per_processor_s"):
+        rate = {name.split()[0]: each[clock] for name, each in found.items() if name.endswith("float32")}
+        rate["generate"] = max(each[clock] for name, each in found.items() if name.startswith("generate"))
+        pairs = [("torch", "generate"), ("vllm", "generate"), ("vllm", "torch")]
+        compared[clock] = {f"{a} / {b}": round(rate[a] / rate[b], 2) for a, b in pairs if a in rate}
+    return compared
 
 
 def machine() -> dict[str, Any]:

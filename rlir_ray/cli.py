@@ -7,7 +7,7 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -61,6 +61,29 @@ def _where(folder: Path, num_steps: int, interrupted: bool, key: str) -> list[st
         f"run.dir={folder.parent} run.name={folder.name}-2"
     )
     return [*lines, f"stopped  the policy so far is saved; go on from it with: {go_on}"]
+
+
+def _doctor(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from rlir_ray.config_files import load_config
+    from rlir_ray.doctor import Finding, machine_findings
+
+    config, failed = load_config(arguments.recipe, [*arguments.overrides, *rest]), False
+
+    def show(findings: Iterable[Finding]) -> None:
+        nonlocal failed
+        for finding in findings:
+            failed |= finding.level == "fail"
+            print(finding.line(), flush=True)
+
+    show(machine_findings(config))
+    try:
+        from actors.doctor import ray_findings
+    except ImportError as error:
+        show([Finding("fail", "ray", f"cannot be imported ({error}); make install")])
+    else:
+        show(ray_findings(config))
+    if failed:
+        sys.exit(1)
 
 
 def _collect(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -133,6 +156,12 @@ def _convert(arguments: argparse.Namespace, rest: list[str]) -> None:
     print("\n".join(lines))
 
 
+def _scale(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from actors.control import scale_run
+
+    print(scale_run(arguments.run, arguments.pool, arguments.number))
+
+
 class _traceback_to:
     """Keeps the traceback of what goes wrong inside in a log file; the user gets one line of it."""
 
@@ -166,8 +195,8 @@ def _keys_help() -> str:
 
 
 HANDLERS: dict[str, Command] = {
-    "train": _train, "eval": _evaluate, "convert": _convert, "collect": _collect, "pretrain": _pretrain,
-    "assets": _assets, "report": _report,
+    "train": _train, "scale": _scale, "doctor": _doctor, "eval": _evaluate, "convert": _convert,
+    "collect": _collect, "pretrain": _pretrain, "assets": _assets, "report": _report,
 }  # fmt: skip
 
 
@@ -186,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.command not in ("train", "pretrain", "assets", "eval"):
+    if rest and arguments.command not in ("train", "doctor", "pretrain", "assets", "eval"):
         parser.error(f"unknown arguments: {' '.join(rest)}")
     if getattr(arguments, "keys", False):
         print(_keys_help())

@@ -23,7 +23,17 @@ def build_parser() -> argparse.ArgumentParser:
         "  python -m rlir_ray pretrain world-model --help",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_train, _add_eval, _add_convert, _add_report, _add_collect, _add_pretrain, _add_assets):
+    for add in (
+        _add_train,
+        _add_scale,
+        _add_doctor,
+        _add_eval,
+        _add_convert,
+        _add_report,
+        _add_collect,
+        _add_pretrain,
+        _add_assets,
+    ):
         add(commands)
     return parser
 
@@ -44,6 +54,35 @@ def _add_train(commands: Commands) -> None:
     )
     train.add_argument("--keys", action="store_true", help="list all configuration keys and exit")
     train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted overrides, later ones win")
+
+
+def _add_scale(commands: Commands) -> None:
+    scale = commands.add_parser(
+        "scale",
+        help="grow or shrink a pool of a run that trains",
+        formatter_class=WIDE,
+        description="Grows or shrinks the reward or the rollout pool of a run while it trains, from a machine of its\n"
+        "cluster. Actors that go finish what they hold; the run's result does not depend on their number.",
+        epilog="examples:\n  python -m rlir_ray scale reward 4 --run first\n"
+        "  python -m rlir_ray scale rollout 2 --run elsewhere/runs/first",
+    )
+    scale.add_argument("pool", choices=("reward", "rollout"), help="which pool")
+    scale.add_argument("number", type=int, help="actors or replicas; holds until the next scale")
+    scale.add_argument("--run", required=True, metavar="NAME", help="a run's name below runs/, or its folder")
+
+
+def _add_doctor(commands: Commands) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="what this machine, or the cluster of RAY_ADDRESS, lacks for a recipe",
+        formatter_class=WIDE,
+        description="One line a check: ok, warn, or fail with the remedy. Exit code 1 if the recipe cannot run.",
+        epilog="examples:\n"
+        "  python -m rlir_ray doctor\n"
+        "  RAY_ADDRESS=10.0.0.1:6379 python -m rlir_ray doctor --recipe mineworld_700m rollout.num_actors=8",
+    )
+    doctor.add_argument("--recipe", default="", help="a shipped recipe or a YAML file")
+    doctor.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted overrides, later ones win")
 
 
 def _add_eval(commands: Commands) -> None:

@@ -16,6 +16,8 @@ from rlir_ray.actions import GROUPS
 # How agreement is counted, and how camera bins are compared: see `rlir_ray.rewards.agreement`.
 RULES = ("groups", "joint", "fields")
 CAMERA_MATCHES = ("exact", "within", "cell", "ignore")
+# Ray counts resources in ten-thousandths.
+LEAST_RESOURCE = 1e-4
 
 
 def require(rule: bool, key: str, text: str, value: object, remedy: str) -> None:
@@ -35,12 +37,31 @@ def _one_of(choices: tuple[str, ...], **values: str) -> None:
         require(value in choices, name, f"must be one of {', '.join(choices)}", value, f"try {name}={choices[0]}")
 
 
+def _check_resources(key: str, resources: dict[str, float]) -> None:
+    """Custom resources of a pool; CPUs and GPUs have keys of their own."""
+    for name, amount in resources.items():
+        own = name.lower() in ("cpu", "gpu", "memory", "object_store_memory")
+        require(
+            bool(name) and not own, key, "must name custom resources of nodes", name,
+            "use num_cpus and num_gpus (learner.use_gpu) for CPUs and GPUs",
+        )  # fmt: skip
+        require(
+            amount == 0 or amount >= LEAST_RESOURCE, f"{key}.{name}", f"must be 0 or >= {LEAST_RESOURCE}", amount,
+            f"set {key}.{name}=0.01, which leaves room for 100 actors on a node that has 1",
+        )  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
     name: str = ""
     """Folder of the run below `run.dir`; empty: recipe and time."""
     dir: str = "runs"
-    """Where runs are kept."""
+    """Where runs are kept, on the driver's node; a relative one of a submitted job is below ~/rlir_ray there."""
+    wait_for_nodes_s: float = 0.0
+    """On a cluster that grows: seconds to wait for nodes that the pools lack, before the run is refused."""
+
+    def __post_init__(self) -> None:
+        _at_least(0, run__wait_for_nodes_s=self.wait_for_nodes_s)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,13 +186,15 @@ class DataConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutConfig:
     engine: str = "torch"
-    """`torch`: batched static-cache sampler of tokens; `flow`: sampler of flow (diffusion) world models."""
+    """`torch`: our sampler of tokens, batched; `vllm`: vLLM's; `flow`: sampler of flow (diffusion) world models."""
     num_actors: int = 1
     """Rollout actors."""
     num_cpus: float = 0.5
     """Logical CPUs that Ray sets aside for an actor."""
     num_gpus: float = 0.0
     """GPUs for an actor."""
+    resources: dict[str, float] = field(default_factory=dict)
+    """Custom resources that an actor takes of its node, which say where it runs: {rollout_node: 0.01}."""
     num_threads: int = 1
     """Torch threads of an actor."""
     prompts_per_call: int = 8
@@ -180,16 +203,44 @@ class RolloutConfig:
     """Of sampling tokens, and of rescoring them; 1 with rollout.engine=flow."""
 
     def __post_init__(self) -> None:
-        _one_of(("torch", "flow"), rollout__engine=self.engine)
+        _one_of(("torch", "vllm", "flow"), rollout__engine=self.engine)
         _at_least(1, rollout__num_actors=self.num_actors, rollout__num_threads=self.num_threads)
         _at_least(1, rollout__prompts_per_call=self.prompts_per_call)
         _at_least(0, rollout__num_cpus=self.num_cpus, rollout__num_gpus=self.num_gpus)
+        _check_resources("rollout.resources", self.resources)
         require(self.temperature > 0, "rollout.temperature", "must be > 0", self.temperature, "use 1.0")
         if self.engine == "flow":
             require(
                 self.temperature == 1, "rollout.temperature", "must be 1 with rollout.engine=flow", self.temperature,
                 "explore with flow.noise_level",
             )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VllmConfig:
+    """How vLLM samples an autoregressive world model; read with rollout.engine=vllm."""
+
+    dtype: str = "float32"
+    """Of its weights and cache: `float32`, or `bfloat16`, whose log-probabilities are off the learner's by rounding."""
+    max_num_seqs: int = 256
+    """Clips that it decodes at a time; the rest wait for a place."""
+    kv_cache_bytes: int = 1 << 30
+    """Of its key-value cache on a CPU."""
+    gpu_memory_utilization: float = 0.7
+    """Share of a GPU's memory that it takes; the policy's weights in float32 are there besides."""
+    enforce_eager: bool = False
+    """On a GPU: decode without CUDA graphs; a CPU always does."""
+    max_logprob_difference: float = 0.05
+    """A step whose mean |vLLM - learner's model| log-probability is larger ends the run; 0: it is not compared."""
+
+    def __post_init__(self) -> None:
+        _one_of(("float32", "bfloat16"), vllm__dtype=self.dtype)
+        _at_least(1, vllm__max_num_seqs=self.max_num_seqs, vllm__kv_cache_bytes=self.kv_cache_bytes)
+        _at_least(0, vllm__max_logprob_difference=self.max_logprob_difference)
+        require(
+            0 < self.gpu_memory_utilization < 1, "vllm.gpu_memory_utilization", "must be in (0, 1)",
+            self.gpu_memory_utilization, "use 0.7",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -263,12 +314,22 @@ class LoraConfig:
 class RewardConfig:
     backend: str = "serve"
     """`serve`: a Ray Serve deployment; `actors`: plain actors behind the same interface."""
+    address: str = ""
+    """`serve://NAME`: a reward service of the cluster, which other runs use too; empty: a pool of the run's own."""
     num_replicas: int = 1
-    """Replicas or actors."""
+    """Replicas or actors at the start."""
+    min_replicas: int = 0
+    """Fewest that a served pool shrinks to by itself; 0: num_replicas."""
+    max_replicas: int = 0
+    """Most that a served pool grows to by itself; 0: num_replicas. As many as min_replicas: the number is fixed."""
+    target_queue: float = 8.0
+    """Groups a replica, in work and waiting, towards which a served pool scales by itself."""
     num_cpus: float = 0.25
     """Logical CPUs that Ray sets aside for a replica."""
     num_gpus: float = 0.0
     """GPUs for a replica."""
+    resources: dict[str, float] = field(default_factory=dict)
+    """Custom resources that a replica takes of its node, which say where it runs: {reward_node: 0.01}."""
     num_threads: int = 1
     """Torch threads of a replica."""
     rule: str = "groups"
@@ -286,7 +347,7 @@ class RewardConfig:
     discount: float = 0.5
     """Of later frames' rewards, for credit=frame."""
     max_frames: int = 576
-    """Frames decoded and read at once by a replica."""
+    """Frames decoded and read at once by a replica; a served one gathers as many of the groups that wait."""
 
     def __post_init__(self) -> None:
         _one_of(("serve", "actors"), reward__backend=self.backend)
@@ -298,8 +359,39 @@ class RewardConfig:
         _at_least(1, reward__num_replicas=self.num_replicas, reward__num_threads=self.num_threads)
         _at_least(1, reward__max_frames=self.max_frames)
         _at_least(0, reward__num_cpus=self.num_cpus, reward__num_gpus=self.num_gpus)
+        _check_resources("reward.resources", self.resources)
         _at_least(0, reward__camera_tolerance=self.camera_tolerance)
         require(0 <= self.discount <= 1, "reward.discount", "must be in [0, 1]", self.discount, "use 0.5")
+        self._check_scaling()
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """Fewest and most replicas; the same number where the pool does not scale by itself."""
+        return self.min_replicas or self.num_replicas, self.max_replicas or self.num_replicas
+
+    def _check_scaling(self) -> None:
+        _at_least(0, reward__min_replicas=self.min_replicas, reward__max_replicas=self.max_replicas)
+        require(self.target_queue > 0, "reward.target_queue", "must be > 0", self.target_queue, "use 8")
+        fewest, most = self.bounds
+        require(
+            fewest <= self.num_replicas <= most, "reward.num_replicas",
+            f"must lie between reward.min_replicas={fewest} and reward.max_replicas={most}", self.num_replicas,
+            f"set reward.num_replicas={max(self.min_replicas, min(self.num_replicas, most))} or move the bounds",
+        )  # fmt: skip
+        for key, value in (("min_replicas", fewest < most), ("address", self.address)):
+            require(
+                self.backend == "serve" or not value, "reward.backend", f"must be serve with reward.{key}",
+                self.backend, f"set reward.backend=serve or leave out reward.{key}",
+            )  # fmt: skip
+        if self.address:
+            require(
+                self.address.startswith("serve://") and len(self.address) > 8, "reward.address",
+                "must be serve://NAME, the name of a Serve application", self.address, "use serve://rlir_reward",
+            )  # fmt: skip
+            require(
+                self.balance == "none", "reward.balance", "must be none with reward.address, which serves many runs",
+                self.balance, "set reward.balance=none or leave out reward.address",
+            )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -312,6 +404,8 @@ class LearnerConfig:
     """Logical CPUs that Ray sets aside for a rank."""
     use_gpu: bool = False
     """One GPU a rank, NCCL; otherwise gloo."""
+    resources: dict[str, float] = field(default_factory=dict)
+    """Custom resources that a rank takes of its node, which say where it runs: {learner_node: 0.01}."""
     num_threads: int = 1
     """Torch threads of a rank."""
     zero_stage: int = 1
@@ -332,6 +426,7 @@ class LearnerConfig:
         _at_least(1, learner__num_workers=self.num_workers, learner__num_threads=self.num_threads)
         _at_least(1, learner__decision_budget=self.decision_budget)
         _at_least(0, learner__num_cpus=self.num_cpus)
+        _check_resources("learner.resources", self.resources)
         if self.engine == "torch":
             require(
                 self.num_workers == 1, "learner.num_workers", "must be 1 with learner.engine=torch", self.num_workers,
@@ -462,6 +557,7 @@ class Config:
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    vllm: VllmConfig = field(default_factory=VllmConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)

@@ -83,6 +83,11 @@ def load_config(recipe: str = "", overrides: list[str] | None = None) -> Config:
         raise ValueError(
             f"{error.full_key}: {str(error.msg or error).splitlines()[0]}; give a value of that type"
         ) from None
+    except TypeError as error:
+        # OmegaConf's own errors do not cover a list in a mapping's place.
+        raise ValueError(
+            f"settings must keep lists and mappings apart, got {error}; write {{NAME: VALUE}} for a mapping"
+        ) from None
     container["recipe"] = container["recipe"] or Path(recipe).stem
     return _build(Config, container)
 

@@ -92,6 +92,13 @@ def _tokenizer() -> type[FrameCodec]:
 
 
 def _token_sampler(config: Config, policy: Any) -> Sampler:
+    if config.rollout.engine == "vllm":
+        from rlir_ray.samplers.vllm import VllmSampler
+
+        return VllmSampler(
+            policy, asset_path(config.models.policy), config.vllm, temperature=config.rollout.temperature,
+            num_frames=config.world.num_context + config.world.num_frames,
+        )  # fmt: skip
     from rlir_ray.samplers.torch_sampler import TorchSampler
 
     return TorchSampler(policy, temperature=config.rollout.temperature)

@@ -18,6 +18,7 @@ from rlir_ray.advantages import GroupAdvantages, advantages_from_rewards, return
 from rlir_ray.learner.step import StepBatch, trained_decisions
 from rlir_ray.ledger import FAILED, NO_SIGNAL, TRAINED, Failures, Ledger
 from rlir_ray.metrics import accuracy, balanced_accuracy, macro_f1
+from rlir_ray.samplers import LogprobDifference, difference_metrics
 from rlir_ray.seeds import group_seed, prompt_index
 from rlir_ray.trajectory import EncodedVideo, Prompt, RewardScores, TrajectoryGroup
 
@@ -42,6 +43,8 @@ class ScoredGroup:
     scores: RewardScores
     advantages: npt.NDArray[np.float32] | None
     """[G, F]; None: the group failed or carries no signal."""
+    difference: LogprobDifference | None
+    """Of the sampler's log-probabilities, where it compares them."""
 
 
 def train_local(
@@ -69,7 +72,8 @@ def train_local(
 
     Raises:
         ValueError: a step finds no group with signal.
-        RuntimeError: too many of the last groups failed.
+        RuntimeError: too many of the last groups failed, or the sampler's log-probabilities are others than the
+            learner's model's.
     """
     ledger = ledger if ledger is not None else Ledger()
     started, history = time.monotonic(), []
@@ -78,6 +82,7 @@ def train_local(
         step_started = time.monotonic()
         seen = step_groups(config, prompts, sampler, reward, ledger, failures)
         ready = [scored for scored in seen if scored.advantages is not None]
+        check_logprobs(config, [scored.difference for scored in ready])
 
         learn_started = time.monotonic()
         groups = [scored.group for scored in ready]  # behavior_logprobs and loss_mask [G, T]
@@ -91,6 +96,7 @@ def train_local(
         metrics |= {f"groups/{state}": float(count) for state, count in ledger.counts().items() if state != "in_flight"}
         metrics |= {"step": float(step), "policy_version": float(step), "staleness/mean": 0.0}
         metrics |= {"time/learn_s": time.monotonic() - learn_started, "time/step_s": time.monotonic() - step_started}
+        metrics |= difference_metrics([scored.difference for scored in ready])
         history.append(metrics)
         for callback in callbacks:
             callback(step, metrics)
@@ -123,7 +129,8 @@ def step_groups(
                 ledger.finish(group.group_id, FAILED, group_scores.failure)
             elif (advantages := group_signal(config, group_scores)) is None:
                 ledger.finish(group.group_id, NO_SIGNAL)
-            seen.append(ScoredGroup(group=group, scores=group_scores, advantages=advantages))
+            scored = ScoredGroup(group=group, scores=group_scores, advantages=advantages, difference=sampler.difference)
+            seen.append(scored)
         for group_scores in scores:
             failures.add(group_scores.failure)
     return seen
@@ -156,6 +163,20 @@ def check_signal(config: Config, num_seen: int, num_missing: int) -> None:
             f"a step needs {config.train.prompts_per_step} groups whose rewards vary, got {num_seen} groups and still "
             f"lacks {num_missing}; raise rollout.temperature (flow policies: flow.noise_level) or train.group_size, or "
             "use reward.match=soft"
+        )
+
+
+def check_logprobs(config: Config, found: Sequence[LogprobDifference | None]) -> None:
+    """Whether the rollout engine scored a step's groups as the learner's model does.
+
+    Raises:
+        RuntimeError: the mean difference is above the bound: the ratios that would be trained on mean nothing.
+    """
+    bound, mean = config.vllm.max_logprob_difference, difference_metrics(found).get("logprob_difference/mean", 0.0)
+    if bound and not mean <= bound:
+        raise RuntimeError(
+            f"vLLM's log-probabilities must be within vllm.max_logprob_difference={bound:g} of the learner's model's "
+            f"in the mean, got {mean:.3g}; set vllm.dtype=float32 or rollout.engine=torch, or raise the bound"
         )
 
 

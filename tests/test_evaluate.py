@@ -64,7 +64,7 @@ def run_folder(make_config: MakeConfig, checkpoints: Path, tmp_path: Path) -> Pa
     """A run as `train` leaves it: config.yaml beside policy/."""
     from rlir_ray.run import RunFolder
 
-    folder = RunFolder(make_config("evaluation.top_p=0.9")).path
+    folder = RunFolder(make_config("evaluation.top_p=0.9")).begin().path
     shutil.copytree(checkpoints / "policy", folder / "policy")
     return folder
 
@@ -167,7 +167,7 @@ def test_adapter_of_a_run_is_evaluated_on_the_runs_own_policy(
     make_config: MakeConfig, recordings: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = make_config("lora.rank=2")
-    run = RunFolder(config)
+    run = RunFolder(config).begin()
     save_policy(open_policy(config), run.path / "policy")
     run.close()
     main(["eval", "--policy", str(run.path / "policy"), "--data", str(recordings), "--num-clips", "2"])

@@ -6,13 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rlir_ray.config import Config, LearnerConfig, RewardConfig, RolloutConfig, TrainConfig, WorldConfig
+from rlir_ray.config import Config, LearnerConfig, RewardConfig, RolloutConfig, TrainConfig, VllmConfig, WorldConfig
 from rlir_ray.learner.objectives import PolicyGradient
 from rlir_ray.learner.rescoring import TokenRescorer
 from rlir_ray.learner.step import Learner
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.ledger import Ledger
-from rlir_ray.local import train_local
+from rlir_ray.local import check_logprobs, train_local
+from rlir_ray.samplers import LogprobDifference
 from rlir_ray.samplers.torch_sampler import TorchSampler
 from rlir_ray.trajectory import EncodedVideo, RewardScores
 from rlir_ray.weights import checksum, weights_of
@@ -97,3 +98,15 @@ def test_groups_sampled_together_change_nothing_but_rounding() -> None:
 def test_a_reward_that_never_varies_ends_with_a_remedy() -> None:
     with pytest.raises(ValueError, match=r"got 66 groups and still lacks 4; raise rollout\.temperature"):
         train(CONFIG, DarkReward(equal=range(1000)))
+
+
+def test_an_engine_that_scores_otherwise_than_the_learners_model_ends_the_run() -> None:
+    near, far = LogprobDifference(mean=0.01, maximum=3.0), LogprobDifference(mean=0.11, maximum=0.2)
+    check_logprobs(CONFIG, [None, near, near])
+    # The mean of .01 and .11 is above the default's .05.
+    with pytest.raises(RuntimeError, match=r"within vllm.max_logprob_difference=0.05 .* got 0.06; set") as error:
+        check_logprobs(CONFIG, [near, far])
+    assert "\n" not in str(error.value)
+    with pytest.raises(RuntimeError, match="got nan"):
+        check_logprobs(CONFIG, [LogprobDifference(mean=float("nan"), maximum=float("nan"))])
+    check_logprobs(replace(CONFIG, vllm=VllmConfig(max_logprob_difference=0)), [far])

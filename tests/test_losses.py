@@ -33,7 +33,7 @@ def test_the_surrogate_is_clipped_on_the_side_that_the_advantage_pushes_to() -> 
     assert loss.item() == pytest.approx(0.255)
     assert metrics["ratio/clip_fraction"] == 2
     assert metrics["ratio/max"] == pytest.approx(2) and metrics["ratio/max_abs_log"] == pytest.approx(log(2))
-    assert metrics["ratio/mean"] == pytest.approx(5)
+    assert metrics["ratio/mean"] == pytest.approx(5) and metrics["ratio/mean_abs_log"] == pytest.approx(4 * log(2))
     loss.backward()
     # clipped decisions carry no gradient; the others -advantage * ratio / 4
     torch.testing.assert_close(policy.grad, row(0, -0.125, 0.5, 0))

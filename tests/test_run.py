@@ -1,11 +1,12 @@
 """The run folder: what it keeps and what it refuses."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from rlir_ray.config_files import load_config
-from rlir_ray.run import RunFolder, replace_folder, write_json
+from rlir_ray.run import JOB_VARIABLE, RunFolder, replace_folder, runs_folder, write_json
 
 
 def _config(tmp_path, *overrides):
@@ -13,7 +14,7 @@ def _config(tmp_path, *overrides):
 
 
 def test_folder_keeps_config_versions_and_steps(tmp_path):
-    folder = RunFolder(_config(tmp_path))
+    folder = RunFolder(_config(tmp_path)).begin()
     folder.log_step({"step": 1, "reward/mean": 0.5})
     folder.log_step({"step": 2, "reward/mean": 0.6})
     folder.close()
@@ -25,21 +26,21 @@ def test_folder_keeps_config_versions_and_steps(tmp_path):
 
 
 def test_a_name_with_another_config_is_refused(tmp_path):
-    RunFolder(_config(tmp_path)).log_step({"step": 1})
+    RunFolder(_config(tmp_path)).begin().log_step({"step": 1})
     with pytest.raises(ValueError, match=r"exists with another config \(train.num_steps differs\)"):
         RunFolder(_config(tmp_path, "train.num_steps=3"))
 
 
 def test_a_finished_run_is_not_overwritten(tmp_path):
-    folder = RunFolder(_config(tmp_path))
+    folder = RunFolder(_config(tmp_path)).begin()
     (folder.path / "policy").mkdir()
     with pytest.raises(ValueError, match=r"has saved its policy; choose another run\.name"):
         RunFolder(_config(tmp_path))
 
 
 def test_what_ended_before_its_first_step_gives_its_name_free(tmp_path):
-    RunFolder(_config(tmp_path))
-    folder = RunFolder(_config(tmp_path, "rollout.num_actors=2"))
+    RunFolder(_config(tmp_path)).begin()
+    folder = RunFolder(_config(tmp_path, "rollout.num_actors=2")).begin()
     assert load_config(str(folder.path / "config.yaml")).rollout.num_actors == 2
 
 
@@ -69,3 +70,13 @@ def test_a_replaced_folder_holds_the_new_files_only(tmp_path):
     replace_folder(tmp_path / "policy.part", tmp_path / "policy")
     assert [path.name for path in tmp_path.rglob("*")] == ["policy", "policy.part"]
     assert (tmp_path / "policy" / "policy.part").is_file()
+
+
+def test_a_submitted_job_keeps_its_runs_out_of_the_folder_that_is_removed_with_it(tmp_path, monkeypatch):
+    monkeypatch.delenv(JOB_VARIABLE, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert runs_folder("runs") == tmp_path / "runs"
+    monkeypatch.setenv(JOB_VARIABLE, "{}")
+    assert runs_folder("runs") == tmp_path / "rlir_ray" / "runs"
+    assert runs_folder("/data/runs") == Path("/data/runs")

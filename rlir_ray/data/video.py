@@ -30,6 +30,9 @@ class VideoFile:
     """
 
     path: Path
+    height: int
+    """Pixels, as the file states them."""
+    width: int
     timestamps: npt.NDArray[np.int64]
     """[F], when each frame is shown, in the stream's unit; rising."""
     packets: npt.NDArray[np.int64]
@@ -75,6 +78,8 @@ class VideoFile:
             for frame in _decoded(container, stream, int(self.decode_times[first]), int(self.decode_times[last])):
                 # What is stored after a keyframe and shown before it needs frames that were not decoded.
                 reached = reached or frame.pts == self.timestamps[keyframe]
+                if (frame.height, frame.width) != (self.height, self.width):
+                    raise ValueError(f"a frame of {frame.height}x{frame.width} among {self.height}x{self.width} ones")
                 if reached and frame.is_corrupt:
                     raise ValueError(f"the frame at {float(frame.time or 0):.2f} s is damaged")
                 if reached and frame.pts in wanted:
@@ -106,6 +111,8 @@ def index_video(path: Path) -> VideoFile:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             num_expected = stream.frames
+            # A stream that was cut off before its settings has no size.
+            height, width = getattr(stream, "height", 0), getattr(stream, "width", 0)
             # Demuxing ends with an empty packet.
             packets = [packet for packet in container.demux(stream) if packet.size]
         _check_packets(packets, num_expected)
@@ -120,6 +127,8 @@ def index_video(path: Path) -> VideoFile:
     order = np.argsort(timestamps)
     return VideoFile(
         path=path,
+        height=height,
+        width=width,
         timestamps=timestamps[order],
         packets=np.array(shown, np.int64)[order],
         decode_times=np.array([packet.dts for packet in packets], np.int64),

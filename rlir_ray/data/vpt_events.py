@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import ast
 import json
-import math
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
@@ -70,7 +70,8 @@ def _check_event(event: dict[str, Any]) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    # An integer of any length is JSON; one that no float holds is no number here.
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def recorder_version(path: PurePath | str) -> str:

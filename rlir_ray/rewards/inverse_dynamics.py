@@ -7,6 +7,7 @@ Legend: G trajectories of a group, B clips, C context frames, F generated frames
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -36,6 +37,20 @@ class InverseDynamics(Protocol):
 
     def logits(self, frames: Tensor) -> dict[str, Tensor]:
         """uint8 [B, F, H, W, 3] to buttons [B, F, 20, 2] and camera [B, F, 2, 11]; index k leads into frame k."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipScores:
+    """What a reward says about one clip of K frames; the first of them shows no action."""
+
+    agreement: npt.NDArray[np.float32]
+    """[K - 1], under the configured rule."""
+    commanded: dict[str, npt.NDArray[np.int64]]
+    """Action group -> [K - 1] classes."""
+    recovered: dict[str, npt.NDArray[np.int64]]
+    """Action group -> [K - 1] classes, the most probable ones."""
+    held: dict[str, npt.NDArray[np.float32]]
+    """Compared action group -> [K - 1], how far it obeys: the probability of the accepted classes, or 0 and 1."""
 
 
 class InverseReward:
@@ -90,14 +105,41 @@ class InverseReward:
         lengths = {(video.num_context, video.num_frames) for video in videos}
         if len(lengths) > 1:
             raise ValueError(f"videos scored together must be of one length, got {sorted(lengths)}; score them apart")
-        whole = [video for video in videos if np.isfinite(video.codes).all()]
-        scores = {
-            video.group_id: self._failed(video, "its latents are NaN or infinite; lower train.learning_rate")
-            for video in videos
-        }
+        # By their places: groups of several runs, scored together, may have one number.
+        whole = [place for place, video in enumerate(videos) if np.isfinite(video.codes).all()]
+        scores = [self._failed(video, "its latents are NaN or infinite; lower train.learning_rate") for video in videos]
         if whole:
-            scores |= {one.group_id: one for one in self._score_whole(whole)}
-        return [scores[video.group_id] for video in videos]
+            for place, score in zip(whole, self._score_whole([videos[place] for place in whole]), strict=True):
+                scores[place] = score
+        return scores
+
+    @torch.no_grad()
+    def score_clip(self, frames: npt.NDArray[np.uint8], actions: Actions) -> ClipScores:
+        """One clip that is not encoded, frame by frame.
+
+        Args:
+            frames: uint8 [K, H, W, 3], of the world's size.
+            actions: K - 1 actions; action i leads into frame i + 1.
+
+        Raises:
+            ValueError: with `balance=class`, which weighs what training commands.
+        """
+        if self.weights:
+            raise ValueError("single clips need reward.balance=none, got 'class'; set reward.balance=none")
+        config, groups = self.config, self.world.groups
+        tables, classes = self._look(torch.from_numpy(frames)[None].to(self.device))
+        tables = {name: table[:, 1:] for name, table in tables.items()}  # [1, K - 1, K of the group]
+        classes = classes[:, 1:]  # [1, K - 1, groups]
+        accepted = accepted_classes(actions, groups, camera=config.camera, tolerance=config.camera_tolerance)
+        if config.match == "exact":
+            tables = class_tables(classes, groups)
+        held = {name: (tables[name].float() * accepted[name]).sum(-1)[0].numpy() for name in accepted}
+        return ClipScores(
+            agreement=agreement(tables, accepted, rule=config.rule)[0].numpy().astype(np.float32),
+            commanded=dict(zip(groups, group_classes(actions, groups).T, strict=True)),
+            recovered=dict(zip(groups, classes[0].numpy().T, strict=True)),
+            held=held,
+        )
 
     def _score_whole(self, videos: Sequence[EncodedVideo]) -> list[RewardScores]:
         soft, classes = self._read(codes_tensor(videos))
@@ -122,12 +164,17 @@ class InverseReward:
         classes = []
         for start in range(0, num_clips, at_once):
             part = codes[start : start + at_once].to(self.device)
-            frames = self.tokenizer.decode(part.flatten(0, 1)).unflatten(0, part.shape[:2])
-            logits = self.idm.logits(frames)
-            classes.append(recovered_classes(logits, self.world.groups))
-            for name, table in group_probabilities(logits, self.world.groups).items():
-                tables[name].append(table.float().cpu())
+            found, recovered = self._look(self.tokenizer.decode(part.flatten(0, 1)).unflatten(0, part.shape[:2]))
+            classes.append(recovered)
+            for name, table in found.items():
+                tables[name].append(table)
         return {name: torch.cat(parts) for name, parts in tables.items()}, torch.cat(classes)
+
+    def _look(self, frames: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Frames uint8 [B, C + F, H, W, 3] to probabilities by group and classes, as in `_read`."""
+        logits = self.idm.logits(frames)
+        tables = {name: table.float().cpu() for name, table in group_probabilities(logits, self.world.groups).items()}
+        return tables, recovered_classes(logits, self.world.groups)
 
     def _score_group(self, video: EncodedVideo, probabilities: dict[str, Tensor], classes: Tensor) -> RewardScores:
         config, groups = self.config, self.world.groups

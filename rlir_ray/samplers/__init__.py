@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -12,10 +13,32 @@ if TYPE_CHECKING:
     from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup
 
 
+@dataclass(frozen=True, slots=True)
+class LogprobDifference:
+    """How far an engine's log-probabilities are from those of the learner's model with the same weights."""
+
+    mean: float
+    """Absolute, over the decisions that were compared."""
+    maximum: float
+
+
+def difference_metrics(found: Sequence[LogprobDifference | None]) -> dict[str, float]:
+    """Of a step's groups, for the log; nothing where no engine compares."""
+    known = [each for each in found if each is not None]
+    if not known:
+        return {}
+    return {
+        "logprob_difference/mean": sum(each.mean for each in known) / len(known),
+        "logprob_difference/max": max(each.maximum for each in known),
+    }
+
+
 class Sampler(Protocol):
     """What a rollout actor holds."""
 
     policy_version: int
+    difference: LogprobDifference | None
+    """Of the last call; None: the engine does not compare."""
 
     def sample(
         self, prompts: Sequence[Prompt], group_ids: Sequence[int], seeds: Sequence[int], group_size: int

@@ -1,10 +1,19 @@
-"""Whether the prompts of one sampling call go together and fit the policy; the same for every engine."""
+"""What is the same for every engine: whether the prompts of a call go together and fit the policy; what tokens leave.
+
+Legend: P prompts, G trajectories, T decisions, C context and F generated frames, N tokens a frame, L tokens in all.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlir_ray.trajectory import FrameShape, Prompt
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlir_ray.actions import action_tokens
+from rlir_ray.models.autoregressive import assemble
+from rlir_ray.trajectory import EncodedVideo, FrameShape, Prompt, TokenRecord, TrajectoryGroup
 
 
 def check_call(
@@ -37,3 +46,71 @@ def check_call(
             "the policy's own tokenizer"
         )
     return num_context, num_frames
+
+
+def token_inputs(prompts: Sequence[Prompt], num_codes: int) -> tuple[Tensor, Tensor]:
+    """Context tokens int64 [P, C, N] and action tokens int64 [P, C - 1 + F, 11] of the prompts of a call.
+
+    Raises:
+        ValueError: a context token is none of the policy's image ids.
+    """
+    context = torch.from_numpy(np.stack([prompt.context for prompt in prompts]).astype(np.int64))
+    if int(context.max()) >= num_codes:
+        raise ValueError(
+            f"context tokens must be below the policy's {num_codes} codes, got {int(context.max())}; encode "
+            "prompts with the policy's tokenizer"
+        )
+    return context, torch.from_numpy(np.stack([action_tokens(prompt.actions, num_codes) for prompt in prompts]))
+
+
+def prefixes(context: Tensor, actions: Tensor) -> Tensor:
+    """What comes before the first decision, shared by a group: the context and the first commanded action.
+
+    Args:
+        context: int64 [P, C, N].
+        actions: int64 [P, C - 1 + F, 11].
+
+    Returns:
+        int64 [P, C * (N + 11)].
+    """
+    num_context = context.shape[1]
+    return torch.cat([assemble(context, actions[:, : num_context - 1]), actions[:, num_context - 1]], 1)
+
+
+def token_groups(
+    prompts: Sequence[Prompt],
+    group_ids: Sequence[int],
+    seeds: Sequence[int],
+    policy_version: int,
+    context: Tensor,
+    actions: Tensor,
+    frames: Tensor,
+    logprobs: Tensor,
+) -> list[tuple[TrajectoryGroup, EncodedVideo]]:
+    """The payload of a call, whichever engine drew the tokens.
+
+    Args:
+        context, actions: of `token_inputs`.
+        frames: int64 [P * G, F, N], what was drawn, prompt after prompt.
+        logprobs: float32 [P * G, T], of each drawn token.
+    """
+    size = len(frames) // len(prompts)
+    clips = torch.cat([context.repeat_interleave(size, 0), frames], 1)  # [P * G, C + F, N]
+    tokens = assemble(clips, actions.repeat_interleave(size, 0)).to("cpu", torch.int32).numpy()
+    codes, scores = clips.cpu().numpy().astype(np.uint16), logprobs.cpu().numpy()
+    pairs = []
+    for number, (prompt, group_id, seed) in enumerate(zip(prompts, group_ids, seeds, strict=True)):
+        rows = slice(number * size, (number + 1) * size)
+        group = TrajectoryGroup(
+            prompt_id=prompt.prompt_id,
+            group_id=group_id,
+            seed=seed,
+            policy_version=policy_version,
+            record=TokenRecord(tokens[rows]),
+            behavior_logprobs=scores[rows],
+            loss_mask=np.ones(scores[rows].shape, np.bool_),
+        )
+        num_context, commanded = len(prompt.context), prompt.actions
+        video = EncodedVideo(group_id=group_id, codes=codes[rows], num_context=num_context, actions=commanded)
+        pairs.append((group, video))
+    return pairs

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rlir_ray.actions import exclusive_classes, no_action_classes
 from rlir_ray.config import FlowConfig
+from rlir_ray.samplers import LogprobDifference
 from rlir_ray.samplers.calls import check_call
 from rlir_ray.samplers.flow_steps import noise_levels, ode_step, sde_step
 from rlir_ray.trajectory import EncodedVideo, FlowRecord, Prompt, TrajectoryGroup
@@ -80,6 +81,7 @@ class FlowSampler:
         self.window = config.window if explore else 0
         self.keep_means, self.noise_scale = keep_means, noise_scale
         self.policy_version = 0
+        self.difference: LogprobDifference | None = None
         self.device = next(model.parameters()).device
         self.levels = noise_levels(config.num_steps, config.shift)  # [K + 1]
 

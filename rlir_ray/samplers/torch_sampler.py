@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rlir_ray.actions import action_tokens
 from rlir_ray.models.adapters import merged_weight
-from rlir_ray.models.autoregressive import WorldModel, assemble, sequence_length
+from rlir_ray.models.autoregressive import WorldModel, sequence_length
+from rlir_ray.samplers import LogprobDifference
 from rlir_ray.samplers.cached_attention import attend
-from rlir_ray.samplers.calls import check_call
-from rlir_ray.trajectory import EncodedVideo, Prompt, TokenRecord, TrajectoryGroup
+from rlir_ray.samplers.calls import check_call, prefixes, token_groups, token_inputs
+from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup
 from rlir_ray.weights import load_weights
 
 
@@ -141,6 +141,7 @@ class TorchSampler:
             raise ValueError(f"temperature must be > 0, got {temperature}; use 1.0")
         self.model, self.temperature, self.top_p, self.dtype = model, temperature, top_p, dtype
         self.policy_version = 0
+        self.difference: LogprobDifference | None = None
         self._decoder = Decoder(model, dtype)
 
     def load_weights(self, weights: dict[str, npt.NDArray[np.generic]], version: int) -> None:
@@ -160,33 +161,14 @@ class TorchSampler:
             group_ids, seeds: one for each prompt; a group's draws depend on its own seed only.
             group_size: G.
         """
-        num_context, num_frames = check_call(prompts, group_ids, seeds, (self.model.tokens_per_frame,))
-        context, actions = self._inputs(prompts)
+        _, num_frames = check_call(prompts, group_ids, seeds, (self.model.tokens_per_frame,))
+        device = self._decoder.embedding.device
+        context, actions = (part.to(device) for part in token_inputs(prompts, self.model.num_codes))
         num_decisions = num_frames * context.shape[-1]
         uniforms = [torch.rand(num_decisions, group_size, generator=torch.Generator().manual_seed(s)) for s in seeds]
         draws = torch.cat(uniforms, 1).to(context.device)  # [T, B]
         frames, logprobs = self._decode(context, actions, draws, group_size)
-        clips = torch.cat([context.repeat_interleave(group_size, 0), frames], 1)  # [B, C + F, N]
-        tokens = assemble(clips, actions.repeat_interleave(group_size, 0)).to("cpu", torch.int32).numpy()
-        columns = [tokens, logprobs.cpu().numpy(), clips.cpu().numpy().astype(np.uint16)]
-        return [
-            self._group(
-                prompt, group_id, seed, num_context, *(c[i * group_size : (i + 1) * group_size] for c in columns)
-            )
-            for i, (prompt, group_id, seed) in enumerate(zip(prompts, group_ids, seeds, strict=True))
-        ]
-
-    def _inputs(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
-        """Context int64 [P, C, N] and action tokens int64 [P, C - 1 + F, 11] of the prompts."""
-        device, num_codes = self._decoder.embedding.device, self.model.num_codes
-        context = torch.from_numpy(np.stack([prompt.context for prompt in prompts]).astype(np.int64))
-        if int(context.max()) >= num_codes:
-            raise ValueError(
-                f"context tokens must be below the policy's {num_codes} codes, got {int(context.max())}; encode "
-                "prompts with the policy's tokenizer"
-            )
-        actions = torch.from_numpy(np.stack([action_tokens(prompt.actions, num_codes) for prompt in prompts]))
-        return context.to(device), actions.to(device)
+        return token_groups(prompts, group_ids, seeds, self.policy_version, context, actions, frames, logprobs)
 
     def _decode(self, context: Tensor, actions: Tensor, draws: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
         """Generated frames int64 [B, F, N] and log-probabilities float32 [B, T], prompt after prompt."""
@@ -194,8 +176,8 @@ class TorchSampler:
         num_frames = actions.shape[1] - (num_context - 1)
         length = sequence_length(num_context + num_frames, tokens_per_frame)
         decoder, rotations = self._decoder, self._decoder.rotations(length)
-        # The context and the first commanded action are read once for a prompt, then shared by its group.
-        prefix = torch.cat([assemble(context, actions[:, : num_context - 1]), actions[:, num_context - 1]], 1)
+        # Read once for a prompt, then shared by its group.
+        prefix = prefixes(context, actions)
         position = prefix.shape[1]
         prompt_cache = decoder.new_cache(num_prompts, position)
         logits = decoder(prefix, prompt_cache, rotations, 0).repeat_interleave(group_size, 0)
@@ -217,27 +199,6 @@ class TorchSampler:
             tokens.append(token)
             logprobs.append(logprob)
         return torch.stack(tokens, 1).unflatten(1, (num_frames, -1)), torch.stack(logprobs, 1)
-
-    def _group(
-        self,
-        prompt: Prompt,
-        group_id: int,
-        seed: int,
-        num_context: int,
-        tokens: npt.NDArray[np.int32],
-        logprobs: npt.NDArray[np.float32],
-        clips: npt.NDArray[np.uint16],
-    ) -> tuple[TrajectoryGroup, EncodedVideo]:
-        group = TrajectoryGroup(
-            prompt_id=prompt.prompt_id,
-            group_id=group_id,
-            seed=seed,
-            policy_version=self.policy_version,
-            record=TokenRecord(tokens),
-            behavior_logprobs=logprobs,
-            loss_mask=np.ones(logprobs.shape, np.bool_),
-        )
-        return group, EncodedVideo(group_id=group_id, codes=clips, num_context=num_context, actions=prompt.actions)
 
 
 def keep_likeliest(logits: Tensor, top_p: float) -> Tensor:

@@ -56,13 +56,18 @@ def assert_same_run(result, config, prompt_set=tiny_prompt_set):
         np.testing.assert_allclose(saved[name], value, atol=1e-4)
 
 
+def slow(*options):
+    """Every run of the pools takes half a minute, most of it the starting of processes."""
+    return pytest.param(list(options), marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     "options",
     [
         [],
-        ["train.ratio=guard", "train.kl_coefficient=0.1", "train.advantage=batch_std", "train.best_and_worst=1"],
-        ["train.objective=nft", "train.max_advantage=5", "flow.shared_noise=false", "train.kl_coefficient=0.01"],
-        ["lora.rank=2", "train.kl_coefficient=0.1", "flow.sde=cps", "flow.window_moves=sliding"],
+        slow("train.ratio=guard", "train.kl_coefficient=0.1", "train.advantage=batch_std", "train.best_and_worst=1"),
+        slow("train.objective=nft", "train.max_advantage=5", "flow.shared_noise=false", "train.kl_coefficient=0.01"),
+        slow("lora.rank=2", "train.kl_coefficient=0.1", "flow.sde=cps", "flow.window_moves=sliding"),
     ],
     ids=["grpo", "guard", "nft", "lora"],
 )
@@ -76,6 +81,7 @@ def test_flow_policies_train_in_the_pools_as_in_the_local_loop(ray_cluster, make
     assert result.metrics[0]["decisions"] == 4 * rows * 3 * (2 if config.train.objective == "grpo" else 1)
 
 
+@pytest.mark.slow
 def test_flow_run_over_serve_and_two_ranks_is_judged_and_loses_nothing(ray_cluster, make_config, checkpoints):
     config = make_config(
         *flow_overrides(checkpoints), "rollout.num_actors=2", "learner.engine=deepspeed", "learner.num_workers=2",
@@ -87,6 +93,7 @@ def test_flow_run_over_serve_and_two_ranks_is_judged_and_loses_nothing(ray_clust
     assert names == ["base", "post-trained"] and result.groups["trained"] == 8
 
 
+@pytest.mark.slow
 def test_adapter_of_a_token_policy_trains_in_the_pools(ray_cluster, make_config):
     config = make_config("lora.rank=2", "learner.engine=deepspeed")
     result = run_pools(config, evaluate=False)
@@ -206,3 +213,30 @@ def test_a_plan_that_does_not_fit_is_refused_before_any_pool_starts(ray_cluster,
     with pytest.raises(ValueError, match=r"must fit 4 CPUs, got 20.75"):
         pipeline.train()
     assert not hasattr(pipeline, "rollout")
+
+
+def test_tokens_sampled_by_vllm_train_in_the_pools_until_they_are_too_far_off(
+    needs_vllm, ray_cluster, make_config, checkpoints
+):
+    def tighten_after_three(metrics):
+        if metrics["step"] == 3:
+            bound = dataclasses.replace(config.vllm, max_logprob_difference=1e-12)
+            pipeline.config = dataclasses.replace(config, vllm=bound)
+
+    config = make_config(
+        f"models.policy={checkpoints / 'vllm_policy'}", "rollout.engine=vllm", "vllm.kv_cache_bytes=16777216",
+        "train.num_steps=5", "train.max_staleness=1", "lora.rank=2",
+    )  # fmt: skip
+    pipeline = Pipeline(config, callbacks=[tighten_after_three], prompts=tiny_prompt_set)
+    with pytest.raises(RuntimeError, match=r"within vllm.max_logprob_difference=1e-12 of the learner's .* got") as stop:
+        pipeline.train(calibrate=False, evaluate=False)
+    assert "\n" not in str(stop.value)
+    steps, folder = pipeline.metrics, pipeline.folder.path
+    # The first step's groups are of the learner's version, later ones lag; what is compared never does.
+    assert len(steps) == 3 and steps[0]["ratio/max_abs_log"] < 1e-4 < steps[2]["ratio/max_abs_log"]
+    for step in steps:
+        assert 0 < step["logprob_difference/mean"] < 1e-5 and step["logprob_difference/max"] < 1e-4
+    ledger = Ledger.from_json((folder / "ledger.json").read_text())
+    ledger.check()
+    assert ledger.counts()["trained"] == 12
+    assert (folder / "policy" / "adapter_model.safetensors").is_file()

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from actors import evaluation
 from actors.evaluation import EvaluationActor
 from rlir_ray.actions import Actions
 from rlir_ray.data.prompts import PromptSet
@@ -38,3 +39,23 @@ def test_both_prompt_sets_must_fit_their_actions(make_config: MakeConfig, tmp_pa
 def test_part_of_a_prompt_set_is_one() -> None:
     part = _prompt_set(0)[:3]
     assert len(part) == len(part.frames) == len(part.recorded) == 3
+
+
+def test_results_that_are_made_on_another_node_are_sent_to_the_runs_folder(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = []
+
+    def send(source: Path, node: str, target: Path) -> None:
+        sent.append(([path.name for path in source.iterdir()], node, target))
+
+    monkeypatch.setattr(evaluation, "node_id", lambda: "a node with a GPU")
+    monkeypatch.setattr(evaluation, "send_folder", send)
+    config = make_config("world.groups=[forward_back,jump]")
+    for home in ("the driver's node", "a node with a GPU"):
+        actor = EvaluationActor(config, tmp_path, num_threads=1, home=home)
+        actor.idms = {"reward": StripeReader(), "judge": StripeReader()}
+        actor.calibrate(_prompt_set(0), _prompt_set(1))
+    assert sent == [(["calibration.json"], "the driver's node", tmp_path)]
+    # The second actor was at home.
+    assert [path.name for path in tmp_path.iterdir()] == ["calibration.json"]

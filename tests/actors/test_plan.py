@@ -1,16 +1,21 @@
 import dataclasses
 import shutil
+import socket
 
 import pytest
 
 from actors.plan import (
     SYSTEM_CONFIG,
-    _check_cpus,
-    _check_store,
     absolute_paths,
+    check_answers,
     check_disk,
+    check_ranks,
+    check_store,
+    join_ray,
+    stop_notice,
 )
 from rlir_ray.families import family_of
+from rlir_ray.run import JOB_VARIABLE
 from rlir_ray.samplers.torch_sampler import TorchSampler
 from tests.fakes import TOKENS_PER_FRAME, tiny_prompts, tiny_world_model
 
@@ -39,30 +44,38 @@ def test_the_estimate_of_a_group_is_what_it_holds(make_config):
     )
 
 
-def test_too_few_cpus_name_the_smallest_change(make_config):
-    # 3 * 0.5 + 0.25 + 0.5 = 2.25 CPUs; one rollout actor less needs 1.75.
-    config = make_config("rollout.num_actors=3")
-    with pytest.raises(ValueError, match=r"must fit 2 CPUs, got 2.25 .*; set rollout.num_actors=2"):
-        _check_cpus(config, 2.0)
-    _check_cpus(config, 2.25)
+def test_every_rank_has_a_group(make_config):
+    with pytest.raises(ValueError, match=r"at most train.prompts_per_step=4, got 5; set learner.num_workers=4"):
+        check_ranks(make_config("learner.engine=deepspeed", "learner.num_workers=5"))
 
 
-def test_cpus_that_no_count_can_save_lead_to_smaller_shares(make_config):
-    with pytest.raises(ValueError, match=r"got 1.25 .*; set rollout.num_cpus=0.2 reward.num_cpus=0.1"):
-        _check_cpus(make_config(), 0.5)
+def test_an_address_that_nobody_answers_at_is_refused_in_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        check_answers(address)
+    with pytest.raises(RuntimeError, match=rf"RAY_ADDRESS must name a Ray that answers, got {address} \(") as refusal:
+        join_ray(address)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_submitted_job_that_would_be_killed_before_it_saves_says_so(monkeypatch):
+    monkeypatch.delenv(JOB_VARIABLE, raising=False)
+    assert stop_notice() == ""
+    monkeypatch.setenv(JOB_VARIABLE, "{}")
+    assert "would end this job after 3 s" in stop_notice()
+    monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "600")
+    assert stop_notice() == ""
 
 
 def test_a_budget_below_one_step_or_above_the_store_is_refused(make_config):
     config = make_config()
     step_bytes = 4 * family_of(config).group_bytes(config, (TOKENS_PER_FRAME,))
     with pytest.raises(ValueError, match=f"set object_store_budget_bytes={step_bytes} or lower"):
-        _check_store(
-            dataclasses.replace(config, object_store_budget_bytes=step_bytes - 1), (TOKENS_PER_FRAME,), 1 << 30
-        )
+        check_store(dataclasses.replace(config, object_store_budget_bytes=step_bytes - 1), (TOKENS_PER_FRAME,), 1 << 30)
     with pytest.raises(ValueError, match="got 9000000 bytes; set object_store_budget_bytes="):
-        _check_store(config, (TOKENS_PER_FRAME,), 9_000_000)
+        check_store(config, (TOKENS_PER_FRAME,), 9_000_000)
     with pytest.raises(ValueError, match="start Ray with --object-store-memory="):
-        _check_store(config, (TOKENS_PER_FRAME,), step_bytes)
+        check_store(config, (TOKENS_PER_FRAME,), step_bytes)
 
 
 def test_a_disk_without_room_for_the_run_is_refused(make_config, tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """Each pool alone, and the shells in this process."""
 
-import dataclasses
 import os
 import signal
 from functools import partial
@@ -9,10 +8,9 @@ import numpy as np
 import pytest
 import ray
 
-from actors.collector import one_line
 from actors.learner_group import LearnerGroup
 from actors.mailbox import split_order
-from actors.pools import RewardPool, RolloutPool
+from actors.pools import RolloutPool
 from actors.rollout import RolloutActor, build_sampler
 from rlir_ray.advantages import GroupAdvantages
 from rlir_ray.families import make_objective
@@ -41,6 +39,27 @@ def test_the_same_seeds_give_the_same_groups_with_one_and_two_rollout_actors(ray
         np.testing.assert_array_equal(one.behavior_logprobs, two.behavior_logprobs)
 
 
+def test_vllm_gives_the_same_groups_in_whichever_actor(needs_vllm, ray_cluster, make_config, checkpoints):
+    policy = f"models.policy={checkpoints / 'vllm_policy'}"
+    pool = RolloutPool(
+        make_config(policy, "rollout.engine=vllm", "rollout.num_actors=2", "vllm.kv_cache_bytes=16777216")
+    )
+    pool.start()
+    prompts, calls = tiny_prompts(4, num_frames=3), ([0, 1], [2, 3], [4, 5])
+    # Calls go round: the second time each is the other actor's.
+    refs = [
+        each
+        for ids in (*calls, *calls)
+        for each in pool.sample(ids, [7 + i for i in ids], [ray.put(prompts[i % 4]) for i in ids])
+    ]
+    groups = ray.get([each.group_ref for each in refs], timeout=TIMEOUT_S)
+    pool.stop()
+    for one, two in zip(groups[:6], groups[6:], strict=True):
+        assert (one.group_id, one.seed, one.prompt_id) == (two.group_id, two.seed, two.prompt_id)
+        np.testing.assert_array_equal(one.record.tokens, two.record.tokens)
+        np.testing.assert_array_equal(one.behavior_logprobs, two.behavior_logprobs)
+
+
 def test_a_sampler_serves_exactly_the_published_bytes(make_config):
     config = make_config()
     actor = RolloutActor(partial(build_sampler, config))
@@ -53,43 +72,6 @@ def test_a_sampler_serves_exactly_the_published_bytes(make_config):
     with pytest.raises(ValueError, match=f"weights of version 4 must have checksum {published}"):
         actor.load_weights(changed, 4, published)
     assert actor.version() == 3
-
-
-def test_serve_and_plain_actors_give_equal_scores(ray_cluster, make_config):
-    config = make_config()
-    sampler = build_sampler(config)
-    videos = [video for _, video in sampler.sample(tiny_prompts(3, num_frames=3), [0, 1, 2], [0, 1, 2], 4)]
-    found = {}
-    for backend in ("actors", "serve"):
-        pool = RewardPool(dataclasses.replace(config, reward=dataclasses.replace(config.reward, backend=backend)))
-        pool.start()
-        scored = [future.result(TIMEOUT_S) for future in [pool.score(ray.put(video)) for video in videos]]
-        found[backend] = [one.scores for one in scored]
-        pool.stop()
-    for plain, served in zip(found["actors"], found["serve"], strict=True):
-        assert plain.group_id == served.group_id
-        np.testing.assert_allclose(plain.frame_rewards, served.frame_rewards, atol=1e-6)
-        assert plain.rules == pytest.approx(served.rules, abs=1e-6)
-
-
-def test_a_served_reward_that_cannot_be_built_says_why(ray_cluster, make_config):
-    def broken():
-        raise ValueError("no such network")
-
-    with pytest.raises(RuntimeError, match="the reward pool did not start: ValueError: no such network"):
-        RewardPool(make_config("reward.backend=serve"), make_reward=broken).start()
-
-
-def test_a_reward_of_a_lost_video_fails_with_the_cause(ray_cluster, make_config):
-    @ray.remote(num_cpus=0)
-    def lost():
-        raise OSError("the disk is gone")
-
-    pool = RewardPool(make_config())
-    pool.start()
-    error = pool.score(lost.remote()).exception(TIMEOUT_S)
-    pool.stop()
-    assert one_line(error) == "OSError: the disk is gone"
 
 
 def test_every_group_goes_to_one_rank():

@@ -143,3 +143,12 @@ def test_group_of_latents_that_are_not_finite_fails_alone(value: float) -> None:
 
 def test_nothing_to_score_gives_nothing() -> None:
     assert _reward().score([]) == []
+
+
+def test_groups_of_two_runs_that_have_one_number_keep_their_own_scores() -> None:
+    one, two = [[0, 51, 50, 91]], [[0, 50, 51, 50]]
+    reward = _reward(rule="groups", match="exact")
+    together = reward.score([_video(one, 3), _video(two, 3)])
+    for scores, greys in zip(together, (one, two), strict=True):
+        np.testing.assert_array_equal(scores.frame_rewards, reward.score([_video(greys, 3)])[0].frame_rewards)
+    assert (together[0].frame_rewards != together[1].frame_rewards).any()

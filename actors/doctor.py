@@ -1,0 +1,66 @@
+"""The part of `python -m rlir_ray doctor` that asks Ray: whether it answers, and whether it holds the recipe's run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import ray
+import torch
+from ray._private.utils import estimate_available_memory, get_num_cpus, resolve_object_store_memory
+
+from actors.placement import cluster_nodes
+from actors.plan import check_disk, check_ranks, check_store, join_ray
+from rlir_ray.capacity import Node, check_capacity, pools_of
+from rlir_ray.config import Config
+from rlir_ray.doctor import Finding, judged
+from rlir_ray.preflight import check_world
+from rlir_ray.run import runs_folder
+
+
+def ray_findings(config: Config) -> Iterator[Finding]:
+    """The cluster of RAY_ADDRESS, or what a Ray that a run starts here would have; then whether the plan fits it."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    if not address:
+        yield Finding("ok", "ray", f"{ray.__version__}; RAY_ADDRESS is not set, a run starts Ray on this machine")
+        nodes = [Node.idle({"CPU": float(get_num_cpus()), "GPU": float(torch.cuda.device_count())})]
+        yield from _plan_findings(config, nodes, resolve_object_store_memory(estimate_available_memory()))
+        return
+    answer = judged("ray", lambda: _join(address))
+    yield answer
+    if answer.level == "fail":
+        return
+    try:
+        yield from _plan_findings(config, cluster_nodes(), int(ray.cluster_resources().get("object_store_memory", 0)))
+    finally:
+        ray.shutdown()
+
+
+def _join(address: str) -> str:
+    join_ray(address)
+    return f"{ray.__version__} at {address} answers, {len(cluster_nodes())} nodes"
+
+
+def _plan_findings(config: Config, nodes: list[Node], store_bytes: int) -> Iterator[Finding]:
+    def plan() -> str:
+        pools = pools_of(config)
+        check_ranks(config)
+        check_capacity(pools, nodes)
+        return ", ".join(f"{pool.count} x {pool.name}" for pool in pools) + " fit the nodes"
+
+    def store() -> str:
+        check_store(config, check_world(config), store_bytes)
+        return f"{store_bytes / 1e9:.1f} GB hold {config.object_store_budget_bytes / 1e9:.1f} GB of groups and weights"
+
+    def disk() -> str:
+        folder = runs_folder(config.run.dir)
+        return check_disk(config, next(path for path in (folder, *folder.parents) if path.is_dir()))
+
+    yield judged("plan", plan)
+    try:
+        check_world(config)
+    except ValueError:
+        # Sizes are those of the checkpoints, of which another finding has told.
+        return
+    yield judged("object store", store)
+    yield judged("disk", disk)

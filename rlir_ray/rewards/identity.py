@@ -1,0 +1,59 @@
+"""What makes two rewards give the same scores: world, rule, tokenizer and inverse dynamics model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from rlir_ray.config import Config, asset_path
+
+
+def reward_identity(config: Config) -> dict[str, str]:
+    """Configuration key -> value, for everything on which the scores of an encoded video depend.
+
+    Checkpoints are named by their content: the same ones may lie elsewhere on another machine.
+    """
+    world, reward = config.world, config.reward
+    return {
+        "rollout.engine": "flow" if config.rollout.engine == "flow" else "tokens",
+        "world.height": str(world.height),
+        "world.width": str(world.width),
+        "world.groups": ",".join(world.groups),
+        "reward.rule": reward.rule,
+        "reward.camera": reward.camera,
+        "reward.camera_tolerance": str(reward.camera_tolerance if reward.camera == "within" else 0),
+        "reward.match": reward.match,
+        "reward.balance": reward.balance,
+        "models.tokenizer": _content(asset_path(config.models.tokenizer)),
+        "models.reward_idm": _content(asset_path(config.models.reward_idm)),
+    }
+
+
+def check_identity(wanted: Mapping[str, str], served: Mapping[str, str], address: str) -> None:
+    """Whether a service gives the scores that a run asks for.
+
+    Args:
+        wanted, served: `reward_identity` of the run's and of the service's configuration.
+        address: of the service, for the error.
+
+    Raises:
+        ValueError: naming the first key that differs, and both values.
+    """
+    for key, value in wanted.items():
+        if served.get(key) != value:
+            raise ValueError(
+                f"reward.address={address} must give the run's reward, got {key} {served.get(key)} there and {value} "
+                "here; choose the service's recipe or deploy one with yours"
+            )
+
+
+def _content(folder: Path) -> str:
+    """Hexadecimal sha256, shortened, over the settings and weights of a checkpoint."""
+    digest = hashlib.sha256()
+    names = ["config.json", "tokenizer.json", *sorted(path.name for path in folder.glob("*.safetensors"))]
+    for path in (folder / name for name in names):
+        if path.is_file():
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,100 @@
+"""Micro-batches: items that wait are worked off together, as many as fit, in the order in which they came.
+
+For servers that answer one item a call. Knows nothing of rewards and of Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Answer = TypeVar("Answer")
+
+# Items come in bursts: the first one of a burst waits this long for the others when nothing else is under way.
+GATHER_S = 0.01
+
+
+@dataclass(eq=False, slots=True)
+class _Waiting(Generic[Item, Result]):
+    item: Item
+    size: int
+    kind: Hashable
+    future: asyncio.Future[Result]
+
+
+class MicroBatches(Generic[Item, Result]):
+    """What waits is gathered while the batch before it is worked off, so that waiting costs nothing under load.
+
+    Args:
+        work: a batch to its results, in order; called in a thread, one batch at a time. An exception among the results
+            is raised for its item alone, one that is raised for all of them.
+        size: of an item.
+        max_size: of a batch; a larger item is worked off alone.
+        kind: only items of one kind share a batch.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[list[Item]], Sequence[Result | Exception]],
+        *,
+        size: Callable[[Item], int],
+        max_size: int,
+        kind: Callable[[Item], Hashable],
+    ) -> None:
+        self.work, self.size, self.max_size, self.kind = work, size, max_size, kind
+        self._waiting: deque[_Waiting[Item, Result]] = deque()
+        self._thread = ThreadPoolExecutor(1)
+        self._worker: asyncio.Task[None] | None = None
+
+    async def submit(self, item: Item) -> Result:
+        """The item's result; raises what its work raised."""
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        # Here, so that an item which has no size fails alone.
+        self._waiting.append(_Waiting(item, self.size(item), self.kind(item), future))
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work_off())
+        return await future
+
+    async def run(self, call: Callable[[], Answer]) -> Answer:
+        """A call of another kind in the same thread, between two batches."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+    async def _work_off(self) -> None:
+        """Ends when nothing waits; the next item starts it again."""
+        await asyncio.sleep(GATHER_S)
+        while batch := self._next_batch():
+            items = [each.item for each in batch]
+            results: Sequence[Result | Exception]
+            try:
+                results = await self.run(partial(self.work, items))
+            except Exception as error:
+                results = [error] * len(items)
+            for each, result in zip(batch, results, strict=True):
+                if each.future.done():
+                    continue
+                if isinstance(result, Exception):
+                    each.future.set_exception(result)
+                else:
+                    each.future.set_result(result)
+
+    def _next_batch(self) -> list[_Waiting[Item, Result]]:
+        """The item that waits longest, and those of its kind that fit beside it; the others keep their places."""
+        batch: list[_Waiting[Item, Result]] = []
+        left, total = deque[_Waiting[Item, Result]](), 0
+        for each in self._waiting:
+            if each.future.done():
+                continue  # its caller is gone
+            if not batch or (total + each.size <= self.max_size and each.kind == batch[0].kind):
+                batch.append(each)
+                total += each.size
+            else:
+                left.append(each)
+        self._waiting = left
+        return batch

@@ -1,0 +1,190 @@
+"""A clip that comes over HTTP: multipart/form-data to frames and actions, everything bounded before it is decoded.
+
+Knows nothing of servers: bytes in, arrays or an `UploadError` with an HTTP status out. Legend: K frames of a clip.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from email.message import Message
+from email.parser import BytesHeaderParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rlir_ray.actions import GROUPS, VPT_CAMERA, Actions
+from rlir_ray.data.recordings import open_recording
+from rlir_ray.data.video import index_video
+from rlir_ray.rewards.inverse_dynamics import ClipScores
+
+CURL = "curl -F video=@NAME.mp4 -F events=@NAME.jsonl URL"
+# A recorded event is some hundred bytes; one that lists every key is below this.
+MAX_LINE_BYTES = 16_384
+# More parts than this are no form of ours.
+MAX_PARTS = 8
+MAX_BYTES = 16 << 20
+
+
+class UploadError(ValueError):
+    """A bad upload.
+
+    Args:
+        status: of HTTP, 4xx.
+        text: the rule, the value, the way out.
+    """
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What an upload may be."""
+
+    height: int
+    """Pixels of a frame."""
+    width: int
+    max_frames: int = 576
+    """K at most."""
+    max_bytes: int = MAX_BYTES
+    """Of the whole request."""
+
+
+async def read_body(chunks: AsyncIterator[bytes], limits: Limits, stated_bytes: str | None) -> bytes:
+    """The body of a request; reading ends at the limit.
+
+    Args:
+        chunks: as they come.
+        stated_bytes: the Content-Length header, if there is one.
+
+    Raises:
+        UploadError: 413, too big.
+    """
+    if stated_bytes is not None and stated_bytes.isdecimal():
+        _check_bytes(int(stated_bytes), limits)
+    body = bytearray()
+    async for chunk in chunks:
+        body += chunk
+        _check_bytes(len(body), limits)
+    return bytes(body)
+
+
+def _check_bytes(num_bytes: int, limits: Limits) -> None:
+    if num_bytes > limits.max_bytes:
+        raise UploadError(413, f"an upload must have at most {limits.max_bytes} bytes, got {num_bytes}; cut the clip")
+
+
+def read_form(content_type: str, body: bytes) -> dict[str, bytes]:
+    """The parts of a multipart/form-data body by their names (RFC 7578).
+
+    Raises:
+        UploadError: 415, another content type; 400, a broken body.
+    """
+    header = Message()
+    header["Content-Type"] = content_type
+    boundary = header.get_param("boundary")
+    if header.get_content_type() != "multipart/form-data" or not isinstance(boundary, str):
+        raise UploadError(415, f"an upload must be multipart/form-data, got {content_type[:80]!r}; try {CURL}")
+    pieces = (b"\r\n" + body).split(b"\r\n--" + boundary.encode(), MAX_PARTS + 2)
+    # What stands before the first boundary is empty, what follows the last one begins with two dashes.
+    if len(pieces) < 3 or len(pieces) > MAX_PARTS + 2 or not pieces[-1].startswith(b"--"):
+        raise UploadError(400, f"an upload must end with its boundary, got {len(pieces) - 1} parts of it; try {CURL}")
+    parts = {}
+    for piece in pieces[1:-1]:
+        head, gap, content = piece.partition(b"\r\n\r\n")
+        name = BytesHeaderParser().parsebytes(head.lstrip()).get_param("name", header="Content-Disposition")
+        if not gap or not isinstance(name, str):
+            raise UploadError(400, f"each part of an upload must have a name, got none; try {CURL}")
+        parts[name] = content
+    return parts
+
+
+def read_clip(parts: dict[str, bytes], limits: Limits) -> tuple[npt.NDArray[np.uint8], Actions]:
+    """Frames and actions of an upload.
+
+    Args:
+        parts: `video`, an mp4 of K frames, and `events`, a jsonl of K lines; event k leads into frame k.
+
+    Returns:
+        uint8 [K, H, W, 3], and K - 1 actions; action i leads into frame i + 1.
+
+    Raises:
+        UploadError: 400, a part is missing or not readable; 413, too long; 422, frames of another size, or as many
+            events as frames are not there.
+    """
+    for name in ("video", "events"):
+        if name not in parts:
+            raise UploadError(400, f"an upload must have the parts video and events, got no {name}; try {CURL}")
+    _check_events(parts["events"], limits)
+    with tempfile.TemporaryDirectory(prefix="rlir_upload_") as folder:
+        video, events = Path(folder, "upload.mp4"), Path(folder, "upload.jsonl")
+        video.write_bytes(parts["video"])
+        events.write_bytes(parts["events"])
+        try:
+            _check_video(video, limits)
+            recording = open_recording(video)
+            frames = recording.read(0, len(recording))
+        except UploadError:
+            raise
+        except ValueError as error:
+            differ = "it needs one a frame" in str(error)
+            raise UploadError(422 if differ else 400, str(error).replace(f"{folder}/", "")) from error
+    return frames, recording.actions[1:]
+
+
+def _check_events(events: bytes, limits: Limits) -> None:
+    lines = events.rstrip().split(b"\n")
+    if len(lines) > limits.max_frames:
+        raise UploadError(413, f"events must have at most {limits.max_frames} lines, got {len(lines)}; cut the clip")
+    if (longest := max(map(len, lines))) > MAX_LINE_BYTES:
+        raise UploadError(413, f"an event must have at most {MAX_LINE_BYTES} bytes, got {longest}; leave fields out")
+
+
+def _check_video(path: Path, limits: Limits) -> None:
+    """Size and length, as the file states them; nothing is decoded."""
+    if path.read_bytes()[4:8] != b"ftyp":
+        raise UploadError(400, "video must be an mp4, got another format; convert it: ffmpeg -i VIDEO NAME.mp4")
+    video = index_video(path)
+    if not 2 <= len(video) <= limits.max_frames:
+        status = 413 if len(video) > 1 else 422
+        raise UploadError(status, f"a clip must have 2 to {limits.max_frames} frames, got {len(video)}; cut the clip")
+    if (video.height, video.width) != (limits.height, limits.width):
+        raise UploadError(
+            422, f"frames must be {limits.height}x{limits.width} (height x width), got {video.height}x{video.width}; "
+            f"resize them: ffmpeg -i NAME.mp4 -vf scale={limits.width}:{limits.height} SMALL.mp4",
+        )  # fmt: skip
+
+
+def clip_report(scores: ClipScores) -> dict[str, Any]:
+    """Scores of a clip as JSON for a person: per frame its agreement, and what was commanded and recovered."""
+    return {
+        "frames": len(scores.agreement) + 1,
+        "agreement": round(float(scores.agreement.mean()), 4),
+        "per_frame": [
+            {
+                "frame": frame + 1,
+                "agreement": round(float(scores.agreement[frame]), 4),
+                "groups": {
+                    name: {
+                        "commanded": class_name(name, int(scores.commanded[name][frame])),
+                        "recovered": class_name(name, int(scores.recovered[name][frame])),
+                        "agreement": round(float(held[frame]), 4),
+                    }
+                    for name, held in scores.held.items()
+                },
+            }
+            for frame in range(len(scores.agreement))
+        ],
+    }
+
+
+def class_name(group: str, index: int) -> str | float:
+    """A class for a person: the button, ``none``, or the degrees at the centre of a camera bin."""
+    if GROUPS[group].camera_axis is not None:
+        return round(float(VPT_CAMERA.degrees(index)), 2)
+    return GROUPS[group].members[index - 1] if index else "none"

@@ -1,0 +1,250 @@
+"""The reward pool alone, over both backends: under load, while it grows and shrinks, and when replicas die."""
+
+import os
+import time
+from collections import Counter
+from concurrent import futures
+from functools import partial
+
+import numpy as np
+import pytest
+import ray
+
+from actors import reward_serve
+from actors.errors import one_line
+from actors.reward import RewardActor
+from actors.reward_pool import RewardPool
+from actors.reward_serve import count_options, serve_options
+from actors.rollout import build_sampler
+from tests.fakes import tiny_prompts
+from tests.own_rewards import DeadlyReward, FastidiousReward, SickeningReward, SleepReward, small_video
+
+TIMEOUT_S = 250
+BACKENDS = ("actors", "serve")
+
+
+@pytest.fixture
+def start_pool(ray_cluster, make_config):
+    """Starts pools and ends them after the test."""
+    pools = []
+
+    def start(make_reward, *overrides):
+        pools.append(RewardPool(make_config(*overrides), make_reward=make_reward))
+        pools[-1].start()
+        return pools[-1]
+
+    yield start
+    for pool in pools:
+        pool.stop()
+
+
+def answers(scored):
+    return [future.result(TIMEOUT_S).scores.group_id for future in scored]
+
+
+def scored_by_process(folder):
+    """Process -> the groups that it scored, in order."""
+    return {path.name: list(map(int, path.read_text().split())) for path in folder.iterdir()}
+
+
+class Load:
+    """Keeps groups in flight, each with the next number."""
+
+    def __init__(self, pool, in_flight=24):
+        self.pool, self.in_flight, self.scored = pool, in_flight, []
+
+    def more(self, number):
+        wanted = len(self.scored) + number
+        self.until(lambda: len(self.scored) >= wanted)
+
+    def until(self, condition):
+        deadline = time.monotonic() + TIMEOUT_S
+        while not condition():
+            assert time.monotonic() < deadline, "the pool did not come to it"
+            waiting = [future for future in self.scored if not future.done()]
+            if len(waiting) >= self.in_flight:
+                futures.wait(waiting, timeout=0.05, return_when=futures.FIRST_COMPLETED)
+                continue
+            self.scored.append(self.pool.score(ray.put(small_video(len(self.scored)))))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_group_is_lost_and_none_scored_twice_while_the_pool_grows_and_shrinks(start_pool, backend, tmp_path):
+    pool = start_pool(partial(SleepReward, tmp_path), f"reward.backend={backend}")
+    load = Load(pool)
+    load.more(30)
+    pool.scale(3)
+    load.until(lambda: len(scored_by_process(tmp_path)) == 3)
+    pool.scale(1)
+    # Under way are 24 groups, some of them with the replicas that go.
+    load.until(lambda: pool.num_replicas() == 1)
+    load.more(30)
+    assert answers(load.scored) == list(range(len(load.scored)))
+    counted = Counter(group for groups in scored_by_process(tmp_path).values() for group in groups)
+    assert counted == Counter(range(len(load.scored)))
+    # Whoever went is gone: what comes now is scored by one process.
+    before = {process: len(groups) for process, groups in scored_by_process(tmp_path).items()}
+    load.more(30)
+    answers(load.scored)
+    after = scored_by_process(tmp_path)
+    assert sum(len(after[process]) > number for process, number in before.items()) == len(after) - 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_groups_whose_replica_dies_are_scored_by_another(start_pool, backend, tmp_path):
+    pool = start_pool(partial(DeadlyReward, tmp_path, 5), f"reward.backend={backend}", "reward.num_replicas=2")
+    scored = [pool.score(ray.put(small_video(number))) for number in range(40)]
+    assert answers(scored) == list(range(40))
+    assert len((tmp_path / "met").read_text().split()) == 1
+    assert pool.num_replicas() == 2
+
+
+def test_a_group_that_kills_every_replica_is_given_up_and_the_others_are_scored(start_pool, tmp_path):
+    pool = start_pool(partial(DeadlyReward, tmp_path, 3, always=True))
+    scored = [pool.score(ray.put(small_video(number))) for number in range(8)]
+    error = scored.pop(3).exception(TIMEOUT_S)
+    assert one_line(error).startswith("RuntimeError: 4 reward replicas in a row died over this group: ")
+    assert len(set((tmp_path / "met").read_text().split())) == 4
+    # They shared its replicas, and may have been lost as often.
+    assert all(future.exception(TIMEOUT_S) is None or "died over" in str(future.exception()) for future in scored)
+    assert pool.score(ray.put(small_video(9))).result(TIMEOUT_S).scores.group_id == 9
+
+
+def test_a_replica_that_sickens_is_replaced_and_its_groups_are_scored_by_the_new_one(start_pool, tmp_path):
+    pool = start_pool(partial(SickeningReward, tmp_path, 3))
+    assert answers([pool.score(ray.put(small_video(number))) for number in range(8)]) == list(range(8))
+
+
+def test_a_group_that_cannot_be_read_fails_alone_with_its_cause_and_costs_no_replica(start_pool):
+    pool = start_pool(partial(FastidiousReward, 3))
+    scored = [pool.score(ray.put(small_video(number))) for number in range(8)]
+    member = pool.backend.members[0]
+    error = scored.pop(3).exception(TIMEOUT_S)
+    assert one_line(error) == "ValueError: group 3 cannot be read"
+    assert answers(scored) == [0, 1, 2, 4, 5, 6, 7]
+    assert pool.backend.members == [member]
+
+
+def test_groups_read_together_fail_one_by_one_and_health_tells_a_bad_group_from_a_sick_replica(tmp_path):
+    videos = [small_video(number) for number in range(4)]
+    actor = RewardActor(partial(FastidiousReward, 2))
+    one, two, three, four = actor.score_all(videos)
+    assert [each.scores.group_id for each in (one, two, four)] == [0, 1, 3]
+    assert str(three) == "group 2 cannot be read"
+    actor.check_health()
+    sick = RewardActor(partial(SickeningReward, tmp_path, 2))
+    assert [type(each).__name__ for each in sick.score_all(videos[:2])] == ["Scored", "Scored"]
+    sick.check_health()
+    with pytest.raises(RuntimeError, match="the device is lost"):
+        sick.score(videos[2])
+    with pytest.raises(RuntimeError, match="the device is lost"):
+        sick.check_health()
+
+
+def test_a_reward_that_forgets_a_group_says_so():
+    class Forgetful:
+        def score(self, videos):
+            return []
+
+    with pytest.raises(ValueError, match="must score every video, got 0 scores of 1 videos"):
+        RewardActor(Forgetful).score(small_video(0))
+
+
+class Broken:
+    def __init__(self):
+        raise ValueError("no such network")
+
+
+def test_a_served_reward_that_cannot_be_built_says_why(start_pool):
+    with pytest.raises(RuntimeError, match=r"the reward pool did not start: ValueError: no such network; check models"):
+        start_pool(Broken, "reward.backend=serve")
+
+
+def test_plain_actors_that_do_not_start_say_why_instead_of_letting_groups_wait(start_pool):
+    pool = start_pool(Broken)
+    error = pool.score(ray.put(small_video(0))).exception(TIMEOUT_S)
+    assert str(error) == "the reward actors do not start: ValueError: no such network; check models.* and reward.*"
+
+
+@ray.remote(num_cpus=0)
+def video_when_there_is(path):
+    while not path.exists():
+        time.sleep(0.01)
+    return small_video(7)
+
+
+def test_a_group_that_is_still_sampled_takes_no_place_in_the_queue(start_pool, tmp_path):
+    pool = start_pool(partial(SleepReward, tmp_path))
+    late = pool.score(video_when_there_is.remote(tmp_path.parent / "sampled"))
+    # More than a plain actor holds.
+    late_too = [pool.score(video_when_there_is.remote(tmp_path.parent / "sampled")) for _ in range(4)]
+    assert answers([pool.score(ray.put(small_video(number))) for number in range(4)]) == [0, 1, 2, 3]
+    assert not late.done()
+    (tmp_path.parent / "sampled").touch()
+    assert answers([late, *late_too]) == [7] * 5
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_lost_video_fails_its_group_with_the_cause_and_costs_no_replica(start_pool, backend):
+    @ray.remote(num_cpus=0)
+    def lost():
+        raise OSError("the disk is gone")
+
+    @ray.remote(num_cpus=0)
+    class Sampler:
+        def sample(self):
+            os._exit(1)
+
+    pool = start_pool(partial(FastidiousReward, -1), f"reward.backend={backend}")
+    assert one_line(pool.score(lost.remote()).exception(TIMEOUT_S)) == "OSError: the disk is gone"
+    assert pool.score(Sampler.remote().sample.remote()).exception(TIMEOUT_S) is not None
+    assert answers([pool.score(ray.put(small_video(1)))]) == [1]
+    assert pool.num_replicas() == 1
+
+
+def test_a_served_pool_follows_its_queue_between_its_bounds(start_pool, tmp_path, monkeypatch):
+    monkeypatch.setattr(reward_serve, "DOWNSCALE_DELAY_S", 0.5)
+    pool = start_pool(
+        partial(SleepReward, tmp_path, 0.02), "reward.backend=serve", "reward.max_replicas=2", "reward.target_queue=4"
+    )
+    assert pool.num_replicas() == 1
+    load = Load(pool, in_flight=16)
+    load.until(lambda: len(scored_by_process(tmp_path)) == 2)
+    assert answers(load.scored) == list(range(len(load.scored)))
+    deadline = time.monotonic() + TIMEOUT_S
+    while pool.num_replicas() > 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_the_recipe_says_how_many_replicas_and_whether_they_follow_the_queue(make_config):
+    fixed = serve_options(make_config("reward.backend=serve", "reward.num_replicas=3", "reward.num_cpus=0.5"))
+    assert (fixed["num_replicas"], fixed["autoscaling_config"]) == (3, None)
+    assert fixed["ray_actor_options"] == {"num_cpus": 0.5, "num_gpus": 0, "resources": {}}
+    scaled = make_config(
+        "reward.backend=serve", "reward.num_replicas=2", "reward.min_replicas=1", "reward.max_replicas=5",
+        "reward.target_queue=3",
+    )  # fmt: skip
+    scaling = count_options(scaled)["autoscaling_config"]
+    found = (scaling.min_replicas, scaling.initial_replicas, scaling.max_replicas, scaling.target_ongoing_requests)
+    assert found == (1, 2, 5, 3)
+    # A number that was set by hand no longer follows the queue.
+    assert count_options(scaled, 4) == {"num_replicas": 4, "autoscaling_config": None}
+
+
+def test_serve_and_plain_actors_give_equal_scores(ray_cluster, make_config):
+    config = make_config()
+    sampler = build_sampler(config)
+    videos = [video for _, video in sampler.sample(tiny_prompts(3, num_frames=3), [0, 1, 2], [0, 1, 2], 4)]
+    found = {}
+    for backend in BACKENDS:
+        pool = RewardPool(make_config(f"reward.backend={backend}"))
+        pool.start()
+        found[backend] = [
+            future.result(TIMEOUT_S).scores for future in [pool.score(ray.put(video)) for video in videos]
+        ]
+        pool.stop()
+    for plain, served in zip(*found.values(), strict=True):
+        assert plain.group_id == served.group_id
+        np.testing.assert_allclose(plain.frame_rewards, served.frame_rewards, atol=1e-6)
+        assert plain.rules == pytest.approx(served.rules, abs=1e-6)

@@ -1,0 +1,198 @@
+"""Clips that come over HTTP: good ones, and everything that a bad one is told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rlir_ray.actions import Actions
+from rlir_ray.config import RewardConfig, WorldConfig
+from rlir_ray.data.recordings import write_recording
+from rlir_ray.rewards.inverse_dynamics import InverseReward
+from rlir_ray.rewards.uploads import Limits, UploadError, clip_report, read_body, read_clip, read_form
+from tests.data.videos import HEIGHT, WIDTH, damage_frame, event, moving_bars, write_pair
+
+LIMITS = Limits(height=HEIGHT, width=WIDTH, max_frames=60, max_bytes=1000)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    video = write_pair(tmp_path_factory.mktemp("clips") / "clip", num_frames=12)
+    return {"video": video.read_bytes(), "events": video.with_suffix(".jsonl").read_bytes()}
+
+
+def form(parts: dict[str, bytes], boundary: str = "xyz") -> bytes:
+    """As curl -F sends it."""
+    body = b""
+    for name, content in parts.items():
+        head = f'Content-Disposition: form-data; name="{name}"; filename="a.b"\r\nContent-Type: application/x\r\n\r\n'
+        body += f"--{boundary}\r\n{head}".encode() + content + b"\r\n"
+    return body + f"--{boundary}--\r\n".encode()
+
+
+def refusal(call: object, *arguments: object) -> tuple[int, str]:
+    with pytest.raises(UploadError) as caught:
+        call(*arguments)  # type: ignore[operator]
+    assert "\n" not in str(caught.value)
+    return caught.value.status, str(caught.value)
+
+
+def test_parts_come_out_of_a_form_byte_for_byte() -> None:
+    parts = {"video": bytes(range(256)) * 3 + b"\r\n--xy", "events": b"", "note": b"\r\n\r\n--xyzz"}
+    # A boundary within a part would end it; one that only begins like it does not.
+    parts["note"] = b"\r\n\r\n-xyz"
+    assert read_form("multipart/form-data; boundary=xyz", form(parts)) == parts
+    assert read_form('multipart/form-data; boundary="x y"', form(parts, "x y")) == parts
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "status", "text"),
+    [
+        ("application/json", b"{}", 415, "must be multipart/form-data, got 'application/json'; try curl"),
+        ("", b"", 415, "must be multipart/form-data"),
+        ("multipart/form-data", b"", 415, "must be multipart/form-data"),
+        ("multipart/form-data; boundary=xyz", b"", 400, "must end with its boundary, got 0 parts"),
+        ("multipart/form-data; boundary=xyz", b"--xyz\r\nhead", 400, "must end with its boundary"),
+        ("multipart/form-data; boundary=xyz", b"--xyz\r\n\r\nx\r\n--xyz--", 400, "must have a name, got none"),
+        ("multipart/form-data; boundary=xyz", form({str(i): b"" for i in range(20)}), 400, "must end with its"),
+    ],
+)
+def test_a_broken_form_is_refused(content_type: str, body: bytes, status: int, text: str) -> None:
+    found, why = refusal(read_form, content_type, body)
+    assert found == status and text in why
+
+
+def test_a_body_is_read_to_its_limit_and_no_further() -> None:
+    taken = []
+
+    async def chunks(number: int) -> AsyncIterator[bytes]:
+        for index in range(number):
+            taken.append(index)
+            yield b"x" * 300
+
+    async def read(number: int, stated: str | None = None) -> bytes:
+        return await read_body(chunks(number), LIMITS, stated)
+
+    assert len(asyncio.run(read(3, "900"))) == 900
+    taken.clear()
+    status, why = refusal(lambda: asyncio.run(read(1000)))
+    assert (status, why) == (413, "an upload must have at most 1000 bytes, got 1200; cut the clip")
+    assert len(taken) == 4
+    taken.clear()
+    # What says at once that it is too big is not read at all.
+    assert refusal(lambda: asyncio.run(read(2, "1001")))[0] == 413
+    assert not taken
+
+
+def test_a_clip_is_read_with_the_actions_that_lead_into_its_frames(clip: dict[str, bytes]) -> None:
+    frames, actions = read_clip(clip, LIMITS)
+    assert frames.shape == (12, HEIGHT, WIDTH, 3) and frames.dtype == np.uint8
+    # The event's dx is its frame's number; the first one leads into nothing that is seen.
+    np.testing.assert_allclose(actions.camera[:, 1], np.arange(1, 12) * 0.15, rtol=1e-5)
+
+
+def lines(number: int, **fields: object) -> bytes:
+    return "".join(json.dumps(event(**fields)) + "\n" for _ in range(number)).encode()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changed", "status", "text"),
+    [
+        ({"video": None}, 400, "must have the parts video and events, got no video"),
+        ({"events": None}, 400, "got no events"),
+        ({"video": b"GIF89a and so on"}, 400, "must be an mp4, got another format"),
+        ({"video": b""}, 400, "must be an mp4"),
+        ({"events": b"not json\n" * 12}, 400, "upload.jsonl, line 1: no JSON"),
+        ({"events": lines(11) + b'{"mouse": 3}\n'}, 400, "upload.jsonl, line 12: mouse must be an object"),
+        ({"events": lines(11) + b'{"mouse": {"dx": 1' + b"0" * 400 + b"}}"}, 400, "mouse.dx must be a finite number"),
+        ({"events": lines(9)}, 422, "9 events for the 12 frames of upload.mp4"),
+        ({"events": lines(61)}, 413, "events must have at most 60 lines, got 61"),
+        ({"events": b"[" * 20_000}, 413, "an event must have at most 16384 bytes, got 20000"),
+    ],
+)
+def test_a_bad_clip_is_told_why(clip: dict[str, bytes], changed: dict[str, bytes | None], status: int, text: str):
+    parts = {name: content for name, content in (clip | changed).items() if content is not None}
+    found, why = refusal(read_clip, parts, LIMITS)
+    assert (found, text in why, "/tmp" in why) == (status, True, False), why
+
+
+def test_a_video_that_is_cut_off_damaged_or_of_another_size_or_length_is_told_so(
+    clip: dict[str, bytes], tmp_path: Path
+) -> None:
+    whole = clip["video"]
+    status, why = refusal(read_clip, clip | {"video": whole[: len(whole) // 2]}, LIMITS)
+    assert status == 400 and why.startswith("upload.mp4: no readable video")
+    (tmp_path / "damaged.mp4").write_bytes(whole)
+    damage_frame(tmp_path / "damaged.mp4", packet_number=5)
+    status, why = refusal(read_clip, clip | {"video": (tmp_path / "damaged.mp4").read_bytes()}, LIMITS)
+    assert status == 400 and "no readable video" in why
+    small = Limits(height=24, width=32)
+    assert refusal(read_clip, clip, small) == (
+        422, "frames must be 24x32 (height x width), got 48x64; resize them: ffmpeg -i NAME.mp4 -vf scale=32:24 "
+        "SMALL.mp4",
+    )  # fmt: skip
+    short = Limits(height=HEIGHT, width=WIDTH, max_frames=11)
+    assert refusal(read_clip, clip | {"events": lines(11)}, short)[0] == 413
+    write_recording(tmp_path / "one", moving_bars(1), [event()])
+    parts = {"video": (tmp_path / "one.mp4").read_bytes(), "events": lines(1)}
+    assert refusal(read_clip, parts, LIMITS) == (422, "a clip must have 2 to 60 frames, got 1; cut the clip")
+
+
+def test_frames_that_grow_within_the_video_are_refused_when_they_come(clip: dict[str, bytes], tmp_path: Path) -> None:
+    """The size that a file states is not the size of its frames: each is looked at before it becomes pixels."""
+    big = np.zeros((12, 4 * HEIGHT, 4 * WIDTH, 3), np.uint8)
+    write_recording(tmp_path / "big", big, [event()] * 12)
+    # The dimensions that the header states, 192 x 256, become 48 x 64; those of the frames stay.
+    content = (tmp_path / "big.mp4").read_bytes()
+    stated = (4 * WIDTH << 16).to_bytes(4, "big") + (4 * HEIGHT << 16).to_bytes(4, "big")
+    sample = (4 * WIDTH).to_bytes(2, "big") + (4 * HEIGHT).to_bytes(2, "big")
+    assert stated in content and sample in content
+    forged = content.replace(stated, (WIDTH << 16).to_bytes(4, "big") + (HEIGHT << 16).to_bytes(4, "big"))
+    forged = forged.replace(sample, WIDTH.to_bytes(2, "big") + HEIGHT.to_bytes(2, "big"))
+    status, why = refusal(read_clip, clip | {"video": forged}, LIMITS)
+    assert status in (400, 422) and ("192x256" in why)
+
+
+class ForwardReader:
+    """Reads forward in every second frame; its other heads say nothing."""
+
+    def logits(self, frames: torch.Tensor) -> dict[str, torch.Tensor]:
+        shape = frames.shape[:2]
+        buttons = torch.zeros(*shape, 20, 2)
+        buttons[..., 0] = 30
+        buttons[:, 1::2, 2, 1] = 60
+        camera = torch.zeros(*shape, 2, 11)
+        camera[..., 5] = 30
+        return {"buttons": buttons, "camera": camera}
+
+
+def test_a_report_says_of_each_frame_what_was_commanded_recovered_and_agrees() -> None:
+    world = WorldConfig(height=4, width=4, groups=("forward_back", "yaw"))
+    reward = InverseReward(None, ForwardReader(), world=world, config=RewardConfig(match="exact"))  # type: ignore[arg-type]
+    events = [{}, {"keyboard": {"keys": ["key.keyboard.w"]}}, {"keyboard": {"keys": ["key.keyboard.s"]}}]
+    scores = reward.score_clip(np.zeros((3, 4, 4, 3), np.uint8), Actions.from_events(events)[1:])
+    yaw = {"commanded": 0.0, "recovered": 0.0, "agreement": 1.0}
+    assert clip_report(scores) == {
+        "frames": 3, "agreement": 0.75,
+        "per_frame": [
+            {"frame": 1, "agreement": 1.0, "groups": {
+                "forward_back": {"commanded": "forward", "recovered": "forward", "agreement": 1.0}, "yaw": yaw}},
+            {"frame": 2, "agreement": 0.5, "groups": {
+                "forward_back": {"commanded": "back", "recovered": "none", "agreement": 0.0}, "yaw": yaw}},
+        ],
+    }  # fmt: skip
+
+
+def test_a_balanced_reward_reads_no_single_clips() -> None:
+    world = WorldConfig(height=4, width=4, groups=("jump",))
+    shares = {"jump": np.array([0.9, 0.1])}
+    config = RewardConfig(balance="class")
+    reward = InverseReward(None, ForwardReader(), world=world, config=config, class_shares=shares)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"need reward.balance=none, got 'class'; set reward.balance=none"):
+        reward.score_clip(np.zeros((2, 4, 4, 3), np.uint8), Actions.from_events([{}]))
