@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 from pathlib import Path
@@ -65,7 +66,11 @@ def test_the_pods_of_a_ray_job_hold_its_run_and_the_reward_group_grows() -> None
     groups = {group["groupName"]: group for group in spec["rayClusterSpec"]["workerGroupSpecs"]}
     assert list(groups) == ["rollout", "reward", "learner"]
     check_capacity(pools_of(config), nodes_of(list(groups.values()), "replicas"))
-    assert groups["reward"]["minReplicas"] < groups["reward"]["maxReplicas"]
+    # The pool asks for more replicas by itself, and the nodes that the group may grow to hold them.
+    fewest, most = config.reward.bounds
+    assert fewest < most and groups["reward"]["minReplicas"] < groups["reward"]["maxReplicas"]
+    grown = dataclasses.replace(config, reward=dataclasses.replace(config.reward, num_replicas=most))
+    check_capacity(pools_of(grown), nodes_of(list(groups.values()), "maxReplicas"))
     assert spec["rayClusterSpec"]["enableInTreeAutoscaling"] is True
     for pool in ("rollout", "reward", "learner"):
         # Each pool asks for the label of its own group, and no other group has it.

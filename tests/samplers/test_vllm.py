@@ -250,3 +250,15 @@ def test_nothing_is_compared_where_no_bound_asks_for_it(sampler, monkeypatch):
     monkeypatch.setattr(sampler, "difference", None)
     sampler.sample(tiny_prompts(1), [0], [0], 2)
     assert sampler.difference is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-3), ("bfloat16", 0.05)])
+def test_log_probabilities_on_a_gpu_are_those_of_the_learners_model(checkpoints, dtype, bound):
+    from rlir_ray.samplers.vllm import VllmSampler
+
+    settings = VllmConfig(dtype=dtype, gpu_memory_utilization=0.3)
+    policy = tiny_vllm_model().cuda()
+    sampler = VllmSampler(policy, checkpoints / "vllm_policy", settings, temperature=TEMPERATURE, num_frames=5)
+    sampler.sample(tiny_prompts(2), [0, 1], [0, 1], 4)
+    assert sampler.difference.mean < bound
