@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -51,6 +52,9 @@ def ray_session() -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not sys.stdout.isatty():
+        # Ray prints its warnings in yellow whatever stands behind standard output.
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     if address := os.environ.get("RAY_ADDRESS"):
         join_ray(address)
     else:
