@@ -173,7 +173,9 @@ def test_a_bare_checkout_trains_as_a_job_on_the_nodes_of_its_labels(
         head, checkout, "failing", "--recipe", "steps_2", "run.name=failing", "rollout.num_actors=99", *options
     )
     assert failed.returncode == 1
-    (line,) = (line for line in failed.stdout.splitlines() if line.startswith("error: "))
+    # `ray job submit` itself prints the last lines of a job that failed once more.
+    logs = JobSubmissionClient(f"http://{head.webui_url}").get_job_logs("failing")
+    (line,) = (line for line in logs.splitlines() if line.startswith("error: "))
     assert "must fit 3 CPUs, got" in line and "set rollout.num_actors=" in line
 
 
