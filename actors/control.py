@@ -6,12 +6,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import ray
@@ -22,12 +20,9 @@ from actors.plan import check_answers
 from actors.pools import as_actor, stop_actors
 from actors.run_control import Answer, RunControl, ScaleOrder
 from actors.waiting import POLL_S
-from rlir_ray.config import RunConfig, require
-from rlir_ray.run import job_home
+from rlir_ray.run_address import ADDRESS_FILE, Whereabouts, write_address
 
 NAMESPACE = "rlir_ray"
-# In the run's folder, while it trains.
-ADDRESS_FILE = "ray.json"
 # A driver answers between two looks; more than this means that it is gone or stuck.
 ANSWER_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 120.0
@@ -59,15 +54,7 @@ class Control:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="run control", daemon=True)
         self._thread.start()
-        self._write_address()
-
-    def _write_address(self) -> None:
-        """For this user alone, as all that says how to reach a Ray."""
-        content = {"address": ray.get_runtime_context().gcs_address, "actor": self.folder.name}
-        path = self.folder / ADDRESS_FILE
-        path.unlink(missing_ok=True)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump(content, file)
+        write_address(folder, ray.get_runtime_context().gcs_address, folder.name)
 
     def _work(self) -> None:
         """Unblocked by an order, or by `close`."""
@@ -100,22 +87,11 @@ class Control:
 # The user's side
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Whereabouts:
-    """Of a run that trains, as far as can be told from outside."""
-
-    address: str
-    """Of its Ray."""
-    actor: str
-    refusal: str
-    """What to say when nobody answers there."""
-
-
-def scale_run(run: str, pool: str, number: int) -> str:
+def scale_run(run: Whereabouts, pool: str, number: int) -> str:
     """Scales a pool of a run that trains, from any process of a machine of its cluster.
 
     Args:
-        run: its name below `runs`, or its folder; where there is no such folder, its name in the Ray of RAY_ADDRESS.
+        run: where it is, as `find_run` says.
         pool: `rollout` or `reward`.
         number: actors or replicas.
 
@@ -123,58 +99,23 @@ def scale_run(run: str, pool: str, number: int) -> str:
         What will be, in a line.
 
     Raises:
-        ValueError: no such run, or one that does not train; or what the driver says against it.
+        ValueError: it does not train; or what the driver says against it.
         TimeoutError: the driver did not answer.
     """
-    require(number >= 1, f"the number of {pool} actors", "must be >= 1", number, "scale to 1 or more")
-    found = find_run(run)
-    with _joined(found):
+    with _joined(run):
         try:
-            actor = ray.get_actor(found.actor, namespace=NAMESPACE)
+            actor = ray.get_actor(run.actor, namespace=NAMESPACE)
             answer: Answer = ray.get(actor.scale.remote(pool, number), timeout=ANSWER_TIMEOUT_S)
         except (ValueError, ray.exceptions.RayActorError) as error:
-            raise ValueError(found.refusal) from error
+            raise ValueError(run.refusal) from error
         except ray.exceptions.GetTimeoutError as error:
             raise TimeoutError(
-                f"waited {ANSWER_TIMEOUT_S:.0f} s for the driver of {run}; look whether it still works and try again"
+                f"waited {ANSWER_TIMEOUT_S:.0f} s for the driver of {run.actor}; look whether it still works and try "
+                "again"
             ) from error
     if answer.is_refusal:
         raise ValueError(answer.text)
     return answer.text
-
-
-def find_run(run: str) -> Whereabouts:
-    """Where a run is, by its folder or, on other nodes than its driver's, by its name.
-
-    Raises:
-        ValueError: there is none, or its folder says that it does not train.
-    """
-    below = RunConfig().dir
-    folders = (Path(below) / run, job_home() / below / run, Path(run))
-    known = [each for each in folders if run and (each / "config.json").is_file()]
-    # One that has ended must not hide another of its name that trains.
-    folder = next((each for each in known if (each / ADDRESS_FILE).is_file()), None)
-    if folder is None:
-        if run and (address := os.environ.get("RAY_ADDRESS", "")):
-            # The dashboard's address, which `ray job submit` takes; the Ray of this machine is meant.
-            address = "auto" if address.startswith("http") else address
-            refusal = f"--run must name a run that trains, got {run!r}, which none in the Ray at {address} is called"
-            return Whereabouts(address=address, actor=run, refusal=f"{refusal}; give its run.name")
-        if not known:
-            raise ValueError(
-                f"--run must name a run, got {run!r}; give a name below {below}/ or a run's folder, or set RAY_ADDRESS "
-                "to the Ray that it trains in"
-            )
-        folder = known[0]
-    state = "has saved its policy and ended" if (folder / "policy").exists() else "is starting or has ended"
-    refusal = (
-        f"--run must name a run that trains, got {folder}, which {state}; scale it between its first and last step"
-    )
-    try:
-        content = json.loads((folder / ADDRESS_FILE).read_text())
-    except (OSError, json.JSONDecodeError):
-        raise ValueError(refusal) from None
-    return Whereabouts(address=content["address"], actor=content["actor"], refusal=refusal)
 
 
 @contextlib.contextmanager

@@ -99,8 +99,8 @@ def join_ray(address: str) -> None:
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise RuntimeError(
-            f"RAY_ADDRESS must name a Ray that answers, got {address} ({lines[0]}); check it, or unset it to start Ray "
-            "on this machine"
+            f"RAY_ADDRESS must name a Ray that answers, got {address} ({lines[0]}); check it, set RAY_AUTH_MODE=token "
+            "if it asks for a token, or unset it to start Ray on this machine"
         ) from error
 
 

@@ -157,9 +157,18 @@ def _convert(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _scale(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from rlir_ray.config import require
+    from rlir_ray.run_address import AUTH_VARIABLE, find_run
+
+    what = f"the number of {arguments.pool} actors"
+    require(arguments.number >= 1, what, "must be >= 1", arguments.number, "scale to 1 or more")
+    run = find_run(arguments.run)
+    if run.auth_mode:
+        # A Ray that a run starts lets in only who shows its token; Ray reads the mode when it is imported.
+        os.environ.setdefault(AUTH_VARIABLE, run.auth_mode)
     from actors.control import scale_run
 
-    print(scale_run(arguments.run, arguments.pool, arguments.number))
+    print(scale_run(run, arguments.pool, arguments.number))
 
 
 class _traceback_to:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import ray
 
-from actors.control import ADDRESS_FILE, scale_run
+from actors.control import scale_run
 from actors.driver import Pipeline
 from actors.mailbox import StepReport
 from actors.pools import RolloutPool, as_actor
@@ -22,6 +22,7 @@ from actors.scaling import check_scale
 from actors.waiting import Stopped
 from actors.weight_sync import WeightSync
 from rlir_ray.cli import main
+from rlir_ray.run_address import ADDRESS_FILE, find_run
 from rlir_ray.trajectory import EncodedVideo, TokenRecord, TrajectoryGroup
 from rlir_ray.weights import checksum
 from tests.actors.test_driver import assert_same_run
@@ -265,20 +266,25 @@ def test_a_run_is_scaled_from_another_process_by_its_name(ray_cluster, make_conf
             command, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment, cwd=tmp_path
         )
         wait_until(lambda: len(pipeline.rollout.actors) == 2)
-        # From here on in this process, which is in that Ray already; by name, as typed where runs/ is.
-        monkeypatch.chdir(tmp_path)
+        # By name, as typed where runs/ is, in a shell that knows nothing of that Ray.
         (tmp_path / "runs").symlink_to(folder.parent)
-        found["reward"] = scale_run(folder.name, "reward", 2)
+        environment = {name: value for name, value in environment.items() if not name.startswith("RAY_")}
+        command = [*command[:4], "reward", "2", "--run", folder.name]
+        found["shell"] = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment, cwd=tmp_path
+        )
+        # From here on in this process, which is in that Ray already.
+        monkeypatch.chdir(tmp_path)
         for key, arguments in {"many": ("reward", 40), "none": ("rollout", 0)}.items():
             with pytest.raises(ValueError) as refused:
-                scale_run(folder.name, *arguments)
+                scale_run(find_run(folder.name), *arguments)
             found[key] = str(refused.value)
 
     pipeline = Pipeline(make_config(), callbacks=[scale], prompts=tiny_prompt_set)
     result = pipeline.train(calibrate=False, evaluate=False)
     assert (found["done"].stdout, found["done"].returncode) == ("rollout pool: 1 -> 2\n", 0), found["done"].stderr
     assert found["mode"] == 0o600
-    assert found["reward"] == "reward pool: 1 -> 2"
+    assert (found["shell"].stdout, found["shell"].returncode) == ("reward pool: 1 -> 2\n", 0), found["shell"].stderr
     assert (
         found["many"].startswith("the number of reward replicas must be at most ")
         and "got 40; scale to" in found["many"]
@@ -317,9 +323,9 @@ def test_a_run_whose_driver_was_killed_is_not_waited_for(tmp_path, monkeypatch):
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     (tmp_path / "config.json").write_text("{}")
-    (tmp_path / ADDRESS_FILE).write_text(json.dumps({"address": address, "namespace": "rlir_ray", "actor": "x"}))
+    (tmp_path / ADDRESS_FILE).write_text(json.dumps({"address": address, "auth_mode": "", "actor": "x"}))
     with pytest.raises(ValueError, match=rf"must name a run that trains, got {tmp_path}, which is starting or has"):
-        scale_run(str(tmp_path), "reward", 2)
+        scale_run(find_run(str(tmp_path)), "reward", 2)
 
 
 class Sleeper:
