@@ -98,7 +98,7 @@ class EvaluationActor:
         """Judges one policy at one temperature; returns the figures for the log, by inverse dynamics model."""
         settings = self.config.evaluation
         sampler = family_of(self.config).evaluation_sampler(self.config, self.policy, temperature)
-        sampler.load_weights(dict(weights), version)
+        sampler.load_weights(weights, version)
         evaluation, clips = evaluate_policy(
             sampler, prompt_set, self.tokenizer, self.idms, self.config.world, temperature, EVALUATION_SEED,
             name=name, num_videos=settings.num_videos, judge_context=settings.judge_context,

@@ -27,8 +27,9 @@ from rlir_ray.families import family_of
 from rlir_ray.run import JOB_VARIABLE
 from rlir_ray.trajectory import FrameShape
 
-# The learner's latest version, the one before it that a slow reader may still hold, and the one being put.
-VERSIONS_HELD = 3
+# Samplers use the arrays in the store themselves: the learner's latest version, the one before it that a slow reader
+# still samples with, the one being put, and the one that was evaluated last.
+VERSIONS_HELD = 4
 START_ATTEMPTS = 3
 CONNECT_TIMEOUT_S = 10.0
 # What a run that has just ended held comes free in this time.

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from rlir_ray.config import Config
 from rlir_ray.families import family_of, open_policy
 from rlir_ray.samplers import LogprobDifference, Sampler
 from rlir_ray.trajectory import Prompt
-from rlir_ray.weights import checksum
+from rlir_ray.weights import Weights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,17 +56,13 @@ class RolloutActor:
         )  # fmt: skip
         return (*(column for pair in pairs for column in pair), report)
 
-    def load_weights(self, weights: Mapping[str, npt.NDArray[np.generic]], version: int, published: str) -> int:
-        """Takes a version's weights; refuses bytes that are not the published ones.
+    def load_weights(self, weights: Weights, version: int, published: str) -> int:
+        """Takes a version's weights; the sampler proves that it holds the published bytes before it serves them.
 
         Raises:
-            ValueError: the checksums differ.
+            ValueError: the checksums differ; the version before stays.
         """
-        if (found := checksum(weights)) != published:
-            raise ValueError(
-                f"weights of version {version} must have checksum {published}, got {found}; publish them again"
-            )
-        self.sampler.load_weights(dict(weights), version)
+        self.sampler.load_weights(weights, version, published)
         return version
 
     def version(self) -> int:

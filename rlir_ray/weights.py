@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
@@ -12,11 +13,13 @@ import xxhash
 from rlir_ray.models.adapters import is_adapter_weight
 
 Weights = dict[str, npt.NDArray[np.generic]]
+Received = Mapping[str, npt.NDArray[np.generic] | torch.Tensor]
+"""Arrays as the object store hands them over, read-only, or tensors of any device."""
 
 
 def _published(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """What changes: all parameters and persistent buffers, or those of an adapter alone."""
-    state = module.state_dict()
+    state = module.state_dict(keep_vars=True)
     adapter = {name: value for name, value in state.items() if is_adapter_weight(name)}
     return adapter or state
 
@@ -35,15 +38,39 @@ def _to_numpy(value: torch.Tensor) -> npt.NDArray[np.generic]:
     return np.array(wide.cpu().numpy(), order="C", copy=True)
 
 
-def load_weights(module: torch.nn.Module, weights: Mapping[str, npt.NDArray[np.generic]]) -> None:
-    """Copies weights into a module, strictly: the same names and shapes, nothing missing, nothing left over.
+def load_weights(module: torch.nn.Module, weights: Received, published: str = "") -> dict[str, torch.Tensor]:
+    """Points a module at other weights, strictly: the same names and shapes. It holds all of them afterwards, or none.
 
-    The module is untouched when they do not fit. The arrays may be read-only, as the object store hands them over.
+    Nothing is copied where device and type are the module's: its parameters then are the given arrays themselves,
+    which nothing may write into and which live as long as the module holds them. Others are copied beforehand.
+
+    Args:
+        published: their checksum, proven of what the module is about to hold; of what it keeps in another type
+            (bfloat16) of the bytes that were received. Empty: it is not asked.
+
+    Returns:
+        What it held before, to be loaded again if whoever uses the module cannot go on with the new ones.
 
     Raises:
-        ValueError: a name or a shape differs.
+        ValueError: a name, a shape or the checksum differs.
     """
     own = _published(module)
+    _check_fit(own, weights)
+    staged = {name: _as_tensor(weights[name]).to(target.device, target.dtype) for name, target in own.items()}
+    if published:
+        # Types that differ are those that the module rounds.
+        same = {name for name, value in staged.items() if value.dtype == _as_tensor(weights[name]).dtype}
+        check_published({name: staged[name] if name in same else weights[name] for name in staged}, published)
+    before = {name: target.data for name, target in own.items()}
+    try:
+        _swap(own, staged)
+    except BaseException:
+        _swap(own, before)
+        raise
+    return before
+
+
+def _check_fit(own: Mapping[str, torch.Tensor], weights: Received) -> None:
     differing = sorted(set(own) ^ set(weights))
     if differing:
         raise ValueError(
@@ -51,24 +78,45 @@ def load_weights(module: torch.nn.Module, weights: Mapping[str, npt.NDArray[np.g
             "publish from a checkpoint of the same architecture"
         )
     for name, target in own.items():
-        if tuple(target.shape) != weights[name].shape:
+        if tuple(target.shape) != tuple(weights[name].shape):
             raise ValueError(
-                f"weight {name!r} must be {tuple(target.shape)}, got {weights[name].shape}; "
+                f"weight {name!r} must be {tuple(target.shape)}, got {tuple(weights[name].shape)}; "
                 "publish from a checkpoint of the same architecture"
             )
-    with torch.no_grad():
-        for name, target in own.items():
-            target.copy_(torch.tensor(weights[name]))
 
 
-def checksum(weights: Mapping[str, npt.NDArray[np.generic]]) -> str:
+def _swap(own: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
+    for name, target in own.items():
+        target.data = values[name]
+
+
+def _as_tensor(value: npt.NDArray[np.generic] | torch.Tensor) -> torch.Tensor:
+    """Over the same memory."""
+    if isinstance(value, torch.Tensor):
+        return value
+    with warnings.catch_warnings():
+        # Nothing writes into the weights of a sampler.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(np.asarray(value, order="C"))
+
+
+def check_published(weights: Received, published: str) -> None:
+    """Raises:
+    ValueError: they have another checksum than the published one.
+    """
+    if (found := checksum(weights)) != published:
+        raise ValueError(f"weights must have the published checksum {published}, got {found}; publish them again")
+
+
+def checksum(weights: Received) -> str:
     """Hexadecimal xxh3 (128 bits) over names, types, shapes and bytes, in the order of the names.
 
     It finds what a transfer spoils, at the speed of the memory; it is no proof against somebody who forges weights.
     """
     digest = xxhash.xxh3_128()
     for name in sorted(weights):
-        array = np.ascontiguousarray(weights[name])
-        digest.update(f"{name}:{array.dtype.str}:{weights[name].shape};".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
+        value = weights[name]
+        array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+        digest.update(f"{name}:{array.dtype.str}:{array.shape};".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

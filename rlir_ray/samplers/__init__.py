@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup
+    from rlir_ray.weights import Received
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,4 +42,5 @@ class Sampler(Protocol):
         self, prompts: Sequence[Prompt], group_ids: Sequence[int], seeds: Sequence[int], group_size: int
     ) -> list[tuple[TrajectoryGroup, EncodedVideo]]: ...
 
-    def load_weights(self, weights: dict[str, npt.NDArray[np.generic]], version: int) -> None: ...
+    def load_weights(self, weights: Received, version: int, published: str = "") -> None:
+        """Takes the weights of a version, proven by their checksum if one is given; raises and keeps its own else."""

@@ -22,7 +22,7 @@ from rlir_ray.samplers import LogprobDifference
 from rlir_ray.samplers.calls import check_call
 from rlir_ray.samplers.flow_steps import noise_levels, ode_step, sde_step
 from rlir_ray.trajectory import EncodedVideo, FlowRecord, Prompt, TrajectoryGroup
-from rlir_ray.weights import load_weights
+from rlir_ray.weights import Received, load_weights
 
 if TYPE_CHECKING:
     from rlir_ray.models.flow import FlowWorldModel
@@ -85,9 +85,13 @@ class FlowSampler:
         self.device = next(model.parameters()).device
         self.levels = noise_levels(config.num_steps, config.shift)  # [K + 1]
 
-    def load_weights(self, weights: dict[str, npt.NDArray[np.generic]], version: int) -> None:
-        """Takes the published weights of a version."""
-        load_weights(self.model, weights)
+    def load_weights(self, weights: Received, version: int, published: str = "") -> None:
+        """Takes the weights of a version, proven by their checksum.
+
+        Raises:
+            ValueError: a name, a shape or the checksum differs; the version before stays.
+        """
+        load_weights(self.model, weights, published)
         self.policy_version = version
 
     @torch.inference_mode()

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -22,7 +20,7 @@ from rlir_ray.samplers import LogprobDifference
 from rlir_ray.samplers.cached_attention import attend
 from rlir_ray.samplers.calls import check_call, prefixes, token_groups, token_inputs
 from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup
-from rlir_ray.weights import load_weights
+from rlir_ray.weights import Received, load_weights
 
 
 @dataclass(frozen=True)
@@ -144,11 +142,19 @@ class TorchSampler:
         self.difference: LogprobDifference | None = None
         self._decoder = Decoder(model, dtype)
 
-    def load_weights(self, weights: dict[str, npt.NDArray[np.generic]], version: int) -> None:
-        """Takes the published weights of a version."""
-        load_weights(self.model, weights)
-        self._decoder = Decoder(self.model, self.dtype)
-        self.policy_version = version
+    def load_weights(self, weights: Received, version: int, published: str = "") -> None:
+        """Takes the weights of a version, proven by their checksum; the decoder's own layout is computed from them.
+
+        Raises:
+            ValueError: a name, a shape or the checksum differs; the version before stays.
+        """
+        before = load_weights(self.model, weights, published)
+        try:
+            decoder = Decoder(self.model, self.dtype)
+        except BaseException:
+            load_weights(self.model, before)
+            raise
+        self._decoder, self.policy_version = decoder, version
 
     @torch.inference_mode()
     def sample(

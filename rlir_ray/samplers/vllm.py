@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from vllm import EngineArgs, LLMEngine, ModelRegistry, SamplingParams
@@ -38,7 +37,7 @@ from rlir_ray.samplers import LogprobDifference
 from rlir_ray.samplers.calls import check_call, prefixes, token_groups, token_inputs
 from rlir_ray.seeds import frame_seed
 from rlir_ray.trajectory import EncodedVideo, Prompt, TokenRecord, TrajectoryGroup
-from rlir_ray.weights import load_weights, weights_of
+from rlir_ray.weights import Received, load_weights
 
 # The smallest that all of vLLM's attention kernels take, those for CPUs included: what a request finds in the prefix
 # cache are whole blocks.
@@ -204,17 +203,18 @@ class VllmSampler:
         self.engine = start_engine(folder, settings, sequence_length(num_frames, policy.tokens_per_frame))
         self._hand_over(0)
 
-    def load_weights(self, weights: dict[str, npt.NDArray[np.generic]], version: int) -> None:
-        """Takes the published weights of a version; where that fails, those of the version before stay.
+    def load_weights(self, weights: Received, version: int, published: str = "") -> None:
+        """Takes the weights of a version; where that fails, those of the version before stay.
+
+        Their checksum is proven of the policy, which hands them on: the engine keeps them in a layout of its own.
 
         Raises:
-            ValueError: a name or a shape is not the policy's.
+            ValueError: a name or a shape is not the policy's, or the checksum differs.
         """
-        before = weights_of(self.policy)
-        load_weights(self.policy, weights)
+        before = load_weights(self.policy, weights, published)
         try:
             self._hand_over(version)
-        except Exception:
+        except BaseException:
             load_weights(self.policy, before)
             self._hand_over(self.policy_version)
             raise

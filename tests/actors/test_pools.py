@@ -69,7 +69,7 @@ def test_a_sampler_serves_exactly_the_published_bytes(make_config):
     assert checksum(weights_of(actor.sampler.model)) == published
     name = next(iter(weights))
     changed = weights | {name: weights[name] + 1}
-    with pytest.raises(ValueError, match=f"weights of version 4 must have checksum {published}"):
+    with pytest.raises(ValueError, match=f"weights must have the published checksum {published}, got"):
         actor.load_weights(changed, 4, published)
     assert actor.version() == 3
 

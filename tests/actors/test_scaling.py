@@ -24,7 +24,7 @@ from actors.weight_sync import WeightSync
 from rlir_ray.cli import main
 from rlir_ray.run_address import ADDRESS_FILE, find_run
 from rlir_ray.trajectory import EncodedVideo, TokenRecord, TrajectoryGroup
-from rlir_ray.weights import checksum
+from rlir_ray.weights import check_published, checksum
 from tests.actors.test_driver import assert_same_run
 from tests.fakes import tiny_prompts
 from tests.world import tiny_prompt_set
@@ -40,8 +40,9 @@ class EchoSampler:
     def __init__(self, load_s=0.0, sample_s=0.0):
         self.policy_version, self.load_s, self.sample_s = -1, load_s, sample_s
 
-    def load_weights(self, weights, version):
+    def load_weights(self, weights, version, published):
         time.sleep(self.load_s)
+        check_published(weights, published)
         self.policy_version = version
 
     def sample(self, prompts, group_ids, seeds, group_size):
@@ -148,7 +149,7 @@ def test_an_actor_that_gets_other_bytes_does_not_serve(rollouts):
     each.sync.latest = StepReport(
         version=0, metrics={}, weights_refs=each.sync.latest.weights_refs, checksum="0" * 32, seconds=0.0
     )
-    with pytest.raises(ValueError, match=f"weights of version 0 must have checksum {'0' * 32}"):
+    with pytest.raises(ValueError, match=f"must have the published checksum {'0' * 32}"):
         each.sync.join(new, threading.Event())
     assert len(each.pool.actors) == 1
     assert each.pool.drop(new[0]) and each.pool.num_actors() == 1

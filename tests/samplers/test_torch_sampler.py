@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from rlir_ray.models.autoregressive import split_frames
-from rlir_ray.samplers.torch_sampler import TorchSampler, draw_tokens, keep_likeliest
-from rlir_ray.weights import weights_of
+from rlir_ray.samplers.torch_sampler import Decoder, TorchSampler, draw_tokens, keep_likeliest
+from rlir_ray.weights import checksum, weights_of
 from tests.fakes import NUM_CODES, TOKENS_PER_FRAME, tiny_prompts, tiny_world_model
 
 
@@ -109,3 +109,21 @@ def test_clips_sampled_with_top_p_hold_likely_tokens_only() -> None:
         logprobs = model(torch.from_numpy(group.record.tokens).long(), group.behavior_logprobs.shape[1])
     # Half of the probability is left out, so what is drawn has at least its share of the rest.
     assert (torch.from_numpy(group.behavior_logprobs) >= logprobs + 1e-4).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("fails", ["proof", "layout"])
+def test_a_load_that_fails_leaves_the_old_version_sampling(fails: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler, prompts = TorchSampler(tiny_world_model(), temperature=1.0), tiny_prompts(1)
+    before, _ = sampler.sample(prompts, [0], [0], 2)[0]
+    new = weights_of(tiny_world_model(seed=1))
+    with monkeypatch.context() as broken:
+        if fails == "layout":
+            broken.setattr(Decoder, "_prepare", lambda self, layer: 1 / 0)
+        with pytest.raises(ZeroDivisionError if fails == "layout" else ValueError):
+            sampler.load_weights(new, 1, checksum(new) if fails == "layout" else "0" * 32)
+    after, _ = sampler.sample(prompts, [0], [0], 2)[0]
+    assert (sampler.policy_version, after.policy_version) == (0, 0)
+    assert checksum(weights_of(sampler.model)) == checksum(weights_of(tiny_world_model()))
+    np.testing.assert_array_equal(before.behavior_logprobs, after.behavior_logprobs)
+    sampler.load_weights(new, 2, checksum(new))
+    assert sampler.sample(prompts, [0], [0], 2)[0][0].policy_version == 2
