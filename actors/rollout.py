@@ -15,7 +15,7 @@ from rlir_ray.config import Config
 from rlir_ray.families import family_of, open_policy
 from rlir_ray.samplers import LogprobDifference, Sampler
 from rlir_ray.trajectory import Prompt
-from rlir_ray.weights import checksum
+from rlir_ray.weights import Weights, checksum
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,9 +46,23 @@ class RolloutActor:
         self.sampler = make_sampler()
 
     def sample(
-        self, group_ids: Sequence[int], seeds: Sequence[int], group_size: int, *prompts: Prompt
+        self,
+        group_ids: Sequence[int],
+        seeds: Sequence[int],
+        group_size: int,
+        version: int,
+        published: str,
+        weights: Weights | None,
+        *prompts: Prompt,
     ) -> tuple[Any, ...]:
-        """Groups and videos in turn, one pair a prompt, and a `CallReport`: 2 * prompts + 1 objects."""
+        """Groups and videos in turn, one pair a prompt, and a `CallReport`: 2 * prompts + 1 objects.
+
+        Args:
+            version: the oldest that may sample; an actor that was started again loads it first.
+            published, weights: of that version, as `load_weights` takes them; None: none was published yet.
+        """
+        if weights is not None and self.sampler.policy_version < version:
+            self.load_weights(weights, version, published)
         started = time.perf_counter()
         pairs = self.sampler.sample(prompts, group_ids, seeds, group_size)
         seconds = time.perf_counter() - started
