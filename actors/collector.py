@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent import futures
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from rlir_ray.local import check_signal, group_signal, reward_metrics
 from rlir_ray.samplers import difference_metrics
 from rlir_ray.seeds import group_seed, prompt_index
 from rlir_ray.staleness import Admission, is_stale, staleness
+from rlir_ray.timeline import Recording, Span, span_since, waited_for
 from rlir_ray.trajectory import RewardScores
 
 Submit = Callable[[Sequence[int], Sequence[int], Sequence[int]], list[tuple[GroupRefs, "futures.Future[Scored]"]]]
@@ -42,6 +43,8 @@ class ReadyGroup:
     """[G, F]."""
     report: CallReport
     """Of the rollout call that sampled it."""
+    scored: Span
+    """When it was scored."""
 
 
 class Collector:
@@ -50,8 +53,10 @@ class Collector:
     ledger, admission: of the run.
     submit: starts sampling and scoring of one call.
     prompt_ids: of the training prompts.
-    group_bytes: what one group holds in the object store.
+    group_bytes: what one group may hold in the object store.
     stop: set when the user ends the run.
+    recording: takes what the pools did.
+    progress: told once when sampling waits for room in the object store.
     """
 
     def __init__(
@@ -64,16 +69,24 @@ class Collector:
         prompt_ids: Sequence[str],
         group_bytes: int,
         stop: threading.Event,
+        recording: Recording | None = None,
+        progress: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.config, self.ledger, self.admission, self.submit = config, ledger, admission, submit
         self.prompt_ids, self.group_bytes, self.stop = prompt_ids, group_bytes, stop
+        self.recording, self.progress = recording or Recording(), progress
         self._in_flight: dict[int, tuple[GroupRefs, futures.Future[Scored]]] = {}
         self._ready: dict[int, ReadyGroup] = {}
         self._failures = Failures(config.train.max_failed_fraction)
         self._step = StepTotals(self.config.reward.discount)
+        self._room_since: float | None = None
+        self._has_told = False
 
     def collect(self, version: int, num_steps_left: int) -> list[ReadyGroup]:
         """Blocks until a step's groups are there; the oldest go first.
+
+        With train.stale_policy=wait a slow group is waited for, so that none grows too old; with drop the step takes
+        those that are there.
 
         Args:
             version: of the learner; what lags too far behind it is dropped here, where it would be consumed.
@@ -84,13 +97,22 @@ class Collector:
             TimeoutError: no group was scored within train.wait_timeout_s.
             RuntimeError: too many of the last groups failed.
         """
-        num_groups = self.config.train.prompts_per_step
+        num_groups, started = self.config.train.prompts_per_step, time.time()
         while True:
             self._drop_stale(version)
-            if len(self._ready) >= num_groups:
-                return [self._ready.pop(group_id) for group_id in sorted(self._ready)[:num_groups]]
+            if groups := self._due(num_groups):
+                self._step.wait = span_since(started)
+                return groups
             self._admit(num_groups * num_steps_left)
             self._receive()
+
+    def _due(self, num_groups: int) -> list[ReadyGroup]:
+        """The groups of the next step, or none while one of them is missing."""
+        known = {*self._ready, *(self._in_flight if self.config.train.stale_policy == "wait" else ())}
+        first = sorted(known)[:num_groups]
+        if len(first) < num_groups or any(group_id not in self._ready for group_id in first):
+            return []
+        return [self._ready.pop(group_id) for group_id in first]
 
     def trained(self, groups: Sequence[ReadyGroup]) -> None:
         """Ends these groups and gives their slots back; call it when the step's weights were published."""
@@ -105,12 +127,27 @@ class Collector:
         """
         per_step, per_call = self.config.train.prompts_per_step, self.config.rollout.prompts_per_call
         num_more = num_wanted - len(self._ready) - len(self._in_flight)
-        num_admitted = max(0, min(self.admission.available(self.group_bytes), num_more))
+        room = self.admission.available(self.group_bytes)
+        self._note_room(room < min(self.admission.free_slots, num_more))
+        num_admitted = max(0, min(room, num_more))
         if self._in_flight:
             num_admitted -= num_admitted % per_step
         while num_admitted:
             self._call(min(per_call, num_admitted))
             num_admitted -= min(per_call, num_admitted)
+
+    def _note_room(self, is_short: bool) -> None:
+        """Adds up the time in which more would be sampled if the object store had room for it."""
+        now = time.monotonic()
+        if self._room_since is not None:
+            self._step.room_s += now - self._room_since
+        self._room_since = now if is_short else None
+        if is_short and not self._has_told:
+            self._has_told = True
+            self.progress(
+                f"sampling waits for room: {self.admission.in_flight} groups hold {self.admission.bytes_in_flight} of "
+                f"object_store_budget_bytes={self.admission.budget_bytes}"
+            )
 
     def _call(self, num_groups: int) -> None:
         seed, first = self.config.seed, self.ledger.next_group_id
@@ -152,6 +189,10 @@ class Collector:
             self._fail(group_id, scored.scores.failure)
             return
         self._failures.add()
+        # The video has been read and goes; the training columns stay until they were trained.
+        self.admission.resize(group_id, report.column_bytes[group_id - report.call_id])
+        report = replace(report, span=self.recording.add("rollout", f"sample from {report.call_id} on", report.span))
+        span = self.recording.add("reward", f"score {group_id}", scored.span)
         self._step.add(scored, report)
         advantages = group_signal(self.config, scored.scores)
         if advantages is None:
@@ -159,7 +200,7 @@ class Collector:
             missing = self.config.train.prompts_per_step - len(self._ready)
             check_signal(self.config, num_seen=len(self._step.scores), num_missing=missing)
         else:
-            self._ready[group_id] = ReadyGroup(group_id, refs.group_ref, advantages, report)
+            self._ready[group_id] = ReadyGroup(group_id, refs.group_ref, advantages, report, span)
 
     def _fail(self, group_id: int, cause: str) -> None:
         self._end(group_id, FAILED, cause)
@@ -182,11 +223,13 @@ class Collector:
         lag = [staleness(version, group.report.policy_version) for group in groups]
         counts = self.ledger.counts()
         return {
-            **totals.metrics(),
+            **totals.metrics(groups),
             **difference_metrics([group.report.difference for group in groups]),
             **{f"groups/{state}": float(counts[state]) for state in END_STATES},
             "staleness/mean": float(np.mean(lag)),
             "staleness/max": float(max(lag)),
+            "object_store/in_flight_bytes": float(self.admission.bytes_in_flight),
+            "object_store/peak_bytes": float(self.admission.peak_bytes),
         }
 
 
@@ -197,7 +240,9 @@ class StepTotals:
         self.discount = discount
         self.started = time.monotonic()
         self.scores: list[RewardScores] = []
-        self.score_s = 0.0
+        self.score_s = self.room_s = 0.0
+        self.wait: Span | None = None
+        """Of the driver, for the groups of the step."""
         self.calls: dict[int, CallReport] = {}
 
     def add(self, scored: Scored, report: CallReport) -> None:
@@ -205,15 +250,25 @@ class StepTotals:
         self.score_s += scored.seconds
         self.calls[report.call_id] = report
 
-    def metrics(self) -> dict[str, float]:
-        """Rewards of all groups that were scored, those without signal included; seconds of the pools."""
+    def metrics(self, groups: Sequence[ReadyGroup]) -> dict[str, float]:
+        """Rewards of all groups that were scored, those without signal included; seconds of the pools.
+
+        Args:
+            groups: those that the step trained, which the driver waited for.
+        """
         # Which group came first must not show in the last digit of a mean.
         scores = sorted(self.scores, key=lambda one: one.group_id)
         num_frames = sum(one.frame_rewards.size for one in scores)
         return {
             # At max_staleness > 0 a step may train what was scored during the one before.
             **(reward_metrics(scores, self.discount) if scores else {}),
-            "time/sample_s": sum(call.seconds for call in self.calls.values()),
+            "time/sample_s": sum(call.span.seconds for call in self.calls.values()),
             "time/score_s": self.score_s,
+            "time/room_s": self.room_s,
+            **(
+                waited_for(self.wait, [one.report.span for one in groups], [one.scored for one in groups])
+                if self.wait
+                else {}
+            ),
             "throughput/frames_per_s": num_frames / (time.monotonic() - self.started),
         }

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from actors.clock import clock_offsets
 from actors.collector import Collector
 from actors.control import Control
 from actors.evaluation import EvaluationActor
@@ -37,6 +38,7 @@ from rlir_ray.local import Reward, check_logprobs, compared
 from rlir_ray.preflight import check_checkpoints, check_engine, check_world
 from rlir_ray.run import RunFolder, write_json
 from rlir_ray.staleness import Admission
+from rlir_ray.timeline import Recording, overlap_metrics
 
 Callback = Callable[[dict[str, float]], None]
 
@@ -69,6 +71,7 @@ class Pipeline:
         prompts: your own source of prompt sets, called with `train` and `heldout`; None: the configured one.
         make_reward: builds your own reward (`score(videos) -> list[RewardScores]`) in each replica of the reward pool;
             None: the configured inverse reward.
+        trace: file for a Chrome trace of all pools; None: none is kept.
 
     Raises:
         ValueError: a checkpoint is missing or of another world, or the run's name is taken.
@@ -81,6 +84,7 @@ class Pipeline:
         progress: Callable[[str], None] | None = None,
         prompts: PromptSource | None = None,
         make_reward: Callable[[], Reward] | None = None,
+        trace: Path | None = None,
     ) -> None:
         self.config = config = absolute_paths(config)
         self.frame_shape = check_world(config)
@@ -91,6 +95,7 @@ class Pipeline:
         self.progress = progress or (lambda stage: None)
         self.make_reward = make_reward
         self.prompt_source = prompts or prompt_source(config, self.folder.path)
+        self.trace, self.recording = trace, Recording(is_kept=trace is not None)
         self.ledger = Ledger()
         self._stop = threading.Event()
         self.metrics: list[dict[str, float]] = []
@@ -116,7 +121,7 @@ class Pipeline:
                 self.progress(notice)
             check_disk(self.config, self.folder.path)
             try:
-                check_plan(self.config, self.frame_shape, self.progress, self._stop)
+                self.budget_bytes = check_plan(self.config, self.frame_shape, self.progress, self._stop)
                 self._start(calibrate, evaluate)
                 if evaluate:
                     self._evaluate_base()
@@ -201,6 +206,7 @@ class Pipeline:
         self.rollout.wait_ready(self._stop)
         self.sync = WeightSync(self.rollout, timeout_s)
         self.sync.publish(self.learner.wait_ready(self._stop))
+        self.recording.offsets = clock_offsets(timeout_s)
         self.scaling = Scaling(self.rollout, self.reward, self.sync, self.progress)
 
     def _show_left_out(self) -> None:
@@ -229,11 +235,12 @@ class Pipeline:
     def _loop(self) -> None:
         """The algorithm. `rlir_ray/local.py` is the same in one process."""
         train, started = self.config.train, time.monotonic()
-        admission = Admission(train.max_staleness, train.prompts_per_step, self.config.object_store_budget_bytes)
+        admission = Admission(train.max_staleness, train.prompts_per_step, self.budget_bytes)
         collector = Collector(
             self.config, self.ledger, admission, self._submit,
             prompt_ids=self.prompt_ids, stop=self._stop,
             group_bytes=family_of(self.config).group_bytes(self.config, self.frame_shape),
+            recording=self.recording, progress=self.progress,
         )  # fmt: skip
         self.progress("training")
         for step in range(1, train.num_steps + 1):
@@ -247,12 +254,24 @@ class Pipeline:
             self.sync.publish(report)
             collector.trained(groups)
             seconds = time.monotonic() - step_started
-            self._log(collector.metrics(groups, report.version - 1) | _times(step, report, waited_s, seconds))
+            metrics = collector.metrics(groups, report.version - 1) | _times(step, report, waited_s, seconds)
+            # Or the store would hold them until the next step's groups are there.
+            del groups
+            self._log(metrics | self._overlap(metrics, report))
             self._evaluate_between(step)
             if self._stop.is_set():
                 raise Stopped
             if train.max_minutes and time.monotonic() - started > train.max_minutes * 60:
                 break
+
+    def _overlap(self, metrics: Mapping[str, float], report: StepReport) -> dict[str, float]:
+        self.recording.add("learner", f"step {metrics['step']:.0f}", report.span)
+        stages = {
+            "sample": (metrics["time/sample_s"], self.rollout.num_actors()),
+            "score": (metrics["time/score_s"], self.reward.num_replicas()),
+            "learn": (report.span.seconds, 1),
+        }
+        return overlap_metrics(stages, metrics["time/step_s"])
 
     def _submit(self, group_ids: Sequence[int], seeds: Sequence[int], prompt_indices: Sequence[int]) -> list[Any]:
         """One rollout call, and the scoring of its videos as soon as they exist: the driver passes references on."""
@@ -317,6 +336,8 @@ class Pipeline:
                 self.learner.save(self.folder.path / "policy")
             if self.folder.has_begun:
                 write_json(self.folder.path / "ledger.json", json.loads(self.ledger.to_json()))
+            if self.trace is not None:
+                write_json(self.trace, self.recording.events())
         finally:
             self._stop_pools()
             self.folder.close()
@@ -339,5 +360,5 @@ class Pipeline:
 def _times(step: int, report: StepReport, waited_s: float, seconds: float) -> dict[str, float]:
     return {
         "step": step, "policy_version": report.version, **report.metrics,
-        "time/wait_s": waited_s, "time/learn_s": report.seconds, "time/step_s": seconds,
+        "time/wait_s": waited_s, "time/learn_s": report.span.seconds, "time/step_s": seconds,
     }  # fmt: skip

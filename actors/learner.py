@@ -20,6 +20,7 @@ from rlir_ray.config import Config
 from rlir_ray.families import make_objective, open_policy
 from rlir_ray.learner.step import Engine, Learner, StepBatch, trained_decisions
 from rlir_ray.learner.torch_engine import TorchEngine
+from rlir_ray.timeline import span_since
 from rlir_ray.weights import checksum
 
 
@@ -50,7 +51,7 @@ def run_rank(settings: dict[str, Any]) -> None:
     mailbox, rank = settings["mailbox"], train.get_context().get_world_rank()
     try:
         learner = settings["make_learner"]()
-        _report(mailbox, learner, {}, time.perf_counter())
+        _report(mailbox, learner, {}, time.time())
         # Unblocked by the driver's next step, or by None from LearnerGroup.stop().
         while (order := ray.get(mailbox.next_order.remote(rank))) is not None:
             _carry_out(order, learner, mailbox)
@@ -60,7 +61,7 @@ def run_rank(settings: dict[str, Any]) -> None:
 
 
 def _carry_out(order: StepOrder | SaveOrder, learner: Learner, mailbox: Any) -> None:
-    started = time.perf_counter()
+    started = time.time()
     if isinstance(order, SaveOrder):
         _save(order, learner)
         _post(mailbox, learner, {}, [], "", started)
@@ -99,6 +100,6 @@ def _post(
         return
     report = StepReport(
         version=learner.num_steps, metrics=metrics, weights_refs=refs, checksum=published,
-        seconds=time.perf_counter() - started,
+        span=span_since(started),
     )  # fmt: skip
     ray.get(mailbox.report.remote(report))

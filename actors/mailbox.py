@@ -9,6 +9,7 @@ import ray
 
 from rlir_ray.advantages import GroupAdvantages
 from rlir_ray.batching import split_groups
+from rlir_ray.timeline import Span
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +41,8 @@ class StepReport:
     weights_refs: list[ray.ObjectRef]
     """The version's weights, put once; empty after a save."""
     checksum: str
-    seconds: float
+    span: Span
+    """From the order to the report."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,6 +16,7 @@ import ray
 
 from rlir_ray.config import Config, asset_path
 from rlir_ray.rewards.micro_batches import MicroBatches
+from rlir_ray.timeline import Span, span_since
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +39,8 @@ class Scored:
     scores: RewardScores
     seconds: float
     """The group's share of the time of decoding and reading."""
+    span: Span
+    """Of all groups that were read together."""
 
 
 def build_reward(config: Config, class_shares: Mapping[str, npt.NDArray[np.floating]] | None) -> InverseReward:
@@ -76,7 +79,7 @@ class RewardActor:
 
     def score_all(self, videos: Sequence[EncodedVideo]) -> list[Scored | Exception]:
         """Groups read together. One that cannot be scored takes no other along: its error stands in its place."""
-        started = time.perf_counter()
+        started = time.time()
         try:
             scores = self.reward.score(list(videos))
             if len(scores) != len(videos):
@@ -89,8 +92,8 @@ class RewardActor:
         if self._readable is None:
             # A copy: the video itself would stay in the object store.
             self._readable = copy.deepcopy(videos[0])
-        seconds = (time.perf_counter() - started) / len(videos)
-        return [Scored(scores=one, seconds=seconds) for one in scores]
+        span = span_since(started)
+        return [Scored(scores=one, seconds=span.seconds / len(videos), span=span) for one in scores]
 
     def check_health(self) -> None:
         """After a failure reads a video that could be read before: was it that group, or is it the replica?

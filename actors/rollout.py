@@ -14,6 +14,7 @@ import torch
 from rlir_ray.config import Config
 from rlir_ray.families import family_of, open_policy
 from rlir_ray.samplers import LogprobDifference, Sampler
+from rlir_ray.timeline import Span, span_since
 from rlir_ray.trajectory import Prompt
 from rlir_ray.weights import Weights, checksum
 
@@ -25,7 +26,9 @@ class CallReport:
     call_id: int
     """The first of its group ids."""
     policy_version: int
-    seconds: float
+    span: Span
+    column_bytes: list[int]
+    """What the training columns of each group hold in the object store, in the order of the call."""
     difference: LogprobDifference | None = None
     """Of the engine's log-probabilities, where it compares them."""
 
@@ -63,12 +66,11 @@ class RolloutActor:
         """
         if weights is not None and self.sampler.policy_version < version:
             self.load_weights(weights, version, published)
-        started = time.perf_counter()
+        started = time.time()
         pairs = self.sampler.sample(prompts, group_ids, seeds, group_size)
-        seconds = time.perf_counter() - started
         report = CallReport(
-            call_id=group_ids[0], policy_version=self.sampler.policy_version, seconds=seconds,
-            difference=self.sampler.difference,
+            call_id=group_ids[0], policy_version=self.sampler.policy_version, span=span_since(started),
+            column_bytes=[group.nbytes for group, _ in pairs], difference=self.sampler.difference,
         )  # fmt: skip
         return (*(column for pair in pairs for column in pair), report)
 

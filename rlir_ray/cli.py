@@ -26,7 +26,7 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
         view.stage("starting")
         from actors.driver import Pipeline
 
-        pipeline = Pipeline(config, callbacks=[view.step], progress=view.stage)
+        pipeline = Pipeline(config, callbacks=[view.step], progress=view.stage, trace=arguments.trace)
         with _traceback_to(pipeline.folder.path / "run.log"):
             result = pipeline.train()
             if not result.interrupted:

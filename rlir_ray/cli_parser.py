@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 # What `add_subparsers` gives; argparse keeps its type to itself.
@@ -53,6 +54,9 @@ def _add_train(commands: Commands) -> None:
         "--recipe", default="", help="a shipped recipe (doom_tiny_ar, mineworld_700m, ...) or a YAML file"
     )
     train.add_argument("--keys", action="store_true", help="list all configuration keys and exit")
+    train.add_argument(
+        "--trace", type=Path, metavar="FILE", help="write what all pools did, for ui.perfetto.dev or chrome://tracing"
+    )
     train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted overrides, later ones win")
 
 

@@ -446,6 +446,8 @@ class TrainConfig:
     """Groups of one optimiser step."""
     max_staleness: int = 1
     """Versions that a group may lag behind the learner when it is consumed; 0: synchronous."""
+    stale_policy: str = "wait"
+    """`wait`: groups train in the order of admission, none grows too old; `drop`: as they come, too old ones go."""
     learning_rate: float = 1e-4
     """AdamW."""
     warmup_steps: int = 3
@@ -494,6 +496,7 @@ class TrainConfig:
         _at_least(0, train__weight_decay=self.weight_decay, train__min_reward_std=self.min_reward_std)
         _one_of(("grpo", "batch_std", "dr_grpo"), train__advantage=self.advantage)
         _one_of(("grpo", "nft"), train__objective=self.objective)
+        _one_of(("wait", "drop"), train__stale_policy=self.stale_policy)
         _one_of(("plain", "guard"), train__ratio=self.ratio)
         _at_least(0, train__max_advantage=self.max_advantage, train__best_and_worst=self.best_and_worst)
         require(
@@ -548,8 +551,8 @@ class Config:
     """Name of the recipe it came from."""
     seed: int = 0
     """Of everything random; a group's seed comes from it and the group's number, never from a worker."""
-    object_store_budget_bytes: int = 1 << 30
-    """Bytes of groups in flight; admission waits above it."""
+    object_store_budget_bytes: int = 0
+    """Bytes of groups in flight, above which sampling waits; 0: as many as the object store has free."""
     run: RunConfig = field(default_factory=RunConfig)
     world: WorldConfig = field(default_factory=WorldConfig)
     models: ModelsConfig = field(default_factory=ModelsConfig)
@@ -566,7 +569,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        _at_least(1, object_store_budget_bytes=self.object_store_budget_bytes)
+        _at_least(0, object_store_budget_bytes=self.object_store_budget_bytes)
         _at_least(0, seed=self.seed)
         self._check_adapter()
         if self.rollout.engine == "flow":

@@ -1,4 +1,4 @@
-"""Rollout actors that are killed: their groups come all the same, with the weights that they were to be sampled with."""
+"""Rollout actors that are killed: their groups come all the same, sampled with the version that they were meant for."""
 
 import time
 
@@ -85,7 +85,7 @@ class Deadly:
 
         if 13 in group_ids:
             os.abort()
-        return [(f"group {group_id}", f"video {group_id}") for group_id in group_ids]
+        return [(np.full(1, group_id), f"video {group_id}") for group_id in group_ids]
 
 
 @pytest.mark.slow
@@ -96,7 +96,7 @@ def test_a_group_that_ends_every_actor_fails_and_takes_no_other_along(ray_cluste
     prompt = ray.put(tiny_prompts(1)[0])
     (deadly,) = pool.sample([13], [0], [prompt])
     (other,) = pool.sample([14], [0], [prompt])
-    assert ray.get(other.group_ref, timeout=4 * DEADLINE_S) == "group 14"
+    assert ray.get(other.group_ref, timeout=4 * DEADLINE_S) == [14]
     with pytest.raises(ray.exceptions.RayActorError):
         ray.get(deadly.group_ref, timeout=DEADLINE_S)
     pool.stop()
