@@ -33,10 +33,12 @@ from actors.weight_sync import WeightSync
 from rlir_ray.config import Config
 from rlir_ray.evaluation.results import BASE, POST_TRAINED
 from rlir_ray.families import family_of
+from rlir_ray.learner.step import Learner
 from rlir_ray.ledger import Ledger
 from rlir_ray.local import Reward, check_logprobs, compared
 from rlir_ray.preflight import check_checkpoints, check_engine, check_world
 from rlir_ray.run import RunFolder, write_json
+from rlir_ray.samplers import Sampler
 from rlir_ray.staleness import Admission
 from rlir_ray.timeline import Recording, overlap_metrics
 
@@ -71,6 +73,8 @@ class Pipeline:
         prompts: your own source of prompt sets, called with `train` and `heldout`; None: the configured one.
         make_reward: builds your own reward (`score(videos) -> list[RewardScores]`) in each replica of the reward pool;
             None: the configured inverse reward.
+        make_sampler, make_learner: build your own sampler in each rollout actor and your own learner in each rank;
+            None: the configured engines.
         trace: file for a Chrome trace of all pools; None: none is kept.
 
     Raises:
@@ -84,6 +88,8 @@ class Pipeline:
         progress: Callable[[str], None] | None = None,
         prompts: PromptSource | None = None,
         make_reward: Callable[[], Reward] | None = None,
+        make_sampler: Callable[[], Sampler] | None = None,
+        make_learner: Callable[[], Learner] | None = None,
         trace: Path | None = None,
     ) -> None:
         self.config = config = absolute_paths(config)
@@ -93,7 +99,7 @@ class Pipeline:
         self.folder = RunFolder(config)
         self.callbacks = [self.folder.log_step, *callbacks]
         self.progress = progress or (lambda stage: None)
-        self.make_reward = make_reward
+        self.make_reward, self.make_sampler, self.make_learner = make_reward, make_sampler, make_learner
         self.prompt_source = prompts or prompt_source(config, self.folder.path)
         self.trace, self.recording = trace, Recording(is_kept=trace is not None)
         self.ledger = Ledger()
@@ -177,12 +183,12 @@ class Pipeline:
         self.control = Control(self.folder.path, lambda pool, number: self._scaling().scale(pool, number))
         self.folder.begin()
         self.progress("starting the pools")
-        self.learner = LearnerGroup(config, self.folder.path / ".ray_train")
+        self.learner = LearnerGroup(config, self.folder.path / ".ray_train", self.make_learner)
         self.learner.start()
         if len(ray.nodes()) > 1:
             # Ranks ask for the most of a node: actors that are spread first could leave too little on each.
             self.learner.wait_placed(self._stop)
-        self.rollout = RolloutPool(config)
+        self.rollout = RolloutPool(config, self.make_sampler)
         self.rollout.start()
         self.progress("making prompts")
         self.prompts = as_actor(PromptActor, scheduling_strategy=on_node(node_id())).remote(self.prompt_source)

@@ -32,12 +32,12 @@ def stop_actors(actors: Sequence[Any]) -> None:
         ray.kill(actor)
 
 
-def _restartable(make_sampler: Callable[[], Sampler]) -> type[RolloutActor]:
+def _restartable(make_sampler: Callable[[], Sampler], timeout_s: float) -> type[RolloutActor]:
     """A shell that takes nothing: Ray forgets what an actor was made from, and could not start it again."""
 
     class Restartable(RolloutActor):
         def __init__(self) -> None:
-            super().__init__(make_sampler)
+            super().__init__(make_sampler, timeout_s)
 
     Restartable.__qualname__ = RolloutActor.__qualname__
     return Restartable
@@ -83,7 +83,7 @@ class RolloutPool:
         self._joining: list[Any] = []
         self._leaving: list[Any] = []
         self._num_calls = 0
-        self._shell = _restartable(self.make_sampler)
+        self._shell = _restartable(self.make_sampler, config.rollout.timeout_s)
         self._published: Published | None = None
         self._lock = threading.Lock()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from rlir_ray.families import family_of, open_policy
 from rlir_ray.samplers import LogprobDifference, Sampler
 from rlir_ray.timeline import Span, span_since
 from rlir_ray.trajectory import Prompt
+from rlir_ray.watch import bounded, show_stack_on_signal
 from rlir_ray.weights import Weights, checksum
 
 
@@ -43,10 +45,12 @@ def build_sampler(config: Config) -> Sampler:
 class RolloutActor:
     """Args:
     make_sampler: builds the sampler in the actor's process.
+    timeout_s: a call that takes longer ends the process.
     """
 
-    def __init__(self, make_sampler: Callable[[], Sampler]) -> None:
-        self.sampler = make_sampler()
+    def __init__(self, make_sampler: Callable[[], Sampler], timeout_s: float = math.inf) -> None:
+        show_stack_on_signal()
+        self.sampler, self.timeout_s = make_sampler(), timeout_s
 
     def sample(
         self,
@@ -67,7 +71,8 @@ class RolloutActor:
         if weights is not None and self.sampler.policy_version < version:
             self.load_weights(weights, version, published)
         started = time.time()
-        pairs = self.sampler.sample(prompts, group_ids, seeds, group_size)
+        with bounded(self.timeout_s):
+            pairs = self.sampler.sample(prompts, group_ids, seeds, group_size)
         report = CallReport(
             call_id=group_ids[0], policy_version=self.sampler.policy_version, span=span_since(started),
             column_bytes=[group.nbytes for group, _ in pairs], difference=self.sampler.difference,

@@ -201,9 +201,12 @@ class RolloutConfig:
     """Groups sampled together; always the same ones together, whatever the number of actors."""
     temperature: float = 1.0
     """Of sampling tokens, and of rescoring them; 1 with rollout.engine=flow."""
+    timeout_s: float = 300.0
+    """A call that takes longer ends its actor; another one repeats it, three times at most."""
 
     def __post_init__(self) -> None:
         _one_of(("torch", "vllm", "flow"), rollout__engine=self.engine)
+        require(self.timeout_s > 0, "rollout.timeout_s", "must be > 0", self.timeout_s, "use 300")
         _at_least(1, rollout__num_actors=self.num_actors, rollout__num_threads=self.num_threads)
         _at_least(1, rollout__prompts_per_call=self.prompts_per_call)
         _at_least(0, rollout__num_cpus=self.num_cpus, rollout__num_gpus=self.num_gpus)
@@ -348,6 +351,8 @@ class RewardConfig:
     """Of later frames' rewards, for credit=frame."""
     max_frames: int = 576
     """Frames decoded and read at once by a replica; a served one gathers as many of the groups that wait."""
+    timeout_s: float = 300.0
+    """Groups that take longer to decode and read end their replica; each is asked for again, alone, elsewhere."""
 
     def __post_init__(self) -> None:
         _one_of(("serve", "actors"), reward__backend=self.backend)
@@ -358,6 +363,7 @@ class RewardConfig:
         _one_of(("clip", "frame"), reward__credit=self.credit)
         _at_least(1, reward__num_replicas=self.num_replicas, reward__num_threads=self.num_threads)
         _at_least(1, reward__max_frames=self.max_frames)
+        require(self.timeout_s > 0, "reward.timeout_s", "must be > 0", self.timeout_s, "use 300")
         _at_least(0, reward__num_cpus=self.num_cpus, reward__num_gpus=self.num_gpus)
         _check_resources("reward.resources", self.resources)
         _at_least(0, reward__camera_tolerance=self.camera_tolerance)
