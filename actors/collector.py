@@ -19,7 +19,7 @@ from actors.errors import one_line
 from actors.pools import GroupRefs
 from actors.reward import Scored
 from actors.rollout import CallReport
-from actors.waiting import POLL_S, Stopped
+from actors.waiting import POLL_S, WAY_OUT, Stopped, in_brackets
 from rlir_ray.config import Config
 from rlir_ray.ledger import END_STATES, FAILED, NO_SIGNAL, STALE, TRAINED, Failures, Ledger
 from rlir_ray.local import check_signal, group_signal, reward_metrics
@@ -57,6 +57,7 @@ class Collector:
     stop: set when the user ends the run.
     recording: takes what the pools did.
     progress: told once when sampling waits for room in the object store.
+    doing: what the pools are busy with, asked when a wait was too long.
     """
 
     def __init__(
@@ -71,10 +72,11 @@ class Collector:
         stop: threading.Event,
         recording: Recording | None = None,
         progress: Callable[[str], None] = lambda text: None,
+        doing: Callable[[], str] = lambda: "",
     ) -> None:
         self.config, self.ledger, self.admission, self.submit = config, ledger, admission, submit
         self.prompt_ids, self.group_bytes, self.stop = prompt_ids, group_bytes, stop
-        self.recording, self.progress = recording or Recording(), progress
+        self.recording, self.progress, self.doing = recording or Recording(), progress, doing
         self._in_flight: dict[int, tuple[GroupRefs, futures.Future[Scored]]] = {}
         self._ready: dict[int, ReadyGroup] = {}
         self._failures = Failures(config.train.max_failed_fraction)
@@ -171,7 +173,7 @@ class Collector:
             if time.monotonic() > deadline:
                 raise TimeoutError(
                     f"waited {timeout_s:.0f} s for the scores of {len(waiting)} groups from the rollout and reward "
-                    "pools; look into Ray's logs (/tmp/ray/session_latest/logs), or raise train.wait_timeout_s"
+                    f"pools{in_brackets(self.doing())}; {WAY_OUT}"
                 )
             done, _ = futures.wait(waiting, timeout=POLL_S, return_when=futures.FIRST_COMPLETED)
         for group_id in sorted(waiting[future] for future in done):
@@ -180,8 +182,8 @@ class Collector:
     def _take(self, group_id: int, refs: GroupRefs, future: futures.Future[Scored]) -> None:
         # Fault tolerance: a lost group is written down with its cause, and another one takes its slot.
         try:
-            scored = future.result()
-            report: CallReport = ray.get(refs.report_ref)
+            scored = future.result(0)
+            report: CallReport = ray.get(refs.report_ref, timeout=self.config.train.wait_timeout_s)
         except Exception as error:
             self._fail(group_id, one_line(error))
             return

@@ -246,7 +246,7 @@ class Pipeline:
             self.config, self.ledger, admission, self._submit,
             prompt_ids=self.prompt_ids, stop=self._stop,
             group_bytes=family_of(self.config).group_bytes(self.config, self.frame_shape),
-            recording=self.recording, progress=self.progress,
+            recording=self.recording, progress=self.progress, doing=self.rollout.doing,
         )  # fmt: skip
         self.progress("training")
         for step in range(1, train.num_steps + 1):

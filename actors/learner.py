@@ -13,7 +13,7 @@ from ray import train
 from ray.train.torch import get_device
 
 from actors.errors import one_line
-from actors.mailbox import Failure, SaveOrder, StepOrder, StepReport
+from actors.mailbox import Failure, Order, SaveOrder, StepReport
 from actors.placement import node_id
 from actors.run_files import send_whole
 from rlir_ray.config import Config
@@ -21,7 +21,13 @@ from rlir_ray.families import make_objective, open_policy
 from rlir_ray.learner.step import Engine, Learner, StepBatch, trained_decisions
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.timeline import span_since
+from rlir_ray.watch import show_stack_on_signal
 from rlir_ray.weights import checksum
+
+# How often a rank that waits for an order looks whether the mailbox is still there.
+LOOK_S = 60.0
+# The mailbox does nothing but take letters.
+POST_TIMEOUT_S = 60.0
 
 
 def build_learner(config: Config) -> Learner:
@@ -48,29 +54,45 @@ def run_rank(settings: dict[str, Any]) -> None:
     Args:
         settings: `mailbox` and `make_learner`.
     """
-    mailbox, rank = settings["mailbox"], train.get_context().get_world_rank()
+    mailbox, timeout_s, rank = settings["mailbox"], settings["timeout_s"], train.get_context().get_world_rank()
+    show_stack_on_signal()
     try:
+        ray.get(mailbox.register.remote(rank, ray.get_runtime_context().get_actor_id()), timeout=timeout_s)
         learner = settings["make_learner"]()
         _report(mailbox, learner, {}, time.time())
-        # Unblocked by the driver's next step, or by None from LearnerGroup.stop().
-        while (order := ray.get(mailbox.next_order.remote(rank))) is not None:
-            _carry_out(order, learner, mailbox)
+        while _carry_out(_next_order(mailbox, rank), learner, mailbox, timeout_s):
+            pass
     except Exception as error:
-        ray.get(mailbox.report.remote(Failure(cause=f"learner rank {rank}: {one_line(error)}")))
+        ray.get(mailbox.report.remote(Failure(cause=f"learner rank {rank}: {one_line(error)}")), timeout=timeout_s)
         raise
 
 
-def _carry_out(order: StepOrder | SaveOrder, learner: Learner, mailbox: Any) -> None:
+def _next_order(mailbox: Any, rank: int) -> Order:
+    """Unblocked by the driver's next order, by None from LearnerGroup.stop(), or by the end of the mailbox.
+
+    A driver may be busy with an evaluation for as long as it likes; each look at it is bounded.
+    """
+    ref = mailbox.next_order.remote(rank)
+    while not ray.wait([ref], timeout=LOOK_S)[0]:
+        pass
+    return ray.get(ref, timeout=LOOK_S)
+
+
+def _carry_out(order: Order, learner: Learner, mailbox: Any, timeout_s: float) -> bool:
+    """Whether there is more to come. It holds the groups of an order no longer than the order takes."""
     started = time.time()
+    if order is None:
+        return False
     if isinstance(order, SaveOrder):
         _save(order, learner)
         _post(mailbox, learner, {}, [], "", started)
-        return
-    groups = ray.get(order.group_refs)
+        return True
+    groups = ray.get(order.group_refs, timeout=timeout_s)
     own = torch.tensor(float(trained_decisions(groups, order.advantages)), dtype=torch.float64)
     num_decisions = int(learner.engine.reduce(own.to(learner.engine.device), maximum=False))
     batch = StepBatch(groups=groups, advantages=order.advantages, num_decisions=num_decisions)
     _report(mailbox, learner, learner.step(batch), started)
+    return True
 
 
 def _save(order: SaveOrder, learner: Learner) -> None:
@@ -102,4 +124,4 @@ def _post(
         version=learner.num_steps, metrics=metrics, weights_refs=refs, checksum=published,
         span=span_since(started),
     )  # fmt: skip
-    ray.get(mailbox.report.remote(report))
+    ray.get(mailbox.report.remote(report), timeout=POST_TIMEOUT_S)

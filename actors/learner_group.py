@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -21,6 +22,7 @@ from actors.learner import build_learner, run_rank
 from actors.mailbox import Failure, Mailbox, Order, SaveOrder, StepReport, split_order
 from actors.placement import LEARNER_STRATEGY, node_id, on_node
 from actors.pools import as_actor, stop_actors
+from actors.stacks import doing
 from actors.waiting import POLL_S, Stopped, wait_all
 from rlir_ray.advantages import GroupAdvantages
 from rlir_ray.capacity import bundle
@@ -29,6 +31,7 @@ from rlir_ray.learner.step import Learner
 
 # Ranks that are still starting find the order to stop when they are done, which on a busy machine takes a while.
 STOP_TIMEOUT_S = 60.0
+TELL_TIMEOUT_S = 10.0
 
 
 class LearnerGroup:
@@ -58,8 +61,14 @@ class LearnerGroup:
         self.mailbox = as_actor(Mailbox, scheduling_strategy=on_node(node_id())).remote(learner.num_workers)
         trainer = TorchTrainer(
             run_rank,
-            train_loop_config={"mailbox": self.mailbox, "make_learner": self.make_learner},
-            torch_config=TorchConfig(backend="nccl" if learner.use_gpu else "gloo"),
+            train_loop_config={
+                "mailbox": self.mailbox,
+                "make_learner": self.make_learner,
+                "timeout_s": self.config.train.wait_timeout_s,
+            },
+            torch_config=TorchConfig(
+                backend="nccl" if learner.use_gpu else "gloo", timeout_s=math.ceil(self.config.train.wait_timeout_s)
+            ),
             scaling_config=train.ScalingConfig(
                 num_workers=learner.num_workers,
                 use_gpu=learner.use_gpu,
@@ -116,15 +125,21 @@ class LearnerGroup:
         self._next_report("the learner to save the policy")
 
     def _order(self, orders: Sequence[Order]) -> None:
-        wait_all([self.mailbox.order.remote(list(orders))], self.config.train.wait_timeout_s, "the learner's mailbox")
+        # The report is what is waited for; the mailbox takes calls in their order.
+        self.mailbox.order.remote(list(orders))
 
     def _next_report(self, who: str, stop: threading.Event | None = None) -> StepReport:
         """Unblocked by rank 0, or by the failure of any rank."""
-        report = wait_all([self.mailbox.next_report.remote()], self.config.train.wait_timeout_s, who, stop)[0]
+        timeout_s = self.config.train.wait_timeout_s
+        report = wait_all([self.mailbox.next_report.remote()], timeout_s, who, stop, self.doing)[0]
         if isinstance(report, Failure):
             self.has_failed = True
             raise RuntimeError(f"{report.cause}; the run cannot go on without its learner")
         return report
+
+    def doing(self) -> str:
+        """What its ranks are busy with, for a message."""
+        return doing(ray.get(self.mailbox.ranks.remote(), timeout=TELL_TIMEOUT_S))
 
     def stop(self) -> None:
         if self.mailbox is None:

@@ -58,6 +58,15 @@ class Mailbox:
     def __init__(self, num_ranks: int) -> None:
         self._orders: list[asyncio.Queue[Order]] = [asyncio.Queue() for _ in range(num_ranks)]
         self._reports: asyncio.Queue[StepReport | Failure] = asyncio.Queue()
+        self._ranks: dict[int, str] = {}
+
+    async def register(self, rank: int, actor_id: str) -> None:
+        """Which actor a rank lives in."""
+        self._ranks[rank] = actor_id
+
+    async def ranks(self) -> list[str]:
+        """Actor ids in the order of the ranks; of those that have started."""
+        return [self._ranks[rank] for rank in sorted(self._ranks)]
 
     async def order(self, orders: list[Order]) -> None:
         for queue, order in zip(self._orders, orders, strict=True):

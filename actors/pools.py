@@ -12,6 +12,7 @@ import ray
 
 from actors.placement import ray_options
 from actors.rollout import RolloutActor, build_sampler
+from actors.stacks import doing, ids
 from actors.waiting import wait_all
 from rlir_ray.config import Config
 from rlir_ray.samplers import Sampler
@@ -97,8 +98,13 @@ class RolloutPool:
 
     def wait_ready(self, stop: threading.Event | None = None, actors: Sequence[Any] | None = None) -> None:
         """Blocks until every actor, or each of `actors`, holds its policy."""
-        refs = [actor.version.remote() for actor in (self.actors if actors is None else actors)]
-        wait_all(refs, self.config.train.wait_timeout_s, f"{len(refs)} rollout actors to load the policy", stop)
+        chosen = self.actors if actors is None else actors
+        who, timeout_s = f"{len(chosen)} rollout actors to load the policy", self.config.train.wait_timeout_s
+        wait_all([actor.version.remote() for actor in chosen], timeout_s, who, stop, lambda: doing(ids(chosen)))
+
+    def doing(self) -> str:
+        """What its actors are busy with, for a message."""
+        return doing(ids(self.actors))
 
     def sample(
         self, group_ids: Sequence[int], seeds: Sequence[int], prompts: Sequence[ray.ObjectRef]

@@ -36,15 +36,19 @@ def _stacks(process: int) -> str:
         return log.read().decode(errors="replace")
 
 
-def doing(actors: Sequence[Any]) -> str:
+def doing(actor_ids: Sequence[str]) -> str:
     """Where each of a few actors stands, in a line; empty where nobody can be asked."""
-    return "; ".join(text for actor in actors[:MAX_ASKED] if (text := _one(actor)))
+    return "; ".join(text for actor_id in actor_ids[:MAX_ASKED] if (text := _one(actor_id)))
 
 
-def _one(actor: Any) -> str:
+def ids(actors: Sequence[Any]) -> list[str]:
+    return [actor._actor_id.hex() for actor in actors]
+
+
+def _one(actor_id: str) -> str:
     try:
         # Fault tolerance: whoever asks is about to report a failure, which this must not hide.
-        info = state.actors(actor._actor_id.hex())
+        info = state.actors(actor_id)
         name = f"{info['ActorClassName'].split('.')[-1]} (process {info['Pid']})"
         if info["State"] != "ALIVE":
             return f"{name} is {info['State'].lower()}"
