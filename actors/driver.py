@@ -33,6 +33,7 @@ from actors.weight_sync import WeightSync
 from rlir_ray.config import Config
 from rlir_ray.evaluation.results import BASE, POST_TRAINED, judged_temperatures
 from rlir_ray.families import family_of
+from rlir_ray.ledger import FILE as LEDGER
 from rlir_ray.local import Reward, check_logprobs, compared
 from rlir_ray.preflight import check_checkpoints, check_engine, check_world
 from rlir_ray.run import RunFolder, write_json
@@ -40,7 +41,6 @@ from rlir_ray.staleness import Admission
 
 Callback = Callable[[dict[str, float]], None]
 
-LEDGER = "ledger.json"
 # Training clips on which actions and frames are checked to fit.
 NUM_ALIGNED = 128
 
@@ -52,6 +52,8 @@ class TrainResult:
     num_steps: int
     """Of the whole run, those before a resume included."""
     interrupted: bool
+    was_finished: bool
+    """Nothing was left to do."""
     metrics: list[dict[str, float]]
     """Of each step, those before a resume included."""
     groups: dict[str, int]
@@ -122,7 +124,7 @@ class Pipeline:
                 "on, or choose another run.name"
             )
             self.folder.close()
-            return self._result(interrupted=False)
+            return self._result(was_finished=True)
         interrupted = False
         # Ray sets a SIGTERM handler of its own when it starts: ours comes after it.
         with ray_session(), stop_on_signals(self._stop):
@@ -144,7 +146,7 @@ class Pipeline:
                 raise
             finally:
                 self._leave()
-        return self._result(interrupted)
+        return self._result(interrupted=interrupted)
 
     def _is_finished(self, evaluate: bool) -> bool:
         """Whether the same command has nothing left to do."""
@@ -153,10 +155,10 @@ class Pipeline:
         has_policy = (self.folder.path / "policy").is_dir()
         return self.run.is_complete(self.config.train) and has_policy and not missing
 
-    def _result(self, interrupted: bool) -> TrainResult:
+    def _result(self, *, interrupted: bool = False, was_finished: bool = False) -> TrainResult:
         return TrainResult(
-            folder=self.folder.path, num_steps=self.run.step, interrupted=interrupted, metrics=self.metrics,
-            groups=self.run.ledger.counts(),
+            folder=self.folder.path, num_steps=self.run.step, interrupted=interrupted, was_finished=was_finished,
+            metrics=self.metrics, groups=self.run.ledger.counts(),
         )  # fmt: skip
 
     def stop(self) -> None:
@@ -368,16 +370,16 @@ class Pipeline:
             self.evaluate(name, temperature, keep_clips=temperature == temperatures[0])
 
     def evaluate(self, name: str, temperature: float, *, keep_clips: bool = False) -> dict[str, float]:
-        """Judges the latest published weights; the results go to the run's folder.
+        """Judges the latest published weights, or as `base` those before training; the results go to the run's folder.
 
         Returns:
             `reward/accuracy`, `reward/macro_f1`, `judge/accuracy` and `judge/macro_f1`.
         """
         latest = self.sync.latest
         assert latest is not None, "evaluate inside a run: no weights are published yet"
-        ref = self._evaluator().evaluate.remote(
-            self._heldout(), latest.weights_refs[0], latest.version, name, temperature, keep_clips
-        )
+        # Of a run that goes on, the base is no longer what is published.
+        weights, version = (None, 0) if name == BASE else (latest.weights_refs[0], latest.version)
+        ref = self._evaluator().evaluate.remote(self._heldout(), weights, version, name, temperature, keep_clips)
         return self._ask(ref, f"the judgement of the {name} policy")
 
     def _evaluate_between(self, step: int) -> None:
