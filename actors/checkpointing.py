@@ -25,6 +25,7 @@ from rlir_ray.config import CheckpointConfig, TrainConfig
 from rlir_ray.ledger import Ledger
 from rlir_ray.run import write_json
 from rlir_ray.samplers import LogprobDifference
+from rlir_ray.seeds import prompt_index
 
 
 @dataclass(kw_only=True, slots=True)
@@ -103,6 +104,23 @@ def _to_json(group: ReadyGroup) -> dict[str, Any]:
     return {
         "group_id": group.group_id, "advantages": group.advantages.tolist(), "report": asdict(group.report)
     }  # fmt: skip
+
+
+def check_prompts(run: RunState, seed: int, prompt_ids: Sequence[str]) -> None:
+    """Whether the prompts are those that the run has trained on so far, by the last group that it admitted.
+
+    Raises:
+        ValueError: they are others, so that the position in them means nothing.
+    """
+    if not run.ledger.next_group_id:
+        return
+    last = run.ledger[run.ledger.next_group_id - 1]
+    found = prompt_ids[prompt_index(seed, last.group_id, len(prompt_ids))]
+    if found != last.prompt_id:
+        raise ValueError(
+            f"a run goes on with the prompts that it started with, got {found} for group {last.group_id}, which was "
+            f"{last.prompt_id}; put the recordings back as they were, or choose another run.name"
+        )
 
 
 def ready_groups(run: RunState, timeout_s: float) -> list[ReadyGroup]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import ray
 
-from actors.checkpointing import Checkpoints, RunState, ready_groups
+from actors.checkpointing import Checkpoints, RunState, check_prompts, ready_groups
 from actors.collector import Collector, ReadyGroup
 from actors.control import Control
 from actors.evaluation import EvaluationActor
@@ -116,15 +116,17 @@ class Pipeline:
             RuntimeError: a pool failed, with the cause.
             TimeoutError: a pool did not answer within train.wait_timeout_s.
         """
-        self.folder.lock()
-        self._go_back(self.checkpoints.read())
-        if self._is_finished(evaluate):
-            self.progress(
-                f"run {self.folder.name} is finished: {self.run.step} steps are trained; raise train.num_steps to go "
-                "on, or choose another run.name"
-            )
-            self.folder.close()
-            return self._result(was_finished=True)
+        with self.folder.locked():
+            self._go_back(self.checkpoints.read())
+            if not self._is_finished(evaluate):
+                return self._train(calibrate, evaluate)
+        self.progress(
+            f"run {self.folder.name} is finished: {self.run.step} steps are trained; raise train.num_steps to go on, "
+            "or choose another run.name"
+        )
+        return self._result(was_finished=True)
+
+    def _train(self, calibrate: bool, evaluate: bool) -> TrainResult:
         interrupted = False
         # Ray sets a SIGTERM handler of its own when it starts: ours comes after it.
         with ray_session(), stop_on_signals(self._stop):
@@ -217,6 +219,7 @@ class Pipeline:
             self._start_reward(None)
         self.prompt_ids = self._ask(preparing[0], "the training prompts")
         self._ask(preparing[1], "the held-out prompts")
+        check_prompts(self.run, config.seed, self.prompt_ids)
         self._show_left_out()
         if calibrate:
             self.progress("checking the reward on real clips")
@@ -266,7 +269,8 @@ class Pipeline:
         while not self.run.is_complete(self.config.train):
             try:
                 self._step(collector)
-                if self.checkpoints.is_due(self.run.step):
+                # The last one before the evaluation: what ends the run there costs no step.
+                if self.checkpoints.is_due(self.run.step) or self.run.is_complete(self.config.train):
                     self._save_checkpoint(collector.ready())
             except LearnerLost as loss:
                 collector = self._recover(loss)
@@ -274,8 +278,6 @@ class Pipeline:
             self._evaluate_between(self.run.step)
             if self._stop.is_set():
                 raise Stopped
-        # Before the evaluation: what ends the run there costs no step.
-        self._save_checkpoint(collector.ready())
 
     def _step(self, collector: Collector) -> None:
         train, started = self.config.train, time.monotonic()

@@ -61,7 +61,8 @@ def run_rank(settings: dict[str, Any]) -> None:
         while (order := ray.get(mailbox.next_order.remote(rank))) is not None:
             _carry_out(order, learner, mailbox)
     except Exception as error:
-        ray.get(mailbox.report.remote(Failure(cause=f"learner rank {rank}: {one_line(error)}")))
+        failure = Failure(cause=f"learner rank {rank}: {one_line(error)}", is_final=isinstance(error, ValueError))
+        ray.get(mailbox.report.remote(failure))
         raise
 
 

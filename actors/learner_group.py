@@ -150,7 +150,8 @@ class LearnerGroup:
         self.has_failed = True
         report = wait_all([self.mailbox.next_report.remote()], self.config.train.wait_timeout_s, who, stop)[0]
         if isinstance(report, Failure):
-            raise LearnerLost(f"{report.cause}; the run cannot go on without its learner")
+            kind = RuntimeError if report.is_final else LearnerLost
+            raise kind(f"{report.cause}; the run cannot go on without its learner")
         self.has_failed, self.version = False, report.version
         return report
 

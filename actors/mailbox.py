@@ -61,6 +61,8 @@ class Failure:
     """A rank ended; the cause in one line."""
 
     cause: str
+    is_final: bool = False
+    """New ranks would end alike: a full disk, a checkpoint of another policy."""
 
 
 class Mailbox:

@@ -5,6 +5,7 @@ Files are written under a temporary name and renamed, so that nothing half-writt
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import importlib.metadata
 import json
@@ -13,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,24 +145,23 @@ class RunFolder:
             raise ValueError(f"run.dir must be writable, got {self.path}: {error.strerror}; set run.dir") from error
         self.settings, self.has_begun = settings_json, False
         self._events: Any = None
-        self._lock: Any = None
 
-    def lock(self) -> None:
-        """Takes the folder for this process, until it ends however it does.
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder for this process for the time inside, or until it is killed.
 
         Raises:
             ValueError: another process trains in it.
         """
-        file = (self.path / LOCK).open("w")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
-            raise ValueError(
-                f"run.name={self.path.name} must be of a run that has ended, got one that trains in {self.path}; wait "
-                "for it, stop it, or choose another run.name"
-            ) from None
-        self._lock = file
+        with (self.path / LOCK).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ValueError(
+                    f"run.name={self.path.name} must be of a run that has ended, got one that trains in {self.path}; "
+                    "wait for it, stop it, or choose another run.name"
+                ) from None
+            yield
 
     def begin(self, step: int = 0) -> RunFolder:
         """Starts, or goes on after a step: what an earlier run left of later ones goes."""
@@ -186,7 +187,7 @@ class RunFolder:
 
     def cut(self, step: int) -> None:
         """Forgets the steps after this one in metrics.jsonl and TensorBoard."""
-        self.close_events()
+        self.close()
         path, kept = self.path / "metrics.jsonl", self.metrics(step)
         path.unlink(missing_ok=True)
         shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
@@ -242,12 +243,6 @@ class RunFolder:
             self._events.add_scalar(key, value, int(metrics["step"]))
 
     def close(self) -> None:
-        self.close_events()
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
-
-    def close_events(self) -> None:
         if self._events is not None:
             self._events.close()
             self._events = None

@@ -63,12 +63,11 @@ def test_going_on_after_a_step_forgets_the_later_ones(tmp_path):
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path):
-    first = RunFolder(_config(tmp_path))
-    first.lock()
-    with pytest.raises(ValueError, match=r"one that trains in .*; wait for it, stop it"):
-        RunFolder(_config(tmp_path)).lock()
-    first.close()
-    RunFolder(_config(tmp_path)).lock()
+    again = pytest.raises(ValueError, match=r"one that trains in .*; wait for it, stop it")
+    with RunFolder(_config(tmp_path)).locked(), again, RunFolder(_config(tmp_path)).locked():
+        pass
+    with RunFolder(_config(tmp_path)).locked():
+        pass
 
 
 def test_a_finished_run_is_not_overwritten(tmp_path):

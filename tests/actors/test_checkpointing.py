@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import os
 
 import pytest
 
 from actors.driver import Pipeline
+from actors.placement import node_id
+from actors.run_files import local_copy
 from rlir_ray.checkpoint import check, newest
 from rlir_ray.ledger import Ledger
 from tests.actors.test_driver import assert_same_run, run_pools
@@ -46,6 +49,15 @@ def test_a_stopped_run_goes_on_by_the_same_command_with_the_losses_of_one_that_w
     assert (again.num_steps, again.interrupted, again.metrics) == (4, False, result.metrics)
     assert len(lines) == 1 and lines[0].startswith("run tiny is finished: 4 steps are trained")
     assert (result.folder / "policy").stat().st_mtime_ns == before
+
+
+def test_a_file_of_another_node_is_read_through_that_node(ray_cluster, tmp_path, monkeypatch):
+    (tmp_path / "learner.safetensors").write_bytes(os.urandom(3000))
+    monkeypatch.setattr("actors.run_files.node_id", lambda: "another node")
+    with local_copy(tmp_path / "learner.safetensors", node_id()) as copy:
+        assert copy != tmp_path / "learner.safetensors"
+        assert copy.read_bytes() == (tmp_path / "learner.safetensors").read_bytes()
+    assert not copy.exists()
 
 
 @pytest.mark.slow
