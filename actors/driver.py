@@ -17,7 +17,7 @@ from typing import Any
 import ray
 
 from actors.checkpointing import Checkpoints, RunState, check_prompts, ready_groups
-from actors.collector import Collector, ReadyGroup
+from actors.collector import Collector
 from actors.control import Control
 from actors.evaluation import EvaluationActor
 from actors.learner_group import LearnerGroup, LearnerLost
@@ -99,7 +99,8 @@ class Pipeline:
         self.run = RunState()
         self.metrics: list[dict[str, float]] = []
         self._stop = threading.Event()
-        self._num_restarts = 0
+        self._num_restarts, self._saved_step = 0, 0
+        self.collector: Collector | None = None
 
     def train(self, *, calibrate: bool = True, evaluate: bool = True) -> TrainResult:
         """The whole run: prompts, calibration, evaluation, the loop, evaluation, saving.
@@ -269,9 +270,11 @@ class Pipeline:
         while not self.run.is_complete(self.config.train):
             try:
                 self._step(collector)
-                # The last one before the evaluation: what ends the run there costs no step.
-                if self.checkpoints.is_due(self.run.step) or self.run.is_complete(self.config.train):
-                    self._save_checkpoint(collector.ready())
+                if self.run.is_complete(self.config.train):
+                    # Before the evaluation: what ends the run there costs no step.
+                    self._save()
+                elif self.checkpoints.is_due(self.run.step):
+                    self._save_checkpoint()
             except LearnerLost as loss:
                 collector = self._recover(loss)
                 continue
@@ -320,8 +323,15 @@ class Pipeline:
     # -----------------------------------------------------------------------------------------------------------------
     # Going on from a checkpoint
 
-    def _save_checkpoint(self, ready: Sequence[ReadyGroup]) -> None:
-        self.checkpoints.write(self.run, self.learner, ready)
+    def _save(self) -> None:
+        """The policy first: where the run's last checkpoint is, its policy is as well."""
+        self.progress("saving the policy and a checkpoint")
+        self.learner.save(self.folder.path / "policy")
+        self._save_checkpoint()
+        self._saved_step = self.run.step
+
+    def _save_checkpoint(self) -> None:
+        self.checkpoints.write(self.run, self.learner, self.collector.ready() if self.collector else [])
         write_json(self.folder.path / LEDGER, json.loads(self.run.ledger.to_json()))
 
     def _go_back(self, run: RunState) -> None:
@@ -400,10 +410,9 @@ class Pipeline:
         """Saves what there is, whatever ended the run, and stops the pools."""
         try:
             # A step that was cut off between its update and the ledger is none to go on from.
-            if self.run.step and hasattr(self, "learner") and self.learner.holds(self.run.step):
-                self.progress("saving the policy and a checkpoint")
-                self.learner.save(self.folder.path / "policy")
-                self._save_checkpoint(self.collector.ready() if hasattr(self, "collector") else [])
+            is_new = self.run.step not in (0, self._saved_step)
+            if is_new and hasattr(self, "learner") and self.learner.holds(self.run.step):
+                self._save()
             self.run.ledger.fail_in_flight("the run ended before it was trained")
             if self.folder.has_begun:
                 write_json(self.folder.path / LEDGER, json.loads(self.run.ledger.to_json()))

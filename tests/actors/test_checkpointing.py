@@ -70,13 +70,8 @@ def test_a_file_of_another_node_is_read_through_that_node(ray_cluster, tmp_path,
     ids=["grpo", "nft"],
 )
 def test_a_flow_run_goes_on_with_other_ranks_and_another_stage(ray_cluster, make_config, checkpoints, options):
-    options = [
-        *flow_overrides(checkpoints),
-        "train.max_advantage=2",
-        "train.num_steps=4",
-        "rollout.num_cpus=0.25",
-        *options,
-    ]
+    # One more step: the roundings of other ranks come back larger through what is sampled after it.
+    options = [*flow_overrides(checkpoints), "train.max_advantage=2", "train.num_steps=3", *options]
     run_until(make_config(*options), 2, tiny_flow_prompt_set)
     config = make_config(*options, "learner.engine=deepspeed", "learner.num_workers=2", "learner.zero_stage=3")
     assert_same_run(run_pools(config, tiny_flow_prompt_set, evaluate=False), config, tiny_flow_prompt_set)
