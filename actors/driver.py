@@ -265,6 +265,8 @@ class Pipeline:
 
     def _loop(self) -> None:
         """The algorithm. `rlir_ray/local.py` is the same in one process."""
+        if self.run.is_complete(self.config.train):
+            return  # it went on for the evaluation alone
         collector = self._collector()
         self.progress("training")
         while not self.run.is_complete(self.config.train):
