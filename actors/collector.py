@@ -192,7 +192,7 @@ class Collector:
             return
         self._failures.add()
         # The video has been read and goes; the training columns stay until they were trained.
-        self.admission.resize(group_id, report.column_bytes[group_id - report.call_id])
+        self.admission.resize(group_id, report.column_bytes[group_id])
         report = replace(report, span=self.recording.add("rollout", f"sample from {report.call_id} on", report.span))
         span = self.recording.add("reward", f"score {group_id}", scored.span)
         self._step.add(scored, report)
@@ -233,6 +233,32 @@ class Collector:
             "object_store/in_flight_bytes": float(self.admission.bytes_in_flight),
             "object_store/peak_bytes": float(self.admission.peak_bytes),
         }
+
+    def ready(self) -> list[ReadyGroup]:
+        """Scored groups with signal that no step has taken yet."""
+        return [self._ready[group_id] for group_id in sorted(self._ready)]
+
+    def restore(self, ready: Sequence[ReadyGroup]) -> None:
+        """Goes on where the ledger is: with these groups, and with the others that it has in flight, sampled again.
+
+        They keep their numbers, and with them their prompts and seeds. What the budget no longer holds has failed.
+        """
+        known = {group.group_id: group for group in ready}
+        held = []
+        for group_id in self.ledger.in_flight:
+            if not self.admission.can_admit(1, self.group_bytes):
+                self.ledger.finish(group_id, FAILED, "the run went on with less room than it had when it was stopped")
+                continue
+            self.admission.admit(group_id, self.group_bytes)
+            held.append(group_id)
+        self._ready |= {group_id: known[group_id] for group_id in held if group_id in known}
+        again = [group_id for group_id in held if group_id not in known]
+        per_call, seed = self.config.rollout.prompts_per_call, self.config.seed
+        for first in range(0, len(again), per_call):
+            ids = again[first : first + per_call]
+            indices = [prompt_index(seed, group_id, len(self.prompt_ids)) for group_id in ids]
+            submitted = self.submit(ids, [group_seed(seed, group_id) for group_id in ids], indices)
+            self._in_flight |= dict(zip(ids, submitted, strict=True))
 
 
 class StepTotals:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import shutil
 import socket
@@ -17,6 +18,7 @@ from typing import Any
 
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
+from safetensors import safe_open
 
 from actors.placement import cluster_nodes
 from actors.waiting import Stopped
@@ -127,7 +129,7 @@ def stop_notice() -> str:
 
 
 def absolute_paths(config: Config) -> Config:
-    """The same configuration with checkpoint and data folders that hold in any working directory; they must exist.
+    """The same configuration with checkpoint and data policy that hold in any working directory; they must exist.
 
     Ray Train's workers run in a folder of their own. `asset:` paths stay: every node resolves them in its package.
     """
@@ -138,13 +140,13 @@ def absolute_paths(config: Config) -> Config:
             continue
         folder = asset_path(path)
         models[entry.name] = path if path.startswith("asset:") else str(folder.absolute())
-    folders = {key: getattr(config.prompts, key) for key in ("path", "heldout_path")}
-    for path in folders.values() if config.prompts.source == "recordings" else ():
+    policy = {key: getattr(config.prompts, key) for key in ("path", "heldout_path")}
+    for path in policy.values() if config.prompts.source == "recordings" else ():
         # Raises for a folder that is missing, empty or without pairs, before any pool starts.
         source = find_recordings(Path(path))
         if config.data.strict and source.left_out:
             raise ValueError(source.left_out[0])
-    prompts: dict[str, Any] = {key: str(Path(path).absolute()) if path else "" for key, path in folders.items()}
+    prompts: dict[str, Any] = {key: str(Path(path).absolute()) if path else "" for key, path in policy.items()}
     return dataclasses.replace(
         config,
         models=dataclasses.replace(config.models, **models),
@@ -243,7 +245,8 @@ def check_store(config: Config, frame_shape: FrameShape, have: int) -> int:
 
 
 def check_disk(config: Config, folder: Path) -> str:
-    """Whether the run's folder can hold what the run leaves: the old and the new policy, videos and events.
+    """Whether the run's folder can hold what the run leaves: the old and the new policy, checkpoints, videos
+    and events.
 
     Returns:
         What is free.
@@ -251,10 +254,26 @@ def check_disk(config: Config, folder: Path) -> str:
     Raises:
         ValueError: it cannot.
     """
-    needed = 2 * _weight_bytes(asset_path(config.models.policy)) + REPORT_BYTES
+    policy = asset_path(config.models.policy)
+    needed = 2 * _weight_bytes(policy) + REPORT_BYTES
+    if not (config.lora.rank or config.models.adapter):
+        # Weights and two moments; one more checkpoint while it is written. An adapter's are small.
+        needed += 3 * (config.checkpoint.keep + 1) * _trained_bytes(policy)
     if (free := shutil.disk_usage(folder).free) < needed:
-        raise ValueError(f"run.dir must have {needed} bytes free, got {free} at {folder}; make room or set run.dir")
+        raise ValueError(
+            f"run.dir must have {needed} bytes free, got {free} at {folder}; make room, set run.dir or lower "
+            f"checkpoint.keep={config.checkpoint.keep}"
+        )
     return f"{free / 1e9:.1f} GB free at {folder}"
+
+
+def _trained_bytes(policy: Path) -> int:
+    """Of a checkpoint's weights as float32, by the headers of its files."""
+    total = 0
+    for path in policy.glob("*.safetensors"):
+        with safe_open(str(path), framework="np") as file:
+            total += sum(4 * math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return total
 
 
 def _weight_bytes(folder: Path) -> int:

@@ -29,8 +29,8 @@ class CallReport:
     """The first of its group ids."""
     policy_version: int
     span: Span
-    column_bytes: list[int]
-    """What the training columns of each group hold in the object store, in the order of the call."""
+    column_bytes: dict[int, int]
+    """Group id -> what its training columns hold in the object store."""
     difference: LogprobDifference | None = None
     """Of the engine's log-probabilities, where it compares them."""
 
@@ -75,7 +75,7 @@ class RolloutActor:
             pairs = self.sampler.sample(prompts, group_ids, seeds, group_size)
         report = CallReport(
             call_id=group_ids[0], policy_version=self.sampler.policy_version, span=span_since(started),
-            column_bytes=[group.nbytes for group, _ in pairs], difference=self.sampler.difference,
+            column_bytes={group_id: group.nbytes for group_id, (group, _) in zip(group_ids, pairs, strict=True)}, difference=self.sampler.difference,
         )  # fmt: skip
         return (*(column for pair in pairs for column in pair), report)
 

@@ -424,6 +424,8 @@ class LearnerConfig:
     """Decisions in one forward and backward pass; the rest of a step is accumulated."""
     gradient_checkpointing: bool = False
     """Keep no activations inside a layer and compute them again in the backward pass: less memory, a third slower."""
+    max_restarts: int = 3
+    """Times that ranks which were lost are started anew from the latest checkpoint."""
 
     def __post_init__(self) -> None:
         _one_of(("deepspeed", "torch"), learner__engine=self.engine)
@@ -431,6 +433,7 @@ class LearnerConfig:
         require(self.zero_stage in (0, 1, 2, 3), "learner.zero_stage", "must be 0..3", self.zero_stage, "use 1")
         _at_least(1, learner__num_workers=self.num_workers, learner__num_threads=self.num_threads)
         _at_least(1, learner__decision_budget=self.decision_budget)
+        _at_least(0, learner__max_restarts=self.max_restarts)
         _at_least(0, learner__num_cpus=self.num_cpus)
         _check_resources("learner.resources", self.resources)
         if self.engine == "torch":
@@ -528,6 +531,18 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointConfig:
+    every: int = 10
+    """Steps between two checkpoints; 0: only at the end of the run, or when it is stopped."""
+    keep: int = 2
+    """Checkpoints that stay; each holds three times the trained weights in float32."""
+
+    def __post_init__(self) -> None:
+        _at_least(0, checkpoint__every=self.every)
+        _at_least(1, checkpoint__keep=self.keep)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationConfig:
     temperatures: tuple[float, ...] = (1.0,)
     """Both models are sampled at each of these, the first is the headline; it scales a flow model's first noise."""
@@ -572,6 +587,7 @@ class Config:
     reward: RewardConfig = field(default_factory=RewardConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:

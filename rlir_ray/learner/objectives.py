@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rlir_ray.config import TrainConfig
 from rlir_ray.learner.rescoring import Forward, Rescore, Scores, stream_velocities
+from rlir_ray.learner.state import State
 from rlir_ray.losses import (
     guarded_log_ratio,
     kl_loss,
@@ -27,6 +28,7 @@ from rlir_ray.losses import (
 )
 from rlir_ray.models.flow_streams import interpolate
 from rlir_ray.trajectory import FlowRecord, TokenRecord
+from rlir_ray.weights import Weights, load_weights, weights_of
 
 Metrics = dict[str, Tensor]
 Gathered = Callable[[], AbstractContextManager[None]]
@@ -58,6 +60,12 @@ class Objective(Protocol):
     @property
     def sampling_policy(self) -> nn.Module:
         """Whose weights the samplers get."""
+
+    def state(self) -> Weights:
+        """What it remembers from step to step, apart from the policy that trains."""
+
+    def load_state(self, state: State) -> None:
+        """Remembers what another one did; raises ValueError where that does not fit."""
 
 
 class PolicyGradient:
@@ -96,6 +104,13 @@ class PolicyGradient:
 
     def end_step(self, step: int, gathered: Gathered) -> None:
         pass
+
+    def state(self) -> Weights:
+        return {}
+
+    def load_state(self, state: State) -> None:
+        if state:
+            raise ValueError(f"train.objective=grpo remembers nothing, got {sorted(state)[0]!r}; use the run's own")
 
 
 def _divergence(scores: Scores, ref: Scores, mask: Tensor, num_decisions: int) -> tuple[Tensor, Metrics]:
@@ -189,6 +204,12 @@ class DiffusionNFT:
             for old, new in zip(self.sampling_policy.parameters(), self.policy.parameters(), strict=True):
                 if new.requires_grad:
                     old.lerp_(new.to(old.dtype), 1 - decay)
+
+    def state(self) -> Weights:
+        return weights_of(self.sampling_policy)
+
+    def load_state(self, state: State) -> None:
+        load_weights(self.sampling_policy, state)
 
 
 def _masked_mean(values: Tensor, mask: Tensor, num_decisions: int) -> Tensor:

@@ -32,7 +32,9 @@ class Pools:
     def submit(self, group_ids, seeds, indices):
         self.calls.append(list(group_ids))
         report_ref = ray.put(
-            CallReport(call_id=group_ids[0], policy_version=self.version, span=SPAN, column_bytes=[60] * len(group_ids))
+            CallReport(
+                call_id=group_ids[0], policy_version=self.version, span=SPAN, column_bytes=dict.fromkeys(group_ids, 60)
+            )
         )
         return [(GroupRefs(f"group {i}", f"video {i}", report_ref), self.answer(i)) for i in group_ids]
 
@@ -117,6 +119,39 @@ def test_bytes_in_flight_stay_under_the_budget(ray_cluster, make_config):
     for version in range(3):
         collector.trained(collector.collect(version=version, num_steps_left=9))
     assert 0 < collector.admission.peak_bytes <= 950
+
+
+def test_what_a_checkpoint_had_ahead_of_the_learner_is_ready_or_sampled_again_under_its_number(
+    ray_cluster, make_config
+):
+    config, pools = make_config("train.max_staleness=2"), Pools(lambda group_id: VARIED)
+    first = make_collector(config, pools)
+    first.trained(first.collect(version=0, num_steps_left=9))
+    ready = first.ready()
+    ahead = first.ledger.in_flight
+    assert len(ahead) == 8 and {group.group_id for group in ready} <= set(ahead)
+    ledger, kept = Ledger.from_json(first.ledger.to_json()), ready[:1]
+    pools.calls.clear()
+    second = make_collector(config, pools)
+    second.ledger = ledger
+    second.restore(kept)
+    again = [group_id for call in pools.calls for group_id in call]
+    assert sorted([*again, *(group.group_id for group in kept)]) == ahead
+    assert second.admission.in_flight == 8
+    groups = [*second.collect(version=1, num_steps_left=2), *second.collect(version=1, num_steps_left=1)]
+    assert [group.group_id for group in groups] == ahead
+    assert groups[0] is kept[0]
+
+
+def test_what_no_longer_fits_the_budget_after_a_resume_has_failed_with_its_cause(ray_cluster, make_config):
+    config, pools = make_config("train.max_staleness=2"), Pools(lambda group_id: VARIED)
+    collector = make_collector(config, pools, budget_bytes=450)
+    for group_id in range(6):
+        collector.ledger.admit(group_id, "p")
+    collector.restore([])
+    assert pools.calls == [[0, 1], [2, 3]]
+    assert [collector.ledger[group_id].state for group_id in (4, 5)] == ["failed", "failed"]
+    assert collector.ledger[4].cause.startswith("the run went on with less room")
 
 
 def test_a_stop_ends_the_wait(ray_cluster, make_config):

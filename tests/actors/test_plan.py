@@ -90,5 +90,11 @@ def test_a_disk_without_room_for_the_run_is_refused(make_config, tmp_path, monke
     check_disk(make_config(), tmp_path)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1000))
-    with pytest.raises(ValueError, match=r"must have \d+ bytes free, got 1000 at .*; make room"):
-        check_disk(make_config(), tmp_path)
+    needed = []
+    for options in ([], ["checkpoint.keep=5"], ["lora.rank=2", "checkpoint.keep=5"]):
+        with pytest.raises(ValueError, match=r"must have \d+ bytes free, got 1000 at .*; make room") as refusal:
+            check_disk(make_config(*options), tmp_path)
+        needed.append(int(re.search(r"\d+", str(refusal.value))[0]))
+    # Three more checkpoints of weights and two moments; an adapter's take next to nothing.
+    num_weights = sum(weight.numel() for weight in tiny_world_model().parameters())
+    assert needed[1] - needed[0] == 3 * 12 * num_weights and needed[2] < needed[0]
