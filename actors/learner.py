@@ -136,7 +136,7 @@ def _write_checkpoint(folder: Path, state: Weights, group_refs: list[ray.ObjectR
     for ref in group_refs:
         # Fault tolerance: a group that was lost with its node is left out, and sampled again after a resume.
         with contextlib.suppress(ray.exceptions.ObjectLostError, ray.exceptions.RayTaskError):
-            save_group(folder, ray.get(ref))
+            save_group(folder, ray.get(ref, timeout=POST_TIMEOUT_S))
     return describe_files(sorted(folder.iterdir()))
 
 

@@ -73,9 +73,10 @@ class RolloutActor:
         started = time.time()
         with bounded(self.timeout_s):
             pairs = self.sampler.sample(prompts, group_ids, seeds, group_size)
+        sizes = {group_id: group.nbytes for group_id, (group, _) in zip(group_ids, pairs, strict=True)}
         report = CallReport(
             call_id=group_ids[0], policy_version=self.sampler.policy_version, span=span_since(started),
-            column_bytes={group_id: group.nbytes for group_id, (group, _) in zip(group_ids, pairs, strict=True)}, difference=self.sampler.difference,
+            column_bytes=sizes, difference=self.sampler.difference,
         )  # fmt: skip
         return (*(column for pair in pairs for column in pair), report)
 
