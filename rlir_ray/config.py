@@ -469,6 +469,14 @@ class TrainConfig:
     """`grpo`: the clipped surrogate over decisions; `nft`: DiffusionNFT, for flow policies, without SDE steps."""
     ratio: str = "plain"
     """`plain`: policy over behavior; `guard`: GRPO-Guard's normalised one, for SDE steps."""
+    importance: str = "auto"
+    """Weights of stale groups: `none`; by `token` or `sequence`, the clip around the learner; `auto`: none or token."""
+    max_importance: float = 2.0
+    """Importance weights are truncated here."""
+    min_ratio: float = 0.125
+    """With importance weights: decisions (or clips) whose ratio to the behavior policy is lower do not train ..."""
+    max_ratio: float = 8.0
+    """... nor those whose ratio is higher."""
     clip_low: float = 0.2
     """The ratio is clipped at 1 - clip_low ..."""
     clip_high: float = 0.28
@@ -494,6 +502,13 @@ class TrainConfig:
     wait_timeout_s: float = 600.0
     """Bound of every wait for a pool."""
 
+    @property
+    def importance_level(self) -> str:
+        """`none`, `token` or `sequence`: what `auto` means here."""
+        if self.importance != "auto":
+            return self.importance
+        return "token" if self.max_staleness and self.objective == "grpo" and self.ratio == "plain" else "none"
+
     def __post_init__(self) -> None:
         _at_least(1, train__num_steps=self.num_steps, train__prompts_per_step=self.prompts_per_step)
         require(
@@ -506,6 +521,7 @@ class TrainConfig:
         _one_of(("grpo", "batch_std", "dr_grpo"), train__advantage=self.advantage)
         _one_of(("grpo", "nft"), train__objective=self.objective)
         _one_of(("wait", "drop"), train__stale_policy=self.stale_policy)
+        self._check_importance()
         _one_of(("plain", "guard"), train__ratio=self.ratio)
         _at_least(0, train__max_advantage=self.max_advantage, train__best_and_worst=self.best_and_worst)
         require(
@@ -528,6 +544,19 @@ class TrainConfig:
         for key in ("learning_rate", "max_grad_norm", "clip_low", "clip_high", "wait_timeout_s"):
             require(getattr(self, key) > 0, f"train.{key}", "must be > 0", getattr(self, key), "see the recipe's value")
         require(self.clip_low < 1, "train.clip_low", "must be < 1", self.clip_low, "use 0.2")
+
+    def _check_importance(self) -> None:
+        _one_of(("auto", "none", "token", "sequence"), train__importance=self.importance)
+        if self.importance in ("token", "sequence"):
+            for key, usual in (("objective", "grpo"), ("ratio", "plain")):
+                require(
+                    getattr(self, key) == usual, f"train.{key}",
+                    f"must be {usual} with train.importance, which weighs ratios of log-probabilities",
+                    getattr(self, key), f"set train.{key}={usual} or leave importance out",
+                )  # fmt: skip
+        require(self.max_importance >= 1, "train.max_importance", "must be >= 1", self.max_importance, "use 2.0")
+        require(0 <= self.min_ratio < 1, "train.min_ratio", "must be in [0, 1)", self.min_ratio, "use 0.125")
+        require(self.max_ratio > 1, "train.max_ratio", "must be > 1", self.max_ratio, "use 8.0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

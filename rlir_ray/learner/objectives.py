@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rlir_ray.config import TrainConfig
+from rlir_ray.corrections import decoupled_loss
 from rlir_ray.learner.rescoring import Forward, Rescore, Scores, stream_velocities
 from rlir_ray.learner.state import State
 from rlir_ray.losses import (
@@ -92,9 +93,14 @@ class PolicyGradient:
         mask = columns.loss_mask
         scores = self.rescore(forward, columns.record, mask.shape[1])
         log_ratio, advantages = RATIOS[self.train.ratio](scores, columns)
-        loss, metrics = policy_gradient_loss(
-            log_ratio, advantages, mask, num_decisions, self.train.clip_low, self.train.clip_high
-        )
+        clip = (self.train.clip_low, self.train.clip_high)
+        if (level := self.train.importance_level) == "none":
+            loss, metrics = policy_gradient_loss(log_ratio, advantages, mask, num_decisions, *clip)
+        else:
+            loss, metrics = decoupled_loss(
+                log_ratio, advantages, mask, num_decisions, *clip, level=level, max_weight=self.train.max_importance,
+                min_ratio=self.train.min_ratio, max_ratio=self.train.max_ratio,
+            )  # fmt: skip
         if self.reference is None:
             return loss, metrics
         with torch.no_grad():

@@ -141,8 +141,8 @@ class Learner:
         grad_norm = self.engine.optimizer_step(rate)
         self.num_steps += 1
         self.objective.end_step(self.num_steps, self.engine.gathered)
-        metrics = {name: float(self.engine.reduce(value, is_maximum(name))) for name, value in combine(parts).items()}
-        return normalise(metrics, batch.num_decisions) | {"grad_norm": grad_norm, "learning_rate": rate}
+        totals = {name: self.engine.reduce(value, is_maximum(name)) for name, value in combine(parts).items()}
+        return normalise(totals, batch.num_decisions) | {"grad_norm": grad_norm, "learning_rate": rate}
 
     def weights(self) -> Weights:
         """What the samplers get, gathered: every rank calls, rank 0 gets it, the others an empty dict."""
