@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent import futures
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ from rlir_ray.local import check_signal, group_signal, reward_metrics
 from rlir_ray.samplers import difference_metrics
 from rlir_ray.seeds import group_seed, prompt_index
 from rlir_ray.staleness import Admission, is_stale, staleness
-from rlir_ray.timeline import Recording, Span, span_since, waited_for
+from rlir_ray.timeline import Recording, Span, waited_for
 from rlir_ray.trajectory import RewardScores
 
 Submit = Callable[[Sequence[int], Sequence[int], Sequence[int]], list[tuple[GroupRefs, "futures.Future[Scored]"]]]
@@ -47,6 +48,16 @@ class ReadyGroup:
     """When it was scored."""
 
 
+class StepsUnderWay(Protocol):
+    """What the learner is doing while groups are collected."""
+
+    def report_future(self) -> futures.Future[Any] | None:
+        """Done when a step has ended; None: none is under way."""
+
+    def finish_done(self) -> None:
+        """Takes the steps that have ended: their weights are published, their slots given back."""
+
+
 class Collector:
     """Args:
     config: `train`, `reward`, `rollout` and the seed are read.
@@ -58,6 +69,7 @@ class Collector:
     recording: takes what the pools did.
     progress: told once when sampling waits for room in the object store.
     doing: what the pools are busy with, asked when a wait was too long.
+    learner: steps that are under way while groups are collected, whose end gives slots back; None: there are none.
     """
 
     def __init__(
@@ -73,7 +85,9 @@ class Collector:
         recording: Recording | None = None,
         progress: Callable[[str], None] = lambda text: None,
         doing: Callable[[], str] = lambda: "",
+        learner: StepsUnderWay | None = None,
     ) -> None:
+        self.learner = learner
         self.config, self.ledger, self.admission, self.submit = config, ledger, admission, submit
         self.prompt_ids, self.group_bytes, self.stop = prompt_ids, group_bytes, stop
         self.recording, self.progress, self.doing = recording or Recording(), progress, doing
@@ -99,11 +113,12 @@ class Collector:
             TimeoutError: no group was scored within train.wait_timeout_s.
             RuntimeError: too many of the last groups failed.
         """
-        num_groups, started = self.config.train.prompts_per_step, time.time()
+        num_groups = self.config.train.prompts_per_step
         while True:
+            if self.learner is not None:
+                self.learner.finish_done()
             self._drop_stale(version)
             if groups := self._due(num_groups):
-                self._step.wait = span_since(started)
                 return groups
             self._admit(num_groups * num_steps_left)
             self._receive()
@@ -162,11 +177,12 @@ class Collector:
         self._in_flight |= dict(zip(group_ids, submitted, strict=True))
 
     def _receive(self) -> None:
-        """Unblocked by the scores of any group, by the failure of any, or by the user."""
+        """Unblocked by the scores of any group, by the failure of any, by the end of a step, or by the user."""
         timeout_s = self.config.train.wait_timeout_s
         deadline = time.monotonic() + timeout_s
         waiting = {future: group_id for group_id, (_, future) in self._in_flight.items()}
-        done: set[futures.Future[Scored]] = set()
+        step = self.learner.report_future() if self.learner is not None else None
+        done: set[futures.Future[Any]] = set()
         while not done:
             if self.stop.is_set():
                 raise Stopped
@@ -175,8 +191,11 @@ class Collector:
                     f"waited {timeout_s:.0f} s for the scores of {len(waiting)} groups from the rollout and reward "
                     f"pools{in_brackets(self.doing())}; {WAY_OUT}"
                 )
-            done, _ = futures.wait(waiting, timeout=POLL_S, return_when=futures.FIRST_COMPLETED)
-        for group_id in sorted(waiting[future] for future in done):
+            awaited = [*waiting, step] if step is not None else list(waiting)
+            if not awaited:
+                raise RuntimeError("no group can be sampled: all slots are taken and nothing is under way")
+            done, _ = futures.wait(awaited, timeout=POLL_S, return_when=futures.FIRST_COMPLETED)
+        for group_id in sorted(waiting[future] for future in done if future in waiting):
             self._take(group_id, *self._in_flight.pop(group_id))
 
     def _take(self, group_id: int, refs: GroupRefs, future: futures.Future[Scored]) -> None:
@@ -219,13 +238,20 @@ class Collector:
         self.ledger.finish(group_id, state, cause)
         self.admission.release(group_id)
 
-    def metrics(self, groups: Sequence[ReadyGroup], version: int) -> dict[str, float]:
-        """Of the step that trained these groups at this version, and of all that was scored since the last call."""
+    def metrics(self, groups: Sequence[ReadyGroup], version: int, wait: Span | None = None) -> dict[str, float]:
+        """Of the step that trained these groups at this version, and of all that was scored since the last call.
+
+        Args:
+            groups: of the step.
+            version: of the learner before the step.
+            wait: of the driver, for these groups.
+        """
         totals, self._step = self._step, StepTotals(self.config.reward.discount)
         lag = [staleness(version, group.report.policy_version) for group in groups]
         counts = self.ledger.counts()
         return {
-            **totals.metrics(groups),
+            **totals.metrics(),
+            **(waited_for(wait, [one.report.span for one in groups], [one.scored for one in groups]) if wait else {}),
             **difference_metrics([group.report.difference for group in groups]),
             **{f"groups/{state}": float(counts[state]) for state in END_STATES},
             "staleness/mean": float(np.mean(lag)),
@@ -269,8 +295,6 @@ class StepTotals:
         self.started = time.monotonic()
         self.scores: list[RewardScores] = []
         self.score_s = self.room_s = 0.0
-        self.wait: Span | None = None
-        """Of the driver, for the groups of the step."""
         self.calls: dict[int, CallReport] = {}
 
     def add(self, scored: Scored, report: CallReport) -> None:
@@ -278,12 +302,8 @@ class StepTotals:
         self.score_s += scored.seconds
         self.calls[report.call_id] = report
 
-    def metrics(self, groups: Sequence[ReadyGroup]) -> dict[str, float]:
-        """Rewards of all groups that were scored, those without signal included; seconds of the pools.
-
-        Args:
-            groups: those that the step trained, which the driver waited for.
-        """
+    def metrics(self) -> dict[str, float]:
+        """Rewards of all groups that were scored, those without signal included; seconds of the pools."""
         # Which group came first must not show in the last digit of a mean.
         scores = sorted(self.scores, key=lambda one: one.group_id)
         num_frames = sum(one.frame_rewards.size for one in scores)
@@ -293,10 +313,5 @@ class StepTotals:
             "time/sample_s": sum(call.span.seconds for call in self.calls.values()),
             "time/score_s": self.score_s,
             "time/room_s": self.room_s,
-            **(
-                waited_for(self.wait, [one.report.span for one in groups], [one.scored for one in groups])
-                if self.wait
-                else {}
-            ),
             "throughput/frames_per_s": num_frames / (time.monotonic() - self.started),
         }

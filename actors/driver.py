@@ -29,6 +29,7 @@ from actors.pools import RolloutPool, as_actor, stop_actors
 from actors.prompts import PromptActor, PromptSource, prompt_source
 from actors.reward_pool import RewardPool
 from actors.scaling import Scaling
+from actors.under_way import OrderedStep, UnderWay
 from actors.waiting import Stopped, stop_on_signals, wait_all
 from actors.weight_sync import WeightSync
 from rlir_ray.config import Config
@@ -41,7 +42,7 @@ from rlir_ray.preflight import check_checkpoints, check_engine, check_world
 from rlir_ray.run import RunFolder, write_json
 from rlir_ray.samplers import Sampler
 from rlir_ray.staleness import Admission
-from rlir_ray.timeline import Recording, overlap_metrics
+from rlir_ray.timeline import Recording, overlap_metrics, span_since
 
 Callback = Callable[[dict[str, float]], None]
 
@@ -111,6 +112,7 @@ class Pipeline:
         self.metrics: list[dict[str, float]] = []
         self._stop = threading.Event()
         self._num_restarts, self._saved_step = 0, 0
+        self._last_step_at = 0.0
         self.collector: Collector | None = None
 
     def train(self, *, calibrate: bool = True, evaluate: bool = True) -> TrainResult:
@@ -286,43 +288,67 @@ class Pipeline:
                 self._step(collector)
                 if self.run.is_complete(self.config.train):
                     # Before the evaluation: what ends the run there costs no step.
+                    self.under_way.drain()
                     self._save()
                 elif self.checkpoints.is_due(self.run.step):
                     self._save_checkpoint()
             except LearnerLost as loss:
                 collector = self._recover(loss)
                 continue
+            except Stopped:
+                # What the learner has begun is trained to its end, and saved.
+                self.under_way.drain()
+                raise
             self._evaluate_between(self.run.step)
             if self._stop.is_set():
                 raise Stopped
 
     def _step(self, collector: Collector) -> None:
-        train, started = self.config.train, time.monotonic()
-        groups = collector.collect(version=self.run.step, num_steps_left=train.num_steps - self.run.step)
-        waited_s = time.monotonic() - started
+        """Collects the groups of a step and orders it; ends when the learner has enough to do."""
+        train, started = self.config.train, time.time()
+        ordered = self.run.step + len(self.under_way)
+        groups = collector.collect(version=ordered, num_steps_left=train.num_steps - ordered)
+        wait = self.recording.add("driver", f"wait for the groups of step {ordered + 1}", span_since(started))
         check_logprobs(self.config, [group.report.difference for group in groups])
         # Sampling and scoring of the groups that were admitted ahead go on meanwhile.
         advantages = compared(self.config, [group.advantages for group in groups])
-        report = self.learner.step([group.group_ref for group in groups], advantages)
+        self.under_way.order(OrderedStep(groups, wait), advantages)
+        del groups
+        # The next order waits at the learner, which so need not wait for us; but nothing may follow what ends here.
+        self.under_way.drain(most=0 if self._is_rest(ordered + 1) else 1)
+
+    def _is_rest(self, step: int) -> bool:
+        """Whether the loop waits for the end of this step, because something is done between it and the next."""
+        train, every = self.config.train, self.config.evaluation.every
+        is_evaluated = bool(every) and step % every == 0
+        is_last = step == train.num_steps or self._stop.is_set()
+        return not train.max_staleness or is_last or is_evaluated or self.checkpoints.is_due(step)
+
+    def _finished(self, step: OrderedStep, report: StepReport) -> None:
+        """The learner has done a step: its weights go to the rollout pool, its groups' slots come free."""
+        assert self.collector is not None
         self.sync.publish(report)
-        collector.trained(groups)
-        self.run.step, seconds = self.run.step + 1, time.monotonic() - started
-        self.run.trained_s += seconds
-        metrics = collector.metrics(groups, report.version - 1) | _times(self.run.step, report, waited_s, seconds)
+        self.collector.trained(step.groups)
+        now = time.monotonic()
+        seconds, self._last_step_at = now - self._last_step_at, now
+        self.run.step, self.run.trained_s = self.run.step + 1, self.run.trained_s + seconds
+        metrics = self.collector.metrics(step.groups, report.version - 1, step.wait)
+        metrics |= _times(self.run.step, report, step.wait.seconds, seconds)
         self._log(metrics | self._overlap(metrics, report))
 
     def _collector(self) -> Collector:
         """Where the run has come to: groups of its checkpoint that were not trained are ready, or sampled again."""
         train = self.config.train
+        self.under_way = UnderWay(self.learner, self._finished)
         collector = Collector(
             self.config, self.run.ledger,
             Admission(train.max_staleness, train.prompts_per_step, self.budget_bytes), self._submit,
             prompt_ids=self.prompt_ids, stop=self._stop,
             group_bytes=family_of(self.config).group_bytes(self.config, self.frame_shape),
-            recording=self.recording, progress=self.progress, doing=self.rollout.doing,
+            recording=self.recording, progress=self.progress, doing=self.rollout.doing, learner=self.under_way,
         )  # fmt: skip
         collector.restore(ready_groups(self.run, train.wait_timeout_s))
-        self.collector = collector
+        self.collector, self._last_step_at = collector, time.monotonic()
         return collector
 
     def _overlap(self, metrics: Mapping[str, float], report: StepReport) -> dict[str, float]:

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,11 @@ class LearnerGroup:
         self.checkpoint_folder = checkpoint
         self.version = -1
         """Of the last report; -1 before the first."""
+        self.num_ordered = 0
+        """Steps whose report has not come."""
+        self.report_future: Future[Any] | None = None
+        """Of the next report, while a step is under way."""
+        self._report_ref: ray.ObjectRef | None = None
         self.mailbox: Any = None
         self.has_failed = False
         self._thread: threading.Thread | None = None
@@ -130,10 +136,25 @@ class LearnerGroup:
         """The policy's weights as the learner holds them: version 0, or the checkpoint's."""
         return self._next_report(f"{self.config.learner.num_workers} learner ranks to start", stop)
 
-    def step(self, group_refs: Sequence[ray.ObjectRef], advantages: Sequence[GroupAdvantages]) -> StepReport:
-        """One optimiser step. Blocks; the other pools go on."""
+    def order_step(self, group_refs: Sequence[ray.ObjectRef], advantages: Sequence[GroupAdvantages]) -> None:
+        """Orders an optimiser step; it may wait at the ranks until they are done with the one before."""
         self._order(split_order(list(group_refs), list(advantages), self.config.learner.num_workers))
-        return self._next_report("the learner's step")
+        self.num_ordered += 1
+        self._ask_report()
+
+    def finish_step(self) -> StepReport:
+        """The report of the oldest step that was ordered. Blocks; the other pools go on."""
+        assert self.num_ordered, "order a step first"
+        report = self._next_report("the learner's step")
+        self.num_ordered -= 1
+        if self.num_ordered:
+            self._ask_report()
+        return report
+
+    def step(self, group_refs: Sequence[ray.ObjectRef], advantages: Sequence[GroupAdvantages]) -> StepReport:
+        """One optimiser step, from the order to the report."""
+        self.order_step(group_refs, advantages)
+        return self.finish_step()
 
     def save(self, folder: Path) -> None:
         """Saves the policy into a folder of this process's node, whole or not at all."""
@@ -155,20 +176,29 @@ class LearnerGroup:
         """Unblocked by rank 0, or by the failure of any rank."""
         # Until it says otherwise: after a wait that was given up, its next report would be of another order.
         self.has_failed, timeout_s = True, self.config.train.wait_timeout_s
-        report = wait_all([self.mailbox.next_report.remote()], timeout_s, who, stop, self.doing)[0]
+        ref = self._ask_report()
+        report = wait_all([ref], timeout_s, who, stop, self.doing)[0]
+        self._report_ref = self.report_future = None
         if isinstance(report, Failure):
             kind = RuntimeError if report.is_final else LearnerLost
             raise kind(f"{report.cause}; the run cannot go on without its learner")
         self.has_failed, self.version = False, report.version
         return report
 
+    def _ask_report(self) -> ray.ObjectRef:
+        """The one that is awaited; `report_future` is done when it is there."""
+        if self._report_ref is None:
+            self._report_ref = self.mailbox.next_report.remote()
+            self.report_future = self._report_ref.future()
+        return self._report_ref
+
     def doing(self) -> str:
         """What its ranks are busy with, for a message."""
         return doing(ray.get(self.mailbox.ranks.remote(), timeout=TELL_TIMEOUT_S))
 
     def holds(self, version: int) -> bool:
-        """Whether it is well and has done this many steps."""
-        return not self.has_failed and self.version == version
+        """Whether it is well and has done this many steps, and no more."""
+        return not self.has_failed and not self.num_ordered and self.version == version
 
     def stop(self) -> None:
         if self.mailbox is None:
