@@ -290,6 +290,8 @@ class Pipeline:
                     # Before the evaluation: what ends the run there costs no step.
                     self.under_way.drain()
                     self._save()
+                elif len(self.under_way):
+                    continue
                 elif self.checkpoints.is_due(self.run.step):
                     self._save_checkpoint()
             except LearnerLost as loss:
