@@ -13,6 +13,7 @@ import torch
 from rlir_ray.actions import BUTTONS, TOKENS_PER_ACTION, Actions
 from rlir_ray.config import Config
 from rlir_ray.data.prompts import PromptSet, PromptSplit
+from rlir_ray.learner.state import State
 from rlir_ray.learner.step import StepBatch
 from rlir_ray.trajectory import EncodedVideo, Prompt, RewardScores, TokenRecord, TrajectoryGroup
 
@@ -114,6 +115,12 @@ class SleepLearner:
 
     def weights(self) -> dict[str, npt.NDArray[np.generic]]:
         return self.versions[self.num_steps % 2]
+
+    def state(self) -> dict[str, npt.NDArray[np.generic]]:
+        return {"num_steps": np.array([self.num_steps])}
+
+    def load_state(self, state: State) -> None:
+        self.num_steps = int(state["num_steps"][0])
 
     def save(self, folder: str | Path) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
