@@ -9,7 +9,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent import futures
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +20,14 @@ from actors.errors import one_line
 from actors.pools import GroupRefs
 from actors.reward import Scored
 from actors.rollout import CallReport
-from actors.waiting import POLL_S, Stopped
+from actors.waiting import POLL_S, WAY_OUT, Stopped, in_brackets
 from rlir_ray.config import Config
 from rlir_ray.ledger import END_STATES, FAILED, NO_SIGNAL, STALE, TRAINED, Failures, Ledger
 from rlir_ray.local import check_signal, group_signal, reward_metrics
 from rlir_ray.samplers import difference_metrics
 from rlir_ray.seeds import group_seed, prompt_index
 from rlir_ray.staleness import Admission, is_stale, staleness
+from rlir_ray.timeline import Recording, Span, waited_for
 from rlir_ray.trajectory import RewardScores
 
 Submit = Callable[[Sequence[int], Sequence[int], Sequence[int]], list[tuple[GroupRefs, "futures.Future[Scored]"]]]
@@ -42,6 +44,18 @@ class ReadyGroup:
     """[G, F]."""
     report: CallReport
     """Of the rollout call that sampled it."""
+    scored: Span
+    """When it was scored."""
+
+
+class StepsUnderWay(Protocol):
+    """What the learner is doing while groups are collected."""
+
+    def report_future(self) -> futures.Future[Any] | None:
+        """Done when a step has ended; None: none is under way."""
+
+    def finish_done(self) -> None:
+        """Takes the steps that have ended: their weights are published, their slots given back."""
 
 
 class Collector:
@@ -50,8 +64,12 @@ class Collector:
     ledger, admission: of the run.
     submit: starts sampling and scoring of one call.
     prompt_ids: of the training prompts.
-    group_bytes: what one group holds in the object store.
+    group_bytes: what one group may hold in the object store.
     stop: set when the user ends the run.
+    recording: takes what the pools did.
+    progress: told once when sampling waits for room in the object store.
+    doing: what the pools are busy with, asked when a wait was too long.
+    learner: steps that are under way while groups are collected, whose end gives slots back; None: there are none.
     """
 
     def __init__(
@@ -64,16 +82,27 @@ class Collector:
         prompt_ids: Sequence[str],
         group_bytes: int,
         stop: threading.Event,
+        recording: Recording | None = None,
+        progress: Callable[[str], None] = lambda text: None,
+        doing: Callable[[], str] = lambda: "",
+        learner: StepsUnderWay | None = None,
     ) -> None:
+        self.learner = learner
         self.config, self.ledger, self.admission, self.submit = config, ledger, admission, submit
         self.prompt_ids, self.group_bytes, self.stop = prompt_ids, group_bytes, stop
+        self.recording, self.progress, self.doing = recording or Recording(), progress, doing
         self._in_flight: dict[int, tuple[GroupRefs, futures.Future[Scored]]] = {}
         self._ready: dict[int, ReadyGroup] = {}
         self._failures = Failures(config.train.max_failed_fraction)
         self._step = StepTotals(self.config.reward.discount)
+        self._room_since: float | None = None
+        self._has_told = False
 
     def collect(self, version: int, num_steps_left: int) -> list[ReadyGroup]:
         """Blocks until a step's groups are there; the oldest go first.
+
+        With train.stale_policy=wait a slow group is waited for, so that none grows too old; with drop the step takes
+        those that are there.
 
         Args:
             version: of the learner; what lags too far behind it is dropped here, where it would be consumed.
@@ -86,11 +115,21 @@ class Collector:
         """
         num_groups = self.config.train.prompts_per_step
         while True:
+            if self.learner is not None:
+                self.learner.finish_done()
             self._drop_stale(version)
-            if len(self._ready) >= num_groups:
-                return [self._ready.pop(group_id) for group_id in sorted(self._ready)[:num_groups]]
+            if groups := self._due(num_groups):
+                return groups
             self._admit(num_groups * num_steps_left)
             self._receive()
+
+    def _due(self, num_groups: int) -> list[ReadyGroup]:
+        """The groups of the next step, or none while one of them is missing."""
+        known = {*self._ready, *(self._in_flight if self.config.train.stale_policy == "wait" else ())}
+        first = sorted(known)[:num_groups]
+        if len(first) < num_groups or any(group_id not in self._ready for group_id in first):
+            return []
+        return [self._ready.pop(group_id) for group_id in first]
 
     def trained(self, groups: Sequence[ReadyGroup]) -> None:
         """Ends these groups and gives their slots back; call it when the step's weights were published."""
@@ -105,12 +144,27 @@ class Collector:
         """
         per_step, per_call = self.config.train.prompts_per_step, self.config.rollout.prompts_per_call
         num_more = num_wanted - len(self._ready) - len(self._in_flight)
-        num_admitted = max(0, min(self.admission.available(self.group_bytes), num_more))
+        room = self.admission.available(self.group_bytes)
+        self._note_room(room < min(self.admission.free_slots, num_more))
+        num_admitted = max(0, min(room, num_more))
         if self._in_flight:
             num_admitted -= num_admitted % per_step
         while num_admitted:
             self._call(min(per_call, num_admitted))
             num_admitted -= min(per_call, num_admitted)
+
+    def _note_room(self, is_short: bool) -> None:
+        """Adds up the time in which more would be sampled if the object store had room for it."""
+        now = time.monotonic()
+        if self._room_since is not None:
+            self._step.room_s += now - self._room_since
+        self._room_since = now if is_short else None
+        if is_short and not self._has_told:
+            self._has_told = True
+            self.progress(
+                f"sampling waits for room: {self.admission.in_flight} groups hold {self.admission.bytes_in_flight} of "
+                f"object_store_budget_bytes={self.admission.budget_bytes}"
+            )
 
     def _call(self, num_groups: int) -> None:
         seed, first = self.config.seed, self.ledger.next_group_id
@@ -123,28 +177,32 @@ class Collector:
         self._in_flight |= dict(zip(group_ids, submitted, strict=True))
 
     def _receive(self) -> None:
-        """Unblocked by the scores of any group, by the failure of any, or by the user."""
+        """Unblocked by the scores of any group, by the failure of any, by the end of a step, or by the user."""
         timeout_s = self.config.train.wait_timeout_s
         deadline = time.monotonic() + timeout_s
         waiting = {future: group_id for group_id, (_, future) in self._in_flight.items()}
-        done: set[futures.Future[Scored]] = set()
+        step = self.learner.report_future() if self.learner is not None else None
+        done: set[futures.Future[Any]] = set()
         while not done:
             if self.stop.is_set():
                 raise Stopped
             if time.monotonic() > deadline:
                 raise TimeoutError(
                     f"waited {timeout_s:.0f} s for the scores of {len(waiting)} groups from the rollout and reward "
-                    "pools; look into Ray's logs (/tmp/ray/session_latest/logs), or raise train.wait_timeout_s"
+                    f"pools{in_brackets(self.doing())}; {WAY_OUT}"
                 )
-            done, _ = futures.wait(waiting, timeout=POLL_S, return_when=futures.FIRST_COMPLETED)
-        for group_id in sorted(waiting[future] for future in done):
+            awaited = [*waiting, step] if step is not None else list(waiting)
+            if not awaited:
+                raise RuntimeError("no group can be sampled: all slots are taken and nothing is under way")
+            done, _ = futures.wait(awaited, timeout=POLL_S, return_when=futures.FIRST_COMPLETED)
+        for group_id in sorted(waiting[future] for future in done if future in waiting):
             self._take(group_id, *self._in_flight.pop(group_id))
 
     def _take(self, group_id: int, refs: GroupRefs, future: futures.Future[Scored]) -> None:
         # Fault tolerance: a lost group is written down with its cause, and another one takes its slot.
         try:
-            scored = future.result()
-            report: CallReport = ray.get(refs.report_ref)
+            scored = future.result(0)
+            report: CallReport = ray.get(refs.report_ref, timeout=self.config.train.wait_timeout_s)
         except Exception as error:
             self._fail(group_id, one_line(error))
             return
@@ -152,6 +210,10 @@ class Collector:
             self._fail(group_id, scored.scores.failure)
             return
         self._failures.add()
+        # The video has been read and goes; the training columns stay until they were trained.
+        self.admission.resize(group_id, report.column_bytes[group_id])
+        report = replace(report, span=self.recording.add("rollout", f"sample from {report.call_id} on", report.span))
+        span = self.recording.add("reward", f"score {group_id}", scored.span)
         self._step.add(scored, report)
         advantages = group_signal(self.config, scored.scores)
         if advantages is None:
@@ -159,7 +221,7 @@ class Collector:
             missing = self.config.train.prompts_per_step - len(self._ready)
             check_signal(self.config, num_seen=len(self._step.scores), num_missing=missing)
         else:
-            self._ready[group_id] = ReadyGroup(group_id, refs.group_ref, advantages, report)
+            self._ready[group_id] = ReadyGroup(group_id, refs.group_ref, advantages, report, span)
 
     def _fail(self, group_id: int, cause: str) -> None:
         self._end(group_id, FAILED, cause)
@@ -176,18 +238,53 @@ class Collector:
         self.ledger.finish(group_id, state, cause)
         self.admission.release(group_id)
 
-    def metrics(self, groups: Sequence[ReadyGroup], version: int) -> dict[str, float]:
-        """Of the step that trained these groups at this version, and of all that was scored since the last call."""
+    def metrics(self, groups: Sequence[ReadyGroup], version: int, wait: Span | None = None) -> dict[str, float]:
+        """Of the step that trained these groups at this version, and of all that was scored since the last call.
+
+        Args:
+            groups: of the step.
+            version: of the learner before the step.
+            wait: of the driver, for these groups.
+        """
         totals, self._step = self._step, StepTotals(self.config.reward.discount)
         lag = [staleness(version, group.report.policy_version) for group in groups]
         counts = self.ledger.counts()
         return {
             **totals.metrics(),
+            **(waited_for(wait, [one.report.span for one in groups], [one.scored for one in groups]) if wait else {}),
             **difference_metrics([group.report.difference for group in groups]),
             **{f"groups/{state}": float(counts[state]) for state in END_STATES},
             "staleness/mean": float(np.mean(lag)),
             "staleness/max": float(max(lag)),
+            "object_store/in_flight_bytes": float(self.admission.bytes_in_flight),
+            "object_store/peak_bytes": float(self.admission.peak_bytes),
         }
+
+    def ready(self) -> list[ReadyGroup]:
+        """Scored groups with signal that no step has taken yet."""
+        return [self._ready[group_id] for group_id in sorted(self._ready)]
+
+    def restore(self, ready: Sequence[ReadyGroup]) -> None:
+        """Goes on where the ledger is: with these groups, and with the others that it has in flight, sampled again.
+
+        They keep their numbers, and with them their prompts and seeds. What the budget no longer holds has failed.
+        """
+        known = {group.group_id: group for group in ready}
+        held = []
+        for group_id in self.ledger.in_flight:
+            if not self.admission.can_admit(1, self.group_bytes):
+                self.ledger.finish(group_id, FAILED, "the run went on with less room than it had when it was stopped")
+                continue
+            self.admission.admit(group_id, self.group_bytes)
+            held.append(group_id)
+        self._ready |= {group_id: known[group_id] for group_id in held if group_id in known}
+        again = [group_id for group_id in held if group_id not in known]
+        per_call, seed = self.config.rollout.prompts_per_call, self.config.seed
+        for first in range(0, len(again), per_call):
+            ids = again[first : first + per_call]
+            indices = [prompt_index(seed, group_id, len(self.prompt_ids)) for group_id in ids]
+            submitted = self.submit(ids, [group_seed(seed, group_id) for group_id in ids], indices)
+            self._in_flight |= dict(zip(ids, submitted, strict=True))
 
 
 class StepTotals:
@@ -197,7 +294,7 @@ class StepTotals:
         self.discount = discount
         self.started = time.monotonic()
         self.scores: list[RewardScores] = []
-        self.score_s = 0.0
+        self.score_s = self.room_s = 0.0
         self.calls: dict[int, CallReport] = {}
 
     def add(self, scored: Scored, report: CallReport) -> None:
@@ -213,7 +310,8 @@ class StepTotals:
         return {
             # At max_staleness > 0 a step may train what was scored during the one before.
             **(reward_metrics(scores, self.discount) if scores else {}),
-            "time/sample_s": sum(call.seconds for call in self.calls.values()),
+            "time/sample_s": sum(call.span.seconds for call in self.calls.values()),
             "time/score_s": self.score_s,
+            "time/room_s": self.room_s,
             "throughput/frames_per_s": num_frames / (time.monotonic() - self.started),
         }

@@ -64,7 +64,7 @@ class Control:
                 if self._closing.is_set():
                     return
             try:
-                order: ScaleOrder = ray.get(ref)
+                order: ScaleOrder = ray.get(ref, timeout=ANSWER_TIMEOUT_S)
             except ray.exceptions.RayError:
                 return  # the actor is gone: nobody can be answered
             self.actor.answer.remote(order.order_id, self._carry_out(order))

@@ -10,7 +10,7 @@ import torch
 from ray._private.utils import estimate_available_memory, get_num_cpus, resolve_object_store_memory
 
 from actors.placement import cluster_nodes
-from actors.plan import check_disk, check_ranks, check_store, join_ray
+from actors.plan import check_disk, check_ranks, check_store, free_store, join_ray
 from rlir_ray.capacity import Node, check_capacity, pools_of
 from rlir_ray.config import Config
 from rlir_ray.doctor import Finding, judged
@@ -31,7 +31,7 @@ def ray_findings(config: Config) -> Iterator[Finding]:
     if answer.level == "fail":
         return
     try:
-        yield from _plan_findings(config, cluster_nodes(), int(ray.cluster_resources().get("object_store_memory", 0)))
+        yield from _plan_findings(config, cluster_nodes(), free_store(config))
     finally:
         ray.shutdown()
 
@@ -49,8 +49,8 @@ def _plan_findings(config: Config, nodes: list[Node], store_bytes: int) -> Itera
         return ", ".join(f"{pool.count} x {pool.name}" for pool in pools) + " fit the nodes"
 
     def store() -> str:
-        check_store(config, check_world(config), store_bytes)
-        return f"{store_bytes / 1e9:.1f} GB hold {config.object_store_budget_bytes / 1e9:.1f} GB of groups and weights"
+        budget = check_store(config, check_world(config), store_bytes)
+        return f"{store_bytes / 1e9:.1f} GB free hold the weights and up to {budget / 1e9:.1f} GB of groups"
 
     def disk() -> str:
         folder = runs_folder(config.run.dir)

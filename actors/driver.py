@@ -9,17 +9,19 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from actors.checkpointing import Checkpoints, RunState, check_prompts, ready_groups
+from actors.clock import clock_offsets
 from actors.collector import Collector
 from actors.control import Control
 from actors.evaluation import EvaluationActor
-from actors.learner_group import LearnerGroup
+from actors.learner_group import LearnerGroup, LearnerLost
 from actors.mailbox import StepReport
 from actors.placement import node_cpus, node_id, on_node, ray_options
 from actors.plan import absolute_paths, check_disk, check_plan, ray_session, stop_notice
@@ -27,16 +29,20 @@ from actors.pools import RolloutPool, as_actor, stop_actors
 from actors.prompts import PromptActor, PromptSource, prompt_source
 from actors.reward_pool import RewardPool
 from actors.scaling import Scaling
+from actors.under_way import OrderedStep, UnderWay
 from actors.waiting import Stopped, stop_on_signals, wait_all
 from actors.weight_sync import WeightSync
 from rlir_ray.config import Config
-from rlir_ray.evaluation.results import BASE, POST_TRAINED
+from rlir_ray.evaluation.results import BASE, POST_TRAINED, judged_temperatures
 from rlir_ray.families import family_of
-from rlir_ray.ledger import Ledger
+from rlir_ray.learner.step import Learner
+from rlir_ray.ledger import FILE as LEDGER
 from rlir_ray.local import Reward, check_logprobs, compared
 from rlir_ray.preflight import check_checkpoints, check_engine, check_world
 from rlir_ray.run import RunFolder, write_json
+from rlir_ray.samplers import Sampler
 from rlir_ray.staleness import Admission
+from rlir_ray.timeline import Recording, overlap_metrics, span_since
 
 Callback = Callable[[dict[str, float]], None]
 
@@ -47,11 +53,14 @@ NUM_ALIGNED = 128
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainResult:
     folder: Path
-    """The run's folder: policy/, ledger.json, metrics.jsonl, evaluation.json."""
+    """The run's folder: policy/, checkpoints/, ledger.json, metrics.jsonl, evaluation.json."""
     num_steps: int
+    """Of the whole run, those before a resume included."""
     interrupted: bool
+    was_finished: bool
+    """Nothing was left to do."""
     metrics: list[dict[str, float]]
-    """Of each step."""
+    """Of each step, those before a resume included."""
     groups: dict[str, int]
     """Groups in each state of the ledger."""
 
@@ -69,9 +78,12 @@ class Pipeline:
         prompts: your own source of prompt sets, called with `train` and `heldout`; None: the configured one.
         make_reward: builds your own reward (`score(videos) -> list[RewardScores]`) in each replica of the reward pool;
             None: the configured inverse reward.
+        make_sampler, make_learner: build your own sampler in each rollout actor and your own learner in each rank;
+            None: the configured engines.
+        trace: file for a Chrome trace of all pools; None: none is kept.
 
     Raises:
-        ValueError: a checkpoint is missing or of another world, or the run's name is taken.
+        ValueError: a model is missing or of another world, or the run's name is taken by a run of another config.
     """
 
     def __init__(
@@ -81,6 +93,9 @@ class Pipeline:
         progress: Callable[[str], None] | None = None,
         prompts: PromptSource | None = None,
         make_reward: Callable[[], Reward] | None = None,
+        make_sampler: Callable[[], Sampler] | None = None,
+        make_learner: Callable[[], Learner] | None = None,
+        trace: Path | None = None,
     ) -> None:
         self.config = config = absolute_paths(config)
         self.frame_shape = check_world(config)
@@ -89,16 +104,22 @@ class Pipeline:
         self.folder = RunFolder(config)
         self.callbacks = [self.folder.log_step, *callbacks]
         self.progress = progress or (lambda stage: None)
-        self.make_reward = make_reward
+        self.make_reward, self.make_sampler, self.make_learner = make_reward, make_sampler, make_learner
         self.prompt_source = prompts or prompt_source(config, self.folder.path)
-        self.ledger = Ledger()
-        self._stop = threading.Event()
+        self.trace, self.recording = trace, Recording(is_kept=trace is not None)
+        self.checkpoints = Checkpoints(self.folder.path, config.checkpoint, self.progress)
+        self.run = RunState()
         self.metrics: list[dict[str, float]] = []
+        self._stop = threading.Event()
+        self._num_restarts, self._saved_step = 0, 0
+        self._last_step_at = 0.0
+        self.collector: Collector | None = None
 
     def train(self, *, calibrate: bool = True, evaluate: bool = True) -> TrainResult:
         """The whole run: prompts, calibration, evaluation, the loop, evaluation, saving.
 
-        Ctrl-C or SIGTERM ends it after the step under way; the policy and the ledger are saved all the same.
+        A run of this name goes on from its newest checkpoint. Ctrl-C or SIGTERM ends it after the step under way; a
+        checkpoint, the policy and the ledger are saved all the same.
 
         Args:
             calibrate: check the reward on real clips first.
@@ -109,6 +130,17 @@ class Pipeline:
             RuntimeError: a pool failed, with the cause.
             TimeoutError: a pool did not answer within train.wait_timeout_s.
         """
+        with self.folder.locked():
+            self._go_back(self.checkpoints.read())
+            if not self._is_finished(evaluate):
+                return self._train(calibrate, evaluate)
+        self.progress(
+            f"run {self.folder.name} is finished: {self.run.step} steps are trained; raise train.num_steps to go on, "
+            "or choose another run.name"
+        )
+        return self._result(was_finished=True)
+
+    def _train(self, calibrate: bool, evaluate: bool) -> TrainResult:
         interrupted = False
         # Ray sets a SIGTERM handler of its own when it starts: ours comes after it.
         with ray_session(), stop_on_signals(self._stop):
@@ -116,7 +148,7 @@ class Pipeline:
                 self.progress(notice)
             check_disk(self.config, self.folder.path)
             try:
-                check_plan(self.config, self.frame_shape, self.progress, self._stop)
+                self.budget_bytes = check_plan(self.config, self.frame_shape, self.progress, self._stop)
                 self._start(calibrate, evaluate)
                 if evaluate:
                     self._evaluate_base()
@@ -130,9 +162,19 @@ class Pipeline:
                 raise
             finally:
                 self._leave()
+        return self._result(interrupted=interrupted)
+
+    def _is_finished(self, evaluate: bool) -> bool:
+        """Whether the same command has nothing left to do."""
+        missing = set(self.config.evaluation.temperatures) if evaluate else set()
+        missing -= judged_temperatures(self.folder.path, POST_TRAINED, self.run.step)
+        has_policy = (self.folder.path / "policy").is_dir()
+        return self.run.is_complete(self.config.train) and has_policy and not missing
+
+    def _result(self, *, interrupted: bool = False, was_finished: bool = False) -> TrainResult:
         return TrainResult(
-            folder=self.folder.path, num_steps=len(self.metrics), interrupted=interrupted, metrics=self.metrics,
-            groups=self.ledger.counts(),
+            folder=self.folder.path, num_steps=self.run.step, interrupted=interrupted, was_finished=was_finished,
+            metrics=self.metrics, groups=self.run.ledger.counts(),
         )  # fmt: skip
 
     def stop(self) -> None:
@@ -170,14 +212,15 @@ class Pipeline:
         """Starts the pools; they load their models while the prompts are made."""
         config, timeout_s = self.config, self.config.train.wait_timeout_s
         self.control = Control(self.folder.path, lambda pool, number: self._scaling().scale(pool, number))
-        self.folder.begin()
+        self.folder.begin(self.run.step)
+        if self.run.checkpoint:
+            self.progress(f"run {self.folder.name} goes on after step {self.run.step}, from {self.run.checkpoint.path}")
         self.progress("starting the pools")
-        self.learner = LearnerGroup(config, self.folder.path / ".ray_train")
-        self.learner.start()
+        self._start_learner()
         if len(ray.nodes()) > 1:
             # Ranks ask for the most of a node: actors that are spread first could leave too little on each.
             self.learner.wait_placed(self._stop)
-        self.rollout = RolloutPool(config)
+        self.rollout = RolloutPool(config, self.make_sampler)
         self.rollout.start()
         self.progress("making prompts")
         self.prompts = as_actor(PromptActor, scheduling_strategy=on_node(node_id())).remote(self.prompt_source)
@@ -190,6 +233,7 @@ class Pipeline:
             self._start_reward(None)
         self.prompt_ids = self._ask(preparing[0], "the training prompts")
         self._ask(preparing[1], "the held-out prompts")
+        check_prompts(self.run, config.seed, self.prompt_ids)
         self._show_left_out()
         if calibrate:
             self.progress("checking the reward on real clips")
@@ -201,7 +245,14 @@ class Pipeline:
         self.rollout.wait_ready(self._stop)
         self.sync = WeightSync(self.rollout, timeout_s)
         self.sync.publish(self.learner.wait_ready(self._stop))
+        self.recording.offsets = clock_offsets(timeout_s)
         self.scaling = Scaling(self.rollout, self.reward, self.sync, self.progress)
+
+    def _start_learner(self) -> None:
+        """Where the run has come to."""
+        folder = self.run.checkpoint.path if self.run.checkpoint else None
+        self.learner = LearnerGroup(self.config, self.folder.path / ".ray_train", self.make_learner, folder)
+        self.learner.start()
 
     def _show_left_out(self) -> None:
         """One line for all recordings that were left out, and a line for each in run.log: workers' logs stay hidden."""
@@ -228,31 +279,88 @@ class Pipeline:
 
     def _loop(self) -> None:
         """The algorithm. `rlir_ray/local.py` is the same in one process."""
-        train, started = self.config.train, time.monotonic()
-        admission = Admission(train.max_staleness, train.prompts_per_step, self.config.object_store_budget_bytes)
-        collector = Collector(
-            self.config, self.ledger, admission, self._submit,
-            prompt_ids=self.prompt_ids, stop=self._stop,
-            group_bytes=family_of(self.config).group_bytes(self.config, self.frame_shape),
-        )  # fmt: skip
+        if self.run.is_complete(self.config.train):
+            return  # it went on for the evaluation alone
+        collector = self._collector()
         self.progress("training")
-        for step in range(1, train.num_steps + 1):
-            step_started = time.monotonic()
-            groups = collector.collect(version=step - 1, num_steps_left=train.num_steps - step + 1)
-            waited_s = time.monotonic() - step_started
-            check_logprobs(self.config, [group.report.difference for group in groups])
-            # Sampling and scoring of the groups that were admitted ahead go on meanwhile.
-            advantages = compared(self.config, [group.advantages for group in groups])
-            report = self.learner.step([group.group_ref for group in groups], advantages)
-            self.sync.publish(report)
-            collector.trained(groups)
-            seconds = time.monotonic() - step_started
-            self._log(collector.metrics(groups, report.version - 1) | _times(step, report, waited_s, seconds))
-            self._evaluate_between(step)
+        while not self.run.is_complete(self.config.train):
+            try:
+                self._step(collector)
+                if self.run.is_complete(self.config.train):
+                    # Before the evaluation: what ends the run there costs no step.
+                    self.under_way.drain()
+                    self._save()
+                elif len(self.under_way):
+                    continue
+                elif self.checkpoints.is_due(self.run.step):
+                    self._save_checkpoint()
+            except LearnerLost as loss:
+                collector = self._recover(loss)
+                continue
+            except Stopped:
+                # What the learner has begun is trained to its end, and saved.
+                self.under_way.drain()
+                raise
+            self._evaluate_between(self.run.step)
             if self._stop.is_set():
                 raise Stopped
-            if train.max_minutes and time.monotonic() - started > train.max_minutes * 60:
-                break
+
+    def _step(self, collector: Collector) -> None:
+        """Collects the groups of a step and orders it; ends when the learner has enough to do."""
+        train, started = self.config.train, time.time()
+        ordered = self.run.step + len(self.under_way)
+        groups = collector.collect(version=ordered, num_steps_left=train.num_steps - ordered)
+        wait = self.recording.add("driver", f"wait for the groups of step {ordered + 1}", span_since(started))
+        check_logprobs(self.config, [group.report.difference for group in groups])
+        # Sampling and scoring of the groups that were admitted ahead go on meanwhile.
+        advantages = compared(self.config, [group.advantages for group in groups])
+        self.under_way.order(OrderedStep(groups, wait), advantages)
+        del groups
+        # The next order waits at the learner, which so need not wait for us; but nothing may follow what ends here.
+        self.under_way.drain(most=0 if self._is_rest(ordered + 1) else 1)
+
+    def _is_rest(self, step: int) -> bool:
+        """Whether the loop waits for the end of this step, because something is done between it and the next."""
+        train, every = self.config.train, self.config.evaluation.every
+        is_evaluated = bool(every) and step % every == 0
+        is_last = step == train.num_steps or self._stop.is_set()
+        return not train.max_staleness or is_last or is_evaluated or self.checkpoints.is_due(step)
+
+    def _finished(self, step: OrderedStep, report: StepReport) -> None:
+        """The learner has done a step: its weights go to the rollout pool, its groups' slots come free."""
+        assert self.collector is not None
+        self.sync.publish(report)
+        self.collector.trained(step.groups)
+        now = time.monotonic()
+        seconds, self._last_step_at = now - self._last_step_at, now
+        self.run.step, self.run.trained_s = self.run.step + 1, self.run.trained_s + seconds
+        metrics = self.collector.metrics(step.groups, report.version - 1, step.wait)
+        metrics |= _times(self.run.step, report, step.wait.seconds, seconds)
+        self._log(metrics | self._overlap(metrics, report))
+
+    def _collector(self) -> Collector:
+        """Where the run has come to: groups of its checkpoint that were not trained are ready, or sampled again."""
+        train = self.config.train
+        self.under_way = UnderWay(self.learner, self._finished)
+        collector = Collector(
+            self.config, self.run.ledger,
+            Admission(train.max_staleness, train.prompts_per_step, self.budget_bytes), self._submit,
+            prompt_ids=self.prompt_ids, stop=self._stop,
+            group_bytes=family_of(self.config).group_bytes(self.config, self.frame_shape),
+            recording=self.recording, progress=self.progress, doing=self.rollout.doing, learner=self.under_way,
+        )  # fmt: skip
+        collector.restore(ready_groups(self.run, train.wait_timeout_s))
+        self.collector, self._last_step_at = collector, time.monotonic()
+        return collector
+
+    def _overlap(self, metrics: Mapping[str, float], report: StepReport) -> dict[str, float]:
+        self.recording.add("learner", f"step {metrics['step']:.0f}", report.span)
+        stages = {
+            "sample": (metrics["time/sample_s"], self.rollout.num_actors()),
+            "score": (metrics["time/score_s"], self.reward.num_replicas()),
+            "learn": (report.span.seconds, 1),
+        }
+        return overlap_metrics(stages, metrics["time/step_s"])
 
     def _submit(self, group_ids: Sequence[int], seeds: Sequence[int], prompt_indices: Sequence[int]) -> list[Any]:
         """One rollout call, and the scoring of its videos as soon as they exist: the driver passes references on."""
@@ -266,12 +374,55 @@ class Pipeline:
             callback(metrics)
 
     # -----------------------------------------------------------------------------------------------------------------
+    # Going on from a checkpoint
+
+    def _save(self) -> None:
+        """The policy first: where the run's last checkpoint is, its policy is as well."""
+        self.progress("saving the policy and a checkpoint")
+        self.learner.save(self.folder.path / "policy")
+        self._save_checkpoint()
+        self._saved_step = self.run.step
+
+    def _save_checkpoint(self) -> None:
+        self.checkpoints.write(self.run, self.learner, self.collector.ready() if self.collector else [])
+        write_json(self.folder.path / LEDGER, json.loads(self.run.ledger.to_json()))
+
+    def _go_back(self, run: RunState) -> None:
+        """To the start or to a checkpoint: ledger, step and metrics are those of then."""
+        self.run, self.metrics = run, self.folder.metrics(run.step)
+
+    def _recover(self, loss: LearnerLost) -> Collector:
+        """New learner ranks where the newest checkpoint is; the other pools stay.
+
+        Raises:
+            LearnerLost: it has happened too often.
+        """
+        most = self.config.learner.max_restarts
+        if self._num_restarts >= most:
+            raise loss
+        self._num_restarts += 1
+        self.learner.stop()
+        lost_at = self.run.step + 1
+        self._go_back(self.checkpoints.read())
+        self.folder.cut(self.run.step)
+        self.progress(
+            f"the learner was lost in step {lost_at} ({loss}); new ranks go on after step {self.run.step} (restart "
+            f"{self._num_restarts} of learner.max_restarts={most})"
+        )
+        self._start_learner()
+        self.sync.publish(self.learner.wait_ready(self._stop))
+        return self._collector()
+
+    # -----------------------------------------------------------------------------------------------------------------
     # Evaluation
 
     def _heldout(self) -> ray.ObjectRef:
         return self.prompts.prompt_set.remote("heldout")
 
     def _evaluate_base(self) -> None:
+        missing = set(self.config.evaluation.temperatures) - judged_temperatures(self.folder.path, BASE, 0)
+        if self.run.checkpoint and not missing:
+            return
         self.progress("judging real clips and the base policy")
         self._ask(self._evaluator().ceiling.remote(self._heldout()), "the judgement of real clips")
         self._evaluate(BASE)
@@ -284,16 +435,16 @@ class Pipeline:
             self.evaluate(name, temperature, keep_clips=temperature == temperatures[0])
 
     def evaluate(self, name: str, temperature: float, *, keep_clips: bool = False) -> dict[str, float]:
-        """Judges the latest published weights; the results go to the run's folder.
+        """Judges the latest published weights, or as `base` those before training; the results go to the run's folder.
 
         Returns:
             `reward/accuracy`, `reward/macro_f1`, `judge/accuracy` and `judge/macro_f1`.
         """
         latest = self.sync.latest
         assert latest is not None, "evaluate inside a run: no weights are published yet"
-        ref = self._evaluator().evaluate.remote(
-            self._heldout(), latest.weights_refs[0], latest.version, name, temperature, keep_clips
-        )
+        # Of a run that goes on, the base is no longer what is published.
+        weights, version = (None, 0) if name == BASE else (latest.weights_refs[0], latest.version)
+        ref = self._evaluator().evaluate.remote(self._heldout(), weights, version, name, temperature, keep_clips)
         return self._ask(ref, f"the judgement of the {name} policy")
 
     def _evaluate_between(self, step: int) -> None:
@@ -310,13 +461,16 @@ class Pipeline:
 
     def _leave(self) -> None:
         """Saves what there is, whatever ended the run, and stops the pools."""
-        self.ledger.fail_in_flight("the run ended before it was trained")
         try:
-            if self.metrics and hasattr(self, "learner") and not self.learner.has_failed:
-                self.progress("saving the policy")
-                self.learner.save(self.folder.path / "policy")
+            # A step that was cut off between its update and the ledger is none to go on from.
+            is_new = self.run.step not in (0, self._saved_step)
+            if is_new and hasattr(self, "learner") and self.learner.holds(self.run.step):
+                self._save()
+            self.run.ledger.fail_in_flight("the run ended before it was trained")
             if self.folder.has_begun:
-                write_json(self.folder.path / "ledger.json", json.loads(self.ledger.to_json()))
+                write_json(self.folder.path / LEDGER, json.loads(self.run.ledger.to_json()))
+            if self.trace is not None:
+                write_json(self.trace, self.recording.events())
         finally:
             self._stop_pools()
             self.folder.close()
@@ -339,5 +493,5 @@ class Pipeline:
 def _times(step: int, report: StepReport, waited_s: float, seconds: float) -> dict[str, float]:
     return {
         "step": step, "policy_version": report.version, **report.metrics,
-        "time/wait_s": waited_s, "time/learn_s": report.seconds, "time/step_s": seconds,
+        "time/wait_s": waited_s, "time/learn_s": report.span.seconds, "time/step_s": seconds,
     }  # fmt: skip

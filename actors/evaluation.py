@@ -45,7 +45,7 @@ class EvaluationActor:
             self._own = tempfile.TemporaryDirectory(prefix="rlir_evaluation_")
             self.run_dir = Path(self._own.name)
         device = "cuda" if config.evaluation.num_gpus else "cpu"
-        self.policy = open_policy(config, device).eval()
+        self.policy, self._has_loaded = open_policy(config, device).eval(), False
         self.tokenizer = open_codec(config).to(device)
         folders = {"reward": config.models.reward_idm, "judge": config.models.judge_idm}
         self.idms: dict[str, Any] = {
@@ -89,16 +89,22 @@ class EvaluationActor:
     def evaluate(
         self,
         prompt_set: PromptSet,
-        weights: Mapping[str, npt.NDArray[np.generic]],
+        weights: Mapping[str, npt.NDArray[np.generic]] | None,
         version: int,
         name: str,
         temperature: float,
         keep_clips: bool,
     ) -> dict[str, float]:
-        """Judges one policy at one temperature; returns the figures for the log, by inverse dynamics model."""
+        """Judges one policy at one temperature; returns the figures for the log, by inverse dynamics model.
+
+        Without weights it is the one that the run started from: before any others.
+        """
         settings = self.config.evaluation
         sampler = family_of(self.config).evaluation_sampler(self.config, self.policy, temperature)
-        sampler.load_weights(weights, version)
+        if weights is not None:
+            sampler.load_weights(weights, version)
+            self._has_loaded = True
+        assert weights is not None or not self._has_loaded, "the base policy is judged before any other"
         evaluation, clips = evaluate_policy(
             sampler, prompt_set, self.tokenizer, self.idms, self.config.world, temperature, EVALUATION_SEED,
             name=name, num_videos=settings.num_videos, judge_context=settings.judge_context,

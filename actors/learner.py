@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
 from pathlib import Path
@@ -13,14 +14,22 @@ from ray import train
 from ray.train.torch import get_device
 
 from actors.errors import one_line
-from actors.mailbox import Failure, SaveOrder, StepOrder, StepReport
+from actors.mailbox import CheckpointOrder, Failure, Order, SaveOrder, StepReport
 from actors.placement import node_id
-from actors.run_files import send_whole
+from actors.run_files import local_copy, send_folder, send_whole
+from rlir_ray.checkpoint import LEARNER, ArrayFile, Files, describe_files, save_arrays, save_group
 from rlir_ray.config import Config
 from rlir_ray.families import make_objective, open_policy
 from rlir_ray.learner.step import Engine, Learner, StepBatch, trained_decisions
 from rlir_ray.learner.torch_engine import TorchEngine
-from rlir_ray.weights import checksum
+from rlir_ray.timeline import span_since
+from rlir_ray.watch import show_stack_on_signal
+from rlir_ray.weights import Weights, checksum
+
+# How often a rank that waits for an order looks whether the mailbox is still there.
+LOOK_S = 60.0
+# The mailbox does nothing but take letters.
+POST_TIMEOUT_S = 60.0
 
 
 def build_learner(config: Config) -> Learner:
@@ -45,31 +54,55 @@ def run_rank(settings: dict[str, Any]) -> None:
     """The loop of one rank: take an order, carry it out, report. Ray Train calls it in every worker.
 
     Args:
-        settings: `mailbox` and `make_learner`.
+        settings: `mailbox`, `make_learner`, and `checkpoint`: a folder and its node, or None.
     """
-    mailbox, rank = settings["mailbox"], train.get_context().get_world_rank()
+    mailbox, timeout_s, rank = settings["mailbox"], settings["timeout_s"], train.get_context().get_world_rank()
+    show_stack_on_signal()
     try:
+        ray.get(mailbox.register.remote(rank, ray.get_runtime_context().get_actor_id()), timeout=timeout_s)
         learner = settings["make_learner"]()
-        _report(mailbox, learner, {}, time.perf_counter())
-        # Unblocked by the driver's next step, or by None from LearnerGroup.stop().
-        while (order := ray.get(mailbox.next_order.remote(rank))) is not None:
-            _carry_out(order, learner, mailbox)
+        if settings["checkpoint"] is not None:
+            folder, node = settings["checkpoint"]
+            with local_copy(folder / LEARNER, node) as file:
+                learner.load_state(ArrayFile(file))
+        _report(mailbox, learner, {}, time.time())
+        while _carry_out(_next_order(mailbox, rank), learner, mailbox, timeout_s):
+            pass
     except Exception as error:
-        ray.get(mailbox.report.remote(Failure(cause=f"learner rank {rank}: {one_line(error)}")))
+        failure = Failure(cause=f"learner rank {rank}: {one_line(error)}", is_final=isinstance(error, ValueError))
+        ray.get(mailbox.report.remote(failure), timeout=timeout_s)
         raise
 
 
-def _carry_out(order: StepOrder | SaveOrder, learner: Learner, mailbox: Any) -> None:
-    started = time.perf_counter()
+def _next_order(mailbox: Any, rank: int) -> Order:
+    """Unblocked by the driver's next order, by None from LearnerGroup.stop(), or by the end of the mailbox.
+
+    A driver may be busy with an evaluation for as long as it likes; each look at it is bounded.
+    """
+    ref = mailbox.next_order.remote(rank)
+    while not ray.wait([ref], timeout=LOOK_S)[0]:
+        pass
+    return ray.get(ref, timeout=LOOK_S)
+
+
+def _carry_out(order: Order, learner: Learner, mailbox: Any, timeout_s: float) -> bool:
+    """Whether there is more to come. It holds the groups of an order no longer than the order takes."""
+    started = time.time()
+    if order is None:
+        return False
     if isinstance(order, SaveOrder):
         _save(order, learner)
         _post(mailbox, learner, {}, [], "", started)
-        return
-    groups = ray.get(order.group_refs)
+        return True
+    if isinstance(order, CheckpointOrder):
+        _post(mailbox, learner, {}, [], "", started, _checkpoint(order, learner))
+        return True
+    groups = ray.get(order.group_refs, timeout=timeout_s)
     own = torch.tensor(float(trained_decisions(groups, order.advantages)), dtype=torch.float64)
     num_decisions = int(learner.engine.reduce(own.to(learner.engine.device), maximum=False))
     batch = StepBatch(groups=groups, advantages=order.advantages, num_decisions=num_decisions)
     _report(mailbox, learner, learner.step(batch), started)
+    return True
 
 
 def _save(order: SaveOrder, learner: Learner) -> None:
@@ -85,6 +118,28 @@ def _save(order: SaveOrder, learner: Learner) -> None:
             send_whole(folder, order.node, Path(order.folder))
 
 
+def _checkpoint(order: CheckpointOrder, learner: Learner) -> Files:
+    """Every rank gathers, rank 0 writes the learner's state and the groups, one at a time."""
+    state = learner.state()
+    if learner.engine.rank != 0:
+        return {}
+    if order.node == node_id():
+        return _write_checkpoint(Path(order.folder), state, order.group_refs)
+    with tempfile.TemporaryDirectory(prefix="rlir_checkpoint_") as own:
+        files = _write_checkpoint(Path(own), state, order.group_refs)
+        send_folder(Path(own), order.node, Path(order.folder))
+        return files
+
+
+def _write_checkpoint(folder: Path, state: Weights, group_refs: list[ray.ObjectRef]) -> Files:
+    save_arrays(folder / LEARNER, state)
+    for ref in group_refs:
+        # Fault tolerance: a group that was lost with its node is left out, and sampled again after a resume.
+        with contextlib.suppress(ray.exceptions.ObjectLostError, ray.exceptions.RayTaskError):
+            save_group(folder, ray.get(ref, timeout=POST_TIMEOUT_S))
+    return describe_files(sorted(folder.iterdir()))
+
+
 def _report(mailbox: Any, learner: Learner, metrics: dict[str, float], started: float) -> None:
     """Gathers the weights on all ranks; rank 0 puts them, once whatever the number of readers."""
     weights = learner.weights()
@@ -93,12 +148,18 @@ def _report(mailbox: Any, learner: Learner, metrics: dict[str, float], started: 
 
 
 def _post(
-    mailbox: Any, learner: Learner, metrics: dict[str, float], refs: list[ray.ObjectRef], published: str, started: float
+    mailbox: Any,
+    learner: Learner,
+    metrics: dict[str, float],
+    refs: list[ray.ObjectRef],
+    published: str,
+    started: float,
+    files: Files | None = None,
 ) -> None:
     if learner.engine.rank != 0:
         return
     report = StepReport(
         version=learner.num_steps, metrics=metrics, weights_refs=refs, checksum=published,
-        seconds=time.perf_counter() - started,
+        span=span_since(started), files=files or {},
     )  # fmt: skip
-    ray.get(mailbox.report.remote(report))
+    ray.get(mailbox.report.remote(report), timeout=POST_TIMEOUT_S)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,17 +20,24 @@ from ray.util.placement_group import placement_group_table
 
 from actors.errors import one_line
 from actors.learner import build_learner, run_rank
-from actors.mailbox import Failure, Mailbox, Order, SaveOrder, StepReport, split_order
+from actors.mailbox import CheckpointOrder, Failure, Mailbox, Order, SaveOrder, StepReport, split_order
 from actors.placement import LEARNER_STRATEGY, node_id, on_node
 from actors.pools import as_actor, stop_actors
+from actors.stacks import doing
 from actors.waiting import POLL_S, Stopped, wait_all
 from rlir_ray.advantages import GroupAdvantages
 from rlir_ray.capacity import bundle
+from rlir_ray.checkpoint import Files
 from rlir_ray.config import Config
 from rlir_ray.learner.step import Learner
 
 # Ranks that are still starting find the order to stop when they are done, which on a busy machine takes a while.
 STOP_TIMEOUT_S = 60.0
+TELL_TIMEOUT_S = 10.0
+
+
+class LearnerLost(RuntimeError):
+    """A rank failed or was lost; new ones can go on from a checkpoint."""
 
 
 class LearnerGroup:
@@ -38,11 +47,26 @@ class LearnerGroup:
         config: `learner`, `train`, the policy's checkpoint and how it samples are read.
         storage: folder for Ray Train's own state.
         make_learner: builds the learner in a worker; None: the configured engine and checkpoint.
+        checkpoint: folder of one on this process's node, from which the ranks go on; None: from the start.
     """
 
-    def __init__(self, config: Config, storage: Path, make_learner: Callable[[], Learner] | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        storage: Path,
+        make_learner: Callable[[], Learner] | None = None,
+        checkpoint: Path | None = None,
+    ) -> None:
         self.config, self.storage = config, storage
         self.make_learner = make_learner or partial(build_learner, config)
+        self.checkpoint_folder = checkpoint
+        self.version = -1
+        """Of the last report; -1 before the first."""
+        self.num_ordered = 0
+        """Steps whose report has not come."""
+        self.report_future: Future[Any] | None = None
+        """Of the next report, while a step is under way."""
+        self._report_ref: ray.ObjectRef | None = None
         self.mailbox: Any = None
         self.has_failed = False
         self._thread: threading.Thread | None = None
@@ -58,8 +82,15 @@ class LearnerGroup:
         self.mailbox = as_actor(Mailbox, scheduling_strategy=on_node(node_id())).remote(learner.num_workers)
         trainer = TorchTrainer(
             run_rank,
-            train_loop_config={"mailbox": self.mailbox, "make_learner": self.make_learner},
-            torch_config=TorchConfig(backend="nccl" if learner.use_gpu else "gloo"),
+            train_loop_config={
+                "mailbox": self.mailbox,
+                "make_learner": self.make_learner,
+                "timeout_s": self.config.train.wait_timeout_s,
+                "checkpoint": self.checkpoint_folder and (self.checkpoint_folder, node_id()),
+            },
+            torch_config=TorchConfig(
+                backend="nccl" if learner.use_gpu else "gloo", timeout_s=math.ceil(self.config.train.wait_timeout_s)
+            ),
             scaling_config=train.ScalingConfig(
                 num_workers=learner.num_workers,
                 use_gpu=learner.use_gpu,
@@ -102,29 +133,72 @@ class LearnerGroup:
         return any(group["state"] == "CREATED" and len(group["bundles"]) == num_workers for group in new)
 
     def wait_ready(self, stop: threading.Event | None = None) -> StepReport:
-        """Version 0: the policy's weights as the learner holds them."""
+        """The policy's weights as the learner holds them: version 0, or the checkpoint's."""
         return self._next_report(f"{self.config.learner.num_workers} learner ranks to start", stop)
 
-    def step(self, group_refs: Sequence[ray.ObjectRef], advantages: Sequence[GroupAdvantages]) -> StepReport:
-        """One optimiser step. Blocks; the other pools go on."""
+    def order_step(self, group_refs: Sequence[ray.ObjectRef], advantages: Sequence[GroupAdvantages]) -> None:
+        """Orders an optimiser step; it may wait at the ranks until they are done with the one before."""
         self._order(split_order(list(group_refs), list(advantages), self.config.learner.num_workers))
-        return self._next_report("the learner's step")
+        self.num_ordered += 1
+        self._ask_report()
+
+    def finish_step(self) -> StepReport:
+        """The report of the oldest step that was ordered. Blocks; the other pools go on."""
+        assert self.num_ordered, "order a step first"
+        report = self._next_report("the learner's step")
+        self.num_ordered -= 1
+        if self.num_ordered:
+            self._ask_report()
+        return report
+
+    def step(self, group_refs: Sequence[ray.ObjectRef], advantages: Sequence[GroupAdvantages]) -> StepReport:
+        """One optimiser step, from the order to the report."""
+        self.order_step(group_refs, advantages)
+        return self.finish_step()
 
     def save(self, folder: Path) -> None:
         """Saves the policy into a folder of this process's node, whole or not at all."""
         self._order([SaveOrder(folder=str(folder), node=node_id())] * self.config.learner.num_workers)
         self._next_report("the learner to save the policy")
 
+    def checkpoint(self, folder: Path, group_refs: Sequence[ray.ObjectRef]) -> Files:
+        """Writes the learner's state and groups into an empty folder of this process's node; says what it wrote."""
+        # Rank 0 alone writes.
+        refs = [list(group_refs), *([] for _ in range(self.config.learner.num_workers - 1))]
+        self._order([CheckpointOrder(folder=str(folder), node=node_id(), group_refs=own) for own in refs])
+        return self._next_report("the learner to write a checkpoint").files
+
     def _order(self, orders: Sequence[Order]) -> None:
-        wait_all([self.mailbox.order.remote(list(orders))], self.config.train.wait_timeout_s, "the learner's mailbox")
+        # The report is what is waited for; the mailbox takes calls in their order.
+        self.mailbox.order.remote(list(orders))
 
     def _next_report(self, who: str, stop: threading.Event | None = None) -> StepReport:
         """Unblocked by rank 0, or by the failure of any rank."""
-        report = wait_all([self.mailbox.next_report.remote()], self.config.train.wait_timeout_s, who, stop)[0]
+        # Until it says otherwise: after a wait that was given up, its next report would be of another order.
+        self.has_failed, timeout_s = True, self.config.train.wait_timeout_s
+        ref = self._ask_report()
+        report = wait_all([ref], timeout_s, who, stop, self.doing)[0]
+        self._report_ref = self.report_future = None
         if isinstance(report, Failure):
-            self.has_failed = True
-            raise RuntimeError(f"{report.cause}; the run cannot go on without its learner")
+            kind = RuntimeError if report.is_final else LearnerLost
+            raise kind(f"{report.cause}; the run cannot go on without its learner")
+        self.has_failed, self.version = False, report.version
         return report
+
+    def _ask_report(self) -> ray.ObjectRef:
+        """The one that is awaited; `report_future` is done when it is there."""
+        if self._report_ref is None:
+            self._report_ref = self.mailbox.next_report.remote()
+            self.report_future = self._report_ref.future()
+        return self._report_ref
+
+    def doing(self) -> str:
+        """What its ranks are busy with, for a message."""
+        return doing(ray.get(self.mailbox.ranks.remote(), timeout=TELL_TIMEOUT_S))
+
+    def holds(self, version: int) -> bool:
+        """Whether it is well and has done this many steps, and no more."""
+        return not self.has_failed and not self.num_ordered and self.version == version
 
     def stop(self) -> None:
         if self.mailbox is None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import ray
 
 from rlir_ray.advantages import GroupAdvantages
 from rlir_ray.batching import split_groups
+from rlir_ray.checkpoint import Files
+from rlir_ray.timeline import Span
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,20 +29,33 @@ class SaveOrder:
     """Where that folder is."""
 
 
-Order = StepOrder | SaveOrder | None
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointOrder:
+    folder: str
+    """Empty; the files of a checkpoint go there."""
+    node: str
+    group_refs: list[ray.ObjectRef]
+    """Groups that are ready but not trained."""
+
+
+Order = StepOrder | SaveOrder | CheckpointOrder | None
 """None ends the loop."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepReport:
-    """What rank 0 says when it is ready (version 0), after a step, or after a save."""
+    """What rank 0 says when it is ready (version 0), after a step, a save or a
+    checkpoint."""
 
     version: int
     metrics: dict[str, float]
     weights_refs: list[ray.ObjectRef]
-    """The version's weights, put once; empty after a save."""
+    """The version's weights, put once; empty after a save or a checkpoint."""
     checksum: str
-    seconds: float
+    span: Span
+    """From the order to the report."""
+    files: Files = field(default_factory=dict)
+    """After a checkpoint: what rank 0 wrote."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +63,8 @@ class Failure:
     """A rank ended; the cause in one line."""
 
     cause: str
+    is_final: bool = False
+    """New ranks would end alike: a full disk, a checkpoint of another policy."""
 
 
 class Mailbox:
@@ -56,6 +73,15 @@ class Mailbox:
     def __init__(self, num_ranks: int) -> None:
         self._orders: list[asyncio.Queue[Order]] = [asyncio.Queue() for _ in range(num_ranks)]
         self._reports: asyncio.Queue[StepReport | Failure] = asyncio.Queue()
+        self._ranks: dict[int, str] = {}
+
+    async def register(self, rank: int, actor_id: str) -> None:
+        """Which actor a rank lives in."""
+        self._ranks[rank] = actor_id
+
+    async def ranks(self) -> list[str]:
+        """Actor ids in the order of the ranks; of those that have started."""
+        return [self._ranks[rank] for rank in sorted(self._ranks)]
 
     async def order(self, orders: list[Order]) -> None:
         for queue, order in zip(self._orders, orders, strict=True):

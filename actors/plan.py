@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import shutil
 import socket
@@ -17,19 +18,19 @@ from typing import Any
 
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
+from safetensors import safe_open
 
 from actors.placement import cluster_nodes
 from actors.waiting import Stopped
-from rlir_ray.capacity import Node, Pool, check_capacity, fits, pools_of
+from rlir_ray.capacity import Node, Pool, bundle, check_capacity, fits, pools_of
 from rlir_ray.config import Config, asset_path
 from rlir_ray.data.sources import find_recordings
 from rlir_ray.families import family_of
 from rlir_ray.run import JOB_VARIABLE
 from rlir_ray.trajectory import FrameShape
 
-# Samplers use the arrays in the store themselves: the learner's latest version, the one before it that a slow reader
-# still samples with, the one being put, and the one that was evaluated last.
-VERSIONS_HELD = 4
+# Of the object store, for prompts, copies of videos that are read, and what other programs put.
+STORE_MARGIN = 0.1
 START_ATTEMPTS = 3
 CONNECT_TIMEOUT_S = 10.0
 # What a run that has just ended held comes free in this time.
@@ -128,7 +129,7 @@ def stop_notice() -> str:
 
 
 def absolute_paths(config: Config) -> Config:
-    """The same configuration with checkpoint and data folders that hold in any working directory; they must exist.
+    """The same configuration with checkpoint and data policy that hold in any working directory; they must exist.
 
     Ray Train's workers run in a folder of their own. `asset:` paths stay: every node resolves them in its package.
     """
@@ -139,13 +140,13 @@ def absolute_paths(config: Config) -> Config:
             continue
         folder = asset_path(path)
         models[entry.name] = path if path.startswith("asset:") else str(folder.absolute())
-    folders = {key: getattr(config.prompts, key) for key in ("path", "heldout_path")}
-    for path in folders.values() if config.prompts.source == "recordings" else ():
+    policy = {key: getattr(config.prompts, key) for key in ("path", "heldout_path")}
+    for path in policy.values() if config.prompts.source == "recordings" else ():
         # Raises for a folder that is missing, empty or without pairs, before any pool starts.
         source = find_recordings(Path(path))
         if config.data.strict and source.left_out:
             raise ValueError(source.left_out[0])
-    prompts: dict[str, Any] = {key: str(Path(path).absolute()) if path else "" for key, path in folders.items()}
+    prompts: dict[str, Any] = {key: str(Path(path).absolute()) if path else "" for key, path in policy.items()}
     return dataclasses.replace(
         config,
         models=dataclasses.replace(config.models, **models),
@@ -153,10 +154,13 @@ def absolute_paths(config: Config) -> Config:
     )
 
 
-def check_plan(config: Config, frame_shape: FrameShape, progress: Callable[[str], None], stop: threading.Event) -> None:
+def check_plan(config: Config, frame_shape: FrameShape, progress: Callable[[str], None], stop: threading.Event) -> int:
     """Whether the cluster holds the pools, each actor on a node, and the groups in flight.
 
     Waits `run.wait_for_nodes_s` for nodes that are still joining.
+
+    Returns:
+        Bytes that the groups in flight may hold.
 
     Raises:
         ValueError: what is asked for, what there is, and the smallest change that fits.
@@ -164,7 +168,7 @@ def check_plan(config: Config, frame_shape: FrameShape, progress: Callable[[str]
     """
     check_ranks(config)
     _wait_for_room(pools_of(config), config.run.wait_for_nodes_s, progress, stop)
-    check_store(config, frame_shape, int(ray.cluster_resources().get("object_store_memory", 0)))
+    return check_store(config, frame_shape, free_store(config))
 
 
 def check_ranks(config: Config) -> None:
@@ -201,32 +205,49 @@ def _wait_for_room(pools: list[Pool], wait_s: float, progress: Callable[[str], N
     check_capacity(pools, cluster_nodes())
 
 
-def check_store(config: Config, frame_shape: FrameShape, have: int) -> None:
-    """Whether an object store of so many bytes holds the groups in flight and the weights.
+def free_store(config: Config) -> int:
+    """Bytes free in the object store of the nodes where rollout actors fit: of the smallest, which may get them all."""
+    asked, nodes = bundle(config.rollout), cluster_nodes()
+    holding = [node for node in nodes if all(node.total.get(name, 0) >= each for name, each in asked.items())]
+    return int(min(node.free.get("object_store_memory", 0) for node in holding or nodes))
+
+
+def check_store(config: Config, frame_shape: FrameShape, have: int) -> int:
+    """Whether an object store with so many bytes free holds the groups in flight and the weights.
+
+    Returns:
+        The budget of the groups in flight: the configured one, or what is left of the store.
 
     Raises:
-        ValueError: it does not, or the budget is below one step.
+        ValueError: it does not hold them, or not those of one step.
     """
     budget = config.object_store_budget_bytes
     step_bytes = config.train.prompts_per_step * family_of(config).group_bytes(config, frame_shape)
-    if step_bytes > budget:
+    # Samplers use the arrays in the store themselves: the latest version, those that waiting calls carry or that are
+    # still sampled with, the one being put, and the one that was evaluated last.
+    num_versions = config.train.max_staleness + 3
+    weights = num_versions * _weight_bytes(asset_path(config.models.policy))
+    room = int(have * (1 - STORE_MARGIN)) - weights
+    if budget and step_bytes > budget:
         raise ValueError(
             f"object_store_budget_bytes must hold a step's {config.train.prompts_per_step} groups, got {budget}; "
             f"set object_store_budget_bytes={step_bytes} or lower train.prompts_per_step"
         )
-    weights = VERSIONS_HELD * _weight_bytes(asset_path(config.models.policy))
-    if budget + weights > have:
-        way_out = f"set object_store_budget_bytes={have - weights}"
-        if have - weights < step_bytes:
-            way_out = f"start Ray with --object-store-memory={step_bytes + weights} or lower train.prompts_per_step"
+    if max(budget, step_bytes) > room:
+        needed = int((step_bytes + weights) / (1 - STORE_MARGIN)) + 1
+        way_out = "set object_store_budget_bytes=0, which takes what is free"
+        if step_bytes > room:
+            way_out = f"free it, start Ray with --object-store-memory={needed}, or lower train.prompts_per_step"
         raise ValueError(
-            f"the object store must hold the groups in flight ({budget} bytes) and {VERSIONS_HELD} versions of the "
-            f"weights ({weights} bytes), got {have} bytes; {way_out}"
+            f"the object store must hold the groups in flight ({max(budget, step_bytes)} bytes) and {num_versions} "
+            f"versions of the weights ({weights} bytes), got {have} bytes free; {way_out}"
         )
+    return budget or room
 
 
 def check_disk(config: Config, folder: Path) -> str:
-    """Whether the run's folder can hold what the run leaves: the old and the new policy, videos and events.
+    """Whether the run's folder can hold what the run leaves: the old and the new policy, checkpoints, videos
+    and events.
 
     Returns:
         What is free.
@@ -234,10 +255,26 @@ def check_disk(config: Config, folder: Path) -> str:
     Raises:
         ValueError: it cannot.
     """
-    needed = 2 * _weight_bytes(asset_path(config.models.policy)) + REPORT_BYTES
+    policy = asset_path(config.models.policy)
+    needed = 2 * _weight_bytes(policy) + REPORT_BYTES
+    if not (config.lora.rank or config.models.adapter):
+        # Weights and two moments; one more checkpoint while it is written. An adapter's are small.
+        needed += 3 * (config.checkpoint.keep + 1) * _trained_bytes(policy)
     if (free := shutil.disk_usage(folder).free) < needed:
-        raise ValueError(f"run.dir must have {needed} bytes free, got {free} at {folder}; make room or set run.dir")
+        raise ValueError(
+            f"run.dir must have {needed} bytes free, got {free} at {folder}; make room, set run.dir or lower "
+            f"checkpoint.keep={config.checkpoint.keep}"
+        )
     return f"{free / 1e9:.1f} GB free at {folder}"
+
+
+def _trained_bytes(policy: Path) -> int:
+    """Of a checkpoint's weights as float32, by the headers of its files."""
+    total = 0
+    for path in policy.glob("*.safetensors"):
+        with safe_open(str(path), framework="np") as file:
+            total += sum(4 * math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return total
 
 
 def _weight_bytes(folder: Path) -> int:

@@ -12,6 +12,7 @@ import ray
 
 from actors.placement import ray_options
 from actors.rollout import RolloutActor, build_sampler
+from actors.stacks import doing, ids
 from actors.waiting import wait_all
 from rlir_ray.config import Config
 from rlir_ray.samplers import Sampler
@@ -22,9 +23,34 @@ def as_actor(shell: type, *, num_cpus: float = 0, num_gpus: float = 0, **options
     return ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, **options)(shell)
 
 
+# A rollout actor that dies starts again and its calls are repeated, so often each: one that kills every actor must
+# end as a failed group.
+MAX_CALL_RETRIES = 3
+
+
 def stop_actors(actors: Sequence[Any]) -> None:
     for actor in actors:
         ray.kill(actor)
+
+
+def _restartable(make_sampler: Callable[[], Sampler], timeout_s: float) -> type[RolloutActor]:
+    """A shell that takes nothing: Ray forgets what an actor was made from, and could not start it again."""
+
+    class Restartable(RolloutActor):
+        def __init__(self) -> None:
+            super().__init__(make_sampler, timeout_s)
+
+    Restartable.__qualname__ = RolloutActor.__qualname__
+    return Restartable
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A version's weights in the object store; every call carries them, so that no actor samples with older ones."""
+
+    weights_ref: ray.ObjectRef | None
+    version: int
+    checksum: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +65,9 @@ class GroupRefs:
 
 class RolloutPool:
     """Rollout actors; calls go round among them, each actor works through its own in order.
+
+    Ray starts an actor that dies again and repeats the calls that it had, with the same references: seeds belong to
+    groups, so that the same clips come.
 
     May be grown and shrunk from another thread than the one that samples.
 
@@ -55,19 +84,27 @@ class RolloutPool:
         self._joining: list[Any] = []
         self._leaving: list[Any] = []
         self._num_calls = 0
+        self._shell = _restartable(self.make_sampler, config.rollout.timeout_s)
+        self._published: Published | None = None
         self._lock = threading.Lock()
 
     def start(self) -> None:
         self.actors = self._launch(self.config.rollout.num_actors)
 
     def _launch(self, num_actors: int) -> list[Any]:
-        shell = as_actor(RolloutActor, **self.options)
-        return [shell.remote(self.make_sampler) for _ in range(num_actors)]
+        restarts: dict[str, Any] = {"max_restarts": -1, "max_task_retries": MAX_CALL_RETRIES}
+        shell = as_actor(self._shell, **restarts, **self.options)
+        return [shell.remote() for _ in range(num_actors)]
 
     def wait_ready(self, stop: threading.Event | None = None, actors: Sequence[Any] | None = None) -> None:
         """Blocks until every actor, or each of `actors`, holds its policy."""
-        refs = [actor.version.remote() for actor in (self.actors if actors is None else actors)]
-        wait_all(refs, self.config.train.wait_timeout_s, f"{len(refs)} rollout actors to load the policy", stop)
+        chosen = self.actors if actors is None else actors
+        who, timeout_s = f"{len(chosen)} rollout actors to load the policy", self.config.train.wait_timeout_s
+        wait_all([actor.version.remote() for actor in chosen], timeout_s, who, stop, lambda: doing(ids(chosen)))
+
+    def doing(self) -> str:
+        """What its actors are busy with, for a message."""
+        return doing(ids(self.actors))
 
     def sample(
         self, group_ids: Sequence[int], seeds: Sequence[int], prompts: Sequence[ray.ObjectRef]
@@ -82,7 +119,11 @@ class RolloutPool:
             actor = self.actors[self._num_calls % len(self.actors)]
             self._num_calls += 1
             method = actor.sample.options(num_returns=2 * len(prompts) + 1)
-            *columns, report = method.remote(list(group_ids), list(seeds), self.config.train.group_size, *prompts)
+            published = self._published or Published(None, 0, "")
+            *columns, report = method.remote(
+                list(group_ids), list(seeds), self.config.train.group_size,
+                published.version, published.checksum, published.weights_ref, *prompts,
+            )  # fmt: skip
         return [GroupRefs(group, video, report) for group, video in zip(columns[::2], columns[1::2], strict=True)]
 
     def load_weights(
@@ -91,6 +132,7 @@ class RolloutPool:
         """Hands a version to every actor, or to each of `actors`; calls submitted later are sampled with it."""
         with self._lock:
             chosen = self.actors if actors is None else actors
+            self._published = Published(weights_ref, version, checksum)
             return [actor.load_weights.remote(weights_ref, version, checksum) for actor in chosen]
 
     def num_actors(self) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import math
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ import ray
 
 from rlir_ray.config import Config, asset_path
 from rlir_ray.rewards.micro_batches import MicroBatches
+from rlir_ray.timeline import Span, span_since
+from rlir_ray.watch import bounded, show_stack_on_signal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +41,8 @@ class Scored:
     scores: RewardScores
     seconds: float
     """The group's share of the time of decoding and reading."""
+    span: Span
+    """Of all groups that were read together."""
 
 
 def build_reward(config: Config, class_shares: Mapping[str, npt.NDArray[np.floating]] | None) -> InverseReward:
@@ -60,10 +65,12 @@ def build_reward(config: Config, class_shares: Mapping[str, npt.NDArray[np.float
 class RewardActor:
     """Args:
     make_reward: builds the reward in the actor's process.
+    timeout_s: groups that take longer to read end the process: each is asked for again, alone, elsewhere.
     """
 
-    def __init__(self, make_reward: Callable[[], Reward]) -> None:
-        self.reward = make_reward()
+    def __init__(self, make_reward: Callable[[], Reward], timeout_s: float = math.inf) -> None:
+        show_stack_on_signal()
+        self.reward, self.timeout_s = make_reward(), timeout_s
         self._has_failed = False
         self._readable: EncodedVideo | None = None
 
@@ -76,9 +83,10 @@ class RewardActor:
 
     def score_all(self, videos: Sequence[EncodedVideo]) -> list[Scored | Exception]:
         """Groups read together. One that cannot be scored takes no other along: its error stands in its place."""
-        started = time.perf_counter()
+        started = time.time()
         try:
-            scores = self.reward.score(list(videos))
+            with bounded(self.timeout_s):
+                scores = self.reward.score(list(videos))
             if len(scores) != len(videos):
                 raise ValueError(f"a reward must score every video, got {len(scores)} scores of {len(videos)} videos")
         except Exception as error:
@@ -89,8 +97,8 @@ class RewardActor:
         if self._readable is None:
             # A copy: the video itself would stay in the object store.
             self._readable = copy.deepcopy(videos[0])
-        seconds = (time.perf_counter() - started) / len(videos)
-        return [Scored(scores=one, seconds=seconds) for one in scores]
+        span = span_since(started)
+        return [Scored(scores=one, seconds=span.seconds / len(videos), span=span) for one in scores]
 
     def check_health(self) -> None:
         """After a failure reads a video that could be read before: was it that group, or is it the replica?
@@ -99,7 +107,8 @@ class RewardActor:
             Exception: what the reward raises now; another replica must take this one's place.
         """
         if self._has_failed and self._readable is not None:
-            self.reward.score([self._readable])
+            with bounded(self.timeout_s):
+                self.reward.score([self._readable])
         self._has_failed = False
 
 
@@ -119,10 +128,11 @@ class RewardDeployment:
     Args:
         make_reward: builds the reward in the replica's process.
         max_frames: of a batch.
+        timeout_s: as of `RewardActor`.
     """
 
-    def __init__(self, make_reward: Callable[[], Any], max_frames: int) -> None:
-        self.actor = RewardActor(make_reward)
+    def __init__(self, make_reward: Callable[[], Any], max_frames: int, timeout_s: float = math.inf) -> None:
+        self.actor = RewardActor(make_reward, timeout_s)
         self.batches = MicroBatches[Any, Scored](self.actor.score_all, size=num_frames, max_size=max_frames, kind=form)
 
     async def score(self, video_refs: Sequence[ray.ObjectRef]) -> list[Scored | None]:

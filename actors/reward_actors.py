@@ -46,7 +46,7 @@ class ActorBackend:
         loop: asyncio.AbstractEventLoop,
         progress: Callable[[str], None],
     ) -> None:
-        self.progress = progress
+        self.progress, self.timeout_s = progress, config.reward.timeout_s
         self.shell, self.make_reward, self.loop = as_actor(RewardActor, **ray_options(config.reward)), make_reward, loop
         self.members: list[Member] = []
         self._free: asyncio.Queue[Member | None] = asyncio.Queue()
@@ -68,7 +68,7 @@ class ActorBackend:
             self._add()
 
     def _add(self) -> None:
-        member = Member(self.shell.remote(self.make_reward))
+        member = Member(self.shell.remote(self.make_reward, self.timeout_s))
         self.members.append(member)
         start = self.loop.create_task(self._bring_up(member))
         self._starts.add(start)

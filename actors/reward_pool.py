@@ -26,6 +26,8 @@ from rlir_ray.config import Config
 
 # Replicas that may die over a group before it is given up: one that kills every replica must not kill them all.
 MAX_ATTEMPTS = 4
+# What a reward raises is tried once more: it may have been the moment and not the group.
+MAX_RAISED = 2
 # How often the wait for videos looks for new ones among them.
 LOOK_S = 0.05
 STOP_TIMEOUT_S = 60.0
@@ -108,6 +110,7 @@ class RewardPool:
         self._groups.add(task)
         task.add_done_callback(self._groups.discard)
         await self._until_ready(video_ref)
+        num_raised = 0
         for attempt in range(1, MAX_ATTEMPTS + 1):
             try:
                 # Whoever lost a replica comes again alone: of those that shared it, one may be its end each time.
@@ -115,7 +118,14 @@ class RewardPool:
                     return await backend.ask(video_ref)
             except ReplicaLost as lost:
                 if attempt == MAX_ATTEMPTS:
-                    raise RuntimeError(f"{attempt} reward replicas in a row died over this group: {lost}") from lost
+                    raise RuntimeError(
+                        f"{attempt} reward replicas in a row died over this group, or took more than "
+                        f"reward.timeout_s={self.config.reward.timeout_s:g}: {lost}"
+                    ) from lost
+            except Exception:
+                num_raised += 1
+                if num_raised == MAX_RAISED or attempt == MAX_ATTEMPTS:
+                    raise
         raise AssertionError
 
     async def _until_ready(self, video_ref: ray.ObjectRef) -> None:

@@ -185,7 +185,7 @@ class ServeBackend(HandleBackend):
         options = count_options(self.config, num_replicas)
         self._num_replicas: int = options["num_replicas"] or 0
         deployment = self.deployment.options(**options)
-        application = deployment.bind(self.make_reward, self.config.reward.max_frames)
+        application = deployment.bind(self.make_reward, self.config.reward.max_frames, self.config.reward.timeout_s)
         target = serve.RunTarget(target=application, name=self.name, route_prefix=None)
         serve.run_many([target], wait_for_applications_running=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ import torch
 from rlir_ray.config import Config
 from rlir_ray.families import family_of, open_policy
 from rlir_ray.samplers import LogprobDifference, Sampler
+from rlir_ray.timeline import Span, span_since
 from rlir_ray.trajectory import Prompt
+from rlir_ray.watch import bounded, show_stack_on_signal
 from rlir_ray.weights import Weights
 
 
@@ -23,7 +26,9 @@ class CallReport:
     call_id: int
     """The first of its group ids."""
     policy_version: int
-    seconds: float
+    span: Span
+    column_bytes: dict[int, int]
+    """Group id -> what its training columns hold in the object store."""
     difference: LogprobDifference | None = None
     """Of the engine's log-probabilities, where it compares them."""
 
@@ -38,21 +43,38 @@ def build_sampler(config: Config) -> Sampler:
 class RolloutActor:
     """Args:
     make_sampler: builds the sampler in the actor's process.
+    timeout_s: a call that takes longer ends the process.
     """
 
-    def __init__(self, make_sampler: Callable[[], Sampler]) -> None:
-        self.sampler = make_sampler()
+    def __init__(self, make_sampler: Callable[[], Sampler], timeout_s: float = math.inf) -> None:
+        show_stack_on_signal()
+        self.sampler, self.timeout_s = make_sampler(), timeout_s
 
     def sample(
-        self, group_ids: Sequence[int], seeds: Sequence[int], group_size: int, *prompts: Prompt
+        self,
+        group_ids: Sequence[int],
+        seeds: Sequence[int],
+        group_size: int,
+        version: int,
+        published: str,
+        weights: Weights | None,
+        *prompts: Prompt,
     ) -> tuple[Any, ...]:
-        """Groups and videos in turn, one pair a prompt, and a `CallReport`: 2 * prompts + 1 objects."""
-        started = time.perf_counter()
-        pairs = self.sampler.sample(prompts, group_ids, seeds, group_size)
-        seconds = time.perf_counter() - started
+        """Groups and videos in turn, one pair a prompt, and a `CallReport`: 2 * prompts + 1 objects.
+
+        Args:
+            version: the oldest that may sample; an actor that was started again loads it first.
+            published, weights: of that version, as `load_weights` takes them; None: none was published yet.
+        """
+        if weights is not None and self.sampler.policy_version < version:
+            self.load_weights(weights, version, published)
+        started = time.time()
+        with bounded(self.timeout_s):
+            pairs = self.sampler.sample(prompts, group_ids, seeds, group_size)
+        sizes = {group_id: group.nbytes for group_id, (group, _) in zip(group_ids, pairs, strict=True)}
         report = CallReport(
-            call_id=group_ids[0], policy_version=self.sampler.policy_version, seconds=seconds,
-            difference=self.sampler.difference,
+            call_id=group_ids[0], policy_version=self.sampler.policy_version, span=span_since(started),
+            column_bytes=sizes, difference=self.sampler.difference,
         )  # fmt: skip
         return (*(column for pair in pairs for column in pair), report)
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import ray
 
-from actors.placement import on_node
+from actors.placement import node_id, on_node
 from actors.waiting import wait_all
 from rlir_ray.run import replace_folder
 
@@ -51,6 +53,33 @@ def send_whole(source: Path, node: str, target: Path) -> None:
     wait_all([remove.remote(partial, ignore_errors=True)], PART_TIMEOUT_S, f"node {node} to make room for {target}")
     send_folder(source, node, partial)
     wait_all([replace.remote(partial, target)], PART_TIMEOUT_S, f"node {node} to finish {target}")
+
+
+@contextlib.contextmanager
+def local_copy(path: Path, node: str) -> Iterator[Path]:
+    """A file of another node, here for the time inside; the file itself where it is on this one.
+
+    Raises:
+        TimeoutError: the node does not answer.
+    """
+    if node == node_id():
+        yield path
+        return
+    read = ray.remote(num_cpus=0, scheduling_strategy=on_node(node))(read_part)
+    with tempfile.TemporaryDirectory(prefix="rlir_files_") as own:
+        file, offset = Path(own) / path.name, 0
+        with file.open("wb") as copy:
+            while part := wait_all([read.remote(path, offset)], PART_TIMEOUT_S, f"node {node} to read {path}")[0]:
+                copy.write(part)
+                offset += len(part)
+        yield file
+
+
+def read_part(path: Path, offset: int) -> bytes:
+    """A part of a file from a place on; empty at its end."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(PART_BYTES)
 
 
 def write_part(path: Path, offset: int, content: bytes, is_last: bool) -> None:

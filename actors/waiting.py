@@ -6,7 +6,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -14,6 +14,7 @@ import ray
 
 # How often a wait looks whether the user asked for the end.
 POLL_S = 0.2
+WAY_OUT = "look into Ray's logs (/tmp/ray/session_latest/logs), or raise train.wait_timeout_s"
 
 
 class Stopped(Exception):
@@ -40,13 +41,23 @@ def stop_on_signals(stop: threading.Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def in_brackets(doing: str) -> str:
+    """What somebody is busy with, to be added to a message; empty where nothing is known."""
+    return f" ({doing})" if doing else ""
+
+
 def wait_all(
-    refs: Sequence[ray.ObjectRef], timeout_s: float, who: str, stop: threading.Event | None = None
+    refs: Sequence[ray.ObjectRef],
+    timeout_s: float,
+    who: str,
+    stop: threading.Event | None = None,
+    doing: Callable[[], str] = lambda: "",
 ) -> list[Any]:
     """The values of all references, in order.
 
     Args:
         stop: gives the wait up when it is set; None: the wait must end by itself.
+        doing: what those that are waited for are busy with, asked when it was too long.
 
     Raises:
         TimeoutError: saying who was waited for, how long, and what to do.
@@ -59,8 +70,8 @@ def wait_all(
             raise Stopped
         if time.monotonic() > deadline:
             raise TimeoutError(
-                f"waited {timeout_s:.0f} s for {who} ({len(refs) - len(waiting)} of {len(refs)} answered); "
-                "look into Ray's logs (/tmp/ray/session_latest/logs), or raise train.wait_timeout_s"
+                f"waited {timeout_s:.0f} s for {who} ({len(refs) - len(waiting)} of {len(refs)} answered)"
+                f"{in_brackets(doing())}; {WAY_OUT}"
             )
         _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_S)
-    return ray.get(list(refs))
+    return ray.get(list(refs), timeout=timeout_s)

@@ -26,27 +26,28 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
         view.stage("starting")
         from actors.driver import Pipeline
 
-        pipeline = Pipeline(config, callbacks=[view.step], progress=view.stage)
+        pipeline = Pipeline(config, callbacks=[view.step], progress=view.stage, trace=arguments.trace)
         with _traceback_to(pipeline.folder.path / "run.log"):
             result = pipeline.train()
-            if not result.interrupted:
+            # A run that was finished before has its report, unless it ended while it was written.
+            if not result.interrupted and not (result.was_finished and (result.folder / "report.html").is_file()):
                 from rlir_ray.evaluation.report import write_report
 
                 view.stage("writing the report")
                 write_report(pipeline.folder.path)
-    key = "adapter" if config.lora.rank or config.models.adapter else "policy"
-    print("\n".join(_where(result.folder, result.num_steps, result.interrupted, key)))
+    name = "" if config.run.name else result.folder.name
+    print("\n".join(_where(result.folder, result.num_steps, result.interrupted, name)))
     if result.interrupted:
         sys.exit(INTERRUPTED)
 
 
-def _where(folder: Path, num_steps: int, interrupted: bool, key: str) -> list[str]:
+def _where(folder: Path, num_steps: int, interrupted: bool, name: str) -> list[str]:
     """The last lines of a run: where everything is, and how to go on with one that was stopped.
 
     Args:
         folder: of the run.
         num_steps, interrupted: how far it came.
-        key: of `models` that takes what was saved, `policy` or `adapter`.
+        name: what the command must add to name this run; empty: it named it.
     """
     if not num_steps:
         return ["stopped  before the first step; the same command starts again"]
@@ -56,11 +57,8 @@ def _where(folder: Path, num_steps: int, interrupted: bool, key: str) -> list[st
     ]
     if not interrupted:
         return [*lines, f"report   {folder / 'report.html'}"]
-    go_on = (
-        f"python -m rlir_ray train --recipe {folder / 'config.yaml'} models.{key}={folder / 'policy'} "
-        f"run.dir={folder.parent} run.name={folder.name}-2"
-    )
-    return [*lines, f"stopped  the policy so far is saved; go on from it with: {go_on}"]
+    again = f"run the same command again with run.name={name}" if name else "run the same command again"
+    return [*lines, f"stopped  after step {num_steps}; to go on, {again}"]
 
 
 def _doctor(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -123,6 +121,22 @@ def _report(arguments: argparse.Namespace, rest: list[str]) -> None:
     from rlir_ray.evaluation.report import write_report
 
     print(write_report(Path(arguments.run)))
+
+
+def _ledger(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from rlir_ray.ledger import FILE, Ledger, account
+    from rlir_ray.run_address import ADDRESS_FILE, find_folder
+
+    folder = find_folder(arguments.run)
+    if not (folder / FILE).is_file():
+        raise ValueError(f"a run must hold {FILE}, got none in {folder}; it is written with the first checkpoint")
+    # A run that was killed could not remove its address; its groups in flight end when it goes on.
+    is_open = (folder / ADDRESS_FILE).exists()
+    lines, fault = account(Ledger.from_json((folder / FILE).read_text()), is_open)
+    print("\n".join(lines))
+    if fault:
+        print(f"error: {fault}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -205,7 +219,7 @@ def _keys_help() -> str:
 
 HANDLERS: dict[str, Command] = {
     "train": _train, "scale": _scale, "doctor": _doctor, "eval": _evaluate, "convert": _convert,
-    "collect": _collect, "pretrain": _pretrain, "assets": _assets, "report": _report,
+    "collect": _collect, "pretrain": _pretrain, "assets": _assets, "report": _report, "ledger": _ledger,
 }  # fmt: skip
 
 

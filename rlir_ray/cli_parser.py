@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 # What `add_subparsers` gives; argparse keeps its type to itself.
@@ -30,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_eval,
         _add_convert,
         _add_report,
+        _add_ledger,
         _add_collect,
         _add_pretrain,
         _add_assets,
@@ -44,7 +46,8 @@ def _add_train(commands: Commands) -> None:
         help="post-train a world model",
         formatter_class=WIDE,
         description="Post-trains a world model by RL with inverse rewards, evaluates it before and after on prompts\n"
-        "that training never saw, and writes runs/NAME/report.html.",
+        "that training never saw, and writes runs/NAME/report.html. The same command again goes on with a run that\n"
+        "was stopped, from its newest checkpoint.",
         epilog="examples:\n  python -m rlir_ray train --recipe doom_tiny_ar run.name=first\n"
         "  python -m rlir_ray train --recipe my.yaml train.max_staleness=0 rollout.num_actors=2\n"
         "  python -m rlir_ray train --keys        (all configuration keys)",
@@ -53,6 +56,9 @@ def _add_train(commands: Commands) -> None:
         "--recipe", default="", help="a shipped recipe (doom_tiny_ar, mineworld_700m, ...) or a YAML file"
     )
     train.add_argument("--keys", action="store_true", help="list all configuration keys and exit")
+    train.add_argument(
+        "--trace", type=Path, metavar="FILE", help="write what all pools did, for ui.perfetto.dev or chrome://tracing"
+    )
     train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted overrides, later ones win")
 
 
@@ -172,6 +178,18 @@ def _add_report(commands: Commands) -> None:
         epilog="example:\n  python -m rlir_ray report runs/first",
     )
     report.add_argument("run", help="a run's folder")
+
+
+def _add_ledger(commands: Commands) -> None:
+    ledger = commands.add_parser(
+        "ledger",
+        help="what became of every group of a run",
+        formatter_class=WIDE,
+        description="Prints a run's groups by state and by cause of failure, and checks that every one that was\n"
+        "admitted ended once, and that no number is missing. Exit code 1 if not.",
+        epilog="example:\n  python -m rlir_ray ledger first",
+    )
+    ledger.add_argument("run", metavar="RUN", help="a run's name below runs/, or its folder")
 
 
 def _add_collect(commands: Commands) -> None:

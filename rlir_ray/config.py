@@ -201,9 +201,12 @@ class RolloutConfig:
     """Groups sampled together; always the same ones together, whatever the number of actors."""
     temperature: float = 1.0
     """Of sampling tokens, and of rescoring them; 1 with rollout.engine=flow."""
+    timeout_s: float = 300.0
+    """A call that takes longer ends its actor; another one repeats it, three times at most."""
 
     def __post_init__(self) -> None:
         _one_of(("torch", "vllm", "flow"), rollout__engine=self.engine)
+        require(self.timeout_s > 0, "rollout.timeout_s", "must be > 0", self.timeout_s, "use 300")
         _at_least(1, rollout__num_actors=self.num_actors, rollout__num_threads=self.num_threads)
         _at_least(1, rollout__prompts_per_call=self.prompts_per_call)
         _at_least(0, rollout__num_cpus=self.num_cpus, rollout__num_gpus=self.num_gpus)
@@ -348,6 +351,8 @@ class RewardConfig:
     """Of later frames' rewards, for credit=frame."""
     max_frames: int = 576
     """Frames decoded and read at once by a replica; a served one gathers as many of the groups that wait."""
+    timeout_s: float = 300.0
+    """Groups that take longer to decode and read end their replica; each is asked for again, alone, elsewhere."""
 
     def __post_init__(self) -> None:
         _one_of(("serve", "actors"), reward__backend=self.backend)
@@ -358,6 +363,7 @@ class RewardConfig:
         _one_of(("clip", "frame"), reward__credit=self.credit)
         _at_least(1, reward__num_replicas=self.num_replicas, reward__num_threads=self.num_threads)
         _at_least(1, reward__max_frames=self.max_frames)
+        require(self.timeout_s > 0, "reward.timeout_s", "must be > 0", self.timeout_s, "use 300")
         _at_least(0, reward__num_cpus=self.num_cpus, reward__num_gpus=self.num_gpus)
         _check_resources("reward.resources", self.resources)
         _at_least(0, reward__camera_tolerance=self.camera_tolerance)
@@ -418,6 +424,8 @@ class LearnerConfig:
     """Decisions in one forward and backward pass; the rest of a step is accumulated."""
     gradient_checkpointing: bool = False
     """Keep no activations inside a layer and compute them again in the backward pass: less memory, a third slower."""
+    max_restarts: int = 3
+    """Times that ranks which were lost are started anew from the latest checkpoint."""
 
     def __post_init__(self) -> None:
         _one_of(("deepspeed", "torch"), learner__engine=self.engine)
@@ -425,6 +433,7 @@ class LearnerConfig:
         require(self.zero_stage in (0, 1, 2, 3), "learner.zero_stage", "must be 0..3", self.zero_stage, "use 1")
         _at_least(1, learner__num_workers=self.num_workers, learner__num_threads=self.num_threads)
         _at_least(1, learner__decision_budget=self.decision_budget)
+        _at_least(0, learner__max_restarts=self.max_restarts)
         _at_least(0, learner__num_cpus=self.num_cpus)
         _check_resources("learner.resources", self.resources)
         if self.engine == "torch":
@@ -446,6 +455,8 @@ class TrainConfig:
     """Groups of one optimiser step."""
     max_staleness: int = 1
     """Versions that a group may lag behind the learner when it is consumed; 0: synchronous."""
+    stale_policy: str = "wait"
+    """`wait`: groups train in the order of admission, none grows too old; `drop`: as they come, too old ones go."""
     learning_rate: float = 1e-4
     """AdamW."""
     warmup_steps: int = 3
@@ -458,6 +469,14 @@ class TrainConfig:
     """`grpo`: the clipped surrogate over decisions; `nft`: DiffusionNFT, for flow policies, without SDE steps."""
     ratio: str = "plain"
     """`plain`: policy over behavior; `guard`: GRPO-Guard's normalised one, for SDE steps."""
+    importance: str = "auto"
+    """Weights of stale groups: `none`; by `token` or `sequence`, the clip around the learner; `auto`: none or token."""
+    max_importance: float = 2.0
+    """Importance weights are truncated here."""
+    min_ratio: float = 0.125
+    """With importance weights: decisions (or clips) whose ratio to the behavior policy is lower do not train ..."""
+    max_ratio: float = 8.0
+    """... nor those whose ratio is higher."""
     clip_low: float = 0.2
     """The ratio is clipped at 1 - clip_low ..."""
     clip_high: float = 0.28
@@ -483,6 +502,13 @@ class TrainConfig:
     wait_timeout_s: float = 600.0
     """Bound of every wait for a pool."""
 
+    @property
+    def importance_level(self) -> str:
+        """`none`, `token` or `sequence`: what `auto` means here."""
+        if self.importance != "auto":
+            return self.importance
+        return "token" if self.max_staleness and self.objective == "grpo" and self.ratio == "plain" else "none"
+
     def __post_init__(self) -> None:
         _at_least(1, train__num_steps=self.num_steps, train__prompts_per_step=self.prompts_per_step)
         require(
@@ -494,6 +520,8 @@ class TrainConfig:
         _at_least(0, train__weight_decay=self.weight_decay, train__min_reward_std=self.min_reward_std)
         _one_of(("grpo", "batch_std", "dr_grpo"), train__advantage=self.advantage)
         _one_of(("grpo", "nft"), train__objective=self.objective)
+        _one_of(("wait", "drop"), train__stale_policy=self.stale_policy)
+        self._check_importance()
         _one_of(("plain", "guard"), train__ratio=self.ratio)
         _at_least(0, train__max_advantage=self.max_advantage, train__best_and_worst=self.best_and_worst)
         require(
@@ -516,6 +544,31 @@ class TrainConfig:
         for key in ("learning_rate", "max_grad_norm", "clip_low", "clip_high", "wait_timeout_s"):
             require(getattr(self, key) > 0, f"train.{key}", "must be > 0", getattr(self, key), "see the recipe's value")
         require(self.clip_low < 1, "train.clip_low", "must be < 1", self.clip_low, "use 0.2")
+
+    def _check_importance(self) -> None:
+        _one_of(("auto", "none", "token", "sequence"), train__importance=self.importance)
+        if self.importance in ("token", "sequence"):
+            for key, usual in (("objective", "grpo"), ("ratio", "plain")):
+                require(
+                    getattr(self, key) == usual, f"train.{key}",
+                    f"must be {usual} with train.importance, which weighs ratios of log-probabilities",
+                    getattr(self, key), f"set train.{key}={usual} or leave importance out",
+                )  # fmt: skip
+        require(self.max_importance >= 1, "train.max_importance", "must be >= 1", self.max_importance, "use 2.0")
+        require(0 <= self.min_ratio < 1, "train.min_ratio", "must be in [0, 1)", self.min_ratio, "use 0.125")
+        require(self.max_ratio > 1, "train.max_ratio", "must be > 1", self.max_ratio, "use 8.0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointConfig:
+    every: int = 10
+    """Steps between two checkpoints; 0: only at the end of the run, or when it is stopped."""
+    keep: int = 2
+    """Checkpoints that stay; each holds three times the trained weights in float32."""
+
+    def __post_init__(self) -> None:
+        _at_least(0, checkpoint__every=self.every)
+        _at_least(1, checkpoint__keep=self.keep)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -548,8 +601,8 @@ class Config:
     """Name of the recipe it came from."""
     seed: int = 0
     """Of everything random; a group's seed comes from it and the group's number, never from a worker."""
-    object_store_budget_bytes: int = 1 << 30
-    """Bytes of groups in flight; admission waits above it."""
+    object_store_budget_bytes: int = 0
+    """Bytes of groups in flight, above which sampling waits; 0: as many as the object store has free."""
     run: RunConfig = field(default_factory=RunConfig)
     world: WorldConfig = field(default_factory=WorldConfig)
     models: ModelsConfig = field(default_factory=ModelsConfig)
@@ -563,10 +616,11 @@ class Config:
     reward: RewardConfig = field(default_factory=RewardConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        _at_least(1, object_store_budget_bytes=self.object_store_budget_bytes)
+        _at_least(0, object_store_budget_bytes=self.object_store_budget_bytes)
         _at_least(0, seed=self.seed)
         self._check_adapter()
         if self.rollout.engine == "flow":

@@ -21,6 +21,8 @@ class StepView:
         self.status = self.console.status("") if self.console.is_terminal else None
         self.started = time.monotonic()
         self.first_step: float | None = None
+        self.steps_before = 0
+        """Of a run that goes on."""
 
     def stage(self, text: str) -> None:
         """Announces what the run is doing now."""
@@ -37,6 +39,7 @@ class StepView:
         """One line for one optimiser step."""
         if self.first_step is None:
             self.first_step = time.monotonic() - metrics.get("time/step_s", 0.0)
+            self.steps_before = int(metrics["step"]) - 1
         self.console.print(self.line(metrics))
 
     def line(self, metrics: dict[str, float]) -> str:
@@ -67,7 +70,7 @@ class StepView:
     def seconds_left(self, step: int) -> float:
         """From the mean time of the steps so far; the time limit wins where it comes first."""
         elapsed = time.monotonic() - (self.first_step or self.started)
-        left = elapsed / max(step, 1) * (self.config.num_steps - step)
+        left = elapsed / max(step - self.steps_before, 1) * (self.config.num_steps - step)
         if self.config.max_minutes:
             left = min(left, self.config.max_minutes * 60 - elapsed)
         return max(left, 0.0)

@@ -6,6 +6,7 @@ import json
 from collections import Counter, deque
 from dataclasses import asdict, dataclass
 
+FILE = "ledger.json"
 IN_FLIGHT = "in_flight"
 TRAINED = "trained"
 STALE = "stale"
@@ -96,6 +97,14 @@ class Ledger:
                 "finish them or call fail_in_flight"
             )
 
+    def causes(self) -> dict[str, int]:
+        """How many groups failed of each cause, the most frequent first."""
+        return dict(Counter(entry.cause for entry in self._entries.values() if entry.state == FAILED).most_common())
+
+    def missing(self) -> list[int]:
+        """Numbers below the highest one that were never admitted."""
+        return sorted(set(range(max(self._entries, default=-1) + 1)) - set(self._entries))
+
     def to_json(self) -> str:
         entries = [asdict(entry) for entry in self._entries.values()]
         return json.dumps({"counts": self.counts(), "groups": entries}, indent=1)
@@ -117,6 +126,30 @@ class Ledger:
             if line.state != IN_FLIGHT:
                 ledger.finish(line.group_id, line.state, line.cause)
         return ledger
+
+
+def account(ledger: Ledger, is_open: bool) -> tuple[list[str], str]:
+    """What became of every group, for a person.
+
+    Args:
+        ledger: of a run.
+        is_open: the run trains, or was killed: groups in flight will end when it goes on.
+
+    Returns:
+        Lines, and what is wrong in one line; empty: every group is accounted for.
+    """
+    counts = ledger.counts()
+    lines = [f"{count:>8}  {state.replace('_', ' ')}" for state, count in counts.items()]
+    lines += [f"{count:>8}  failed: {cause}" for cause, count in ledger.causes().items()]
+    if missing := ledger.missing():
+        return lines, f"no number may be missing, got {len(missing)} that are, first {missing[0]}; restore the ledger"
+    if ledger.in_flight and not is_open:
+        try:
+            ledger.check()
+        except ValueError as error:
+            return lines, str(error)
+    end = "the others in flight when it was written" if ledger.in_flight else "no number is missing"
+    return [*lines, f"{sum(counts.values()):>8}  groups: each that ended did so in one state, {end}"], ""
 
 
 class Failures:

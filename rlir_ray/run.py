@@ -5,6 +5,8 @@ Files are written under a temporary name and renamed, so that nothing half-writt
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -12,11 +14,14 @@ import platform
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rlir_ray.config import Config
 
+# In a run's folder.
+CHECKPOINTS = "checkpoints"
 # Set by Ray in the driver of a submitted job.
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
@@ -90,6 +95,31 @@ def versions() -> dict[str, str]:
     return found
 
 
+# Where and how much a run runs, and what is done beside it: these may differ between a run's two commands.
+MAY_DIFFER = frozenset(
+    ["object_store_budget_bytes", "train.num_steps", "train.max_minutes", "train.wait_timeout_s"]
+    + ["train.max_failed_fraction"]
+    + [f"rollout.{key}" for key in ("num_actors", "num_cpus", "num_gpus", "resources", "num_threads")]
+    + [f"vllm.{key}" for key in ("kv_cache_bytes", "gpu_memory_utilization", "enforce_eager", "max_num_seqs")]
+    + [
+        f"reward.{key}"
+        for key in ("backend", "address", "num_replicas", "min_replicas", "max_replicas", "target_queue")
+    ]
+    + [f"reward.{key}" for key in ("num_cpus", "num_gpus", "resources", "num_threads", "max_frames")]
+    + [f"learner.{key}" for key in ("engine", "num_workers", "zero_stage", "offload_optimizer", "max_restarts")]
+    + [f"learner.{key}" for key in ("num_cpus", "use_gpu", "resources", "num_threads")]
+    + [f"learner.{key}" for key in ("decision_budget", "gradient_checkpointing")]
+)
+ALSO_MAY_DIFFER = ("run.", "checkpoint.", "evaluation.")
+LOCK = ".lock"
+
+
+def may_differ(key: str) -> bool:
+    """Whether a run may go on with another value of a configuration key."""
+    # A dictionary's keys are below its own: rollout.resources.rollout_node.
+    return key.startswith(ALSO_MAY_DIFFER) or ".".join(key.split(".")[:2]) in MAY_DIFFER
+
+
 class RunFolder:
     """`runs/<name>`: config.yaml, versions.json, metrics.jsonl, TensorBoard events, and what the run adds.
 
@@ -97,7 +127,8 @@ class RunFolder:
         config: resolved; an empty `run.name` becomes recipe and time.
 
     Raises:
-        ValueError: the name belongs to a run that has trained with another config, or has saved its policy.
+        ValueError: the name belongs to a run that has trained with another config, or has saved its policy and left
+            no checkpoint to go on from.
     """
 
     def __init__(self, config: Config) -> None:
@@ -106,7 +137,7 @@ class RunFolder:
         settings = {key: value for key, value in config.to_dict().items() if key != "run"}
         settings_json = json.loads(json.dumps(settings))
         # What ended before its first step left nothing to lose.
-        if any((self.path / name).exists() for name in ("metrics.jsonl", "policy")):
+        if any((self.path / name).exists() for name in ("metrics.jsonl", "policy", CHECKPOINTS)):
             self._refuse_other(settings_json)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -115,28 +146,70 @@ class RunFolder:
         self.settings, self.has_begun = settings_json, False
         self._events: Any = None
 
-    def begin(self) -> RunFolder:
-        """Takes the folder: what an earlier run without a policy left in it goes. Nobody else may train in it now."""
-        (self.path / "metrics.jsonl").unlink(missing_ok=True)
-        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder for this process for the time inside, or until it is killed.
+
+        Raises:
+            ValueError: another process trains in it.
+        """
+        with (self.path / LOCK).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ValueError(
+                    f"run.name={self.path.name} must be of a run that has ended, got one that trains in {self.path}; "
+                    "wait for it, stop it, or choose another run.name"
+                ) from None
+            yield
+
+    def begin(self, step: int = 0) -> RunFolder:
+        """Starts, or goes on after a step: what an earlier run left of later ones goes."""
+        if not step:
+            if (self.path / "policy").exists():
+                raise ValueError(
+                    f"run.name={self.name} has saved its policy, and none of its checkpoints can be read; choose "
+                    f"another run.name or remove {self.path}"
+                )
+            shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
+        self.cut(step)
         write_json(self.path / "config.json", self.settings)
         write_json(self.path / "versions.json", versions())
         self._write_yaml(self.settings)
         self.has_begun = True
         return self
 
+    def metrics(self, step: int) -> list[dict[str, float]]:
+        """Of the steps up to this one, as they were logged."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.is_file() else []
+        return [metrics for metrics in map(_parsed, lines) if metrics and metrics["step"] <= step]
+
+    def cut(self, step: int) -> None:
+        """Forgets the steps after this one in metrics.jsonl and TensorBoard."""
+        self.close()
+        path, kept = self.path / "metrics.jsonl", self.metrics(step)
+        path.unlink(missing_ok=True)
+        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+        if kept:
+            write_text(path, "".join(json.dumps(metrics) + "\n" for metrics in kept))
+        for metrics in kept:
+            self._log_events(metrics)
+
     @property
     def name(self) -> str:
         return self.path.name
 
     def _refuse_other(self, settings: dict[str, Any]) -> None:
-        before = json.loads((self.path / "config.json").read_text())
-        changed = [key for key, value in _flat(settings).items() if _flat(before).get(key) != value]
+        before = _flat(json.loads((self.path / "config.json").read_text()))
+        now = _flat(settings)
+        # Keys that only one of the two knows are another version's.
+        changed = [key for key in now if key in before and now[key] != before[key] and not may_differ(key)]
         if changed:
             raise ValueError(
                 f"run.name={self.path.name} exists with another config ({changed[0]} differs); choose another run.name"
             )
-        if (self.path / "policy").exists():
+        if (self.path / "policy").exists() and not (self.path / CHECKPOINTS).exists():
             raise ValueError(
                 f"run.name={self.path.name} must be new, got a run that has saved its policy; choose another run.name "
                 f"or remove {self.path}"
@@ -159,6 +232,9 @@ class RunFolder:
                 lines.write(json.dumps(metrics) + "\n")
         except OSError as error:
             raise ValueError(f"could not save {path}: {error.strerror}; free some space or set run.dir") from error
+        self._log_events(metrics)
+
+    def _log_events(self, metrics: dict[str, float]) -> None:
         if self._events is None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -170,6 +246,15 @@ class RunFolder:
         if self._events is not None:
             self._events.close()
             self._events = None
+
+
+def _parsed(line: str) -> dict[str, float] | None:
+    """A line of metrics.jsonl; None for one that was cut off when its writer was killed."""
+    try:
+        metrics = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return metrics if isinstance(metrics, dict) else None
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

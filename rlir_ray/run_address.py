@@ -37,15 +37,31 @@ class Whereabouts:
     """What to say when nobody answers there."""
 
 
+def _folders(run: str) -> list[Path]:
+    """Those that a name or a path may mean, and that hold a run."""
+    below = RunConfig().dir
+    folders = (Path(below) / run, job_home() / below / run, Path(run))
+    return [each for each in folders if run and (each / "config.json").is_file()]
+
+
+def find_folder(run: str) -> Path:
+    """The folder of a run, by its name or its path.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not (known := _folders(run)):
+        raise ValueError(f"RUN must name a run, got {run!r}; give a name below {RunConfig().dir}/ or a run's folder")
+    return known[0]
+
+
 def find_run(run: str) -> Whereabouts:
     """Where a run is, by its folder or, on other nodes than its driver's, by its name.
 
     Raises:
         ValueError: there is none, or its folder says that it does not train.
     """
-    below = RunConfig().dir
-    folders = (Path(below) / run, job_home() / below / run, Path(run))
-    known = [each for each in folders if run and (each / "config.json").is_file()]
+    below, known = RunConfig().dir, _folders(run)
     # One that has ended must not hide another of its name that trains.
     folder = next((each for each in known if (each / ADDRESS_FILE).is_file()), None)
     if folder is None:

@@ -1,8 +1,9 @@
 """Admission of groups: slots bound how far they may lag behind the learner, a byte budget bounds what they hold.
 
 A slot is taken when a group is admitted and given back when the group has ended: dropped, or trained and the weights of
-that step loaded by the sampler. With `prompts_per_step * (max_staleness + 1)` slots and groups consumed in order,
-no group is born stale; staleness is measured all the same when a group is consumed.
+that step handed to the rollout pool, where no later call is sampled before its actor holds them. With
+`prompts_per_step * (max_staleness + 1)` slots and groups consumed in the order of admission, no group is born too old;
+staleness is measured all the same when a group is consumed.
 """
 
 from __future__ import annotations
@@ -42,8 +43,12 @@ class Admission:
     def bytes_in_flight(self) -> int:
         return sum(self._bytes.values())
 
+    @property
+    def free_slots(self) -> int:
+        return self.num_slots - self.in_flight
+
     def available(self, nbytes_each: int = 0) -> int:
-        """Groups of `nbytes_each` bytes that may be admitted now.
+        """Groups of `nbytes_each` bytes that may be admitted now: as slots and bytes allow.
 
         Raises:
             ValueError: the budget cannot hold the groups of one step, which would wait forever.
@@ -53,10 +58,9 @@ class Admission:
                 f"object_store_budget_bytes must hold {self.prompts_per_step} groups, got {self.budget_bytes}; "
                 f"set object_store_budget_bytes={nbytes_each * self.prompts_per_step} or lower train.prompts_per_step"
             )
-        free_slots = self.num_slots - self.in_flight
         if nbytes_each == 0:
-            return free_slots
-        return max(0, min(free_slots, (self.budget_bytes - self.bytes_in_flight) // nbytes_each))
+            return self.free_slots
+        return max(0, min(self.free_slots, (self.budget_bytes - self.bytes_in_flight) // nbytes_each))
 
     def can_admit(self, num_groups: int = 1, nbytes_each: int = 0) -> bool:
         return num_groups <= self.available(nbytes_each)

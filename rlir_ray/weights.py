@@ -30,10 +30,11 @@ def weights_of(module: torch.nn.Module) -> Weights:
     Floating-point ones leave as float32: bfloat16 converts exactly, so that publisher and reader hold the same bytes
     whatever precision each computes in.
     """
-    return {name: _to_numpy(value) for name, value in _published(module).items()}
+    return {name: to_numpy(value) for name, value in _published(module).items()}
 
 
-def _to_numpy(value: torch.Tensor) -> npt.NDArray[np.generic]:
+def to_numpy(value: torch.Tensor) -> npt.NDArray[np.generic]:
+    """A copy of its own, floating-point values as float32."""
     wide = value.detach().to(torch.float32) if value.is_floating_point() else value.detach()
     return np.array(wide.cpu().numpy(), order="C", copy=True)
 

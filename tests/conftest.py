@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -48,3 +49,16 @@ def needs_vllm() -> None:
 @pytest.fixture
 def make_config(checkpoints: Path, tmp_path: Path) -> MakeConfig:
     return partial(tiny_config, checkpoints, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One Ray for all tests that share one."""
+    import ray
+
+    from actors.plan import start_ray
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    start_ray(num_cpus=4, object_store_memory=300 << 20)
+    yield
+    ray.shutdown()

@@ -87,6 +87,38 @@ class FastidiousReward:
         return [scores_of(video) for video in videos]
 
 
+@dataclass
+class StuckReward:
+    """Never comes back from one group: the first time that anyone meets it, or always."""
+
+    folder: Path
+    group_id: int
+    always: bool = False
+
+    def score(self, videos: list[EncodedVideo]) -> list[RewardScores]:
+        met = self.folder / "met"
+        if any(video.group_id == self.group_id for video in videos) and (self.always or not met.exists()):
+            with met.open("a") as lines:
+                lines.write(f"{os.getpid()}\n")
+            time.sleep(3600)
+        return [scores_of(video) for video in videos]
+
+
+@dataclass
+class MoodyReward:
+    """Raises when it meets a group for the first time."""
+
+    folder: Path
+    group_id: int
+
+    def score(self, videos: list[EncodedVideo]) -> list[RewardScores]:
+        met = self.folder / "met"
+        if any(video.group_id == self.group_id for video in videos) and not met.exists():
+            met.touch()
+            raise RuntimeError("not now")
+        return [scores_of(video) for video in videos]
+
+
 def scores_of(video: EncodedVideo) -> RewardScores:
     rewards = np.full((len(video.codes), video.num_frames), video.group_id, np.float32)
     return RewardScores(group_id=video.group_id, frame_rewards=rewards)

@@ -1,5 +1,6 @@
 """The command line as a user types it."""
 
+import json
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 from rlir_ray.cli import _fail, _where, main
 from rlir_ray.config_files import load_config
 from rlir_ray.console import StepView
+from rlir_ray.ledger import Ledger
 
 
 @pytest.mark.parametrize(
@@ -18,6 +20,7 @@ from rlir_ray.console import StepView
         "doctor",
         "collect",
         "report",
+        "ledger",
         "pretrain",
         "pretrain tokenizer",
         "pretrain idm",
@@ -49,6 +52,7 @@ def test_help_loads_nothing_heavy():
         "train train.num_step=3",
         "train train.group_size=1",
         "report nowhere",
+        "ledger nowhere",
         "train train.num_steps=[",
         "train prompts.source=recordings prompts.path=a",
     ],
@@ -68,14 +72,49 @@ def test_keys_are_listed_with_defaults(capsys):
 
 
 def test_a_stopped_run_says_how_to_go_on_and_one_without_a_step_that_nothing_was_saved(tmp_path):
-    assert _where(tmp_path / "first", 0, True, "policy") == [
-        "stopped  before the first step; the same command starts again"
-    ]
-    *_, last = _where(tmp_path / "first", 3, True, "policy")
-    assert f"models.policy={tmp_path / 'first' / 'policy'} run.dir={tmp_path} run.name=first-2" in last
-    *_, last = _where(tmp_path / "first", 3, True, "adapter")
-    assert f"models.adapter={tmp_path / 'first' / 'policy'}" in last
-    assert _where(tmp_path / "first", 3, False, "policy")[-1].startswith("report")
+    assert _where(tmp_path / "first", 0, True, "") == ["stopped  before the first step; the same command starts again"]
+    assert _where(tmp_path / "a", 3, True, "")[-1] == "stopped  after step 3; to go on, run the same command again"
+    # A name that was made up for the run is no part of its command.
+    assert _where(tmp_path / "a", 3, True, "run-1")[-1].endswith("run the same command again with run.name=run-1")
+    assert _where(tmp_path / "first", 3, False, "")[-1].startswith("report")
+
+
+def ledger_folder(tmp_path, states):
+    ledger = Ledger()
+    for group_id, (state, cause) in enumerate(states):
+        ledger.admit(group_id, "p")
+        if state != "in_flight":
+            ledger.finish(group_id, state, cause)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "ledger.json").write_text(ledger.to_json())
+    return tmp_path / "ledger.json"
+
+
+def test_the_ledger_of_a_run_is_printed_by_state_and_cause(tmp_path, capsys):
+    ledger_folder(tmp_path, [("trained", ""), ("failed", "x"), ("failed", "y"), ("failed", "y"), ("stale", "")])
+    main(["ledger", str(tmp_path)])
+    assert [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()] == [
+        ["0", "in flight"], ["1", "trained"], ["1", "stale"], ["0", "no signal"], ["3", "failed"],
+        ["2", "failed: y"], ["1", "failed: x"],
+        ["5", "groups: each that ended did so in one state, no number is missing"],
+    ]  # fmt: skip
+
+
+def test_a_ledger_that_lost_a_group_ends_with_exit_code_1_and_a_line(tmp_path, capsys):
+    path = ledger_folder(tmp_path, [("trained", ""), ("in_flight", ""), ("trained", "")])
+    with pytest.raises(SystemExit) as caught:
+        main(["ledger", str(tmp_path)])
+    error = capsys.readouterr().err
+    assert caught.value.code == 1 and error.count("\n") == 1 and "got 1 in flight, first 1" in error
+    # While the run trains, or when it was killed, a group may be in flight.
+    (tmp_path / "ray.json").write_text("{}")
+    main(["ledger", str(tmp_path)])
+    assert "3  groups: each that ended did so in one state, the others in flight" in capsys.readouterr().out
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "groups": content["groups"][1:]}))
+    with pytest.raises(SystemExit) as caught:
+        main(["ledger", str(tmp_path)])
+    assert caught.value.code == 1 and "no number may be missing, got 1 that are, first 0" in capsys.readouterr().err
 
 
 def test_an_error_of_ray_ends_with_its_cause(capsys):
@@ -93,6 +132,15 @@ def test_a_step_is_one_line():
     )
     assert line.startswith("step   3/40  reward 0.712  macro-F1 0.680  staleness 1.0")
     assert line.endswith("left")
+
+
+def test_the_time_left_of_a_run_that_goes_on_is_of_its_own_steps(monkeypatch):
+    view = StepView(load_config("doom_tiny_ar").train)
+    now = view.started
+    monkeypatch.setattr("time.monotonic", lambda: now + 10)
+    view.step({"step": 31, "time/step_s": 10.0})
+    # Nine steps of ten seconds, though thirty were done before.
+    assert view.seconds_left(31) == pytest.approx(90)
 
 
 def test_a_stage_with_brackets_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:

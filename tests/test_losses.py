@@ -82,7 +82,7 @@ def test_metrics_of_parts_combine_to_those_of_the_whole() -> None:
     together = combine([metrics for _, metrics in parts])
     for name, value in whole.items():
         torch.testing.assert_close(together[name], value)
-    means = normalise({name: float(value) for name, value in together.items()}, total)
+    means = normalise(together, total)
     assert means["loss/policy"] == pytest.approx(whole_loss.item(), rel=1e-5)
     assert means["decisions"] == total and means["ratio/max"] == pytest.approx(float(whole["ratio/max"]))
 

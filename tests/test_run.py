@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rlir_ray.config_files import load_config
-from rlir_ray.run import JOB_VARIABLE, RunFolder, replace_folder, runs_folder, write_json
+from rlir_ray.config_files import keys, load_config
+from rlir_ray.run import JOB_VARIABLE, MAY_DIFFER, RunFolder, replace_folder, runs_folder, write_json
 
 
 def _config(tmp_path, *overrides):
@@ -27,8 +28,46 @@ def test_folder_keeps_config_versions_and_steps(tmp_path):
 
 def test_a_name_with_another_config_is_refused(tmp_path):
     RunFolder(_config(tmp_path)).begin().log_step({"step": 1})
-    with pytest.raises(ValueError, match=r"exists with another config \(train.num_steps differs\)"):
-        RunFolder(_config(tmp_path, "train.num_steps=3"))
+    with pytest.raises(ValueError, match=r"exists with another config \(train.group_size differs\)"):
+        RunFolder(_config(tmp_path, "train.group_size=4"))
+
+
+def test_where_and_how_much_a_run_runs_may_differ(tmp_path):
+    RunFolder(_config(tmp_path, "rollout.resources={a_node: 0.1}")).begin().log_step({"step": 1})
+    more = ["train.num_steps=3", "learner.num_workers=2", "rollout.resources={a_node: 0.5}", "evaluation.every=1"]
+    RunFolder(_config(tmp_path, *more, "checkpoint.keep=3", "reward.num_replicas=2", "learner.zero_stage=3"))
+    for other in ("rollout.temperature=0.5", "learner.precision=bf16", "reward.rule=joint", "seed=3"):
+        with pytest.raises(ValueError, match=f"{other.split('=')[0]} differs"):
+            RunFolder(_config(tmp_path, other))
+
+
+def test_every_key_that_may_differ_is_one(tmp_path):
+    assert set(keys()) >= MAY_DIFFER
+
+
+def test_going_on_after_a_step_forgets_the_later_ones(tmp_path):
+    folder = RunFolder(_config(tmp_path)).begin()
+    for step in (1, 2, 3):
+        folder.log_step({"step": step, "reward/mean": step / 10})
+    folder.close()
+    with (folder.path / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 4, "rew')
+    folder = RunFolder(_config(tmp_path)).begin(step=2)
+    assert [metrics["step"] for metrics in folder.metrics(9)] == [1, 2]
+    folder.log_step({"step": 3, "reward/mean": 0.5})
+    folder.close()
+    events = EventAccumulator(str(folder.path / "tensorboard"))
+    events.Reload()
+    found = [(event.step, round(event.value, 3)) for event in events.Scalars("reward/mean")]
+    assert found == [(1, 0.1), (2, 0.2), (3, 0.5)]
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    again = pytest.raises(ValueError, match=r"one that trains in .*; wait for it, stop it")
+    with RunFolder(_config(tmp_path)).locked(), again, RunFolder(_config(tmp_path)).locked():
+        pass
+    with RunFolder(_config(tmp_path)).locked():
+        pass
 
 
 def test_a_finished_run_is_not_overwritten(tmp_path):
@@ -42,6 +81,15 @@ def test_what_ended_before_its_first_step_gives_its_name_free(tmp_path):
     RunFolder(_config(tmp_path)).begin()
     folder = RunFolder(_config(tmp_path, "rollout.num_actors=2")).begin()
     assert load_config(str(folder.path / "config.yaml")).rollout.num_actors == 2
+
+
+def test_a_policy_whose_checkpoints_cannot_be_read_is_not_overwritten(tmp_path):
+    folder = RunFolder(_config(tmp_path)).begin()
+    for name in ("policy", "checkpoints"):
+        (folder.path / name).mkdir()
+    with pytest.raises(ValueError, match=r"none of its checkpoints can be read; choose another run\.name"):
+        RunFolder(_config(tmp_path)).begin()
+    assert (folder.path / "policy").is_dir()
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):

@@ -169,6 +169,12 @@ def _load_or_new(run_dir: Path) -> Results:
     return Results.load(run_dir) if (Path(run_dir) / FILE).is_file() else Results()
 
 
+def judged_temperatures(run_dir: Path, name: str, policy_version: int) -> set[float | None]:
+    """Temperatures at which a model was judged with the weights of this version."""
+    found = _load_or_new(run_dir).evaluations
+    return {each.temperature for each in found if (each.name, each.policy_version) == (name, policy_version)}
+
+
 def record_ceiling(run_dir: Path, ceiling: dict[str, Evaluation], clips: Clips) -> None:
     """Keeps what `evaluate_real` found, and the real clips for the report."""
     results = _load_or_new(run_dir)

@@ -12,11 +12,22 @@ import torch.distributed
 from torch import Tensor
 
 from rlir_ray.config import LearnerConfig, TrainConfig
+from rlir_ray.learner.state import MOMENTS, WEIGHT, State, check_fits, num_updates, trained_parameters, with_count
+from rlir_ray.learner.torch_engine import load_plain_state, plain_state
+from rlir_ray.weights import Weights, to_numpy
 
 # Named before the import, or DeepSpeed warns that it found no accelerator.
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 import deepspeed
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
 
 # DeepSpeed's default of 5e8 elements is allocated whole by ZeRO 2 and 3: 2 GB that a small model never fills.
 MAX_BUCKET_ELEMENTS = 50_000_000
@@ -43,6 +54,8 @@ class DeepSpeedEngine:
         self._engine, *_ = deepspeed.initialize(
             model=model, optimizer=self._optimizer, config=_settings(model, train, learner)
         )
+        # Stage 0 with bfloat16 makes the moments by a step without gradients, which would count as an update.
+        self._optimizer.state.clear()
 
     @property
     def device(self) -> torch.device:
@@ -81,6 +94,79 @@ class DeepSpeedEngine:
         trained = [weight for weight in self.module.parameters() if weight.requires_grad]
         whole: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(trained)
         return whole
+
+    def state(self) -> Weights:
+        weights = trained_parameters(self.module)
+        if self._zero_stage == 0:
+            return plain_state(self._masters(weights), self._optimizer) if self.rank == 0 else {}
+        if not self._optimizer.state:
+            self._make_moments(0)
+        state: Weights = {}
+        for name, weight in weights.items():
+            # One at a time on the device; every rank takes part.
+            for part, whole in (
+                (WEIGHT, safe_get_full_fp32_param(weight)),
+                *((key, safe_get_full_optimizer_state(weight, key)) for key in MOMENTS),
+            ):
+                if self.rank == 0:
+                    state[f"{part}/{name}"] = to_numpy(whole)
+        count = max(int(own["step"]) for own in self._optimizer.state.values())
+        return with_count(state, count) if self.rank == 0 else {}
+
+    @torch.no_grad()
+    def load_state(self, state: State) -> None:
+        weights, zero = trained_parameters(self.module), self._engine.optimizer
+        if self._zero_stage == 0:
+            masters = self._masters(weights)
+            load_plain_state(masters, self._optimizer, state)
+            for name, weight in weights.items():
+                weight.copy_(masters[name])
+            return
+        check_fits(state, {name: tuple(getattr(weight, "ds_shape", weight.shape)) for name, weight in weights.items()})
+        self._make_moments(num_updates(state))
+        for name, weight in weights.items():
+            for part in (WEIGHT, *MOMENTS):
+                self._set_own(weight, torch.tensor(state[f"{part}/{name}"]), part)
+        if self._zero_stage < 3:
+            zero.update_lp_params()
+            return
+        for name, weight in weights.items():
+            with deepspeed.zero.GatheredParameters([weight], modifier_rank=0):
+                if self.rank == 0:
+                    weight.copy_(torch.tensor(state[f"{WEIGHT}/{name}"]))
+
+    def _masters(self, weights: dict[str, torch.nn.Parameter]) -> dict[str, Tensor]:
+        """At stage 0 the optimiser holds whole float32 weights: the module's own, or copies of bfloat16 ones."""
+        held = [weight for group in self._optimizer.param_groups for weight in group["params"]]
+        return dict(zip(weights, held, strict=True))
+
+    def _make_moments(self, count: int) -> None:
+        """AdamW makes its moments in its first step, and DeepSpeed links weights to them after it."""
+        zero = self._engine.optimizer
+        flat = zero.fp32_partitioned_groups_flat if self._zero_stage == 3 else zero.single_partition_of_fp32_groups
+        for partition in flat:
+            moments = {key: torch.zeros_like(partition) for key in MOMENTS}
+            self._optimizer.state[partition] = {"step": torch.tensor(float(count)), **moments}
+        if self._zero_stage < 3:
+            zero._lazy_init_hp_params_optimizer_state()
+
+    def _set_own(self, weight: torch.nn.Parameter, whole: Tensor, part: str) -> None:
+        """This rank's share of a weight or of one of its moments."""
+        if self._zero_stage < 3:
+            if part == WEIGHT:
+                safe_set_full_fp32_param(weight, whole)
+            else:
+                safe_set_full_optimizer_state(weight, whole, part)
+            return
+        # The last rank's share is padded; DeepSpeed's setter of whole values reads past their end there.
+        size = weight.ds_tensor.numel()  # type: ignore[attr-defined]
+        padded = torch.zeros(size * self._num_ranks)
+        padded[: whole.numel()] = whole.flatten()
+        own = padded[size * self.rank : size * (self.rank + 1)]
+        if part == WEIGHT:
+            safe_set_local_fp32_param(weight, own)
+        else:
+            safe_set_local_optimizer_state(weight, own, part)
 
 
 def _settings(model: torch.nn.Module, train: TrainConfig, learner: LearnerConfig) -> dict[str, Any]:

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from rlir_ray.config import TrainConfig
+from rlir_ray.corrections import decoupled_loss
 from rlir_ray.learner.rescoring import Forward, Rescore, Scores, stream_velocities
+from rlir_ray.learner.state import State
 from rlir_ray.losses import (
     guarded_log_ratio,
     kl_loss,
@@ -27,6 +29,7 @@ from rlir_ray.losses import (
 )
 from rlir_ray.models.flow_streams import interpolate
 from rlir_ray.trajectory import FlowRecord, TokenRecord
+from rlir_ray.weights import Weights, load_weights, weights_of
 
 Metrics = dict[str, Tensor]
 Gathered = Callable[[], AbstractContextManager[None]]
@@ -59,6 +62,12 @@ class Objective(Protocol):
     def sampling_policy(self) -> nn.Module:
         """Whose weights the samplers get."""
 
+    def state(self) -> Weights:
+        """What it remembers from step to step, apart from the policy that trains."""
+
+    def load_state(self, state: State) -> None:
+        """Remembers what another one did; raises ValueError where that does not fit."""
+
 
 class PolicyGradient:
     """GRPO and its kin: the clipped surrogate over decisions, with a penalty for leaving the reference.
@@ -84,9 +93,14 @@ class PolicyGradient:
         mask = columns.loss_mask
         scores = self.rescore(forward, columns.record, mask.shape[1])
         log_ratio, advantages = RATIOS[self.train.ratio](scores, columns)
-        loss, metrics = policy_gradient_loss(
-            log_ratio, advantages, mask, num_decisions, self.train.clip_low, self.train.clip_high
-        )
+        clip = (self.train.clip_low, self.train.clip_high)
+        if (level := self.train.importance_level) == "none":
+            loss, metrics = policy_gradient_loss(log_ratio, advantages, mask, num_decisions, *clip)
+        else:
+            loss, metrics = decoupled_loss(
+                log_ratio, advantages, mask, num_decisions, *clip, level=level, max_weight=self.train.max_importance,
+                min_ratio=self.train.min_ratio, max_ratio=self.train.max_ratio,
+            )  # fmt: skip
         if self.reference is None:
             return loss, metrics
         with torch.no_grad():
@@ -96,6 +110,13 @@ class PolicyGradient:
 
     def end_step(self, step: int, gathered: Gathered) -> None:
         pass
+
+    def state(self) -> Weights:
+        return {}
+
+    def load_state(self, state: State) -> None:
+        if state:
+            raise ValueError(f"train.objective=grpo remembers nothing, got {sorted(state)[0]!r}; use the run's own")
 
 
 def _divergence(scores: Scores, ref: Scores, mask: Tensor, num_decisions: int) -> tuple[Tensor, Metrics]:
@@ -189,6 +210,12 @@ class DiffusionNFT:
             for old, new in zip(self.sampling_policy.parameters(), self.policy.parameters(), strict=True):
                 if new.requires_grad:
                     old.lerp_(new.to(old.dtype), 1 - decay)
+
+    def state(self) -> Weights:
+        return weights_of(self.sampling_policy)
+
+    def load_state(self, state: State) -> None:
+        load_weights(self.sampling_policy, state)
 
 
 def _masked_mean(values: Tensor, mask: Tensor, num_decisions: int) -> Tensor:

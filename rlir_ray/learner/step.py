@@ -23,11 +23,15 @@ from rlir_ray.advantages import GroupAdvantages
 from rlir_ray.batching import MicroBatch, micro_batches
 from rlir_ray.config import LearnerConfig, TrainConfig
 from rlir_ray.learner.objectives import Columns, Objective
+from rlir_ray.learner.state import Part, State
 from rlir_ray.losses import combine, is_maximum, normalise
 from rlir_ray.models.adapters import save_policy
 from rlir_ray.seeds import trajectory_seed
 from rlir_ray.trajectory import Record, TrajectoryGroup
 from rlir_ray.weights import Weights, weights_of
+
+# In a learner's state, besides the engine's.
+NUM_STEPS, OBJECTIVE = "num_steps", "objective/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,16 @@ class Engine(Protocol):
     def gathered(self) -> AbstractContextManager[None]:
         """Inside it the module's parameters that train are whole; every rank enters."""
 
+    def state(self) -> Weights:
+        """Weights and moments, whole, as `rlir_ray.learner.state` says; every rank calls, rank 0 gets it."""
+
+    def load_state(self, state: State) -> None:
+        """Takes a state that any engine wrote; every rank calls with the same one.
+
+        Raises:
+            ValueError: it is of another policy.
+        """
+
 
 def learning_rate_at(step: int, learning_rate: float, warmup_steps: int) -> float:
     """Linear warmup, then constant. `step` counts from 0; step 0 of 3 warmup steps has a third."""
@@ -127,13 +141,33 @@ class Learner:
         grad_norm = self.engine.optimizer_step(rate)
         self.num_steps += 1
         self.objective.end_step(self.num_steps, self.engine.gathered)
-        metrics = {name: float(self.engine.reduce(value, is_maximum(name))) for name, value in combine(parts).items()}
-        return normalise(metrics, batch.num_decisions) | {"grad_norm": grad_norm, "learning_rate": rate}
+        totals = {name: self.engine.reduce(value, is_maximum(name)) for name, value in combine(parts).items()}
+        return normalise(totals, batch.num_decisions) | {"grad_norm": grad_norm, "learning_rate": rate}
 
     def weights(self) -> Weights:
         """What the samplers get, gathered: every rank calls, rank 0 gets it, the others an empty dict."""
         with self.engine.gathered():
             return weights_of(self.objective.sampling_policy) if self.engine.rank == 0 else {}
+
+    def state(self) -> Weights:
+        """All that the next step depends on, gathered: every rank calls, rank 0 gets it, the others an empty dict."""
+        state = self.engine.state()
+        if self.engine.rank != 0:
+            return {}
+        memory = {OBJECTIVE + name: value for name, value in self.objective.state().items()}
+        return state | memory | {NUM_STEPS: np.array(self.num_steps, np.int64)}
+
+    def load_state(self, state: State) -> None:
+        """Goes on where another learner wrote its state; every rank calls with the same one.
+
+        Raises:
+            ValueError: it is of another policy or another objective.
+        """
+        memory = {name: state[name] for name in state if name.startswith(OBJECTIVE)}
+        own = {name for name in state if name not in memory and name != NUM_STEPS}
+        self.engine.load_state(Part(state, own))
+        self.objective.load_state({name.removeprefix(OBJECTIVE): value for name, value in memory.items()})
+        self.num_steps = int(state[NUM_STEPS])
 
     def save(self, folder: str | Path) -> None:
         """Saves what the samplers got with `save_pretrained`; every rank calls, rank 0 writes.

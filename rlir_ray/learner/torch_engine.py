@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 from rlir_ray.config import LearnerConfig, TrainConfig
+from rlir_ray.learner.state import MOMENTS, WEIGHT, State, check_fits, num_updates, trained_parameters, with_count
+from rlir_ray.weights import Weights, to_numpy
 
 
 class TorchEngine:
@@ -51,3 +54,35 @@ class TorchEngine:
 
     def gathered(self) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def state(self) -> Weights:
+        return plain_state(trained_parameters(self.module), self._optimizer)
+
+    def load_state(self, state: State) -> None:
+        load_plain_state(trained_parameters(self.module), self._optimizer, state)
+
+
+def plain_state(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> Weights:
+    """Of an optimiser that holds whole float32 weights, by their names."""
+    state: Weights = {}
+    count = 0
+    for name, weight in weights.items():
+        # A weight without a gradient so far has no moments.
+        own = optimizer.state.get(weight) or {key: torch.zeros_like(weight) for key in MOMENTS} | {"step": 0}
+        state |= {f"{key}/{name}": to_numpy(own[key]) for key in MOMENTS} | {f"{WEIGHT}/{name}": to_numpy(weight)}
+        count = max(count, int(own["step"]))
+    return with_count(state, count)
+
+
+@torch.no_grad()
+def load_plain_state(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, state: State) -> None:
+    """The reverse.
+
+    Raises:
+        ValueError: the state is of another policy.
+    """
+    check_fits(state, {name: tuple(weight.shape) for name, weight in weights.items()})
+    for name, weight in weights.items():
+        weight.copy_(torch.tensor(state[f"{WEIGHT}/{name}"]))
+        moments = {key: torch.tensor(state[f"{key}/{name}"]).to(weight) for key in MOMENTS}
+        optimizer.state[weight] = {"step": torch.tensor(float(num_updates(state))), **moments}

@@ -15,9 +15,11 @@ from actors.rollout import CallReport
 from actors.waiting import Stopped
 from rlir_ray.ledger import Ledger
 from rlir_ray.staleness import Admission
+from rlir_ray.timeline import Span
 from rlir_ray.trajectory import RewardScores
 
 VARIED = np.array([[0.0], [1.0], [0.0], [1.0]], np.float32)
+SPAN = Span(start_s=0.0, end_s=0.1, host="here", process=1)
 EQUAL = np.ones((4, 1), np.float32)
 
 
@@ -29,14 +31,18 @@ class Pools:
 
     def submit(self, group_ids, seeds, indices):
         self.calls.append(list(group_ids))
-        report_ref = ray.put(CallReport(call_id=group_ids[0], policy_version=self.version, seconds=0.1))
+        report_ref = ray.put(
+            CallReport(
+                call_id=group_ids[0], policy_version=self.version, span=SPAN, column_bytes=dict.fromkeys(group_ids, 60)
+            )
+        )
         return [(GroupRefs(f"group {i}", f"video {i}", report_ref), self.answer(i)) for i in group_ids]
 
     def answer(self, group_id):
         future = Future()
         try:
             scores = RewardScores(group_id=group_id, frame_rewards=self.rewards(group_id))
-            future.set_result(Scored(scores=scores, seconds=0.1))
+            future.set_result(Scored(scores=scores, seconds=0.1, span=SPAN))
         except RuntimeError as error:
             future.set_exception(error)
         return future
@@ -115,6 +121,39 @@ def test_bytes_in_flight_stay_under_the_budget(ray_cluster, make_config):
     assert 0 < collector.admission.peak_bytes <= 950
 
 
+def test_what_a_checkpoint_had_ahead_of_the_learner_is_ready_or_sampled_again_under_its_number(
+    ray_cluster, make_config
+):
+    config, pools = make_config("train.max_staleness=2"), Pools(lambda group_id: VARIED)
+    first = make_collector(config, pools)
+    first.trained(first.collect(version=0, num_steps_left=9))
+    ready = first.ready()
+    ahead = first.ledger.in_flight
+    assert len(ahead) == 8 and {group.group_id for group in ready} <= set(ahead)
+    ledger, kept = Ledger.from_json(first.ledger.to_json()), ready[:1]
+    pools.calls.clear()
+    second = make_collector(config, pools)
+    second.ledger = ledger
+    second.restore(kept)
+    again = [group_id for call in pools.calls for group_id in call]
+    assert sorted([*again, *(group.group_id for group in kept)]) == ahead
+    assert second.admission.in_flight == 8
+    groups = [*second.collect(version=1, num_steps_left=2), *second.collect(version=1, num_steps_left=1)]
+    assert [group.group_id for group in groups] == ahead
+    assert groups[0] is kept[0]
+
+
+def test_what_no_longer_fits_the_budget_after_a_resume_has_failed_with_its_cause(ray_cluster, make_config):
+    config, pools = make_config("train.max_staleness=2"), Pools(lambda group_id: VARIED)
+    collector = make_collector(config, pools, budget_bytes=450)
+    for group_id in range(6):
+        collector.ledger.admit(group_id, "p")
+    collector.restore([])
+    assert pools.calls == [[0, 1], [2, 3]]
+    assert [collector.ledger[group_id].state for group_id in (4, 5)] == ["failed", "failed"]
+    assert collector.ledger[4].cause.startswith("the run went on with less room")
+
+
 def test_a_stop_ends_the_wait(ray_cluster, make_config):
     pools = Pools(lambda group_id: VARIED)
     pools.answer = lambda group_id: Future()
@@ -130,3 +169,61 @@ def test_a_wait_is_bounded_and_says_for_what_how_long_and_what_to_do(ray_cluster
     collector = make_collector(make_config("train.wait_timeout_s=0.3"), pools)
     with pytest.raises(TimeoutError, match=r"waited 0 s for the scores of 4 groups .* raise train.wait_timeout_s"):
         collector.collect(version=0, num_steps_left=1)
+
+
+class SlowPools(Pools):
+    """Answers only the groups that are let out; the others are still being sampled."""
+
+    def __init__(self, rewards: Callable[[int], np.ndarray]) -> None:
+        super().__init__(rewards)
+        self.futures = {}
+
+    def answer(self, group_id):
+        self.futures[group_id] = Future()
+        return self.futures[group_id]
+
+    def let_out(self, *group_ids):
+        for group_id in group_ids:
+            self.futures[group_id].set_result(super().answer(group_id).result(0))
+
+
+def collect_later(collector, pools, late):
+    """Collects a step while all groups but one are there; that one comes a little later."""
+    collector._admit(100)
+    pools.let_out(*(group_id for group_id in pools.futures if group_id != late))
+    timer = threading.Timer(0.5, pools.let_out, [late])
+    timer.start()
+    groups = [group.group_id for group in collector.collect(version=0, num_steps_left=9)]
+    timer.join(10)
+    return groups
+
+
+def test_a_slow_group_is_waited_for_or_overtaken_as_the_policy_says(ray_cluster, make_config):
+    for policy, expected in (("wait", [0, 1, 2, 3]), ("drop", [0, 2, 3, 4])):
+        pools = SlowPools(lambda group_id: VARIED)
+        collector = make_collector(make_config("train.max_staleness=1", f"train.stale_policy={policy}"), pools)
+        assert collect_later(collector, pools, late=1) == expected
+
+
+def test_what_waits_for_room_says_so_once_and_is_measured(ray_cluster, make_config):
+    pools, said = Pools(lambda group_id: VARIED), []
+    # Room for five groups of at most 100 bytes where eight slots are free.
+    collector = make_collector(make_config("train.max_staleness=1"), pools, budget_bytes=500)
+    collector.progress = said.append
+    for version in range(2):
+        groups = collector.collect(version=version, num_steps_left=9 - version)
+        collector.trained(groups)
+        metrics = collector.metrics(groups, version)
+    assert len(said) == 1 and said[0].startswith("sampling waits for room: ")
+    assert "of object_store_budget_bytes=500" in said[0]
+    assert metrics["time/room_s"] >= 0 and metrics["object_store/peak_bytes"] <= 500
+
+
+def test_a_scored_group_holds_its_columns_only(ray_cluster, make_config):
+    pools = SlowPools(lambda group_id: VARIED)
+    collector = make_collector(make_config(), pools)
+    collector._admit(4)
+    assert collector.admission.bytes_in_flight == 400
+    pools.let_out(0, 1, 2, 3)
+    collector.collect(version=0, num_steps_left=1)
+    assert collector.admission.bytes_in_flight == 240

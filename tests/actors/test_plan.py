@@ -1,4 +1,5 @@
 import dataclasses
+import re
 import shutil
 import socket
 
@@ -72,15 +73,28 @@ def test_a_budget_below_one_step_or_above_the_store_is_refused(make_config):
     step_bytes = 4 * family_of(config).group_bytes(config, (TOKENS_PER_FRAME,))
     with pytest.raises(ValueError, match=f"set object_store_budget_bytes={step_bytes} or lower"):
         check_store(dataclasses.replace(config, object_store_budget_bytes=step_bytes - 1), (TOKENS_PER_FRAME,), 1 << 30)
-    with pytest.raises(ValueError, match="got 9000000 bytes; set object_store_budget_bytes="):
+    with pytest.raises(ValueError, match="got 9000000 bytes free; set object_store_budget_bytes=0"):
         check_store(config, (TOKENS_PER_FRAME,), 9_000_000)
-    with pytest.raises(ValueError, match="start Ray with --object-store-memory="):
+    with pytest.raises(ValueError, match="start Ray with --object-store-memory=") as refusal:
         check_store(config, (TOKENS_PER_FRAME,), step_bytes)
+    # What it proposes is enough for a run without a budget of its own, and a byte less is not.
+    enough = int(re.search(r"--object-store-memory=(\d+)", str(refusal.value))[1])
+    without = dataclasses.replace(config, object_store_budget_bytes=0)
+    assert check_store(without, (TOKENS_PER_FRAME,), enough) >= step_bytes
+    with pytest.raises(ValueError, match="start Ray with"):
+        check_store(without, (TOKENS_PER_FRAME,), enough - 2)
+    assert check_store(config, (TOKENS_PER_FRAME,), 1 << 30) == config.object_store_budget_bytes
 
 
 def test_a_disk_without_room_for_the_run_is_refused(make_config, tmp_path, monkeypatch):
     check_disk(make_config(), tmp_path)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1000))
-    with pytest.raises(ValueError, match=r"must have \d+ bytes free, got 1000 at .*; make room"):
-        check_disk(make_config(), tmp_path)
+    needed = []
+    for options in ([], ["checkpoint.keep=5"], ["lora.rank=2", "checkpoint.keep=5"]):
+        with pytest.raises(ValueError, match=r"must have \d+ bytes free, got 1000 at .*; make room") as refusal:
+            check_disk(make_config(*options), tmp_path)
+        needed.append(int(re.search(r"\d+", str(refusal.value))[0]))
+    # Three more checkpoints of weights and two moments; an adapter's take next to nothing.
+    num_weights = sum(weight.numel() for weight in tiny_world_model().parameters())
+    assert needed[1] - needed[0] == 3 * 12 * num_weights and needed[2] < needed[0]

@@ -104,7 +104,7 @@ def test_a_group_that_kills_every_replica_is_given_up_and_the_others_are_scored(
     pool = start_pool(partial(DeadlyReward, tmp_path, 3, always=True), f"reward.backend={backend}")
     scored = [pool.score(ray.put(small_video(number))) for number in range(8)]
     error = scored.pop(3).exception(TIMEOUT_S)
-    assert one_line(error).startswith("RuntimeError: 4 reward replicas in a row died over this group: ")
+    assert one_line(error).startswith("RuntimeError: 4 reward replicas in a row died over this group, or took ")
     assert len(set((tmp_path / "met").read_text().split())) == 4
     # They shared its first replica and none of those after it.
     assert answers(scored) == [0, 1, 2, 4, 5, 6, 7]

@@ -23,12 +23,14 @@ from actors.waiting import Stopped
 from actors.weight_sync import WeightSync
 from rlir_ray.cli import main
 from rlir_ray.run_address import ADDRESS_FILE, find_run
+from rlir_ray.timeline import Span
 from rlir_ray.trajectory import EncodedVideo, TokenRecord, TrajectoryGroup
 from rlir_ray.weights import check_published, checksum
 from tests.actors.test_driver import assert_same_run
 from tests.fakes import tiny_prompts
 from tests.world import tiny_prompt_set
 
+SPAN = Span(start_s=0.0, end_s=0.0, host="here", process=1)
 TIMEOUT_S = 250
 
 
@@ -79,7 +81,7 @@ class Rollouts:
         self.sync.publish(
             StepReport(
                 version=self.version, metrics={}, weights_refs=[ray.put(weights)],
-                checksum=sum_of or checksum(weights), seconds=0.0,
+                checksum=sum_of or checksum(weights), span=SPAN,
             )
         )  # fmt: skip
 
@@ -147,7 +149,7 @@ def test_an_actor_that_gets_other_bytes_does_not_serve(rollouts):
     each.publish()
     new = each.pool.grow(1)
     each.sync.latest = StepReport(
-        version=0, metrics={}, weights_refs=each.sync.latest.weights_refs, checksum="0" * 32, seconds=0.0
+        version=0, metrics={}, weights_refs=each.sync.latest.weights_refs, checksum="0" * 32, span=SPAN
     )
     with pytest.raises(ValueError, match=f"must have the published checksum {'0' * 32}"):
         each.sync.join(new, threading.Event())

@@ -53,8 +53,7 @@ def share_of(rank: int, num_ranks: int) -> StepBatch:
     return StepBatch([groups[place] for place in places], [advantages[place] for place in places], total)
 
 
-def run(settings: dict[str, Any], rank: int, num_ranks: int) -> tuple[list[dict[str, float]], dict[str, np.ndarray]]:
-    """Metrics of each step and the weights after the last one."""
+def make(settings: dict[str, Any]) -> Learner:
     torch.set_num_threads(1)
     config = LearnerConfig(**settings)
     model, reference = tiny_world_model(), tiny_world_model(seed=1)
@@ -65,7 +64,12 @@ def run(settings: dict[str, Any], rank: int, num_ranks: int) -> tuple[list[dict[
         engine = DeepSpeedEngine(model, TRAIN, config)
     else:
         engine = TorchEngine(model, TRAIN, config)
-    learner = Learner(engine, PolicyGradient(model, TokenRescorer(0.9), TRAIN, reference), TRAIN, config)
+    return Learner(engine, PolicyGradient(model, TokenRescorer(0.9), TRAIN, reference), TRAIN, config)
+
+
+def run(settings: dict[str, Any], rank: int, num_ranks: int) -> tuple[list[dict[str, float]], dict[str, np.ndarray]]:
+    """Metrics of each step and the weights after the last one."""
+    learner = make(settings)
     metrics = [learner.step(share_of(rank, num_ranks)) for _ in range(NUM_STEPS)]
     return metrics, learner.weights()
 
@@ -73,8 +77,15 @@ def run(settings: dict[str, Any], rank: int, num_ranks: int) -> tuple[list[dict[
 def run_and_write(settings: dict[str, Any], rank: int, num_ranks: int, port: int, folder: Path) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    metrics, weights = run(settings, rank, num_ranks)
+    num_steps = settings.pop("num_steps", NUM_STEPS)
+    learner, source = make({key: value for key, value in settings.items() if key != "source"}), settings.get("source")
+    if source:
+        with np.load(folder.parent / source / "state.npz") as state:
+            learner.load_state(state)
+    metrics = [learner.step(share_of(rank, num_ranks)) for _ in range(num_steps)]
+    weights, state = learner.weights(), learner.state()
     if rank == 0:
+        np.savez(folder / "state.npz", **state)
         np.savez(folder / "weights.npz", **weights)
         (folder / "metrics.json").write_text(json.dumps(metrics))
 

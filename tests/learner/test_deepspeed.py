@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.learner import ranks
 
@@ -73,3 +74,58 @@ def test_bfloat16_stays_near(tmp_path: Path, expected: Run) -> None:
     for metrics, _ in run_all(tmp_path, runs).values():
         assert metrics[0]["ratio/mean"] == pytest.approx(1, abs=0.02)
         assert metrics[0]["grad_norm"] == pytest.approx(expected[0][0]["grad_norm"], rel=0.1)
+
+
+# The first writes its state after a step; each of the others goes on from it for one more.
+RESUMED = {
+    "zero2": {"zero_stage": 2},
+    "zero3": {"zero_stage": 3},
+    "one_rank": {"zero_stage": 1, "num_workers": 1},
+    "torch": {"engine": "torch", "num_workers": 1},
+}
+
+
+def check_resumed(tmp_path: Path, first: dict[str, object], others: dict[str, dict[str, object]]) -> None:
+    runs = {"whole": first, "first": {**first, "num_steps": 1}}
+    runs |= {name: {**own, "source": "first", "num_steps": 1} for name, own in others.items()}
+    done = run_all(tmp_path, runs)
+    (_, last), weights = done["whole"]
+    for name in others:
+        (step,), found = done[name]
+        assert step == pytest.approx(last, rel=1e-4, abs=1e-6), name
+        for key, value in found.items():
+            np.testing.assert_allclose(value, weights[key], atol=1e-6, rtol=0, err_msg=f"{name}: {key}")
+
+
+def test_a_state_goes_on_with_another_stage_another_number_of_ranks_and_another_engine(tmp_path: Path) -> None:
+    check_resumed(tmp_path, {"zero_stage": 3}, RESUMED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_a_state_of_any_stage_goes_on_anywhere(tmp_path: Path, stage: int) -> None:
+    check_resumed(tmp_path, {"zero_stage": stage}, {**RESUMED, "zero0": {"zero_stage": 0}})
+
+
+@pytest.mark.slow
+def test_a_bfloat16_state_keeps_its_float32_weights(tmp_path: Path) -> None:
+    runs: dict[str, dict[str, object]] = {}
+    for stage in (0, 1, 2, 3):
+        own: dict[str, object] = {"zero_stage": stage, "precision": "bf16"}
+        runs[f"whole{stage}"] = own
+        runs[f"first{stage}"] = {**own, "num_steps": 1}
+        runs[f"resumed{stage}"] = {**own, "source": f"first{stage}", "num_steps": 1}
+    done = run_all(tmp_path, runs)
+    for stage in (0, 1, 2, 3):
+        assert done[f"resumed{stage}"][0][0] == pytest.approx(done[f"whole{stage}"][0][1], rel=1e-3, abs=1e-5)
+        # Updates of 2e-5 vanish in bfloat16: they live on in the weights that the state holds.
+        with np.load(tmp_path / f"first{stage}" / "state.npz") as state:
+            assert int(state["num_updates"]) == 1
+            kept = np.concatenate([state[name].ravel() for name in state if name.startswith("weight/")])
+        assert np.any(kept != torch.from_numpy(kept).bfloat16().float().numpy())
+        with (
+            np.load(tmp_path / f"whole{stage}" / "state.npz") as a,
+            np.load(tmp_path / f"resumed{stage}" / "state.npz") as b,
+        ):
+            for name in a:
+                np.testing.assert_allclose(a[name], b[name], rtol=1e-3, atol=1e-6, err_msg=f"{stage}: {name}")

@@ -21,7 +21,7 @@ from rlir_ray.samplers.flow import FlowSampler
 from rlir_ray.samplers.flow_steps import noise_levels
 from rlir_ray.samplers.torch_sampler import TorchSampler
 from rlir_ray.trajectory import FlowRecord, TrajectoryGroup
-from rlir_ray.weights import load_weights, weights_of
+from rlir_ray.weights import checksum, load_weights, weights_of
 from tests.fakes import tiny_flow_model, tiny_flow_prompts, tiny_prompts, tiny_world_model
 
 FLOW = FlowConfig(num_steps=4, window=2, noise_level=0.5, shared_noise=False)
@@ -146,6 +146,20 @@ def test_nft_draws_by_trajectory_and_step_whatever_the_micro_batches() -> None:
     assert first == pytest.approx(second, rel=1e-4, abs=1e-6)
     reference = learner_of(tiny_flow_model(), replace(NFT, kl_coefficient=0.1), tiny_flow_model(seed=1))
     assert reference.step(batch_of(groups))["loss/kl"] > 1e-4
+
+
+def test_nft_goes_on_from_a_state_with_the_average_that_it_samples_with() -> None:
+    batch = batch_of(groups_of(tiny_flow_model(), explore=False))
+    whole, first, second = (learner_of(tiny_flow_model(), NFT) for _ in range(3))
+    expected = [whole.step(batch) for _ in range(3)]
+    for _ in range(2):
+        first.step(batch)
+    second.load_state(first.state())
+    assert checksum(second.weights()) == checksum(first.weights())
+    assert second.step(batch) == expected[2]
+    assert checksum(second.weights()) == checksum(whole.weights())
+    # The average lags behind the policy: one is not the other.
+    assert checksum(weights_of(second.engine.module)) != checksum(second.weights())
 
 
 def test_average_clips_do_nothing_to_an_nft_policy() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from rlir_ray.advantages import GroupAdvantages
+from rlir_ray.checkpoint import ArrayFile, save_arrays
 from rlir_ray.config import LearnerConfig, TrainConfig
 from rlir_ray.learner.objectives import PolicyGradient
 from rlir_ray.learner.rescoring import TokenRescorer
@@ -116,6 +117,37 @@ def test_a_saved_policy_replaces_the_previous_one_and_opens(tmp_path: Path) -> N
     learner.save(tmp_path / "policy")
     assert [path.name for path in tmp_path.iterdir()] == ["policy"]
     assert checksum(weights_of(WorldModel.from_pretrained(tmp_path / "policy"))) == checksum(learner.weights())
+
+
+def test_a_learner_goes_on_from_a_state_as_if_it_had_never_stopped(tmp_path: Path) -> None:
+    train = replace(TRAIN, warmup_steps=3)
+    whole, first, second = make(train=train), make(train=train), make(train=train)
+    expected = [whole.step(sample()) for _ in range(3)]
+    assert first.step(sample()) == expected[0]
+    save_arrays(tmp_path / "state", first.state())
+    second.load_state(ArrayFile(tmp_path / "state"))
+    assert checksum(second.weights()) == checksum(first.weights())
+    # To the last bit: the moments, the count of updates and the learning rate are those of then.
+    assert [second.step(sample()) for _ in range(2)] == expected[1:]
+    assert checksum(second.weights()) == checksum(whole.weights())
+    assert checksum(second.state()) == checksum(whole.state())
+
+
+def test_a_state_of_another_policy_is_refused_in_one_line() -> None:
+    learner = make()
+    state = learner.state()
+    name = next(name for name in state if name.startswith("weight/"))
+    for other in (
+        {key: value for key, value in state.items() if key != name},
+        {**state, name: np.zeros((1, 1), np.float32)},
+        {**state, "objective/a": np.zeros(1, np.float32)},
+    ):
+        before = checksum(learner.state())
+        with pytest.raises(
+            ValueError, match=r"must hold what the policy trains|must be \(|remembers nothing"
+        ) as refusal:
+            learner.load_state(other)
+        assert "\n" not in str(refusal.value) and checksum(learner.state()) == before
 
 
 class FullDisk:

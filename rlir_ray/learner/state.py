@@ -1,0 +1,70 @@
+"""What an engine's state is made of: float32 weights and AdamW's moments, whole and by name, whatever sharded them.
+
+A state is a flat mapping: `weight/NAME`, `exp_avg/NAME`, `exp_avg_sq/NAME` of each parameter that trains, and
+`num_updates`. Any engine, number of ranks and ZeRO stage writes the same one and reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from rlir_ray.weights import Weights
+
+State = Mapping[str, npt.NDArray[np.generic]]
+
+WEIGHT = "weight"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+NUM_UPDATES = "num_updates"
+
+
+class Part(State):
+    """Some entries of a state, read when they are asked for: a state may be a file larger than a rank's memory."""
+
+    def __init__(self, whole: State, names: Collection[str]) -> None:
+        self._whole, self._names = whole, names
+
+    def __getitem__(self, name: str) -> npt.NDArray[np.generic]:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._whole[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
+
+
+def check_fits(state: State, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Whether a state is of a policy whose trained parameters have these names and shapes.
+
+    Raises:
+        ValueError: it is of another one.
+    """
+    expected = {f"{part}/{name}" for part in (WEIGHT, *MOMENTS) for name in shapes} | {NUM_UPDATES}
+    if differing := sorted(expected ^ set(state)):
+        raise ValueError(
+            f"a checkpoint must hold what the policy trains, {len(expected)} arrays, got {len(state)}, first "
+            f"difference {differing[0]!r}; use the models and the adapter that it was written with"
+        )
+    for name, shape in shapes.items():
+        if (got := state[f"{WEIGHT}/{name}"].shape) != shape:
+            raise ValueError(
+                f"a checkpoint's {name} must be {shape}, got {got}; use the models that it was written with"
+            )
+
+
+def num_updates(state: State) -> int:
+    return int(state[NUM_UPDATES])
+
+
+def with_count(state: Weights, count: int) -> Weights:
+    return state | {NUM_UPDATES: np.array(count, np.int64)}

@@ -1,0 +1,113 @@
+"""When each pool worked: spans on one clock, what the overlap of the stages can give at most, and a Chrome trace.
+
+Plain values; knows nothing of Ray. Times are seconds since the epoch.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Span:
+    """A piece of work of one process."""
+
+    start_s: float
+    end_s: float
+    host: str
+    """Whose clock it was."""
+    process: int
+
+    @property
+    def seconds(self) -> float:
+        return self.end_s - self.start_s
+
+
+def span_since(start_s: float) -> Span:
+    """Of this process, from a `time.time()` to now."""
+    return Span(start_s=start_s, end_s=max(start_s, time.time()), host=platform.node(), process=os.getpid())
+
+
+def overlap_metrics(stages: Mapping[str, tuple[float, int]], step_s: float) -> dict[str, float]:
+    """What each pool did in a step, and how much of the possible overlap was reached.
+
+    Stages that do not overlap take the sum of their times, perfectly overlapped ones the time of the longest:
+    `overlap/ceiling` is the speed-up between the two, `overlap/reached` the share of the longest stage in the step.
+
+    Example: sampling 1 s, scoring 1 s and learning 2 s in a step of 2.5 s: ceiling 2, reached 0.8.
+
+    Args:
+        stages: name -> seconds of work in the step, summed over the pool's workers, and how many there are.
+        step_s: wall-clock seconds of the step.
+    """
+    each = {name: work_s / max(1, num_workers) for name, (work_s, num_workers) in stages.items()}
+    longest = max(each.values())
+    idle = {
+        f"time/{name}_idle_s": max(0.0, step_s * max(1, workers) - work_s) for name, (work_s, workers) in stages.items()
+    }
+    if not longest:
+        return idle
+    return {**idle, "overlap/ceiling": sum(each.values()) / longest, "overlap/reached": longest / step_s}
+
+
+def waited_for(wait: Span, sampled: Iterable[Span], scored: Iterable[Span]) -> dict[str, float]:
+    """What a wait for groups was a wait for: up to the end of sampling for that, then for the scores.
+
+    Args:
+        wait: of the driver.
+        sampled: rollout calls of the groups that were waited for.
+        scored: their scores.
+    """
+    last_sample = max((span.end_s for span in sampled), default=wait.start_s)
+    last_score = max((span.end_s for span in scored), default=last_sample)
+    sample_s = min(max(0.0, last_sample - wait.start_s), wait.seconds)
+    score_s = min(max(0.0, last_score - max(last_sample, wait.start_s)), wait.seconds - sample_s)
+    return {
+        "time/wait_sample_s": sample_s, "time/wait_score_s": score_s,
+        "time/wait_other_s": wait.seconds - sample_s - score_s,
+    }  # fmt: skip
+
+
+class Recording:
+    """Spans of all pools on one clock; kept for chrome://tracing or https://ui.perfetto.dev where that is asked for.
+
+    Args:
+        offsets: how far each host's clock is ahead of this one's, in seconds; hosts that are not named agree.
+        is_kept: whether `events` will be asked for.
+    """
+
+    def __init__(self, offsets: Mapping[str, float] | None = None, *, is_kept: bool = False) -> None:
+        self.offsets, self.is_kept = dict(offsets or {}), is_kept
+        self._spans: dict[tuple[str, str, int, float], tuple[str, Span]] = {}
+
+    def add(self, pool: str, name: str, span: Span) -> Span:
+        """The span on this clock. What a process did for several groups at once is one span."""
+        ahead = self.offsets.get(span.host, 0.0)
+        span = replace(span, start_s=span.start_s - ahead, end_s=span.end_s - ahead)
+        if self.is_kept:
+            self._spans.setdefault((pool, span.host, span.process, span.start_s), (name, span))
+        return span
+
+    def events(self) -> dict[str, Any]:
+        """In the Trace Event Format: a row for each process, microseconds from the first span on."""
+        first = min((span.start_s for _, span in self._spans.values()), default=0.0)
+        rows = {
+            row: number for number, row in enumerate(sorted({(key[0], key[1], key[2]) for key in self._spans}), start=1)
+        }
+        named = [
+            {"name": "process_name", "ph": "M", "pid": number, "args": {"name": f"{pool} {host}:{process}"}}
+            for (pool, host, process), number in rows.items()
+        ]
+        work = [
+            {
+                "name": name, "cat": pool, "ph": "X", "pid": rows[pool, host, process], "tid": 0,
+                "ts": round((span.start_s - first) * 1e6), "dur": round(span.seconds * 1e6),
+            }
+            for (pool, host, process, _), (name, span) in self._spans.items()
+        ]  # fmt: skip
+        return {"displayTimeUnit": "ms", "traceEvents": [*named, *work]}

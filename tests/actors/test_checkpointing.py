@@ -1,0 +1,94 @@
+"""A run goes on from its checkpoint in the pools."""
+
+import dataclasses
+import json
+import os
+
+import pytest
+
+from actors.driver import Pipeline
+from actors.placement import node_id
+from actors.run_files import local_copy
+from rlir_ray.checkpoint import check, newest
+from rlir_ray.ledger import Ledger
+from tests.actors.test_driver import assert_same_run, run_pools
+from tests.world import flow_overrides, tiny_flow_prompt_set, tiny_prompt_set
+
+
+def run_until(config, step, prompt_set=tiny_prompt_set):
+    """Stops after a step; returns the result."""
+
+    def stop(metrics):
+        if metrics["step"] == step:
+            pipeline.stop()
+
+    pipeline = Pipeline(config, callbacks=[stop], prompts=prompt_set)
+    return pipeline.train(calibrate=False, evaluate=False)
+
+
+def test_a_stopped_run_goes_on_by_the_same_command_with_the_losses_of_one_that_was_not(ray_cluster, make_config):
+    config, lines = make_config("train.num_steps=4", "checkpoint.every=0"), []
+    first = run_until(config, 2)
+    assert (first.interrupted, first.num_steps) == (True, 2)
+    assert check(first.folder / "checkpoints" / "step_00000002").policy_version == 2
+    with (first.folder / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 3, "loss/policy": 9}\n{"step": 4, "los')  # of a step that no checkpoint holds
+    # Elsewhere, and more of it, is the same run.
+    config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, num_actors=2))
+    result = Pipeline(config, prompts=tiny_prompt_set, progress=lines.append).train(calibrate=False, evaluate=False)
+    assert_same_run(result, config)
+    assert any("goes on after step 2" in line for line in lines)
+    logged = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    assert logged == result.metrics and [step["step"] for step in logged] == [1, 2, 3, 4]
+    ledger = Ledger.from_json((result.folder / "ledger.json").read_text())
+    ledger.check()
+    assert ledger.counts()["trained"] == 16
+    # And once more: nothing is left to do.
+    before, lines[:] = (result.folder / "policy").stat().st_mtime_ns, []
+    again = Pipeline(config, prompts=tiny_prompt_set, progress=lines.append).train(calibrate=False, evaluate=False)
+    assert (again.num_steps, again.interrupted, again.metrics) == (4, False, result.metrics)
+    assert len(lines) == 1 and lines[0].startswith("run tiny is finished: 4 steps are trained")
+    assert (result.folder / "policy").stat().st_mtime_ns == before
+
+
+def test_a_file_of_another_node_is_read_through_that_node(ray_cluster, tmp_path, monkeypatch):
+    (tmp_path / "learner.safetensors").write_bytes(os.urandom(3000))
+    monkeypatch.setattr("actors.run_files.node_id", lambda: "another node")
+    with local_copy(tmp_path / "learner.safetensors", node_id()) as copy:
+        assert copy != tmp_path / "learner.safetensors"
+        assert copy.read_bytes() == (tmp_path / "learner.safetensors").read_bytes()
+    assert not copy.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["train.objective=nft", "train.max_advantage=5", "flow.shared_noise=false", "train.kl_coefficient=0.01"],
+    ],
+    ids=["grpo", "nft"],
+)
+def test_a_flow_run_goes_on_with_other_ranks_and_another_stage(ray_cluster, make_config, checkpoints, options):
+    # One more step: the roundings of other ranks come back larger through what is sampled after it.
+    options = [*flow_overrides(checkpoints), "train.max_advantage=2", "train.num_steps=3", *options]
+    run_until(make_config(*options), 2, tiny_flow_prompt_set)
+    config = make_config(*options, "learner.engine=deepspeed", "learner.num_workers=2", "learner.zero_stage=3")
+    assert_same_run(run_pools(config, tiny_flow_prompt_set, evaluate=False), config, tiny_flow_prompt_set)
+
+
+@pytest.mark.slow
+def test_groups_ahead_of_the_learner_are_kept_or_sampled_again_under_their_numbers(ray_cluster, make_config):
+    config = make_config("train.max_staleness=2", "train.num_steps=6", "checkpoint.every=1")
+    result = run_until(config, 3)
+    point = newest(result.folder, pytest.fail)
+    content = json.loads((point.path / "driver.json").read_text())
+    ahead = [each["group_id"] for each in content["ledger"]["groups"] if each["state"] == "in_flight"]
+    assert ahead
+    result = run_pools(config, evaluate=False)
+    ledger = Ledger.from_json((result.folder / "ledger.json").read_text())
+    ledger.check()
+    assert all(ledger[group_id].state in ("trained", "stale", "no_signal") for group_id in ahead)
+    assert ledger.counts()["trained"] == 24 and ledger.counts()["failed"] == 0
+    # Two are kept.
+    assert len(list((result.folder / "checkpoints").glob("step_*"))) == 2

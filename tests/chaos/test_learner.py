@@ -1,0 +1,83 @@
+"""R3: a learner rank killed in the middle of a step costs the steps since the latest checkpoint, and no group."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+import actors.learner_group
+from actors.driver import Pipeline
+from actors.learner import build_learner
+from actors.learner_group import LearnerLost
+from rlir_ray.config import Config
+from rlir_ray.learner.step import Learner
+from rlir_ray.ledger import Ledger
+from tests.actors.test_driver import assert_same_run
+from tests.world import tiny_prompt_set
+
+# Each start of learner ranks takes ten to twenty seconds here.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
+
+VICTIM_STEP = 3
+
+
+def mortal_learner(config: Config) -> Learner:
+    """The configured one, whose last rank dies once, between the gradients and the update of the fourth step."""
+    learner, marker = build_learner(config), Path(config.run.dir) / "killed"
+    update = learner.engine.optimizer_step
+
+    def die_or_update(learning_rate: float) -> float:
+        is_victim = learner.engine.rank == config.learner.num_workers - 1
+        if is_victim and learner.num_steps == VICTIM_STEP and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return update(learning_rate)
+
+    learner.engine.optimizer_step = die_or_update  # type: ignore[method-assign]
+    return learner
+
+
+def train(config: Config, monkeypatch: pytest.MonkeyPatch, lines: list[str]):
+    monkeypatch.setattr(actors.learner_group, "build_learner", mortal_learner)
+    return Pipeline(config, prompts=tiny_prompt_set, progress=lines.append).train(calibrate=False, evaluate=False)
+
+
+def check_recovered(result, config: Config, lines: list[str], after: int) -> None:
+    (told,) = (line for line in lines if "lost" in line)
+    assert told.startswith("the learner was lost in step 4 (learner ")
+    assert told.endswith(f"new ranks go on after step {after} (restart 1 of learner.max_restarts=3)")
+    assert_same_run(result, config)
+    ledger = Ledger.from_json((result.folder / "ledger.json").read_text())
+    ledger.check()
+    assert ledger.counts()["trained"] == 4 * config.train.num_steps and ledger.counts()["failed"] == 0
+
+
+def test_new_ranks_go_on_from_the_latest_checkpoint(ray_cluster, make_config, monkeypatch) -> None:
+    config, lines = make_config("train.num_steps=5", "checkpoint.every=2"), []
+    check_recovered(train(config, monkeypatch, lines), config, lines, after=2)
+
+
+def test_without_a_checkpoint_they_start_again_and_one_of_two_ranks_takes_the_other_along(
+    ray_cluster, make_config, monkeypatch
+) -> None:
+    config, lines = (
+        make_config(
+            "train.num_steps=4", "checkpoint.every=0", "learner.engine=deepspeed", "learner.num_workers=2",
+            "learner.num_cpus=0.25",
+        ),
+        [],
+    )  # fmt: skip
+    check_recovered(train(config, monkeypatch, lines), config, lines, after=0)
+
+
+def test_a_run_that_may_not_start_ranks_anew_ends_in_one_line_and_goes_on_by_the_same_command(
+    ray_cluster, make_config, monkeypatch
+) -> None:
+    config, lines = make_config("train.num_steps=4", "checkpoint.every=2", "learner.max_restarts=0"), []
+    with pytest.raises(LearnerLost, match="the run cannot go on without its learner") as stop:
+        train(config, monkeypatch, lines)
+    assert "\n" not in str(stop.value)
+    assert_same_run(train(config, monkeypatch, lines), config)

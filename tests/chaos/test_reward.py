@@ -1,0 +1,97 @@
+"""Reward replicas that are killed, and groups whose scoring raises or never ends: no group is lost."""
+
+import time
+from functools import partial
+
+import pytest
+import ray
+
+from actors.errors import one_line
+from actors.reward_pool import RewardPool
+from tests.chaos.victims import kill_process
+from tests.own_rewards import FastidiousReward, MoodyReward, SleepReward, StuckReward, small_video
+
+DEADLINE_S = 90
+BACKENDS = ("actors", "serve")
+
+
+@pytest.fixture
+def start_pool(ray_cluster, make_config):
+    pools = []
+
+    def start(make_reward, *overrides):
+        pools.append(RewardPool(make_config(*overrides), make_reward=make_reward))
+        pools[-1].start()
+        return pools[-1]
+
+    yield start
+    for pool in pools:
+        pool.stop()
+
+
+def replicas(pool):
+    """Handles of the pool's actors, whatever the backend."""
+    if hasattr(pool.backend, "members"):
+        return [member.actor for member in pool.backend.members]
+    names = [each for each in ray.util.list_named_actors(all_namespaces=True) if each["namespace"] == "serve"]
+    own = [each["name"] for each in names if each["name"].startswith(f"SERVE_REPLICA::{pool.backend.name}#")]
+    return [ray.get_actor(name, namespace="serve") for name in own]
+
+
+def submit(pool, numbers):
+    return [pool.score(ray.put(small_video(number))) for number in numbers]
+
+
+def group_ids(futures):
+    return [future.result(DEADLINE_S).scores.group_id for future in futures]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("state", ["idle", "computing"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_groups_of_a_killed_replica_are_scored_by_its_successor(start_pool, backend, state, tmp_path):
+    """The only replica of the pool; while it computes one group, the others are queued behind."""
+    pool = start_pool(partial(SleepReward, tmp_path, 0.3), f"reward.backend={backend}")
+    assert group_ids(submit(pool, [0])) == [0]
+    (victim,) = replicas(pool)
+    if state == "idle":
+        kill_process(victim)
+    scored = submit(pool, range(1, 9))
+    if state == "computing":
+        time.sleep(0.5)
+        kill_process(victim)
+    assert group_ids(scored) == list(range(1, 9))
+    # Those that the victim had finished were not read again.
+    counted = sorted(int(line) for path in tmp_path.iterdir() for line in path.read_text().split())
+    assert set(counted) == set(range(9)) and len(counted) <= 9 + 1
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_scoring_that_hangs_is_given_to_another_replica(start_pool, backend, tmp_path):
+    pool = start_pool(partial(StuckReward, tmp_path, 3), f"reward.backend={backend}", "reward.timeout_s=2")
+    assert group_ids(submit(pool, range(6))) == list(range(6))
+    assert len((tmp_path / "met").read_text().split()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_group_that_always_hangs_fails_with_its_cause_and_takes_no_other_along(start_pool, tmp_path):
+    pool = start_pool(partial(StuckReward, tmp_path, 3, always=True), "reward.timeout_s=2")
+    scored = submit(pool, range(6))
+    error = scored.pop(3).exception(DEADLINE_S)
+    assert "reward replicas in a row died over this group, or took more than reward.timeout_s=2" in one_line(error)
+    assert group_ids(scored) == [0, 1, 2, 4, 5]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_scoring_that_raises_is_tried_once_more(start_pool, backend, tmp_path):
+    pool = start_pool(partial(MoodyReward, tmp_path, 2), f"reward.backend={backend}")
+    assert group_ids(submit(pool, range(4))) == list(range(4))
+
+
+def test_a_scoring_that_always_raises_fails_the_group_with_its_cause(start_pool):
+    pool = start_pool(partial(FastidiousReward, 2))
+    scored = submit(pool, range(4))
+    assert "group 2 cannot be read" in one_line(scored.pop(2).exception(DEADLINE_S))
+    assert group_ids(scored) == [0, 1, 3]

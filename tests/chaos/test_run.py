@@ -1,0 +1,133 @@
+"""Whole runs under faults: every group is accounted for, the byte bound holds, nothing spills."""
+
+import random
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+from ray._private import state
+
+from actors.driver import Pipeline
+from benchmarks.stages import SleepLearner, SleepReward, SleepSampler, random_prompts
+from rlir_ray.config_files import load_config
+from rlir_ray.ledger import Ledger
+from tests.chaos.victims import kill_process
+
+ROOT = Path(__file__).parents[2]
+PER_STEP = 4
+
+
+def make_pipeline(folder, *overrides, sample_s=0.01, score_s=0.005, learn_s=0.02, **options):
+    """The real driver, pools, ledger and store around stages that sleep."""
+    config = load_config(
+        "doom_tiny_ar",
+        [
+            f"run.dir={folder}", "run.name=faults", "reward.backend=actors", "learner.engine=torch",
+            "train.max_minutes=0", f"train.prompts_per_step={PER_STEP}", "rollout.prompts_per_call=2",
+            "prompts.num_train=16", "prompts.num_heldout=4", "object_store_budget_bytes=20000000",
+            "checkpoint.every=0", "train.wait_timeout_s=120", *overrides,
+        ],
+    )  # fmt: skip
+    return Pipeline(
+        config, prompts=partial(random_prompts, config), make_sampler=partial(SleepSampler, sample_s),
+        make_reward=partial(SleepReward, score_s), make_learner=partial(SleepLearner, learn_s), **options,
+    )  # fmt: skip
+
+
+def run(pipeline):
+    return pipeline.train(calibrate=False, evaluate=False)
+
+
+def ledger_of(result):
+    return Ledger.from_json((result.folder / "ledger.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_hundred_steps_with_and_without_kills_account_for_the_same_groups(ray_cluster, tmp_path):
+    chance, kills = random.Random(0), []
+
+    def kill(metrics):
+        if int(metrics["step"]) % 12:
+            return
+        victims = [*pipeline.rollout.actors, *(member.actor for member in pipeline.reward.backend.members)]
+        victim = chance.choice(victims)
+        if state.actors(victim._actor_id.hex())["State"] == "ALIVE":
+            kill_process(victim)
+            kills.append(victim)
+
+    pools = ["train.num_steps=100", "rollout.num_actors=2", "reward.num_replicas=2"]
+    pipeline = make_pipeline(tmp_path / "killed", *pools, callbacks=[kill])
+    killed, quiet = run(pipeline), run(make_pipeline(tmp_path / "quiet", *pools))
+    assert len(kills) >= 6
+    ledgers = [ledger_of(killed), ledger_of(quiet)]
+    for ledger in ledgers:
+        ledger.check()
+        assert ledger.counts()["trained"] == ledger.next_group_id == 100 * PER_STEP
+    assert ledgers[0].to_json() == ledgers[1].to_json()
+
+
+@pytest.mark.timeout(120)
+def test_a_reward_pool_that_is_ten_times_slower_holds_up_sampling_at_the_byte_bound(ray_cluster, tmp_path):
+    said = []
+    # Room for six groups of at most 54 KB where sixteen slots are free.
+    pipeline = make_pipeline(
+        tmp_path, "train.num_steps=6", "train.max_staleness=3", "object_store_budget_bytes=330000",
+        sample_s=0.005, score_s=0.05, progress=said.append,
+    )  # fmt: skip
+    result = run(pipeline)
+    assert result.groups["trained"] == 24 and result.groups["failed"] == 0
+    assert max(metrics["object_store/peak_bytes"] for metrics in result.metrics) <= 330_000
+    assert sum(metrics["time/room_s"] for metrics in result.metrics) > 0
+    assert any(line.startswith("sampling waits for room: ") for line in said)
+
+
+SMALL_STORE = """
+import sys
+import numpy as np
+import ray
+from ray._private import internal_api
+from actors.plan import start_ray
+from tests.chaos.test_run import make_pipeline, run
+
+start_ray(num_cpus=4, object_store_memory=90_000_000)
+taken = ray.put(np.random.default_rng(0).random(int(sys.argv[2]) // 8))
+# Groups of 1.7 MB; the slots would take 84 of them, more than the store has.
+pipeline = make_pipeline(
+    sys.argv[1], "train.num_steps=25", "train.group_size=256", "train.max_staleness=20", "object_store_budget_bytes=0",
+)
+result = run(pipeline)
+print("budget", pipeline.budget_bytes, "peak", int(result.metrics[-1]["object_store/peak_bytes"]))
+print("trained", result.groups["trained"])
+print(internal_api.memory_summary(stats_only=True))
+ray.shutdown()
+"""
+
+
+def run_in_small_store(folder, taken_bytes):
+    return subprocess.run(
+        [sys.executable, "-c", SMALL_STORE, str(folder), str(taken_bytes)], cwd=ROOT, capture_output=True, text=True,
+        timeout=200, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_nothing_spills_from_a_small_store_that_others_have_half_filled(tmp_path):
+    done = run_in_small_store(tmp_path, 30_000_000)
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.split()
+    assert int(words[words.index("trained") + 1]) == 100
+    assert 0 < int(words[words.index("peak") + 1]) <= int(words[words.index("budget") + 1]) < 60_000_000
+    assert "Plasma memory usage" in done.stdout and "Spilled" not in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_store_that_is_almost_full_is_refused_before_anything_starts(tmp_path):
+    done = run_in_small_store(tmp_path, 85_000_000)
+    assert done.returncode == 1
+    assert "the object store must hold the groups in flight" in done.stderr
+    assert "free it, start Ray with --object-store-memory=" in done.stderr
