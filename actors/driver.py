@@ -243,7 +243,7 @@ class Pipeline:
             self._start_reward(self._ask(self.prompts.class_shares.remote(config.world.groups), "the class shares"))
         self.progress("waiting for the policy in the rollout pool and the learner")
         self.rollout.wait_ready(self._stop)
-        self.sync = WeightSync(self.rollout, timeout_s)
+        self.sync = WeightSync(self.rollout, timeout_s, self.progress)
         self.sync.publish(self.learner.wait_ready(self._stop))
         self.recording.offsets = clock_offsets(timeout_s)
         self.scaling = Scaling(self.rollout, self.reward, self.sync, self.progress)

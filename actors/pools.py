@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from actors.placement import ray_options
-from actors.rollout import RolloutActor, build_sampler
+from actors.rollout import Published, RolloutActor, build_sampler
 from actors.stacks import doing, ids
 from actors.waiting import wait_all
 from rlir_ray.config import Config
@@ -42,15 +42,6 @@ def _restartable(make_sampler: Callable[[], Sampler], timeout_s: float) -> type[
 
     Restartable.__qualname__ = RolloutActor.__qualname__
     return Restartable
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """A version's weights in the object store; every call carries them, so that no actor samples with older ones."""
-
-    weights_ref: ray.ObjectRef | None
-    version: int
-    checksum: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +110,8 @@ class RolloutPool:
             actor = self.actors[self._num_calls % len(self.actors)]
             self._num_calls += 1
             method = actor.sample.options(num_returns=2 * len(prompts) + 1)
-            published = self._published or Published(None, 0, "")
-            *columns, report = method.remote(
-                list(group_ids), list(seeds), self.config.train.group_size,
-                published.version, published.checksum, published.weights_ref, *prompts,
-            )  # fmt: skip
+            group_size = self.config.train.group_size
+            *columns, report = method.remote(list(group_ids), list(seeds), group_size, self._published, *prompts)
         return [GroupRefs(group, video, report) for group, video in zip(columns[::2], columns[1::2], strict=True)]
 
     def load_weights(
@@ -132,7 +120,8 @@ class RolloutPool:
         """Hands a version to every actor, or to each of `actors`; calls submitted later are sampled with it."""
         with self._lock:
             chosen = self.actors if actors is None else actors
-            self._published = Published(weights_ref, version, checksum)
+            oldest = version - self.config.train.max_staleness
+            self._published = Published(weights_ref, version, checksum, oldest)
             return [actor.load_weights.remote(weights_ref, version, checksum) for actor in chosen]
 
     def num_actors(self) -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 import torch
 
 from rlir_ray.config import Config
@@ -33,6 +33,17 @@ class CallReport:
     """Of the engine's log-probabilities, where it compares them."""
 
 
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A version in the object store. Every call carries it: an actor that does not hold it yet fetches it first."""
+
+    weights_ref: ray.ObjectRef
+    version: int
+    checksum: str
+    oldest: int
+    """The version that may sample in its place where it cannot be had."""
+
+
 def build_sampler(config: Config) -> Sampler:
     """The sampler of the configured policy, on a GPU when the actor was given one."""
     torch.set_num_threads(config.rollout.num_threads)
@@ -46,7 +57,7 @@ class RolloutActor:
     timeout_s: a call that takes longer ends the process.
     """
 
-    def __init__(self, make_sampler: Callable[[], Sampler], timeout_s: float = math.inf) -> None:
+    def __init__(self, make_sampler: Callable[[], Sampler], timeout_s: float = 300.0) -> None:
         show_stack_on_signal()
         self.sampler, self.timeout_s = make_sampler(), timeout_s
 
@@ -55,19 +66,17 @@ class RolloutActor:
         group_ids: Sequence[int],
         seeds: Sequence[int],
         group_size: int,
-        version: int,
-        published: str,
-        weights: Weights | None,
+        published: Published | None,
         *prompts: Prompt,
     ) -> tuple[Any, ...]:
         """Groups and videos in turn, one pair a prompt, and a `CallReport`: 2 * prompts + 1 objects.
 
         Args:
-            version: the oldest that may sample; an actor that was started again loads it first.
-            published, weights: of that version, as `load_weights` takes them; None: none was published yet.
+            published: the version to sample with, loaded first where the actor was started again or could not load it;
+                None: none was published yet.
         """
-        if weights is not None and self.sampler.policy_version < version:
-            self.load_weights(weights, version, published)
+        if published is not None and self.sampler.policy_version < published.version:
+            self._catch_up(published)
         started = time.time()
         with bounded(self.timeout_s):
             pairs = self.sampler.sample(prompts, group_ids, seeds, group_size)
@@ -86,6 +95,15 @@ class RolloutActor:
         """
         self.sampler.load_weights(weights, version, published)
         return version
+
+    def _catch_up(self, published: Published) -> None:
+        try:
+            weights = ray.get(published.weights_ref, timeout=self.timeout_s)
+            self.load_weights(weights, published.version, published.checksum)
+        except Exception:
+            # Fault tolerance: the groups of an old version may still train, and say which one sampled them.
+            if self.sampler.policy_version < published.oldest:
+                raise
 
     def version(self) -> int:
         return self.sampler.policy_version
