@@ -100,7 +100,7 @@ pipeline = make_pipeline(
 result = run(pipeline)
 print("budget", pipeline.budget_bytes, "peak", int(result.metrics[-1]["object_store/peak_bytes"]))
 print("trained", result.groups["trained"])
-print(internal_api.memory_summary(stats_only=True))
+print(internal_api.memory_summary(ray.get_runtime_context().gcs_address, stats_only=True))
 ray.shutdown()
 """
 
