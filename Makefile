@@ -74,6 +74,8 @@ bench: install-dev
 	$(BIN)/python benchmarks/rollout_engines.py $(ARGS)
 	$(BIN)/python benchmarks/flow_rollout.py
 	$(BIN)/python benchmarks/reward_scaling.py
+	$(BIN)/python -m benchmarks.overlap
+	$(BIN)/python -m benchmarks.overhead
 
 # From nothing to the shipped checkpoints: records the game, trains all models, writes how they were made. Hours.
 assets: install

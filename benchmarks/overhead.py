@@ -1,7 +1,7 @@
 """What the framework adds to a synchronous step of one second: through the pools, and in one process (local.py).
 
 Overhead is the step's time minus the sum of its stages, which sleep. Writes JSON with the versions and the load.
-Run: `python benchmarks/overhead.py`.
+Run: `python -m benchmarks.overhead`.
 """
 
 from __future__ import annotations

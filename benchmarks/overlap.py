@@ -2,7 +2,7 @@
 
 Ideal is the sum of the stages without overlap (train.max_staleness=0) and the longest one with it; efficiency is ideal
 over the measured time of a step. What remains is what the framework costs. Writes JSON with the versions and the load.
-Run: `python benchmarks/overlap.py`.
+Run: `python -m benchmarks.overlap`.
 """
 
 from __future__ import annotations
