@@ -95,6 +95,7 @@ class Collector:
         self._ready: dict[int, ReadyGroup] = {}
         self._failures = Failures(config.train.max_failed_fraction)
         self._step = StepTotals(self.config.reward.discount)
+        self._last_report: tuple[ray.ObjectRef, CallReport] | None = None
         self._room_since: float | None = None
         self._has_told = False
 
@@ -202,7 +203,7 @@ class Collector:
         # Fault tolerance: a lost group is written down with its cause, and another one takes its slot.
         try:
             scored = future.result(0)
-            report: CallReport = ray.get(refs.report_ref, timeout=self.config.train.wait_timeout_s)
+            report = self._report(refs.report_ref)
         except Exception as error:
             self._fail(group_id, one_line(error))
             return
@@ -222,6 +223,12 @@ class Collector:
             check_signal(self.config, num_seen=len(self._step.scores), num_missing=missing)
         else:
             self._ready[group_id] = ReadyGroup(group_id, refs.group_ref, advantages, report, span)
+
+    def _report(self, ref: ray.ObjectRef) -> CallReport:
+        """The groups of a call come one after the other: its report is fetched once."""
+        if self._last_report is None or self._last_report[0] != ref:
+            self._last_report = ref, ray.get(ref, timeout=self.config.train.wait_timeout_s)
+        return self._last_report[1]
 
     def _fail(self, group_id: int, cause: str) -> None:
         self._end(group_id, FAILED, cause)

@@ -364,8 +364,7 @@ class Pipeline:
 
     def _submit(self, group_ids: Sequence[int], seeds: Sequence[int], prompt_indices: Sequence[int]) -> list[Any]:
         """One rollout call, and the scoring of its videos as soon as they exist: the driver passes references on."""
-        prompts = [self.prompts.prompt.remote(index) for index in prompt_indices]
-        refs = self.rollout.sample(group_ids, seeds, prompts)
+        refs = self.rollout.sample(group_ids, seeds, self.prompts.prompts.remote(prompt_indices))
         return [(each, self.reward.score(each.video_ref)) for each in refs]
 
     def _log(self, metrics: dict[str, float]) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,17 @@ from ray import train
 from ray.train.torch import get_device
 
 from actors.errors import one_line
-from actors.mailbox import CheckpointOrder, Failure, Order, SaveOrder, StepReport
+from actors.mailbox import CheckpointOrder, Failure, Order, SaveOrder, StepOrder
 from actors.placement import node_id
+from actors.rank_mail import POST_TIMEOUT_S, RankMail
 from actors.run_files import local_copy, send_folder, send_whole
 from rlir_ray.checkpoint import LEARNER, ArrayFile, Files, describe_files, save_arrays, save_group
 from rlir_ray.config import Config
 from rlir_ray.families import make_objective, open_policy
 from rlir_ray.learner.step import Engine, Learner, StepBatch, trained_decisions
 from rlir_ray.learner.torch_engine import TorchEngine
-from rlir_ray.timeline import span_since
 from rlir_ray.watch import show_stack_on_signal
-from rlir_ray.weights import Weights, checksum
-
-# How often a rank that waits for an order looks whether the mailbox is still there.
-LOOK_S = 60.0
-# The mailbox does nothing but take letters.
-POST_TIMEOUT_S = 60.0
+from rlir_ray.weights import Weights
 
 
 def build_learner(config: Config) -> Learner:
@@ -61,49 +55,40 @@ def run_rank(settings: dict[str, Any]) -> None:
     show_stack_on_signal()
     try:
         ray.get(mailbox.register.remote(rank, ray.get_runtime_context().get_actor_id()), timeout=timeout_s)
-        learner = settings["make_learner"]()
-        if settings["checkpoint"] is not None:
-            folder, node = settings["checkpoint"]
-            with local_copy(folder / LEARNER, node) as file:
-                learner.load_state(ArrayFile(file))
-        _report(mailbox, learner, {}, time.time())
-        while _carry_out(_next_order(mailbox, rank), learner, mailbox, timeout_s):
-            pass
+        with closing(RankMail(mailbox, rank, timeout_s)) as mail:
+            learner, started = settings["make_learner"](), time.time()
+            if settings["checkpoint"] is not None:
+                folder, node = settings["checkpoint"]
+                with local_copy(folder / LEARNER, node) as file:
+                    learner.load_state(ArrayFile(file))
+            mail.report(learner.num_steps, {}, started, learner.weights())
+            while (order := mail.next_order()) is not None:
+                _carry_out(order, learner, mail, timeout_s)
+                # The groups of an order are held no longer than it takes.
+                del order
+            mail.flush()
     except Exception as error:
         failure = Failure(cause=f"learner rank {rank}: {one_line(error)}", is_final=isinstance(error, ValueError))
         ray.get(mailbox.report.remote(failure), timeout=timeout_s)
         raise
 
 
-def _next_order(mailbox: Any, rank: int) -> Order:
-    """Unblocked by the driver's next order, by None from LearnerGroup.stop(), or by the end of the mailbox.
-
-    A driver may be busy with an evaluation for as long as it likes; each look at it is bounded.
-    """
-    ref = mailbox.next_order.remote(rank)
-    while not ray.wait([ref], timeout=LOOK_S)[0]:
-        pass
-    return ray.get(ref, timeout=LOOK_S)
-
-
-def _carry_out(order: Order, learner: Learner, mailbox: Any, timeout_s: float) -> bool:
-    """Whether there is more to come. It holds the groups of an order no longer than the order takes."""
+def _carry_out(order: Order, learner: Learner, mail: RankMail, timeout_s: float) -> None:
     started = time.time()
-    if order is None:
-        return False
-    if isinstance(order, SaveOrder):
+    if isinstance(order, StepOrder):
+        groups = ray.get(order.group_refs, timeout=timeout_s)
+        own = torch.tensor(float(trained_decisions(groups, order.advantages)), dtype=torch.float64)
+        num_decisions = int(learner.engine.reduce(own.to(learner.engine.device), maximum=False))
+        batch = StepBatch(groups=groups, advantages=order.advantages, num_decisions=num_decisions)
+        metrics = learner.step(batch)
+        # Gathered by all ranks.
+        mail.report(learner.num_steps, metrics, started, learner.weights())
+    elif isinstance(order, CheckpointOrder):
+        files = _checkpoint(order, learner)
+        mail.report(learner.num_steps, {}, started, {}, files)
+    elif isinstance(order, SaveOrder):
         _save(order, learner)
-        _post(mailbox, learner, {}, [], "", started)
-        return True
-    if isinstance(order, CheckpointOrder):
-        _post(mailbox, learner, {}, [], "", started, _checkpoint(order, learner))
-        return True
-    groups = ray.get(order.group_refs, timeout=timeout_s)
-    own = torch.tensor(float(trained_decisions(groups, order.advantages)), dtype=torch.float64)
-    num_decisions = int(learner.engine.reduce(own.to(learner.engine.device), maximum=False))
-    batch = StepBatch(groups=groups, advantages=order.advantages, num_decisions=num_decisions)
-    _report(mailbox, learner, learner.step(batch), started)
-    return True
+        mail.report(learner.num_steps, {}, started, {})
 
 
 def _save(order: SaveOrder, learner: Learner) -> None:
@@ -136,35 +121,6 @@ def _write_checkpoint(folder: Path, state: Weights, group_refs: list[ray.ObjectR
     save_arrays(folder / LEARNER, state)
     for ref in group_refs:
         # Fault tolerance: a group that was lost with its node is left out, and sampled again after a resume.
-        with contextlib.suppress(ray.exceptions.ObjectLostError, ray.exceptions.RayTaskError):
+        with suppress(ray.exceptions.ObjectLostError, ray.exceptions.RayTaskError):
             save_group(folder, ray.get(ref, timeout=POST_TIMEOUT_S))
     return describe_files(sorted(folder.iterdir()))
-
-
-def _report(mailbox: Any, learner: Learner, metrics: dict[str, float], started: float) -> None:
-    """Gathers the weights on all ranks; rank 0 puts them, once whatever the number of readers."""
-    weights = learner.weights()
-    if weights:
-        # Both read the weights at the speed of the memory, on cores that have nothing else to do.
-        with ThreadPoolExecutor(1) as beside:
-            published = beside.submit(checksum, weights)
-            ref = ray.put(weights)
-        _post(mailbox, learner, metrics, [ref], published.result(POST_TIMEOUT_S), started)
-
-
-def _post(
-    mailbox: Any,
-    learner: Learner,
-    metrics: dict[str, float],
-    refs: list[ray.ObjectRef],
-    published: str,
-    started: float,
-    files: Files | None = None,
-) -> None:
-    if learner.engine.rank != 0:
-        return
-    report = StepReport(
-        version=learner.num_steps, metrics=metrics, weights_refs=refs, checksum=published,
-        span=span_since(started), files=files or {},
-    )  # fmt: skip
-    ray.get(mailbox.report.remote(report), timeout=POST_TIMEOUT_S)

@@ -7,6 +7,7 @@ import math
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -64,9 +65,8 @@ class LearnerGroup:
         """Of the last report; -1 before the first."""
         self.num_ordered = 0
         """Steps whose report has not come."""
-        self.report_future: Future[Any] | None = None
-        """Of the next report, while a step is under way."""
-        self._report_ref: ray.ObjectRef | None = None
+        self._reports: deque[tuple[ray.ObjectRef, Future[Any]]] = deque()
+        """To come, in order."""
         self.mailbox: Any = None
         self.has_failed = False
         self._thread: threading.Thread | None = None
@@ -100,6 +100,7 @@ class LearnerGroup:
             run_config=train.RunConfig(name="learner", storage_path=str(self.storage.absolute())),
         )
         self._placements_before = set(placement_group_table())
+        self._await(self.mailbox.next_report.remote())
         self._thread = threading.Thread(target=self._fit, args=(trainer, self.mailbox), name="learner", daemon=True)
         self._thread.start()
 
@@ -140,16 +141,17 @@ class LearnerGroup:
         """Orders an optimiser step; it may wait at the ranks until they are done with the one before."""
         self._order(split_order(list(group_refs), list(advantages), self.config.learner.num_workers))
         self.num_ordered += 1
-        self._ask_report()
 
     def finish_step(self) -> StepReport:
         """The report of the oldest step that was ordered. Blocks; the other pools go on."""
         assert self.num_ordered, "order a step first"
         report = self._next_report("the learner's step")
         self.num_ordered -= 1
-        if self.num_ordered:
-            self._ask_report()
         return report
+
+    def report_future(self) -> Future[Any] | None:
+        """Done when the next report is there; None: none is to come."""
+        return self._reports[0][1] if self._reports else None
 
     def step(self, group_refs: Sequence[ray.ObjectRef], advantages: Sequence[GroupAdvantages]) -> StepReport:
         """One optimiser step, from the order to the report."""
@@ -169,28 +171,23 @@ class LearnerGroup:
         return self._next_report("the learner to write a checkpoint").files
 
     def _order(self, orders: Sequence[Order]) -> None:
-        # The report is what is waited for; the mailbox takes calls in their order.
-        self.mailbox.order.remote(list(orders))
+        # The mailbox takes calls in their order.
+        self._await(self.mailbox.carry_out.remote(list(orders)))
+
+    def _await(self, report: ray.ObjectRef) -> None:
+        self._reports.append((report, report.future()))
 
     def _next_report(self, who: str, stop: threading.Event | None = None) -> StepReport:
         """Unblocked by rank 0, or by the failure of any rank."""
         # Until it says otherwise: after a wait that was given up, its next report would be of another order.
         self.has_failed, timeout_s = True, self.config.train.wait_timeout_s
-        ref = self._ask_report()
-        report = wait_all([ref], timeout_s, who, stop, self.doing)[0]
-        self._report_ref = self.report_future = None
+        report = wait_all([self._reports[0][0]], timeout_s, who, stop, self.doing)[0]
+        self._reports.popleft()
         if isinstance(report, Failure):
             kind = RuntimeError if report.is_final else LearnerLost
             raise kind(f"{report.cause}; the run cannot go on without its learner")
         self.has_failed, self.version = False, report.version
         return report
-
-    def _ask_report(self) -> ray.ObjectRef:
-        """The one that is awaited; `report_future` is done when it is there."""
-        if self._report_ref is None:
-            self._report_ref = self.mailbox.next_report.remote()
-            self.report_future = self._report_ref.future()
-        return self._report_ref
 
     def doing(self) -> str:
         """What its ranks are busy with, for a message."""
@@ -203,7 +200,7 @@ class LearnerGroup:
     def stop(self) -> None:
         if self.mailbox is None:
             return
-        self.mailbox.order.remote([None] * self.config.learner.num_workers)
+        self.mailbox.end.remote()
         # A thread that still used Ray after its shutdown would end the whole process, and with it the user's message.
         if self._thread is not None:
             self._thread.join(STOP_TIMEOUT_S)

@@ -83,9 +83,16 @@ class Mailbox:
         """Actor ids in the order of the ranks; of those that have started."""
         return [self._ranks[rank] for rank in sorted(self._ranks)]
 
-    async def order(self, orders: list[Order]) -> None:
+    async def carry_out(self, orders: list[Order]) -> StepReport | Failure:
+        """Hands an order to each rank; the report of what they did, or the failure of one. Reports come in order."""
         for queue, order in zip(self._orders, orders, strict=True):
             queue.put_nowait(order)
+        return await self._reports.get()
+
+    async def end(self) -> None:
+        """Ends the ranks' loops."""
+        for queue in self._orders:
+            queue.put_nowait(None)
 
     async def next_order(self, rank: int) -> Order:
         return await self._orders[rank].get()
@@ -94,6 +101,7 @@ class Mailbox:
         self._reports.put_nowait(report)
 
     async def next_report(self) -> StepReport | Failure:
+        """Of what was not ordered: that a rank is ready."""
         return await self._reports.get()
 
 

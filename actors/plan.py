@@ -41,7 +41,7 @@ LEAST_GRACE_S = 60
 REPORT_BYTES = 50_000_000
 SYSTEM_CONFIG = {
     # Above it Ray keeps a result in shared memory; below, it would travel through the driver's own memory.
-    "max_direct_call_object_size": 256,
+    "max_direct_call_object_size": 2048,
     # Ray gives its agent 15 s to start, too little on two cores that are busy with something else.
     "agent_register_timeout_ms": 120_000,
 }

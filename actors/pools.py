@@ -97,21 +97,19 @@ class RolloutPool:
         """What its actors are busy with, for a message."""
         return doing(ids(self.actors))
 
-    def sample(
-        self, group_ids: Sequence[int], seeds: Sequence[int], prompts: Sequence[ray.ObjectRef]
-    ) -> list[GroupRefs]:
-        """One call: the groups of these prompts, sampled together by the next actor.
+    def sample(self, group_ids: Sequence[int], seeds: Sequence[int], prompts_ref: ray.ObjectRef) -> list[GroupRefs]:
+        """One call: a group of each prompt, sampled together by the next actor.
 
         Args:
-            prompts: references of `Prompt`; the actor gets their values, the caller never does.
+            prompts_ref: of a list of `Prompt`, as many; the actor gets them, the caller never does.
         """
         # Under the lock: an actor that is let go meanwhile must not get a call after it was told to end.
         with self._lock:
             actor = self.actors[self._num_calls % len(self.actors)]
             self._num_calls += 1
-            method = actor.sample.options(num_returns=2 * len(prompts) + 1)
+            method = actor.sample.options(num_returns=2 * len(group_ids) + 1)
             group_size = self.config.train.group_size
-            *columns, report = method.remote(list(group_ids), list(seeds), group_size, self._published, *prompts)
+            *columns, report = method.remote(list(group_ids), list(seeds), group_size, self._published, prompts_ref)
         return [GroupRefs(group, video, report) for group, video in zip(columns[::2], columns[1::2], strict=True)]
 
     def load_weights(

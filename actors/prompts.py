@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -45,9 +45,9 @@ class PromptActor:
         sets = self.sets.values()
         return sum(each.num_recordings for each in sets), tuple(line for each in sets for line in each.left_out)
 
-    def prompt(self, index: int) -> Prompt:
-        """A training prompt."""
-        return self.sets["train"].prompts[index]
+    def prompts(self, indices: Sequence[int]) -> list[Prompt]:
+        """Training prompts."""
+        return [self.sets["train"].prompts[index] for index in indices]
 
     def prompt_set(self, split: PromptSplit, count: int | None = None) -> PromptSet:
         """A split, or its first `count` prompts."""

@@ -67,7 +67,7 @@ class RolloutActor:
         seeds: Sequence[int],
         group_size: int,
         published: Published | None,
-        *prompts: Prompt,
+        prompts: Sequence[Prompt],
     ) -> tuple[Any, ...]:
         """Groups and videos in turn, one pair a prompt, and a `CallReport`: 2 * prompts + 1 objects.
 

@@ -40,7 +40,7 @@ class UnderWay:
         self._steps.append(step)
 
     def report_future(self) -> Future[Any] | None:
-        return self.learner.report_future if self._steps else None
+        return self.learner.report_future()
 
     def finish_done(self) -> None:
         while (future := self.report_future()) is not None and future.done():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,13 +19,13 @@ MAX_LOST = 3
 
 
 class WeightSync:
-    """One publication under way at a time.
+    """No more publications are under way than versions that a group may lag behind, and one.
 
     An actor whose load fails goes on with the version that it holds, as long as that may still be sampled with.
 
     Args:
         pool: who reads.
-        timeout_s: bound of the wait for the previous publication.
+        timeout_s: bound of the wait for an earlier publication.
         progress: told of loads that failed.
     """
 
@@ -34,7 +35,7 @@ class WeightSync:
         self.pool, self.timeout_s, self.progress = pool, timeout_s, progress
         self.latest: StepReport | None = None
         self._num_lost = 0
-        self._loads: list[ray.ObjectRef] = []
+        self._under_way: deque[tuple[int, list[ray.ObjectRef]]] = deque()  # version, loads
         self._lock = threading.Lock()
 
     def publish(self, report: StepReport) -> None:
@@ -45,11 +46,11 @@ class WeightSync:
 
         Raises:
             RuntimeError: the last versions did not reach all actors.
-            TimeoutError: an actor did not load the previous version in time.
+            TimeoutError: an actor did not load an earlier version in time.
         """
-        self.wait()
+        self.wait(most=self.pool.config.train.max_staleness)
         with self._lock:
-            self._loads = self._load(report)
+            self._under_way.append((report.version, self._load(report)))
             # Keeps the reference, and with it the weights, alive until the next version.
             self.latest = report
 
@@ -76,32 +77,36 @@ class WeightSync:
     def _load(self, report: StepReport, actors: Sequence[Any] | None = None) -> list[ray.ObjectRef]:
         return self.pool.load_weights(report.weights_refs[0], report.version, report.checksum, actors)
 
-    def wait(self) -> None:
-        """Blocks until the loads under way are done, and says which failed.
+    def wait(self, most: int = 0) -> None:
+        """Blocks until at most so many publications are under way, and says which loads failed.
 
         Raises:
             RuntimeError: so many versions in a row did not reach all actors that it is no accident.
             TimeoutError: an actor did not answer.
         """
-        causes = self._causes()
-        self._num_lost = self._num_lost + 1 if causes else 0
-        if causes:
-            assert self.latest is not None
-            line = f"{len(causes)} of {len(self._loads)} rollout actors could not load it: {causes[0]}"
-            self.progress(f"weights of version {self.latest.version}: {line}; they go on with the one before")
-        self._loads = []
+        while self._under_way and (len(self._under_way) > most or _are_done(self._under_way[0][1])):
+            self._finish(*self._under_way.popleft())
+
+    def _finish(self, version: int, loads: list[ray.ObjectRef]) -> None:
+        causes = self._causes(loads)
+        if not causes:
+            self._num_lost = 0
+            return
+        self._num_lost += 1
+        line = f"{len(causes)} of {len(loads)} rollout actors could not load it: {causes[0]}"
+        self.progress(f"weights of version {version}: {line}; they go on with the one before")
         if self._num_lost >= MAX_LOST:
             raise RuntimeError(
                 f"the weights of {MAX_LOST} versions in a row did not reach the rollout pool: {causes[0]}; free memory "
                 "on its nodes, or look into Ray's logs"
             )
 
-    def _causes(self) -> list[str]:
+    def _causes(self, loads: list[ray.ObjectRef]) -> list[str]:
         """Of the loads that failed, when all are done."""
         try:
-            wait_all(self._loads, self.timeout_s, f"{len(self._loads)} rollout actors to load weights")
+            wait_all(loads, self.timeout_s, f"{len(loads)} rollout actors to load weights", doing=self.pool.doing)
         except ray.exceptions.RayError:
-            return [one_line(error) for load in self._loads if (error := self._error(load))]
+            return [one_line(error) for load in loads if (error := self._error(load))]
         return []
 
     def _error(self, load: ray.ObjectRef) -> Exception | None:
@@ -110,3 +115,7 @@ class WeightSync:
         except ray.exceptions.RayError as error:
             return error
         return None
+
+
+def _are_done(loads: list[ray.ObjectRef]) -> bool:
+    return len(ray.wait(loads, num_returns=len(loads), timeout=0)[0]) == len(loads)

@@ -1,5 +1,6 @@
 """How well the stages overlap: sampling, scoring and learning that sleep, through the real driver, pools and store.
 
+One learner rank; with overlap two rollout and two reward actors, each of which takes twice its stage's time for a group.
 Ideal is the sum of the stages without overlap (train.max_staleness=0) and the longest one with it; efficiency is ideal
 over the measured time of a step. What remains is what the framework costs. Writes JSON with the versions and the load.
 Run: `python -m benchmarks.overlap`.
@@ -23,11 +24,13 @@ from benchmarks.stages import SleepLearner, SleepReward, SleepSampler, random_pr
 from rlir_ray.config_files import load_config
 from rlir_ray.run import versions, write_json
 
-PROMPTS_PER_STEP = 4
+PROMPTS_PER_STEP = 1
+# Of rollout and reward each, with overlap: while one stores its results, the other works.
+NUM_ACTORS = 2
 # Steps before the pools are in step with each other, and after the last one was admitted.
-WARM_UP, WIND_DOWN = 8, 4
-# Of a pipeline with so many stages each step goes through as many steps' time: the slots must hold them all.
-STALENESS = {1: 1, 2: 1, 3: 2}
+WARM_UP, WIND_DOWN = 16, 12
+# The slots must hold the groups of all that is under way: each stage's, what waits at it, and what goes between them.
+MAX_STALENESS = 9
 TARGETS = {100: 0.95, 20: 0.90}
 SPEEDUPS = {2: 1.9, 3: 2.7}
 
@@ -42,6 +45,7 @@ class Measured:
 
 def measure(sample_s: float, score_s: float, learn_s: float, max_staleness: int, num_steps: int) -> Measured:
     """Runs the pipeline with stages that take so long a step."""
+    num_actors = NUM_ACTORS if max_staleness else 1
     with tempfile.TemporaryDirectory() as folder:
         config = load_config(
             "doom_tiny_ar",
@@ -49,13 +53,14 @@ def measure(sample_s: float, score_s: float, learn_s: float, max_staleness: int,
                 f"run.dir={folder}", "run.name=stages", "reward.backend=actors", "learner.engine=torch",
                 f"train.num_steps={num_steps}", "train.max_minutes=0", f"train.max_staleness={max_staleness}",
                 f"train.prompts_per_step={PROMPTS_PER_STEP}", f"rollout.prompts_per_call={PROMPTS_PER_STEP}",
-                "prompts.num_train=64", "prompts.num_heldout=8",
+                "prompts.num_train=64", "prompts.num_heldout=8", f"rollout.num_actors={num_actors}",
+                f"reward.num_replicas={num_actors}", "checkpoint.every=0",
             ],
         )  # fmt: skip
         result = Pipeline(
             config, prompts=partial(random_prompts, config),
-            make_sampler=partial(SleepSampler, sample_s / PROMPTS_PER_STEP),
-            make_reward=partial(SleepReward, score_s / PROMPTS_PER_STEP),
+            make_sampler=partial(SleepSampler, num_actors * sample_s / PROMPTS_PER_STEP),
+            make_reward=partial(SleepReward, num_actors * score_s / PROMPTS_PER_STEP),
             make_learner=partial(SleepLearner, learn_s),
         ).train(calibrate=False, evaluate=False)  # fmt: skip
     assert result.groups["trained"] == num_steps * PROMPTS_PER_STEP, result.groups
@@ -77,7 +82,7 @@ def main() -> None:
         for num_stages in SPEEDUPS:
             times = (stage, stage if num_stages == 3 else 0.0, stage)
             sync = measure(*times, 0, num_steps)
-            overlapped = measure(*times, STALENESS[num_stages], num_steps)
+            overlapped = measure(*times, MAX_STALENESS, num_steps)
             speedup = sync.step_s / overlapped.step_s
             found[f"{num_stages} stages of {stage_ms} ms"] = {
                 "synchronous": asdict(sync), "overlapped": asdict(overlapped), "speedup": speedup,

@@ -19,8 +19,8 @@ from rlir_ray.trajectory import EncodedVideo, Prompt, RewardScores, TokenRecord,
 from rlir_ray.weights import Received
 
 TOKENS, CODES = 48, 512
-WEIGHTS = 250_000
-"""Numbers that the learner publishes, 1 MB: what weights cost is measured apart."""
+WEIGHTS = 25_000
+"""Numbers that the learner publishes, 100 KB: what weights cost is measured apart."""
 
 
 def random_prompts(config: Config, split: PromptSplit) -> PromptSet:

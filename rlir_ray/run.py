@@ -235,12 +235,15 @@ class RunFolder:
         self._log_events(metrics)
 
     def _log_events(self, metrics: dict[str, float]) -> None:
-        if self._events is None:
-            from torch.utils.tensorboard import SummaryWriter
+        # One event a step: as many as there are metrics would take as long as the rest of the driver's work.
+        from tensorboard.compat.proto.summary_pb2 import Summary
 
-            self._events = SummaryWriter(str(self.path / "tensorboard"))
-        for key, value in metrics.items():
-            self._events.add_scalar(key, value, int(metrics["step"]))
+        if self._events is None:
+            from torch.utils.tensorboard.writer import FileWriter
+
+            self._events = FileWriter(str(self.path / "tensorboard"))
+        values = [Summary.Value(tag=key, simple_value=value) for key, value in metrics.items()]
+        self._events.add_summary(Summary(value=values), int(metrics["step"]))
 
     def close(self) -> None:
         if self._events is not None:

@@ -30,7 +30,7 @@ def test_the_same_seeds_give_the_same_groups_with_one_and_two_rollout_actors(ray
         pool.start()
         refs = []
         for ids in ([0, 1], [2, 3]):
-            refs += pool.sample(ids, [7 + i for i in ids], [ray.put(prompts[i]) for i in ids])
+            refs += pool.sample(ids, [7 + i for i in ids], ray.put([prompts[i] for i in ids]))
         found.append([ray.get(each.group_ref, timeout=TIMEOUT_S) for each in refs])
         pool.stop()
     for one, two in zip(*found, strict=True):
@@ -50,7 +50,7 @@ def test_vllm_gives_the_same_groups_in_whichever_actor(needs_vllm, ray_cluster, 
     refs = [
         each
         for ids in (*calls, *calls)
-        for each in pool.sample(ids, [7 + i for i in ids], [ray.put(prompts[i % 4]) for i in ids])
+        for each in pool.sample(ids, [7 + i for i in ids], ray.put([prompts[i % 4] for i in ids]))
     ]
     groups = ray.get([each.group_ref for each in refs], timeout=TIMEOUT_S)
     pool.stop()

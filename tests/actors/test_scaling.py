@@ -72,7 +72,7 @@ class Rollouts:
         self.pool = RolloutPool(config, lambda: EchoSampler(**options))
         self.pool.start()
         self.sync = WeightSync(self.pool, TIMEOUT_S)
-        self.prompt = ray.put(tiny_prompts(1, num_frames=3)[0])
+        self.prompts = ray.put(tiny_prompts(1, num_frames=3))
         self.version, self.num_groups = -1, 0
 
     def publish(self, sum_of=None):
@@ -89,7 +89,7 @@ class Rollouts:
         """References of groups; they come from the actors in turn."""
         refs = []
         for _ in range(number):
-            refs += [each.group_ref for each in self.pool.sample([self.num_groups], [0], [self.prompt])]
+            refs += [each.group_ref for each in self.pool.sample([self.num_groups], [0], self.prompts)]
             self.num_groups += 1
         return refs
 

@@ -37,7 +37,7 @@ def test_a_wait_that_was_too_long_names_the_line_where_the_actor_stands(ray_clus
     pool = RolloutPool(make_config("train.wait_timeout_s=60"), Stuck)
     pool.start()
     pool.wait_ready()
-    (refs,) = pool.sample([0], [0], [ray.put(tiny_prompts(1)[0])])
+    (refs,) = pool.sample([0], [0], ray.put(tiny_prompts(1)))
     with pytest.raises(TimeoutError) as late:
         wait_all([refs.report_ref], 1, "a group", doing=pool.doing)
     pool.stop()

@@ -54,11 +54,11 @@ def expected_tokens(config, seed, prompt, group_id):
 def test_a_killed_rollout_actor_gives_the_groups_that_it_would_have_given(pool, make_config, state):
     """Idle: the next call finds it dead. Computing: in the first call's middle. Queued: the later calls wait behind."""
     prompts = tiny_prompts(4, num_frames=3)
-    refs = [ray.put(prompt) for prompt in prompts]
+    refs = [ray.put([prompt]) for prompt in prompts]
     first = process_id(pool.actors[0])
     if state == "idle":
         kill_process(pool.actors[0])
-    calls = [pool.sample([index], [7 + index], [refs[index]]) for index in range(4)]
+    calls = [pool.sample([index], [7 + index], refs[index]) for index in range(4)]
     if state == "computing":
         time.sleep(0.2)
         kill_process(pool.actors[0])
@@ -93,9 +93,9 @@ class Deadly:
 def test_a_group_that_ends_every_actor_fails_and_takes_no_other_along(ray_cluster, make_config):
     pool = RolloutPool(make_config(), Deadly)
     pool.start()
-    prompt = ray.put(tiny_prompts(1)[0])
-    (deadly,) = pool.sample([13], [0], [prompt])
-    (other,) = pool.sample([14], [0], [prompt])
+    prompt = ray.put(tiny_prompts(1))
+    (deadly,) = pool.sample([13], [0], prompt)
+    (other,) = pool.sample([14], [0], prompt)
     assert ray.get(other.group_ref, timeout=4 * DEADLINE_S) == [14]
     with pytest.raises(ray.exceptions.RayActorError):
         ray.get(deadly.group_ref, timeout=DEADLINE_S)

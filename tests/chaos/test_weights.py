@@ -51,7 +51,7 @@ class Run:
         """The versions that the next call of each actor is sampled with; its clips are those of that version alone."""
         calls = []
         for _ in self.pool.actors:
-            calls += self.pool.sample([self.num_calls], [SEED], [ray.put(PROMPT)])
+            calls += self.pool.sample([self.num_calls], [SEED], ray.put([PROMPT]))
             self.num_calls += 1
         reports = ray.get([call.report_ref for call in calls], timeout=DEADLINE_S)
         groups = ray.get([call.group_ref for call in calls], timeout=DEADLINE_S)
