@@ -1,6 +1,6 @@
 """How well the stages overlap: sampling, scoring and learning that sleep, through the real driver, pools and store.
 
-One learner rank; with overlap two rollout and two reward actors, each of which takes twice its stage's time for a group.
+One learner rank; with overlap two rollout and two reward actors, each of which takes twice its stage's time a group.
 Ideal is the sum of the stages without overlap (train.max_staleness=0) and the longest one with it; efficiency is ideal
 over the measured time of a step. What remains is what the framework costs. Writes JSON with the versions and the load.
 Run: `python -m benchmarks.overlap`.
