@@ -76,6 +76,10 @@ bench: install-dev
 	$(BIN)/python benchmarks/reward_scaling.py
 	$(BIN)/python -m benchmarks.overlap
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.weight_sync
+	$(BIN)/python -m benchmarks.learner
+	$(BIN)/python -m benchmarks.recovery
+	$(BIN)/python -m benchmarks.compare
 
 # From nothing to the shipped checkpoints: records the game, trains all models, writes how they were made. Hours.
 assets: install

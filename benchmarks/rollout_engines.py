@@ -11,8 +11,6 @@ import argparse
 import importlib.util
 import json
 import os
-import platform
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +25,7 @@ from torch import Tensor
 from rlir_ray.actions import BUTTONS, Actions, action_tokens
 from rlir_ray.config import VllmConfig
 from rlir_ray.models.autoregressive import WorldModel
+from rlir_ray.run import versions
 from rlir_ray.samplers.torch_sampler import TorchSampler
 from rlir_ray.trajectory import Prompt
 
@@ -175,22 +174,6 @@ def ratios(found: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
     return compared
 
 
-def machine() -> dict[str, Any]:
-    """What the figures depend on."""
-    revision = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    names = [line.split(":")[1].strip() for line in _cpu_lines() if line.startswith("model name")]
-    return {
-        "commit": revision, "processor": names[0] if names else platform.processor(), "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "", "threads": torch.get_num_threads(),
-        "torch": torch.__version__, "load_average": os.getloadavg(),
-    }  # fmt: skip
-
-
-def _cpu_lines() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.is_file() else []
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
@@ -208,10 +191,11 @@ def main() -> None:
     create = WorldModel.create
     model = WorldModel.from_pretrained(options.model) if options.model else create(num_codes=512, tokens_per_frame=48)
     model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    before = machine()
+    load = os.getloadavg()
     engines = measure(model, options.prompts, options.group_size, options.frames, options.repeats)
     report = {
-        "machine": before, "load_average_after": os.getloadavg(),
+        "versions": versions(), "threads": options.threads,
+        "load_average": load, "load_average_after": os.getloadavg(),
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "clips": options.prompts * options.group_size, "frames": options.frames, "engines": engines,
     }  # fmt: skip

@@ -4,7 +4,7 @@ The real path: a learner rank puts the arrays and their checksum, reports throug
 every rollout actor proves what it holds and serves it. From the moment at which the rank has the arrays until the
 driver knows that the last actor serves. Before each publication the rank copies the same bytes once, from warm memory
 to warm memory: Ray's workers run at nice 15, so that both are measured inside one. The share is that of the median
-times. Writes JSON with the versions and the load. Run: `python benchmarks/weight_sync.py`.
+times. Writes JSON with the versions and the load. Run: `python -m benchmarks.weight_sync`.
 """
 
 from __future__ import annotations

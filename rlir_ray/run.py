@@ -76,9 +76,26 @@ def job_home() -> Path:
     return Path.home() / "rlir_ray"
 
 
+def machine() -> str:
+    """Processor, cores, memory and GPUs."""
+    import torch
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return ", ".join([processor(), f"{os.cpu_count()} CPUs", f"{memory / 2**30:.0f} GiB", *gpus])
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
 def versions() -> dict[str, str]:
     """What the run was made with: packages, Python, machine, commit."""
-    found = {"python": platform.python_version(), "machine": f"{platform.machine()}, {os.cpu_count()} CPUs"}
+    found = {"python": platform.python_version(), "machine": machine()}
     for package in TESTED_PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
