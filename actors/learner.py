@@ -14,6 +14,7 @@ import torch
 from ray import train
 from ray.train.torch import get_device
 
+from actors.broadcasts import start_sending
 from actors.errors import one_line
 from actors.mailbox import CheckpointOrder, Failure, Order, SaveOrder, StepReport
 from actors.placement import node_id
@@ -55,7 +56,8 @@ def run_rank(settings: dict[str, Any]) -> None:
     """The loop of one rank: take an order, carry it out, report. Ray Train calls it in every worker.
 
     Args:
-        settings: `mailbox`, `make_learner`, and `checkpoint`: a folder and its node, or None.
+        settings: `mailbox`, `make_learner`, `checkpoint`: a folder and its node, or None; and `broadcasts`: whether
+            rank 0 sends weights.
     """
     mailbox, timeout_s, rank = settings["mailbox"], settings["timeout_s"], train.get_context().get_world_rank()
     show_stack_on_signal()
@@ -66,6 +68,8 @@ def run_rank(settings: dict[str, Any]) -> None:
             folder, node = settings["checkpoint"]
             with local_copy(folder / LEARNER, node) as file:
                 learner.load_state(ArrayFile(file))
+        if settings["broadcasts"] and rank == 0:
+            start_sending(mailbox, learner.engine.device)
         _report(mailbox, learner, {}, time.time())
         while _carry_out(_next_order(mailbox, rank), learner, mailbox, timeout_s):
             pass

@@ -8,8 +8,9 @@ from typing import Any
 
 import ray
 
+from actors.broadcasts import Broadcasts
 from actors.errors import one_line
-from actors.mailbox import StepReport
+from actors.mailbox import SendingRank, StepReport
 from actors.pools import RolloutPool
 from actors.waiting import wait_all
 
@@ -35,13 +36,19 @@ class WeightSync:
         self.latest: StepReport | None = None
         self._num_lost = 0
         self._loads: list[ray.ObjectRef] = []
+        self.broadcasts = Broadcasts(pool.config, pool, progress)
+        self._is_broadcast = False
         self._lock = threading.Lock()
 
-    def publish(self, report: StepReport) -> None:
+    def publish(self, report: StepReport, sender: SendingRank | None = None) -> None:
         """Submits the loads of a version.
 
         An actor works through its calls in order: what is submitted after this is sampled with this version, so that
         slots may be given back without waiting for the loads.
+
+        Args:
+            report: whose weights are put.
+            sender: who can broadcast them; None: every actor takes them from the store.
 
         Raises:
             RuntimeError: the last versions did not reach all actors.
@@ -49,7 +56,10 @@ class WeightSync:
         """
         self.wait()
         with self._lock:
-            self._loads = self._load(report)
+            if sender is None or self.broadcasts.has_given_up:
+                self._is_broadcast, self._loads = False, self._load(report)
+            else:
+                self._is_broadcast, self._loads = True, self.broadcasts.load(report, sender)
             # Keeps the reference, and with it the weights, alive until the next version.
             self.latest = report
 
@@ -99,9 +109,13 @@ class WeightSync:
     def _causes(self) -> list[str]:
         """Of the loads that failed, when all are done."""
         try:
-            wait_all(self._loads, self.timeout_s, f"{len(self._loads)} rollout actors to load weights")
+            answers = wait_all(self._loads, self.timeout_s, f"{len(self._loads)} rollout actors to load weights")
         except ray.exceptions.RayError:
+            self.broadcasts.broke()
             return [one_line(error) for load in self._loads if (error := self._error(load))]
+        if self._is_broadcast and self.latest is not None:
+            self.broadcasts.answered(self.latest.version, answers)
+        self._is_broadcast = False
         return []
 
     def _error(self, load: ray.ObjectRef) -> Exception | None:
