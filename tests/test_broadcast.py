@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -30,10 +31,15 @@ def make_channel() -> Iterator[MakeChannel]:
     store = open_store(LOOPBACK)
 
     def make(
-        num_receivers: int, *, bucket_bytes: int = 64, ready_s: float = 20, transfer_s: float = 20
+        num_receivers: int,
+        *,
+        bucket_bytes: int = 64,
+        ready_s: float = 20,
+        transfer_s: float = 20,
+        on_gpus: bool = False,
     ) -> tuple[Channel, Sender]:
         channel = Channel(
-            host=LOOPBACK, port=store.port, key=f"group {len(senders)}", num_receivers=num_receivers, on_gpus=False,
+            host=LOOPBACK, port=store.port, key=f"group {len(senders)}", num_receivers=num_receivers, on_gpus=on_gpus,
             bucket_bytes=bucket_bytes, ready_s=ready_s, transfer_s=transfer_s,
         )  # fmt: skip
         senders.append(Sender(channel, store))
@@ -132,10 +138,12 @@ def test_a_receiver_that_was_started_again_does_not_break_into_the_group(make_ch
 # Processes
 
 
-def start(channel: Channel, rank: int, num_versions: int, end: str) -> subprocess.Popen[str]:
+def start(channel: Channel, rank: int, num_versions: int, end: str, **environment: str) -> subprocess.Popen[str]:
     text = json.dumps(dataclasses.asdict(channel))
     command = [sys.executable, "-m", "tests.receiver", text, str(rank), str(num_versions), end]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
 
 
 def float_weights(seed: int) -> dict[str, np.ndarray]:
@@ -151,6 +159,17 @@ def test_processes_hold_the_checksum_of_what_was_sent(make_channel: MakeChannel)
     expected = "".join(f"{checksum(float_weights(version))}\n" for version in (1, 2))
     for process in processes:
         assert process.communicate(timeout=TIMEOUT_S)[0] == expected
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL needs a GPU for the sender and another one")
+def test_nccl_carries_versions_from_gpu_to_gpu(make_channel: MakeChannel) -> None:
+    channel, sender = make_channel(1, bucket_bytes=10_000, ready_s=TIMEOUT_S, transfer_s=TIMEOUT_S, on_gpus=True)
+    process = start(channel, 1, 2, "stay", CUDA_VISIBLE_DEVICES="1")
+    for version in (1, 2):
+        sender.send(version, float_weights(version))
+    expected = "".join(f"{checksum(float_weights(version))}\n" for version in (1, 2))
+    assert process.communicate(timeout=TIMEOUT_S)[0] == expected
 
 
 @pytest.mark.parametrize("dies_at", [1, 2])

@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 import ray
 
+from actors.driver import Pipeline
 from actors.learner_group import LearnerGroup
 from actors.pools import RolloutPool
 from actors.rollout import build_sampler
 from actors.weight_sync import WeightSync
 from rlir_ray.advantages import GroupAdvantages
 from rlir_ray.weights import checksum, weights_of
+from tests.actors.test_driver import assert_same_run
 from tests.chaos.victims import kill_process
 from tests.fakes import tiny_prompts
+from tests.world import tiny_prompt_set
 
 TIMEOUT_S = 120
 
@@ -104,9 +107,17 @@ def test_after_the_loss_of_an_actor_the_store_serves_one_version_and_the_next_is
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("transfer", ["auto", "store"])
-def test_without_gpus_or_when_told_so_the_store_serves_all_versions(start, transfer):
-    run = start(f"weights.transfer={transfer}")
+def test_a_run_whose_weights_are_broadcast_trains_as_the_local_loop(ray_cluster, make_config):
+    config = make_config("weights.transfer=broadcast", "rollout.num_actors=2")
+    pipeline = Pipeline(config, prompts=tiny_prompt_set)
+    assert_same_run(pipeline.train(calibrate=False, evaluate=False), config)
+    # The last version may still be under way when the run is over.
+    assert pipeline.sync.broadcasts.num_whole >= config.train.num_steps
+
+
+@pytest.mark.timeout(180)
+def test_without_gpus_the_store_serves_all_versions(start):
+    run = start()
     assert run.learner.sender is None
     assert run.step() == {1} and run.held() == {run.report.checksum}
     assert run.sync.broadcasts.num_whole == 0 and run.lines == []
