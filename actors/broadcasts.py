@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,14 +33,15 @@ def _send_on_order(mailbox: Any, store: Any, device: torch.device) -> None:
     if device.type == "cuda":
         # Each thread has a current one.
         torch.cuda.set_device(device)
-    with contextlib.suppress(ray.exceptions.RayError):
+    # It ends with its mailbox.
+    with contextlib.suppress(ray.exceptions.RayActorError):
         while (order := _next_order(mailbox)) is not None:
             if sender is None or sender.channel != order.channel:
                 if sender is not None:
                     sender.close()
                 sender = Sender(order.channel, store)
             # Fault tolerance: the receivers tell the driver.
-            with contextlib.suppress(NotSent):
+            with contextlib.suppress(NotSent, ray.exceptions.RayError):
                 # Read where the put left it: nothing is copied but into the bucket.
                 sender.send(order.version, ray.get(order.weights_refs[0], timeout=POST_TIMEOUT_S))
 
@@ -69,8 +69,7 @@ class Broadcasts:
         self._members: tuple[Any, ...] = ()
         self._channel: Channel | None = None
         self._num_refused = 0
-        # A learner that was started again has another store, a driver only one clock.
-        self._num_groups = time.time_ns()
+        self._num_groups = 0
 
     @property
     def has_given_up(self) -> bool:
