@@ -120,9 +120,6 @@ class Mailbox:
 
     async def order_broadcast(self, order: BroadcastOrder | None) -> None:
         """None ends the sending."""
-        # Only the newest is worth sending: the actors have given the others up.
-        while not self._broadcasts.empty():
-            self._broadcasts.get_nowait()
         self._broadcasts.put_nowait(order)
 
     async def next_broadcast(self) -> BroadcastOrder | None:

@@ -66,7 +66,7 @@ class RolloutActor:
         show_stack_on_signal()
         self.sampler, self.timeout_s = make_sampler(), timeout_s
         self._receiver: Receiver | None = None
-        self._received: tuple[int, Received] = (-1, {})
+        self._received: dict[int, Received] = {}
 
     def sample(
         self,
@@ -110,7 +110,10 @@ class RolloutActor:
                 if self._receiver is not None:
                     self._receiver.close()
                 self._receiver = Receiver(channel, rank)
-            self._received = version, self._receiver.receive(version)
+            for old in [each for each in tuple(self._received) if each <= self.sampler.policy_version]:
+                # Its load did not wait so long.
+                self._received.pop(old, None)
+            self._received[version] = self._receiver.receive(version)
         except Exception as error:
             # Fault tolerance: there is the store's copy.
             return one_line(error)
@@ -134,10 +137,12 @@ class RolloutActor:
     def _load_broadcast(self, published: Published, receiving: ray.ObjectRef) -> str:
         try:
             cause: str = ray.get(receiving, timeout=self.timeout_s)
-            (version, weights), self._received = self._received, (-1, {})
-            if cause or version != published.version:
-                return cause or "started again after it was received"
-            self.load_weights(weights, version, published.checksum)
+            if cause:
+                return cause
+            weights = self._received.pop(published.version, None)
+            if weights is None:
+                return "started again after it was received"
+            self.load_weights(weights, published.version, published.checksum)
         except (ray.exceptions.RayError, ValueError) as error:
             # Fault tolerance: started again meanwhile, or other bytes than the published ones.
             return one_line(error)
