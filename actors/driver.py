@@ -244,7 +244,7 @@ class Pipeline:
         self.progress("waiting for the policy in the rollout pool and the learner")
         self.rollout.wait_ready(self._stop)
         self.sync = WeightSync(self.rollout, timeout_s, self.progress)
-        self.sync.publish(self.learner.wait_ready(self._stop))
+        self.sync.publish(self.learner.wait_ready(self._stop), self.learner.sender)
         self.recording.offsets = clock_offsets(timeout_s)
         self.scaling = Scaling(self.rollout, self.reward, self.sync, self.progress)
 
@@ -329,7 +329,7 @@ class Pipeline:
     def _finished(self, step: OrderedStep, report: StepReport) -> None:
         """The learner has done a step: its weights go to the rollout pool, its groups' slots come free."""
         assert self.collector is not None
-        self.sync.publish(report)
+        self.sync.publish(report, self.learner.sender)
         self.collector.trained(step.groups)
         now = time.monotonic()
         seconds, self._last_step_at = now - self._last_step_at, now
@@ -409,7 +409,7 @@ class Pipeline:
             f"{self._num_restarts} of learner.max_restarts={most})"
         )
         self._start_learner()
-        self.sync.publish(self.learner.wait_ready(self._stop))
+        self.sync.publish(self.learner.wait_ready(self._stop), self.learner.sender)
         return self._collector()
 
     # -----------------------------------------------------------------------------------------------------------------

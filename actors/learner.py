@@ -13,6 +13,7 @@ import torch
 from ray import train
 from ray.train.torch import get_device
 
+from actors.broadcasts import start_sending
 from actors.errors import one_line
 from actors.mailbox import CheckpointOrder, Failure, Order, SaveOrder, StepOrder
 from actors.placement import node_id
@@ -49,7 +50,8 @@ def run_rank(settings: dict[str, Any]) -> None:
     """The loop of one rank: take an order, carry it out, report. Ray Train calls it in every worker.
 
     Args:
-        settings: `mailbox`, `make_learner`, and `checkpoint`: a folder and its node, or None.
+        settings: `mailbox`, `make_learner`, `checkpoint`: a folder and its node, or None; and `broadcasts`: whether
+            rank 0 sends weights.
     """
     mailbox, timeout_s, rank = settings["mailbox"], settings["timeout_s"], train.get_context().get_world_rank()
     show_stack_on_signal()
@@ -61,6 +63,8 @@ def run_rank(settings: dict[str, Any]) -> None:
                 folder, node = settings["checkpoint"]
                 with local_copy(folder / LEARNER, node) as file:
                     learner.load_state(ArrayFile(file))
+            if settings["broadcasts"] and rank == 0:
+                start_sending(mailbox, learner.engine.device)
             mail.report(learner.num_steps, {}, started, learner.weights())
             while (order := mail.next_order()) is not None:
                 _carry_out(order, learner, mail, timeout_s)

@@ -21,7 +21,7 @@ from ray.util.placement_group import placement_group_table
 
 from actors.errors import one_line
 from actors.learner import build_learner, run_rank
-from actors.mailbox import CheckpointOrder, Failure, Mailbox, Order, SaveOrder, StepReport, split_order
+from actors.mailbox import CheckpointOrder, Failure, Mailbox, Order, SaveOrder, SendingRank, StepReport, split_order
 from actors.placement import LEARNER_STRATEGY, node_id, on_node
 from actors.pools import as_actor, stop_actors
 from actors.stacks import doing
@@ -68,6 +68,8 @@ class LearnerGroup:
         self._reports: deque[tuple[ray.ObjectRef, Future[Any]]] = deque()
         """To come, in order."""
         self.mailbox: Any = None
+        self.sender: SendingRank | None = None
+        """Of broadcasts, from the first report on; None: weights go through the object store alone."""
         self.has_failed = False
         self._thread: threading.Thread | None = None
         self._placements_before: set[str] = set()
@@ -87,6 +89,7 @@ class LearnerGroup:
                 "make_learner": self.make_learner,
                 "timeout_s": self.config.train.wait_timeout_s,
                 "checkpoint": self.checkpoint_folder and (self.checkpoint_folder, node_id()),
+                "broadcasts": self.config.broadcasts_weights,
             },
             torch_config=TorchConfig(
                 backend="nccl" if learner.use_gpu else "gloo", timeout_s=math.ceil(self.config.train.wait_timeout_s)
@@ -135,7 +138,11 @@ class LearnerGroup:
 
     def wait_ready(self, stop: threading.Event | None = None) -> StepReport:
         """The policy's weights as the learner holds them: version 0, or the checkpoint's."""
-        return self._next_report(f"{self.config.learner.num_workers} learner ranks to start", stop)
+        report = self._next_report(f"{self.config.learner.num_workers} learner ranks to start", stop)
+        if self.config.broadcasts_weights:
+            host, port = ray.get(self.mailbox.sender.remote(), timeout=TELL_TIMEOUT_S)
+            self.sender = SendingRank(mailbox=self.mailbox, host=host, port=port)
+        return report
 
     def order_step(self, group_refs: Sequence[ray.ObjectRef], advantages: Sequence[GroupAdvantages]) -> None:
         """Orders an optimiser step; it may wait at the ranks until they are done with the one before."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -11,6 +12,9 @@ from rlir_ray.advantages import GroupAdvantages
 from rlir_ray.batching import split_groups
 from rlir_ray.checkpoint import Files
 from rlir_ray.timeline import Span
+
+if TYPE_CHECKING:
+    from rlir_ray.broadcast import Channel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +71,27 @@ class Failure:
     """New ranks would end alike: a full disk, a checkpoint of another policy."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BroadcastOrder:
+    """A version that rank 0 is to send, beside its steps."""
+
+    channel: Channel
+    version: int
+    weights_refs: list[ray.ObjectRef]
+    """The version's weights, put once; a reference inside a list travels as it is."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SendingRank:
+    """Rank 0 as a sender of broadcasts."""
+
+    mailbox: Any
+    """Through which it gets its orders."""
+    host: str
+    """Where the store of its groups listens."""
+    port: int
+
+
 class Mailbox:
     """Orders to each rank, reports back. An async actor, so that waiting takes no thread and no CPU."""
 
@@ -74,6 +99,8 @@ class Mailbox:
         self._orders: list[asyncio.Queue[Order]] = [asyncio.Queue() for _ in range(num_ranks)]
         self._reports: asyncio.Queue[StepReport | Failure] = asyncio.Queue()
         self._ranks: dict[int, str] = {}
+        self._broadcasts: asyncio.Queue[BroadcastOrder | None] = asyncio.Queue()
+        self._sender = ("", 0)
 
     async def register(self, rank: int, actor_id: str) -> None:
         """Which actor a rank lives in."""
@@ -83,6 +110,21 @@ class Mailbox:
         """Actor ids in the order of the ranks; of those that have started."""
         return [self._ranks[rank] for rank in sorted(self._ranks)]
 
+    async def register_sender(self, host: str, port: int) -> None:
+        """Where rank 0's store of broadcasts listens."""
+        self._sender = host, port
+
+    async def sender(self) -> tuple[str, int]:
+        """Host and port; an empty host where there is none."""
+        return self._sender
+
+    async def order_broadcast(self, order: BroadcastOrder) -> None:
+        self._broadcasts.put_nowait(order)
+
+    async def next_broadcast(self) -> BroadcastOrder | None:
+        """None ends the sending."""
+        return await self._broadcasts.get()
+
     async def carry_out(self, orders: list[Order]) -> StepReport | Failure:
         """Hands an order to each rank; the report of what they did, or the failure of one. Reports come in order."""
         for queue, order in zip(self._orders, orders, strict=True):
@@ -91,7 +133,7 @@ class Mailbox:
 
     async def end(self) -> None:
         """Ends the ranks' loops."""
-        for queue in self._orders:
+        for queue in (*self._orders, self._broadcasts):
             queue.put_nowait(None)
 
     async def next_order(self, rank: int) -> Order:

@@ -33,6 +33,13 @@ def node_id() -> str:
     return ray.get_runtime_context().get_node_id()
 
 
+def own_host() -> str:
+    """Where to listen for this cluster's processes: this node's address, or the loopback where it is the only node."""
+    if sum(node["Alive"] for node in ray.nodes()) == 1:
+        return "127.0.0.1"
+    return str(ray.util.get_node_ip_address())
+
+
 def node_cpus() -> int:
     """Of the node that this process runs on; one at least."""
     own = node_id()

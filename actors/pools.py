@@ -11,9 +11,10 @@ from typing import Any
 import ray
 
 from actors.placement import ray_options
-from actors.rollout import Published, RolloutActor, build_sampler
+from actors.rollout import RECEIVING, Published, RolloutActor, build_sampler
 from actors.stacks import doing, ids
 from actors.waiting import wait_all
+from rlir_ray.broadcast import Channel
 from rlir_ray.config import Config
 from rlir_ray.samplers import Sampler
 
@@ -84,6 +85,8 @@ class RolloutPool:
 
     def _launch(self, num_actors: int) -> list[Any]:
         restarts: dict[str, Any] = {"max_restarts": -1, "max_task_retries": MAX_CALL_RETRIES}
+        if self.config.broadcasts_weights:
+            restarts["concurrency_groups"] = {RECEIVING: 1}
         shell = as_actor(self._shell, **restarts, **self.options)
         return [shell.remote() for _ in range(num_actors)]
 
@@ -118,9 +121,30 @@ class RolloutPool:
         """Hands a version to every actor, or to each of `actors`; calls submitted later are sampled with it."""
         with self._lock:
             chosen = self.actors if actors is None else actors
-            oldest = version - self.config.train.max_staleness
-            self._published = Published(weights_ref, version, checksum, oldest)
+            self._publish(weights_ref, version, checksum)
             return [actor.load_weights.remote(weights_ref, version, checksum) for actor in chosen]
+
+    def receive_weights(
+        self, weights_ref: ray.ObjectRef, version: int, checksum: str, channel: Callable[[Sequence[Any]], Channel]
+    ) -> list[ray.ObjectRef]:
+        """As `load_weights`, by broadcast: actors receive while they sample.
+
+        Args:
+            channel: the group of these actors; each has its place among them, from 1 on, as its rank.
+        """
+        with self._lock:
+            published, group = self._publish(weights_ref, version, checksum), channel(self.actors)
+            loads = []
+            for rank, actor in enumerate(self.actors, 1):
+                # Not again where the actor is: what was started again is no member of the group.
+                receive = actor.receive.options(concurrency_group=RECEIVING, max_task_retries=0)
+                loads.append(actor.load_received.remote(published, [receive.remote(group, rank, version)]))
+            return loads
+
+    def _publish(self, weights_ref: ray.ObjectRef, version: int, checksum: str) -> Published:
+        oldest = version - self.config.train.max_staleness
+        self._published = Published(weights_ref, version, checksum, oldest)
+        return self._published
 
     def num_actors(self) -> int:
         """As many as there are to be, those that still load their policy included."""

@@ -10,13 +10,18 @@ from typing import Any
 import ray
 import torch
 
+from actors.errors import one_line
+from rlir_ray.broadcast import Channel, Receiver
 from rlir_ray.config import Config
 from rlir_ray.families import family_of, open_policy
 from rlir_ray.samplers import LogprobDifference, Sampler
 from rlir_ray.timeline import Span, span_since
 from rlir_ray.trajectory import Prompt
 from rlir_ray.watch import bounded, show_stack_on_signal
-from rlir_ray.weights import Weights
+from rlir_ray.weights import Received
+
+RECEIVING = "receiving"
+"""The concurrency group of `RolloutActor.receive`: beside the calls that are worked through in order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +65,8 @@ class RolloutActor:
     def __init__(self, make_sampler: Callable[[], Sampler], timeout_s: float = 300.0) -> None:
         show_stack_on_signal()
         self.sampler, self.timeout_s = make_sampler(), timeout_s
+        self._receiver: Receiver | None = None
+        self._received: dict[int, Received] = {}
 
     def sample(
         self,
@@ -87,7 +94,7 @@ class RolloutActor:
         )  # fmt: skip
         return (*(column for pair in pairs for column in pair), report)
 
-    def load_weights(self, weights: Weights, version: int, published: str) -> int:
+    def load_weights(self, weights: Received, version: int, published: str) -> int:
         """Takes a version's weights; the sampler proves that it holds the published bytes before it serves them.
 
         Raises:
@@ -96,10 +103,58 @@ class RolloutActor:
         self.sampler.load_weights(weights, version, published)
         return version
 
+    def receive(self, channel: Channel, rank: int, version: int) -> str:
+        """Takes a version from a broadcast and keeps it for `load_received`; why it could not, or nothing."""
+        try:
+            if self._receiver is None or self._receiver.channel != channel:
+                if self._receiver is not None:
+                    self._receiver.close()
+                self._receiver = Receiver(channel, rank)
+            for old in [each for each in tuple(self._received) if each <= self.sampler.policy_version]:
+                # Its load did not wait so long.
+                self._received.pop(old, None)
+            self._received[version] = self._receiver.receive(version)
+        except Exception as error:
+            # Fault tolerance: there is the store's copy.
+            return one_line(error)
+        return ""
+
+    def load_received(self, published: Published, receiving: list[ray.ObjectRef]) -> str:
+        """As `load_weights`, of what the broadcast brought; where it brought nothing, of the store's copy.
+
+        Args:
+            published: the version.
+            receiving: the call of `receive`.
+
+        Returns:
+            Why the store's copy was taken; empty: the broadcast's was.
+        """
+        cause = self._load_broadcast(published, receiving[0])
+        if cause:
+            self._load_stored(published)
+        return cause
+
+    def _load_broadcast(self, published: Published, receiving: ray.ObjectRef) -> str:
+        try:
+            cause: str = ray.get(receiving, timeout=self.timeout_s)
+            if cause:
+                return cause
+            weights = self._received.pop(published.version, None)
+            if weights is None:
+                return "started again after it was received"
+            self.load_weights(weights, published.version, published.checksum)
+        except (ray.exceptions.RayError, ValueError) as error:
+            # Fault tolerance: started again meanwhile, or other bytes than the published ones.
+            return one_line(error)
+        return ""
+
+    def _load_stored(self, published: Published) -> None:
+        weights = ray.get(published.weights_ref, timeout=self.timeout_s)
+        self.load_weights(weights, published.version, published.checksum)
+
     def _catch_up(self, published: Published) -> None:
         try:
-            weights = ray.get(published.weights_ref, timeout=self.timeout_s)
-            self.load_weights(weights, published.version, published.checksum)
+            self._load_stored(published)
         except Exception:
             # Fault tolerance: the groups of an old version may still train, and say which one sampled them.
             if self.sampler.policy_version < published.oldest:

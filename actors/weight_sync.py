@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 
+from actors.broadcasts import Broadcasts
 from actors.errors import one_line
-from actors.mailbox import StepReport
+from actors.mailbox import SendingRank, StepReport
 from actors.pools import RolloutPool
 from actors.waiting import wait_all
 
@@ -18,8 +20,16 @@ from actors.waiting import wait_all
 MAX_LOST = 3
 
 
+@dataclass(frozen=True, slots=True)
+class Publication:
+    version: int
+    loads: list[ray.ObjectRef]
+    """One of each actor."""
+    is_broadcast: bool
+
+
 class WeightSync:
-    """No more publications are under way than versions that a group may lag behind, and one.
+    """Through the store no more publications are under way than versions that a group may lag behind, and one.
 
     An actor whose load fails goes on with the version that it holds, as long as that may still be sampled with.
 
@@ -35,22 +45,32 @@ class WeightSync:
         self.pool, self.timeout_s, self.progress = pool, timeout_s, progress
         self.latest: StepReport | None = None
         self._num_lost = 0
-        self._under_way: deque[tuple[int, list[ray.ObjectRef]]] = deque()  # version, loads
+        self.broadcasts = Broadcasts(pool.config, pool, progress)
+        self._under_way: deque[Publication] = deque()
         self._lock = threading.Lock()
 
-    def publish(self, report: StepReport) -> None:
+    def publish(self, report: StepReport, sender: SendingRank | None = None) -> None:
         """Submits the loads of a version.
 
         An actor works through its calls in order: what is submitted after this is sampled with this version, so that
         slots may be given back without waiting for the loads.
 
+        Args:
+            report: whose weights are put.
+            sender: who can broadcast them; None: every actor takes them from the store.
+
         Raises:
             RuntimeError: the last versions did not reach all actors.
             TimeoutError: an actor did not load an earlier version in time.
         """
-        self.wait(most=self.pool.config.train.max_staleness)
+        # Broadcasts go one after the other: when one breaks, the next needs another group.
+        self.wait(most=0 if sender else self.pool.config.train.max_staleness)
         with self._lock:
-            self._under_way.append((report.version, self._load(report)))
+            if sender is None or self.broadcasts.has_given_up:
+                publication = Publication(report.version, self._load(report), is_broadcast=False)
+            else:
+                publication = Publication(report.version, self.broadcasts.load(report, sender), is_broadcast=True)
+            self._under_way.append(publication)
             # Keeps the reference, and with it the weights, alive until the next version.
             self.latest = report
 
@@ -84,29 +104,34 @@ class WeightSync:
             RuntimeError: so many versions in a row did not reach all actors that it is no accident.
             TimeoutError: an actor did not answer.
         """
-        while self._under_way and (len(self._under_way) > most or _are_done(self._under_way[0][1])):
-            self._finish(*self._under_way.popleft())
+        while self._under_way and (len(self._under_way) > most or _are_done(self._under_way[0].loads)):
+            self._finish(self._under_way.popleft())
 
-    def _finish(self, version: int, loads: list[ray.ObjectRef]) -> None:
-        causes = self._causes(loads)
+    def _finish(self, one: Publication) -> None:
+        causes = self._causes(one)
         if not causes:
             self._num_lost = 0
             return
         self._num_lost += 1
-        line = f"{len(causes)} of {len(loads)} rollout actors could not load it: {causes[0]}"
-        self.progress(f"weights of version {version}: {line}; they go on with the one before")
+        line = f"{len(causes)} of {len(one.loads)} rollout actors could not load it: {causes[0]}"
+        self.progress(f"weights of version {one.version}: {line}; they go on with the one before")
         if self._num_lost >= MAX_LOST:
             raise RuntimeError(
                 f"the weights of {MAX_LOST} versions in a row did not reach the rollout pool: {causes[0]}; free memory "
                 "on its nodes, or look into Ray's logs"
             )
 
-    def _causes(self, loads: list[ray.ObjectRef]) -> list[str]:
+    def _causes(self, one: Publication) -> list[str]:
         """Of the loads that failed, when all are done."""
         try:
-            wait_all(loads, self.timeout_s, f"{len(loads)} rollout actors to load weights", doing=self.pool.doing)
+            answers = wait_all(
+                one.loads, self.timeout_s, f"{len(one.loads)} rollout actors to load weights", doing=self.pool.doing
+            )
         except ray.exceptions.RayError:
-            return [one_line(error) for load in loads if (error := self._error(load))]
+            self.broadcasts.broke()
+            return [one_line(error) for load in one.loads if (error := self._error(load))]
+        if one.is_broadcast:
+            self.broadcasts.answered(one.version, answers)
         return []
 
     def _error(self, load: ray.ObjectRef) -> Exception | None:

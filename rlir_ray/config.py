@@ -444,6 +444,20 @@ class LearnerConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class WeightsConfig:
+    """How published weights reach the rollout pool."""
+
+    transfer: str = "auto"
+    """`store`: Ray's object store; `broadcast`: NCCL or gloo, else the store; `auto`: NCCL where both have GPUs."""
+    bucket_bytes: int = 256 << 20
+    """Broadcast at a time; sender and receivers each hold such a buffer."""
+
+    def __post_init__(self) -> None:
+        _one_of(("auto", "broadcast", "store"), weights__transfer=self.transfer)
+        _at_least(1, weights__bucket_bytes=self.bucket_bytes)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     num_steps: int = 40
     """Optimiser steps."""
@@ -615,6 +629,7 @@ class Config:
     lora: LoraConfig = field(default_factory=LoraConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -629,6 +644,15 @@ class Config:
             for key, usual in (("objective", "grpo"), ("ratio", "plain")):
                 value, way_out = getattr(self.train, key), f"set train.{key}={usual}"
                 require(value == usual, f"train.{key}", f"must be {usual} without rollout.engine=flow", value, way_out)
+
+    @property
+    def uses_nccl(self) -> bool:
+        """Whether weights can go from GPU to GPU; NCCL takes no GPU that two actors share."""
+        return self.learner.use_gpu and self.rollout.num_gpus >= 1
+
+    @property
+    def broadcasts_weights(self) -> bool:
+        return self.weights.transfer == "broadcast" or (self.weights.transfer == "auto" and self.uses_nccl)
 
     def _check_adapter(self) -> None:
         if self.lora.rank and self.train.kl_coefficient and not self.models.adapter:

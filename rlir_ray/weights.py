@@ -57,10 +57,10 @@ def load_weights(module: torch.nn.Module, weights: Received, published: str = ""
     """
     own = _published(module)
     _check_fit(own, weights)
-    staged = {name: _as_tensor(weights[name]).to(target.device, target.dtype) for name, target in own.items()}
+    staged = {name: as_tensor(weights[name]).to(target.device, target.dtype) for name, target in own.items()}
     if published:
         # Types that differ are those that the module rounds.
-        same = {name for name, value in staged.items() if value.dtype == _as_tensor(weights[name]).dtype}
+        same = {name for name, value in staged.items() if value.dtype == as_tensor(weights[name]).dtype}
         check_published({name: staged[name] if name in same else weights[name] for name in staged}, published)
     before = {name: target.data for name, target in own.items()}
     try:
@@ -91,7 +91,7 @@ def _swap(own: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -
         target.data = values[name]
 
 
-def _as_tensor(value: npt.NDArray[np.generic] | torch.Tensor) -> torch.Tensor:
+def as_tensor(value: npt.NDArray[np.generic] | torch.Tensor) -> torch.Tensor:
     """Over the same memory."""
     if isinstance(value, torch.Tensor):
         return value

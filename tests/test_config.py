@@ -118,6 +118,23 @@ def test_a_missing_checkpoint_is_refused():
         asset_path("nowhere")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "broadcasts", "nccl"),
+    [
+        ([], False, False),
+        (["learner.use_gpu=true"], False, False),
+        # Two actors on one GPU: NCCL refuses them.
+        (["learner.use_gpu=true", "rollout.num_gpus=0.5"], False, False),
+        (["learner.use_gpu=true", "rollout.num_gpus=1"], True, True),
+        (["learner.use_gpu=true", "rollout.num_gpus=1", "weights.transfer=store"], False, True),
+        (["weights.transfer=broadcast"], True, False),
+    ],
+)
+def test_weights_are_broadcast_where_both_sides_have_gpus_of_their_own_or_when_told_so(overrides, broadcasts, nccl):
+    config = load_config("", overrides)
+    assert (config.broadcasts_weights, config.uses_nccl) == (broadcasts, nccl)
+
+
 def test_defaults_build():
     assert Config() == load_config()
 

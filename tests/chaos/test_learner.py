@@ -55,9 +55,12 @@ def check_recovered(result, config: Config, lines: list[str], after: int) -> Non
     assert ledger.counts()["trained"] == 4 * config.train.num_steps and ledger.counts()["failed"] == 0
 
 
-def test_new_ranks_go_on_from_the_latest_checkpoint(ray_cluster, make_config, monkeypatch) -> None:
-    config, lines = make_config("train.num_steps=5", "checkpoint.every=2"), []
+@pytest.mark.parametrize("transfer", ["store", "broadcast"])
+def test_new_ranks_go_on_from_the_latest_checkpoint(ray_cluster, make_config, monkeypatch, transfer) -> None:
+    config, lines = make_config("train.num_steps=5", "checkpoint.every=2", f"weights.transfer={transfer}"), []
     check_recovered(train(config, monkeypatch, lines), config, lines, after=2)
+    # New ranks broadcast like the first ones.
+    assert not [line for line in lines if line.startswith("weights")]
 
 
 def test_without_a_checkpoint_they_start_again_and_one_of_two_ranks_takes_the_other_along(

@@ -1,0 +1,123 @@
+"""Weights by broadcast from a learner rank to rollout actors, over gloo."""
+
+import threading
+
+import numpy as np
+import pytest
+import ray
+
+from actors.driver import Pipeline
+from actors.learner_group import LearnerGroup
+from actors.pools import RolloutPool
+from actors.rollout import build_sampler
+from actors.weight_sync import WeightSync
+from rlir_ray.advantages import GroupAdvantages
+from rlir_ray.weights import checksum, weights_of
+from tests.actors.test_driver import assert_same_run
+from tests.chaos.victims import kill_process
+from tests.fakes import tiny_prompts
+from tests.world import tiny_prompt_set
+
+TIMEOUT_S = 120
+
+
+class Run:
+    """A learner that steps on one group, and two rollout actors with their weight sync."""
+
+    def __init__(self, config, folder):
+        self.lines = []
+        self.learner, self.pool = LearnerGroup(config, folder), RolloutPool(config)
+        self.prompt = ray.put(tiny_prompts(1, num_frames=3)[0])
+        ((group, _),) = build_sampler(config).sample(tiny_prompts(1, num_frames=3), [0], [0], 4)
+        self.group_ref, self.num_calls = ray.put(group), 0
+        self.pool.start()
+        self.learner.start()
+        self.sync = WeightSync(self.pool, TIMEOUT_S, self.lines.append)
+        self.report = self.learner.wait_ready()
+        self.pool.wait_ready()
+        self.publish()
+
+    def publish(self):
+        self.sync.publish(self.report, self.learner.sender)
+
+    def step(self):
+        """One more version, published; what is sampled then is sampled with it."""
+        values = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
+        self.report = self.learner.step([self.group_ref], [GroupAdvantages.of_all(values)])
+        self.publish()
+        calls = []
+        for _ in self.pool.actors:
+            calls += self.pool.sample([self.num_calls], [7], [self.prompt])
+            self.num_calls += 1
+        return {each.policy_version for each in ray.get([call.report_ref for call in calls], timeout=TIMEOUT_S)}
+
+    def held(self):
+        """Checksums of what the actors' models hold."""
+        self.sync.wait()
+        asked = [
+            each.__ray_call__.remote(lambda shell: checksum(weights_of(shell.sampler.model)))
+            for each in self.pool.actors
+        ]
+        return set(ray.get(asked, timeout=TIMEOUT_S))
+
+    def stop(self):
+        self.learner.stop()
+        self.pool.stop()
+
+
+@pytest.fixture
+def start(ray_cluster, make_config, tmp_path):
+    started = []
+
+    def make(*overrides):
+        config = make_config("rollout.num_actors=2", "learner.engine=torch", "train.max_staleness=1", *overrides)
+        started.append(Run(config, tmp_path / "train"))
+        return started[-1]
+
+    yield make
+    for each in started:
+        each.stop()
+
+
+@pytest.mark.timeout(180)
+def test_two_actors_hold_each_version_by_broadcast_and_a_third_that_joins_the_next(start):
+    run = start("weights.transfer=broadcast", "weights.bucket_bytes=10000")
+    for version in (1, 2):
+        assert run.step() == {version}
+        assert run.held() == {run.report.checksum}
+    assert run.sync.broadcasts.num_whole == 3 and run.lines == []
+    new = run.pool.grow(1)
+    run.sync.join(new, threading.Event())
+    assert run.step() == {3}
+    assert run.held() == {run.report.checksum} and len(run.pool.actors) == 3
+    assert run.sync.broadcasts.num_whole == 4 and run.lines == []
+
+
+@pytest.mark.timeout(180)
+def test_after_the_loss_of_an_actor_the_store_serves_one_version_and_the_next_is_broadcast(start):
+    run = start("weights.transfer=broadcast")
+    assert run.step() == {1} and run.held() == {run.report.checksum}
+    kill_process(run.pool.actors[0])
+    assert run.step() == {2} and run.held() == {run.report.checksum}
+    assert run.sync.broadcasts.num_whole == 2
+    (line,) = run.lines
+    assert line.startswith("weights of version 2: 2 of 2 rollout actors took them from the object store: ")
+    assert run.step() == {3} and run.held() == {run.report.checksum}
+    assert run.sync.broadcasts.num_whole == 3 and len(run.lines) == 1
+
+
+@pytest.mark.timeout(180)
+def test_a_run_whose_weights_are_broadcast_trains_as_the_local_loop(ray_cluster, make_config):
+    config = make_config("weights.transfer=broadcast", "rollout.num_actors=2")
+    pipeline = Pipeline(config, prompts=tiny_prompt_set)
+    assert_same_run(pipeline.train(calibrate=False, evaluate=False), config)
+    # The last version may still be under way when the run is over.
+    assert pipeline.sync.broadcasts.num_whole >= config.train.num_steps
+
+
+@pytest.mark.timeout(180)
+def test_without_gpus_the_store_serves_all_versions(start):
+    run = start()
+    assert run.learner.sender is None
+    assert run.step() == {1} and run.held() == {run.report.checksum}
+    assert run.sync.broadcasts.num_whole == 0 and run.lines == []
