@@ -133,8 +133,9 @@ class Mailbox:
 
     async def end(self) -> None:
         """Ends the ranks' loops."""
-        for queue in (*self._orders, self._broadcasts):
+        for queue in self._orders:
             queue.put_nowait(None)
+        self._broadcasts.put_nowait(None)
 
     async def next_order(self, rank: int) -> Order:
         return await self._orders[rank].get()
