@@ -58,7 +58,8 @@ def select(value: Any, path: tuple[str, ...], name: tuple[str, ...] = ()) -> Ite
 def verdict(ratio: Ratio, baseline: float, now: float) -> str:
     change = now / baseline - 1
     worse = -change if ratio.higher_is_better else change
-    return "WORSE" if worse > ratio.tolerance else "ok"
+    # Also false of NaN.
+    return "ok" if worse <= ratio.tolerance else "WORSE"
 
 
 def compare(results: Path, baselines: Path) -> list[tuple[str, str]]:
@@ -71,6 +72,8 @@ def compare(results: Path, baselines: Path) -> list[tuple[str, str]]:
             found.append((f"{ratio.file}: no {where.name}/{name}", "MISSING"))
             continue
         before = dict(select(json.loads((baselines / name).read_text()), ratio.path))
+        if not before:
+            found.append((f"{ratio.file}: no {' / '.join(ratio.path)} in the baseline", "MISSING"))
         now = dict(select(json.loads((results / name).read_text()), ratio.path))
         for key, value in before.items():
             line = f"{ratio.file}: {key}: {value:.3f}"
@@ -81,6 +84,16 @@ def compare(results: Path, baselines: Path) -> list[tuple[str, str]]:
     return found
 
 
+def update(results: Path, baselines: Path) -> None:
+    """All of them or none."""
+    names = sorted({f"{ratio.file}.json" for ratio in RATIOS})
+    if missing := [name for name in names if not (results / name).is_file()]:
+        sys.exit(f"every benchmark must have a result in {results}, got none for {missing}; run `make bench`")
+    baselines.mkdir(exist_ok=True)
+    for name in names:
+        shutil.copyfile(results / name, baselines / name)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=HERE / "results")
@@ -88,9 +101,7 @@ def main() -> None:
     parser.add_argument("--update", action="store_true", help="the results are the new baselines")
     options = parser.parse_args()
     if options.update:
-        options.baselines.mkdir(exist_ok=True)
-        for name in sorted({f"{ratio.file}.json" for ratio in RATIOS}):
-            shutil.copyfile(options.results / name, options.baselines / name)
+        update(options.results, options.baselines)
         return
     found = compare(options.results, options.baselines)
     for line, judged in found:

@@ -27,7 +27,7 @@ class Run:
     def __init__(self, config, folder):
         self.lines = []
         self.learner, self.pool = LearnerGroup(config, folder), RolloutPool(config)
-        self.prompt = ray.put(tiny_prompts(1, num_frames=3)[0])
+        self.prompts_ref = ray.put(tiny_prompts(1, num_frames=3))
         ((group, _),) = build_sampler(config).sample(tiny_prompts(1, num_frames=3), [0], [0], 4)
         self.group_ref, self.num_calls = ray.put(group), 0
         self.pool.start()
@@ -47,7 +47,7 @@ class Run:
         self.publish()
         calls = []
         for _ in self.pool.actors:
-            calls += self.pool.sample([self.num_calls], [7], [self.prompt])
+            calls += self.pool.sample([self.num_calls], [7], self.prompts_ref)
             self.num_calls += 1
         return {each.policy_version for each in ray.get([call.report_ref for call in calls], timeout=TIMEOUT_S)}
 
