@@ -15,7 +15,7 @@ from pathlib import Path
 import ray
 
 from actors.plan import start_ray
-from benchmarks.overlap import PROMPTS_PER_STEP, WARM_UP, measure
+from benchmarks.overlap import PROMPTS_PER_STEP, WARM_UP, WIND_DOWN, measure
 from benchmarks.stages import SleepLearner, SleepReward, SleepSampler, random_prompts
 from rlir_ray.config_files import load_config
 from rlir_ray.local import train_local
@@ -50,7 +50,7 @@ def main() -> None:
     load = os.getloadavg()
     local_s = measure_local(options.steps)
     start_ray(num_cpus=4, object_store_memory=500 << 20)
-    pools = measure(*STAGES_S, 0, options.steps + WARM_UP)
+    pools = measure(*STAGES_S, 0, options.steps + WARM_UP + WIND_DOWN)
     ray.shutdown()
     stages_s = sum(STAGES_S)
     found = {
