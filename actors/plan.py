@@ -129,7 +129,7 @@ def stop_notice() -> str:
 
 
 def absolute_paths(config: Config) -> Config:
-    """The same configuration with checkpoint and data policy that hold in any working directory; they must exist.
+    """The same configuration with checkpoint and data folders that hold in any working directory; they must exist.
 
     Ray Train's workers run in a folder of their own. `asset:` paths stay: every node resolves them in its package.
     """
@@ -140,13 +140,13 @@ def absolute_paths(config: Config) -> Config:
             continue
         folder = asset_path(path)
         models[entry.name] = path if path.startswith("asset:") else str(folder.absolute())
-    policy = {key: getattr(config.prompts, key) for key in ("path", "heldout_path")}
-    for path in policy.values() if config.prompts.source == "recordings" else ():
+    folders = {key: getattr(config.prompts, key) for key in ("path", "heldout_path")}
+    for path in folders.values() if config.prompts.source == "recordings" else ():
         # Raises for a folder that is missing, empty or without pairs, before any pool starts.
         source = find_recordings(Path(path))
         if config.data.strict and source.left_out:
             raise ValueError(source.left_out[0])
-    prompts: dict[str, Any] = {key: str(Path(path).absolute()) if path else "" for key, path in policy.items()}
+    prompts: dict[str, Any] = {key: str(Path(path).absolute()) if path else "" for key, path in folders.items()}
     return dataclasses.replace(
         config,
         models=dataclasses.replace(config.models, **models),
