@@ -35,7 +35,7 @@ MAX_ONGOING = 4096
 GIVE_UP_S = 10.0
 # How often Serve looks after its replicas; how often one that goes looks whether it has finished, and how long it may
 # take. What comes to it too late is scored by another.
-HEALTH_PERIOD_S, DRAIN_LOOK_S, DRAIN_TIMEOUT_S = 2.0, 0.5, 60.0
+HEALTH_PERIOD_S, DRAIN_LOOK_S, DRAIN_TIMEOUT_S = 0.5, 0.5, 60.0
 # Serve's autoscaler: how often the queue is looked at, over how long it is averaged, and how long it must stay too
 # long or too short. A replica takes seconds to start, and one that is let go too early must start again.
 METRICS_INTERVAL_S, LOOK_BACK_S, UPSCALE_DELAY_S, DOWNSCALE_DELAY_S = 0.5, 2.0, 1.0, 30.0

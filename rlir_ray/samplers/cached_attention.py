@@ -56,16 +56,24 @@ def _threads(num_threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(num_threads, thread_name_prefix="cached_attention")
 
 
-@functools.cache
-def _kernels() -> tuple[Callable[..., None], Callable[..., None]]:
-    """Compiled at the first call of a process, in a second or two."""
+def _compiled(function: Callable[..., None]) -> Callable[..., None]:
     import numba
-    import numpy as np
 
     # Sums of float32 in any order, which is what lets the compiler use the vector units.
-    compiled = numba.njit(fastmath=True, nogil=True)
+    options = {"fastmath": True, "nogil": True}
+    try:
+        return numba.njit(function, cache=True, **options)
+    except RuntimeError:
+        # No folder that may be written to.
+        return numba.njit(function, **options)
 
-    @compiled
+
+@functools.cache
+def _kernels() -> tuple[Callable[..., None], Callable[..., None]]:
+    """Compiled at the first call, in a second or two; later processes find them beside this file."""
+    import numpy as np
+
+    @_compiled
     def score(queries: Any, cache: Any, weights: Any) -> None:
         num_clips, num_kv_heads, num_rows, head_size = queries.shape
         for clip in range(num_clips):
@@ -77,7 +85,7 @@ def _kernels() -> tuple[Callable[..., None], Callable[..., None]]:
                             total += queries[clip, head, row, d] * cache[clip, head, position, d]
                         weights[clip, head, row, position] = total
 
-    @compiled
+    @_compiled
     def mix(weights: Any, cache: Any, mixed: Any) -> None:
         num_clips, num_kv_heads, num_rows, head_size = mixed.shape
         for clip in range(num_clips):
