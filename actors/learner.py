@@ -15,9 +15,9 @@ from ray.train.torch import get_device
 
 from actors.broadcasts import start_sending
 from actors.errors import one_line
-from actors.mailbox import CheckpointOrder, Failure, Order, SaveOrder, StepOrder
+from actors.mailbox import CheckpointOrder, Failure, SaveOrder, StepOrder
 from actors.placement import node_id
-from actors.rank_mail import POST_TIMEOUT_S, RankMail
+from actors.rank_mail import POST_TIMEOUT_S, Delivery, RankMail
 from actors.run_files import local_copy, send_folder, send_whole
 from rlir_ray.checkpoint import LEARNER, ArrayFile, Files, describe_files, save_arrays, save_group
 from rlir_ray.config import Config
@@ -66,10 +66,10 @@ def run_rank(settings: dict[str, Any]) -> None:
             if settings["broadcasts"] and rank == 0:
                 start_sending(mailbox, learner.engine.device)
             mail.report(learner.num_steps, {}, started, learner.weights())
-            while (order := mail.next_order()) is not None:
-                _carry_out(order, learner, mail, timeout_s)
+            while (delivery := mail.next_order()) is not None:
+                _carry_out(delivery, learner, mail)
                 # The groups of an order are held no longer than it takes.
-                del order
+                del delivery
             mail.flush()
     except Exception as error:
         failure = Failure(cause=f"learner rank {rank}: {one_line(error)}", is_final=isinstance(error, ValueError))
@@ -77,10 +77,9 @@ def run_rank(settings: dict[str, Any]) -> None:
         raise
 
 
-def _carry_out(order: Order, learner: Learner, mail: RankMail, timeout_s: float) -> None:
-    started = time.time()
+def _carry_out(delivery: Delivery, learner: Learner, mail: RankMail) -> None:
+    started, order, groups = time.time(), delivery.order, delivery.groups
     if isinstance(order, StepOrder):
-        groups = ray.get(order.group_refs, timeout=timeout_s)
         own = torch.tensor(float(trained_decisions(groups, order.advantages)), dtype=torch.float64)
         num_decisions = int(learner.engine.reduce(own.to(learner.engine.device), maximum=False))
         batch = StepBatch(groups=groups, advantages=order.advantages, num_decisions=num_decisions)

@@ -1,50 +1,78 @@
-"""A learner rank's end of the mailbox: the next order is fetched while it works, its reports go out beside the work."""
+"""A learner rank's end of the mailbox: orders and their groups come while it works, reports go out beside the work."""
 
 from __future__ import annotations
 
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
 
-from actors.mailbox import Order, StepReport
+from actors.mailbox import CheckpointOrder, SaveOrder, StepOrder, StepReport
 from rlir_ray.checkpoint import Files
 from rlir_ray.timeline import span_since
+from rlir_ray.trajectory import TrajectoryGroup
 from rlir_ray.weights import Weights, checksum
 
-# How often a rank that waits for an order looks whether the mailbox is still there.
-LOOK_S = 60.0
+# How often whoever waits for an order looks whether the rank has ended.
+LOOK_S = 1.0
 # The mailbox does nothing but take letters.
 POST_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """An order, and what it speaks of."""
+
+    order: StepOrder | SaveOrder | CheckpointOrder
+    groups: list[TrajectoryGroup] = field(default_factory=list)
+    """Of a step: the rank's share."""
 
 
 class RankMail:
     """Args:
     mailbox: of the group.
     rank: whose orders are taken.
-    timeout_s: bound of sending a report.
+    timeout_s: bound of fetching groups and of sending a report.
     """
 
     def __init__(self, mailbox: Any, rank: int, timeout_s: float) -> None:
         self.mailbox, self.rank, self.timeout_s = mailbox, rank, timeout_s
-        self._next: ray.ObjectRef = mailbox.next_order.remote(rank)
-        self._sender, self._beside = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._fetcher, self._sender, self._beside = (ThreadPoolExecutor(1) for _ in range(3))
+        self._has_ended = False
+        self._next = self._fetcher.submit(self._fetch)
         self._sent: Future[None] = self._sender.submit(lambda: None)
 
-    def next_order(self) -> Order:
+    def next_order(self) -> Delivery | None:
         """Unblocked by the driver's next order, by None from LearnerGroup.stop(), or by the end of the mailbox.
 
         A driver may be busy with an evaluation for as long as it likes; each look at it is bounded.
+
+        Raises:
+            Exception: what sending a report raised.
         """
-        if not ray.wait([self._next], timeout=0)[0]:
-            self.flush()
-            while not ray.wait([self._next], timeout=LOOK_S)[0]:
-                pass
-        order: Order = ray.get(self._next, timeout=LOOK_S)
-        if order is not None:
-            self._next = self.mailbox.next_order.remote(self.rank)
-        return order
+        while not self._next.done():
+            pending = [each for each in (self._next, self._sent) if not each.done()]
+            futures.wait(pending, timeout=LOOK_S, return_when=futures.FIRST_COMPLETED)
+            if self._sent.done():
+                self._sent.result(0)
+        delivery = self._next.result(0)
+        if delivery is not None:
+            self._next = self._fetcher.submit(self._fetch)
+        return delivery
+
+    def _fetch(self) -> Delivery | None:
+        """The next order, with its groups: they are brought to this node while the step before is trained."""
+        ref = self.mailbox.next_order.remote(self.rank)
+        while not ray.wait([ref], timeout=LOOK_S)[0]:
+            if self._has_ended:
+                return None
+        order = ray.get(ref, timeout=self.timeout_s)
+        if order is None:
+            return None
+        groups = ray.get(order.group_refs, timeout=self.timeout_s) if isinstance(order, StepOrder) else []
+        return Delivery(order, groups)
 
     def report(
         self, version: int, metrics: dict[str, float], started: float, weights: Weights, files: Files | None = None
@@ -70,6 +98,8 @@ class RankMail:
 
     def close(self) -> None:
         """Ends its threads."""
+        self._has_ended = True
+        self._fetcher.shutdown()
         self._sender.shutdown()
         self._beside.shutdown()
 
