@@ -93,6 +93,7 @@ class Broadcasts:
         return Channel(
             host=sender.host, port=sender.port, key=f"weights {self._num_groups}", num_receivers=num_receivers,
             on_gpus=self.config.uses_nccl, bucket_bytes=self.config.weights.bucket_bytes,
+            transfer_s=self.config.train.wait_timeout_s / 2,
         )  # fmt: skip
 
     def answered(self, version: int, answers: Sequence[str]) -> None:

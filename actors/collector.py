@@ -94,7 +94,8 @@ class Collector:
         self._in_flight: dict[int, tuple[GroupRefs, futures.Future[Scored]]] = {}
         self._ready: dict[int, ReadyGroup] = {}
         self._failures = Failures(config.train.max_failed_fraction)
-        self._step = StepTotals(self.config.reward.discount)
+        self._counted: set[int] = set()
+        self._step = StepTotals(self.config.reward.discount, self._counted)
         self._last_report: tuple[ray.ObjectRef, CallReport] | None = None
         self._room_since: float | None = None
         self._has_told = False
@@ -119,9 +120,10 @@ class Collector:
             if self.learner is not None:
                 self.learner.finish_done()
             self._drop_stale(version)
+            # Before the step is taken: the pools must not rest while it is trained.
+            self._admit(num_groups * num_steps_left)
             if groups := self._due(num_groups):
                 return groups
-            self._admit(num_groups * num_steps_left)
             self._receive()
 
     def _due(self, num_groups: int) -> list[ReadyGroup]:
@@ -188,10 +190,8 @@ class Collector:
             if self.stop.is_set():
                 raise Stopped
             if time.monotonic() > deadline:
-                raise TimeoutError(
-                    f"waited {timeout_s:.0f} s for the scores of {len(waiting)} groups from the rollout and reward "
-                    f"pools{in_brackets(self.doing())}; {WAY_OUT}"
-                )
+                who = f"the scores of {len(waiting)} groups from the rollout and reward pools" if waiting else "a step"
+                raise TimeoutError(f"waited {timeout_s:.0f} s for {who}{in_brackets(self.doing())}; {WAY_OUT}")
             awaited = [*waiting, step] if step is not None else list(waiting)
             if not awaited:
                 raise RuntimeError("no group can be sampled: all slots are taken and nothing is under way")
@@ -245,6 +245,10 @@ class Collector:
         self.ledger.finish(group_id, state, cause)
         self.admission.release(group_id)
 
+    def wind_up(self) -> None:
+        """Waits for what is in flight, whose results are not wanted any more: only then its bytes are free."""
+        futures.wait([future for _, future in self._in_flight.values()], timeout=self.config.train.wait_timeout_s)
+
     def metrics(self, groups: Sequence[ReadyGroup], version: int, wait: Span | None = None) -> dict[str, float]:
         """Of the step that trained these groups at this version, and of all that was scored since the last call.
 
@@ -253,7 +257,7 @@ class Collector:
             version: of the learner before the step.
             wait: of the driver, for these groups.
         """
-        totals, self._step = self._step, StepTotals(self.config.reward.discount)
+        totals, self._step = self._step, StepTotals(self.config.reward.discount, self._counted)
         lag = [staleness(version, group.report.policy_version) for group in groups]
         counts = self.ledger.counts()
         return {
@@ -295,10 +299,14 @@ class Collector:
 
 
 class StepTotals:
-    """What the pools did since the last step."""
+    """What the pools did since the last step.
 
-    def __init__(self, discount: float) -> None:
-        self.discount = discount
+    Args:
+        counted: rollout calls of all steps: one whose groups come in several steps counts in the first.
+    """
+
+    def __init__(self, discount: float, counted: set[int]) -> None:
+        self.discount, self.counted = discount, counted
         self.started = time.monotonic()
         self.scores: list[RewardScores] = []
         self.score_s = self.room_s = 0.0
@@ -307,7 +315,9 @@ class StepTotals:
     def add(self, scored: Scored, report: CallReport) -> None:
         self.scores.append(scored.scores)
         self.score_s += scored.seconds
-        self.calls[report.call_id] = report
+        if report.call_id not in self.counted:
+            self.counted.add(report.call_id)
+            self.calls[report.call_id] = report
 
     def metrics(self) -> dict[str, float]:
         """Rewards of all groups that were scored, those without signal included; seconds of the pools."""

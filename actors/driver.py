@@ -6,6 +6,7 @@ as a reference, and the learner trains a step's groups while the other pools wor
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -80,10 +81,11 @@ class Pipeline:
             None: the configured inverse reward.
         make_sampler, make_learner: build your own sampler in each rollout actor and your own learner in each rank;
             None: the configured engines.
-        trace: file for a Chrome trace of all pools; None: none is kept.
+        trace: file for a Chrome trace of all pools, in a folder that exists; None: none is kept.
 
     Raises:
-        ValueError: a model is missing or of another world, or the run's name is taken by a run of another config.
+        ValueError: a model is missing or of another world, the run's name is taken by a run of another config, or the
+            trace's folder is missing.
     """
 
     def __init__(
@@ -101,6 +103,8 @@ class Pipeline:
         self.frame_shape = check_world(config)
         check_checkpoints(config)
         check_engine(config)
+        if trace is not None and not trace.absolute().parent.is_dir():
+            raise ValueError(f"a trace must go into an existing folder, got {trace}; make it, or choose another file")
         self.folder = RunFolder(config)
         self.callbacks = [self.folder.log_step, *callbacks]
         self.progress = progress or (lambda stage: None)
@@ -302,6 +306,9 @@ class Pipeline:
                 self.under_way.drain()
                 raise
             self._evaluate_between(self.run.step)
+            if not len(self.under_way):
+                # A checkpoint and an evaluation are no part of the next step.
+                self._end_rest()
             if self._stop.is_set():
                 raise Stopped
 
@@ -331,12 +338,18 @@ class Pipeline:
         assert self.collector is not None
         self.sync.publish(report, self.learner.sender)
         self.collector.trained(step.groups)
-        now = time.monotonic()
-        seconds, self._last_step_at = now - self._last_step_at, now
-        self.run.step, self.run.trained_s = self.run.step + 1, self.run.trained_s + seconds
+        self.run.step += 1
+        seconds = self._end_rest()
         metrics = self.collector.metrics(step.groups, report.version - 1, step.wait)
         metrics |= _times(self.run.step, report, step.wait.seconds, seconds)
         self._log(metrics | self._overlap(metrics, report))
+
+    def _end_rest(self) -> float:
+        """Seconds since the last step, or since the rest after it; they count as training time."""
+        now = time.monotonic()
+        seconds, self._last_step_at = now - self._last_step_at, now
+        self.run.trained_s += seconds
+        return seconds
 
     def _collector(self) -> Collector:
         """Where the run has come to: groups of its checkpoint that were not trained are ready, or sampled again."""
@@ -347,11 +360,20 @@ class Pipeline:
             Admission(train.max_staleness, train.prompts_per_step, self.budget_bytes), self._submit,
             prompt_ids=self.prompt_ids, stop=self._stop,
             group_bytes=family_of(self.config).group_bytes(self.config, self.frame_shape),
-            recording=self.recording, progress=self.progress, doing=self.rollout.doing, learner=self.under_way,
+            recording=self.recording, progress=self.progress, doing=self._doing, learner=self.under_way,
         )  # fmt: skip
         collector.restore(ready_groups(self.run, train.wait_timeout_s))
         self.collector, self._last_step_at = collector, time.monotonic()
         return collector
+
+    def _doing(self) -> str:
+        """What the pools are busy with, for the message of a wait that was too long."""
+        found = []
+        for pool in (self.rollout, self.reward, self.learner):
+            # Fault tolerance: the wait itself is what the user must hear of.
+            with contextlib.suppress(Exception):
+                found.append(pool.doing())
+        return "; ".join(each for each in found if each)
 
     def _overlap(self, metrics: Mapping[str, float], report: StepReport) -> dict[str, float]:
         self.recording.add("learner", f"step {metrics['step']:.0f}", report.span)
@@ -396,21 +418,28 @@ class Pipeline:
         Raises:
             LearnerLost: it has happened too often.
         """
-        most = self.config.learner.max_restarts
-        if self._num_restarts >= most:
-            raise loss
-        self._num_restarts += 1
-        self.learner.stop()
-        lost_at = self.run.step + 1
-        self._go_back(self.checkpoints.read())
-        self.folder.cut(self.run.step)
-        self.progress(
-            f"the learner was lost in step {lost_at} ({loss}); new ranks go on after step {self.run.step} (restart "
-            f"{self._num_restarts} of learner.max_restarts={most})"
-        )
-        self._start_learner()
-        self.sync.publish(self.learner.wait_ready(self._stop), self.learner.sender)
-        return self._collector()
+        most, lost_at = self.config.learner.max_restarts, self.run.step + 1
+        assert self.collector is not None
+        while True:
+            if self._num_restarts >= most:
+                raise loss
+            self._num_restarts += 1
+            self.learner.stop()
+            self._go_back(self.checkpoints.read())
+            self.folder.cut(self.run.step)
+            self.progress(
+                f"the learner was lost in step {lost_at} ({loss}); new ranks go on after step {self.run.step} (restart "
+                f"{self._num_restarts} of learner.max_restarts={most})"
+            )
+            self._start_learner()
+            self.collector.wind_up()
+            self.sync.forget()
+            try:
+                self.sync.publish(self.learner.wait_ready(self._stop), self.learner.sender)
+            except LearnerLost as again:
+                loss = again
+                continue
+            return self._collector()
 
     # -----------------------------------------------------------------------------------------------------------------
     # Evaluation
@@ -461,10 +490,7 @@ class Pipeline:
     def _leave(self) -> None:
         """Saves what there is, whatever ended the run, and stops the pools."""
         try:
-            # A step that was cut off between its update and the ledger is none to go on from.
-            is_new = self.run.step not in (0, self._saved_step)
-            if is_new and hasattr(self, "learner") and self.learner.holds(self.run.step):
-                self._save()
+            self._save_rest()
             self.run.ledger.fail_in_flight("the run ended before it was trained")
             if self.folder.has_begun:
                 write_json(self.folder.path / LEDGER, json.loads(self.run.ledger.to_json()))
@@ -473,6 +499,18 @@ class Pipeline:
         finally:
             self._stop_pools()
             self.folder.close()
+
+    def _save_rest(self) -> None:
+        """What was trained since the last saving, where the learner is well; the steps that it has begun included."""
+        if not hasattr(self, "learner") or self.learner.has_failed:
+            return
+        for _ in range(len(self.under_way) if hasattr(self, "under_way") else 0):
+            # Fault tolerance: a callback that raises ends the run once, and it must hear of that.
+            with contextlib.suppress(Exception):
+                self.under_way.drain()
+        # A step that was cut off between its update and the ledger is none to go on from.
+        if self.run.step not in (0, self._saved_step) and self.learner.holds(self.run.step):
+            self._save()
 
     def _stop_pools(self) -> None:
         for name in ("control", "scaling"):

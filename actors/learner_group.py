@@ -192,7 +192,7 @@ class LearnerGroup:
         self._reports.popleft()
         if isinstance(report, Failure):
             kind = RuntimeError if report.is_final else LearnerLost
-            raise kind(f"{report.cause}; the run cannot go on without its learner")
+            raise kind(f"{report.cause}; the run cannot go on without its learner: mend it and give the same command")
         self.has_failed, self.version = False, report.version
         return report
 

@@ -48,8 +48,7 @@ Order = StepOrder | SaveOrder | CheckpointOrder | None
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepReport:
-    """What rank 0 says when it is ready (version 0), after a step, a save or a
-    checkpoint."""
+    """What rank 0 says when it is ready, after a step, a save or a checkpoint."""
 
     version: int
     metrics: dict[str, float]

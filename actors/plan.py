@@ -246,8 +246,7 @@ def check_store(config: Config, frame_shape: FrameShape, have: int) -> int:
 
 
 def check_disk(config: Config, folder: Path) -> str:
-    """Whether the run's folder can hold what the run leaves: the old and the new policy, checkpoints, videos
-    and events.
+    """Whether the run's folder can hold what the run leaves: two policies, checkpoints, videos and events.
 
     Returns:
         What is free.

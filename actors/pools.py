@@ -15,18 +15,13 @@ from actors.rollout import RECEIVING, Published, RolloutActor, build_sampler
 from actors.stacks import doing, ids
 from actors.waiting import wait_all
 from rlir_ray.broadcast import Channel
-from rlir_ray.config import Config
+from rlir_ray.config import MAX_ATTEMPTS, Config
 from rlir_ray.samplers import Sampler
 
 
 def as_actor(shell: type, *, num_cpus: float = 0, num_gpus: float = 0, **options: Any) -> Any:
     """A plain class as a Ray actor class."""
     return ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, **options)(shell)
-
-
-# A rollout actor that dies starts again and its calls are repeated, so often each: one that kills every actor must
-# end as a failed group.
-MAX_CALL_RETRIES = 3
 
 
 def stop_actors(actors: Sequence[Any]) -> None:
@@ -76,7 +71,7 @@ class RolloutPool:
         self._joining: list[Any] = []
         self._leaving: list[Any] = []
         self._num_calls = 0
-        self._shell = _restartable(self.make_sampler, config.rollout.timeout_s)
+        self._shell = _restartable(self.make_sampler, config.rollout_timeout_s)
         self._published: Published | None = None
         self._lock = threading.Lock()
 
@@ -84,7 +79,8 @@ class RolloutPool:
         self.actors = self._launch(self.config.rollout.num_actors)
 
     def _launch(self, num_actors: int) -> list[Any]:
-        restarts: dict[str, Any] = {"max_restarts": -1, "max_task_retries": MAX_CALL_RETRIES}
+        # A call that ends every actor must end as failed groups.
+        restarts: dict[str, Any] = {"max_restarts": -1, "max_task_retries": MAX_ATTEMPTS - 1}
         if self.config.broadcasts_weights:
             restarts["concurrency_groups"] = {RECEIVING: 1}
         shell = as_actor(self._shell, **restarts, **self.options)

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 
 from actors.mailbox import CheckpointOrder, SaveOrder, StepOrder, StepReport
+from actors.waiting import WAY_OUT
 from rlir_ray.checkpoint import Files
 from rlir_ray.timeline import span_since
 from rlir_ray.trajectory import TrajectoryGroup
@@ -53,7 +54,7 @@ class RankMail:
             Exception: what sending a report raised.
         """
         while not self._next.done():
-            pending = [each for each in (self._next, self._sent) if not each.done()]
+            pending: list[Future[Any]] = [each for each in (self._next, self._sent) if not each.done()]
             futures.wait(pending, timeout=LOOK_S, return_when=futures.FIRST_COMPLETED)
             if self._sent.done():
                 self._sent.result(0)
@@ -94,7 +95,9 @@ class RankMail:
 
     def flush(self) -> None:
         """Blocks until the last report was sent."""
-        self._sent.result(self.timeout_s)
+        if not futures.wait([self._sent], timeout=self.timeout_s)[0]:
+            raise TimeoutError(f"waited {self.timeout_s:.0f} s for the last report to be sent; {WAY_OUT}")
+        self._sent.result(0)
 
     def close(self) -> None:
         """Ends its threads."""

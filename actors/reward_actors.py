@@ -14,6 +14,7 @@ from actors.placement import ray_options
 from actors.pools import as_actor
 from actors.reward import Reward, RewardActor, Scored
 from actors.reward_backend import ReplicaLost, is_lost
+from actors.stacks import ids
 from rlir_ray.config import Config
 
 # Calls that an actor holds: the next one is there when it has finished.
@@ -46,7 +47,7 @@ class ActorBackend:
         loop: asyncio.AbstractEventLoop,
         progress: Callable[[str], None],
     ) -> None:
-        self.progress, self.timeout_s = progress, config.reward.timeout_s
+        self.progress, self.timeout_s = progress, config.reward_timeout_s
         self.shell, self.make_reward, self.loop = as_actor(RewardActor, **ray_options(config.reward)), make_reward, loop
         self.members: list[Member] = []
         self._free: asyncio.Queue[Member | None] = asyncio.Queue()
@@ -60,6 +61,9 @@ class ActorBackend:
 
     def num_replicas(self) -> int:
         return len(self.members)
+
+    def actor_ids(self) -> list[str]:
+        return ids([member.actor for member in self.members])
 
     async def _scale(self, num_replicas: int) -> None:
         while len(self.members) > num_replicas:

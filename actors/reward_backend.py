@@ -29,6 +29,9 @@ class RewardBackend(Protocol):
     def num_replicas(self) -> int:
         """As many as there are to be."""
 
+    def actor_ids(self) -> list[str]:
+        """Of the replicas; none where they are another's."""
+
     def stop(self) -> None: ...
 
 

@@ -22,10 +22,9 @@ from actors.reward import Reward, Scored, build_reward
 from actors.reward_actors import ActorBackend
 from actors.reward_backend import ReplicaLost, RewardBackend
 from actors.reward_serve import ServeBackend, ServiceBackend
-from rlir_ray.config import Config
+from actors.stacks import doing
+from rlir_ray.config import MAX_ATTEMPTS, Config
 
-# Replicas that may die over a group before it is given up: one that kills every replica must not kill them all.
-MAX_ATTEMPTS = 4
 # What a reward raises is tried once more: it may have been the moment and not the group.
 MAX_RAISED = 2
 # How often the wait for videos looks for new ones among them.
@@ -100,6 +99,10 @@ class RewardPool:
         assert self.backend is not None, "start the pool first"
         self.backend.scale(num_replicas)
 
+    def doing(self) -> str:
+        """What its replicas are busy with, for a message; empty of a service that other runs share."""
+        return doing(self.backend.actor_ids()) if self.backend is not None else ""
+
     def num_replicas(self) -> int:
         """As many as there are to be; 0 of a service that other runs share."""
         return self.backend.num_replicas() if self.backend is not None else 0
@@ -120,7 +123,7 @@ class RewardPool:
                 if attempt == MAX_ATTEMPTS:
                     raise RuntimeError(
                         f"{attempt} reward replicas in a row died over this group, or took more than "
-                        f"reward.timeout_s={self.config.reward.timeout_s:g}: {lost}"
+                        f"reward.timeout_s={self.config.reward_timeout_s:g}: {lost}"
                     ) from lost
             except Exception:
                 num_raised += 1

@@ -11,6 +11,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from actors.errors import one_line
 from actors.placement import ray_options
 from actors.reward import Reward, RewardDeployment, Scored
 from actors.reward_backend import ReplicaLost, is_lost
+from actors.stacks import ids
 from actors.waiting import POLL_S, Stopped
 from rlir_ray.config import Config
 from rlir_ray.rewards.identity import check_identity, reward_identity
@@ -33,6 +35,8 @@ from rlir_ray.rewards.identity import check_identity, reward_identity
 MAX_ONGOING = 4096
 # How long the end of a run waits for groups that replicas of Serve are reading: calls given up are those refused above.
 GIVE_UP_S = 10.0
+# Of a question to Serve's controller.
+STATUS_TIMEOUT_S = 30.0
 # How often Serve looks after its replicas; how often one that goes looks whether it has finished, and how long it may
 # take. What comes to it too late is scored by another.
 HEALTH_PERIOD_S, DRAIN_LOOK_S, DRAIN_TIMEOUT_S = 0.5, 0.5, 60.0
@@ -153,6 +157,7 @@ class ServeBackend(HandleBackend):
     def __init__(self, config: Config, make_reward: Callable[[], Reward], stop: threading.Event) -> None:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         self.config, self.make_reward = config, make_reward
+        self._num_seen = config.reward.num_replicas
         self.name = f"rlir_reward_{uuid.uuid4().hex[:8]}"
         self.deployment = serve.deployment(**serve_options(config))(RewardDeployment)
         # Serve starts all replicas anew when the code's version changes, and takes every call for a new one otherwise.
@@ -184,8 +189,9 @@ class ServeBackend(HandleBackend):
     def _deploy(self, num_replicas: int = 0) -> None:
         options = count_options(self.config, num_replicas)
         self._num_replicas: int = options["num_replicas"] or 0
+        """Of a number that was set; 0: as many as the queue asks for."""
         deployment = self.deployment.options(**options)
-        application = deployment.bind(self.make_reward, self.config.reward.max_frames, self.config.reward.timeout_s)
+        application = deployment.bind(self.make_reward, self.config.reward.max_frames, self.config.reward_timeout_s)
         target = serve.RunTarget(target=application, name=self.name, route_prefix=None)
         serve.run_many([target], wait_for_applications_running=False)
 
@@ -205,7 +211,18 @@ class ServeBackend(HandleBackend):
             time.sleep(POLL_S)
 
     def _application(self) -> Any:
-        return serve.status().applications[self.name]
+        """Raises TimeoutError: Serve's controller does not answer."""
+        answer: Future[Any] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(serve.status())
+            except Exception as error:
+                answer.set_exception(error)
+
+        # Serve waits for its controller without a bound.
+        threading.Thread(target=ask, name="serve status", daemon=True).start()
+        return answer.result(STATUS_TIMEOUT_S).applications[self.name]
 
     def _cause(self) -> str:
         """The last line of what Serve tells about a deployment that failed: the error raised in the replica."""
@@ -217,8 +234,20 @@ class ServeBackend(HandleBackend):
         self._deploy(num_replicas)
 
     def num_replicas(self) -> int:
-        (deployment,) = self._application().deployments.values()
-        return sum(deployment.replica_states.get(state, 0) for state in ("STARTING", "UPDATING", "RUNNING"))
+        if self._num_replicas:
+            return self._num_replicas
+        # Fault tolerance: a controller that starts again answers later; until then the last number holds.
+        with contextlib.suppress(TimeoutError, ray.exceptions.RayError):
+            (deployment,) = self._application().deployments.values()
+            states = ("STARTING", "UPDATING", "RUNNING")
+            self._num_seen = sum(deployment.replica_states.get(state, 0) for state in states)
+        return self._num_seen
+
+    def actor_ids(self) -> list[str]:
+        prefix = f"SERVE_REPLICA::{self.name}#"
+        named = ray.util.list_named_actors(all_namespaces=True)
+        own = [each["name"] for each in named if each["namespace"] == "serve" and each["name"].startswith(prefix)]
+        return ids([ray.get_actor(name, namespace="serve") for name in own])
 
     def stop(self) -> None:
         # The handle's threads end the process when they find that Ray has gone before them.
@@ -258,6 +287,9 @@ class ServiceBackend(HandleBackend):
 
     def num_replicas(self) -> int:
         return 0
+
+    def actor_ids(self) -> list[str]:
+        return []
 
     def stop(self) -> None:
         self.handle.shutdown()

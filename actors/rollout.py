@@ -82,7 +82,8 @@ class RolloutActor:
             published: the version to sample with, loaded first where the actor was started again or could not load it;
                 None: none was published yet.
         """
-        if published is not None and self.sampler.policy_version < published.version:
+        # A newer one is a lost learner's.
+        if published is not None and self.sampler.policy_version != published.version:
             self._catch_up(published)
         started = time.time()
         with bounded(self.timeout_s):
@@ -157,7 +158,7 @@ class RolloutActor:
             self._load_stored(published)
         except Exception:
             # Fault tolerance: the groups of an old version may still train, and say which one sampled them.
-            if self.sampler.policy_version < published.oldest:
+            if not published.oldest <= self.sampler.policy_version <= published.version:
                 raise
 
     def version(self) -> int:

@@ -53,7 +53,10 @@ def _one(actor_id: str) -> str:
         if info["State"] != "ALIVE":
             return f"{name} is {info['State'].lower()}"
         ask = ray.remote(num_cpus=0, scheduling_strategy=on_node(info["Address"]["NodeID"]))(_stacks)
-        where = innermost(ray.get(ask.remote(info["Pid"]), timeout=TIMEOUT_S))
+        stacks = ray.get(ask.remote(info["Pid"]), timeout=TIMEOUT_S)
+        if not stacks:
+            return ""
+        where = innermost(stacks)
         return f"{name} is at {where}" if where else f"{name} waits for work"
     except Exception:
         return ""

@@ -64,15 +64,21 @@ class WeightSync:
             TimeoutError: an actor did not load an earlier version in time.
         """
         # Broadcasts go one after the other: when one breaks, the next needs another group.
-        self.wait(most=0 if sender else self.pool.config.train.max_staleness)
+        broadcasts = sender is not None and not self.broadcasts.has_given_up
+        self.wait(most=0 if broadcasts else self.pool.config.train.max_staleness)
         with self._lock:
-            if sender is None or self.broadcasts.has_given_up:
-                publication = Publication(report.version, self._load(report), is_broadcast=False)
-            else:
+            if sender is not None and broadcasts:
                 publication = Publication(report.version, self.broadcasts.load(report, sender), is_broadcast=True)
+            else:
+                publication = Publication(report.version, self._load(report), is_broadcast=False)
             self._under_way.append(publication)
             # Keeps the reference, and with it the weights, alive until the next version.
             self.latest = report
+
+    def forget(self) -> None:
+        """What the learner that was lost had published may not arrive any more, which says nothing of the next one."""
+        self._under_way.clear()
+        self._num_lost = 0
 
     def join(self, actors: Sequence[Any], stop: threading.Event) -> None:
         """Lets new actors of the pool serve once they hold the latest version; for another thread than `publish`.

@@ -25,6 +25,10 @@ def require(rule: bool, key: str, text: str, value: object, remedy: str) -> None
         raise ValueError(f"{key} {text}, got {value!r}; {remedy}")
 
 
+# How often a group is sampled or scored in vain, for the end of its actor, before it fails.
+MAX_ATTEMPTS = 4
+
+
 def _at_least(least: float, **values: float) -> None:
     for key, value in values.items():
         name = key.replace("__", ".")
@@ -201,15 +205,15 @@ class RolloutConfig:
     """Groups sampled together; always the same ones together, whatever the number of actors."""
     temperature: float = 1.0
     """Of sampling tokens, and of rescoring them; 1 with rollout.engine=flow."""
-    timeout_s: float = 300.0
-    """A call that takes longer ends its actor; another one repeats it, three times at most."""
+    timeout_s: float = 0.0
+    """A call that takes longer ends its actor; another one repeats it. 0: train.wait_timeout_s / 5."""
 
     def __post_init__(self) -> None:
         _one_of(("torch", "vllm", "flow"), rollout__engine=self.engine)
-        require(self.timeout_s > 0, "rollout.timeout_s", "must be > 0", self.timeout_s, "use 300")
         _at_least(1, rollout__num_actors=self.num_actors, rollout__num_threads=self.num_threads)
         _at_least(1, rollout__prompts_per_call=self.prompts_per_call)
         _at_least(0, rollout__num_cpus=self.num_cpus, rollout__num_gpus=self.num_gpus)
+        _at_least(0, rollout__timeout_s=self.timeout_s)
         _check_resources("rollout.resources", self.resources)
         require(self.temperature > 0, "rollout.temperature", "must be > 0", self.temperature, "use 1.0")
         if self.engine == "flow":
@@ -351,8 +355,8 @@ class RewardConfig:
     """Of later frames' rewards, for credit=frame."""
     max_frames: int = 576
     """Frames decoded and read at once by a replica; a served one gathers as many of the groups that wait."""
-    timeout_s: float = 300.0
-    """Groups that take longer to decode and read end their replica; each is asked for again, alone, elsewhere."""
+    timeout_s: float = 0.0
+    """Groups that take longer to read end their replica; each is read again, alone. 0: train.wait_timeout_s / 5."""
 
     def __post_init__(self) -> None:
         _one_of(("serve", "actors"), reward__backend=self.backend)
@@ -363,8 +367,8 @@ class RewardConfig:
         _one_of(("clip", "frame"), reward__credit=self.credit)
         _at_least(1, reward__num_replicas=self.num_replicas, reward__num_threads=self.num_threads)
         _at_least(1, reward__max_frames=self.max_frames)
-        require(self.timeout_s > 0, "reward.timeout_s", "must be > 0", self.timeout_s, "use 300")
         _at_least(0, reward__num_cpus=self.num_cpus, reward__num_gpus=self.num_gpus)
+        _at_least(0, reward__timeout_s=self.timeout_s)
         _check_resources("reward.resources", self.resources)
         _at_least(0, reward__camera_tolerance=self.camera_tolerance)
         require(0 <= self.discount <= 1, "reward.discount", "must be in [0, 1]", self.discount, "use 0.5")
@@ -637,6 +641,7 @@ class Config:
     def __post_init__(self) -> None:
         _at_least(0, object_store_budget_bytes=self.object_store_budget_bytes)
         _at_least(0, seed=self.seed)
+        self._check_timeouts()
         self._check_adapter()
         if self.rollout.engine == "flow":
             self._check_flow()
@@ -653,6 +658,24 @@ class Config:
     @property
     def broadcasts_weights(self) -> bool:
         return self.weights.transfer == "broadcast" or (self.weights.transfer == "auto" and self.uses_nccl)
+
+    @property
+    def rollout_timeout_s(self) -> float:
+        """Of a sampling call. All attempts together end before the wait for them does."""
+        return self.rollout.timeout_s or self.train.wait_timeout_s / (MAX_ATTEMPTS + 1)
+
+    @property
+    def reward_timeout_s(self) -> float:
+        """Of groups that are read together; as `rollout_timeout_s`."""
+        return self.reward.timeout_s or self.train.wait_timeout_s / (MAX_ATTEMPTS + 1)
+
+    def _check_timeouts(self) -> None:
+        longest = max(self.rollout_timeout_s, self.reward_timeout_s)
+        require(
+            MAX_ATTEMPTS * longest < self.train.wait_timeout_s, "train.wait_timeout_s",
+            f"must be above {MAX_ATTEMPTS} attempts of rollout.timeout_s and of reward.timeout_s",
+            self.train.wait_timeout_s, f"set train.wait_timeout_s={(MAX_ATTEMPTS + 1) * longest:g} or lower those",
+        )  # fmt: skip
 
     def _check_adapter(self) -> None:
         if self.lora.rank and self.train.kl_coefficient and not self.models.adapter:

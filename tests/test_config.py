@@ -180,3 +180,11 @@ def test_a_recipe_is_laid_over_its_base(tmp_path: Path) -> None:
 def test_replicas_and_services_that_cannot_be_meant_are_refused(overrides, message):
     with pytest.raises(ValueError, match=message):
         load_config("", overrides)
+
+
+def test_all_attempts_of_a_group_end_before_the_wait_for_it():
+    config = load_config("", ["train.wait_timeout_s=100"])
+    assert config.rollout_timeout_s == config.reward_timeout_s == 20
+    assert load_config("", ["train.wait_timeout_s=100", "reward.timeout_s=24"]).reward_timeout_s == 24
+    with pytest.raises(ValueError, match=r"must be above 4 attempts .*, got 100\.0; set train\.wait_timeout_s=125 or"):
+        load_config("", ["train.wait_timeout_s=100", "rollout.timeout_s=25"])

@@ -9,6 +9,7 @@ import pytest
 from actors.driver import Pipeline
 from actors.reward import build_reward
 from actors.rollout import build_sampler
+from rlir_ray.checkpoint import newest
 from rlir_ray.families import make_objective, open_policy
 from rlir_ray.learner.step import Learner
 from rlir_ray.learner.torch_engine import TorchEngine
@@ -124,6 +125,30 @@ def test_group_with_rewards_that_are_no_numbers_fails_with_its_cause_and_trainin
     with pytest.raises(RuntimeError, match=r"^1 of the last \d groups failed, .*max_failed_fraction=0") as stop:
         Pipeline(config, **options).train(calibrate=False, evaluate=False)
     assert "\n" not in str(stop.value)
+
+
+def test_what_was_trained_is_saved_when_a_callback_ends_the_run(ray_cluster, make_config):
+    """The step that the learner has begun by then is trained to its end, and counts."""
+
+    def object_to_step_2(metrics):
+        if metrics["step"] == 2:
+            raise LookupError("enough")
+
+    config = make_config("train.max_staleness=1", "train.num_steps=9", "checkpoint.every=0")
+    pipeline = Pipeline(config, prompts=tiny_prompt_set, callbacks=[object_to_step_2])
+    with pytest.raises(LookupError, match="enough"):
+        pipeline.train(calibrate=False, evaluate=False)
+    point = newest(pipeline.folder.path, pytest.fail)
+    assert point is not None and point.step == pipeline.run.step >= 2
+    assert (pipeline.folder.path / "policy").is_dir()
+    ledger = Ledger.from_json((pipeline.folder.path / "ledger.json").read_text())
+    ledger.check()
+    assert ledger.counts()["trained"] == 4 * point.step
+
+
+def test_a_trace_that_could_not_be_written_is_refused_before_the_run(make_config, tmp_path):
+    with pytest.raises(ValueError, match=r"a trace must go into an existing folder, got .*none/trace\.json"):
+        Pipeline(make_config(), prompts=tiny_prompt_set, trace=tmp_path / "none" / "trace.json")
 
 
 @pytest.fixture

@@ -40,8 +40,17 @@ def mortal_learner(config: Config) -> Learner:
     return learner
 
 
-def train(config: Config, monkeypatch: pytest.MonkeyPatch, lines: list[str]):
-    monkeypatch.setattr(actors.learner_group, "build_learner", mortal_learner)
+def learner_that_starts_badly(config: Config) -> Learner:
+    """The mortal one, whose first successor dies before it is ready."""
+    folder = Path(config.run.dir)
+    if (folder / "killed").exists() and not (folder / "killed again").exists():
+        (folder / "killed again").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return mortal_learner(config)
+
+
+def train(config: Config, monkeypatch: pytest.MonkeyPatch, lines: list[str], build=mortal_learner):
+    monkeypatch.setattr(actors.learner_group, "build_learner", build)
     return Pipeline(config, prompts=tiny_prompt_set, progress=lines.append).train(calibrate=False, evaluate=False)
 
 
@@ -61,6 +70,18 @@ def test_new_ranks_go_on_from_the_latest_checkpoint(ray_cluster, make_config, mo
     check_recovered(train(config, monkeypatch, lines), config, lines, after=2)
     # New ranks broadcast like the first ones.
     assert not [line for line in lines if line.startswith("weights")]
+
+
+def test_new_ranks_that_die_before_they_are_ready_are_replaced_too(ray_cluster, make_config, monkeypatch) -> None:
+    config, lines = make_config("train.num_steps=4", "checkpoint.every=2", "train.max_staleness=1"), []
+    result = train(config, monkeypatch, lines, learner_that_starts_badly)
+    told = [line for line in lines if "lost" in line]
+    assert [line[line.index("(restart") :] for line in told] == [
+        f"(restart {number} of learner.max_restarts=3)" for number in (1, 2)
+    ]
+    ledger = Ledger.from_json((result.folder / "ledger.json").read_text())
+    ledger.check()
+    assert ledger.counts()["trained"] == 16 and ledger.counts()["failed"] == 0
 
 
 def test_without_a_checkpoint_they_start_again_and_one_of_two_ranks_takes_the_other_along(
