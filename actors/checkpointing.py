@@ -7,7 +7,6 @@ the driver's node: the driver itself writes the ledger, floats and the manifest.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -61,7 +60,11 @@ class Checkpoints:
         self.latest: Checkpoint | None = None
 
     def read(self) -> RunState:
-        """How far the newest whole checkpoint is; the start where there is none."""
+        """How far the newest whole checkpoint is; the start where there is none.
+
+        Raises:
+            ValueError: there are some, and none can be read.
+        """
         self.latest = newest(self.run, self.report)
         if self.latest is None:
             return RunState()
@@ -77,11 +80,8 @@ class Checkpoints:
     def is_due(self, step: int) -> bool:
         return bool(self.config.every) and step % self.config.every == 0
 
-    def write(self, run: RunState, learner: LearnerGroup, ready: Sequence[ReadyGroup]) -> float:
+    def write(self, run: RunState, learner: LearnerGroup, ready: Sequence[ReadyGroup]) -> None:
         """Writes a checkpoint, unless that of this step is there already; other pools go on meanwhile.
-
-        Returns:
-            Seconds that it took.
 
         Raises:
             ValueError: the disk is full.
@@ -89,8 +89,8 @@ class Checkpoints:
             TimeoutError: the ranks did not answer.
         """
         if self.latest is not None and self.latest.step == run.step:
-            return 0.0
-        started, partial = time.monotonic(), partial_folder(self.run, run.step)
+            return
+        partial = partial_folder(self.run, run.step)
         files = learner.checkpoint(partial, [group.group_ref for group in ready])
         # A group whose columns were lost with their node is sampled again, as those in flight are.
         kept = [_to_json(group) for group in ready if group_file(group.group_id) in files]
@@ -98,7 +98,6 @@ class Checkpoints:
         write_json(partial / DRIVER, {"trained_s": run.trained_s, "ledger": ledger, "ready": kept})
         files |= describe_files([partial / DRIVER])
         self.latest = seal(partial, files, step=run.step, policy_version=run.step, keep=self.config.keep)
-        return time.monotonic() - started
 
 
 def _to_json(group: ReadyGroup) -> dict[str, Any]:

@@ -257,8 +257,9 @@ def check_disk(config: Config, folder: Path) -> str:
     policy = asset_path(config.models.policy)
     needed = 2 * _weight_bytes(policy) + REPORT_BYTES
     if not (config.lora.rank or config.models.adapter):
-        # Weights and two moments; one more checkpoint while it is written. An adapter's are small.
-        needed += 3 * (config.checkpoint.keep + 1) * _trained_bytes(policy)
+        # Weights, two moments, nft's moving average; one checkpoint more while it is written. An adapter's are small.
+        copies = 4 if config.train.objective == "nft" else 3
+        needed += copies * (config.checkpoint.keep + 1) * _trained_bytes(policy)
     if (free := shutil.disk_usage(folder).free) < needed:
         raise ValueError(
             f"run.dir must have {needed} bytes free, got {free} at {folder}; make room, set run.dir or lower "

@@ -47,7 +47,11 @@ class ActorBackend:
         loop: asyncio.AbstractEventLoop,
         progress: Callable[[str], None],
     ) -> None:
-        self.progress, self.timeout_s = progress, config.reward_timeout_s
+        self.progress, self.timeout_s, self.wait_timeout_s = (
+            progress,
+            config.reward_timeout_s,
+            config.train.wait_timeout_s,
+        )
         self.shell, self.make_reward, self.loop = as_actor(RewardActor, **ray_options(config.reward)), make_reward, loop
         self.members: list[Member] = []
         self._free: asyncio.Queue[Member | None] = asyncio.Queue()
@@ -81,7 +85,7 @@ class ActorBackend:
     async def _bring_up(self, member: Member) -> None:
         """A new actor gets its first groups when its reward is built."""
         try:
-            await member.actor.check_health.remote()
+            await asyncio.wait_for(member.actor.check_health.remote(), self.wait_timeout_s)
         except Exception as error:
             if member.is_leaving:
                 return
@@ -124,10 +128,9 @@ class ActorBackend:
         finally:
             self._give_back(member)
 
-    @staticmethod
-    async def _is_healthy(member: Member) -> bool:
+    async def _is_healthy(self, member: Member) -> bool:
         try:
-            await member.actor.check_health.remote()
+            await asyncio.wait_for(member.actor.check_health.remote(), self.wait_timeout_s)
         except Exception:
             return False
         return True

@@ -25,7 +25,7 @@ from actors.placement import ray_options
 from actors.reward import Reward, RewardDeployment, Scored
 from actors.reward_backend import ReplicaLost, is_lost
 from actors.stacks import ids
-from actors.waiting import POLL_S, Stopped
+from actors.waiting import POLL_S, WAY_OUT, Stopped
 from rlir_ray.config import Config
 from rlir_ray.rewards.identity import check_identity, reward_identity
 
@@ -211,18 +211,7 @@ class ServeBackend(HandleBackend):
             time.sleep(POLL_S)
 
     def _application(self) -> Any:
-        """Raises TimeoutError: Serve's controller does not answer."""
-        answer: Future[Any] = Future()
-
-        def ask() -> None:
-            try:
-                answer.set_result(serve.status())
-            except Exception as error:
-                answer.set_exception(error)
-
-        # Serve waits for its controller without a bound.
-        threading.Thread(target=ask, name="serve status", daemon=True).start()
-        return answer.result(STATUS_TIMEOUT_S).applications[self.name]
+        return _applications()[self.name]
 
     def _cause(self) -> str:
         """The last line of what Serve tells about a deployment that failed: the error raised in the replica."""
@@ -264,7 +253,7 @@ class ServiceBackend(HandleBackend):
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         self.address = config.reward.address
         name = self.address.removeprefix("serve://")
-        running = [each for each, found in serve.status().applications.items() if found.status == "RUNNING"]
+        running = [each for each, found in _applications().items() if found.status == "RUNNING"]
         if name not in running:
             raise ValueError(
                 f"reward.address must name a Serve application that runs, got {self.address} where "
@@ -293,6 +282,24 @@ class ServiceBackend(HandleBackend):
 
     def stop(self) -> None:
         self.handle.shutdown()
+
+
+def _applications() -> dict[str, Any]:
+    """Of Serve, by their names; raises TimeoutError where its controller does not answer."""
+    answer: Future[Any] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(serve.status())
+        except Exception as error:
+            answer.set_exception(error)
+
+    # Serve waits for its controller without a bound.
+    threading.Thread(target=ask, name="serve status", daemon=True).start()
+    try:
+        return answer.result(STATUS_TIMEOUT_S).applications
+    except TimeoutError:
+        raise TimeoutError(f"waited {STATUS_TIMEOUT_S:.0f} s for Ray Serve's controller; {WAY_OUT}") from None
 
 
 @contextlib.contextmanager

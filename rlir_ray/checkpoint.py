@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,12 +19,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rlir_ray.run import CHECKPOINTS, replace_folder, write_json, write_text
+from rlir_ray.run import CHECKPOINTS, no_way_on, replace_folder, step_folders, write_json, write_text
 from rlir_ray.trajectory import FlowRecord, TokenRecord, TrajectoryGroup
 
 FORMAT = 1
 MANIFEST, LATEST, LEARNER, DRIVER = "manifest.json", "latest", "learner.safetensors", "driver.json"
-STEP_FOLDER = re.compile(r"step_(\d{8})")
 CHUNK_BYTES = 1 << 22
 RECORDS = {kind.__name__: kind for kind in (TokenRecord, FlowRecord)}
 
@@ -80,7 +78,7 @@ def seal(partial: Path, files: Files, *, step: int, policy_version: int, keep: i
 
     Args:
         files: what `describe_files` says of the files in it.
-        keep: checkpoints that stay, this one included. Those of later steps go: the run went back behind them.
+        keep: whole checkpoints that stay, this one included. Those of later steps go: the run went back behind them.
 
     Raises:
         ValueError: the disk is full, or a file is not what it should be.
@@ -96,7 +94,7 @@ def seal(partial: Path, files: Files, *, step: int, policy_version: int, keep: i
         raise ValueError(f"could not save {final}: {error.strerror}; free some space or set run.dir") from error
     write_text(root / LATEST, final.name + "\n")
     _sync(root)
-    _remove_others(root, step, keep)
+    _remove_others(root.parent, step, keep)
     return Checkpoint(path=final, step=step, policy_version=policy_version)
 
 
@@ -109,17 +107,22 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _remove_others(root: Path, step: int, keep: int) -> None:
-    known = _by_step(root)
-    kept = sorted(number for number in known if number <= step)[-keep:]
+def _remove_others(run: Path, step: int, keep: int) -> None:
+    known = step_folders(run)
+    # One that cannot be read is no reserve. It stays, for the disk may only be away, until enough newer ones are whole.
+    whole = [number for number in sorted(known) if number <= step and _looks_whole(known[number])]
+    oldest = whole[-keep] if len(whole) >= keep else 0
     for number, folder in known.items():
-        if number not in kept:
+        if not oldest <= number <= step:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _by_step(root: Path) -> dict[int, Path]:
-    matches = [(STEP_FOLDER.fullmatch(path.name), path) for path in root.iterdir()] if root.is_dir() else []
-    return {int(match[1]): path for match, path in matches if match}
+def _looks_whole(folder: Path) -> bool:
+    try:
+        check(folder, digests=False)
+    except ValueError:
+        return False
+    return True
 
 
 def newest(run: Path, report: Callable[[str], None]) -> Checkpoint | None:
@@ -128,17 +131,28 @@ def newest(run: Path, report: Callable[[str], None]) -> Checkpoint | None:
     Args:
         run: its folder.
         report: gets a line for each checkpoint that is passed over.
+
+    Raises:
+        ValueError: there are some, and none can be read.
     """
-    for _, folder in sorted(_by_step(run / CHECKPOINTS).items(), reverse=True):
+    passed_over: list[ValueError] = []
+    for _, folder in sorted(step_folders(run).items(), reverse=True):
+        if passed_over:
+            report(f"passed over a checkpoint: {passed_over[-1]}; the one before is used")
         try:
             return check(folder)
         except ValueError as error:
-            report(f"passed over a checkpoint: {error}")
+            passed_over.append(error)
+    if passed_over:
+        raise no_way_on(run, f"none of {len(passed_over)}, the newest because {passed_over[0]}")
     return None
 
 
-def check(folder: Path) -> Checkpoint:
-    """Whether a checkpoint is whole, by its manifest; reads every byte of it.
+def check(folder: Path, *, digests: bool = True) -> Checkpoint:
+    """Whether a checkpoint is whole, by its manifest.
+
+    Args:
+        digests: reads every byte of it; false: the manifest and the sizes alone.
 
     Raises:
         ValueError: what is wrong with it, in one line.
@@ -147,23 +161,23 @@ def check(folder: Path) -> Checkpoint:
         manifest = json.loads((folder / MANIFEST).read_text())
         found, files = manifest["format"], manifest["files"]
         if found != FORMAT:
-            raise ValueError(f"{folder} must be of format {FORMAT}, got {found}; go on with the version that wrote it")
+            raise ValueError(f"{folder} must be of format {FORMAT}, got {found} (the version that wrote it can go on)")
         for name, expected in files.items():
-            _check_file(folder / name, expected)
+            _check_file(folder / name, expected, digests)
         return Checkpoint(path=folder, step=int(manifest["step"]), policy_version=int(manifest["policy_version"]))
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (OSError, KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(
-            f"{folder} must hold a readable {MANIFEST}, got {type(error).__name__}; the one before is used"
+            f"{folder} must hold a readable {MANIFEST} and its files, got {type(error).__name__}: {error}"
         ) from None
 
 
-def _check_file(path: Path, expected: Mapping[str, Any]) -> None:
+def _check_file(path: Path, expected: Mapping[str, Any], digest: bool) -> None:
     size = path.stat().st_size if path.is_file() else -1
     if size != expected["bytes"]:
         got = "none" if size < 0 else f"{size} bytes"
-        raise ValueError(f"{path} must be {expected['bytes']} bytes, got {got}; the one before is used")
-    if _digest(path) != expected["blake2b"]:
-        raise ValueError(f"{path} must have the digest of its manifest, got another; the one before is used")
+        raise ValueError(f"{path} must be {expected['bytes']} bytes, got {got}")
+    if digest and _digest(path) != expected["blake2b"]:
+        raise ValueError(f"{path} must have the digest of its manifest, got another")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

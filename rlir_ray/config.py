@@ -582,7 +582,7 @@ class CheckpointConfig:
     every: int = 10
     """Steps between two checkpoints; 0: only at the end of the run, or when it is stopped."""
     keep: int = 2
-    """Checkpoints that stay; each holds three times the trained weights in float32."""
+    """Checkpoints that stay; each holds the trained weights in float32 three times, four for train.objective=nft."""
 
     def __post_init__(self) -> None:
         _at_least(0, checkpoint__every=self.every)

@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
@@ -22,6 +23,8 @@ from rlir_ray.config import Config
 
 # In a run's folder.
 CHECKPOINTS = "checkpoints"
+# In that one; what is half-written has another name.
+STEP_FOLDER = re.compile(r"step_(\d{8})")
 # Set by Ray in the driver of a submitted job.
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
@@ -60,6 +63,21 @@ def replace_folder(temporary: Path, final: Path) -> None:
         final.rename(old)
     temporary.rename(final)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def step_folders(run: Path) -> dict[int, Path]:
+    """The checkpoints of a run by step, whether they can be read or not."""
+    root = run / CHECKPOINTS
+    matches = [(STEP_FOLDER.fullmatch(path.name), path) for path in root.iterdir()] if root.is_dir() else []
+    return {int(match[1]): path for match, path in matches if match}
+
+
+def no_way_on(run: Path, got: str) -> ValueError:
+    """Of a run that has nothing to go on from, while a start from the beginning would overwrite what it left."""
+    return ValueError(
+        f"run.name={run.name} must be new or hold a checkpoint that can be read, got {got}; move {run} away or choose "
+        "another run.name"
+    )
 
 
 def runs_folder(run_dir: str) -> Path:
@@ -116,16 +134,17 @@ def versions() -> dict[str, str]:
 MAY_DIFFER = frozenset(
     ["object_store_budget_bytes", "train.num_steps", "train.max_minutes", "train.wait_timeout_s"]
     + ["train.max_failed_fraction"]
-    + [f"rollout.{key}" for key in ("num_actors", "num_cpus", "num_gpus", "resources", "num_threads")]
+    + [f"rollout.{key}" for key in ("num_actors", "num_cpus", "num_gpus", "resources", "num_threads", "timeout_s")]
     + [f"vllm.{key}" for key in ("kv_cache_bytes", "gpu_memory_utilization", "enforce_eager", "max_num_seqs")]
     + [
         f"reward.{key}"
         for key in ("backend", "address", "num_replicas", "min_replicas", "max_replicas", "target_queue")
     ]
-    + [f"reward.{key}" for key in ("num_cpus", "num_gpus", "resources", "num_threads", "max_frames")]
+    + [f"reward.{key}" for key in ("num_cpus", "num_gpus", "resources", "num_threads", "max_frames", "timeout_s")]
     + [f"learner.{key}" for key in ("engine", "num_workers", "zero_stage", "offload_optimizer", "max_restarts")]
     + [f"learner.{key}" for key in ("num_cpus", "use_gpu", "resources", "num_threads")]
     + [f"learner.{key}" for key in ("decision_budget", "gradient_checkpointing")]
+    + [f"weights.{key}" for key in ("transfer", "bucket_bytes")]
 )
 ALSO_MAY_DIFFER = ("run.", "checkpoint.", "evaluation.")
 LOCK = ".lock"
@@ -181,13 +200,14 @@ class RunFolder:
             yield
 
     def begin(self, step: int = 0) -> RunFolder:
-        """Starts, or goes on after a step: what an earlier run left of later ones goes."""
+        """Starts, or goes on after a step: what an earlier run left of later ones goes.
+
+        Raises:
+            ValueError: it is to start where a policy or checkpoints are.
+        """
         if not step:
-            if (self.path / "policy").exists():
-                raise ValueError(
-                    f"run.name={self.name} has saved its policy, and none of its checkpoints can be read; choose "
-                    f"another run.name or remove {self.path}"
-                )
+            self._refuse_loss()
+            # Half-written ones.
             shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
         self.cut(step)
         write_json(self.path / "config.json", self.settings)
@@ -226,11 +246,15 @@ class RunFolder:
             raise ValueError(
                 f"run.name={self.path.name} exists with another config ({changed[0]} differs); choose another run.name"
             )
-        if (self.path / "policy").exists() and not (self.path / CHECKPOINTS).exists():
-            raise ValueError(
-                f"run.name={self.path.name} must be new, got a run that has saved its policy; choose another run.name "
-                f"or remove {self.path}"
-            )
+        if not step_folders(self.path):
+            self._refuse_loss()
+
+    def _refuse_loss(self) -> None:
+        """A start from the beginning would overwrite these."""
+        if folders := step_folders(self.path):
+            raise no_way_on(self.path, f"{folders[max(folders)].name}, which it does not go on from")
+        if (self.path / "policy").exists():
+            raise no_way_on(self.path, "a saved policy and none")
 
     def _write_yaml(self, settings: dict[str, Any]) -> None:
         from omegaconf import OmegaConf

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rlir_ray import checkpoint
 from rlir_ray.checkpoint import (
     LEARNER,
     ArrayFile,
@@ -62,6 +64,10 @@ def flip(folder: Path) -> None:
     (folder / LEARNER).write_bytes(content)
 
 
+def garble(folder: Path) -> None:
+    (folder / "manifest.json").write_bytes(b"\xff")
+
+
 def other_format(folder: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
@@ -73,9 +79,11 @@ def other_format(folder: Path) -> None:
         (truncate, "must be 168 bytes, got 167 bytes"),
         (flip, "must have the digest of its manifest"),
         (lambda folder: (folder / LEARNER).unlink(), "must be 168 bytes, got none"),
-        (lambda folder: (folder / "manifest.json").unlink(), "readable manifest.json, got FileNotFoundError"),
+        (lambda folder: (folder / "manifest.json").unlink(), "readable manifest.json and its files, got FileNotFoundE"),
+        (garble, "got UnicodeDecodeError"),
         (lambda folder: (folder / "manifest.json").write_text('{"format": 1,'), "got JSONDecodeError"),
         (lambda folder: (folder / "manifest.json").write_text("[]"), "got TypeError"),
+        (lambda folder: (folder / "manifest.json").write_text('{"format": 1, "files": []}'), "got AttributeError"),
         (other_format, "must be of format 1, got 99"),
     ],
 )
@@ -88,6 +96,38 @@ def test_a_spoilt_checkpoint_is_named_in_a_line_and_the_one_before_is_used(
     found = newest(tmp_path, lines.append)
     assert found is not None and found.step == 10
     assert len(lines) == 1 and said in lines[0] and "step_00000020" in lines[0] and "\n" not in lines[0]
+    assert lines[0].startswith("passed over a checkpoint: ") and lines[0].endswith("; the one before is used")
+
+
+@pytest.mark.parametrize(("spoil", "said"), [(truncate, "must be 168 bytes, got 167"), (other_format, "got 99")])
+def test_a_run_none_of_whose_checkpoints_can_be_read_is_refused(
+    tmp_path: Path, spoil: Callable[[Path], object], said: str
+) -> None:
+    run = tmp_path / "first"
+    for step in (10, 20):
+        spoil(write(run, step))
+    lines: list[str] = []
+    with pytest.raises(ValueError, match="must be new or hold a checkpoint that can be read, got none of 2") as refusal:
+        newest(run, lines.append)
+    message = str(refusal.value)
+    assert message.startswith("run.name=first ") and "step_00000020" in message and said in message
+    assert message.endswith(f"; move {run} away or choose another run.name") and "\n" not in message
+    assert len(lines) == 1 and "step_00000020" in lines[0]
+    assert folders(run) == ["latest", "step_00000010", "step_00000020"]
+
+
+def test_a_disk_that_fails_is_named_and_costs_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = write(tmp_path, 10)
+
+    def fail(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rlir_ray.checkpoint._digest", fail)
+        with pytest.raises(ValueError, match=r"got OSError: .*Input/output error: .*learner\.safetensors"):
+            newest(tmp_path, pytest.fail)
+    found = newest(tmp_path, pytest.fail)
+    assert found is not None and found.path == written
 
 
 def test_what_was_not_sealed_is_no_checkpoint(tmp_path: Path) -> None:
@@ -107,6 +147,27 @@ def test_a_run_that_went_back_leaves_nothing_of_the_later_steps(tmp_path: Path) 
     # The same step again takes the spoilt one's place.
     truncate(write(tmp_path, 20))
     assert check(write(tmp_path, 20)).step == 20
+
+
+@pytest.mark.parametrize("spoil", [truncate, other_format, lambda folder: (folder / "manifest.json").unlink()])
+def test_a_spoilt_checkpoint_is_no_reserve_and_goes_when_enough_newer_ones_are_whole(
+    tmp_path: Path, spoil: Callable[[Path], object]
+) -> None:
+    write(tmp_path, 10)
+    spoil(write(tmp_path, 20))
+    write(tmp_path, 30)
+    assert folders(tmp_path) == ["latest", "step_00000010", "step_00000020", "step_00000030"]
+    write(tmp_path, 40)
+    assert folders(tmp_path) == ["latest", "step_00000030", "step_00000040"]
+
+
+def test_what_is_kept_is_chosen_without_reading_gigabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, digest = [], checkpoint._digest
+    monkeypatch.setattr(checkpoint, "_digest", lambda path: read.append(path.parent.name) or digest(path))
+    for step in (10, 20, 30):
+        write(tmp_path, step)
+    # Each once, when it is written.
+    assert read == [f".step_000000{step}.partial" for step in (10, 20, 30)]
 
 
 def test_groups_come_back_as_they_were(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """The run folder: what it keeps and what it refuses."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from actors.plan import SYSTEM_CONFIG
 from rlir_ray.config_files import keys, load_config
 from rlir_ray.run import JOB_VARIABLE, MAY_DIFFER, RunFolder, replace_folder, runs_folder, write_json
 
@@ -36,6 +38,9 @@ def test_where_and_how_much_a_run_runs_may_differ(tmp_path):
     RunFolder(_config(tmp_path, "rollout.resources={a_node: 0.1}")).begin().log_step({"step": 1})
     more = ["train.num_steps=3", "learner.num_workers=2", "rollout.resources={a_node: 0.5}", "evaluation.every=1"]
     RunFolder(_config(tmp_path, *more, "checkpoint.keep=3", "reward.num_replicas=2", "learner.zero_stage=3"))
+    # What an error message advises must not be refused.
+    waits = ["train.wait_timeout_s=900", "rollout.timeout_s=60", "reward.timeout_s=60", "train.max_failed_fraction=0.5"]
+    RunFolder(_config(tmp_path, *waits, "weights.transfer=store", "weights.bucket_bytes=1048576"))
     for other in ("rollout.temperature=0.5", "learner.precision=bf16", "reward.rule=joint", "seed=3"):
         with pytest.raises(ValueError, match=f"{other.split('=')[0]} differs"):
             RunFolder(_config(tmp_path, other))
@@ -73,8 +78,11 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
 def test_a_finished_run_is_not_overwritten(tmp_path):
     folder = RunFolder(_config(tmp_path)).begin()
     (folder.path / "policy").mkdir()
-    with pytest.raises(ValueError, match=r"has saved its policy; choose another run\.name"):
+    said = r"run\.name=first must be new .* got a saved policy and none; move .*/first away or choose another run\.name"
+    with pytest.raises(ValueError, match=said):
         RunFolder(_config(tmp_path))
+    with pytest.raises(ValueError, match=said):
+        folder.begin()
 
 
 def test_what_ended_before_its_first_step_gives_its_name_free(tmp_path):
@@ -83,12 +91,27 @@ def test_what_ended_before_its_first_step_gives_its_name_free(tmp_path):
     assert load_config(str(folder.path / "config.yaml")).rollout.num_actors == 2
 
 
-def test_a_policy_whose_checkpoints_cannot_be_read_is_not_overwritten(tmp_path):
+def test_a_start_from_the_beginning_removes_half_written_checkpoints_and_no_others(tmp_path):
     folder = RunFolder(_config(tmp_path)).begin()
-    for name in ("policy", "checkpoints"):
-        (folder.path / name).mkdir()
-    with pytest.raises(ValueError, match=r"none of its checkpoints can be read; choose another run\.name"):
+    checkpoints = folder.path / "checkpoints"
+    for name in (".step_00000010.partial", "step_00000010.old"):
+        (checkpoints / name).mkdir(parents=True)
+    RunFolder(_config(tmp_path)).begin()
+    assert not checkpoints.exists()
+    folder.log_step({"step": 1})
+    for name in ("step_00000010", "step_00000020"):
+        (checkpoints / name).mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"got step_00000020, which .*; move .*/first away or choose"):
         RunFolder(_config(tmp_path)).begin()
+    assert len(list(checkpoints.iterdir())) == 2 and [each["step"] for each in folder.metrics(9)] == [1]
+
+
+def test_a_policy_with_half_written_checkpoints_alone_is_not_overwritten(tmp_path):
+    folder = RunFolder(_config(tmp_path)).begin()
+    for name in ("policy", "checkpoints/.step_00000010.partial"):
+        (folder.path / name).mkdir(parents=True)
+    with pytest.raises(ValueError, match="got a saved policy and none"):
+        RunFolder(_config(tmp_path))
     assert (folder.path / "policy").is_dir()
 
 
@@ -128,3 +151,11 @@ def test_a_submitted_job_keeps_its_runs_out_of_the_folder_that_is_removed_with_i
     monkeypatch.setenv(JOB_VARIABLE, "{}")
     assert runs_folder("runs") == tmp_path / "rlir_ray" / "runs"
     assert runs_folder("/data/runs") == Path("/data/runs")
+
+
+def test_whatever_starts_ray_keeps_the_same_results_in_the_object_store():
+    files = [path for path in (Path(__file__).parents[1] / "deploy").rglob("*") if path.is_file()]
+    found = {path.name: re.findall(r'max_direct_call_object_size[=:] ?"?(\d+)', path.read_text()) for path in files}
+    limits = {name: sizes for name, sizes in found.items() if sizes}
+    assert "rlir.sbatch" in limits and "runtime_env.yaml" in limits
+    assert all(sizes == [str(SYSTEM_CONFIG["max_direct_call_object_size"])] for sizes in limits.values()), limits

@@ -6,12 +6,16 @@ import os
 
 import pytest
 
+from actors.checkpointing import Checkpoints, RunState
 from actors.driver import Pipeline
 from actors.placement import node_id
 from actors.run_files import local_copy
-from rlir_ray.checkpoint import check, newest
+from rlir_ray.checkpoint import LEARNER, check, describe_files, newest, partial_folder
+from rlir_ray.config import CheckpointConfig
 from rlir_ray.ledger import Ledger
+from rlir_ray.run import LOCK, RunFolder
 from tests.actors.test_driver import assert_same_run, run_pools
+from tests.test_checkpoint import write
 from tests.world import flow_overrides, tiny_flow_prompt_set, tiny_prompt_set
 
 
@@ -49,6 +53,54 @@ def test_a_stopped_run_goes_on_by_the_same_command_with_the_losses_of_one_that_w
     assert (again.num_steps, again.interrupted, again.metrics) == (4, False, result.metrics)
     assert len(lines) == 1 and lines[0].startswith("run tiny is finished: 4 steps are trained")
     assert (result.folder / "policy").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("has_policy", [False, True])
+def test_a_run_none_of_whose_checkpoints_can_be_read_is_refused_and_loses_nothing(make_config, has_policy):
+    config = make_config()
+    folder = RunFolder(config).begin()
+    folder.log_step({"step": 1})
+    folder.close()
+    for step in (1, 2):
+        write(folder.path, step)
+    newest_manifest = folder.path / "checkpoints" / "step_00000002" / "manifest.json"
+    for manifest in folder.path.rglob("manifest.json"):
+        manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 99'))
+    if has_policy:
+        (folder.path / "policy").mkdir()
+    before = files_of(folder.path)
+    said = f"got none of 2, the newest because {newest_manifest.parent} must be of format 1, got 99 .*; move .* away or"
+    with pytest.raises(ValueError, match=said):
+        Pipeline(config, prompts=tiny_prompt_set).train(calibrate=False, evaluate=False)
+    assert files_of(folder.path) == before
+
+
+def files_of(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != LOCK}
+
+
+def test_a_run_with_no_or_half_written_checkpoints_starts_from_the_beginning(tmp_path):
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(), pytest.fail)
+    assert checkpoints.read().step == 0
+    (partial_folder(tmp_path, 10) / "manifest.json").write_text("{")
+    run = checkpoints.read()
+    assert (run.step, run.checkpoint, checkpoints.latest) == (0, None, None)
+
+
+def test_a_checkpoint_of_a_step_is_written_once_and_read_again(tmp_path):
+    class OneFile:
+        num_calls = 0
+
+        def checkpoint(self, folder, group_refs):
+            self.num_calls += 1
+            (folder / LEARNER).write_bytes(b"weights")
+            return describe_files([folder / LEARNER])
+
+    checkpoints, learner = Checkpoints(tmp_path, CheckpointConfig(), pytest.fail), OneFile()
+    for _ in range(2):
+        assert checkpoints.write(RunState(step=3, trained_s=1.5), learner, []) is None
+    run = checkpoints.read()
+    assert (learner.num_calls, run.step, run.trained_s) == (1, 3, 1.5)
 
 
 def test_a_file_of_another_node_is_read_through_that_node(ray_cluster, tmp_path, monkeypatch):
