@@ -21,10 +21,10 @@ from actors.checkpointing import Checkpoints, RunState, check_prompts, ready_gro
 from actors.clock import clock_offsets
 from actors.collector import Collector
 from actors.control import Control
-from actors.evaluation import EvaluationActor
+from actors.judging import Judging
 from actors.learner_group import LearnerGroup, LearnerLost
 from actors.mailbox import StepReport
-from actors.placement import node_cpus, node_id, on_node, ray_options
+from actors.placement import node_id, on_node
 from actors.plan import absolute_paths, check_disk, check_plan, ray_session, stop_notice
 from actors.pools import RolloutPool, as_actor, stop_actors
 from actors.prompts import PromptActor, PromptSource, prompt_source
@@ -46,9 +46,6 @@ from rlir_ray.staleness import Admission
 from rlir_ray.timeline import Recording, overlap_metrics, span_since
 
 Callback = Callable[[dict[str, float]], None]
-
-# Training clips on which actions and frames are checked to fit.
-NUM_ALIGNED = 128
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,10 +152,10 @@ class Pipeline:
                 self.budget_bytes = check_plan(self.config, self.frame_shape, self.progress, self._stop)
                 self._start(calibrate, evaluate)
                 if evaluate:
-                    self._evaluate_base()
+                    self._judging().judge_base(is_resumed=self.run.checkpoint is not None)
                 self._loop()
                 if evaluate:
-                    self._evaluate(POST_TRAINED)
+                    self._judging().judge_all(POST_TRAINED, self._latest())
             except Stopped:
                 interrupted = True
             except KeyboardInterrupt:
@@ -230,7 +227,7 @@ class Pipeline:
         self.prompts = as_actor(PromptActor, scheduling_strategy=on_node(node_id())).remote(self.prompt_source)
         if calibrate or evaluate:
             # It loads its models while the prompts are made.
-            self._evaluator()
+            self._judging()
         preparing = [self.prompts.prepare.remote(split) for split in ("train", "heldout")]
         needs_shares = config.reward.balance == "class"
         if not needs_shares:
@@ -240,9 +237,7 @@ class Pipeline:
         check_prompts(self.run, config.seed, self.prompt_ids)
         self._show_left_out()
         if calibrate:
-            self.progress("checking the reward on real clips")
-            train_set = self.prompts.prompt_set.remote("train", NUM_ALIGNED)
-            self._ask(self._evaluator().calibrate.remote(self._heldout(), train_set), "the calibration")
+            self._judging().calibrate()
         if needs_shares:
             self._start_reward(self._ask(self.prompts.class_shares.remote(config.world.groups), "the class shares"))
         self.progress("waiting for the policy in the rollout pool and the learner")
@@ -270,16 +265,6 @@ class Pipeline:
     def _start_reward(self, class_shares: dict[str, Any] | None) -> None:
         self.reward = RewardPool(self.config, class_shares, self.make_reward, self.progress)
         self.reward.start(self._stop)
-
-    def _evaluator(self) -> Any:
-        """The evaluation actor, from its first use on: on the run's own node, or where a GPU is free."""
-        if not hasattr(self, "evaluation"):
-            home, evaluation = node_id(), self.config.evaluation
-            strategy = "DEFAULT" if evaluation.num_gpus else on_node(home)
-            shell = as_actor(EvaluationActor, **ray_options(evaluation, scheduling_strategy=strategy))
-            # The pools rest while it works: it may use every core of its node.
-            self.evaluation = shell.remote(self.config, self.folder.path, node_cpus(), home)
-        return self.evaluation
 
     def _loop(self) -> None:
         """The algorithm. `rlir_ray/local.py` is the same in one process."""
@@ -444,36 +429,24 @@ class Pipeline:
     # -----------------------------------------------------------------------------------------------------------------
     # Evaluation
 
-    def _heldout(self) -> ray.ObjectRef:
-        return self.prompts.prompt_set.remote("heldout")
-
-    def _evaluate_base(self) -> None:
-        missing = set(self.config.evaluation.temperatures) - judged_temperatures(self.folder.path, BASE, 0)
-        if self.run.checkpoint and not missing:
-            return
-        self.progress("judging real clips and the base policy")
-        self._ask(self._evaluator().ceiling.remote(self._heldout()), "the judgement of real clips")
-        self._evaluate(BASE)
-
-    def _evaluate(self, name: str) -> None:
-        """Judges the latest published weights at every temperature; the clips of the first one go into the report."""
-        self.progress(f"judging the {name} policy")
-        temperatures = self.config.evaluation.temperatures
-        for temperature in temperatures:
-            self.evaluate(name, temperature, keep_clips=temperature == temperatures[0])
-
     def evaluate(self, name: str, temperature: float, *, keep_clips: bool = False) -> dict[str, float]:
         """Judges the latest published weights, or as `base` those before training; the results go to the run's folder.
 
         Returns:
             `reward/accuracy`, `reward/macro_f1`, `judge/accuracy` and `judge/macro_f1`.
         """
-        latest = self.sync.latest
-        assert latest is not None, "evaluate inside a run: no weights are published yet"
         # Of a run that goes on, the base is no longer what is published.
-        weights, version = (None, 0) if name == BASE else (latest.weights_refs[0], latest.version)
-        ref = self._evaluator().evaluate.remote(self._heldout(), weights, version, name, temperature, keep_clips)
-        return self._ask(ref, f"the judgement of the {name} policy")
+        return self._judging().judge(name, temperature, None if name == BASE else self._latest(), keep_clips=keep_clips)
+
+    def _judging(self) -> Judging:
+        """From its first use on."""
+        if not hasattr(self, "judging"):
+            self.judging = Judging(self.config, self.folder.path, self.prompts, self.progress, self._stop)
+        return self.judging
+
+    def _latest(self) -> StepReport:
+        assert self.sync.latest is not None, "evaluate inside a run: no weights are published yet"
+        return self.sync.latest
 
     def _evaluate_between(self, step: int) -> None:
         every = self.config.evaluation.every
@@ -481,7 +454,7 @@ class Pipeline:
             self.evaluate(f"step {step}", self.config.evaluation.temperatures[0])
 
     def _ask(self, ref: ray.ObjectRef, who: str) -> Any:
-        """A small answer of a prompt or evaluation actor, bounded, and given up when the user stops the run."""
+        """A small answer of the prompt actor, bounded, and given up when the user stops the run."""
         return wait_all([ref], self.config.train.wait_timeout_s, who, stop=self._stop)[0]
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -517,14 +490,13 @@ class Pipeline:
             if hasattr(self, name):
                 getattr(self, name).close()
                 delattr(self, name)
-        for name in ("rollout", "reward", "learner"):
+        for name in ("rollout", "reward", "learner", "judging"):
             if hasattr(self, name):
                 getattr(self, name).stop()
                 delattr(self, name)
-        for name in ("prompts", "evaluation"):
-            if hasattr(self, name):
-                stop_actors([getattr(self, name)])
-                delattr(self, name)
+        if hasattr(self, "prompts"):
+            stop_actors([self.prompts])
+            del self.prompts
 
 
 def _times(step: int, report: StepReport, waited_s: float, seconds: float) -> dict[str, float]:
