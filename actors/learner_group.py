@@ -63,6 +63,8 @@ class LearnerGroup:
         self.checkpoint_folder = checkpoint
         self.version = -1
         """Of the last report; -1 before the first."""
+        self._num_orders = 0
+        """Of all kinds, so far."""
         self.num_ordered = 0
         """Steps whose report has not come."""
         self._reports: deque[tuple[ray.ObjectRef, Future[Any]]] = deque()
@@ -178,8 +180,8 @@ class LearnerGroup:
         return self._next_report("the learner to write a checkpoint").files
 
     def _order(self, orders: Sequence[Order]) -> None:
-        # The mailbox takes calls in their order.
-        self._await(self.mailbox.carry_out.remote(list(orders)))
+        self._num_orders += 1
+        self._await(self.mailbox.carry_out.remote(self._num_orders, list(orders)))
 
     def _await(self, report: ray.ObjectRef) -> None:
         self._reports.append((report, report.future()))

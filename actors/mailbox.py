@@ -96,7 +96,9 @@ class Mailbox:
 
     def __init__(self, num_ranks: int) -> None:
         self._orders: list[asyncio.Queue[Order]] = [asyncio.Queue() for _ in range(num_ranks)]
-        self._reports: asyncio.Queue[StepReport | Failure] = asyncio.Queue()
+        self._reports: dict[int, asyncio.Future[StepReport | Failure]] = {}
+        self._num_reports, self._next_order = 0, 1
+        self._early: dict[int, list[Order]] = {}
         self._ranks: dict[int, str] = {}
         self._broadcasts: asyncio.Queue[BroadcastOrder | None] = asyncio.Queue()
         self._sender = ("", 0)
@@ -124,11 +126,18 @@ class Mailbox:
         """None ends the sending."""
         return await self._broadcasts.get()
 
-    async def carry_out(self, orders: list[Order]) -> StepReport | Failure:
-        """Hands an order to each rank; the report of what they did, or the failure of one. Reports come in order."""
-        for queue, order in zip(self._orders, orders, strict=True):
-            queue.put_nowait(order)
-        return await self._reports.get()
+    async def carry_out(self, number: int, orders: list[Order]) -> StepReport | Failure:
+        """Hands an order to each rank; the report of what they did, or the failure of one.
+
+        Args:
+            number: from 1 on. Ray starts the calls of an async actor in any order; orders and reports keep theirs.
+        """
+        self._early[number] = orders
+        while self._next_order in self._early:
+            for queue, order in zip(self._orders, self._early.pop(self._next_order), strict=True):
+                queue.put_nowait(order)
+            self._next_order += 1
+        return await self.next_report(number)
 
     async def end(self) -> None:
         """Ends the ranks' loops."""
@@ -140,11 +149,18 @@ class Mailbox:
         return await self._orders[rank].get()
 
     async def report(self, report: StepReport | Failure) -> None:
-        self._reports.put_nowait(report)
+        self._report(self._num_reports).set_result(report)
+        self._num_reports += 1
 
-    async def next_report(self) -> StepReport | Failure:
-        """Of what was not ordered: that a rank is ready."""
-        return await self._reports.get()
+    async def next_report(self, number: int = 0) -> StepReport | Failure:
+        """0: of what was not ordered: that a rank is ready."""
+        report = await self._report(number)
+        # It names the weights, which live as long as somebody does.
+        del self._reports[number]
+        return report
+
+    def _report(self, number: int) -> asyncio.Future[StepReport | Failure]:
+        return self._reports.setdefault(number, asyncio.get_running_loop().create_future())
 
 
 def split_order(group_refs: list[ray.ObjectRef], advantages: list[GroupAdvantages], num_ranks: int) -> list[StepOrder]:

@@ -87,8 +87,9 @@ class RewardActor:
         try:
             with bounded(self.timeout_s):
                 scores = self.reward.score(list(videos))
-            if len(scores) != len(videos):
-                raise ValueError(f"a reward must score every video, got {len(scores)} scores of {len(videos)} videos")
+            num_scores = sum(one is not None for one in scores)
+            if not num_scores == len(scores) == len(videos):
+                raise ValueError(f"a reward must score every video, got {num_scores} scores of {len(videos)} videos")
         except Exception as error:
             if len(videos) == 1:
                 self._has_failed = True

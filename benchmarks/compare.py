@@ -37,6 +37,7 @@ RATIOS = (
     Ratio("weight_sync", ("engines", "*", "*", "share_of_memcpy"), 0.4),
     Ratio("learner", ("step", "*", "over_torch"), 0.15, higher_is_better=False),
     Ratio("learner", ("memory", "*", "over_formula"), 0.05, higher_is_better=False),
+    Ratio("recovery", ("found", "*", "over_start"), 0.3, higher_is_better=False),
     Ratio("reward_scaling", ("backends", "*", "throughput", "share_of_linear", "*"), 0.2),
     Ratio("rollout_engines", ("engines", "ratios", "tokens_per_processor_s", "*"), 0.15),
     Ratio("flow_rollout", ("cached_over_uncached",), 0.2),

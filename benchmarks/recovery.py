@@ -1,7 +1,7 @@
 """From the SIGKILL of the only actor of a pool to its next good result: new process, model and weights included.
 
-The shipped Doom models. A call is submitted right after the kill; the actor is chosen by its handle. Writes JSON with
-the versions and the load. Run: `python -m benchmarks.recovery`.
+The shipped Doom models. A call is submitted right after the kill; the actor is chosen by its handle. Beside it, the
+start of the pool to its first result. Writes JSON with the versions and the load. Run: `python -m benchmarks.recovery`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ray._private import state
 from actors.plan import start_ray
 from actors.pools import RolloutPool
 from actors.reward_pool import RewardPool
+from actors.stacks import ids
 from benchmarks.stages import SleepSampler, random_prompts
 from rlir_ray.config import Config
 from rlir_ray.config_files import load_config
@@ -32,26 +33,34 @@ TARGET_S, TIMEOUT_S = 5.0, 120.0
 VERSION = 3
 
 
-def kill(actor: Any) -> None:
-    os.kill(int(state.actors(actor._actor_id.hex())["Pid"]), signal.SIGKILL)
+def kill(actor_id: str) -> None:
+    os.kill(int(state.actors(actor_id)["Pid"]), signal.SIGKILL)
 
 
-def seconds_of(repeats: int, victim: Callable[[], Any], result: Callable[[], Any]) -> dict[str, Any]:
-    """Of `result`, with its actor there and after a kill."""
+def seconds_of(
+    repeats: int, started: float, victims: Callable[[], list[str]], result: Callable[[], Any]
+) -> dict[str, Any]:
+    """Of `result`: in a pool whose start has begun at `started`, with its actor there, and after a kill."""
     result()
+    start_s = time.perf_counter() - started
     started = time.perf_counter()
     result()
     healthy_s, seconds = time.perf_counter() - started, []
     for _ in range(repeats):
-        kill(victim())
+        (victim,) = victims()
+        kill(victim)
         started = time.perf_counter()
         result()
         seconds.append(time.perf_counter() - started)
-    return {"median_s": statistics.median(seconds), "seconds": seconds, "without_kill_s": healthy_s}
+    median_s = statistics.median(seconds)
+    return {
+        "median_s": median_s, "seconds": seconds, "without_kill_s": healthy_s, "start_s": start_s,
+        "over_start": median_s / start_s,
+    }  # fmt: skip
 
 
 def measure_rollout(config: Config, repeats: int) -> dict[str, Any]:
-    pool = RolloutPool(config)
+    pool, started = RolloutPool(config), time.perf_counter()
     pool.start()
     pool.wait_ready()
     weights = weights_of(open_policy(config))
@@ -62,27 +71,19 @@ def measure_rollout(config: Config, repeats: int) -> dict[str, Any]:
         (call,) = pool.sample([0], [7], prompts_ref)
         assert ray.get(call.report_ref, timeout=TIMEOUT_S).policy_version == VERSION
 
-    found = seconds_of(repeats, lambda: pool.actors[0], result)
+    found = seconds_of(repeats, started, lambda: ids(pool.actors), result)
     pool.stop()
     return found
 
 
 def measure_reward(config: Config, repeats: int) -> dict[str, Any]:
-    pool = RewardPool(config)
+    pool, started = RewardPool(config), time.perf_counter()
     pool.start()
     prompt = random_prompts(config, "train").prompts[0]
     ((_, video),) = SleepSampler(0.0).sample([prompt], [0], [0], config.train.group_size)
     video_ref = ray.put(video)
-
-    def victim() -> Any:
-        if config.reward.backend == "actors":
-            return pool.backend.members[0].actor  # type: ignore[attr-defined]
-        prefix = f"SERVE_REPLICA::{pool.backend.name}#"  # type: ignore[attr-defined]
-        names = [each["name"] for each in ray.util.list_named_actors(all_namespaces=True)]
-        (own,) = (name for name in names if name.startswith(prefix))
-        return ray.get_actor(own, namespace="serve")
-
-    found = seconds_of(repeats, victim, lambda: pool.score(video_ref).result(TIMEOUT_S))
+    assert pool.backend is not None
+    found = seconds_of(repeats, started, pool.backend.actor_ids, lambda: pool.score(video_ref).result(TIMEOUT_S))
     pool.stop()
     return found
 

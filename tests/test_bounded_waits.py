@@ -15,7 +15,6 @@ BOUNDED_ELSEWHERE = {
     # Whoever asks a mailbox bounds its own wait, and the mailbox ends with its group.
     "actors/mailbox.py": (
         "await self._broadcasts.get()",
-        "await self._reports.get()",
         "await self._orders[rank].get()",
     ),
     "actors/run_control.py": ("await self._orders.get()",),

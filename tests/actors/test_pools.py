@@ -1,5 +1,6 @@
 """Each pool alone, and the shells in this process."""
 
+import asyncio
 import os
 import signal
 from functools import partial
@@ -9,13 +10,14 @@ import pytest
 import ray
 
 from actors.learner_group import LearnerGroup
-from actors.mailbox import split_order
+from actors.mailbox import Mailbox, SaveOrder, StepReport, split_order
 from actors.pools import RolloutPool
 from actors.rollout import RolloutActor, build_sampler
 from rlir_ray.advantages import GroupAdvantages
 from rlir_ray.families import make_objective
 from rlir_ray.learner.step import Learner
 from rlir_ray.learner.torch_engine import TorchEngine
+from rlir_ray.timeline import span_since
 from rlir_ray.weights import checksum, weights_of
 from tests.fakes import tiny_prompts, tiny_world_model
 
@@ -78,6 +80,28 @@ def test_every_group_goes_to_one_rank():
     orders = split_order(list("abcde"), [GroupAdvantages.of_all(np.zeros((4, 3), np.float32))] * 5, 2)
     assert sorted(orders[0].group_refs + orders[1].group_refs) == list("abcde")
     assert [len(order.group_refs) for order in orders] == [3, 2]
+
+
+def test_orders_and_reports_keep_their_order_whichever_call_ray_starts_first():
+    def order(number):
+        return SaveOrder(folder=str(number), node="")
+
+    def report(number):
+        return StepReport(version=number, metrics={}, weights_refs=[], checksum="", span=span_since(0.0))
+
+    async def exchange():
+        mailbox = Mailbox(1)
+        ready = asyncio.create_task(mailbox.next_report())
+        second = asyncio.create_task(mailbox.carry_out(2, [order(2)]))
+        await asyncio.sleep(0)
+        first = asyncio.create_task(mailbox.carry_out(1, [order(1)]))
+        taken = []
+        for number in range(3):
+            await mailbox.report(report(number))
+            taken += [await mailbox.next_order(0)] if number else []
+        return [each.folder for each in taken], [(await each).version for each in (ready, first, second)]
+
+    assert asyncio.run(exchange()) == (["1", "2"], [0, 1, 2])
 
 
 class FailingLearner(Learner):

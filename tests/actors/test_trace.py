@@ -1,0 +1,56 @@
+"""Where the time of an overlapped run went: its Chrome trace and its metrics; and steps that take what is there."""
+
+import json
+
+import pytest
+
+from actors.driver import Pipeline
+from rlir_ray.ledger import Ledger
+from tests.world import tiny_prompt_set
+
+NUM_STEPS, PER_STEP, PER_CALL = 4, 4, 2
+
+
+def train(config, **options):
+    return Pipeline(config, prompts=tiny_prompt_set, **options).train(calibrate=False, evaluate=False)
+
+
+def number_in(name):
+    """The number in `sample from 4 on`, `score 5` or `step 2`."""
+    (number,) = (int(word) for word in name.split() if word.isdigit())
+    return number
+
+
+@pytest.mark.timeout(180)
+def test_a_trace_shows_the_work_of_all_pools_and_every_step_where_its_time_went(ray_cluster, make_config, tmp_path):
+    trace = tmp_path / "trace.json"
+    result = train(make_config(f"train.num_steps={NUM_STEPS}", "train.max_staleness=1"), trace=trace)
+    work = [event for event in json.loads(trace.read_text())["traceEvents"] if event["ph"] == "X"]
+    began = {
+        pool: {number_in(event["name"]): event["ts"] for event in work if event["cat"] == pool}
+        for pool in ("rollout", "reward", "learner", "driver")
+    }
+    assert {event["cat"] for event in work} == set(began)
+    assert all(event["ts"] >= 0 and event["dur"] >= 0 for event in work)
+    # Every call, every group and every step has its span; groups without signal were scored too.
+    assert set(began["reward"]) == set(range(len(began["reward"]))) and len(began["reward"]) >= NUM_STEPS * PER_STEP
+    assert began["learner"].keys() == began["driver"].keys() == set(range(1, NUM_STEPS + 1))
+    for group_id, scored in began["reward"].items():
+        call = max(first for first in began["rollout"] if first <= group_id)
+        assert group_id - call < PER_CALL and scored > began["rollout"][call]
+    logged = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [step["policy_version"] for step in logged] == list(range(1, NUM_STEPS + 1))
+    for step in logged:
+        assert {"time/sample_idle_s", "time/score_idle_s", "time/learn_idle_s"} <= step.keys()
+        assert step["overlap/ceiling"] >= 1 and step["overlap/reached"] > 0
+
+
+@pytest.mark.timeout(180)
+def test_steps_that_take_what_is_there_train_all_and_lose_no_group(ray_cluster, make_config):
+    config = make_config(f"train.num_steps={NUM_STEPS}", "train.max_staleness=1", "train.stale_policy=drop")
+    result = train(config)
+    ledger = Ledger.from_json((result.folder / "ledger.json").read_text())
+    ledger.check()
+    assert result.num_steps == len(result.metrics) == NUM_STEPS
+    assert ledger.counts()["trained"] == NUM_STEPS * PER_STEP
+    assert max(step["staleness/max"] for step in result.metrics) <= 1
