@@ -169,7 +169,7 @@ class RolloutPool:
                 assert len(self.actors) > 1, "a pool keeps an actor"
                 actor = self.actors.pop()
                 # A call like any other: the actor comes to it when it has worked off those before.
-                actor.__ray_terminate__.remote()
+                actor.__ray_terminate__.options(max_task_retries=0).remote()
                 self._leaving.append(actor)
 
     def drop(self, actor: Any) -> bool:

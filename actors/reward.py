@@ -18,6 +18,7 @@ import ray
 from rlir_ray.config import Config, asset_path
 from rlir_ray.rewards.micro_batches import MicroBatches
 from rlir_ray.timeline import Span, span_since
+from rlir_ray.trajectory import check_scores
 from rlir_ray.watch import bounded, show_stack_on_signal
 
 if TYPE_CHECKING:
@@ -87,9 +88,7 @@ class RewardActor:
         try:
             with bounded(self.timeout_s):
                 scores = self.reward.score(list(videos))
-            num_scores = sum(one is not None for one in scores)
-            if not num_scores == len(scores) == len(videos):
-                raise ValueError(f"a reward must score every video, got {num_scores} scores of {len(videos)} videos")
+            check_scores(scores, videos)
         except Exception as error:
             if len(videos) == 1:
                 self._has_failed = True

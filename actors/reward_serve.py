@@ -236,7 +236,12 @@ class ServeBackend(HandleBackend):
         prefix = f"SERVE_REPLICA::{self.name}#"
         named = ray.util.list_named_actors(all_namespaces=True)
         own = [each["name"] for each in named if each["namespace"] == "serve" and each["name"].startswith(prefix)]
-        return ids([ray.get_actor(name, namespace="serve") for name in own])
+        found = []
+        for name in own:
+            # One that has just gone has no name any more.
+            with contextlib.suppress(ValueError):
+                found.append(ray.get_actor(name, namespace="serve"))
+        return ids(found)
 
     def stop(self) -> None:
         # The handle's threads end the process when they find that Ray has gone before them.

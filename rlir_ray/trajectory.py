@@ -210,3 +210,23 @@ class RewardScores:
     def failed(cls, group_id: int, cause: str) -> RewardScores:
         """Scores that are none."""
         return cls(group_id=group_id, frame_rewards=np.zeros((0, 0), np.float32), failure=cause)
+
+
+def check_scores(scores: Sequence[RewardScores], videos: Sequence[EncodedVideo]) -> None:
+    """Whether a reward, which may be a user's own, has scored every video, clip by clip and frame by frame.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if len(scores) != len(videos):
+        raise ValueError(f"a reward must score every video, got {len(scores)} scores of {len(videos)} videos")
+    for one, video in zip(scores, videos, strict=True):
+        if not isinstance(one, RewardScores):
+            raise ValueError(f"a reward must give RewardScores for every video, got {type(one).__name__}")
+        if one.group_id != video.group_id:
+            raise ValueError(f"scores must be in the order of the videos, got {one.group_id} for {video.group_id}")
+        _require(
+            bool(one.failure) or one.frame_rewards.shape == (len(video.codes), video.num_frames),
+            f"frame rewards of group {video.group_id} must be {(len(video.codes), video.num_frames)}",
+            one.frame_rewards.shape,
+        )

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from rlir_ray.actions import Actions
-from rlir_ray.trajectory import EncodedVideo, FlowRecord, Prompt, RewardScores, TokenRecord, TrajectoryGroup
+from rlir_ray.trajectory import (
+    EncodedVideo,
+    FlowRecord,
+    Prompt,
+    RewardScores,
+    TokenRecord,
+    TrajectoryGroup,
+    check_scores,
+)
+from tests.own_rewards import small_video
 
 
 def _group(**changes):
@@ -79,3 +88,25 @@ def test_rewards_that_are_no_numbers_are_a_failure(rewards):
     scores = RewardScores(group_id=1, frame_rewards=np.array(rewards, np.float32))
     assert scores.failure.startswith("rewards must be finite numbers, got")
     assert not RewardScores(group_id=1, frame_rewards=np.zeros((2, 3), np.float32)).failure
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ([], "a reward must score every video, got 0 scores of 1 videos"),
+        ([np.zeros((2, 3))], "a reward must give RewardScores for every video, got ndarray"),
+        ([RewardScores(group_id=8, frame_rewards=np.ones((2, 3)))], "in the order of the videos, got 8 for 7"),
+        ([RewardScores(group_id=7, frame_rewards=np.ones((2, 1)))], r"group 7 must be \(2, 3\), got \(2, 1\)"),
+        ([RewardScores(group_id=7, frame_rewards=np.ones((1, 3)))], r"group 7 must be \(2, 3\), got \(1, 3\)"),
+    ],
+)
+def test_a_reward_scores_every_clip_and_frame_of_every_video(scores, message):
+    with pytest.raises(ValueError, match=message):
+        check_scores(scores, [small_video(7)])
+
+
+def test_a_group_that_could_not_be_scored_needs_no_frames():
+    check_scores(
+        [RewardScores.failed(7, "dark"), RewardScores(group_id=8, frame_rewards=np.ones((2, 3)))],
+        [small_video(7), small_video(8)],
+    )

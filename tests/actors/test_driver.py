@@ -225,7 +225,9 @@ def test_overlapped_training_stays_within_max_staleness_and_a_stop_saves_what_th
     # The first step's groups are fresh; those admitted ahead of it lag by one.
     assert lags[0] == 0
     assert max(lags) == 1
-    assert (result.interrupted, result.num_steps, result.groups["trained"]) == (True, 5, 20)
+    # The next step may have waited at the learner by then, and is trained too.
+    assert result.interrupted and result.num_steps in (5, 6)
+    assert result.groups["trained"] == 4 * result.num_steps
     assert (result.folder / "policy" / "model.safetensors").is_file()
     # What was sampled ahead for steps that did not come has ended too, with a cause.
     ledger = Ledger.from_json((result.folder / "ledger.json").read_text())

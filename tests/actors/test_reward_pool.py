@@ -77,7 +77,8 @@ def test_no_group_is_lost_and_none_scored_twice_while_the_pool_grows_and_shrinks
     load.until(lambda: len(scored_by_process(tmp_path)) == 3)
     pool.scale(1)
     # Under way are 24 groups, some of them with the replicas that go.
-    load.until(lambda: pool.num_replicas() == 1)
+    load.until(lambda: len(pool.backend.actor_ids()) == 1)
+    assert pool.num_replicas() == 1
     load.more(30)
     assert answers(load.scored) == list(range(len(load.scored)))
     counted = Counter(group for groups in scored_by_process(tmp_path).values() for group in groups)

@@ -46,6 +46,10 @@ def without_clips(rewards):
     return scored(rewards[:0])
 
 
+def fewer_frames(rewards):
+    return scored(rewards[:, :-1])
+
+
 def no_score(rewards):
     return []
 
@@ -77,9 +81,10 @@ def check_only_the_bad_group_failed(result, cause):
         (without_frames, "rewards must be finite numbers, got none"),
         (without_clips, "rewards must be finite numbers, got none"),
         (no_score, "a reward must score every video, got 0 scores of 1 videos"),
-        (none_in_its_place, "a reward must score every video, got 0 scores of 1 videos"),
+        (none_in_its_place, "a reward must give RewardScores for every video, got NoneType"),
+        (fewer_frames, "frame rewards of group 5 must be (8, 8)"),
     ],
-    ids=["NaN", "infinite", "no frames", "no clips", "no score", "None"],
+    ids=["NaN", "infinite", "no frames", "no clips", "no score", "None", "fewer frames"],
 )
 def test_a_group_without_usable_rewards_fails_with_its_cause_and_is_replaced(ray_cluster, tmp_path, spoil, cause):
     pipeline = make_pipeline(tmp_path, f"train.num_steps={NUM_STEPS}", make_reward=partial(BadReward, spoil))
