@@ -121,7 +121,7 @@ class Collector:
                 self.learner.finish_done()
             self._drop_stale(version)
             # Before the step is taken: the pools must not rest while it is trained.
-            self._admit(num_groups * num_steps_left)
+            self.admit(num_steps_left)
             if groups := self._due(num_groups):
                 return groups
             self._receive()
@@ -139,14 +139,14 @@ class Collector:
         for group in groups:
             self._end(group.group_id, TRAINED)
 
-    def _admit(self, num_wanted: int) -> None:
-        """Starts calls for the free slots.
+    def admit(self, num_steps_left: int) -> None:
+        """Starts calls for the free slots, as far as they are wanted for so many steps that are not ordered yet.
 
         While groups are in flight only whole steps are admitted, and what was dropped is replaced when all have come:
         so at max_staleness=0 the calls, and with them every float, do not depend on which answer comes first.
         """
         per_step, per_call = self.config.train.prompts_per_step, self.config.rollout.prompts_per_call
-        num_more = num_wanted - len(self._ready) - len(self._in_flight)
+        num_more = per_step * num_steps_left - len(self._ready) - len(self._in_flight)
         room = self.admission.available(self.group_bytes)
         self._note_room(room < min(self.admission.free_slots, num_more))
         num_admitted = max(0, min(room, num_more))

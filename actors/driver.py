@@ -325,6 +325,9 @@ class Pipeline:
         self.collector.trained(step.groups)
         self.run.step += 1
         seconds = self._end_rest()
+        if len(self.under_way) and not (self.run.is_complete(self.config.train) or self._stop.is_set()):
+            # The loop may wait for the step that follows: the slots that came free are used meanwhile.
+            self.collector.admit(self.config.train.num_steps - self.run.step - len(self.under_way))
         metrics = self.collector.metrics(step.groups, report.version - 1, step.wait)
         metrics |= _times(self.run.step, report, step.wait.seconds, seconds)
         self._log(metrics | self._overlap(metrics, report))

@@ -198,7 +198,7 @@ class SlowPools(Pools):
 
 def collect_later(collector, pools, late):
     """Collects a step while all groups but one are there; that one comes a little later."""
-    collector._admit(100)
+    collector.admit(25)
     pools.let_out(*(group_id for group_id in pools.futures if group_id != late))
     timer = threading.Timer(0.5, pools.let_out, [late])
     timer.start()
@@ -231,7 +231,7 @@ def test_what_waits_for_room_says_so_once_and_is_measured(ray_cluster, make_conf
 def test_a_scored_group_holds_its_columns_only(ray_cluster, make_config):
     pools = SlowPools(lambda group_id: VARIED)
     collector = make_collector(make_config(), pools)
-    collector._admit(4)
+    collector.admit(1)
     assert collector.admission.bytes_in_flight == 400
     pools.let_out(0, 1, 2, 3)
     collector.collect(version=0, num_steps_left=1)

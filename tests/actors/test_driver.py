@@ -235,6 +235,13 @@ def test_overlapped_training_stays_within_max_staleness_and_a_stop_saves_what_th
     assert result.groups["failed"] > 0
 
 
+def test_sampling_goes_on_while_the_loop_waits_for_the_step_before_a_checkpoint(ray_cluster, make_config):
+    config = make_config("train.max_staleness=1", "train.num_steps=5", "checkpoint.every=2")
+    result = run_pools(config, evaluate=False)
+    # Groups that were sampled after the checkpoint only would be fresh.
+    assert [step["staleness/max"] for step in result.metrics] == [0, 1, 1, 1, 1]
+
+
 def test_a_plan_that_does_not_fit_is_refused_before_any_pool_starts(ray_cluster, make_config):
     pipeline = Pipeline(make_config("rollout.num_actors=40"), prompts=tiny_prompt_set)
     with pytest.raises(ValueError, match=r"must fit 4 CPUs, got 20.75"):
