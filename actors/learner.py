@@ -83,7 +83,7 @@ def _carry_out(delivery: Delivery, learner: Learner, mail: RankMail) -> None:
         own = torch.tensor(float(trained_decisions(groups, order.advantages)), dtype=torch.float64)
         num_decisions = int(learner.engine.reduce(own.to(learner.engine.device), maximum=False))
         batch = StepBatch(groups=groups, advantages=order.advantages, num_decisions=num_decisions)
-        metrics = learner.step(batch)
+        metrics = learner.step(batch) | {"time/learner_wait_s": delivery.wait_s}
         # Gathered by all ranks.
         mail.report(learner.num_steps, metrics, started, learner.weights())
     elif isinstance(order, CheckpointOrder):

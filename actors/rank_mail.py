@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,8 @@ class Delivery:
     order: StepOrder | SaveOrder | CheckpointOrder
     groups: list[TrajectoryGroup] = field(default_factory=list)
     """Of a step: the rank's share."""
+    wait_s: float = 0.0
+    """How long the rank had nothing to do before it came."""
 
 
 class RankMail:
@@ -53,15 +56,17 @@ class RankMail:
         Raises:
             Exception: what sending a report raised.
         """
+        started = time.monotonic()
         while not self._next.done():
             pending: list[Future[Any]] = [each for each in (self._next, self._sent) if not each.done()]
             futures.wait(pending, timeout=LOOK_S, return_when=futures.FIRST_COMPLETED)
             if self._sent.done():
                 self._sent.result(0)
         delivery = self._next.result(0)
-        if delivery is not None:
-            self._next = self._fetcher.submit(self._fetch)
-        return delivery
+        if delivery is None:
+            return None
+        self._next = self._fetcher.submit(self._fetch)
+        return replace(delivery, wait_s=time.monotonic() - started)
 
     def _fetch(self) -> Delivery | None:
         """The next order, with its groups: they are brought to this node while the step before is trained."""

@@ -40,8 +40,11 @@ def test_a_trace_shows_the_work_of_all_pools_and_every_step_where_its_time_went(
         assert group_id - call < PER_CALL and scored > began["rollout"][call]
     logged = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
     assert [step["policy_version"] for step in logged] == list(range(1, NUM_STEPS + 1))
+    # Its first order came when groups had been sampled and scored.
+    assert logged[0]["time/learner_wait_s"] > 0
     for step in logged:
         assert {"time/sample_idle_s", "time/score_idle_s", "time/learn_idle_s"} <= step.keys()
+        assert step["time/learner_wait_s"] >= 0
         assert step["overlap/ceiling"] >= 1 and step["overlap/reached"] > 0
 
 
