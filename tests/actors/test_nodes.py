@@ -19,7 +19,7 @@ from ray.util.state import list_actors
 
 from rlir_ray.ledger import Ledger
 from rlir_ray.models.autoregressive import WorldModel
-from tests.actors.test_driver import FIGURES, run_local
+from tests.actors.test_driver import run_local
 from tests.world import tiny_config
 
 ROOT = Path(__file__).parents[2]
@@ -103,7 +103,7 @@ def test_pools_run_on_the_nodes_of_their_labels_and_videos_cross_them_in_the_sto
     assert {"evaluation.json", "ledger.json", "metrics.jsonl"} <= {path.name for path in folder.iterdir()}
     assert not [path for path in folder.rglob("*") if path.name.endswith((".part", ".partial", ".old"))]
     Ledger.from_json((folder / "ledger.json").read_text()).check()
-    assert told["groups"]["trained"] == 8 and "loss/policy" in FIGURES
+    assert told["groups"]["trained"] == 8
 
 
 def assert_videos_crossed(videos: list[dict[str, Any]], source: str, target: str, driver: str) -> None:
@@ -196,7 +196,7 @@ def test_a_stopped_job_saves_its_policy_first(head: Cluster, checkout: Path, tmp
     client.stop_job("stopped")
     wait_until(lambda: client.get_job_status("stopped") == JobStatus.STOPPED, client)
     logs, folder = client.get_job_logs("stopped"), tmp_path / "stopped"
-    assert "saving the policy" in logs and "the policy so far is saved; go on from it with" in logs
+    assert "saving the policy" in logs and "; to go on, run the same command again" in logs
     assert (folder / "policy" / "model.safetensors").is_file()
     ledger = Ledger.from_json((folder / "ledger.json").read_text())
     ledger.check()
