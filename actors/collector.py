@@ -94,6 +94,7 @@ class Collector:
         self._in_flight: dict[int, tuple[GroupRefs, futures.Future[Scored]]] = {}
         self._ready: dict[int, ReadyGroup] = {}
         self._failures = Failures(config.train.max_failed_fraction)
+        self._rewards: dict[str, float] = {}
         self._counted: set[int] = set()
         self._step = StepTotals(self.config.reward.discount, self._counted)
         self._last_report: tuple[ray.ObjectRef, CallReport] | None = None
@@ -258,9 +259,12 @@ class Collector:
             wait: of the driver, for these groups.
         """
         totals, self._step = self._step, StepTotals(self.config.reward.discount, self._counted)
+        # A step may train what was scored during the one before: the figures of then hold on.
+        self._rewards = totals.rewards() or self._rewards
         lag = [staleness(version, group.report.policy_version) for group in groups]
         counts = self.ledger.counts()
         return {
+            **self._rewards,
             **totals.metrics(),
             **(waited_for(wait, [one.report.span for one in groups], [one.scored for one in groups]) if wait else {}),
             **difference_metrics([group.report.difference for group in groups]),
@@ -319,14 +323,16 @@ class StepTotals:
             self.counted.add(report.call_id)
             self.calls[report.call_id] = report
 
-    def metrics(self) -> dict[str, float]:
-        """Rewards of all groups that were scored, those without signal included; seconds of the pools."""
+    def rewards(self) -> dict[str, float]:
+        """Of all groups that were scored, those without signal included; empty where none was."""
         # Which group came first must not show in the last digit of a mean.
         scores = sorted(self.scores, key=lambda one: one.group_id)
-        num_frames = sum(one.frame_rewards.size for one in scores)
+        return reward_metrics(scores, self.discount) if scores else {}
+
+    def metrics(self) -> dict[str, float]:
+        """Seconds of the pools."""
+        num_frames = sum(one.frame_rewards.size for one in self.scores)
         return {
-            # At max_staleness > 0 a step may train what was scored during the one before.
-            **(reward_metrics(scores, self.discount) if scores else {}),
             "time/sample_s": sum(call.span.seconds for call in self.calls.values()),
             "time/score_s": self.score_s,
             "time/room_s": self.room_s,
