@@ -293,7 +293,7 @@ class Pipeline:
             self._evaluate_between(self.run.step)
             if not len(self.under_way):
                 # A checkpoint and an evaluation are no part of the next step.
-                self._end_rest()
+                self._count_time()
             if self._stop.is_set():
                 raise Stopped
 
@@ -324,7 +324,7 @@ class Pipeline:
         self.sync.publish(report, self.learner.sender)
         self.collector.trained(step.groups)
         self.run.step += 1
-        seconds = self._end_rest()
+        seconds = self._count_time()
         if len(self.under_way) and not (self.run.is_complete(self.config.train) or self._stop.is_set()):
             # The loop may wait for the step that follows: the slots that came free are used meanwhile.
             self.collector.admit(self.config.train.num_steps - self.run.step - len(self.under_way))
@@ -332,7 +332,7 @@ class Pipeline:
         metrics |= _times(self.run.step, report, step.wait.seconds, seconds)
         self._log(metrics | self._overlap(metrics, report))
 
-    def _end_rest(self) -> float:
+    def _count_time(self) -> float:
         """Seconds since the last step, or since the rest after it; they count as training time."""
         now = time.monotonic()
         seconds, self._last_step_at = now - self._last_step_at, now

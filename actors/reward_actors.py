@@ -47,11 +47,8 @@ class ActorBackend:
         loop: asyncio.AbstractEventLoop,
         progress: Callable[[str], None],
     ) -> None:
-        self.progress, self.timeout_s, self.wait_timeout_s = (
-            progress,
-            config.reward_timeout_s,
-            config.train.wait_timeout_s,
-        )
+        self.progress = progress
+        self.timeout_s, self.wait_timeout_s = config.reward_timeout_s, config.train.wait_timeout_s
         self.shell, self.make_reward, self.loop = as_actor(RewardActor, **ray_options(config.reward)), make_reward, loop
         self.members: list[Member] = []
         self._free: asyncio.Queue[Member | None] = asyncio.Queue()
