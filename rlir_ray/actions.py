@@ -200,6 +200,11 @@ class ActionGroup:
     def num_classes(self) -> int:
         return VPT_CAMERA.num_bins if self.camera_axis is not None else len(self.members) + 1
 
+    @property
+    def null_class(self) -> int:
+        """The class of a frame in which the group does nothing."""
+        return VPT_CAMERA.null_bin if self.camera_axis is not None else 0
+
     @cached_property
     def columns(self) -> list[int]:
         return [INDEX[name] for name in self.members]

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from rlir_ray.actions import GROUPS
 from rlir_ray.advantages import GroupAdvantages, advantages_from_rewards, returns, step_advantages
 from rlir_ray.learner.step import StepBatch, trained_decisions
 from rlir_ray.ledger import FAILED, NO_SIGNAL, TRAINED, Failures, Ledger
-from rlir_ray.metrics import accuracy, balanced_accuracy, macro_f1
+from rlir_ray.metrics import accuracy, balanced_accuracy, macro_f1, occurs
 from rlir_ray.samplers import LogprobDifference, difference_metrics
 from rlir_ray.seeds import group_seed, prompt_index
 from rlir_ray.trajectory import EncodedVideo, Prompt, RewardScores, TrajectoryGroup
@@ -185,7 +186,8 @@ def reward_metrics(scores: Sequence[RewardScores], discount: float) -> dict[str,
 
     `reward/std` is the mean over groups of the standard deviation between a group's clips; `credit/clip_std` and
     `credit/frame_std` are that of what each credit would compare, whichever one is in use; `rule/balanced` is the mean
-    over action groups and commanded classes of the share that was recovered.
+    over action groups and commanded classes of the share that was recovered. It and `follow/*` are over the action
+    groups that occur, and absent without one.
 
     Args:
         scores: of the groups.
@@ -202,9 +204,12 @@ def reward_metrics(scores: Sequence[RewardScores], discount: float) -> dict[str,
     for rule in sorted(scores[0].rules):
         metrics[f"rule/{rule}"] = float(np.mean([group.rules[rule] for group in scores]))
     names = sorted(scores[0].confusion)
-    counts = [sum(group.confusion[name] for group in scores) for name in names]
+    pooled = {name: np.sum([group.confusion[name] for group in scores], 0) for name in names}  # [C, C] each
+    # A reward of the user's may have groups of its own, whose class 0 is "none".
+    null = {name: GROUPS[name].null_class if name in GROUPS else 0 for name in names}
+    counts = [count for name, count in pooled.items() if occurs(count, null[name])]
     if counts:
-        metrics["follow/accuracy"] = float(np.mean([accuracy(count) for count in counts]))  # type: ignore[arg-type]
-        metrics["rule/balanced"] = float(np.mean([balanced_accuracy(count) for count in counts]))  # type: ignore[arg-type]
-        metrics["follow/macro_f1"] = float(np.mean([macro_f1(count) for count in counts]))  # type: ignore[arg-type]
+        metrics["follow/accuracy"] = float(np.mean([accuracy(count) for count in counts]))
+        metrics["rule/balanced"] = float(np.mean([balanced_accuracy(count) for count in counts]))
+        metrics["follow/macro_f1"] = float(np.mean([macro_f1(count) for count in counts]))
     return metrics

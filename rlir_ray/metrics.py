@@ -51,10 +51,7 @@ def macro_f1(confusion: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     A class that was never commanded has no F1 of its own (one stray reading of it would cost a whole class); its false
     alarms are misses of the others. So every row of a table averages over the same classes.
     """
-    scores = class_f1(confusion)
-    num_commanded = (confusion.sum(-1) > 0).sum(-1)
-    sums = np.nansum(scores, -1)
-    return np.divide(sums, num_commanded, out=np.full(sums.shape, np.nan), where=num_commanded > 0)
+    return known_mean(class_f1(confusion))
 
 
 def balanced_accuracy(confusion: npt.NDArray[np.int64]) -> float:
@@ -62,6 +59,28 @@ def balanced_accuracy(confusion: npt.NDArray[np.int64]) -> float:
     commanded = confusion.sum(1)
     seen = commanded > 0
     return float((np.diag(confusion)[seen] / commanded[seen]).mean()) if seen.any() else float("nan")
+
+
+def occurs(confusion: npt.NDArray[np.int64], null_class: int) -> npt.NDArray[np.bool_]:
+    """Whether anything but the null class was commanded, [..., C, C] to bool [...].
+
+    A group of which only "none" was commanded is right by itself: its 1.0 would lift any mean over groups.
+    """
+    commanded = confusion.sum(-1)
+    return commanded.sum(-1) > commanded[..., null_class]
+
+
+def known_mean(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Mean over the last axis of the values that are not NaN, [..., N] to [...]; NaN where there is none."""
+    found = np.asarray(values, np.float64)
+    num_known = (~np.isnan(found)).sum(-1)
+    sums = np.nansum(found, -1)
+    return np.divide(sums, num_known, out=np.full(sums.shape, np.nan), where=num_known > 0)
+
+
+def or_none(value: float) -> float | None:
+    """A figure as strict JSON holds it: null for NaN, the figure of nothing."""
+    return None if np.isnan(value) else float(value)
 
 
 def accuracy(confusion: npt.NDArray[np.int64]) -> float:

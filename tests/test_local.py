@@ -12,7 +12,7 @@ from rlir_ray.learner.rescoring import TokenRescorer
 from rlir_ray.learner.step import Learner
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.ledger import Ledger
-from rlir_ray.local import check_logprobs, train_local
+from rlir_ray.local import check_logprobs, reward_metrics, train_local
 from rlir_ray.samplers import LogprobDifference
 from rlir_ray.samplers.torch_sampler import TorchSampler
 from rlir_ray.trajectory import EncodedVideo, RewardScores
@@ -110,3 +110,15 @@ def test_an_engine_that_scores_otherwise_than_the_learners_model_ends_the_run() 
     with pytest.raises(RuntimeError, match="got nan"):
         check_logprobs(CONFIG, [LogprobDifference(mean=float("nan"), maximum=float("nan"))])
     check_logprobs(replace(CONFIG, vllm=VllmConfig(max_logprob_difference=0)), [far])
+
+
+def test_groups_that_never_occur_lift_no_figure_of_the_rewards() -> None:
+    still, jumps = np.array([[4, 0], [0, 0]]), np.array([[2, 0], [2, 0]])  # jump: half commanded, never read
+    rewards = np.zeros((2, 2), np.float32)
+    scores = RewardScores(group_id=0, frame_rewards=rewards, confusion={"drop": still, "jump": jumps})
+    found = reward_metrics([scores], 1.0)
+    # Of jump alone: 2 of 4 frames; recall 1 and 0; F1 4/6 and 0.
+    assert found["follow/accuracy"] == found["rule/balanced"] == 0.5
+    assert found["follow/macro_f1"] == pytest.approx(1 / 3)
+    nothing = RewardScores(group_id=0, frame_rewards=rewards, confusion={"drop": still})
+    assert not {"follow/accuracy", "follow/macro_f1", "rule/balanced"} & set(reward_metrics([nothing], 1.0))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlir_ray.metrics import accuracy, balanced_accuracy, class_f1, confusion, macro_f1
+from rlir_ray.metrics import accuracy, balanced_accuracy, class_f1, confusion, known_mean, macro_f1, occurs
 
 # commanded 0 0 0 1 1, recovered 0 0 1 1 0: class 0 has 2 hits, 1 miss, 1 false alarm; class 1 has 1 hit, 1 and 1.
 COMMANDED = [0, 0, 0, 1, 1]
@@ -59,3 +59,15 @@ def test_bad_classes_are_refused(recovered: list[int], commanded: list[int]) -> 
 def test_macro_f1_weighs_classes_alike() -> None:
     # Class 0: 2*3/(4+3) = 6/7; class 1: 2*0/(0+1) = 0.
     assert macro_f1(confusion([0, 0, 0, 0], [0, 0, 0, 1], 2)) == pytest.approx(3 / 7)
+
+
+def test_a_group_occurs_where_anything_but_its_null_class_was_commanded() -> None:
+    # Read as class 1 but never commanded so: false alarms make no group occur.
+    still, moving = confusion([0, 1], [0, 0], 2), confusion([0, 0], [0, 1], 2)
+    assert occurs(np.stack([still, moving, confusion([], [], 2)]), 0).tolist() == [False, True, False]
+    assert occurs(confusion([5], [5], 11), 0) and not occurs(confusion([5], [5], 11), 5)
+
+
+def test_a_mean_leaves_out_figures_of_nothing() -> None:
+    means = known_mean([[0.2, np.nan, 0.4], [np.nan] * 3])
+    assert means[0] == pytest.approx(0.3) and np.isnan(means[1])

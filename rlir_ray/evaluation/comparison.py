@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rlir_ray.evaluation.following import Following, standard_error
+from rlir_ray.evaluation.following import Following, spread, standard_error
 from rlir_ray.evaluation.quality import FIGURES, Quality
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """After minus before, mean over the prompts, with its paired standard error."""
+    """After minus before, mean over the prompts, with its paired standard error; NaN where a side has no figure."""
 
     mean: float
     se: float
@@ -36,7 +36,7 @@ def following_changes(before: Following, after: Following) -> dict[str, Change]:
     resampled = after.resampled_macro_f1 - before.resampled_macro_f1
     return {
         "accuracy": _change(after.prompt_accuracy - before.prompt_accuracy),
-        "macro_f1": Change(mean=after.macro_f1 - before.macro_f1, se=float(resampled.std(ddof=1))),
+        "macro_f1": Change(mean=after.macro_f1 - before.macro_f1, se=spread(resampled)),
     }
 
 

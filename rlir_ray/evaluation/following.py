@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rlir_ray.actions import GROUPS
-from rlir_ray.metrics import confusion, macro_f1
+from rlir_ray.metrics import confusion, known_mean, macro_f1, occurs, or_none
 
+FIGURES = ("accuracy", "accuracy_se", "macro_f1", "macro_f1_se")
 NUM_RESAMPLES = 200
 BOOTSTRAP_SEED = 0  # the same resamples everywhere, so that paired differences cancel what the prompts share
 
@@ -23,6 +24,8 @@ BOOTSTRAP_SEED = 0  # the same resamples everywhere, so that paired differences 
 @dataclass(frozen=True, kw_only=True)
 class Following:
     """What one inverse dynamics model read in P clips, and the figures that follow from it.
+
+    Means are over the groups that occur, those of which anything but "none" was commanded; without one they are NaN.
 
     Args:
         groups: names out of `rlir_ray.actions.GROUPS`, the K columns.
@@ -46,9 +49,14 @@ class Following:
             )
 
     @cached_property
+    def in_use(self) -> npt.NDArray[np.bool_]:
+        """[K], the groups that occur."""
+        return np.array([occurs(self.confusions[name].sum(0), GROUPS[name].null_class) for name in self.groups])
+
+    @cached_property
     def prompt_accuracy(self) -> npt.NDArray[np.float64]:
-        """[P], the share of (frame, group) pairs of a clip that agree."""
-        return (self.commanded == self.recovered).mean((1, 2))
+        """[P], the share of (frame, group) pairs of a clip that agree, over the groups in use."""
+        return known_mean(np.where(self.in_use, (self.commanded == self.recovered).mean(1), np.nan))
 
     @cached_property
     def accuracy(self) -> float:
@@ -61,23 +69,23 @@ class Following:
 
     @cached_property
     def macro_f1(self) -> float:
-        """Mean over groups of the mean F1 over the classes that were commanded."""
-        return float(self.group_macro_f1(self._every_prompt).mean())
+        """Mean over the groups in use of the mean F1 over the classes that were commanded."""
+        return float(known_mean(self.group_macro_f1(self._every_prompt))[0])
 
     @cached_property
     def macro_f1_se(self) -> float:
         """Standard error from resampled prompts."""
-        return float(self.resampled_macro_f1.std(ddof=1))
+        return spread(self.resampled_macro_f1)
 
     @cached_property
     def resampled_macro_f1(self) -> npt.NDArray[np.float64]:
         """[NUM_RESAMPLES], macro-F1 over prompts drawn with replacement; equal draws for equal P."""
-        return self.group_macro_f1(resamples(len(self.commanded))).mean(-1)
+        return known_mean(self.group_macro_f1(resamples(len(self.commanded))))
 
     @cached_property
     def per_group(self) -> dict[str, dict[str, float]]:
-        """Accuracy and macro-F1 of each group."""
-        accuracies = (self.commanded == self.recovered).mean((0, 1))
+        """Accuracy and macro-F1 of each group; NaN for one that never occurs."""
+        accuracies = np.where(self.in_use, (self.commanded == self.recovered).mean((0, 1)), np.nan)
         scores = self.group_macro_f1(self._every_prompt)[0]
         return {
             name: {"accuracy": float(accuracies[column]), "macro_f1": float(scores[column])}
@@ -98,18 +106,24 @@ class Following:
         return np.ones((1, len(self.commanded)), np.int64)
 
     def group_macro_f1(self, weights: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """Macro-F1 of each group over prompts that count several times: int [R, P] to float64 [R, K]."""
+        """Macro-F1 of each group over prompts that count several times: int [R, P] to float64 [R, K].
+
+        NaN where a group never occurs.
+        """
         columns = []
-        for counts in self.confusions.values():
+        for name, counts in self.confusions.items():
             pooled = (weights @ counts.reshape(len(counts), -1)).reshape(-1, *counts.shape[1:])  # [R, C, C]
-            columns.append(macro_f1(pooled))
+            columns.append(np.where(occurs(pooled, GROUPS[name].null_class), macro_f1(pooled), np.nan))
         return np.stack(columns, -1)
 
     def to_json(self) -> dict[str, Any]:
+        """The figures, null for those of nothing, and the classes that they follow from."""
+        figures = {name: or_none(getattr(self, name)) for name in FIGURES}
+        per_group = {
+            name: {figure: or_none(value) for figure, value in part.items()} for name, part in self.per_group.items()
+        }
         return {
-            "accuracy": self.accuracy, "accuracy_se": self.accuracy_se,
-            "macro_f1": self.macro_f1, "macro_f1_se": self.macro_f1_se,
-            "per_group": self.per_group, "groups": list(self.groups),
+            **figures, "per_group": per_group, "groups": list(self.groups),
             "commanded": _to_text(self.commanded), "recovered": _to_text(self.recovered),
         }  # fmt: skip
 
@@ -131,6 +145,12 @@ def _from_text(lines: Sequence[str]) -> npt.NDArray[np.int64]:
 def standard_error(values: npt.NDArray[np.float64]) -> float:
     """Of the mean of independent values [P]; NaN for fewer than two."""
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+
+
+def spread(resampled: npt.NDArray[np.float64]) -> float:
+    """Standard deviation over the resamples that have the figure; NaN for fewer than two of them."""
+    known = resampled[~np.isnan(resampled)]
+    return float(known.std(ddof=1)) if len(known) > 1 else float("nan")
 
 
 def resamples(num_prompts: int) -> npt.NDArray[np.int64]:

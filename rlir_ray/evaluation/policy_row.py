@@ -20,7 +20,14 @@ from rlir_ray.data.prompts import encode_prompts
 from rlir_ray.evaluation.actions import decode_clips, generated_logits
 from rlir_ray.evaluation.fvd import I3D, frechet_distance
 from rlir_ray.evaluation.lpips import LPIPS
-from rlir_ray.evaluation.mineworld import action_following, actions_clip, logits_clips, table_lines
+from rlir_ray.evaluation.mineworld import (
+    action_following,
+    actions_clip,
+    following_in_use,
+    in_use_lines,
+    logits_clips,
+    table_lines,
+)
 from rlir_ray.evaluation.quality import Quality, clip_quality, join_quality
 from rlir_ray.seeds import group_seed
 from rlir_ray.trajectory import codes_tensor
@@ -44,14 +51,17 @@ class PolicyRow:
     psnr: float
     ssim: float
     following: dict[str, Any] | None
-    """As `action_following` gives it."""
-    lpips: float | None
-    fvd: float | None
+    """As `action_following` gives it: MineWorld's means, over its seven tasks."""
+    following_in_use: dict[str, Any] | None = None
+    """As `following_in_use` gives it: over the tasks that the recordings use."""
+    lpips: float | None = None
+    fvd: float | None = None
 
     def lines(self) -> list[str]:
-        """The published columns, for a terminal."""
+        """The figures over the tasks in use, and the published columns, for a terminal."""
         figures = {"fps": self.fps, "psnr": self.psnr, "ssim": self.ssim, "lpips": self.lpips, "fvd": self.fvd}
-        return table_lines(self.following, **figures)  # type: ignore[arg-type]
+        published = table_lines(self.following, **figures)  # type: ignore[arg-type]
+        return [*(in_use_lines(self.following_in_use) if self.following_in_use else ()), *published]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -138,6 +148,7 @@ class _Rows:
             psnr=float(quality.psnr.mean()),
             ssim=float(quality.ssim.mean()),
             following=action_following(self.read, self.commanded) if self.read else None,
+            following_in_use=following_in_use(self.read, self.commanded) if self.read else None,
             lpips=float(torch.cat(self.lpips).mean()) if self.lpips else None,
             fvd=distance,
         )

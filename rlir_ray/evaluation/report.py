@@ -12,7 +12,14 @@ from typing import Any
 
 from rlir_ray.evaluation.charts import line_chart
 from rlir_ray.evaluation.results import BASE, POST_TRAINED, REAL, Results, compare
-from rlir_ray.evaluation.tables import calibration_table, comparison_table, following_table, group_table, quality_table
+from rlir_ray.evaluation.tables import (
+    calibration_table,
+    comparison_table,
+    figure_text,
+    following_table,
+    group_table,
+    quality_table,
+)
 from rlir_ray.evaluation.video import FOLDER, contact_strip
 
 REPORT, PICTURE = "report.html", "report.png"
@@ -109,11 +116,11 @@ def _headline(results: Results, steps: Sequence[dict[str, float]]) -> str:
         else "obeys commanded actions measurably worse" if all(change.mean < -2 * change.se for change in changes)
         else "shows no clear change in how it obeys commanded actions"
     )  # fmt: skip
-    figures = f"{one.accuracy:.1%} of them before and {two.accuracy:.1%} after"
+    figures = f"{figure_text(one.accuracy, '.1%')} of them before and {figure_text(two.accuracy, '.1%')} after"
     text = f"The post-trained world model {verdict}: the judge recovers {figures}"
-    text += f" (macro-F1 {one.macro_f1:.3f} and {two.macro_f1:.3f})."
+    text += f" (macro-F1 {figure_text(one.macro_f1)} and {figure_text(two.macro_f1)})."
     real = results.ceiling.get(REAL)
-    limit = f" In real clips it recovers {real.following['judge'].accuracy:.1%}." if real else ""
+    limit = f" In real clips it recovers {figure_text(real.following['judge'].accuracy, '.1%')}." if real else ""
     return (
         f'<p class="headline">{text}</p><p class="note">{_budget(steps)}{after.num_prompts} held-out prompts that '
         f"training never saw. The judge is an inverse dynamics model that training never saw either.{limit}</p>"

@@ -15,6 +15,7 @@ from rlir_ray.evaluation.comparison import Change, following_changes, quality_ch
 from rlir_ray.evaluation.following import Following
 from rlir_ray.evaluation.quality import Quality
 from rlir_ray.evaluation.video import Clips, save_clips, write_videos
+from rlir_ray.metrics import or_none
 from rlir_ray.run import write_json
 
 BASE, SUPERVISED, POST_TRAINED = NAMES = ("base", "supervised", "post-trained")
@@ -81,6 +82,13 @@ class Comparison:
     quality: dict[str, Change]
     """By figure."""
 
+    def to_json(self) -> dict[str, Any]:
+        content = asdict(self)
+        for changes in (*content["following"].values(), content["quality"]):
+            for change in changes.values():
+                change.update({name: or_none(value) for name, value in change.items()})
+        return content
+
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Comparison:
         following = {idm: _changes(part) for idm, part in content["following"].items()}
@@ -88,7 +96,11 @@ class Comparison:
 
 
 def _changes(content: dict[str, Any]) -> dict[str, Change]:
-    return {figure: Change(**part) for figure, part in content.items()}
+    nothing = float("nan")
+    return {
+        figure: Change(**{name: nothing if value is None else value for name, value in part.items()})
+        for figure, part in content.items()
+    }
 
 
 def compare(before: Evaluation, after: Evaluation) -> Comparison:
@@ -143,7 +155,7 @@ class Results:
         content = {
             "ceiling": {name: evaluation.to_json() for name, evaluation in self.ceiling.items()},
             "evaluations": [evaluation.to_json() for evaluation in self.evaluations],
-            "comparisons": [asdict(comparison) for comparison in self.comparisons],
+            "comparisons": [comparison.to_json() for comparison in self.comparisons],
         }
         write_json(Path(run_dir) / FILE, content)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
@@ -26,7 +27,8 @@ def following_table(results: Results) -> str:
     return (
         f"<h2>Commanded actions that were recovered</h2>{_table(head, rows)}"
         '<p class="note">Mean ± standard error over prompts. Accuracy: share of frames and action groups that agree. '
-        "Macro-F1: mean over action groups of the mean F1 of the commanded classes.</p>"
+        "Macro-F1: mean over action groups of the mean F1 of the commanded classes. Both over the "
+        "groups and classes that were commanded; – where there is none.</p>"
     )
 
 
@@ -51,7 +53,7 @@ def group_table(results: Results) -> str:
     tables = [evaluation.following["judge"].per_group for evaluation in columns]
     rows = []
     for group in tables[0]:
-        figures = [f"{table[group][key]:.3f}" for key in ("accuracy", "macro_f1") for table in tables]
+        figures = [figure_text(table[group][key]) for key in ("accuracy", "macro_f1") for table in tables]
         rows.append(("", [escape(group.replace("_", " / ")), *figures]))
     titles = [f"{ROW_NAMES[each.name].lower()}<br>" for each in columns]
     head = ["", *(title + "accuracy" for title in titles), *(title + "macro-F1" for title in titles)]
@@ -86,8 +88,8 @@ def calibration_table(calibration: dict[str, Any]) -> str:
     names = {"judge": "Judge", "reward": "Reward IDM"}
     shifts, clips = (list(next(iter(calibration.values()))[key]) for key in ("macro_f1", "gate"))
     rows = [
-        ("", [names.get(idm, escape(idm)), *(f"{part['macro_f1'][shift]:.3f}" for shift in shifts),
-              *(f"{part['gate'][clip]:.3f}" for clip in clips)])
+        ("", [names.get(idm, escape(idm)), *(figure_text(part["macro_f1"][shift]) for shift in shifts),
+              *(figure_text(part["gate"][clip]) for clip in clips)])
         for idm, part in calibration.items()
     ]  # fmt: skip
     head = ["", *(f"shift {int(shift):+d}" if int(shift) else "in place" for shift in shifts)]
@@ -120,8 +122,14 @@ def _row_class(evaluation: Evaluation) -> str:
     return "after" if evaluation.name == POST_TRAINED else "limit" if evaluation.name in (REAL, RECONSTRUCTED) else ""
 
 
+def figure_text(value: float | None, form: str = ".3f") -> str:
+    """A figure, or a dash for that of nothing."""
+    return "–" if value is None or math.isnan(value) else f"{value:{form}}"
+
+
 def _pm(value: float, error: float, digits: int = 3, sign: str = "") -> str:
-    return f'{value:{sign}.{digits}f} <span class="se">± {error:.{digits}f}</span>'
+    text = figure_text(value, f"{sign}.{digits}f")
+    return text if math.isnan(error) else f'{text} <span class="se">± {error:.{digits}f}</span>'
 
 
 def _table(head: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:

@@ -13,13 +13,14 @@ import numpy.typing as npt
 
 from rlir_ray.actions import GROUPS, Actions, group_classes
 from rlir_ray.data.recordings import Recording
-from rlir_ray.metrics import accuracy, class_f1, confusion, macro_f1
+from rlir_ray.metrics import accuracy, class_f1, confusion, known_mean, macro_f1, occurs, or_none
 from rlir_ray.models.correlation import CorrelationInverseDynamics
 from rlir_ray.models.inverse_dynamics import InverseDynamicsModel
 from rlir_ray.pretrain.windows import Frames, Reconstruct
 from rlir_ray.rewards.calibration import gate, read_clips
 
 Model = InverseDynamicsModel | CorrelationInverseDynamics
+KEYS = ("accuracy", "macro_f1")
 CLIP_FRAMES = 9  # of a rollout: one context frame and eight generated ones
 
 
@@ -46,8 +47,10 @@ def cut_clips(recordings: Sequence[Recording], num_frames: int, num_clips: int) 
 
 def compare(
     recovered: npt.NDArray[np.int64], commanded: npt.NDArray[np.int64], groups: Sequence[str], shift: int = 0
-) -> dict[str, dict[str, float]]:
-    """Accuracy and macro-F1 of each group and their mean, over frames 1..F-1.
+) -> dict[str, dict[str, float | None]]:
+    """Accuracy and macro-F1 of each group and their mean over the groups that occur, over frames 1..F-1.
+
+    None for a group that never occurs, and for the mean without one.
 
     Args:
         recovered, commanded: int64 [B, F, len(groups)].
@@ -55,21 +58,24 @@ def compare(
     """
     num_frames = commanded.shape[1]
     frames = np.arange(max(1, 1 - shift), num_frames - max(0, shift))
-    scores = {}
+    scores: dict[str, dict[str, float | None]] = {}
     for column, name in enumerate(groups):
         table = confusion(recovered[:, frames, column], commanded[:, frames + shift, column], GROUPS[name].num_classes)
+        if not occurs(table, GROUPS[name].null_class):
+            scores[name] = dict.fromkeys(KEYS)
+            continue
         scores[name] = {"accuracy": round(accuracy(table), 4), "macro_f1": round(float(macro_f1(table)), 4)}
         scores[name].update(
             {f"f1_{i}": round(float(f1), 4) for i, f1 in enumerate(class_f1(table)) if not np.isnan(f1)}
         )
-    keys = ("accuracy", "macro_f1")
-    scores["mean"] = {key: round(float(np.mean([scores[name][key] for name in groups])), 4) for key in keys}
+    columns = {key: np.array([scores[name][key] for name in groups], np.float64) for key in KEYS}
+    scores["mean"] = {key: or_none(round(float(known_mean(column)), 4)) for key, column in columns.items()}
     return scores
 
 
 def evaluate_inverse_dynamics(
     model: Model, frames: Frames, actions: Sequence[Actions], groups: Sequence[str]
-) -> dict[str, dict[str, dict[str, float]]]:
+) -> dict[str, dict[str, dict[str, float | None]]]:
     """`compare` at shifts of -1, 0 and +1 between frames and actions: a sound model is best at 0, by far.
 
     Args:
@@ -100,7 +106,7 @@ def held_out_figures(
     figures: dict[str, Any] = {
         "num_clips": len(frames),
         "shifts": evaluate_inverse_dynamics(model, frames, actions, groups),
-        "gate": {name: round(score, 4) for name, score in spoilt.items()},
+        "gate": {name: or_none(round(score, 4)) for name, score in spoilt.items()},
     }
     if reconstruct:
         through = reconstruct(frames.reshape(-1, *frames.shape[2:])).reshape(frames.shape)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from rlir_ray.actions import GROUPS, Actions, group_classes
-from rlir_ray.metrics import confusion, macro_f1
+from rlir_ray.metrics import confusion, known_mean, macro_f1, occurs
 from rlir_ray.models.readings import recovered_classes
 from rlir_ray.rewards.inverse_dynamics import InverseDynamics
 
@@ -22,6 +22,8 @@ SHIFTS = (-1, 0, 1)
 MIN_LEAD = 0.05
 # Frames read at once: bounds the memory.
 MAX_FRAMES = 576
+# In macro-F1: real clips must be read better than spoilt ones by so much.
+GATE_MARGIN = 0.1
 # Blurred clips keep their motion, so a good judge may read them; they are reported, not required to lose.
 MUST_LOSE = ("static", "shuffled", "reversed", "wrong_action")
 
@@ -50,7 +52,7 @@ def check_alignment(
         idm: the model.
         frames: uint8 [P, K, H, W, 3], real clips of at least four frames.
         actions: P times K - 1 actions; action i leads into frame i + 1.
-        groups: action groups, over which the macro-F1 is averaged.
+        groups: action groups; the macro-F1 is averaged over those that occur.
         source: of the clips, for the error.
 
     Raises:
@@ -62,11 +64,17 @@ def check_alignment(
         raise ValueError(f"alignment needs clips of at least 4 frames, got {num_frames}; raise world.num_frames")
     # The same frames at each shift: those whose neighbours have an action too.
     inner = slice(2, num_frames - 1)
-    scores = {}
-    for shift in SHIFTS:
-        # Column i of the commands leads into frame i + 1.
-        shifted = commanded[:, 1 + shift : num_frames - 2 + shift]
-        scores[shift] = _score(recovered[:, inner], shifted, groups)
+    # Column i of the commands leads into frame i + 1.
+    shifted = [commanded[:, 1 + shift : num_frames - 2 + shift] for shift in SHIFTS]
+    tables = np.stack([group_scores(recovered[:, inner], part, groups) for part in shifted])  # [shifts, groups]
+    # The same groups at each shift, or their means would differ by that alone.
+    tables[:, np.isnan(tables).any(0)] = np.nan
+    scores = dict(zip(SHIFTS, map(float, known_mean(tables)), strict=True))
+    if np.isnan(scores[0]):
+        raise ValueError(
+            f"the actions of {source} must use an action group, got none of {','.join(groups)}; give recordings in "
+            "which the player acts, or name the groups in use (world.groups)"
+        )
     alignment = Alignment(macro_f1=scores)
     if best := alignment.best_shift:
         scored = f"macro-F1 {scores[best]:.2f} at shift {best:+d}, {scores[0]:.2f} in place"
@@ -97,12 +105,13 @@ def gate(
         idm: the model.
         frames: uint8 [P, K, H, W, 3], real clips.
         actions: P times K - 1 actions; action i leads into frame i + 1.
-        groups: action groups, over which the macro-F1 is averaged.
+        groups: action groups; the macro-F1 is averaged over those that occur.
         seed: of the shuffling.
 
     Returns:
         ``exact``, ``static`` (the first frame repeated), ``blurred`` (box of 5 pixels), ``shuffled`` (the frames after
         the first in another order), ``reversed``, ``wrong_action`` (the next clip's actions). Pass it to `check_gate`.
+        NaN where no group occurs.
     """
     commanded = _classes(actions, groups)
     order = np.argsort(np.random.default_rng(seed).random((len(frames), frames.shape[1] - 1)), axis=1) + 1
@@ -119,7 +128,7 @@ def gate(
     return scores | {"wrong_action": _score(recovered["exact"], np.roll(commanded, -1, axis=0), groups)}
 
 
-def check_gate(scores: Mapping[str, float], name: str, margin: float = 0.1) -> None:
+def check_gate(scores: Mapping[str, float], name: str, margin: float = GATE_MARGIN) -> None:
     """Refuses an inverse dynamics model that reads spoilt clips nearly as well as real ones.
 
     Args:
@@ -130,6 +139,11 @@ def check_gate(scores: Mapping[str, float], name: str, margin: float = 0.1) -> N
     Raises:
         ValueError: naming the spoilt clips that scored too high.
     """
+    if np.isnan(scores["exact"]):
+        raise ValueError(
+            f"{name} must be tried on clips in which an action group of the world occurs, got none; give recordings in "
+            "which the player acts, or name the groups in use (world.groups)"
+        )
     close = [f"{name} {scores[name]:.2f}" for name in MUST_LOSE if scores[name] > scores["exact"] - margin]
     if close:
         raise ValueError(
@@ -161,9 +175,17 @@ def _classes(actions: Sequence[Actions], groups: Sequence[str]) -> npt.NDArray[n
 
 
 def _score(recovered: npt.NDArray[np.int64], commanded: npt.NDArray[np.int64], groups: Sequence[str]) -> float:
-    """Macro-F1, averaged over the groups; both int64 [P, frames, groups]."""
-    tables = [
-        confusion(recovered[..., column], commanded[..., column], GROUPS[name].num_classes)
-        for column, name in enumerate(groups)
-    ]
-    return float(np.mean([macro_f1(table) for table in tables]))
+    """Macro-F1, averaged over the groups that occur, NaN without one; both int64 [P, frames, groups]."""
+    return float(known_mean(group_scores(recovered, commanded, groups)))
+
+
+def group_scores(
+    recovered: npt.NDArray[np.int64], commanded: npt.NDArray[np.int64], groups: Sequence[str]
+) -> npt.NDArray[np.float64]:
+    """Macro-F1 of each group, [groups], NaN for one that never occurs; both int64 [P, frames, groups]."""
+    scores = np.full(len(groups), np.nan)
+    for column, name in enumerate(groups):
+        table = confusion(recovered[..., column], commanded[..., column], GROUPS[name].num_classes)
+        if occurs(table, GROUPS[name].null_class):
+            scores[column] = macro_f1(table)
+    return scores

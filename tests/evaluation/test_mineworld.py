@@ -14,7 +14,14 @@ import torch
 
 from rlir_ray.actions import BUTTONS, INDEX, VPT_CAMERA, Actions
 from rlir_ray.evaluation import action_following
-from rlir_ray.evaluation.mineworld import actions_clip, logits_clips, readings_clips, table_lines
+from rlir_ray.evaluation.mineworld import (
+    actions_clip,
+    following_in_use,
+    in_use_lines,
+    logits_clips,
+    readings_clips,
+    table_lines,
+)
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "action_following_metric.json").read_text())
 PREDICTED, RECORDED = ([video[side] for video in GOLDEN["videos"]] for side in ("predicted", "recorded"))
@@ -192,6 +199,27 @@ def test_the_row_has_macro_means_and_says_what_is_missing() -> None:
     ]
     assert len(header) == len(row) and row.index("0.451") == header.index("LPIPS")
     assert table_lines(following, fps=1, psnr=20, ssim=1, fvd=246.04)[1].endswith("no weights given  246.0")
+
+
+def test_means_in_use_leave_out_tasks_and_camera_axes_that_never_occur() -> None:
+    # Jump alone is commanded, and never read; yaw turns by one bin in half of the frames and is never read.
+    recorded = make_clip(2, jump=[1, 0], camera=[[0.0, 1.0], [0.0, 0.0]])
+    published, found = (evaluate([make_clip(2)], [recorded]) for evaluate in (action_following, following_in_use))
+    # Released has F1 2/3, pressed 0; the six other tasks count 1 in MineWorld's mean.
+    assert found["tasks"] == ["jump"]
+    assert found["mean"]["f1_macro"] == pytest.approx(1 / 3)
+    assert published["mean"]["f1_macro"] == pytest.approx((6 + 1 / 3) / 7)
+    assert (found["mean"]["camera_loss"], published["mean"]["camera_loss"]) == (0.5, 0.25)
+    named, header, row, _, last = in_use_lines(found)
+    assert "tasks in use (jump)" in named and "MineWorld's published columns" in last
+    assert (header.split(), row.split()) == (["P", "R", "F1", "camera"], ["0.250", "0.500", "0.333", "0.500"])
+
+
+def test_recordings_of_which_nothing_occurs_have_dashes_and_nulls() -> None:
+    found = following_in_use([make_clip(2, jump=[1, 0])], [make_clip(2)])
+    assert found["tasks"] == [] and set(found["mean"].values()) == {None}
+    assert in_use_lines(found)[2].split() == ["–"] * 4
+    json.dumps(found, allow_nan=False)
 
 
 def test_importing_the_evaluator_loads_no_heavy_library() -> None:

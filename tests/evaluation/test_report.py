@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,20 @@ def test_calibration_and_configuration_are_shown(tmp_path: Path) -> None:
     page = write_run(tmp_path, 0.4, 0.2)
     assert "0.610" in page and "wrong action" in page and "0.310" in page
     assert "Seed 3; evaluation seed 7." in page and "group_size" in page
+
+
+def test_a_figure_of_nothing_is_a_dash_and_null(tmp_path: Path) -> None:
+    for name in ("base", "post-trained"):
+        one, clips = evaluation(name, 0.2)
+        still = np.zeros_like(one.following["judge"].commanded)
+        nothing = Following(groups=GROUPS, commanded=still, recovered=still)
+        record_evaluation(tmp_path, replace(one, following={"reward": nothing, "judge": nothing}), clips)
+    part = {"macro_f1": {"-1": None, "0": None, "1": None}, "gate": {"exact": None}}
+    (tmp_path / "calibration.json").write_text(json.dumps({"judge": part}))
+    page = write_report(tmp_path).read_text()
+    assert not re.search(r"\bnan\b", re.sub(r"base64,[^\"]*", "", page), re.IGNORECASE)
+    assert "the judge recovers – of them before and – after (macro-F1 – and –)" in page
+    assert "NaN" not in (tmp_path / "evaluation.json").read_text()
 
 
 def test_the_picture_shows_every_kind_of_clip(tmp_path: Path) -> None:

@@ -96,3 +96,20 @@ def test_blurred_keeps_shape_and_mean() -> None:
 
     frames = np.full((1, 2, 6, 8, 3), 77, np.uint8)
     np.testing.assert_array_equal(box_blur(frames, 5), frames)
+
+
+def test_groups_that_never_occur_lift_no_score() -> None:
+    # Static clips: only "none" is read. Groups of which nothing is commanded would add 1.0 each.
+    few, many = (gate(StripeReader(), *_clips(), groups) for groups in (GROUP_NAMES, (*GROUP_NAMES, "drop", "hotbar")))
+    assert many == few
+    narrow = check_alignment(StripeReader(), *_clips(), GROUP_NAMES)
+    assert check_alignment(StripeReader(), *_clips(), (*GROUP_NAMES, "drop", "hotbar")) == narrow
+
+
+def test_clips_in_which_nothing_occurs_are_no_test_of_a_judge() -> None:
+    frames, actions = _clips()
+    with pytest.raises(ValueError, match="must use an action group, got none of drop,inventory; give"):
+        check_alignment(StripeReader(), frames, actions, ("drop", "inventory"))
+    scores = gate(StripeReader(), frames, actions, ("drop", "inventory"))
+    with pytest.raises(ValueError, match="must be tried on clips in which an action group of the world occurs"):
+        check_gate(scores, "models.judge_idm")
