@@ -7,6 +7,7 @@ Knows nothing of autoencoders, rewards or Ray. Legend: B windows, W frames of a 
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,9 +24,13 @@ from rlir_ray.pretrain.encode import window_starts
 from rlir_ray.pretrain.finished import finished_report
 from rlir_ray.pretrain.flow import FlowTraining
 from rlir_ray.pretrain.loop import Loop, cosine_rate
+from rlir_ray.pretrain.warnings import loss_figures, world_model_warning
 
 if TYPE_CHECKING:
     from rlir_ray.models.flow import FlowWorldModel
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,8 @@ def train_flow(
     from rlir_ray.models.flow import open_flow_model
 
     out_dir = Path(out_dir)
-    if finished_report(out_dir, settings):
+    if finished := finished_report(out_dir, settings):
+        _warn(finished["final"])
         return open_flow_model(out_dir)
     starts = window_starts(train.episode_starts, len(train.latents), settings.num_frames)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -112,7 +118,13 @@ def train_flow(
             "windows_seen": loop.step * settings.batch_size, "final": final,
         }
     )  # fmt: skip
+    _warn(final)
     return kept
+
+
+def _warn(final: dict[str, float]) -> None:
+    if warning := world_model_warning(final):
+        logger.warning(warning)
 
 
 def _start(settings: FlowTraining, latent_shape: tuple[int, ...]) -> FlowWorldModel:
@@ -137,7 +149,14 @@ def _start(settings: FlowTraining, latent_shape: tuple[int, ...]) -> FlowWorldMo
 def flow_loss(
     model: FlowWorldModel, latents: Tensor, actions: Tensor, generator: torch.Generator, settings: FlowTraining
 ) -> Tensor:
-    """Mean squared error of the velocities of all frames but the first.
+    """Mean squared error of the velocities of all frames but the first; see `flow_losses`."""
+    return flow_losses(model, latents, actions, generator, settings).mean()
+
+
+def flow_losses(
+    model: FlowWorldModel, latents: Tensor, actions: Tensor, generator: torch.Generator, settings: FlowTraining
+) -> Tensor:
+    """Mean squared error of the velocities of all frames but the first, of each window: float32 [B].
 
     Flow matching (https://arxiv.org/abs/2210.02747) with logit-normal levels (https://arxiv.org/abs/2403.03206).
 
@@ -161,7 +180,7 @@ def flow_loss(
         model, history, past_levels, actions[:, :-1], interpolate(frames, noise, levels)[:, :, None],
         levels[:, :, None], actions[:, 1:], first_place=1,
     )[:, :, 0]  # fmt: skip
-    return (velocities - (noise - frames)).square().mean()
+    return (velocities - (noise - frames)).square().flatten(1).mean(1)
 
 
 @torch.no_grad()
@@ -169,20 +188,17 @@ def validate(model: FlowWorldModel, recordings: LatentRecordings, settings: Flow
     """Held-out loss in float32, with the same levels and noise at each call.
 
     Returns:
-        `validation_loss`, and `validation_loss_wrong_actions` where each window has the actions of another one: what
-        the actions tell is the difference.
+        As `loss_figures`: `validation_loss`, and `validation_loss_wrong_actions` where each window has the actions of
+        another one: what the actions tell is the difference.
     """
     starts = window_starts(recordings.episode_starts, len(recordings.latents), settings.num_frames)
     chosen = starts[np.linspace(0, len(starts) - 1, min(settings.num_validation, len(starts))).astype(np.int64)]
     latents, actions = recordings.windows(chosen, settings.num_frames)
-    means = {}
-    for name, told in (
-        ("validation_loss", actions),
-        ("validation_loss_wrong_actions", actions.roll(len(chosen) // 2, 0)),
-    ):
+    found = []
+    for told in (actions, actions.roll(len(chosen) // 2, 0)):
         generator = torch.Generator().manual_seed(settings.seed)
         batches = zip(latents.split(32), told.split(32), strict=True)
         device = next(model.parameters()).device
-        losses = [flow_loss(model, x.to(device), a.to(device), generator, settings) for x, a in batches]
-        means[name] = float(torch.stack(losses).mean())
-    return means
+        losses = [flow_losses(model, x.to(device), a.to(device), generator, settings) for x, a in batches]
+        found.append(torch.cat(losses).cpu().numpy())
+    return loss_figures(*found)

@@ -22,6 +22,7 @@ from rlir_ray.pretrain.finished import finished_report
 from rlir_ray.pretrain.idm import InverseDynamicsTraining
 from rlir_ray.pretrain.idm_figures import CLIP_FRAMES, Model, cut_clips, evaluate_inverse_dynamics, held_out_figures
 from rlir_ray.pretrain.idm_loss import class_weights, head_weights, inverse_dynamics_loss
+from rlir_ray.pretrain.warnings import judge_warning
 from rlir_ray.pretrain.windows import NUM_BINS, LabelledFrames, Reconstruct, draw_windows, label_frames
 from rlir_ray.progress import progress_bar
 from rlir_ray.run import write_json
@@ -107,6 +108,7 @@ def train_inverse_dynamics(
         raise ValueError(f"training needs steps or minutes above 0, got {settings.steps} and {settings.minutes}")
     folder = Path(path)
     if finished := finished_report(folder, settings, extendable=not settings.steps):
+        _warn(finished["held_out"], settings)
         return finished["held_out"]
     torch.set_num_threads(settings.threads)
     data = label_frames(recordings)
@@ -137,7 +139,13 @@ def train_inverse_dynamics(
     figures = held_out_figures(model, validation, settings.groups, reconstruct)
     report = {"settings": asdict(settings), "steps": run.step, "train_s": round(run.elapsed_s, 1), "held_out": figures}
     write_json(folder / "training.json", report)
+    _warn(figures, settings)
     return figures
+
+
+def _warn(figures: dict[str, Any], settings: InverseDynamicsTraining) -> None:
+    if warning := judge_warning(figures["gate"], settings.groups):
+        logger.warning(warning)
 
 
 def _steps(

@@ -117,7 +117,7 @@ class Loop:
     def _write_line(self, seen: list[dict[str, float]], figures: dict[str, float]) -> dict[str, float]:
         means = {name: float(np.mean([one[name] for one in seen])) for name in (seen[0] if seen else ())}
         line = {"step": self.step, "elapsed_s": self.elapsed_s, **means, **figures}
-        line = {name: round(value, 4) for name, value in line.items() if not math.isnan(value)}
+        line = {name: round(value, 4) for name, value in line.items() if math.isfinite(value)}
         with (self.out_dir / "curve.jsonl").open("a") as curve:
             curve.write(json.dumps(line) + "\n")
         logger.info("%3.0f %%: %s", 100 * self.progress, line)

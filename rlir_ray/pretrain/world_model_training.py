@@ -5,6 +5,7 @@ Knows nothing of tokenizers, rewards or Ray. Legend: W frames of a window, N tok
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,10 @@ from rlir_ray.models.block_attention import set_block_attention
 from rlir_ray.pretrain.encode import window_starts
 from rlir_ray.pretrain.finished import finished_report
 from rlir_ray.pretrain.loop import Loop, cosine_rate
+from rlir_ray.pretrain.warnings import loss_figures, world_model_warning
 from rlir_ray.pretrain.world_model import WorldModelTraining
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,8 @@ def train_world_model(
         ValueError: no episode of a window's length, or a checkpoint or a finished training of other settings.
     """
     out_dir = Path(out_dir)
-    if finished_report(out_dir, settings):
+    if finished := finished_report(out_dir, settings):
+        _warn(finished["final"])
         return WorldModel.from_pretrained(out_dir)
     starts = train.window_starts(settings.num_frames)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -108,7 +113,13 @@ def train_world_model(
             "tokens_per_s": round(tokens_seen / max(loop.elapsed_s, 1e-9), 1), "final": final,
         }
     )  # fmt: skip
+    _warn(final)
     return model
+
+
+def _warn(final: dict[str, float]) -> None:
+    if warning := world_model_warning(final):
+        logger.warning(warning)
 
 
 def _start(settings: WorldModelTraining, tokens_per_frame: int) -> WorldModel:
@@ -173,8 +184,8 @@ def validate(
     """Mean negative log-probability of the tokens of all frames but the first, nats, in float32.
 
     Returns:
-        `validation_loss`, and `validation_loss_wrong_actions` where each window has the actions of another one: what
-        the actions tell is the difference.
+        As `loss_figures`: `validation_loss`, and `validation_loss_wrong_actions` where each window has the actions of
+        another one: what the actions tell is the difference.
     """
     starts = recordings.window_starts(num_frames)
     chosen = starts[np.linspace(0, len(starts) - 1, min(num_windows, len(starts))).astype(np.int64)]
@@ -184,9 +195,9 @@ def validate(
     is_image[image_positions(num_frames, model.tokens_per_frame)] = True
     wrong[:, ~is_image] = tokens[:, ~is_image].roll(len(tokens) // 2, 0)
     set_block_attention(model, enabled=False)
-    means = {}
-    for name, sequences in (("validation_loss", tokens), ("validation_loss_wrong_actions", wrong)):
+    losses = []
+    for sequences in (tokens, wrong):
         batches = sequences.to(model.llama.device).split(batch_size)
         scored = torch.cat([model(batch, (num_frames - 1) * model.tokens_per_frame) for batch in batches])
-        means[name] = -float(scored.mean())
-    return means
+        losses.append(-scored.mean(1).cpu().numpy())
+    return loss_figures(*losses)

@@ -42,11 +42,12 @@ def recordings(tmp_path_factory) -> tuple[LatentRecordings, LatentRecordings]:
     return load_latents(folder / "train.npz"), load_latents(folder / "validation.npz")
 
 
-def test_training_learns_what_the_action_does(recordings, tmp_path) -> None:
+def test_training_learns_what_the_action_does(recordings, tmp_path, caplog) -> None:
     model = train_flow(*recordings, tmp_path, TINY)
     figures = validate(model, recordings[1], TINY)
     # Without the action a frame is -1 or 1 by chance; wrong ones are worse than none.
     assert figures["validation_loss"] < 0.7 < figures["validation_loss_wrong_actions"]
+    assert "warning" not in caplog.text
     report = json.loads((tmp_path / "training.json").read_text())
     assert report["steps"] == 120 and report["windows_seen"] == 120 * 16
     assert report["final"]["validation_loss"] == pytest.approx(figures["validation_loss"], abs=1e-3)
@@ -54,6 +55,13 @@ def test_training_learns_what_the_action_does(recordings, tmp_path) -> None:
     with torch.no_grad():
         columns = (latents, torch.full((2, 3), 0.5), actions)
         torch.testing.assert_close(open_flow_model(tmp_path)(*columns), model(*columns))
+
+
+def test_a_model_that_ignores_the_actions_ends_its_training_with_a_warning(recordings, tmp_path, caplog) -> None:
+    unrelated = [replace(one, actions=one.actions[::-1].copy()) for one in recordings]
+    train_flow(*unrelated, tmp_path, replace(TINY, num_steps=30))
+    (line,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert line.startswith("warning: the model ignores the actions: its held-out loss is") and "\n" not in line
 
 
 def test_levels_are_independent_by_frame_and_history_is_slightly_noised(recordings) -> None:

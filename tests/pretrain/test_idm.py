@@ -16,6 +16,7 @@ from rlir_ray.pretrain.idm import InverseDynamicsTraining
 from rlir_ray.pretrain.idm_figures import compare, cut_clips, evaluate_inverse_dynamics, held_out_figures
 from rlir_ray.pretrain.idm_loss import class_weights, inverse_dynamics_loss
 from rlir_ray.pretrain.idm_training import build_model, train_inverse_dynamics
+from rlir_ray.pretrain.warnings import judge_warning
 
 SETTINGS = InverseDynamicsTraining(
     architecture="correlation", groups=("yaw",), minutes=0, steps=20, clips_per_step=4, window_frames=(4,), seed=3
@@ -62,7 +63,7 @@ def test_shifts_compare_the_frames_they_name() -> None:
     assert compare(early, commanded, ["jump"], shift=1)["mean"]["accuracy"] == 1.0
 
 
-def test_a_trained_judge_reads_the_panning_world(tmp_path: Path) -> None:
+def test_a_trained_judge_reads_the_panning_world(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     settings = InverseDynamicsTraining(
         architecture="correlation", groups=("yaw",), minutes=0, steps=200, clips_per_step=12, window_frames=(6,),
         learning_rate=2e-3, augmentation=0.3,
@@ -72,6 +73,7 @@ def test_a_trained_judge_reads_the_panning_world(tmp_path: Path) -> None:
     assert figures["shifts"]["+0"]["mean"]["accuracy"] > 0.9
     assert figures["shifts"]["+0"]["mean"]["accuracy"] > figures["shifts"]["-1"]["mean"]["accuracy"] + 0.3
     assert figures["gate"]["exact"] > figures["gate"]["wrong_action"] + 0.3
+    assert "warning" not in caplog.text
     assert {"config.json", "model.safetensors", "training.json"} <= {file.name for file in tmp_path.iterdir()}
 
 
@@ -123,3 +125,26 @@ def test_clips_through_a_tokenizer_are_scored_apart() -> None:
     assert set(evaluate_inverse_dynamics(model, frames, actions, ("yaw",))) == {"-1", "+0", "+1"}
     figures = held_out_figures(model, recordings(2, 0), ("yaw",), reconstruct=lambda frames: 255 - frames)
     assert figures["reconstructed"]["mean"] != figures["shifts"]["+0"]["mean"]
+
+
+def test_a_model_that_reads_nothing_ends_its_training_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Two groups of three never occur: each would lift the macro-F1 by a third.
+    settings = replace(SETTINGS, groups=("jump", "drop", "yaw"))
+    figures = train_inverse_dynamics(recordings(3, 0), recordings(2, 50), tmp_path, settings)
+    assert figures["shifts"]["+0"]["jump"] == {"accuracy": None, "macro_f1": None}
+    assert figures["shifts"]["+0"]["mean"]["macro_f1"] == figures["shifts"]["+0"]["yaw"]["macro_f1"] < 0.5
+    json.loads((tmp_path / "training.json").read_text(), parse_constant=pytest.fail)
+    (line,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert line.startswith("warning: the model reads nothing: held-out clips score macro-F1 0.") and "\n" not in line
+    # Called again, it is finished, and as blind as before.
+    caplog.clear()
+    train_inverse_dynamics(recordings(3, 0), recordings(2, 50), tmp_path, settings)
+    assert line in caplog.messages
+
+
+def test_a_judge_is_warned_of_by_what_it_reads() -> None:
+    assert judge_warning({"exact": 0.45, "static": 0.3}, ("yaw",)) == ""
+    assert "reads nothing" in judge_warning({"exact": 0.39, "static": 0.3}, ("yaw",))
+    assert "none of the groups drop,jump occurs" in judge_warning({"exact": None, "static": None}, ("drop", "jump"))

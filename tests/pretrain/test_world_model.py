@@ -13,6 +13,7 @@ import torch
 from rlir_ray.actions import BUTTONS, INDEX
 from rlir_ray.models.autoregressive import WorldModel, split_frames
 from rlir_ray.models.block_attention import block_attention
+from rlir_ray.pretrain.warnings import loss_figures, world_model_warning
 from rlir_ray.pretrain.world_model import WorldModelTraining, main
 from rlir_ray.pretrain.world_model_training import TokenRecordings, load_tokens, train_world_model
 
@@ -54,17 +55,46 @@ def test_windows_stay_inside_episodes_and_carry_the_actions_between_their_frames
 
 
 def test_training_lowers_the_loss_and_learns_the_actions(
-    recordings: tuple[TokenRecordings, TokenRecordings], tmp_path: Path
+    recordings: tuple[TokenRecordings, TokenRecordings], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = train_world_model(*recordings, tmp_path / "out", SETTINGS)
     final = json.loads((tmp_path / "out" / "training.json").read_text())["final"]
     # Uniform guesses over 8 codes cost ln 8 = 2.08 nats.
     assert final["validation_loss"] < 1.0
     assert final["validation_loss_wrong_actions"] > final["validation_loss"] + 0.1
+    assert "warning" not in caplog.text
     again = WorldModel.from_pretrained(tmp_path / "out")
     tokens = recordings[1].windows(np.arange(2), 3)
     with torch.no_grad():
         torch.testing.assert_close(again(tokens, 8), model(tokens, 8), atol=1e-5, rtol=0)
+
+
+def test_a_model_that_ignores_the_actions_ends_its_training_with_a_warning(
+    recordings: tuple[TokenRecordings, TokenRecordings], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Actions that have nothing to do with the frames: those of another recording.
+    unrelated = [dataclasses.replace(one, actions=one.actions[::-1].copy()) for one in recordings]
+    settings = dataclasses.replace(SETTINGS, num_steps=30)
+    train_world_model(*unrelated, tmp_path / "out", settings)
+    (line,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert line.startswith("warning: the model ignores the actions: its held-out loss is") and "\n" not in line
+    caplog.clear()
+    train_world_model(*unrelated, tmp_path / "out", settings)
+    assert line in caplog.messages
+
+
+def test_a_loss_with_wrong_actions_equals_its_own_within_two_paired_errors() -> None:
+    # Differences .2, 0, .1, .1: mean .1, standard deviation .0816, error .0408.
+    figures = loss_figures([3.0, 3.1, 3.2, 3.3], [3.2, 3.1, 3.3, 3.4])
+    assert figures == pytest.approx(
+        {"validation_loss": 3.15, "validation_loss_wrong_actions": 3.25, "wrong_actions_error": 0.0408}, abs=1e-4
+    )
+    assert world_model_warning(figures) == ""
+    assert "ignores the actions" in world_model_warning({**figures, "wrong_actions_error": 0.06})
+    # The same rise of each window, but a thousandth of the loss.
+    assert "ignores the actions" in world_model_warning(loss_figures([3.0, 3.0], [3.003, 3.003]))
+    assert "hold one window" in world_model_warning(loss_figures([3.0], [3.0]))
+    assert "not finite" in world_model_warning({})
 
 
 class Interrupted(Exception):
