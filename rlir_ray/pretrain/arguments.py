@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -23,14 +24,52 @@ def build_parser(command: str, description: str, example: str) -> argparse.Argum
 
 
 def add_settings(parser: argparse.ArgumentParser, settings: type, leave_out: Sequence[str] = ()) -> None:
-    """An option for each field whose default is a number, a string or None (then a number)."""
+    """An option for each field whose default is a number, a string, None (then a number) or names (A,B,C)."""
     lines = field_lines(settings)
     for entry in dataclasses.fields(settings):
+        if entry.name not in leave_out and _is_names(entry.default):
+            option, text = f"--{entry.name.replace('_', '-')}", lines[entry.name].replace("%", "%%")
+            parser.add_argument(option, type=_names, default=",".join(entry.default), metavar="A,B,...", help=text)
         if entry.name in leave_out or not isinstance(entry.default, int | float | str | None):
             continue
         kind: Any = float if entry.default is None else type(entry.default)
         text = lines[entry.name].replace("%", "%%")
         parser.add_argument(f"--{entry.name.replace('_', '-')}", type=kind, default=entry.default, help=text)
+
+
+def _is_names(default: Any) -> bool:
+    return isinstance(default, tuple) and all(isinstance(name, str) for name in default)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.strip("[]").split(",") if name.strip())
+
+
+# Counts that may be 0, and numbers that may be below it.
+FROM_ZERO, ANY_SIGN = ("seed", "steps", "num_steps"), ("level_mean",)
+
+
+def check_settings(settings: Any) -> None:
+    """Refuses what no training can use: numbers out of range, and no length.
+
+    Args:
+        settings: a dataclass with `minutes`, and `steps` or `num_steps`.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    for entry in dataclasses.fields(settings):
+        value = getattr(settings, entry.name)
+        if not isinstance(value, int | float) or entry.name in ANY_SIGN:
+            continue
+        least = 1 if isinstance(entry.default, int) and entry.name not in FROM_ZERO else 0
+        if not least <= value < math.inf:
+            option = f"--{entry.name.replace('_', '-')}"
+            raise ValueError(f"{option} must be a finite number >= {least}, got {value}; set {least} or more")
+    steps = "steps" if hasattr(settings, "steps") else "num_steps"
+    if not (settings.minutes or getattr(settings, steps)):
+        option = f"--{steps.replace('_', '-')}"
+        raise ValueError(f"a training needs --minutes or {option} above 0, got 0 of both; set one of them")
 
 
 def take_settings(chosen: dict[str, Any], settings: type[Settings]) -> Settings:

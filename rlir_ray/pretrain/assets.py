@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -59,6 +60,10 @@ class AssetsPlan:
         if min(self.train_frames, self.validation_frames) < 1:
             fewest = min(self.train_frames, self.validation_frames)
             raise ValueError(f"train_frames and validation_frames must be >= 1, got {fewest}; set more")
+        minutes = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name.endswith("_minutes")}
+        if wrong := [name for name, value in minutes.items() if not 0 < value < math.inf]:
+            option = f"--{wrong[0].replace('_', '-')}"
+            raise ValueError(f"{option} must be a finite number above 0, got {minutes[wrong[0]]}; set some minutes")
         if self.world_frames < 10:
             raise ValueError(f"world_frames must be >= 10, for a tenth is held out, got {self.world_frames}; set more")
 

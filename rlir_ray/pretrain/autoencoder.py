@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlir_ray.pretrain.arguments import add_settings, build_parser, take_settings
+from rlir_ray.pretrain.arguments import add_settings, build_parser, check_settings, take_settings
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,11 @@ class AutoencoderTraining:
     """Seconds between two evaluations, each with a checkpoint."""
     seed: int = 0
     """Of the weights and of the order of the frames."""
+    device: str = ""
+    """Torch device; empty: a GPU where there is one, else the CPU."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rlir_ray.models.autoencoder import FrameAutoencoder, build_autoencoder
 from rlir_ray.pretrain.autoencoder import AutoencoderTraining
+from rlir_ray.pretrain.device import open_device
 from rlir_ray.pretrain.finished import finished_report
 from rlir_ray.pretrain.loop import Loop, cosine_rate
 from rlir_ray.pretrain.pictures import Clips, draw_pairs, picture_figures, reconstruction_loss
@@ -57,7 +58,7 @@ def train_autoencoder(
         height=height, width=width, latent_channels=settings.latent_channels, block_channels=settings.block_channels,
         norm_groups=settings.norm_groups, pixel_unshuffle=settings.pixel_unshuffle,
     ).train()  # fmt: skip
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(open_device(settings.device))
     optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, (0.9, 0.99), weight_decay=1e-4)
     loop = Loop("autoencoder", out_dir, settings, {"model": model, "optimizer": optimizer})
 
@@ -118,4 +119,4 @@ def _spread(frames: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.uint8]:
 def evaluate_autoencoder(model: FrameAutoencoder, frames: npt.NDArray[np.uint8]) -> dict[str, float]:
     """What encoding and decoding does to pictures uint8 [N, H, W, 3]; see `picture_figures`."""
     real = torch.from_numpy(np.ascontiguousarray(frames))
-    return picture_figures(model.decode(model.encode(real)), real)
+    return picture_figures(model.decode(model.encode(real)).cpu(), real)

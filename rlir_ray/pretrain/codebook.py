@@ -74,7 +74,7 @@ def kmeans(vectors: Tensor, num_centres: int, *, seed: int, iterations: int = 10
 
     def draw(count: int) -> Tensor:
         picks = torch.randint(len(vectors), (count,), generator=generator)
-        return vectors[picks] + 1e-3 * torch.randn(count, vectors.shape[1], generator=generator)
+        return vectors[picks] + 1e-3 * torch.randn(count, vectors.shape[1], generator=generator).to(vectors.device)
 
     centres = draw(num_centres)
     for _ in range(iterations):

@@ -10,8 +10,8 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-# How long it took and how it was watched; all else is what the weights are made with.
-FREE_SETTINGS = ("minutes", "num_steps", "evaluate_every_s", "threads")
+# How long it took, where, and how it was watched; all else is what the weights are made with.
+FREE_SETTINGS = ("minutes", "num_steps", "evaluate_every_s", "threads", "device")
 
 
 def finished_report(folder: Path, settings: Any, *, extendable: bool = False) -> dict[str, Any] | None:
@@ -35,7 +35,7 @@ def finished_report(folder: Path, settings: Any, *, extendable: bool = False) ->
         raise ValueError(
             f"{folder} was trained with another {', '.join(changed)}; repeat them, remove it or choose another folder"
         )
-    if extendable and asked["minutes"] > held["minutes"]:
+    if extendable and asked["minutes"] > (held["minutes"] or 0):
         return None
     logger.info("%s is trained already; remove it to train again", folder)
     return report

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlir_ray.pretrain.arguments import add_settings, build_parser, take_settings
+from rlir_ray.pretrain.arguments import add_settings, build_parser, check_settings, take_settings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +57,11 @@ class FlowTraining:
     """Checkpoint folder to start from."""
     seed: int = 0
     """Of the weights, of the order of the windows and of the noise."""
+    device: str = ""
+    """Torch device; empty: a GPU where there is one, else the CPU."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

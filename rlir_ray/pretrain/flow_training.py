@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rlir_ray.actions import Actions, exclusive_classes, no_action_classes
 from rlir_ray.models.flow_streams import interpolate, two_streams
+from rlir_ray.pretrain.device import open_device
 from rlir_ray.pretrain.encode import window_starts
 from rlir_ray.pretrain.finished import finished_report
 from rlir_ray.pretrain.flow import FlowTraining
@@ -86,7 +87,7 @@ def train_flow(
         _warn(finished["final"])
         return open_flow_model(out_dir)
     starts = window_starts(train.episode_starts, len(train.latents), settings.num_frames)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = open_device(settings.device)
     model = _start(settings, train.latents.shape[1:]).to(device)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.average_decay))
     optimizer = torch.optim.AdamW(

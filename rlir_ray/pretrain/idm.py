@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlir_ray.pretrain.arguments import add_settings, build_parser, take_settings
+from rlir_ray.actions import GROUPS
+from rlir_ray.pretrain.arguments import add_settings, build_parser, check_settings, take_settings
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,18 @@ class InverseDynamicsTraining:
     architecture: str = "vpt"
     """`vpt`: the published form, which rewards; `correlation`: the judge's."""
     groups: tuple[str, ...] = GROUPS_IN_USE
-    """Action groups that the world uses."""
+    """Action groups that the world uses: forward_back, left_right, sprint_sneak, use_attack, jump, drop, inventory,
+    hotbar, pitch, yaw."""
+    init: str = ""
+    """Checkpoint folder to start from; its architecture and sizes hold."""
+    hidden_size: int = 256
+    """Width of a frame's features."""
+    num_layers: int = 2
+    """`vpt`: transformer blocks; `correlation`: convolutions over time."""
+    num_heads: int = 4
+    """Attention heads of `vpt`."""
+    convolution_width: int = 1
+    """Channels of the convolutions, in multiples of the small model's."""
     seed: int = 1
     """Of weights, windows and augmentation."""
     minutes: float = 15.0
@@ -55,6 +67,16 @@ class InverseDynamicsTraining:
     """Seconds between checkpoints."""
     threads: int = 1
     """Of torch."""
+    device: str = ""
+    """Torch device; empty: a GPU where there is one, else the CPU."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.architecture not in ("vpt", "correlation"):
+            raise ValueError(f"--architecture must be vpt or correlation, got {self.architecture!r}; choose one")
+        if not self.groups or (unknown := [name for name in self.groups if name not in GROUPS]):
+            got = ",".join(unknown) if self.groups else "none"
+            raise ValueError(f"--groups must be of {', '.join(GROUPS)}, got {got}; name those that the world uses")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -74,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from rlir_ray.pretrain.idm_training import reconstruction, train_inverse_dynamics
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    reconstruct = reconstruction(chosen["tokenizer"]) if chosen["tokenizer"] else None
+    reconstruct = reconstruction(chosen["tokenizer"], settings.device) if chosen["tokenizer"] else None
     train, validation = (load_recordings(chosen["data"] / split) for split in ("train", "validation"))
     logger.info("%d recordings, %d held out", len(train), len(validation))
     figures = train_inverse_dynamics(train, validation, chosen["out"], settings, reconstruct)

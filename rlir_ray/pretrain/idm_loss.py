@@ -63,6 +63,6 @@ def inverse_dynamics_loss(
     pairs = ((logits["buttons"], buttons, button_weights), (logits["camera"], camera, camera_weights))
     for log_probabilities, labels, weights in pairs:
         picked = log_probabilities.gather(-1, labels[..., None])[..., 0]
-        weight = weights[torch.arange(len(weights)), labels]  # [B, F, heads]
+        weight = weights[torch.arange(len(weights), device=labels.device), labels]  # [B, F, heads]
         total = total - (weight * picked)[:, 1:].sum(-1).mean()
     return total

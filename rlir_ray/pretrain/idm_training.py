@@ -16,8 +16,9 @@ import torch
 
 from rlir_ray.data.recordings import Recording
 from rlir_ray.models.correlation import CorrelationInverseDynamics, correlation_config
-from rlir_ray.models.inverse_dynamics import InverseDynamicsModel
+from rlir_ray.models.inverse_dynamics import InverseDynamicsModel, load_inverse_dynamics
 from rlir_ray.models.vpt_config import small_vpt_config
+from rlir_ray.pretrain.device import open_device
 from rlir_ray.pretrain.finished import finished_report
 from rlir_ray.pretrain.idm import InverseDynamicsTraining
 from rlir_ray.pretrain.idm_figures import CLIP_FRAMES, Model, cut_clips, evaluate_inverse_dynamics, held_out_figures
@@ -30,15 +31,54 @@ from rlir_ray.run import write_json
 logger = logging.getLogger(__name__)
 
 
-def build_model(architecture: str, height: int, width: int, seed: int) -> Model:
-    """A fresh small model of the given architecture."""
+def build_model(
+    architecture: str,
+    height: int,
+    width: int,
+    seed: int,
+    *,
+    hidden_size: int = 256,
+    num_layers: int = 2,
+    num_heads: int = 4,
+    convolution_width: int = 1,
+) -> Model:
+    """A fresh small model of the given architecture and sizes; see `InverseDynamicsTraining`.
+
+    Raises:
+        ValueError: an unknown architecture, or sizes that do not fit each other.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if architecture == "vpt":
-            return InverseDynamicsModel(small_vpt_config(height, width))
+            config = small_vpt_config(height, width)
+            channels = convolution_width * config["net"]["img_shape"][2]
+            config["net"] |= {
+                "hidsize": hidden_size, "n_recurrence_layers": num_layers, "attention_heads": num_heads,
+                "impala_width": convolution_width, "img_shape": [height, width, channels],
+                "conv3d_params": {**config["net"]["conv3d_params"], "outchan": channels},
+            }  # fmt: skip
+            return InverseDynamicsModel(config)
         if architecture == "correlation":
-            return CorrelationInverseDynamics(correlation_config(height, width))
-    raise ValueError(f"architecture must be vpt or correlation, got {architecture!r}")
+            config = correlation_config(height, width)
+            sizes = {"channels": convolution_width * config["channels"], "hidden": hidden_size}
+            return CorrelationInverseDynamics({**config, **sizes, "num_temporal_blocks": num_layers})
+    raise ValueError(f"architecture must be vpt or correlation, got {architecture!r}; choose one")
+
+
+def _start(settings: InverseDynamicsTraining, height: int, width: int) -> Model:
+    """A fresh model, or the one of `settings.init`, in training mode.
+
+    Raises:
+        ValueError: `settings.init` is no folder of an inverse dynamics model.
+    """
+    if settings.init:
+        if not (Path(settings.init) / "config.json").is_file():
+            raise ValueError(f"--init must be the folder of an inverse dynamics model, got {settings.init}; check it")
+        return load_inverse_dynamics(settings.init).train()
+    return build_model(
+        settings.architecture, height, width, settings.seed, hidden_size=settings.hidden_size,
+        num_layers=settings.num_layers, num_heads=settings.num_heads, convolution_width=settings.convolution_width,
+    )  # fmt: skip
 
 
 def learning_rate_at(progress: float, settings: InverseDynamicsTraining) -> float:
@@ -68,7 +108,7 @@ class _Run:
         part.replace(path)
 
     def load(self, path: Path, identity: str) -> None:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location="cpu")
         if state["settings"] != identity:
             raise ValueError(
                 f"a run goes on with the settings it began with, {path} was made with {state['settings']}; "
@@ -104,21 +144,20 @@ def train_inverse_dynamics(
     Raises:
         ValueError: no recordings, none long enough, or a checkpoint or a finished training of other settings.
     """
-    if not settings.steps and not settings.minutes > 0:
-        raise ValueError(f"training needs steps or minutes above 0, got {settings.steps} and {settings.minutes}")
     folder = Path(path)
     if finished := finished_report(folder, settings, extendable=not settings.steps):
         _warn(finished["held_out"], settings)
         return finished["held_out"]
     torch.set_num_threads(settings.threads)
+    device = open_device(settings.device)
     data = label_frames(recordings)
     frames, actions = cut_clips(validation, CLIP_FRAMES, 192)
     folder.mkdir(parents=True, exist_ok=True)
     height, width = data.frames.shape[1:3]
-    model = build_model(settings.architecture, height, width, settings.seed)
+    model = _start(settings, height, width).to(device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     run = _Run(model, torch.optim.AdamW(trained, weight_decay=settings.weight_decay, betas=(0.9, 0.98)))
-    identity = json.dumps({**asdict(settings), "minutes": 0, "threads": 0}, sort_keys=True)
+    identity = json.dumps({**asdict(settings), "minutes": 0, "threads": 0, "device": ""}, sort_keys=True)
     if (folder / "checkpoint.pt").exists():
         run.load(folder / "checkpoint.pt", identity)
         logger.info("going on from step %d of %s", run.step, folder)
@@ -153,8 +192,9 @@ def _steps(
 ) -> Iterator[float]:
     """Optimiser steps until the training is over; yields the mean loss since the last yield, every tenth step."""
     on_buttons, on_camera = head_weights(settings.groups, settings.idle_heads_weight)
-    button_weights = class_weights(data.buttons, 2) * on_buttons[:, None]
-    camera_weights = class_weights(data.camera, NUM_BINS) * on_camera[:, None]
+    device = next(run.model.parameters()).device
+    button_weights = (class_weights(data.buttons, 2) * on_buttons[:, None]).to(device)
+    camera_weights = (class_weights(data.camera, NUM_BINS) * on_camera[:, None]).to(device)
     losses = []
     run.model.train()
     while True:
@@ -170,9 +210,9 @@ def _steps(
             data, rng, settings.clips_per_step, num_frames, augmentation=settings.augmentation,
             reconstructed_share=settings.reconstructed_share, reconstruct=reconstruct,
         )  # fmt: skip
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             logits = run.model.logits(frames)
-        loss = inverse_dynamics_loss(logits, buttons, camera, button_weights, camera_weights)
+        loss = inverse_dynamics_loss(logits, buttons.to(device), camera.to(device), button_weights, camera_weights)
         run.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(run.model.parameters(), settings.max_gradient_norm)
@@ -200,9 +240,9 @@ def _note(
     )  # fmt: skip
 
 
-def reconstruction(tokenizer: str | Path) -> Reconstruct:
+def reconstruction(tokenizer: str | Path, device: str = "cpu") -> Reconstruct:
     """Frames as a saved tokenizer gives them back: uint8 [F, H, W, 3] to the same."""
     from rlir_ray.models.tokenizer import FrameTokenizer
 
-    model = FrameTokenizer.from_pretrained(tokenizer)
-    return lambda frames: model.decode(model.encode(torch.from_numpy(frames))).numpy()
+    model = FrameTokenizer.from_pretrained(tokenizer).to(open_device(device))
+    return lambda frames: model.decode(model.encode(torch.from_numpy(frames))).cpu().numpy()

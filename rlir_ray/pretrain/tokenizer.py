@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlir_ray.pretrain.arguments import add_settings, build_parser, take_settings
+from rlir_ray.pretrain.arguments import add_settings, build_parser, check_settings, take_settings
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +32,8 @@ class TokenizerTraining:
     batch_pairs: int = 16
     """Pairs of neighbouring frames in one step."""
     num_steps: int = 4000
-    """Optimiser steps, unless `minutes` is set."""
-    minutes: float | None = None
+    """Optimiser steps, where minutes is 0."""
+    minutes: float = 0.0
     """Wall-clock length of the training; the schedule then follows the clock instead of `num_steps`."""
     lr: float = 2e-3
     """Highest learning rate; it rises for 2 % of the training and falls to zero along a cosine."""
@@ -55,6 +55,11 @@ class TokenizerTraining:
     """Steps between two checkpoints."""
     seed: int = 0
     """Seed of the weights and of the order of the frames."""
+    device: str = ""
+    """Torch device; empty: a GPU where there is one, else the CPU."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from rlir_ray.models.tokenizer import FrameTokenizer, build_tokenizer
 from rlir_ray.pretrain.codebook import CodeAverages
-from rlir_ray.pretrain.finished import finished_report
+from rlir_ray.pretrain.device import open_device
+from rlir_ray.pretrain.finished import FREE_SETTINGS, finished_report
 from rlir_ray.pretrain.pictures import Clips, draw_pairs, reconstruction_loss
 from rlir_ray.pretrain.tokenizer import TokenizerTraining
 from rlir_ray.pretrain.tokenizer_figures import evaluate_tokenizer, perplexity
@@ -30,6 +31,10 @@ from rlir_ray.progress import progress_bar
 from rlir_ray.run import write_json
 
 logger = logging.getLogger(__name__)
+
+
+# Another length would be another schedule.
+FREE_TO_RESUME = tuple(name for name in FREE_SETTINGS if name not in ("minutes", "num_steps"))
 
 
 @dataclass
@@ -119,7 +124,7 @@ def _train_step(state: _State, frames: Tensor, progress: float, settings: Tokeni
     for group in state.optimizer.param_groups:
         group["lr"] = settings.lr * min(1.0, progress / 0.02 + 0.01) * 0.5 * (1 + math.cos(math.pi * progress))
     pixels = tokenizer.scale(frames)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(tokenizer.device.type, torch.bfloat16):
         latents = tokenizer.latents(pixels).float()
     if progress >= settings.unquantized_share and not state.quantized:
         state.averages.start(tokenizer.codebook, _vectors(latents.detach()), settings.seed)
@@ -136,7 +141,7 @@ def _train_step(state: _State, frames: Tensor, progress: float, settings: Tokeni
             tokenizer.codebook, _vectors(latents.detach()), tokens.flatten(), settings.codebook_decay,
             restart_seed=settings.seed + state.step if restart else None,
         )  # fmt: skip
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(tokenizer.device.type, torch.bfloat16):
         decoded = tokenizer.pixels(inner)
     reconstruction = reconstruction_loss(
         decoded.float(), pixels, squared_weight=settings.squared_weight, gradient_weight=settings.gradient_weight,
@@ -165,12 +170,13 @@ def _vectors(latents: Tensor) -> Tensor:
 
 
 def _start(size: tuple[int, ...], settings: TokenizerTraining) -> _State:
+    device = open_device(settings.device)
     torch.manual_seed(settings.seed)
     tokenizer = build_tokenizer(
         height=size[0], width=size[1], num_codes=settings.num_codes, code_size=settings.code_size,
         block_channels=settings.block_channels, pixel_unshuffle=settings.pixel_unshuffle,
         norm_groups=settings.norm_groups,
-    ).train()  # fmt: skip
+    ).to(device).train()  # fmt: skip
     # The moving averages own the codebook; the optimiser must not touch it.
     tokenizer.codebook.requires_grad_(False)
     weights = [weight for weight in tokenizer.parameters() if weight.requires_grad]
@@ -178,14 +184,15 @@ def _start(size: tuple[int, ...], settings: TokenizerTraining) -> _State:
         tokenizer=tokenizer,
         optimizer=torch.optim.AdamW(weights, lr=settings.lr, betas=(0.9, 0.99), weight_decay=1e-4),
         averages=CodeAverages(
-            counts=torch.zeros(settings.num_codes), sums=torch.zeros(settings.num_codes, settings.code_size)
+            counts=torch.zeros(settings.num_codes, device=device),
+            sums=torch.zeros(settings.num_codes, settings.code_size, device=device),
         ),
         settings=json.loads(json.dumps(asdict(settings))),
     )
 
 
 def _progress(state: _State, settings: TokenizerTraining) -> float:
-    if settings.minutes is not None:
+    if settings.minutes:
         return state.elapsed_s / (60 * settings.minutes)
     return state.step / settings.num_steps
 
@@ -199,9 +206,10 @@ def _save_checkpoint(state: _State, path: Path) -> None:
 
 
 def _resume(state: _State, path: Path) -> None:
-    kept = torch.load(path, weights_only=True)
-    if kept["settings"] != state.settings:
-        changed = sorted(name for name in state.settings if kept["settings"].get(name) != state.settings[name])
+    kept = torch.load(path, weights_only=True, map_location=state.tokenizer.device)
+    held, asked = kept.pop("settings"), state.settings
+    changed = sorted(name for name in asked if name not in FREE_TO_RESUME and held.get(name) != asked[name])
+    if changed:
         raise ValueError(f"{path} was made with another {', '.join(changed)}; repeat them or choose another folder")
     state.tokenizer.load_state_dict(kept.pop("tokenizer"))
     state.optimizer.load_state_dict(kept.pop("optimizer"))

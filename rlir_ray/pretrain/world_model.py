@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlir_ray.pretrain.arguments import add_settings, build_parser, take_settings
+from rlir_ray.pretrain.arguments import add_settings, build_parser, check_settings, take_settings
 
 SPLITS = ("train", "validation")
 
@@ -57,6 +57,11 @@ class WorldModelTraining:
     """Checkpoint folder to start from."""
     seed: int = 0
     """Of the weights and of the order of the windows."""
+    device: str = ""
+    """Torch device; empty: a GPU where there is one, else the CPU."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from rlir_ray.actions import Actions, action_tokens
 from rlir_ray.models.autoregressive import WorldModel, assemble, image_positions
 from rlir_ray.models.block_attention import set_block_attention
+from rlir_ray.pretrain.device import open_device
 from rlir_ray.pretrain.encode import window_starts
 from rlir_ray.pretrain.finished import finished_report
 from rlir_ray.pretrain.loop import Loop, cosine_rate
@@ -89,7 +90,7 @@ def train_world_model(
         _warn(finished["final"])
         return WorldModel.from_pretrained(out_dir)
     starts = train.window_starts(settings.num_frames)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = open_device(settings.device)
     model = _start(settings, train.images.shape[1]).to(device)
     optimizer = _optimizer(model, settings)
     loop = Loop("world model", out_dir, settings, {"model": model, "optimizer": optimizer})

@@ -1,10 +1,20 @@
 """Settings as command-line arguments."""
 
+import math
 import subprocess
 import sys
 from dataclasses import dataclass
 
+import pytest
+import torch
+
 from rlir_ray.pretrain.arguments import add_settings, build_parser, take_settings
+from rlir_ray.pretrain.autoencoder import AutoencoderTraining
+from rlir_ray.pretrain.device import open_device
+from rlir_ray.pretrain.flow import FlowTraining
+from rlir_ray.pretrain.idm import InverseDynamicsTraining
+from rlir_ray.pretrain.tokenizer import TokenizerTraining
+from rlir_ray.pretrain.world_model import WorldModelTraining
 
 
 @dataclass(frozen=True)
@@ -17,6 +27,10 @@ class Settings:
     """Of it."""
     widths: tuple[int, ...] = (1, 2)
     """Not an argument."""
+    groups: tuple[str, ...] = ("jump",)
+    """Names."""
+    seed: int = 0
+    """May be 0."""
 
 
 def test_settings_are_read_with_their_types_and_taken_out():
@@ -26,6 +40,39 @@ def test_settings_are_read_with_their_types_and_taken_out():
     chosen = vars(parser.parse_args(["--steps", "4", "--minutes", "2", "--out", "x"]))
     assert take_settings(chosen, Settings) == Settings(steps=4, minutes=2.0)
     assert chosen == {"out": "x"}
+
+
+def test_names_are_read_with_and_without_brackets():
+    parser = build_parser("pretrain thing", "Does it.", "--steps 4")
+    add_settings(parser, Settings)
+    for text, names in (("jump,yaw", ("jump", "yaw")), ("[jump, yaw]", ("jump", "yaw")), ("yaw", ("yaw",))):
+        assert parser.parse_args(["--groups", text]).groups == names
+    assert parser.parse_args([]).groups == ("jump",)
+
+
+TRAININGS = (TokenizerTraining, AutoencoderTraining, InverseDynamicsTraining, WorldModelTraining, FlowTraining)
+
+
+@pytest.mark.parametrize("training", TRAININGS)
+def test_numbers_that_no_training_can_use_are_refused_in_one_line(training):
+    steps = "steps" if training is InverseDynamicsTraining else "num_steps"
+    for wrong in ({"minutes": 0, steps: 0}, {"minutes": -1.0}, {"minutes": math.nan}, {"minutes": math.inf}):
+        with pytest.raises(ValueError, match="--minutes") as error:
+            training(**wrong)
+        assert "\n" not in str(error.value)
+    batch = {"tokenizer": "batch_pairs", "autoencoder": "batch_pairs", "idm": "clips_per_step"}
+    name = batch.get(training.__module__.split(".")[-1], "batch_size")
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} must be a finite number >= 1, got 0"):
+        training(**{name: 0})
+    # By steps, where there are no minutes.
+    assert training(**{"minutes": 0, steps: 7})
+
+
+def test_a_device_that_is_not_there_is_refused():
+    assert open_device("cpu") == torch.device("cpu")
+    for name in ("gpu", "cuda:93"):
+        with pytest.raises(ValueError, match=f"--device must be a torch device of this machine, got '{name}'"):
+            open_device(name)
 
 
 def test_help_of_the_trainers_loads_nothing_heavy():

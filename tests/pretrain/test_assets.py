@@ -68,3 +68,8 @@ def test_assets_that_are_too_large_are_refused(work, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="must stay under 100 bytes"):
         assets.publish(work, tmp_path / "out", {})
     assert not (tmp_path / "out").exists()
+
+
+def test_a_stage_without_minutes_is_refused_before_anything_is_recorded() -> None:
+    with pytest.raises(ValueError, match="--reward-idm-minutes must be a finite number above 0, got 0; set"):
+        assets.AssetsPlan(reward_idm_minutes=0)

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from rlir_ray.actions import Actions
-from rlir_ray.data.recordings import Recording
+from rlir_ray.data.recordings import Recording, write_recording
+from rlir_ray.models.inverse_dynamics import load_inverse_dynamics
 from rlir_ray.pretrain import idm_training
-from rlir_ray.pretrain.idm import InverseDynamicsTraining
+from rlir_ray.pretrain.idm import InverseDynamicsTraining, main
 from rlir_ray.pretrain.idm_figures import compare, cut_clips, evaluate_inverse_dynamics, held_out_figures
 from rlir_ray.pretrain.idm_loss import class_weights, inverse_dynamics_loss
 from rlir_ray.pretrain.idm_training import build_model, train_inverse_dynamics
@@ -148,3 +149,39 @@ def test_a_judge_is_warned_of_by_what_it_reads() -> None:
     assert judge_warning({"exact": 0.45, "static": 0.3}, ("yaw",)) == ""
     assert "reads nothing" in judge_warning({"exact": 0.39, "static": 0.3}, ("yaw",))
     assert "none of the groups drop,jump occurs" in judge_warning({"exact": None, "static": None}, ("drop", "jump"))
+
+
+def test_the_command_takes_groups_sizes_and_a_checkpoint_to_start_from(tmp_path: Path) -> None:
+    for split, seed in (("train", 0), ("validation", 50)):
+        for one in recordings(2, seed):
+            write_recording(tmp_path / "data" / split / one.name, one.frames, one.events)
+    short = ["--data", str(tmp_path / "data"), "--steps", "1", "--clips-per-step", "2", "--device", "cpu"]
+    sizes = ["--architecture", "correlation", "--hidden-size", "32", "--num-layers", "1", "--convolution-width", "2"]
+    main([*short, *sizes, "--out", str(tmp_path / "first"), "--groups", "yaw,left_right"])
+    first = json.loads((tmp_path / "first" / "training.json").read_text())
+    assert set(first["held_out"]["shifts"]["+0"]) == {"yaw", "left_right", "mean"}
+    config = load_inverse_dynamics(tmp_path / "first").config
+    assert (config["hidden"], config["num_temporal_blocks"], config["channels"]) == (32, 1, 128)
+    # A checkpoint's architecture and sizes hold, and a learning rate of 0 leaves its weights.
+    start = ["--init", str(tmp_path / "first"), "--groups", "yaw", "--learning-rate", "0"]
+    main([*short, *start, "--out", str(tmp_path / "second")])
+    one, other = (load_inverse_dynamics(tmp_path / name).state_dict() for name in ("first", "second"))
+    for name, weight in one.items():
+        torch.testing.assert_close(weight, other[name], msg=name)
+
+
+def test_sizes_of_the_vpt_form_are_those_asked_for() -> None:
+    model = build_model("vpt", 16, 16, seed=0, hidden_size=32, num_layers=1, num_heads=2, convolution_width=2)
+    net = model.config["net"]
+    assert (net["hidsize"], net["n_recurrence_layers"], net["attention_heads"]) == (32, 1, 2)
+    assert (net["impala_width"], net["img_shape"]) == (2, [16, 16, 32])
+    with pytest.raises(ValueError, match="hidsize must be a multiple"):
+        build_model("vpt", 16, 16, seed=0, hidden_size=33)
+
+
+def test_groups_and_checkpoints_that_do_not_exist_are_refused_in_one_line(tmp_path: Path) -> None:
+    for groups, got in ((("yaw", "jmup"), "jmup"), ((), "none")):
+        with pytest.raises(ValueError, match=f"--groups must be of forward_back, .* got {got}; name"):
+            InverseDynamicsTraining(groups=groups)
+    with pytest.raises(ValueError, match="--init must be the folder of an inverse dynamics model, got"):
+        train_inverse_dynamics(recordings(1, 0), recordings(1, 9), tmp_path, replace(SETTINGS, init="nowhere"))

@@ -211,3 +211,9 @@ def test_broken_recordings_alone_are_refused_before_anything_is_written(tmp_path
 def test_training_without_recordings_says_so(tmp_path) -> None:
     with pytest.raises(ValueError, match="at least 2 frames, got none"):
         train_tokenizer([], np.zeros((1, 16, 24, 3), np.uint8), tmp_path, TINY)
+
+
+def test_zero_minutes_train_by_steps(tmp_path) -> None:
+    clips, validation = moving_squares(0), np.concatenate(moving_squares(1))
+    train_tokenizer(clips, validation, tmp_path, replace(TINY, minutes=0.0, num_steps=2))
+    assert json.loads((tmp_path / "training.json").read_text())["steps"] == 2
