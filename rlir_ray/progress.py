@@ -1,24 +1,30 @@
-"""How far a training is: one bar on a terminal; elsewhere nothing, for the log says it. Knows nothing of models."""
+"""How far a long piece of work is: one bar on a terminal, elsewhere a line now and then. Knows nothing of models."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeVar
 
 ShowProgress = Callable[[float, str], None]
+Item = TypeVar("Item")
+
+# Where there is no terminal: silence never lasts much longer.
+LINE_EVERY_S = 30.0
 
 
 @contextmanager
 def progress_bar(name: str) -> Iterator[ShowProgress]:
-    """A bar with percent, time gone and left, and a text such as the latest loss, where stderr is a terminal.
+    """Percent, time gone and left, and a text such as the latest loss: a bar where stderr is a terminal, else lines.
 
     Yields:
         To be called with the share of the training that is done, of its steps or minutes, and with the text.
     """
     if not sys.stderr.isatty():
-        yield lambda share, text: None
+        yield _Lines(name).show
         return
     from rich.console import Console
     from rich.progress import (
@@ -47,3 +53,42 @@ def progress_bar(name: str) -> Iterator[ShowProgress]:
         finally:
             for handler in log:
                 handler.setStream(terminal)
+
+
+class _Lines:
+    """A line on stderr every `LINE_EVERY_S` seconds."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.started = self.said = time.monotonic()
+        self.first: float | None = None
+        """Share that was done at the first call: of a training that goes on."""
+
+    def show(self, share: float, text: str) -> None:
+        now = time.monotonic()
+        if self.first is None:
+            self.first = share
+        if now - self.said < LINE_EVERY_S:
+            return
+        self.said, gone, done = now, now - self.started, share - self.first
+        left = f", {clock(gone * max(1 - share, 0) / done)} left" if done > 0 else ""
+        print(f"{self.name} {min(share, 1.0):4.0%}  {clock(gone)} gone{left}  {text}", file=sys.stderr, flush=True)
+
+
+def counted(items: Iterable[Item], number: int, show: ShowProgress, what: str) -> Iterator[Item]:
+    """Passes items on and shows how many of `number` are done; `what` names them in the plural."""
+    for done, item in enumerate(items, 1):
+        yield item
+        show(done / number, f"{done} of {number} {what}")
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds: 90 is 1:30."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def figure_words(figures: Mapping[str, float | None]) -> str:
+    """Figures for a person: "loss 2.87, validation loss 2.93"; – for None."""
+    return ", ".join(
+        f"{name.replace('_', ' ')} {'–' if value is None else f'{value:.4g}'}" for name, value in figures.items()
+    )

@@ -5,6 +5,7 @@ Legend: N frames, D channels of a latent, H W pixels, h w grid.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,9 @@ from rlir_ray.pretrain.device import open_device
 from rlir_ray.pretrain.finished import finished_report
 from rlir_ray.pretrain.loop import Loop, cosine_rate
 from rlir_ray.pretrain.pictures import Clips, draw_pairs, picture_figures, reconstruction_loss
+from rlir_ray.progress import figure_words
+
+logger = logging.getLogger(__name__)
 
 # Held-out frames for the curve, and frames of the training recordings for the scale of the latents.
 NUM_CURVE, NUM_SCALED = 512, 4096
@@ -73,10 +77,11 @@ def train_autoencoder(
     # Held-out figures are those of the stored float16 weights, which is what users get.
     model.save_pretrained(out_dir, torch.float16)
     stored = FrameAutoencoder.from_pretrained(out_dir)
+    figures = evaluate_autoencoder(stored, validation)
+    logger.info("%s: %s", out_dir, figure_words(figures))
     loop.finish(
         {
-            "train_frames": sum(map(len, clips)), "validation_frames": len(validation),
-            "validation": evaluate_autoencoder(stored, validation),
+            "train_frames": sum(map(len, clips)), "validation_frames": len(validation), "validation": figures,
         }
     )  # fmt: skip
     return stored

@@ -94,13 +94,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = take_settings(chosen, InverseDynamicsTraining)
     from rlir_ray.data.recordings import load_recordings
     from rlir_ray.pretrain.idm_training import reconstruction, train_inverse_dynamics
+    from rlir_ray.progress import figure_words
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     reconstruct = reconstruction(chosen["tokenizer"], settings.device) if chosen["tokenizer"] else None
+    logger.info("reading the recordings of %s", chosen["data"])
     train, validation = (load_recordings(chosen["data"] / split) for split in ("train", "validation"))
     logger.info("%d recordings, %d held out", len(train), len(validation))
     figures = train_inverse_dynamics(train, validation, chosen["out"], settings, reconstruct)
-    logger.info("held out: %s; gate: %s", figures["shifts"]["+0"]["mean"], figures["gate"])
+    logger.info("held out: %s", figure_words(figures["shifts"]["+0"]["mean"]))
+    logger.info("macro-F1 by kind of clip: %s", figure_words(figures["gate"]))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from rlir_ray.pretrain.idm_figures import CLIP_FRAMES, Model, cut_clips, evaluat
 from rlir_ray.pretrain.idm_loss import class_weights, head_weights, inverse_dynamics_loss
 from rlir_ray.pretrain.warnings import judge_warning
 from rlir_ray.pretrain.windows import NUM_BINS, LabelledFrames, Reconstruct, draw_windows, label_frames
-from rlir_ray.progress import progress_bar
+from rlir_ray.progress import ShowProgress, figure_words, progress_bar
 from rlir_ray.run import write_json
 
 logger = logging.getLogger(__name__)
@@ -163,8 +163,7 @@ def train_inverse_dynamics(
         logger.info("going on from step %d of %s", run.step, folder)
     last_evaluation = last_checkpoint = time.perf_counter()
     with progress_bar("inverse dynamics model") as show:
-        for loss in _steps(run, data, settings, reconstruct):
-            show(run.progress(settings), f"loss {loss:.3f}")
+        for loss in _steps(run, data, settings, reconstruct, show):
             now = time.perf_counter()
             if now - last_evaluation > settings.evaluate_every_s:
                 scores = evaluate_inverse_dynamics(model, frames, actions, settings.groups)["+0"]
@@ -175,6 +174,7 @@ def train_inverse_dynamics(
                 last_checkpoint = time.perf_counter()
     run.save(folder / "checkpoint.pt", identity)
     model.eval().save_pretrained(folder)
+    logger.info("scoring on held-out clips, real and spoilt")
     figures = held_out_figures(model, validation, settings.groups, reconstruct)
     report = {"settings": asdict(settings), "steps": run.step, "train_s": round(run.elapsed_s, 1), "held_out": figures}
     write_json(folder / "training.json", report)
@@ -188,7 +188,11 @@ def _warn(figures: dict[str, Any], settings: InverseDynamicsTraining) -> None:
 
 
 def _steps(
-    run: _Run, data: LabelledFrames, settings: InverseDynamicsTraining, reconstruct: Reconstruct | None
+    run: _Run,
+    data: LabelledFrames,
+    settings: InverseDynamicsTraining,
+    reconstruct: Reconstruct | None,
+    show: ShowProgress,
 ) -> Iterator[float]:
     """Optimiser steps until the training is over; yields the mean loss since the last yield, every tenth step."""
     on_buttons, on_camera = head_weights(settings.groups, settings.idle_heads_weight)
@@ -220,13 +224,14 @@ def _steps(
         losses.append(float(loss.detach()))
         run.step += 1
         run.elapsed_s += time.perf_counter() - started
+        show(run.progress(settings), f"loss {losses[-1]:.3f}")
         if run.step % 10 == 0:
             yield float(np.mean(losses))
             losses.clear()
 
 
 def _note(
-    path: Path, run: _Run, settings: InverseDynamicsTraining, loss: float, scores: dict[str, dict[str, float]]
+    path: Path, run: _Run, settings: InverseDynamicsTraining, loss: float, scores: dict[str, dict[str, float | None]]
 ) -> None:
     """Appends a point to the curve and says it."""
     point = {"step": run.step, "elapsed_s": round(run.elapsed_s, 1), "loss": round(loss, 4), "held_out": scores}
@@ -235,8 +240,7 @@ def _note(
     mean = scores["mean"]
     end = f"{settings.steps} steps" if settings.steps else f"{60 * settings.minutes:.0f} s"
     logger.info(
-        "step %d, %.0f s of %s: loss %.3f, held-out macro-F1 %.3f, accuracy %.3f",
-        run.step, run.elapsed_s, end, loss, mean["macro_f1"], mean["accuracy"],
+        "step %d, %.0f s of %s: loss %.3f, held-out %s", run.step, run.elapsed_s, end, loss, figure_words(mean),
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from rlir_ray.pretrain.finished import FREE_SETTINGS
-from rlir_ray.progress import progress_bar
+from rlir_ray.progress import clock, figure_words, progress_bar
 from rlir_ray.run import write_json
 
 logger = logging.getLogger(__name__)
@@ -97,6 +97,7 @@ class Loop:
                     seen, evaluated_s = [], self.elapsed_s
                     # The minutes are those of training.
                     started += time.monotonic() - paused
+        logger.info("scoring on held-out recordings")
         return self._write_line(seen, evaluate())
 
     def finish(self, report: Mapping[str, Any]) -> None:
@@ -120,7 +121,10 @@ class Loop:
         line = {name: round(value, 4) for name, value in line.items() if math.isfinite(value)}
         with (self.out_dir / "curve.jsonl").open("a") as curve:
             curve.write(json.dumps(line) + "\n")
-        logger.info("%3.0f %%: %s", 100 * self.progress, line)
+        said = {name: value for name, value in line.items() if name not in ("step", "elapsed_s")}
+        # An update that ends after the last minute makes no more than the whole.
+        percent = 100 * min(self.progress, 1.0)
+        logger.info("%3.0f %%, step %d, %s: %s", percent, self.step, clock(self.elapsed_s), figure_words(said))
         return line
 
     def _save(self) -> None:

@@ -82,16 +82,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     from rlir_ray.data.recordings import load_recordings
     from rlir_ray.pretrain.encode import encode_recordings
     from rlir_ray.pretrain.tokenizer_training import train_tokenizer
+    from rlir_ray.progress import counted, progress_bar
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(chosen["threads"])
+    logger.info("reading the recordings of %s", chosen["data"])
     recordings = {split: load_recordings(chosen["data"] / split) for split in ("train", "validation")}
     held_out = np.concatenate([recording.frames for recording in recordings["validation"]])
     tokenizer = train_tokenizer(
         [recording.frames for recording in recordings["train"]], held_out, chosen["out"], settings
     )
     for split, recorded in recordings.items() if chosen["tokens"] else ():
-        count = encode_recordings(tokenizer, recorded, chosen["tokens"] / f"{split}.npz")
+        with progress_bar(f"encoding {split}") as show:
+            shown = counted(recorded, len(recorded), show, "recordings")
+            count = encode_recordings(tokenizer, shown, chosen["tokens"] / f"{split}.npz")
         logger.info("%d frames encoded into %s", count, chosen["tokens"] / f"{split}.npz")
 
 

@@ -27,7 +27,7 @@ from rlir_ray.pretrain.finished import FREE_SETTINGS, finished_report
 from rlir_ray.pretrain.pictures import Clips, draw_pairs, reconstruction_loss
 from rlir_ray.pretrain.tokenizer import TokenizerTraining
 from rlir_ray.pretrain.tokenizer_figures import evaluate_tokenizer, perplexity
-from rlir_ray.progress import progress_bar
+from rlir_ray.progress import figure_words, progress_bar
 from rlir_ray.run import write_json
 
 logger = logging.getLogger(__name__)
@@ -99,8 +99,9 @@ def train_tokenizer(
                 curve.flush()
             if state.step % settings.checkpoint_every == 0:
                 _save_checkpoint(state, checkpoint)
-                logger.info("%3.0f %%, step %d: %s", 100 * progress, state.step, metrics)
+                logger.info("%3.0f %%, step %d: %s", 100 * progress, state.step, figure_words(metrics))
 
+    logger.info("scoring on %d held-out frames", len(validation))
     # Held-out figures are those of the stored float16 weights, which is what users get.
     state.tokenizer.save_pretrained(out_dir, torch.float16)
     tokenizer = FrameTokenizer.from_pretrained(out_dir)
@@ -111,7 +112,7 @@ def train_tokenizer(
     }  # fmt: skip
     write_json(out_dir / "training.json", report)
     checkpoint.unlink(missing_ok=True)
-    logger.info("%s: %s", out_dir, figures)
+    logger.info("%s: %s", out_dir, figure_words(figures))
     return tokenizer
 
 

@@ -107,6 +107,15 @@ def test_interrupted_training_goes_on_to_the_same_weights(recordings, tmp_path) 
     assert not (tmp_path / "parts" / "checkpoint.pt").exists()
 
 
+def test_the_log_says_figures_and_no_more_than_the_whole(recordings, tmp_path, caplog) -> None:
+    with caplog.at_level("INFO"):
+        train_flow(*recordings, tmp_path, replace(TINY, minutes=1e-4))
+    last = [message for message in caplog.messages if "%" in message][-1]
+    # Its only step took longer than the training was to last.
+    assert last.startswith("100 %, step ") and "validation loss" in last
+    assert not any("{" in message for message in caplog.messages)
+
+
 def test_resuming_with_other_settings_is_refused(recordings, tmp_path) -> None:
     model = FlowWorldModel(latent_height=2, latent_width=2, hidden_size=32, num_layers=1, num_heads=2)
     Loop("x", tmp_path, TINY, {"model": model})._write_line([], {})
