@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rlir_ray.config import TrainConfig
+
+
+# Off a terminal silence never lasts much longer; on one the clock of the stage moves every TICK_S.
+STILL_EVERY_S, TICK_S = 30.0, 1.0
 
 
 class StepView:
@@ -19,7 +24,11 @@ class StepView:
         # Wide enough that a step stays one line in a log file.
         self.console = Console(highlight=False, soft_wrap=True)
         self.status = self.console.status("") if self.console.is_terminal else None
-        self.started = time.monotonic()
+        self.started = self.said = time.monotonic()
+        self.present = ""
+        """The stage that lasts."""
+        self._closed = threading.Event()
+        self._ticking: threading.Thread | None = None
         self.first_step: float | None = None
         self.steps_before = 0
         """Of a run that goes on."""
@@ -29,17 +38,33 @@ class StepView:
         from rich.markup import escape
 
         # A path may hold what looks like markup.
-        elapsed, text = _clock(time.monotonic() - self.started), escape(text)
+        self.present, self.said = escape(text), time.monotonic()
         if self.status:
-            self.status.update(f"{elapsed}  {text}")
+            self.status.update(f"{self._elapsed()}  {self.present}")
             self.status.start()
-        self.console.print(f"[dim]{elapsed}[/]  {text}")
+        self.console.print(f"[dim]{self._elapsed()}[/]  {self.present}")
+        if self._ticking is None:
+            self._ticking = threading.Thread(target=self._tick, daemon=True, name="console")
+            self._ticking.start()
+
+    def _elapsed(self) -> str:
+        return _clock(time.monotonic() - self.started)
+
+    def _tick(self) -> None:
+        """Says that the run is still at work, until `close`."""
+        while not self._closed.wait(TICK_S):
+            if self.status:
+                self.status.update(f"{self._elapsed()}  {self.present}")
+            elif time.monotonic() - self.said >= STILL_EVERY_S:
+                self.said = time.monotonic()
+                self.console.print(f"[dim]{self._elapsed()}[/]  still at work (last: {self.present})")
 
     def step(self, metrics: dict[str, float]) -> None:
         """One line for one optimiser step."""
         if self.first_step is None:
             self.first_step = time.monotonic() - metrics.get("time/step_s", 0.0)
             self.steps_before = int(metrics["step"]) - 1
+        self.said = time.monotonic()
         self.console.print(self.line(metrics))
 
     def line(self, metrics: dict[str, float]) -> str:
@@ -76,6 +101,7 @@ class StepView:
         return max(left, 0.0)
 
     def close(self) -> None:
+        self._closed.set()
         if self.status:
             self.status.stop()
 

@@ -1,11 +1,14 @@
 """The command line as a user types it."""
 
+import contextlib
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
+from rlir_ray import console
 from rlir_ray.cli import _fail, _where, main
 from rlir_ray.config_files import load_config
 from rlir_ray.console import StepView
@@ -146,3 +149,17 @@ def test_the_time_left_of_a_run_that_goes_on_is_of_its_own_steps(monkeypatch):
 def test_a_stage_with_brackets_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     StepView(load_config("doom_tiny_ar").train).stage("left out: /data/[red]/clip.mp4")
     assert "/data/[red]/clip.mp4" in capsys.readouterr().out
+
+
+def test_a_stage_that_lasts_is_said_again(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(console, "TICK_S", 0.001)
+    monkeypatch.setattr(console, "STILL_EVERY_S", 0.0)
+    with contextlib.closing(StepView(load_config("doom_tiny_ar").train)) as view:
+        view.stage("making prompts")
+        lines = ""
+        for _ in range(2000):
+            lines += capsys.readouterr().out
+            if "last" in lines:
+                break
+            time.sleep(0.005)
+    assert lines.splitlines()[:2] == ["0:00  making prompts", "0:00  still at work (last: making prompts)"]

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from rlir_ray.config_files import field_lines
 
@@ -27,9 +27,9 @@ def add_settings(parser: argparse.ArgumentParser, settings: type, leave_out: Seq
     """An option for each field whose default is a number, a string, None (then a number) or names (A,B,C)."""
     lines = field_lines(settings)
     for entry in dataclasses.fields(settings):
-        if entry.name not in leave_out and _is_names(entry.default):
+        if entry.name not in leave_out and _is_names(default := entry.default):
             option, text = f"--{entry.name.replace('_', '-')}", lines[entry.name].replace("%", "%%")
-            parser.add_argument(option, type=_names, default=",".join(entry.default), metavar="A,B,...", help=text)
+            parser.add_argument(option, type=_names, default=",".join(default), metavar="A,B,...", help=text)
         if entry.name in leave_out or not isinstance(entry.default, int | float | str | None):
             continue
         kind: Any = float if entry.default is None else type(entry.default)
@@ -37,7 +37,7 @@ def add_settings(parser: argparse.ArgumentParser, settings: type, leave_out: Seq
         parser.add_argument(f"--{entry.name.replace('_', '-')}", type=kind, default=entry.default, help=text)
 
 
-def _is_names(default: Any) -> bool:
+def _is_names(default: object) -> TypeGuard[tuple[str, ...]]:
     return isinstance(default, tuple) and all(isinstance(name, str) for name in default)
 
 
