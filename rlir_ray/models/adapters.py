@@ -112,6 +112,12 @@ def merged_weight(linear: nn.Module) -> Tensor:
         return weight + linear.get_delta_weight(NAME).to(weight.dtype)  # type: ignore[operator]
 
 
+def bias_of(linear: nn.Module) -> Tensor | None:
+    """A linear layer's bias, detached; None: it has none. Adapters with a bias of their own are refused."""
+    bias: Tensor | None = linear.bias  # type: ignore[assignment]
+    return None if bias is None else bias.detach()
+
+
 def save_policy(model: Any, folder: Path) -> None:
     """A policy's folder, or that of its adapter alone, in the layout of its library.
 

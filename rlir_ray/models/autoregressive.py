@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rlir_ray.actions import NUM_ACTION_TOKENS, TOKENS_PER_ACTION
+from rlir_ray.models.llama_config import check_llama_config
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -88,13 +89,15 @@ def split_frames(tokens: Tensor, tokens_per_frame: int) -> Tensor:
 class WorldModel(nn.Module):
     """A `transformers` LLaMA that says how likely the decided image tokens are.
 
-    Its folder opens with `LlamaForCausalLM.from_pretrained`; config.json holds `tokens_per_frame` besides.
+    Its folder opens with `LlamaForCausalLM.from_pretrained`; config.json holds `tokens_per_frame` besides. A
+    configuration with fields that the samplers do not compute raises a ValueError.
 
     Example: 512 codes, 48 tokens a frame: vocabulary 582; 9 frames are a sequence of 520 tokens with 384 decisions.
     """
 
     def __init__(self, llama: LlamaForCausalLM) -> None:
         super().__init__()
+        check_llama_config(llama.config)
         self.llama = llama
         self.tokens_per_frame = int(llama.config.tokens_per_frame)
         self.num_codes = int(llama.config.vocab_size) - NUM_EXTRA_IDS

@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlir_ray.models.autoregressive import split_frames
+from rlir_ray.config import LoraConfig
+from rlir_ray.models.adapters import add_adapter
+from rlir_ray.models.autoregressive import NUM_EXTRA_IDS, WorldModel, split_frames
 from rlir_ray.samplers.torch_sampler import Decoder, TorchSampler, draw_tokens, keep_likeliest
 from rlir_ray.weights import checksum, weights_of
 from tests.fakes import NUM_CODES, TOKENS_PER_FRAME, tiny_prompts, tiny_world_model
@@ -127,3 +130,79 @@ def test_a_load_that_fails_leaves_the_old_version_sampling(fails: str, monkeypat
     np.testing.assert_array_equal(before.behavior_logprobs, after.behavior_logprobs)
     sampler.load_weights(new, 2, checksum(new))
     assert sampler.sample(prompts, [0], [0], 2)[0][0].policy_version == 2
+
+
+def llama_with(**fields: object) -> WorldModel:
+    """A tiny random model, biases included, of a configuration with the given fields."""
+    settings: dict[str, object] = dict(
+        vocab_size=NUM_CODES + NUM_EXTRA_IDS, hidden_size=48, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, tokens_per_frame=TOKENS_PER_FRAME, max_position_embeddings=512,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        llama = LlamaForCausalLM(LlamaConfig(**(settings | fields)))
+        with torch.no_grad():
+            for parameter in llama.parameters():
+                parameter.normal_(0, 0.3)
+    return WorldModel(llama).eval()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"attention_bias": True},
+        {"mlp_bias": True},
+        {"hidden_act": "gelu"},
+        {"hidden_act": "relu", "attention_bias": True, "mlp_bias": True},
+        {"head_dim": 20},
+        {"tie_word_embeddings": True},
+        {"rms_norm_eps": 0.1},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}},
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 4.0}},
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0,
+                             "original_max_position_embeddings": 64}},
+        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 100.0, "factor": 8.0, "low_freq_factor": 1.0,
+                             "high_freq_factor": 4.0, "original_max_position_embeddings": 64}},
+    ],
+    ids=lambda fields: ",".join(fields),
+)  # fmt: skip
+def test_the_decoder_computes_every_field_that_it_accepts(fields: dict[str, object]) -> None:
+    model = llama_with(**fields)
+    group, _ = TorchSampler(model, temperature=1.0).sample(tiny_prompts(1), [0], [0], 2)[0]
+    with torch.no_grad():
+        logprobs = model(torch.from_numpy(group.record.tokens).long(), 36).numpy()
+        plain = llama_with()(torch.from_numpy(group.record.tokens).long(), 36).numpy()
+    np.testing.assert_allclose(group.behavior_logprobs, logprobs, atol=2e-5, rtol=0)
+    assert np.abs(plain - logprobs).mean() > 0.01  # the field matters
+
+
+def test_biases_under_an_adapter_are_computed() -> None:
+    model = llama_with(attention_bias=True, mlp_bias=True)
+    add_adapter(model, LoraConfig(rank=2))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.3)
+    group, _ = TorchSampler(model, temperature=1.0).sample(tiny_prompts(1), [0], [0], 2)[0]
+    with torch.no_grad():
+        logprobs = model(torch.from_numpy(group.record.tokens).long(), 36).numpy()
+    np.testing.assert_allclose(group.behavior_logprobs, logprobs, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 2.0}}, "rope_type='dynamic'"),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}},
+            "rope_parameters.partial_rotary_factor=0.5",
+        ),
+        ({"attention_dropout": 0.1}, "attention_dropout=0.1"),
+        ({"sliding_window": 64}, "sliding_window=64"),
+        ({"is_encoder_decoder": True}, "is_encoder_decoder=True"),
+    ],
+)
+def test_a_field_that_the_sampler_does_not_compute_is_refused_by_name(fields: dict[str, object], named: str) -> None:
+    with pytest.raises(ValueError, match="must set only fields") as error:
+        llama_with(**fields)
+    assert named in str(error.value) and "\n" not in str(error.value)
