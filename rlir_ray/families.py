@@ -75,6 +75,11 @@ def make_objective(config: Config, policy: nn.Module) -> Objective:
     return family_of(config).objective(config, policy, open_reference(config, policy))
 
 
+def _compares(config: Config) -> bool:
+    """Whether a rollout's log-probabilities are compared with the learner's model's."""
+    return config.rollout.max_logprob_difference > 0
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Autoregressive
 
@@ -97,17 +102,17 @@ def _token_sampler(config: Config, policy: Any) -> Sampler:
 
         return VllmSampler(
             policy, asset_path(config.models.policy), config.vllm, temperature=config.rollout.temperature,
-            num_frames=config.world.num_context + config.world.num_frames,
+            num_frames=config.world.num_context + config.world.num_frames, compares=_compares(config),
         )  # fmt: skip
     from rlir_ray.samplers.torch_sampler import TorchSampler
 
-    return TorchSampler(policy, temperature=config.rollout.temperature)
+    return TorchSampler(policy, temperature=config.rollout.temperature, compares=_compares(config))
 
 
 def _token_evaluation_sampler(config: Config, policy: Any, temperature: float) -> Sampler:
     from rlir_ray.samplers.torch_sampler import TorchSampler
 
-    return TorchSampler(policy, temperature=temperature, top_p=config.evaluation.top_p)
+    return TorchSampler(policy, temperature=temperature, top_p=config.evaluation.top_p, compares=False)
 
 
 def _token_sampling(config: Config) -> str:
@@ -147,7 +152,7 @@ def _flow_sampler(config: Config, policy: Any) -> Sampler:
     from rlir_ray.samplers.flow import FlowSampler
 
     explore, keep_means = config.train.objective != "nft", config.train.ratio == "guard"
-    return FlowSampler(policy, config.flow, explore=explore, keep_means=keep_means)
+    return FlowSampler(policy, config.flow, explore=explore, keep_means=keep_means, compares=_compares(config))
 
 
 def _flow_evaluation_sampler(config: Config, policy: Any, temperature: float) -> Sampler:

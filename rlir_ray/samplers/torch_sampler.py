@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rlir_ray.learner.rescoring import TokenRescorer
 from rlir_ray.models.adapters import bias_of, merged_weight
 from rlir_ray.models.autoregressive import WorldModel, sequence_length
 from rlir_ray.samplers import LogprobDifference
 from rlir_ray.samplers.cached_attention import attend
 from rlir_ray.samplers.calls import check_call, prefixes, token_groups, token_inputs
+from rlir_ray.samplers.comparison import compare
 from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup
 from rlir_ray.weights import Received, load_weights
 
@@ -150,14 +152,22 @@ class TorchSampler:
         top_p: draw from the likeliest tokens that hold this share of the probability, for evaluation; below 1 the
             learner's rescoring would not give the same log-probabilities.
         dtype: of the decoder; with bfloat16 the behaviour log-probabilities differ from the learner's by its rounding.
+        compares: one clip a call is scored by the model too; of no use below a top_p of 1.
     """
 
     def __init__(
-        self, model: WorldModel, *, temperature: float, top_p: float = 1.0, dtype: torch.dtype = torch.float32
+        self,
+        model: WorldModel,
+        *,
+        temperature: float,
+        top_p: float = 1.0,
+        dtype: torch.dtype = torch.float32,
+        compares: bool = True,
     ) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature must be > 0, got {temperature}; use 1.0")
         self.model, self.temperature, self.top_p, self.dtype = model, temperature, top_p, dtype
+        self.compares = compares and top_p >= 1
         self.policy_version = 0
         self.difference: LogprobDifference | None = None
         self._decoder = Decoder(model, dtype)
@@ -194,7 +204,10 @@ class TorchSampler:
         uniforms = [torch.rand(num_decisions, group_size, generator=torch.Generator().manual_seed(s)) for s in seeds]
         draws = torch.cat(uniforms, 1).to(context.device)  # [T, B]
         frames, logprobs = self._decode(context, actions, draws, group_size)
-        return token_groups(prompts, group_ids, seeds, self.policy_version, context, actions, frames, logprobs)
+        pairs = token_groups(prompts, group_ids, seeds, self.policy_version, context, actions, frames, logprobs)
+        if self.compares:
+            self.difference = compare(self.model, TokenRescorer(self.temperature), pairs[0][0])
+        return pairs
 
     def _decode(self, context: Tensor, actions: Tensor, draws: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
         """Generated frames int64 [B, F, N] and log-probabilities float32 [B, T], prompt after prompt."""

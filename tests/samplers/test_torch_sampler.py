@@ -206,3 +206,24 @@ def test_a_field_that_the_sampler_does_not_compute_is_refused_by_name(fields: di
     with pytest.raises(ValueError, match="must set only fields") as error:
         llama_with(**fields)
     assert named in str(error.value) and "\n" not in str(error.value)
+
+
+def test_one_clip_of_a_call_is_compared_with_the_model() -> None:
+    model = tiny_world_model()
+    sampler = TorchSampler(model, temperature=0.8)
+    group, _ = sampler.sample(tiny_prompts(1), [4], [0], 3)[0]
+    with torch.no_grad():
+        logprobs = model(torch.from_numpy(group.record.tokens).long(), 36, 0.8).numpy()
+    apart = np.abs(logprobs - group.behavior_logprobs)[4 % 3]
+    assert sampler.difference is not None and sampler.difference.maximum < 1e-5
+    assert sampler.difference.mean == pytest.approx(apart.mean(), abs=1e-6)
+    sampler._decoder.layers[0].down.mul_(1.5)  # a decoder that computes another model
+    sampler.sample(tiny_prompts(1), [4], [0], 3)
+    assert sampler.difference.mean > 0.05
+
+
+def test_nothing_is_compared_with_top_p_or_where_no_bound_asks_for_it() -> None:
+    for options in ({"top_p": 0.5}, {"compares": False}):
+        sampler = TorchSampler(tiny_world_model(), temperature=1.0, **options)  # type: ignore[arg-type]
+        sampler.sample(tiny_prompts(1), [0], [0], 2)
+        assert sampler.difference is None
