@@ -129,7 +129,8 @@ def _token_group_bytes(config: Config, frame: FrameShape) -> int:
     num_frames = world.num_context + world.num_frames
     length = num_frames * num_tokens + (num_frames - 1) * TOKENS_PER_ACTION
     columns = 4 * length + 5 * world.num_frames * num_tokens  # int32 tokens; float32 and bool decisions
-    return config.train.group_size * (columns + 2 * num_frames * num_tokens)
+    code_bytes = 4 if config.architecture.num_codes > 1 << 16 else 2  # as `stored_codes`
+    return config.train.group_size * (columns + code_bytes * num_frames * num_tokens)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

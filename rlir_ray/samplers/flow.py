@@ -23,7 +23,7 @@ from rlir_ray.samplers import LogprobDifference
 from rlir_ray.samplers.calls import check_call
 from rlir_ray.samplers.comparison import compare
 from rlir_ray.samplers.flow_steps import noise_levels, ode_step, sde_step
-from rlir_ray.trajectory import EncodedVideo, FlowRecord, Prompt, TrajectoryGroup
+from rlir_ray.trajectory import EncodedVideo, FlowRecord, Prompt, TrajectoryGroup, stored_codes
 from rlir_ray.weights import Received, load_weights
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ class FlowSampler:
             behavior_logprobs=logprobs,
             loss_mask=np.ones((len(clips), num_decisions), np.bool_),
         )
-        codes = clips.to("cpu", torch.float16).numpy()
+        codes = stored_codes(clips.cpu().numpy())
         return group, EncodedVideo(group_id=group_id, codes=codes, num_context=num_context, actions=prompt.actions)
 
 

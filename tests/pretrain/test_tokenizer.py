@@ -211,3 +211,16 @@ def test_broken_recordings_alone_are_refused_before_anything_is_written(tmp_path
 def test_training_without_recordings_says_so(tmp_path) -> None:
     with pytest.raises(ValueError, match="at least 2 frames, got none"):
         train_tokenizer([], np.zeros((1, 16, 24, 3), np.uint8), tmp_path, TINY)
+
+
+class WideCodec:
+    """Encodes every frame as the same two tokens, which 16 bits do not hold."""
+
+    def encode(self, frames: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([65_536, 70_000]).repeat(len(frames), 1)
+
+
+def test_tokens_above_65535_are_encoded_unchanged(tmp_path) -> None:
+    encode_recordings(WideCodec(), [still_recording()], tmp_path / "tokens.npz")
+    with np.load(tmp_path / "tokens.npz") as file:
+        assert file["tokens"][0].tolist() == [65_536, 70_000]

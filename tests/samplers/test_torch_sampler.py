@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -227,3 +229,24 @@ def test_nothing_is_compared_with_top_p_or_where_no_bound_asks_for_it() -> None:
         sampler = TorchSampler(tiny_world_model(), temperature=1.0, **options)  # type: ignore[arg-type]
         sampler.sample(tiny_prompts(1), [0], [0], 2)
         assert sampler.difference is None
+
+
+def test_codes_above_65535_reach_the_video_unchanged() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = WorldModel.create(
+            num_codes=70_000, tokens_per_frame=TOKENS_PER_FRAME, hidden_size=8, intermediate_size=8, num_layers=1,
+            num_heads=1, max_positions=64,
+        ).eval()  # fmt: skip
+    context = np.full((1, TOKENS_PER_FRAME), 69_999, np.uint32)
+    prompts = [replace(tiny_prompts(1, num_frames=1)[0], context=context)]
+    group, video = TorchSampler(model, temperature=1.0).sample(prompts, [0], [0], 8)[0]
+    assert (video.codes[:, 0] == 69_999).all() and video.codes.max() < 70_000
+    np.testing.assert_array_equal(split_frames(torch.from_numpy(group.record.tokens), TOKENS_PER_FRAME), video.codes)
+
+
+def test_negative_context_tokens_are_refused() -> None:
+    prompts = tiny_prompts(1)
+    prompts = [replace(prompts[0], context=np.full_like(prompts[0].context, -1, np.int64))]
+    with pytest.raises(ValueError, match=r"got -1\.\.-1"):
+        TorchSampler(tiny_world_model(), temperature=1.0).sample(prompts, [0], [0], 2)
