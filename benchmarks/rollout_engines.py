@@ -113,7 +113,7 @@ def operations_per_token(model: WorldModel, length: int) -> float:
 
 def torch_engine(model: WorldModel, group_size: int, dtype: torch.dtype) -> Run:
     """Our sampler."""
-    sampler = TorchSampler(model, temperature=1.0, dtype=dtype)
+    sampler = TorchSampler(model, temperature=1.0, dtype=dtype, compares=False)
     return lambda prompts: sampler.sample(prompts, range(len(prompts)), range(len(prompts)), group_size)
 
 
@@ -126,11 +126,11 @@ def vllm_engine(model: WorldModel, group_size: int, num_frames: int) -> Run:
     """vLLM in float32; it reads the shapes of the weights from a folder."""
     from rlir_ray.samplers.vllm import VllmSampler
 
-    # The other engines compare nothing either.
-    settings = VllmConfig(max_logprob_difference=0)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        sampler = VllmSampler(model, Path(folder), settings, temperature=1.0, num_frames=num_frames + 1)
+        sampler = VllmSampler(
+            model, Path(folder), VllmConfig(), temperature=1.0, num_frames=num_frames + 1, compares=False
+        )
     return lambda prompts: sampler.sample(prompts, range(len(prompts)), range(len(prompts)), group_size)
 
 

@@ -207,13 +207,15 @@ class RolloutConfig:
     """Of sampling tokens, and of rescoring them; 1 with rollout.engine=flow."""
     timeout_s: float = 0.0
     """A call that takes longer ends its actor; another one repeats it. 0: train.wait_timeout_s / 5."""
+    max_logprob_difference: float = 0.05
+    """A step whose mean |engine - learner's model| log-probability is larger ends the run; 0: it is not compared."""
 
     def __post_init__(self) -> None:
         _one_of(("torch", "vllm", "flow"), rollout__engine=self.engine)
         _at_least(1, rollout__num_actors=self.num_actors, rollout__num_threads=self.num_threads)
         _at_least(1, rollout__prompts_per_call=self.prompts_per_call)
         _at_least(0, rollout__num_cpus=self.num_cpus, rollout__num_gpus=self.num_gpus)
-        _at_least(0, rollout__timeout_s=self.timeout_s)
+        _at_least(0, rollout__timeout_s=self.timeout_s, rollout__max_logprob_difference=self.max_logprob_difference)
         _check_resources("rollout.resources", self.resources)
         require(self.temperature > 0, "rollout.temperature", "must be > 0", self.temperature, "use 1.0")
         if self.engine == "flow":
@@ -237,13 +239,10 @@ class VllmConfig:
     """Share of a GPU's memory that it takes; the policy's weights in float32 are there besides."""
     enforce_eager: bool = False
     """On a GPU: decode without CUDA graphs; a CPU always does."""
-    max_logprob_difference: float = 0.05
-    """A step whose mean |vLLM - learner's model| log-probability is larger ends the run; 0: it is not compared."""
 
     def __post_init__(self) -> None:
         _one_of(("float32", "bfloat16"), vllm__dtype=self.dtype)
         _at_least(1, vllm__max_num_seqs=self.max_num_seqs, vllm__kv_cache_bytes=self.kv_cache_bytes)
-        _at_least(0, vllm__max_logprob_difference=self.max_logprob_difference)
         require(
             0 < self.gpu_memory_utilization < 1, "vllm.gpu_memory_utilization", "must be in (0, 1)",
             self.gpu_memory_utilization, "use 0.7",

@@ -16,6 +16,9 @@ from typing import Any
 
 from rlir_ray.config import Config, require
 
+# Keys of earlier versions.
+MOVED = {"vllm.max_logprob_difference": "rollout.max_logprob_difference"}
+
 
 def keys(node: type = Config, prefix: str = "") -> list[str]:
     """All dotted keys of the tree."""
@@ -143,6 +146,8 @@ def _refuse_unknown(values: Any, prefix: str) -> None:
         name = f"{prefix}{key}"
         if isinstance(value, dict) and any(k.startswith(name + ".") for k in known):
             _refuse_unknown(value, name + ".")
+        elif name in MOVED:
+            raise ValueError(f"{name!r} holds for every engine now and is {MOVED[name]!r}; set that instead")
         elif name not in known:
             near = difflib.get_close_matches(name, known, 1, cutoff=0.0)
             raise ValueError(f"{name!r} is not a configuration key; did you mean {near[0]!r}?")

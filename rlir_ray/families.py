@@ -75,6 +75,11 @@ def make_objective(config: Config, policy: nn.Module) -> Objective:
     return family_of(config).objective(config, policy, open_reference(config, policy))
 
 
+def _compares(config: Config) -> bool:
+    """Whether a rollout's log-probabilities are compared with the learner's model's."""
+    return config.rollout.max_logprob_difference > 0
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Autoregressive
 
@@ -97,17 +102,17 @@ def _token_sampler(config: Config, policy: Any) -> Sampler:
 
         return VllmSampler(
             policy, asset_path(config.models.policy), config.vllm, temperature=config.rollout.temperature,
-            num_frames=config.world.num_context + config.world.num_frames,
+            num_frames=config.world.num_context + config.world.num_frames, compares=_compares(config),
         )  # fmt: skip
     from rlir_ray.samplers.torch_sampler import TorchSampler
 
-    return TorchSampler(policy, temperature=config.rollout.temperature)
+    return TorchSampler(policy, temperature=config.rollout.temperature, compares=_compares(config))
 
 
 def _token_evaluation_sampler(config: Config, policy: Any, temperature: float) -> Sampler:
     from rlir_ray.samplers.torch_sampler import TorchSampler
 
-    return TorchSampler(policy, temperature=temperature, top_p=config.evaluation.top_p)
+    return TorchSampler(policy, temperature=temperature, top_p=config.evaluation.top_p, compares=False)
 
 
 def _token_sampling(config: Config) -> str:
@@ -124,7 +129,8 @@ def _token_group_bytes(config: Config, frame: FrameShape) -> int:
     num_frames = world.num_context + world.num_frames
     length = num_frames * num_tokens + (num_frames - 1) * TOKENS_PER_ACTION
     columns = 4 * length + 5 * world.num_frames * num_tokens  # int32 tokens; float32 and bool decisions
-    return config.train.group_size * (columns + 2 * num_frames * num_tokens)
+    code_bytes = 4 if config.architecture.num_codes > 1 << 16 else 2  # as `stored_codes`
+    return config.train.group_size * (columns + code_bytes * num_frames * num_tokens)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -147,7 +153,7 @@ def _flow_sampler(config: Config, policy: Any) -> Sampler:
     from rlir_ray.samplers.flow import FlowSampler
 
     explore, keep_means = config.train.objective != "nft", config.train.ratio == "guard"
-    return FlowSampler(policy, config.flow, explore=explore, keep_means=keep_means)
+    return FlowSampler(policy, config.flow, explore=explore, keep_means=keep_means, compares=_compares(config))
 
 
 def _flow_evaluation_sampler(config: Config, policy: Any, temperature: float) -> Sampler:

@@ -6,6 +6,7 @@ Legend: G trajectories of a group, T decisions of a trajectory, F generated fram
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -173,12 +174,23 @@ def check_logprobs(config: Config, found: Sequence[LogprobDifference | None]) ->
     Raises:
         RuntimeError: the mean difference is above the bound: the ratios that would be trained on mean nothing.
     """
-    bound, mean = config.vllm.max_logprob_difference, difference_metrics(found).get("logprob_difference/mean", 0.0)
-    if bound and not mean <= bound:
-        raise RuntimeError(
-            f"vLLM's log-probabilities must be within vllm.max_logprob_difference={bound:g} of the learner's model's "
-            f"in the mean, got {mean:.3g}; set vllm.dtype=float32 or rollout.engine=torch, or raise the bound"
-        )
+    rollout, vllm = config.rollout, config.vllm
+    bound, mean = rollout.max_logprob_difference, difference_metrics(found).get("logprob_difference/mean", 0.0)
+    if not bound or mean <= bound:
+        return
+    if not math.isfinite(mean):
+        remedy = "the policy's outputs are not finite: give another models.policy or lower train.learning_rate"
+    elif rollout.engine == "vllm":
+        exact = "" if vllm.dtype == "float32" else "vllm.dtype=float32 or "
+        remedy = f"set {exact}rollout.engine=torch, or raise the bound"
+    elif rollout.engine == "torch":
+        remedy = "the sampler computes this policy otherwise than transformers does: set rollout.engine=vllm"
+    else:
+        remedy = "the sampler's cache computes this policy otherwise than a whole pass: give another models.policy"
+    raise RuntimeError(
+        f"log-probabilities of the engine {rollout.engine} must be within rollout.max_logprob_difference={bound:g} of "
+        f"the learner's model's in the mean, got {mean:.3g}; {remedy}"
+    )
 
 
 def reward_metrics(scores: Sequence[RewardScores], discount: float) -> dict[str, float]:

@@ -48,7 +48,7 @@ class Prompt:
 
     prompt_id: str
     context: npt.NDArray[np.generic]
-    """The encoded context frames: tokens uint16 [C, N], or latents float16 [C, D, h, w]."""
+    """The encoded context frames, as `stored_codes`: tokens [C, N], or latents [C, D, h, w]."""
     actions: Actions
     """C - 1 + F actions; action i leads into frame i + 1, the last F of them are commanded."""
 
@@ -154,7 +154,7 @@ class EncodedVideo:
 
     group_id: int
     codes: npt.NDArray[np.generic]
-    """Context first: tokens uint16 [G, C + F, N], or latents float16 [G, C + F, D, h, w], finer than their decoder."""
+    """Context first, as `stored_codes`: tokens [G, C + F, N], or latents [G, C + F, D, h, w]."""
     num_context: int
     actions: Actions
     """C - 1 + F actions, shared by the group; action i leads into frame i + 1."""
@@ -175,6 +175,25 @@ class EncodedVideo:
     @property
     def nbytes(self) -> int:
         return _nbytes(self)
+
+
+def stored_codes(codes: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    """Encoded frames in the narrowest type that holds them, of any shape.
+
+    Tokens as uint16, or uint32 where one is above 65,535; latents as float16, which is finer than their decoder, or
+    float32 where one is beyond its 65,504.
+
+    Raises:
+        ValueError: a token is negative or above 4,294,967,295.
+    """
+    if codes.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            narrow = codes.astype(np.float16)
+        return codes.astype(np.float32) if (np.isinf(narrow) & np.isfinite(codes)).any() else narrow
+    least, most = (int(codes.min()), int(codes.max())) if codes.size else (0, 0)
+    if least < 0 or most > np.iinfo(np.uint32).max:
+        raise ValueError(f"tokens must be in 0..4294967295, got {least}..{most}; encode with the policy's tokenizer")
+    return codes.astype(np.uint16 if most <= np.iinfo(np.uint16).max else np.uint32)
 
 
 def codes_tensor(videos: Sequence[EncodedVideo]) -> Tensor:

@@ -188,3 +188,9 @@ def test_all_attempts_of_a_group_end_before_the_wait_for_it():
     assert load_config("", ["train.wait_timeout_s=100", "reward.timeout_s=24"]).reward_timeout_s == 24
     with pytest.raises(ValueError, match=r"must be above 4 attempts .*, got 100\.0; set train\.wait_timeout_s=125 or"):
         load_config("", ["train.wait_timeout_s=100", "rollout.timeout_s=25"])
+
+
+def test_a_key_that_moved_says_where_it_is_now() -> None:
+    with pytest.raises(ValueError, match=r"'vllm.max_logprob_difference' .* 'rollout.max_logprob_difference'"):
+        load_config("", ["vllm.max_logprob_difference=0.1"])
+    assert load_config("", ["rollout.max_logprob_difference=0.1"]).rollout.max_logprob_difference == 0.1

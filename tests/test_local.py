@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rlir_ray.config import Config, LearnerConfig, RewardConfig, RolloutConfig, TrainConfig, VllmConfig, WorldConfig
+from rlir_ray.config import Config, LearnerConfig, RewardConfig, RolloutConfig, TrainConfig, WorldConfig
 from rlir_ray.learner.objectives import PolicyGradient
 from rlir_ray.learner.rescoring import TokenRescorer
 from rlir_ray.learner.step import Learner
@@ -104,12 +104,16 @@ def test_an_engine_that_scores_otherwise_than_the_learners_model_ends_the_run() 
     near, far = LogprobDifference(mean=0.01, maximum=3.0), LogprobDifference(mean=0.11, maximum=0.2)
     check_logprobs(CONFIG, [None, near, near])
     # The mean of .01 and .11 is above the default's .05.
-    with pytest.raises(RuntimeError, match=r"within vllm.max_logprob_difference=0.05 .* got 0.06; set") as error:
-        check_logprobs(CONFIG, [near, far])
-    assert "\n" not in str(error.value)
-    with pytest.raises(RuntimeError, match="got nan"):
+    remedies = {"torch": "set rollout.engine=vllm", "vllm": "set rollout.engine=torch", "flow": "cache"}
+    for engine, remedy in remedies.items():
+        config = replace(CONFIG, rollout=RolloutConfig(engine=engine))
+        text = rf"engine {engine} must be within rollout.max_logprob_difference=0.05 .* got 0.06; .*{remedy}"
+        with pytest.raises(RuntimeError, match=text) as error:
+            check_logprobs(config, [near, far])
+        assert "\n" not in str(error.value)
+    with pytest.raises(RuntimeError, match=r"got nan; .* not finite"):
         check_logprobs(CONFIG, [LogprobDifference(mean=float("nan"), maximum=float("nan"))])
-    check_logprobs(replace(CONFIG, vllm=VllmConfig(max_logprob_difference=0)), [far])
+    check_logprobs(replace(CONFIG, rollout=RolloutConfig(max_logprob_difference=0)), [far])
 
 
 def test_groups_that_never_occur_lift_no_figure_of_the_rewards() -> None:

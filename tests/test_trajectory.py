@@ -14,6 +14,7 @@ from rlir_ray.trajectory import (
     TokenRecord,
     TrajectoryGroup,
     check_scores,
+    stored_codes,
 )
 from tests.own_rewards import small_video
 
@@ -110,3 +111,24 @@ def test_a_group_that_could_not_be_scored_needs_no_frames():
         [RewardScores.failed(7, "dark"), RewardScores(group_id=8, frame_rewards=np.ones((2, 3)))],
         [small_video(7), small_video(8)],
     )
+
+
+@pytest.mark.parametrize(("largest", "dtype"), [(65_535, np.uint16), (65_536, np.uint32), (4_294_967_295, np.uint32)])
+def test_tokens_are_stored_in_a_type_that_holds_the_largest(largest: int, dtype: type) -> None:
+    tokens = np.array([[0, largest]])
+    stored = stored_codes(tokens)
+    assert stored.dtype == dtype
+    np.testing.assert_array_equal(stored, tokens)
+
+
+@pytest.mark.parametrize("token", [-1, 4_294_967_296])
+def test_tokens_that_no_type_holds_are_refused(token: int) -> None:
+    with pytest.raises(ValueError, match=str(token)):
+        stored_codes(np.array([5, token]))
+
+
+def test_latents_beyond_float16_keep_their_values() -> None:
+    assert stored_codes(np.array([1.0, 65_504.0], np.float32)).dtype == np.float16
+    np.testing.assert_array_equal(stored_codes(np.array([1.0, 7e4], np.float32)), np.array([1, 7e4], np.float32))
+    # What is not finite already is not widened for.
+    assert stored_codes(np.array([np.nan, np.inf], np.float32)).dtype == np.float16

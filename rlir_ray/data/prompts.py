@@ -21,7 +21,7 @@ from rlir_ray.config import Config, WorldConfig
 from rlir_ray.data.clips import Clip, CutClips, cut_clips
 from rlir_ray.data.doom import WORLD_MAPS, DoomWorld, collect, draw_commands
 from rlir_ray.data.sources import find_recordings
-from rlir_ray.trajectory import Prompt
+from rlir_ray.trajectory import Prompt, stored_codes
 
 PromptSplit = Literal["train", "heldout"]
 Progress = Callable[[int, int], None]
@@ -197,7 +197,7 @@ def encode_prompts(
     """Prompts of clips' first C frames and of K - 1 actions each."""
     context = torch.from_numpy(np.stack([clip.frames[: world.num_context] for clip in clips]))
     codes = tokenizer.encode(context.flatten(0, 1)).unflatten(0, context.shape[:2])
-    stored = codes.cpu().numpy().astype(np.float16 if codes.is_floating_point() else np.uint16)
+    stored = stored_codes(codes.cpu().numpy())
     return [
         Prompt(prompt_id=clip.address.prompt_id, context=one, actions=actions)
         for clip, one, actions in zip(clips, stored, commands, strict=True)

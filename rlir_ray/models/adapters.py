@@ -5,6 +5,7 @@ Both families' models carry their library's own adapter methods; a WorldModel's 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rlir_ray.config import LoraConfig
+from rlir_ray.models.checkpoints import check_fit, only_errors, read_state_dict
 
 # The linear layers of attention and MLP.
 LLAMA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -21,6 +23,11 @@ FLOW_TARGETS = ("to_qkv", "to_out", "mlp_in", "mlp_out")
 ADAPTER_FILES = ("adapter_config.json", "pytorch_lora_weights.safetensors")
 # How diffusers and transformers name the one adapter that a model carries.
 NAME = "default"
+# Where each library keeps an adapter's weights, and what peft puts before their names.
+ADAPTER_WEIGHTS = {"llama": "adapter_model.safetensors", "flow": "pytorch_lora_weights.safetensors"}
+PEFT_PREFIX = "base_model.model."
+# The two matrices that samplers merge; DoRA, biases and copies of whole layers are another function.
+PLAIN_LORA = re.compile(r"\.lora_[AB]\.weight$")
 
 
 def add_adapter(model: nn.Module, lora: LoraConfig, folder: str = "") -> None:
@@ -61,13 +68,41 @@ def add_adapter(model: nn.Module, lora: LoraConfig, folder: str = "") -> None:
 
 
 def _load(carrier: Any, folder: str) -> None:
-    """Each library's own layout."""
-    if not list(Path(folder).glob("*.safetensors")):
-        raise ValueError(f"models.adapter must hold an adapter's safetensors, got none in {folder}; give its folder")
-    if hasattr(carrier, "load_lora_adapter"):
-        carrier.load_lora_adapter(folder, prefix=None, adapter_name=NAME, use_safetensors=True)
-    else:
-        carrier.load_adapter(folder, NAME)
+    """Each library's own layout; both would draw weights for names that the file lacks.
+
+    Raises:
+        ValueError: no weights, of another form than plain LoRA, or others than the adapter's on this model.
+    """
+    of_flow = hasattr(carrier, "load_lora_adapter")
+    name = ADAPTER_WEIGHTS["flow" if of_flow else "llama"]
+    if not (Path(folder) / name).is_file():
+        raise ValueError(f"models.adapter must hold {name}, got none in {folder}; give an adapter's folder")
+    what = f"the adapter in {folder}"
+    found = {key.removeprefix(PEFT_PREFIX): value for key, value in read_state_dict(Path(folder) / name).items()}
+    if other := sorted(key for key in found if not PLAIN_LORA.search(key)):
+        raise ValueError(
+            f"models.adapter must be a plain LoRA of linear layers, got {other[0]} in {folder}; merge it into the "
+            "policy and give that as models.policy"
+        )
+    try:
+        with only_errors("transformers"), only_errors("diffusers"):
+            if of_flow:
+                carrier.load_lora_adapter(folder, prefix=None, adapter_name=NAME, use_safetensors=True)
+            else:
+                carrier.load_adapter(folder, NAME)
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        if own := _adapter_weights(carrier):
+            check_fit(own, found, what)  # the library's own error names no weight
+        cause = " ".join(str(error).split())
+        raise ValueError(f"models.adapter must fit models.policy, got {cause} in {folder}; give its own") from error
+    check_fit(_adapter_weights(carrier), found, what)
+
+
+def _adapter_weights(carrier: nn.Module) -> dict[str, Tensor]:
+    """Under the names of an adapter's file."""
+    return {
+        name.replace(f".{NAME}.", "."): value for name, value in carrier.named_parameters() if is_adapter_weight(name)
+    }
 
 
 def is_adapter_folder(folder: Path) -> bool:
@@ -110,6 +145,12 @@ def merged_weight(linear: nn.Module) -> Tensor:
         return weight
     with torch.no_grad():
         return weight + linear.get_delta_weight(NAME).to(weight.dtype)  # type: ignore[operator]
+
+
+def bias_of(linear: nn.Module) -> Tensor | None:
+    """A linear layer's bias, detached; None: it has none. Adapters with a bias of their own are refused."""
+    bias: Tensor | None = linear.bias  # type: ignore[assignment]
+    return None if bias is None else bias.detach()
 
 
 def save_policy(model: Any, folder: Path) -> None:

@@ -6,6 +6,7 @@ Legend: B sequences, L length, T decisions, C context, F generated frames, N tok
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from rlir_ray.actions import NUM_ACTION_TOKENS, TOKENS_PER_ACTION
+from rlir_ray.models.checkpoints import open_library_model
+from rlir_ray.models.llama_config import check_llama_config
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -88,13 +91,15 @@ def split_frames(tokens: Tensor, tokens_per_frame: int) -> Tensor:
 class WorldModel(nn.Module):
     """A `transformers` LLaMA that says how likely the decided image tokens are.
 
-    Its folder opens with `LlamaForCausalLM.from_pretrained`; config.json holds `tokens_per_frame` besides.
+    Its folder opens with `LlamaForCausalLM.from_pretrained`; config.json holds `tokens_per_frame` besides. A
+    configuration with fields that the samplers do not compute raises a ValueError.
 
     Example: 512 codes, 48 tokens a frame: vocabulary 582; 9 frames are a sequence of 520 tokens with 384 decisions.
     """
 
     def __init__(self, llama: LlamaForCausalLM) -> None:
         super().__init__()
+        check_llama_config(llama.config)
         self.llama = llama
         self.tokens_per_frame = int(llama.config.tokens_per_frame)
         self.num_codes = int(llama.config.vocab_size) - NUM_EXTRA_IDS
@@ -178,12 +183,18 @@ class WorldModel(nn.Module):
         Args:
             folder: holds config.json and safetensors.
             tokens_per_frame: for folders whose config.json does not say it.
+
+        Raises:
+            ValueError: no such folder, a config with unknown fields, or weights that do not fit it or are not finite.
         """
         from transformers import LlamaConfig, LlamaForCausalLM
 
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise ValueError(f"no world model in {folder} (config.json is missing); give a LlamaForCausalLM folder")
+        kind = LlamaConfig.get_config_dict(folder, local_files_only=True)[0].get("model_type", "llama")
+        if kind != "llama":
+            raise ValueError(f"a world model must be a LlamaForCausalLM, got model_type={kind} in {folder}; convert it")
         config = LlamaConfig.from_pretrained(folder, local_files_only=True)
         tokens_per_frame = tokens_per_frame or getattr(config, "tokens_per_frame", None)
         if tokens_per_frame is None or config.vocab_size <= NUM_EXTRA_IDS:
@@ -192,10 +203,12 @@ class WorldModel(nn.Module):
                 f"{tokens_per_frame} and {config.vocab_size} in {folder}; add tokens_per_frame there"
             )
         config.tokens_per_frame = tokens_per_frame
-        llama = LlamaForCausalLM.from_pretrained(
-            folder, config=config, dtype=torch.float32, local_files_only=True, use_safetensors=True
-        )
-        return cls(llama).eval()
+        check_llama_config(config)
+        load = partial(
+            LlamaForCausalLM.from_pretrained,
+            config=config, dtype=torch.float32, local_files_only=True, use_safetensors=True,
+        )  # fmt: skip
+        return cls(open_library_model(load, folder, "the policy")).eval()
 
     def save_pretrained(self, folder: Path | str, dtype: torch.dtype = torch.float32) -> None:
         """Writes the folder; bfloat16 halves the file and rounds the weights."""

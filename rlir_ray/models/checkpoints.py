@@ -6,7 +6,8 @@ import logging
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,9 +37,8 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     content: Any = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not state or not all(isinstance(key, str) for key in state):
-        raise ValueError(
-            f"a checkpoint must hold named tensors, got {type(content).__name__} in {path}; check the file"
-        )
+        kind = "none" if isinstance(state, Mapping) and not state else type(content).__name__
+        raise ValueError(f"a checkpoint must hold named tensors, got {kind} in {path}; check the file")
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
@@ -101,6 +101,94 @@ def read_plain_pickle(path: Path | str) -> Any:
             raise ValueError(f"a .model file must be a whole pickle, got {found} in {path}; copy it again") from None
 
 
+def open_library_model(load: Callable[..., tuple[Any, Any]], folder: Path | str, what: str) -> Any:
+    """A model out of the folder of transformers or diffusers, with nothing made up.
+
+    Both libraries draw random weights for names that a checkpoint lacks, and leave out those that they do not know.
+
+    Args:
+        load: the class's `from_pretrained`, with the options besides.
+        folder: of config.json and safetensors.
+        what: of the errors.
+
+    Raises:
+        ValueError: names are missing, unexpected or of another shape, or weights are not finite; they are listed.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        with only_errors("transformers"), only_errors("diffusers"):
+            model, found = load(folder, output_loading_info=True, ignore_mismatched_sizes=True)
+    except (OSError, SafetensorError) as error:
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{what} must be whole, got {cause} in {folder}; copy the folder again") from error
+    _check_names(
+        f"{what} in {folder}", missing=sorted(found["missing_keys"]),
+        # A buffer that older versions of transformers stored; it follows from the config.
+        unexpected=(name for name in sorted(found["unexpected_keys"]) if not name.endswith("rotary_emb.inv_freq")),
+        wrong=(f"{name} {list(got)} instead of {list(own)}" for name, got, own in sorted(found["mismatched_keys"])),
+    )  # fmt: skip
+    check_finite(model.state_dict(), f"{what} in {folder}")
+    return model
+
+
+@contextmanager
+def only_errors(library: str) -> Iterator[None]:
+    """Without the library's own table of names, many lines long: the error has them."""
+    log = logging.getLogger(library)
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
+def check_finite(state: Mapping[str, Tensor], what: str) -> None:
+    """Raises:
+    ValueError: a floating tensor holds NaN or infinity; the first such is named.
+    """
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ValueError(
+                f"all weights of {what} must be finite, got NaN or infinity in {name}; take an earlier checkpoint"
+            )
+
+
+def _check_names(what: str, *, missing: Iterable[str], wrong: Iterable[str], unexpected: Iterable[str] = ()) -> None:
+    """Raises:
+    ValueError: any are given; the first ones are listed.
+    """
+    faults = {"missing": list(missing), "unexpected": list(unexpected), "of another shape": list(wrong)}
+    if any(faults.values()):
+        found = " and ".join(f"{len(names)} {fault}: {_named(names)}" for fault, names in faults.items() if names)
+        raise ValueError(
+            f"the weights of {what} must fit its config, got {found}; give the config that belongs to them"
+        )
+
+
+def check_fit(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], what: str) -> None:
+    """Whether a checkpoint has exactly the tensors that a model wants, and finite ones.
+
+    Raises:
+        ValueError: names are missing, unexpected or of another shape, or weights are not finite; they are listed.
+    """
+    _check_names(
+        what, missing=(name for name in wanted if name not in found),
+        unexpected=(name for name in found if name not in wanted),
+        wrong=_wrong_shapes(wanted, found),
+    )  # fmt: skip
+    check_finite(found, what)
+
+
+def _wrong_shapes(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    return [
+        f"{name} {list(found[name].shape)} instead of {list(value.shape)}"
+        for name, value in wanted.items()
+        if name in found and found[name].shape != value.shape
+    ]
+
+
 def assign_weights(model: nn.Module, state: Mapping[str, Tensor], what: str, dtype: torch.dtype | None = None) -> None:
     """Puts weights into a model, which may be on the meta device; they are not copied where `dtype` is theirs.
 
@@ -111,24 +199,14 @@ def assign_weights(model: nn.Module, state: Mapping[str, Tensor], what: str, dty
         dtype: of floating weights in the model; None: as stored.
 
     Raises:
-        ValueError: keys are missing or of another shape; they are listed.
+        ValueError: keys are missing or of another shape, or weights are not finite; they are listed.
     """
     wanted = model.state_dict()
-    missing = [name for name in wanted if name not in state]
-    wrong = [
-        f"{name} {list(state[name].shape)} instead of {list(value.shape)}"
-        for name, value in wanted.items()
-        if name in state and state[name].shape != value.shape
-    ]
-    if missing or wrong:
-        faults = {"missing": missing, "of another shape": wrong}
-        found = " and ".join(f"{len(keys)} {fault}: {_named(keys)}" for fault, keys in faults.items() if keys)
-        raise ValueError(
-            f"the weights of {what} must fit its config, got {found}; give the config that belongs to them"
-        )
+    _check_names(what, missing=(name for name in wanted if name not in state), wrong=_wrong_shapes(wanted, state))
     if extra := [name for name in state if name not in wanted]:
         logger.warning("left out: %d tensors that %s has no place for: %s", len(extra), what, _named(extra))
     kept = {name: state[name] for name in wanted}
+    check_finite(kept, what)
     model.load_state_dict(
         {name: value.to(dtype) if value.is_floating_point() and dtype else value for name, value in kept.items()},
         assign=True,

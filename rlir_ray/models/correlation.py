@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlir_ray.models.inverse_dynamics import frames_at_once, load_weights, resize_frames, save_model
+from rlir_ray.models.checkpoints import assign_weights, read_state_dict
+from rlir_ray.models.inverse_dynamics import frames_at_once, resize_frames, save_model
 from rlir_ray.models.vpt_network import Heads, Logits
 
 STRIDE = 4  # from pixels to the cells whose displacements are compared
@@ -98,9 +99,14 @@ class CorrelationInverseDynamics(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> CorrelationInverseDynamics:
-        """Reads a folder written by `save_pretrained`."""
+        """Reads a folder written by `save_pretrained`.
+
+        Raises:
+            ValueError: the weights do not fit the config, or are not finite.
+        """
         model = cls(json.loads((Path(path) / "config.json").read_text()))
-        load_weights(model, path)
+        state = read_state_dict(Path(path) / "model.safetensors")
+        assign_weights(model, state, "the inverse dynamics model", torch.float32)
         return model.eval()
 
 

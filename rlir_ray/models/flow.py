@@ -7,8 +7,10 @@ noise - data. Legend: B clips, M frames of a pass, D h w a latent, N tokens a fr
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rlir_ray.actions import CLASS_COUNTS
+from rlir_ray.models.checkpoints import open_library_model
 
 # Frequencies of the embedding of a noise level, which is multiplied by as many steps as diffusion models count.
 NUM_FREQUENCIES, LEVEL_SCALE = 128, 1000.0
@@ -285,8 +288,21 @@ def gated(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
 
 
 def open_flow_model(folder: Any) -> FlowWorldModel:
-    """Opens a folder that `save_pretrained` wrote, in float32 and evaluation mode, on the CPU."""
-    model: FlowWorldModel = FlowWorldModel.from_pretrained(
-        folder, torch_dtype=torch.float32, low_cpu_mem_usage=False, local_files_only=True, use_safetensors=True
-    )
+    """Opens a folder that `save_pretrained` wrote, in float32 and evaluation mode, on the CPU.
+
+    Raises:
+        ValueError: a config with unknown fields, or weights that do not fit it or are not finite.
+    """
+    known = inspect.signature(FlowWorldModel.__init__).parameters
+    settings: dict[str, Any] = FlowWorldModel.load_config(folder, local_files_only=True)  # type: ignore[assignment]
+    if unknown := [name for name in settings if name not in known and not name.startswith("_")]:
+        raise ValueError(
+            f"a flow policy's config.json must set only fields of FlowWorldModel, got {unknown[0]}="
+            f"{settings[unknown[0]]!r} in {folder}; take a policy that this version can read"
+        )
+    load = partial(
+        FlowWorldModel.from_pretrained,
+        torch_dtype=torch.float32, low_cpu_mem_usage=False, local_files_only=True, use_safetensors=True,
+    )  # fmt: skip
+    model: FlowWorldModel = open_library_model(load, folder, "the policy")
     return model.eval()

@@ -9,12 +9,15 @@ import copy
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from rlir_ray.models.checkpoints import open_library_model
 
 STEM_FILE = "tokenizer.json"
 
@@ -137,6 +140,9 @@ class FrameCodec(nn.Module, ABC):
 
         Returns:
             The codec in float32 and evaluation mode, on the CPU.
+
+        Raises:
+            ValueError: no such folder, or weights that do not fit its config or are not finite.
         """
         folder = Path(folder)
         if not (folder / "config.json").is_file():
@@ -146,7 +152,8 @@ class FrameCodec(nn.Module, ABC):
             stem = json.loads((folder / STEM_FILE).read_text())
         elif height is None or width is None:
             raise ValueError(f"{folder} has no {STEM_FILE}; give the frames' height and width for a plain {cls.what}")
-        model = cls.model_class().from_pretrained(folder, torch_dtype=torch.float32, low_cpu_mem_usage=False)
+        load = partial(cls.model_class().from_pretrained, torch_dtype=torch.float32, low_cpu_mem_usage=False)
+        model = open_library_model(load, folder, f"the {cls.what}")
         return cls(model, max_frames=max_frames, **stem).eval()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -123,11 +123,6 @@ def save_model(model: nn.Module, config: dict[str, Any], path: str | Path) -> No
     weights = {name: value.detach().float().cpu().contiguous() for name, value in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-
-
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    weights = load_file(Path(path) / "model.safetensors")
-    model.load_state_dict({name: value.float() for name, value in weights.items()})
 
 
 def load_inverse_dynamics(path: str | Path) -> InverseDynamicsModel | CorrelationInverseDynamics:

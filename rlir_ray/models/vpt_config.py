@@ -34,6 +34,8 @@ DEFAULTS: dict[str, Any] = {
     "single_output": False, "use_pointwise_layer": True, "use_pre_lstm_ln": True,
 }  # fmt: skip
 REQUIRED = ("img_shape", "timesteps")
+# A kwarg besides must be off, or have the value that the network has built in.
+UNREAD = {"scale_input_img": True}
 
 # What this network computes; a config that says otherwise describes another network.
 FIXED = {
@@ -51,6 +53,12 @@ def complete_net(net: Mapping[str, Any]) -> dict[str, Any]:
     """
     if missing := [key for key in REQUIRED if key not in net]:
         raise ValueError(f"net must give {' and '.join(REQUIRED)}, got no {missing[0]}; take the published kwargs")
+    known = {*DEFAULTS, *REQUIRED}
+    if unknown := [key for key, value in net.items() if key not in known and value and UNREAD.get(key) != value]:
+        raise ValueError(
+            f"net must give only kwargs of the published IDM form, got {unknown[0]}={net[unknown[0]]!r}; take the "
+            "published kwargs"
+        )
     complete = {**DEFAULTS, **net}
     for key, value in FIXED.items():
         if complete[key] != value:

@@ -13,6 +13,7 @@ import torch
 
 from rlir_ray.data.recordings import Recording
 from rlir_ray.models.frame_codec import FrameCodec
+from rlir_ray.trajectory import stored_codes
 
 
 def encode_recordings(codec: FrameCodec, recordings: Iterable[Recording], out_file: Path | str) -> int:
@@ -21,7 +22,7 @@ def encode_recordings(codec: FrameCodec, recordings: Iterable[Recording], out_fi
     Args:
         codec: a tokenizer or an autoencoder of the recordings' frame size.
         recordings: in the order that the file keeps.
-        out_file: receives `tokens` uint16 [F, tokens_per_frame] or `latents` float16 [F, D, h, w], `episode_starts`
+        out_file: receives `tokens` [F, tokens_per_frame] or `latents` [F, D, h, w] as `stored_codes`, `episode_starts`
             int64 [E] (index of each recording's first frame), `names` str [E], `buttons` bool [F, 23], `camera` float32
             [F, 2], and `wall_distance` float32 [F] when every event has a `wallDistance`.
 
@@ -36,7 +37,7 @@ def encode_recordings(codec: FrameCodec, recordings: Iterable[Recording], out_fi
     for recording in recordings:
         names.append(recording.name)
         codes = codec.encode(torch.from_numpy(np.ascontiguousarray(recording.frames)))
-        columns["codes"].append(codes.cpu().numpy().astype(np.float16 if codes.is_floating_point() else np.uint16))
+        columns["codes"].append(stored_codes(codes.cpu().numpy()))
         columns["buttons"].append(recording.actions.buttons)
         columns["camera"].append(recording.actions.camera)
         walls = [event.get("wallDistance", math.nan) for event in recording.events]
@@ -48,7 +49,7 @@ def encode_recordings(codec: FrameCodec, recordings: Iterable[Recording], out_fi
     lengths = [len(part) for part in columns["codes"]]
     arrays: dict[str, Any] = {name: np.concatenate(parts) for name, parts in columns.items()}
     codes = arrays.pop("codes")
-    arrays["latents" if codes.dtype == np.float16 else "tokens"] = codes
+    arrays["latents" if codes.dtype.kind == "f" else "tokens"] = codes
     if np.isnan(arrays["wall_distance"]).any():
         del arrays["wall_distance"]
     starts = np.cumsum([0, *lengths[:-1]]).astype(np.int64)

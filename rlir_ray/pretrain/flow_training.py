@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,9 +36,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LatentRecordings:
-    """Recordings as latents float16 [n, D, h, w], the classes of the actions int64 [n, 9] leading into each frame."""
+    """Recordings as latents [n, D, h, w], the classes of the actions int64 [n, 9] leading into each frame."""
 
-    latents: npt.NDArray[np.float16]
+    latents: npt.NDArray[np.floating[Any]]
     actions: npt.NDArray[np.int64]
     episode_starts: npt.NDArray[np.int64]
 

@@ -23,15 +23,16 @@ from rlir_ray.pretrain.finished import finished_report
 from rlir_ray.pretrain.loop import Loop, cosine_rate
 from rlir_ray.pretrain.warnings import loss_figures, world_model_warning
 from rlir_ray.pretrain.world_model import WorldModelTraining
+from rlir_ray.trajectory import stored_codes
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TokenRecordings:
-    """Recordings as tokens: image tokens uint16 [n, N], action tokens int64 [n, 11] leading into each frame."""
+    """Recordings as tokens: image tokens [n, N], action tokens int64 [n, 11] leading into each frame."""
 
-    images: npt.NDArray[np.uint16]
+    images: npt.NDArray[np.generic]
     actions: npt.NDArray[np.int64]
     episode_starts: npt.NDArray[np.int64]
 
@@ -51,7 +52,7 @@ def load_tokens(path: Path | str, num_codes: int) -> TokenRecordings:
     """Reads a token file.
 
     Args:
-        path: npz with tokens uint16 [n, N], episode_starts int64 [E], buttons bool [n, 23] and camera float32 [n, 2];
+        path: npz with integer tokens [n, N], episode_starts int64 [E], buttons bool [n, 23] and camera float32 [n, 2];
             the action at index k leads into frame k.
         num_codes: image ids; action ids come after them.
     """
@@ -61,12 +62,15 @@ def load_tokens(path: Path | str, num_codes: int) -> TokenRecordings:
     with np.load(path, allow_pickle=False) as file:
         images, episode_starts = file["tokens"], file["episode_starts"].astype(np.int64)
         actions = Actions(file["buttons"].astype(np.bool_), file["camera"].astype(np.float32))
-    if int(images.max(initial=0)) >= num_codes or len(images) != len(actions):
+    if images.dtype.kind not in "iu":
+        raise ValueError(f"{path} must hold integer tokens, got {images.dtype}; encode with the world's own tokenizer")
+    least, most = int(images.min(initial=0)), int(images.max(initial=0))
+    if least < 0 or most >= num_codes or len(images) != len(actions):
         raise ValueError(
-            f"{path} must hold tokens below {num_codes} and one action a frame, got tokens up to {int(images.max())}, "
+            f"{path} must hold tokens below {num_codes} and one action a frame, got tokens {least}..{most}, "
             f"{len(images)} frames and {len(actions)} actions; encode with the world's own tokenizer"
         )
-    return TokenRecordings(images.astype(np.uint16), action_tokens(actions, num_codes), episode_starts)
+    return TokenRecordings(stored_codes(images), action_tokens(actions, num_codes), episode_starts)
 
 
 def train_world_model(

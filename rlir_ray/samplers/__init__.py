@@ -21,7 +21,7 @@ class LogprobDifference:
 
 
 def difference_metrics(found: Sequence[LogprobDifference | None]) -> dict[str, float]:
-    """Of a step's groups, for the log; nothing where no engine compares."""
+    """Of a step's groups, for the log; nothing where nothing was compared."""
     known = [each for each in found if each is not None]
     if not known:
         return {}
@@ -36,7 +36,7 @@ class Sampler(Protocol):
 
     policy_version: int
     difference: LogprobDifference | None
-    """Of the last call; None: the engine does not compare."""
+    """Of the last call; None: it was not compared, or has no log-probabilities."""
 
     def sample(
         self, prompts: Sequence[Prompt], group_ids: Sequence[int], seeds: Sequence[int], group_size: int

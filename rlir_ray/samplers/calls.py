@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlir_ray.actions import action_tokens
 from rlir_ray.models.autoregressive import assemble
-from rlir_ray.trajectory import EncodedVideo, FrameShape, Prompt, TokenRecord, TrajectoryGroup
+from rlir_ray.trajectory import EncodedVideo, FrameShape, Prompt, TokenRecord, TrajectoryGroup, stored_codes
 
 
 def check_call(
@@ -55,10 +55,10 @@ def token_inputs(prompts: Sequence[Prompt], num_codes: int) -> tuple[Tensor, Ten
         ValueError: a context token is none of the policy's image ids.
     """
     context = torch.from_numpy(np.stack([prompt.context for prompt in prompts]).astype(np.int64))
-    if int(context.max()) >= num_codes:
+    if int(context.min()) < 0 or int(context.max()) >= num_codes:
         raise ValueError(
-            f"context tokens must be below the policy's {num_codes} codes, got {int(context.max())}; encode "
-            "prompts with the policy's tokenizer"
+            f"context tokens must be in 0..{num_codes - 1}, the policy's {num_codes} codes, got {int(context.min())}.."
+            f"{int(context.max())}; encode prompts with the policy's tokenizer"
         )
     return context, torch.from_numpy(np.stack([action_tokens(prompt.actions, num_codes) for prompt in prompts]))
 
@@ -97,7 +97,7 @@ def token_groups(
     size = len(frames) // len(prompts)
     clips = torch.cat([context.repeat_interleave(size, 0), frames], 1)  # [P * G, C + F, N]
     tokens = assemble(clips, actions.repeat_interleave(size, 0)).to("cpu", torch.int32).numpy()
-    codes, scores = clips.cpu().numpy().astype(np.uint16), logprobs.cpu().numpy()
+    codes, scores = stored_codes(clips.cpu().numpy()), logprobs.cpu().numpy()
     pairs = []
     for number, (prompt, group_id, seed) in enumerate(zip(prompts, group_ids, seeds, strict=True)):
         rows = slice(number * size, (number + 1) * size)

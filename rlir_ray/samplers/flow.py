@@ -18,10 +18,12 @@ from torch import Tensor
 
 from rlir_ray.actions import exclusive_classes, no_action_classes
 from rlir_ray.config import FlowConfig
+from rlir_ray.learner.rescoring import FlowRescorer
 from rlir_ray.samplers import LogprobDifference
 from rlir_ray.samplers.calls import check_call
+from rlir_ray.samplers.comparison import compare
 from rlir_ray.samplers.flow_steps import noise_levels, ode_step, sde_step
-from rlir_ray.trajectory import EncodedVideo, FlowRecord, Prompt, TrajectoryGroup
+from rlir_ray.trajectory import EncodedVideo, FlowRecord, Prompt, TrajectoryGroup, stored_codes
 from rlir_ray.weights import Received, load_weights
 
 if TYPE_CHECKING:
@@ -66,6 +68,7 @@ class FlowSampler:
     explore: SDE steps in the window, which are stored; false: the ODE everywhere, and nothing but the clean frames.
     keep_means: store the steps' means too, for objectives that compare them.
     noise_scale: multiplies the noise where denoising starts; below 1 clips are closer to the likeliest ones.
+    compares: one clip a call is scored by a pass over it without a cache too, where steps explore.
     """
 
     def __init__(
@@ -76,10 +79,11 @@ class FlowSampler:
         explore: bool,
         keep_means: bool = False,
         noise_scale: float = 1.0,
+        compares: bool = True,
     ) -> None:
         self.model, self.config = model, config
         self.window = config.window if explore else 0
-        self.keep_means, self.noise_scale = keep_means, noise_scale
+        self.keep_means, self.noise_scale, self.compares = keep_means, noise_scale, compares
         self.policy_version = 0
         self.difference: LogprobDifference | None = None
         self.device = next(model.parameters()).device
@@ -114,10 +118,13 @@ class FlowSampler:
         rollout = _Rollout(self, context.to(self.device), actions, draws, starts, group_size)
         for frame in range(num_frames):
             rollout.generate(frame)
-        return [
+        pairs = [
             self._group(prompt, group_id, seed, num_context, rollout, slice(i * group_size, (i + 1) * group_size))
             for i, (prompt, group_id, seed) in enumerate(zip(prompts, group_ids, seeds, strict=True))
         ]
+        if self.compares:
+            self.difference = compare(self.model, FlowRescorer(self.config), pairs[0][0])
+        return pairs
 
     def _draw(self, seeds: Sequence[int], group_size: int, num_context: int, num_frames: int) -> Draws:
         shape, parts = self.model.latent_shape, []
@@ -149,7 +156,7 @@ class FlowSampler:
             behavior_logprobs=logprobs,
             loss_mask=np.ones((len(clips), num_decisions), np.bool_),
         )
-        codes = clips.to("cpu", torch.float16).numpy()
+        codes = stored_codes(clips.cpu().numpy())
         return group, EncodedVideo(group_id=group_id, codes=codes, num_context=num_context, actions=prompt.actions)
 
 

@@ -7,30 +7,39 @@ frame, K image ids, E width, H query heads, V key-value heads, D head size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rlir_ray.models.adapters import merged_weight
+from rlir_ray.learner.rescoring import TokenRescorer
+from rlir_ray.models.adapters import bias_of, merged_weight
 from rlir_ray.models.autoregressive import WorldModel, sequence_length
 from rlir_ray.samplers import LogprobDifference
 from rlir_ray.samplers.cached_attention import attend
 from rlir_ray.samplers.calls import check_call, prefixes, token_groups, token_inputs
+from rlir_ray.samplers.comparison import compare
 from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup
 from rlir_ray.weights import Received, load_weights
 
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One layer's weights, [outputs, inputs], with the norm before each already multiplied into it."""
+    """One layer's weights, [outputs, inputs], with the norm before each already multiplied into it, and biases."""
 
     qkv: Tensor
     out: Tensor
     gate_up: Tensor
     down: Tensor
+    qkv_bias: Tensor | None
+    """[outputs], as the other biases; None: the configuration has none."""
+    out_bias: Tensor | None
+    gate_up_bias: Tensor | None
+    down_bias: Tensor | None
+    activation: Callable[[Tensor], Tensor]
+    """Of the gate, the model's own."""
 
 
 class Decoder:
@@ -58,18 +67,30 @@ class Decoder:
         return (weight.detach() * norm.weight.detach()).to(self.dtype).contiguous()
 
     def _pair(self, weight: Tensor) -> Tensor:
-        """Rows of each head from (first half, second half) to alternating."""
+        """Rows of each head, of a weight or a bias, from (first half, second half) to alternating."""
         return weight.unflatten(0, (-1, 2, self.head_size // 2)).transpose(1, 2).flatten(0, 2)
+
+    def _bias(self, *parts: Tensor | None) -> Tensor | None:
+        """The biases of matrices that are multiplied as one."""
+        known = [part for part in parts if part is not None]
+        return torch.cat(known).to(self.dtype) if known else None
 
     def _prepare(self, layer: torch.nn.Module) -> LayerWeights:
         attention, mlp = layer.self_attn, layer.mlp
         queries, keys, values = (merged_weight(getattr(attention, f"{name}_proj")) for name in "qkv")
         gate, up = merged_weight(mlp.gate_proj), merged_weight(mlp.up_proj)
+        biases = [bias_of(getattr(attention, f"{name}_proj")) for name in "qkv"]
+        turned = [self._pair(bias) if bias is not None else None for bias in biases[:2]]
         return LayerWeights(
             qkv=self._fold(torch.cat([self._pair(queries), self._pair(keys), values]), layer.input_layernorm),
             out=merged_weight(attention.o_proj).to(self.dtype, copy=True),
             gate_up=self._fold(torch.cat([gate, up]), layer.post_attention_layernorm),
             down=merged_weight(mlp.down_proj).to(self.dtype, copy=True),
+            qkv_bias=self._bias(*turned, biases[2]),
+            out_bias=self._bias(bias_of(attention.o_proj)),
+            gate_up_bias=self._bias(bias_of(mlp.gate_proj), bias_of(mlp.up_proj)),
+            down_bias=self._bias(bias_of(mlp.down_proj)),
+            activation=mlp.act_fn,
         )
 
     def rotations(self, length: int) -> Tensor:
@@ -93,7 +114,8 @@ class Decoder:
         self, x: Tensor, layer: LayerWeights, cache: Tensor, turns: Tensor, start: int, mask: Tensor | None
     ) -> Tensor:
         num_clips, length = x.shape[:2]
-        qkv = functional.linear(self._norm(x), layer.qkv).float().view(num_clips, length, -1, self.head_size // 2, 2)
+        qkv = functional.linear(self._norm(x), layer.qkv, layer.qkv_bias).float()
+        qkv = qkv.view(num_clips, length, -1, self.head_size // 2, 2)
         turned = torch.view_as_real(torch.view_as_complex(qkv) * turns).flatten(-2).to(self.dtype)
         cache[:, :, start : start + length] = turned[:, :, self.num_heads :].transpose(1, 2)
         # The query heads that share a key-value head become rows of one query: the cache is read once for all of them.
@@ -104,7 +126,7 @@ class Decoder:
             keys, values = cache[:, :, : start + length].chunk(2, 1)
             mixed = functional.scaled_dot_product_attention(queries.flatten(2, 3), keys, values, attn_mask=mask)
         heads = mixed.unflatten(2, (-1, length)).flatten(1, 2).transpose(1, 2)  # [B, S, H, D]
-        return functional.linear(heads.flatten(2), layer.out)
+        return functional.linear(heads.flatten(2), layer.out, layer.out_bias)
 
     def __call__(self, tokens: Tensor, cache: list[Tensor], rotations: Tensor, start: int) -> Tensor:
         """Appends tokens int64 [B, S] at position `start` to the cache; logits float32 [B, K] after the last one."""
@@ -116,8 +138,8 @@ class Decoder:
         x = functional.embedding(tokens, self.embedding)  # [B, S, E]
         for layer, layer_cache in zip(self.layers, cache, strict=True):
             x = x + self._attend(x, layer, layer_cache, turns, start, mask)
-            gate, up = functional.linear(self._norm(x), layer.gate_up).chunk(2, -1)
-            x = x + functional.linear(functional.silu(gate) * up, layer.down)
+            gate, up = functional.linear(self._norm(x), layer.gate_up, layer.gate_up_bias).chunk(2, -1)
+            x = x + functional.linear(layer.activation(gate) * up, layer.down, layer.down_bias)
         return functional.linear(self._norm(x[:, -1]), self.head).float()
 
 
@@ -130,14 +152,22 @@ class TorchSampler:
         top_p: draw from the likeliest tokens that hold this share of the probability, for evaluation; below 1 the
             learner's rescoring would not give the same log-probabilities.
         dtype: of the decoder; with bfloat16 the behaviour log-probabilities differ from the learner's by its rounding.
+        compares: one clip a call is scored by the model too; of no use below a top_p of 1.
     """
 
     def __init__(
-        self, model: WorldModel, *, temperature: float, top_p: float = 1.0, dtype: torch.dtype = torch.float32
+        self,
+        model: WorldModel,
+        *,
+        temperature: float,
+        top_p: float = 1.0,
+        dtype: torch.dtype = torch.float32,
+        compares: bool = True,
     ) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature must be > 0, got {temperature}; use 1.0")
         self.model, self.temperature, self.top_p, self.dtype = model, temperature, top_p, dtype
+        self.compares = compares and top_p >= 1
         self.policy_version = 0
         self.difference: LogprobDifference | None = None
         self._decoder = Decoder(model, dtype)
@@ -174,7 +204,10 @@ class TorchSampler:
         uniforms = [torch.rand(num_decisions, group_size, generator=torch.Generator().manual_seed(s)) for s in seeds]
         draws = torch.cat(uniforms, 1).to(context.device)  # [T, B]
         frames, logprobs = self._decode(context, actions, draws, group_size)
-        return token_groups(prompts, group_ids, seeds, self.policy_version, context, actions, frames, logprobs)
+        pairs = token_groups(prompts, group_ids, seeds, self.policy_version, context, actions, frames, logprobs)
+        if self.compares:
+            self.difference = compare(self.model, TokenRescorer(self.temperature), pairs[0][0])
+        return pairs
 
     def _decode(self, context: Tensor, actions: Tensor, draws: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
         """Generated frames int64 [B, F, N] and log-probabilities float32 [B, T], prompt after prompt."""

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from vllm import EngineArgs, LLMEngine, ModelRegistry, SamplingParams
@@ -31,12 +30,14 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.triton_utils import dispatcher
 
 from rlir_ray.config import VllmConfig
+from rlir_ray.learner.rescoring import TokenRescorer
 from rlir_ray.models.adapters import is_adapter_weight, merged_weight
 from rlir_ray.models.autoregressive import NUM_EXTRA_IDS, WorldModel, sequence_length
 from rlir_ray.samplers import LogprobDifference
 from rlir_ray.samplers.calls import check_call, prefixes, token_groups, token_inputs
+from rlir_ray.samplers.comparison import compare
 from rlir_ray.seeds import frame_seed
-from rlir_ray.trajectory import EncodedVideo, Prompt, TokenRecord, TrajectoryGroup
+from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup
 from rlir_ray.weights import Received, load_weights
 
 # The smallest that all of vLLM's attention kernels take, those for CPUs included: what a request finds in the prefix
@@ -192,12 +193,20 @@ class VllmSampler:
         settings: of the engine.
         temperature: divides the logits, as in the learner's rescoring.
         num_frames: C + F of the longest clip.
+        compares: one clip a call is scored by the policy too.
     """
 
     def __init__(
-        self, policy: WorldModel, folder: Path, settings: VllmConfig, *, temperature: float, num_frames: int
+        self,
+        policy: WorldModel,
+        folder: Path,
+        settings: VllmConfig,
+        *,
+        temperature: float,
+        num_frames: int,
+        compares: bool = True,
     ) -> None:
-        self.policy, self.settings, self.temperature = policy, settings, temperature
+        self.policy, self.temperature, self.compares = policy, temperature, compares
         self.policy_version = 0
         self.difference: LogprobDifference | None = None
         self.engine = start_engine(folder, settings, sequence_length(num_frames, policy.tokens_per_frame))
@@ -258,8 +267,8 @@ class VllmSampler:
         frames = torch.tensor([clip.frames for clip in clips])  # [P * G, F, N]
         logprobs = torch.tensor([clip.logprobs for clip in clips], dtype=torch.float32)  # [P * G, T]
         pairs = token_groups(prompts, group_ids, seeds, self.policy_version, context, actions, frames, logprobs)
-        if self.settings.max_logprob_difference:
-            self.difference = self._compare(pairs[0][0])
+        if self.compares:
+            self.difference = compare(self.policy, TokenRescorer(self.temperature), pairs[0][0])
         return pairs
 
     def _generate(self, clips: list[_Clip]) -> None:
@@ -304,14 +313,3 @@ class VllmSampler:
         # A new list: the engine may still hold the one that it was given.
         following = clip.actions[len(clip.frames) - 1] if len(clip.frames) < len(clip.seeds) else []
         clip.tokens = [*clip.tokens, *drawn, *following]
-
-    @torch.inference_mode()
-    def _compare(self, group: TrajectoryGroup) -> LogprobDifference:
-        """Over one trajectory, another one from call to call."""
-        assert isinstance(group.record, TokenRecord) and group.behavior_logprobs is not None
-        row, device = group.group_id % group.group_size, next(self.policy.parameters()).device
-        tokens = torch.from_numpy(group.record.tokens[row : row + 1]).long().to(device)
-        behavior = group.behavior_logprobs[row]
-        scores = self.policy(tokens, len(behavior), self.temperature)[0]
-        apart = np.abs(scores.cpu().numpy() - behavior)
-        return LogprobDifference(mean=float(apart.mean()), maximum=float(apart.max()))

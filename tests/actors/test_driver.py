@@ -261,15 +261,17 @@ def test_tokens_sampled_by_vllm_train_in_the_pools_until_they_are_too_far_off(
 ):
     def tighten_after_three(metrics):
         if metrics["step"] == 3:
-            bound = dataclasses.replace(config.vllm, max_logprob_difference=1e-12)
-            pipeline.config = dataclasses.replace(config, vllm=bound)
+            bound = dataclasses.replace(config.rollout, max_logprob_difference=1e-12)
+            pipeline.config = dataclasses.replace(config, rollout=bound)
 
     config = make_config(
         f"models.policy={checkpoints / 'vllm_policy'}", "rollout.engine=vllm", "vllm.kv_cache_bytes=16777216",
         "train.num_steps=5", "train.max_staleness=1", "lora.rank=2",
     )  # fmt: skip
     pipeline = Pipeline(config, callbacks=[tighten_after_three], prompts=tiny_prompt_set)
-    with pytest.raises(RuntimeError, match=r"within vllm.max_logprob_difference=1e-12 of the learner's .* got") as stop:
+    with pytest.raises(
+        RuntimeError, match=r"vllm must be within rollout.max_logprob_difference=1e-12 of the learner's .* got"
+    ) as stop:
         pipeline.train(calibrate=False, evaluate=False)
     assert "\n" not in str(stop.value)
     steps, folder = pipeline.metrics, pipeline.folder.path

@@ -217,3 +217,16 @@ def test_zero_minutes_train_by_steps(tmp_path) -> None:
     clips, validation = moving_squares(0), np.concatenate(moving_squares(1))
     train_tokenizer(clips, validation, tmp_path, replace(TINY, minutes=0.0, num_steps=2))
     assert json.loads((tmp_path / "training.json").read_text())["steps"] == 2
+
+
+class WideCodec:
+    """Encodes every frame as the same two tokens, which 16 bits do not hold."""
+
+    def encode(self, frames: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([65_536, 70_000]).repeat(len(frames), 1)
+
+
+def test_tokens_above_65535_are_encoded_unchanged(tmp_path) -> None:
+    encode_recordings(WideCodec(), [still_recording()], tmp_path / "tokens.npz")
+    with np.load(tmp_path / "tokens.npz") as file:
+        assert file["tokens"][0].tolist() == [65_536, 70_000]

@@ -177,3 +177,15 @@ def test_block_attention_equals_torch_attention_and_its_gradient() -> None:
     weights = torch.randn_like(expected)
     gradients = [torch.autograd.grad((x * weights).sum(), (queries, keys, values)) for x in (found, expected)]
     torch.testing.assert_close(*gradients)
+
+
+def test_tokens_above_65535_are_trained_on_unchanged(tmp_path: Path) -> None:
+    tokens = np.array([[65_536, 65_537], [1, 69_999]])
+    shared = {"episode_starts": np.array([0]), "buttons": np.zeros((2, len(BUTTONS)), np.bool_)}
+    shared["camera"] = np.zeros((2, 2), np.float32)
+    np.savez(tmp_path / "wide.npz", tokens=tokens, **shared)
+    images = load_tokens(tmp_path / "wide.npz", 70_000)
+    np.testing.assert_array_equal(split_frames(images.windows(np.array([0]), 2), 2)[0], tokens)
+    np.savez(tmp_path / "negative.npz", tokens=tokens - 2, **shared)
+    with pytest.raises(ValueError, match=r"got tokens -1\.\.69997"):
+        load_tokens(tmp_path / "negative.npz", 70_000)

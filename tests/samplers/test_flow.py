@@ -12,6 +12,7 @@ import torch
 from rlir_ray.actions import exclusive_classes, no_action_classes
 from rlir_ray.config import FlowConfig
 from rlir_ray.learner.rescoring import FlowRescorer
+from rlir_ray.models.flow import FrameCache
 from rlir_ray.samplers.flow import FlowSampler, window_start
 from rlir_ray.samplers.flow_steps import SDE_KINDS, noise_levels, ode_step
 from rlir_ray.trajectory import FlowRecord, TrajectoryGroup
@@ -171,3 +172,27 @@ def test_prompts_of_another_autoencoder_are_refused() -> None:
 def test_settings_that_cannot_train_are_refused_when_they_are_read(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(CONFIG, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", SDE_KINDS)
+def test_one_clip_of_a_call_is_compared_with_a_whole_pass(kind: str) -> None:
+    config = replace(CONFIG, sde=kind)
+    plain = sampler(config)
+    group, _ = plain.sample(tiny_flow_prompts(1), [5], [0], 3)[0]
+    with torch.no_grad():
+        logprobs = FlowRescorer(config)(tiny_flow_model(), tensors(group), 6).logprobs.numpy()
+    assert plain.difference is not None and plain.difference.maximum < 1e-4
+    assert plain.difference.mean == pytest.approx(np.abs(logprobs - group.behavior_logprobs)[5 % 3].mean(), abs=1e-6)
+
+
+def test_a_cache_that_forgets_frames_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = sampler(replace(CONFIG, noise_level=0.2))
+    monkeypatch.setattr(FrameCache, "append", lambda self, other: self)
+    plain.sample(tiny_flow_prompts(1), [0], [0], 2)
+    assert plain.difference is not None and plain.difference.mean > 1e-3
+
+
+def test_nothing_is_compared_without_exploring_steps() -> None:
+    plain = FlowSampler(tiny_flow_model(), CONFIG, explore=False)
+    plain.sample(tiny_flow_prompts(1), [0], [0], 2)
+    assert plain.difference is None

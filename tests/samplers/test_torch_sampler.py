@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlir_ray.models.autoregressive import split_frames
+from rlir_ray.config import LoraConfig
+from rlir_ray.models.adapters import add_adapter
+from rlir_ray.models.autoregressive import NUM_EXTRA_IDS, WorldModel, split_frames
 from rlir_ray.samplers.torch_sampler import Decoder, TorchSampler, draw_tokens, keep_likeliest
 from rlir_ray.weights import checksum, weights_of
 from tests.fakes import NUM_CODES, TOKENS_PER_FRAME, tiny_prompts, tiny_world_model
@@ -127,3 +132,121 @@ def test_a_load_that_fails_leaves_the_old_version_sampling(fails: str, monkeypat
     np.testing.assert_array_equal(before.behavior_logprobs, after.behavior_logprobs)
     sampler.load_weights(new, 2, checksum(new))
     assert sampler.sample(prompts, [0], [0], 2)[0][0].policy_version == 2
+
+
+def llama_with(**fields: object) -> WorldModel:
+    """A tiny random model, biases included, of a configuration with the given fields."""
+    settings: dict[str, object] = dict(
+        vocab_size=NUM_CODES + NUM_EXTRA_IDS, hidden_size=48, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, tokens_per_frame=TOKENS_PER_FRAME, max_position_embeddings=512,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        llama = LlamaForCausalLM(LlamaConfig(**(settings | fields)))
+        with torch.no_grad():
+            for parameter in llama.parameters():
+                parameter.normal_(0, 0.3)
+    return WorldModel(llama).eval()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"attention_bias": True},
+        {"mlp_bias": True},
+        {"hidden_act": "gelu"},
+        {"hidden_act": "relu", "attention_bias": True, "mlp_bias": True},
+        {"head_dim": 20},
+        {"tie_word_embeddings": True},
+        {"rms_norm_eps": 0.1},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}},
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 4.0}},
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0,
+                             "original_max_position_embeddings": 64}},
+        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 100.0, "factor": 8.0, "low_freq_factor": 1.0,
+                             "high_freq_factor": 4.0, "original_max_position_embeddings": 64}},
+    ],
+    ids=lambda fields: ",".join(fields),
+)  # fmt: skip
+def test_the_decoder_computes_every_field_that_it_accepts(fields: dict[str, object]) -> None:
+    model = llama_with(**fields)
+    group, _ = TorchSampler(model, temperature=1.0).sample(tiny_prompts(1), [0], [0], 2)[0]
+    with torch.no_grad():
+        logprobs = model(torch.from_numpy(group.record.tokens).long(), 36).numpy()
+        plain = llama_with()(torch.from_numpy(group.record.tokens).long(), 36).numpy()
+    np.testing.assert_allclose(group.behavior_logprobs, logprobs, atol=2e-5, rtol=0)
+    assert np.abs(plain - logprobs).mean() > 0.01  # the field matters
+
+
+def test_biases_under_an_adapter_are_computed() -> None:
+    model = llama_with(attention_bias=True, mlp_bias=True)
+    add_adapter(model, LoraConfig(rank=2))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.3)
+    group, _ = TorchSampler(model, temperature=1.0).sample(tiny_prompts(1), [0], [0], 2)[0]
+    with torch.no_grad():
+        logprobs = model(torch.from_numpy(group.record.tokens).long(), 36).numpy()
+    np.testing.assert_allclose(group.behavior_logprobs, logprobs, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 2.0}}, "rope_type='dynamic'"),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}},
+            "rope_parameters.partial_rotary_factor=0.5",
+        ),
+        ({"attention_dropout": 0.1}, "attention_dropout=0.1"),
+        ({"sliding_window": 64}, "sliding_window=64"),
+        ({"is_encoder_decoder": True}, "is_encoder_decoder=True"),
+    ],
+)
+def test_a_field_that_the_sampler_does_not_compute_is_refused_by_name(fields: dict[str, object], named: str) -> None:
+    with pytest.raises(ValueError, match="must set only fields") as error:
+        llama_with(**fields)
+    assert named in str(error.value) and "\n" not in str(error.value)
+
+
+def test_one_clip_of_a_call_is_compared_with_the_model() -> None:
+    model = tiny_world_model()
+    sampler = TorchSampler(model, temperature=0.8)
+    group, _ = sampler.sample(tiny_prompts(1), [4], [0], 3)[0]
+    with torch.no_grad():
+        logprobs = model(torch.from_numpy(group.record.tokens).long(), 36, 0.8).numpy()
+    apart = np.abs(logprobs - group.behavior_logprobs)[4 % 3]
+    assert sampler.difference is not None and sampler.difference.maximum < 1e-5
+    assert sampler.difference.mean == pytest.approx(apart.mean(), abs=1e-6)
+    sampler._decoder.layers[0].down.mul_(1.5)  # a decoder that computes another model
+    sampler.sample(tiny_prompts(1), [4], [0], 3)
+    assert sampler.difference.mean > 0.05
+
+
+def test_nothing_is_compared_with_top_p_or_where_no_bound_asks_for_it() -> None:
+    for options in ({"top_p": 0.5}, {"compares": False}):
+        sampler = TorchSampler(tiny_world_model(), temperature=1.0, **options)  # type: ignore[arg-type]
+        sampler.sample(tiny_prompts(1), [0], [0], 2)
+        assert sampler.difference is None
+
+
+def test_codes_above_65535_reach_the_video_unchanged() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = WorldModel.create(
+            num_codes=70_000, tokens_per_frame=TOKENS_PER_FRAME, hidden_size=8, intermediate_size=8, num_layers=1,
+            num_heads=1, max_positions=64,
+        ).eval()  # fmt: skip
+    context = np.full((1, TOKENS_PER_FRAME), 69_999, np.uint32)
+    prompts = [replace(tiny_prompts(1, num_frames=1)[0], context=context)]
+    group, video = TorchSampler(model, temperature=1.0).sample(prompts, [0], [0], 8)[0]
+    assert (video.codes[:, 0] == 69_999).all() and video.codes.max() < 70_000
+    np.testing.assert_array_equal(split_frames(torch.from_numpy(group.record.tokens), TOKENS_PER_FRAME), video.codes)
+
+
+def test_negative_context_tokens_are_refused() -> None:
+    prompts = tiny_prompts(1)
+    prompts = [replace(prompts[0], context=np.full_like(prompts[0].context, -1, np.int64))]
+    with pytest.raises(ValueError, match=r"got -1\.\.-1"):
+        TorchSampler(tiny_world_model(), temperature=1.0).sample(prompts, [0], [0], 2)

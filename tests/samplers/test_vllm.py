@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -246,7 +245,7 @@ def test_a_call_that_fails_leaves_no_request_behind(sampler, monkeypatch):
 
 
 def test_nothing_is_compared_where_no_bound_asks_for_it(sampler, monkeypatch):
-    monkeypatch.setattr(sampler, "settings", replace(sampler.settings, max_logprob_difference=0))
+    monkeypatch.setattr(sampler, "compares", False)
     monkeypatch.setattr(sampler, "difference", None)
     sampler.sample(tiny_prompts(1), [0], [0], 2)
     assert sampler.difference is None

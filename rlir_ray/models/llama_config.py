@@ -1,0 +1,56 @@
+"""Which LlamaConfig fields every implementation of a policy here computes; any other field is refused by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig
+
+# The learner's model, the torch sampler and vLLM compute these.
+COMPUTED = {
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps", "attention_bias", "mlp_bias",
+    "tie_word_embeddings", "rope_parameters", "tokens_per_frame",
+}  # fmt: skip
+# These change no log-probability: notes, initial weights, precision on disk, and settings of generation and training
+# that nothing here reads. `pretraining_tp` only splits the same matrix products.
+HARMLESS = {
+    "transformers_version", "architectures", "model_type", "_name_or_path", "name_or_path", "dtype", "torch_dtype",
+    "initializer_range", "max_position_embeddings", "use_cache", "pad_token_id", "bos_token_id", "eos_token_id",
+    "pretraining_tp", "id2label", "label2id", "problem_type", "return_dict", "output_hidden_states",
+    "output_attentions", "chunk_size_feed_forward",
+}  # fmt: skip
+# Their frequencies do not depend on the length of a sequence, so they are the same token by token and all at once.
+ROPE_TYPES = {"default", "linear", "yarn", "llama3"}
+ROPE_FIELDS = {
+    "rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings", "attention_factor", "beta_fast",
+    "beta_slow", "mscale", "mscale_all_dim", "truncate", "low_freq_factor", "high_freq_factor",
+}  # fmt: skip
+
+
+def check_llama_config(config: LlamaConfig) -> None:
+    """Whether sampler and learner compute the same model of a configuration.
+
+    Raises:
+        ValueError: a field that is set to something else than its default, and that is not known here.
+    """
+    defaults = type(config)().to_dict()
+    for name, value in config.to_dict().items():
+        # Fields that transformers does not declare are off where they are empty.
+        off = value == defaults[name] if name in defaults else not value
+        if name not in COMPUTED | HARMLESS and not off:
+            raise ValueError(_refusal(name, f"{value!r}"))
+    rope: dict[str, Any] = config.rope_parameters or {}
+    if (kind := rope.get("rope_type", "default")) not in ROPE_TYPES:
+        raise ValueError(_refusal("rope_type", f"{kind!r} instead of one of {', '.join(sorted(ROPE_TYPES))}"))
+    for name, value in rope.items():
+        if name not in ROPE_FIELDS and not (name == "partial_rotary_factor" and value == 1):
+            raise ValueError(_refusal(f"rope_parameters.{name}", f"{value!r}"))
+
+
+def _refusal(name: str, got: str) -> str:
+    return (
+        f"a policy's config.json must set only fields that sampler and learner both compute, got {name}={got}; remove "
+        "it where the weights do not depend on it, or take another policy"
+    )
