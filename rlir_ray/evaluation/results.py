@@ -15,7 +15,7 @@ from rlir_ray.evaluation.comparison import Change, following_changes, quality_ch
 from rlir_ray.evaluation.following import Following
 from rlir_ray.evaluation.quality import Quality
 from rlir_ray.evaluation.video import Clips, save_clips, write_videos
-from rlir_ray.run import write_json
+from rlir_ray.run import number, write_json
 
 BASE, SUPERVISED, POST_TRAINED = NAMES = ("base", "supervised", "post-trained")
 REAL, RECONSTRUCTED = "real", "reconstructed"
@@ -88,7 +88,7 @@ class Comparison:
 
 
 def _changes(content: dict[str, Any]) -> dict[str, Change]:
-    return {figure: Change(**part) for figure, part in content.items()}
+    return {figure: Change(mean=number(part["mean"]), se=number(part["se"])) for figure, part in content.items()}
 
 
 def compare(before: Evaluation, after: Evaluation) -> Comparison:

@@ -18,7 +18,7 @@ import torch
 
 from rlir_ray.pretrain.finished import FREE_SETTINGS
 from rlir_ray.progress import progress_bar
-from rlir_ray.run import write_json
+from rlir_ray.run import strict_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class Loop:
         line = {"step": self.step, "elapsed_s": self.elapsed_s, **means, **figures}
         line = {name: round(value, 4) for name, value in line.items() if not math.isnan(value)}
         with (self.out_dir / "curve.jsonl").open("a") as curve:
-            curve.write(json.dumps(line) + "\n")
+            curve.write(strict_json(line) + "\n")
         logger.info("%3.0f %%: %s", 100 * self.progress, line)
         return line
 
