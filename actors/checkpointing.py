@@ -149,9 +149,11 @@ def ready_groups(run: RunState, timeout_s: float) -> list[ReadyGroup]:
 def _from_json(content: dict[str, Any], group_ref: ray.ObjectRef) -> ReadyGroup:
     report, difference = content["report"], content["report"]["difference"]
     sizes = {int(group_id): size for group_id, size in report["column_bytes"].items()}
+    failures = {int(group_id): cause for group_id, cause in report.get("failures", {}).items()}
     made = {
         "span": Span(**report["span"]),
         "column_bytes": sizes,
+        "failures": failures,
         "difference": difference and LogprobDifference(**difference),
     }
     return ReadyGroup(

@@ -22,7 +22,7 @@ from actors.reward import Scored
 from actors.rollout import CallReport
 from actors.waiting import POLL_S, WAY_OUT, Stopped, in_brackets
 from rlir_ray.config import Config
-from rlir_ray.ledger import END_STATES, FAILED, NO_SIGNAL, STALE, TRAINED, Failures, Ledger
+from rlir_ray.ledger import END_STATES, FAILED, NO_SIGNAL, STALE, TRAINED, Failures, Ledger, skipped_cause
 from rlir_ray.local import check_signal, group_signal, reward_metrics
 from rlir_ray.samplers import difference_metrics
 from rlir_ray.seeds import group_seed, prompt_index
@@ -135,10 +135,15 @@ class Collector:
             return []
         return [self._ready.pop(group_id) for group_id in first]
 
-    def trained(self, groups: Sequence[ReadyGroup]) -> None:
-        """Ends these groups and gives their slots back; call it when the step's weights were published."""
+    def trained(self, groups: Sequence[ReadyGroup], skipped: str = "") -> None:
+        """Ends these groups and gives their slots back; call it when the step's weights were published.
+
+        Args:
+            skipped: why the step's update was skipped, so that they have failed; empty: it was done.
+        """
+        end = (FAILED, skipped_cause(skipped)) if skipped else (TRAINED,)
         for group in groups:
-            self._end(group.group_id, TRAINED)
+            self._end(group.group_id, *end)
 
     def admit(self, num_steps_left: int) -> None:
         """Starts calls for the free slots, as far as they are wanted for so many steps that are not ordered yet.
@@ -208,8 +213,8 @@ class Collector:
         except Exception as error:
             self._fail(group_id, one_line(error))
             return
-        if scored.scores.failure:
-            self._fail(group_id, scored.scores.failure)
+        if failure := report.failures.get(group_id) or scored.scores.failure:
+            self._fail(group_id, failure)
             return
         self._failures.add()
         # The video has been read and goes; the training columns stay until they were trained.

@@ -38,6 +38,7 @@ from rlir_ray.evaluation.results import BASE, POST_TRAINED, judged_temperatures
 from rlir_ray.families import family_of
 from rlir_ray.learner.step import Learner
 from rlir_ray.ledger import FILE as LEDGER
+from rlir_ray.ledger import SkippedUpdates
 from rlir_ray.local import Reward, check_logprobs, compared
 from rlir_ray.preflight import check_checkpoints, check_engine, check_world
 from rlir_ray.run import RunFolder, write_json
@@ -113,6 +114,7 @@ class Pipeline:
         self.metrics: list[dict[str, float]] = []
         self._stop = threading.Event()
         self._num_restarts, self._saved_step = 0, 0
+        self.skipped = SkippedUpdates(config.train.max_skipped_updates)
         self._last_step_at = 0.0
         self.collector: Collector | None = None
 
@@ -281,7 +283,8 @@ class Pipeline:
                     self._save()
                 elif len(self.under_way):
                     continue
-                elif self.checkpoints.is_due(self.run.step):
+                elif self.checkpoints.is_due(self.run.step) and not self.skipped.num_in_a_row:
+                    # While updates are skipped the older checkpoints stay: the newest policy may be what spoils them.
                     self._save_checkpoint()
             except LearnerLost as loss:
                 collector = self._recover(loss)
@@ -322,7 +325,7 @@ class Pipeline:
         """The learner has done a step: its weights go to the rollout pool, its groups' slots come free."""
         assert self.collector is not None
         self.sync.publish(report, self.learner.sender)
-        self.collector.trained(step.groups)
+        self.collector.trained(step.groups, report.skipped)
         self.run.step += 1
         seconds = self._count_time()
         if len(self.under_way) and not (self.run.is_complete(self.config.train) or self._stop.is_set()):
@@ -331,6 +334,7 @@ class Pipeline:
         metrics = self.collector.metrics(step.groups, report.version - 1, step.wait)
         metrics |= _times(self.run.step, report, step.wait.seconds, seconds)
         self._log(metrics | self._overlap(metrics, report))
+        self.skipped.add(self.run.step, report.skipped)
 
     def _count_time(self) -> float:
         """Seconds since the last step, or since the rest after it; they count as training time."""
@@ -477,8 +481,11 @@ class Pipeline:
             self.folder.close()
 
     def _save_rest(self) -> None:
-        """What was trained since the last saving, where the learner is well; the steps that it has begun included."""
-        if not hasattr(self, "learner") or self.learner.has_failed:
+        """What was trained since the last saving, where the learner is well; the steps that it has begun included.
+
+        A run that ends because updates were skipped keeps the checkpoints of before.
+        """
+        if not hasattr(self, "learner") or self.learner.has_failed or self.skipped.is_too_many:
             return
         for _ in range(len(self.under_way) if hasattr(self, "under_way") else 0):
             # Fault tolerance: a callback that raises ends the run once, and it must hear of that.

@@ -85,7 +85,7 @@ def _carry_out(delivery: Delivery, learner: Learner, mail: RankMail) -> None:
         batch = StepBatch(groups=groups, advantages=order.advantages, num_decisions=num_decisions)
         metrics = learner.step(batch) | {"time/learner_wait_s": delivery.wait_s}
         # Gathered by all ranks.
-        mail.report(learner.num_steps, metrics, started, learner.weights())
+        mail.report(learner.num_steps, metrics, started, learner.weights(), skipped=learner.skipped)
     elif isinstance(order, CheckpointOrder):
         files = _checkpoint(order, learner)
         mail.report(learner.num_steps, {}, started, {}, files)

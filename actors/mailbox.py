@@ -59,6 +59,8 @@ class StepReport:
     """From the order to the report."""
     files: Files = field(default_factory=dict)
     """After a checkpoint: what rank 0 wrote."""
+    skipped: str = ""
+    """After a step: why its update was skipped; empty: it was done."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -81,21 +81,29 @@ class RankMail:
         return Delivery(order, groups)
 
     def report(
-        self, version: int, metrics: dict[str, float], started: float, weights: Weights, files: Files | None = None
+        self,
+        version: int,
+        metrics: dict[str, float],
+        started: float,
+        weights: Weights,
+        files: Files | None = None,
+        skipped: str = "",
     ) -> None:
         """Sends a report of what began at `started`; raises what sending the one before raised. Rank 0 speaks for all.
 
         Args:
             weights: of the version, put once whatever the number of readers; nothing may write into them any more.
                 Empty: none are published.
+            skipped: why a step's update was; empty: it was done.
         """
         if self.rank != 0:
             return
         span = span_since(started)
         self.flush()
         report = StepReport(
-            version=version, metrics=metrics, weights_refs=[], checksum="", span=span, files=files or {}
-        )
+            version=version, metrics=metrics, weights_refs=[], checksum="", span=span, files=files or {},
+            skipped=skipped,
+        )  # fmt: skip
         self._sent = self._sender.submit(self._send, report, weights)
 
     def flush(self) -> None:

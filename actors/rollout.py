@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -36,6 +36,8 @@ class CallReport:
     """Group id -> what its training columns hold in the object store."""
     difference: LogprobDifference | None = None
     """Of the engine's log-probabilities, where it compares them."""
+    failures: dict[int, str] = field(default_factory=dict)
+    """Group id -> why it cannot train; of those alone whose numbers are not finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +91,10 @@ class RolloutActor:
         with bounded(self.timeout_s):
             pairs = self.sampler.sample(prompts, group_ids, seeds, group_size)
         sizes = {group_id: group.nbytes for group_id, (group, _) in zip(group_ids, pairs, strict=True)}
+        failures = {group.group_id: cause for group, _ in pairs if (cause := group.not_finite())}
         report = CallReport(
             call_id=group_ids[0], policy_version=self.sampler.policy_version, span=span_since(started),
-            column_bytes=sizes, difference=self.sampler.difference,
+            column_bytes=sizes, difference=self.sampler.difference, failures=failures,
         )  # fmt: skip
         return (*(column for pair in pairs for column in pair), report)
 

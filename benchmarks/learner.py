@@ -181,7 +181,7 @@ def run_rank(
     init_distributed("gloo")
     found = task(rank, num_ranks, *options)
     if rank == 0:
-        Path(out).write_text(json.dumps(found))
+        Path(out).write_text(json.dumps(found, allow_nan=False))
 
 
 def run_ranks(task: Callable[..., dict[str, Any]], num_ranks: int, *options: Any) -> dict[str, Any]:

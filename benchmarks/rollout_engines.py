@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import tempfile
 import time
@@ -25,7 +24,7 @@ from torch import Tensor
 from rlir_ray.actions import BUTTONS, Actions, action_tokens
 from rlir_ray.config import VllmConfig
 from rlir_ray.models.autoregressive import WorldModel
-from rlir_ray.run import versions
+from rlir_ray.run import versions, write_json
 from rlir_ray.samplers.torch_sampler import TorchSampler
 from rlir_ray.trajectory import Prompt
 
@@ -200,7 +199,7 @@ def main() -> None:
         "clips": options.prompts * options.group_size, "frames": options.frames, "engines": engines,
     }  # fmt: skip
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=2) + "\n")
+    write_json(options.out, report)
 
 
 if __name__ == "__main__":

@@ -514,6 +514,8 @@ class TrainConfig:
     """Highest decay of the sampling policy, a moving average of the trained one; it rises by 0.001 a step to it."""
     max_failed_fraction: float = 0.1
     """More failed groups than this share of any hundred end the run; fewer are counted and replaced."""
+    max_skipped_updates: int = 3
+    """So many updates in a row that are skipped, because a loss or a gradient is not finite, end the run."""
     min_reward_std: float = 1e-6
     """A group whose rewards vary less carries no signal: it is dropped and replaced."""
     wait_timeout_s: float = 600.0
@@ -532,6 +534,7 @@ class TrainConfig:
             self.group_size >= 2, "train.group_size", "must be >= 2 for group-relative advantages", self.group_size,
             "set train.group_size=2 or more",
         )  # fmt: skip
+        _at_least(1, train__max_skipped_updates=self.max_skipped_updates)
         _at_least(0, train__max_staleness=self.max_staleness, train__warmup_steps=self.warmup_steps)
         _at_least(0, train__max_minutes=self.max_minutes, train__kl_coefficient=self.kl_coefficient)
         _at_least(0, train__weight_decay=self.weight_decay, train__min_reward_std=self.min_reward_std)

@@ -89,6 +89,8 @@ class StepView:
             ("time/wait_s", "wait {:.1f}s"),
         )
         cells += [text.format(metrics[key]) for key, text in formats if key in metrics]
+        if metrics.get("updates/skipped"):
+            cells.append("update skipped")
         cells.append(f"{_clock(self.seconds_left(step))} left")
         return "  ".join(cells)
 

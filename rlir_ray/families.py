@@ -22,6 +22,7 @@ from rlir_ray.models.frame_codec import FrameCodec
 from rlir_ray.samplers import Sampler
 from rlir_ray.samplers.flow_steps import noise_levels
 from rlir_ray.trajectory import FrameShape
+from rlir_ray.weights import check_finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +48,15 @@ def family_of(config: Config) -> Family:
 
 
 def open_policy(config: Config, device: Any = "cpu") -> nn.Module:
-    """The configured policy, with its adapter if it trains one or is given one."""
+    """The configured policy, with its adapter if it trains one or is given one.
+
+    Raises:
+        ValueError: a weight is NaN or infinite.
+    """
     policy = family_of(config).open_policy(asset_path(config.models.policy))
     if config.lora.rank or config.models.adapter:
         add_adapter(policy, config.lora, config.models.adapter)
+    check_finite(policy.state_dict(), "models.policy's weights")
     return policy.to(device)
 
 

@@ -107,7 +107,7 @@ class Ledger:
 
     def to_json(self) -> str:
         entries = [asdict(entry) for entry in self._entries.values()]
-        return json.dumps({"counts": self.counts(), "groups": entries}, indent=1)
+        return json.dumps({"counts": self.counts(), "groups": entries}, indent=1, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Ledger:
@@ -175,3 +175,36 @@ class Failures:
                 f"{sum(self._last)} of the last {len(self._last)} groups failed, the last one with: {cause}; mend "
                 f"that, or raise train.max_failed_fraction={self.max_failures / FAILURE_WINDOW:g}"
             )
+
+
+class SkippedUpdates:
+    """Whether so many updates in a row were skipped that the run must end.
+
+    Args:
+        most: skipped updates in a row that end it.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most, self.num_in_a_row = most, 0
+
+    @property
+    def is_too_many(self) -> bool:
+        return self.num_in_a_row >= self.most
+
+    def add(self, step: int, cause: str) -> None:
+        """Takes the update of the next step: why it was skipped, or nothing.
+
+        Raises:
+            RuntimeError: one too many was skipped.
+        """
+        self.num_in_a_row = self.num_in_a_row + 1 if cause else 0
+        if self.is_too_many:
+            raise RuntimeError(
+                f"an update must be finite, got {self.num_in_a_row} in a row that were skipped, the last one in step "
+                f"{step}: {cause}; lower train.learning_rate, or raise train.max_skipped_updates={self.most}"
+            )
+
+
+def skipped_cause(cause: str) -> str:
+    """Why the groups of a skipped update failed."""
+    return f"update skipped: {cause}"

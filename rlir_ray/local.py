@@ -18,7 +18,7 @@ import numpy.typing as npt
 from rlir_ray.actions import GROUPS
 from rlir_ray.advantages import GroupAdvantages, advantages_from_rewards, returns, step_advantages
 from rlir_ray.learner.step import StepBatch, trained_decisions
-from rlir_ray.ledger import FAILED, NO_SIGNAL, TRAINED, Failures, Ledger
+from rlir_ray.ledger import FAILED, NO_SIGNAL, TRAINED, Failures, Ledger, SkippedUpdates, skipped_cause
 from rlir_ray.metrics import accuracy, balanced_accuracy, macro_f1, occurs
 from rlir_ray.samplers import LogprobDifference, difference_metrics
 from rlir_ray.seeds import group_seed, prompt_index
@@ -74,12 +74,13 @@ def train_local(
 
     Raises:
         ValueError: a step finds no group with signal.
-        RuntimeError: too many of the last groups failed, or the sampler's log-probabilities are others than the
-            learner's model's.
+        RuntimeError: too many of the last groups failed, too many updates in a row were skipped, or the sampler's
+            log-probabilities are others than the learner's model's.
     """
     ledger = ledger if ledger is not None else Ledger()
     started, history = time.monotonic(), []
     failures = Failures(config.train.max_failed_fraction)
+    skipped = SkippedUpdates(config.train.max_skipped_updates)
     for step in range(1, config.train.num_steps + 1):
         step_started = time.monotonic()
         seen = step_groups(config, prompts, sampler, reward, ledger, failures)
@@ -92,7 +93,8 @@ def train_local(
         metrics = learner.step(StepBatch(groups, advantages, trained_decisions(groups, advantages)))
         sampler.load_weights(learner.weights(), version=step)
         for scored in ready:
-            ledger.finish(scored.group.group_id, TRAINED)
+            end = (FAILED, skipped_cause(learner.skipped)) if learner.skipped else (TRAINED,)
+            ledger.finish(scored.group.group_id, *end)
 
         metrics |= reward_metrics([one.scores for one in seen if not one.scores.failure], config.reward.discount)
         metrics |= {f"groups/{state}": float(count) for state, count in ledger.counts().items() if state != "in_flight"}
@@ -102,6 +104,7 @@ def train_local(
         history.append(metrics)
         for callback in callbacks:
             callback(step, metrics)
+        skipped.add(step, learner.skipped)
         if 0 < config.train.max_minutes <= (time.monotonic() - started) / 60:
             break
     return history
@@ -127,14 +130,16 @@ def step_groups(
         scores = reward.score([video for _, video in drawn])
         for (group, _), group_scores in zip(drawn, scores, strict=True):
             advantages = None
+            if cause := group.not_finite():
+                group_scores = RewardScores.failed(group.group_id, cause)
             if group_scores.failure:
                 ledger.finish(group.group_id, FAILED, group_scores.failure)
             elif (advantages := group_signal(config, group_scores)) is None:
                 ledger.finish(group.group_id, NO_SIGNAL)
             scored = ScoredGroup(group=group, scores=group_scores, advantages=advantages, difference=sampler.difference)
             seen.append(scored)
-        for group_scores in scores:
-            failures.add(group_scores.failure)
+        for scored in seen[-len(drawn) :]:
+            failures.add(scored.scores.failure)
     return seen
 
 

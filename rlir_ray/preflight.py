@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from rlir_ray.config import ArchitectureConfig, Config, asset_path
 from rlir_ray.models.architectures import flow_architecture, is_flow_model, policy_architecture
@@ -17,10 +18,13 @@ from rlir_ray.trajectory import FrameShape
 
 
 def check_checkpoints(config: Config) -> None:
-    """Whether the weights of all models are there and whole, and both inverse dynamics models are such.
+    """Whether the weights of all models are there, whole and finite, and both inverse dynamics models are such.
+
+    Reads every weight once, one at a time.
 
     Raises:
-        ValueError: a folder holds none, a file is cut off, or an inverse dynamics model is something else.
+        ValueError: a folder holds none, a file is cut off, a weight is NaN or infinite, or an inverse dynamics model is
+            something else.
     """
     for name in ("reward_idm", "judge_idm"):
         folder = asset_path(getattr(config.models, name))
@@ -40,12 +44,22 @@ def check_checkpoints(config: Config) -> None:
         for file in files:
             try:
                 # Reads the header and compares the file's length with it.
-                with safe_open(file, "np"):
-                    pass
+                with safe_open(file, "pt") as weights:
+                    bad = next((name for name in weights.keys() if not _is_finite(weights.get_tensor(name))), "")  # noqa: SIM118
             except (OSError, SafetensorError) as error:
                 raise ValueError(
                     f"models.{entry.name} must hold whole weights, got {error} in {file}; copy the file again"
                 ) from None
+            if bad:
+                raise ValueError(
+                    f"models.{entry.name} must hold finite weights, got NaN or infinity in {bad} of {file}; give "
+                    "another checkpoint"
+                )
+
+
+def _is_finite(weight: Tensor) -> bool:
+    # What is no floating-point number always is.
+    return bool(weight.isfinite().all())
 
 
 def check_engine(config: Config) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import re
@@ -34,8 +35,26 @@ TESTED_PACKAGES = (
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON atomically; raises as `write_text`."""
-    write_text(path, json.dumps(content, indent=1) + "\n")
+    """Writes strict JSON atomically; raises as `write_text`."""
+    write_text(path, strict_json(content, indent=1) + "\n")
+
+
+def strict_json(content: Any, indent: int | None = None) -> str:
+    """JSON that any program reads: a number that is NaN or infinite is written as null."""
+    return json.dumps(_finite_or_none(content), indent=indent, allow_nan=False)
+
+
+def _finite_or_none(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite_or_none(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite_or_none(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def number(value: float | None) -> float:
+    """A number that `strict_json` wrote: null is NaN."""
+    return math.nan if value is None else value
 
 
 def write_text(path: Path, text: str) -> None:
@@ -133,7 +152,7 @@ def versions() -> dict[str, str]:
 # Where and how much a run runs, and what is done beside it: these may differ between a run's two commands.
 MAY_DIFFER = frozenset(
     ["object_store_budget_bytes", "train.num_steps", "train.max_minutes", "train.wait_timeout_s"]
-    + ["train.max_failed_fraction"]
+    + ["train.max_failed_fraction", "train.max_skipped_updates"]
     + [f"rollout.{key}" for key in ("num_actors", "num_cpus", "num_gpus", "resources", "num_threads", "timeout_s")]
     + [f"vllm.{key}" for key in ("kv_cache_bytes", "gpu_memory_utilization", "enforce_eager", "max_num_seqs")]
     + [
@@ -229,7 +248,7 @@ class RunFolder:
         path.unlink(missing_ok=True)
         shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
         if kept:
-            write_text(path, "".join(json.dumps(metrics) + "\n" for metrics in kept))
+            write_text(path, "".join(strict_json(metrics) + "\n" for metrics in kept))
         for metrics in kept:
             self._log_events(metrics)
 
@@ -270,7 +289,7 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         try:
             with path.open("a") as lines:
-                lines.write(json.dumps(metrics) + "\n")
+                lines.write(strict_json(metrics) + "\n")
         except OSError as error:
             raise ValueError(f"could not save {path}: {error.strerror}; free some space or set run.dir") from error
         self._log_events(metrics)
@@ -298,7 +317,7 @@ def _parsed(line: str) -> dict[str, float] | None:
         metrics = json.loads(line)
     except json.JSONDecodeError:
         return None
-    return metrics if isinstance(metrics, dict) else None
+    return {key: number(value) for key, value in metrics.items()} if isinstance(metrics, dict) else None
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

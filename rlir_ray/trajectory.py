@@ -138,6 +138,17 @@ class TrajectoryGroup:
     def group_size(self) -> int:
         return len(getattr(self.record, fields(self.record)[0].name))
 
+    def not_finite(self) -> str:
+        """Why the group cannot train, in one line: NaN or infinity where it counts; empty: there is none."""
+        logprobs = self.behavior_logprobs
+        if logprobs is not None and not np.isfinite(logprobs[self.loss_mask]).all():
+            return "behavior log-probabilities must be finite, got NaN or infinity; check the policy's weights"
+        for entry in fields(self.record):
+            column = getattr(self.record, entry.name)
+            if column is not None and not np.isfinite(column).all():
+                return f"a rollout's {entry.name} must be finite, got NaN or infinity; check the policy's weights"
+        return ""
+
     @property
     def num_decisions(self) -> int:
         """Decisions that train, over all trajectories."""

@@ -58,10 +58,11 @@ def load_weights(module: torch.nn.Module, weights: Received, published: str = ""
         What it held before, to be loaded again if whoever uses the module cannot go on with the new ones.
 
     Raises:
-        ValueError: a name, a shape or the checksum differs.
+        ValueError: a name, a shape or the checksum differs, or a value is not finite.
     """
     own = _published(module)
     _check_fit(own, weights)
+    check_finite(weights, "weights that are loaded")
     staged = {name: as_tensor(weights[name]).to(target.device, target.dtype) for name, target in own.items()}
     if published:
         # Types that differ are those that the module rounds.
@@ -104,6 +105,26 @@ def as_tensor(value: npt.NDArray[np.generic] | torch.Tensor) -> torch.Tensor:
         # Nothing writes into the weights of a sampler.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(np.asarray(value, order="C"))
+
+
+def check_finite(weights: Received, what: str) -> None:
+    """Whether all floating-point values are finite.
+
+    Args:
+        weights: any shapes.
+        what: they are, for the message.
+
+    Raises:
+        ValueError: some are NaN or infinite; it names the first such tensor.
+    """
+    for name in weights:
+        tensor = as_tensor(weights[name])
+        if not bool(tensor.isfinite().all()):
+            num_bad = int((~tensor.isfinite()).sum())
+            raise ValueError(
+                f"{what} must be finite, got NaN or infinity in {name} ({num_bad} of {tensor.numel()} numbers); use "
+                "an earlier checkpoint, and a lower train.learning_rate if training made them"
+            )
 
 
 def check_published(weights: Received, published: str) -> None:

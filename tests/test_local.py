@@ -1,23 +1,35 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from rlir_ray.config import Config, LearnerConfig, RewardConfig, RolloutConfig, TrainConfig, WorldConfig
+from rlir_ray.config import (
+    Config,
+    FlowConfig,
+    LearnerConfig,
+    RewardConfig,
+    RolloutConfig,
+    TrainConfig,
+    WorldConfig,
+)
 from rlir_ray.learner.objectives import PolicyGradient
-from rlir_ray.learner.rescoring import TokenRescorer
+from rlir_ray.learner.rescoring import FlowRescorer, TokenRescorer
 from rlir_ray.learner.step import Learner
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.ledger import Ledger
 from rlir_ray.local import check_logprobs, reward_metrics, train_local
 from rlir_ray.samplers import LogprobDifference
+from rlir_ray.samplers.flow import FlowSampler
 from rlir_ray.samplers.torch_sampler import TorchSampler
 from rlir_ray.trajectory import EncodedVideo, RewardScores
 from rlir_ray.weights import checksum, weights_of
-from tests.fakes import NUM_CODES, tiny_prompts, tiny_world_model
+from tests.fakes import NUM_CODES, tiny_flow_model, tiny_flow_prompts, tiny_prompts, tiny_world_model
+
+Ended = tuple[list[dict[str, float]], Ledger, Learner, str]
 
 CONFIG = Config(
     world=WorldConfig(num_frames=3),
@@ -126,3 +138,66 @@ def test_groups_that_never_occur_lift_no_figure_of_the_rewards() -> None:
     assert found["follow/macro_f1"] == pytest.approx(1 / 3)
     nothing = RewardScores(group_id=0, frame_rewards=rewards, confusion={"drop": still})
     assert not {"follow/accuracy", "follow/macro_f1", "rule/balanced"} & set(reward_metrics([nothing], 1.0))
+
+
+class MeanLatent:
+    """Rewards frames of latents by their mean; bounded, as an inverse reward is, whatever the latents are."""
+
+    def score(self, videos: Sequence[EncodedVideo]) -> list[RewardScores]:
+        means = [video.codes[:, video.num_context :].astype(np.float32).mean((2, 3, 4)) for video in videos]
+        return [
+            RewardScores(group_id=video.group_id, frame_rewards=np.tanh(np.nan_to_num(mean)))
+            for video, mean in zip(videos, means, strict=True)
+        ]
+
+
+def ended_run(is_flow: bool, learning_rate: float = 1e-3, *, poison: bool = False) -> Ended:
+    """Up to six steps of a family, and the line that ended them."""
+    train = replace(CONFIG.train, num_steps=6, learning_rate=learning_rate, warmup_steps=0)
+    flow = FlowConfig(num_steps=4, window=2, noise_level=0.5)
+    config, make = replace(CONFIG, train=train), tiny_flow_model if is_flow else tiny_world_model
+    policy, sampled = make(), make()
+    for model in (policy, sampled):
+        # Its last weight is read for every decision.
+        list(model.parameters())[-1].data.view(-1)[0] *= np.nan if poison else 1
+    sampler = FlowSampler(sampled, flow, explore=True) if is_flow else TorchSampler(sampled, temperature=1.0)
+    objective = PolicyGradient(policy, FlowRescorer(flow) if is_flow else TokenRescorer(1.0), train)
+    learner = Learner(TorchEngine(policy, train, config.learner), objective, train, config.learner)
+    prompts, reward = (tiny_flow_prompts if is_flow else tiny_prompts)(6), MeanLatent() if is_flow else DarkReward()
+    logged: list[dict[str, float]] = []
+    ledger = Ledger()
+    with pytest.raises(RuntimeError) as end:
+        train_local(config, prompts, sampler, reward, learner, [lambda step, each: logged.append(each)], ledger)
+    return logged, ledger, learner, str(end.value)
+
+
+FAMILIES = pytest.mark.parametrize("is_flow", [False, True], ids=["tokens", "flow"])
+
+
+@FAMILIES
+def test_a_policy_that_blows_up_ends_the_run_in_one_line_and_trains_no_group_after_it(is_flow: bool) -> None:
+    logged, ledger, learner, line = ended_run(is_flow, learning_rate=1e8)
+    assert "\n" not in line and "finite" in line
+    assert all(math.isfinite(value) for metrics in logged for value in metrics.values())
+    num_done = sum(metrics["updates/skipped"] == 0 for metrics in logged)
+    assert 1 <= num_done < len(logged) + ledger.counts()["failed"] and ledger.counts()["trained"] == 4 * num_done
+    assert all(np.isfinite(value).all() for value in learner.weights().values())
+
+
+@FAMILIES
+def test_groups_sampled_by_a_policy_with_nan_fail_and_end_the_run_in_one_line(is_flow: bool) -> None:
+    logged, ledger, _, line = ended_run(is_flow, poison=True)
+    assert "\n" not in line and "behavior log-probabilities must be finite, got NaN or infinity" in line
+    assert not logged and ledger.counts()["trained"] == 0 and ledger.counts()["failed"] >= 11
+
+
+def test_groups_of_a_skipped_update_have_failed_and_training_goes_on() -> None:
+    model = tiny_world_model()
+    engine = TorchEngine(model, CONFIG.train, CONFIG.learner)
+    model.llama.model.norm.weight.register_hook(lambda gradient: gradient * (np.nan if learner.num_steps == 1 else 1))
+    learner = Learner(engine, PolicyGradient(model, TokenRescorer(1.0), CONFIG.train), CONFIG.train, CONFIG.learner)
+    ledger, sampler = Ledger(), TorchSampler(tiny_world_model(), temperature=1.0)
+    history = train_local(CONFIG, tiny_prompts(6), sampler, DarkReward(), learner, ledger=ledger)
+    assert [metrics["updates/skipped"] for metrics in history] == [0, 1, 0]
+    assert ledger.counts()["trained"] == 8 and ledger.counts()["failed"] == 4
+    assert ledger[4].cause == "update skipped: gradient of llama.model.norm.weight is not finite"

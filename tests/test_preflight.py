@@ -2,10 +2,13 @@ import json
 import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from rlir_ray import preflight
+from rlir_ray.families import open_policy
 from rlir_ray.preflight import check_checkpoints, check_engine, check_world
 from tests.fakes import NUM_CODES, TOKENS_PER_FRAME
+from tests.world import flow_overrides
 
 
 def test_checkpoints_of_one_world_pass(make_config):
@@ -36,6 +39,37 @@ def test_a_checkpoint_that_is_cut_off_is_named_before_anything_starts(make_confi
     weights.unlink()
     with pytest.raises(ValueError, match="judge_idm must hold safetensors"):
         check_checkpoints(make_config(f"models.judge_idm={short}"))
+
+
+@pytest.mark.parametrize("name", ["policy", "tokenizer", "reward_idm", "judge_idm"])
+def test_a_model_with_nan_is_named_with_its_first_bad_tensor_before_anything_starts(
+    make_config, checkpoints, tmp_path, name
+):
+    folder, file = tmp_path / "spoilt", next((checkpoints / name).glob("*.safetensors")).name
+    shutil.copytree(checkpoints / name, folder)
+    weights = load_file(folder / file)
+    bad = next(key for key, value in weights.items() if value.is_floating_point())
+    weights[bad].view(-1)[-1] = float("nan")
+    save_file(weights, folder / file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"models.{name} must hold finite weights, got NaN or infinity in ") as refusal:
+        check_checkpoints(make_config(f"models.{name}={folder}"))
+    assert bad in str(refusal.value) and "\n" not in str(refusal.value)
+    if name == "policy":
+        with pytest.raises(ValueError, match=r"models\.policy's weights must be finite, got NaN or infinity in "):
+            open_policy(make_config(f"models.{name}={folder}"))
+
+
+@pytest.mark.parametrize("name", ["policy", "tokenizer"])
+def test_a_flow_model_with_nan_is_refused_too(make_config, checkpoints, tmp_path, name):
+    source = checkpoints / {"policy": "flow_policy", "tokenizer": "autoencoder"}[name]
+    file = next(source.glob("*.safetensors")).name
+    shutil.copytree(source, tmp_path / "spoilt")
+    weights = load_file(tmp_path / "spoilt" / file)
+    next(iter(weights.values())).view(-1)[0] = float("inf")
+    save_file(weights, tmp_path / "spoilt" / file, metadata={"format": "pt"})
+    config = make_config(*flow_overrides(checkpoints), f"models.{name}={tmp_path / 'spoilt'}")
+    with pytest.raises(ValueError, match=f"models.{name} must hold finite weights, got NaN or infinity in "):
+        check_checkpoints(config)
 
 
 def test_models_of_another_kind_are_named_before_anything_starts(make_config, checkpoints):

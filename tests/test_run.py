@@ -1,6 +1,7 @@
 """The run folder: what it keeps and what it refuses."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -159,3 +160,20 @@ def test_whatever_starts_ray_keeps_the_same_results_in_the_object_store():
     limits = {name: sizes for name, sizes in found.items() if sizes}
     assert "rlir.sbatch" in limits and "runtime_env.yaml" in limits
     assert all(sizes == [str(SYSTEM_CONFIG["max_direct_call_object_size"])] for sizes in limits.values()), limits
+
+
+def test_files_are_strict_json_where_a_number_is_not_finite_and_read_back_as_nan(tmp_path):
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    folder = RunFolder(_config(tmp_path)).begin()
+    folder.log_step({"step": 1.0, "grad_norm": math.inf, "reward/mean": 0.5})
+    write_json(folder.path / "evaluation.json", {"clips": [[math.nan, 1.0], (-math.inf,)], "name": "a"})
+    line = (folder.path / "metrics.jsonl").read_text()
+    assert json.loads(line, parse_constant=refuse) == {"step": 1.0, "grad_norm": None, "reward/mean": 0.5}
+    text = (folder.path / "evaluation.json").read_text()
+    assert json.loads(text, parse_constant=refuse) == {"clips": [[None, 1.0], [None]], "name": "a"}
+    (metrics,) = folder.metrics(1)
+    assert math.isnan(metrics["grad_norm"]) and metrics["reward/mean"] == 0.5
+    folder.cut(1)
+    json.loads((folder.path / "metrics.jsonl").read_text(), parse_constant=refuse)

@@ -47,7 +47,8 @@ class Quality:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Quality:
-        clips: dict[str, Any] = {figure: np.array(part["clips"]) if part else None for figure, part in content.items()}
+        # A number that was not finite is null there, and NaN here.
+        clips = {figure: part and np.array(part["clips"], np.float64) for figure, part in content.items()}
         return cls(**clips)
 
 

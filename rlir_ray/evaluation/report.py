@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 from collections.abc import Sequence
 from html import escape
@@ -21,6 +22,7 @@ from rlir_ray.evaluation.tables import (
     quality_table,
 )
 from rlir_ray.evaluation.video import FOLDER, contact_strip
+from rlir_ray.run import number
 
 REPORT, PICTURE = "report.html", "report.png"
 CHARTS: tuple[tuple[str, dict[str, str], bool], ...] = (
@@ -154,7 +156,8 @@ def _videos(run_dir: Path) -> str:
 def _curves(steps: Sequence[dict[str, float]]) -> str:
     charts = []
     for title, keys, zero in CHARTS:
-        known = {label: key for label, key in keys.items() if any(key in step for step in steps)}
+        measured = {key for step in steps for key, value in step.items() if math.isfinite(value)}
+        known = {label: key for label, key in keys.items() if key in measured}
         if known and len(steps) > 1:
             series = {label: [step.get(key, float("nan")) for step in steps] for label, key in known.items()}
             charts.append(f"<figure>{line_chart(title, [step['step'] for step in steps], series, zero=zero)}</figure>")
@@ -185,4 +188,5 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_lines(path: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return [{key: number(value) for key, value in line.items()} for line in lines]

@@ -16,7 +16,7 @@ from rlir_ray.evaluation.following import Following
 from rlir_ray.evaluation.quality import Quality
 from rlir_ray.evaluation.video import Clips, save_clips, write_videos
 from rlir_ray.metrics import or_none
-from rlir_ray.run import write_json
+from rlir_ray.run import number, write_json
 
 BASE, SUPERVISED, POST_TRAINED = NAMES = ("base", "supervised", "post-trained")
 REAL, RECONSTRUCTED = "real", "reconstructed"
@@ -96,11 +96,7 @@ class Comparison:
 
 
 def _changes(content: dict[str, Any]) -> dict[str, Change]:
-    nothing = float("nan")
-    return {
-        figure: Change(**{name: nothing if value is None else value for name, value in part.items()})
-        for figure, part in content.items()
-    }
+    return {figure: Change(mean=number(part["mean"]), se=number(part["se"])) for figure, part in content.items()}
 
 
 def compare(before: Evaluation, after: Evaluation) -> Comparison:

@@ -6,6 +6,8 @@ Legend: B trajectories of a micro-batch, G of a group, T decisions, F generated 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -23,12 +25,12 @@ from rlir_ray.advantages import GroupAdvantages
 from rlir_ray.batching import MicroBatch, micro_batches
 from rlir_ray.config import LearnerConfig, TrainConfig
 from rlir_ray.learner.objectives import Columns, Objective
-from rlir_ray.learner.state import Part, State
+from rlir_ray.learner.state import Part, State, trained_parameters
 from rlir_ray.losses import combine, is_maximum, normalise
 from rlir_ray.models.adapters import save_policy
 from rlir_ray.seeds import trajectory_seed
 from rlir_ray.trajectory import Record, TrajectoryGroup
-from rlir_ray.weights import Weights, weights_of
+from rlir_ray.weights import Weights, check_finite, weights_of
 
 # In a learner's state, besides the engine's.
 NUM_STEPS, OBJECTIVE = "num_steps", "objective/"
@@ -84,7 +86,10 @@ class Engine(Protocol):
         """Accumulates the gradient of a loss that is summed over micro-batches and ranks."""
 
     def optimizer_step(self, learning_rate: float) -> float:
-        """Clips, updates, forgets the gradient; returns its norm before clipping."""
+        """Clips, updates, forgets the gradient; returns its norm before clipping, the same on every rank.
+
+        Where the norm is not finite, weights and moments stay as they are.
+        """
 
     def reduce(self, values: Tensor, maximum: bool) -> Tensor:
         """Sum or maximum over ranks."""
@@ -122,38 +127,76 @@ class Learner:
         self.engine, self.objective = engine, objective
         self.train, self.learner = train, learner
         self.num_steps = 0
+        self.skipped = ""
+        """Why the last update was skipped, the same on every rank; empty: it was done."""
+        self._watch = GradientWatch(engine.module, engine.device)
 
     def step(self, batch: StepBatch) -> dict[str, float]:
-        """One update. Returns the metrics of the whole step, the same on every rank."""
+        """One update, skipped on every rank where a loss, one of its figures or a gradient is not finite on any.
+
+        Returns:
+            The finite metrics of the whole step, the same on every rank; `updates/skipped` is 1 or 0.
+        """
         shapes = [
             (len(advantages.rows), group.loss_mask.shape[1], _layout(group.record))
             for group, advantages in zip(batch.groups, batch.advantages, strict=True)
         ]
         own = micro_batches(shapes, self.learner.decision_budget)
         most = int(self.engine.reduce(torch.tensor(float(len(own))), maximum=True))
-        parts = []
+        parts, bad_group = [], math.inf
         for number, micro in enumerate(micro_batches(shapes, self.learner.decision_budget, most), start=1):
             columns = stack(batch, micro, self.num_steps, self.engine.device)
             loss, metrics = self.objective.loss(self.engine.forward, columns, batch.num_decisions)
+            if not _are_finite([loss, *metrics.values()]):
+                bad_group = min(bad_group, batch.groups[micro.rows[0].group].group_id)
+                # Its gradients become NaN on this rank, and in their sum over ranks: all ranks skip the update.
+                loss = loss * math.nan
             self.engine.backward(loss, last=number == most)
             parts.append(metrics)
         rate = learning_rate_at(self.num_steps, self.train.learning_rate, self.train.warmup_steps)
         grad_norm = self.engine.optimizer_step(rate)
         self.num_steps += 1
-        self.objective.end_step(self.num_steps, self.engine.gathered)
+        self.skipped = "" if math.isfinite(grad_norm) else self._cause(bad_group)
+        if not self.skipped:
+            self.objective.end_step(self.num_steps, self.engine.gathered)
         totals = {name: self.engine.reduce(value, is_maximum(name)) for name, value in combine(parts).items()}
-        return normalise(totals, batch.num_decisions) | {"grad_norm": grad_norm, "learning_rate": rate}
+        metrics = normalise(totals, batch.num_decisions) | {"grad_norm": grad_norm, "learning_rate": rate}
+        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        return metrics | {"updates/skipped": float(bool(self.skipped))}
+
+    def _cause(self, bad_group: float) -> str:
+        """Of a skipped update, the same on every rank.
+
+        Args:
+            bad_group: the first one in a micro-batch of this rank whose loss is not finite; infinity: all are.
+        """
+        first = -float(self.engine.reduce(torch.tensor(-bad_group, dtype=torch.float64), maximum=True))
+        bad_gradient = self._watch.first_bad(self.engine)
+        if math.isfinite(first):
+            return f"loss or log-probabilities of group {first:.0f} or its micro-batch are not finite"
+        return f"gradient of {bad_gradient} is not finite" if bad_gradient else "the gradient's norm is not finite"
 
     def weights(self) -> Weights:
-        """What the samplers get, gathered: every rank calls, rank 0 gets it, the others an empty dict."""
+        """What the samplers get, gathered: every rank calls, rank 0 gets it, the others an empty dict.
+
+        Raises:
+            ValueError: some are not finite.
+        """
         with self.engine.gathered():
-            return weights_of(self.objective.sampling_policy) if self.engine.rank == 0 else {}
+            weights = weights_of(self.objective.sampling_policy) if self.engine.rank == 0 else {}
+        check_finite(weights, "weights to be published")
+        return weights
 
     def state(self) -> Weights:
-        """All that the next step depends on, gathered: every rank calls, rank 0 gets it, the others an empty dict."""
+        """All that the next step depends on, gathered: every rank calls, rank 0 gets it, the others an empty dict.
+
+        Raises:
+            ValueError: some of it is not finite.
+        """
         state = self.engine.state()
         if self.engine.rank != 0:
             return {}
+        check_finite(state, "what a checkpoint holds")
         memory = {OBJECTIVE + name: value for name, value in self.objective.state().items()}
         return state | memory | {NUM_STEPS: np.array(self.num_steps, np.int64)}
 
@@ -161,8 +204,9 @@ class Learner:
         """Goes on where another learner wrote its state; every rank calls with the same one.
 
         Raises:
-            ValueError: it is of another policy or another objective.
+            ValueError: it is of another policy or another objective, or not finite.
         """
+        check_finite(state, "what a checkpoint holds")
         memory = {name: state[name] for name in state if name.startswith(OBJECTIVE)}
         own = {name for name in state if name not in memory and name != NUM_STEPS}
         self.engine.load_state(Part(state, own))
@@ -175,11 +219,42 @@ class Learner:
         The folder appears whole or not at all.
 
         Raises:
-            ValueError: it cannot be written.
+            ValueError: it cannot be written, or is not finite.
         """
         with self.engine.gathered():
             if self.engine.rank == 0:
+                check_finite(self.objective.sampling_policy.state_dict(), "a policy to be saved")
                 save_whole(self.objective.sampling_policy, Path(folder))
+
+
+class GradientWatch:
+    """Remembers whose gradients were not finite, without waiting for the device.
+
+    Args:
+        module: whose parameters are watched; those that train.
+        device: of the engine.
+    """
+
+    def __init__(self, module: torch.nn.Module, device: torch.device) -> None:
+        trained = trained_parameters(module)
+        self._names = list(trained)
+        self._is_bad = torch.zeros(len(trained), device=device)
+        for place, weight in enumerate(trained.values()):
+            weight.register_hook(functools.partial(self._look, place))
+
+    def _look(self, place: int, gradient: Tensor) -> None:
+        self._is_bad[place] += ~gradient.sum().isfinite()
+
+    def first_bad(self, engine: Engine) -> str:
+        """The first parameter with one on any rank, or nothing; forgets them. Every rank calls."""
+        found = engine.reduce(self._is_bad, maximum=True).nonzero().flatten().tolist()
+        self._is_bad.zero_()
+        return self._names[found[0]] if found else ""
+
+
+def _are_finite(tensors: Sequence[Tensor]) -> bool:
+    # One question to the device.
+    return bool(torch.cat([tensor.detach().flatten().float() for tensor in tensors]).isfinite().all())
 
 
 def save_whole(model: Any, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -44,10 +45,11 @@ class TorchEngine:
     def optimizer_step(self, learning_rate: float) -> float:
         for options in self._optimizer.param_groups:
             options["lr"] = learning_rate
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self._max_grad_norm)
-        self._optimizer.step()
+        grad_norm = float(torch.nn.utils.clip_grad_norm_(self.module.parameters(), self._max_grad_norm))
+        if math.isfinite(grad_norm):
+            self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return float(grad_norm)
+        return grad_norm
 
     def reduce(self, values: Tensor, maximum: bool) -> Tensor:
         return values

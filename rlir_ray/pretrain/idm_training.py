@@ -26,7 +26,7 @@ from rlir_ray.pretrain.idm_loss import class_weights, head_weights, inverse_dyna
 from rlir_ray.pretrain.warnings import judge_warning
 from rlir_ray.pretrain.windows import NUM_BINS, LabelledFrames, Reconstruct, draw_windows, label_frames
 from rlir_ray.progress import ShowProgress, figure_words, progress_bar
-from rlir_ray.run import write_json
+from rlir_ray.run import strict_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -236,7 +236,7 @@ def _note(
     """Appends a point to the curve and says it."""
     point = {"step": run.step, "elapsed_s": round(run.elapsed_s, 1), "loss": round(loss, 4), "held_out": scores}
     with path.open("a") as file:
-        file.write(json.dumps(point) + "\n")
+        file.write(strict_json(point) + "\n")
     mean = scores["mean"]
     end = f"{settings.steps} steps" if settings.steps else f"{60 * settings.minutes:.0f} s"
     logger.info(

@@ -18,7 +18,7 @@ import torch
 
 from rlir_ray.pretrain.finished import FREE_SETTINGS
 from rlir_ray.progress import clock, figure_words, progress_bar
-from rlir_ray.run import write_json
+from rlir_ray.run import strict_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ class Loop:
         line = {"step": self.step, "elapsed_s": self.elapsed_s, **means, **figures}
         line = {name: round(value, 4) for name, value in line.items() if math.isfinite(value)}
         with (self.out_dir / "curve.jsonl").open("a") as curve:
-            curve.write(json.dumps(line) + "\n")
+            curve.write(strict_json(line) + "\n")
         said = {name: value for name, value in line.items() if name not in ("step", "elapsed_s")}
         # An update that ends after the last minute makes no more than the whole.
         percent = 100 * min(self.progress, 1.0)

@@ -28,7 +28,7 @@ from rlir_ray.pretrain.pictures import Clips, draw_pairs, reconstruction_loss
 from rlir_ray.pretrain.tokenizer import TokenizerTraining
 from rlir_ray.pretrain.tokenizer_figures import evaluate_tokenizer, perplexity
 from rlir_ray.progress import figure_words, progress_bar
-from rlir_ray.run import write_json
+from rlir_ray.run import strict_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def train_tokenizer(
             show(_progress(state, settings), f"loss {metrics['loss']}")
             if state.step % 20 == 0:
                 line = {"step": state.step, "elapsed_s": round(state.elapsed_s, 1), **metrics}
-                curve.write(json.dumps(line) + "\n")
+                curve.write(strict_json(line) + "\n")
                 curve.flush()
             if state.step % settings.checkpoint_every == 0:
                 _save_checkpoint(state, checkpoint)

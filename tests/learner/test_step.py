@@ -38,8 +38,9 @@ def make(
     reference: torch.nn.Module | None = None,
     train: TrainConfig = TRAIN,
     temperature: float = TEMPERATURE,
+    policy: WorldModel | None = None,
 ) -> Learner:
-    model, settings = tiny_world_model(), LearnerConfig(engine="torch", decision_budget=budget)
+    model, settings = policy or tiny_world_model(), LearnerConfig(engine="torch", decision_budget=budget)
     objective = PolicyGradient(model, TokenRescorer(temperature), train, reference)
     return Learner(TorchEngine(model, train, settings), objective, train, settings)
 
@@ -173,3 +174,62 @@ def test_advantages_that_do_not_fit_are_refused() -> None:
         StepBatch(batch.groups, [GroupAdvantages(np.zeros((1, 3), np.float32), np.array([4]))], 1)
     with pytest.raises(ValueError, match="prompts_per_step"):
         StepBatch([], [], 1)
+
+
+def poisoned(batch: StepBatch, number: int) -> StepBatch:
+    """The step with a log-probability of one group that is no number."""
+    groups = list(batch.groups)
+    logprobs = np.array(groups[number].behavior_logprobs)
+    logprobs[0, 0] = np.nan
+    groups[number] = replace(groups[number], behavior_logprobs=logprobs)
+    return StepBatch(groups, batch.advantages, batch.num_decisions)
+
+
+def test_an_update_whose_loss_is_not_finite_changes_nothing_and_names_the_group() -> None:
+    learner = make(budget=80)
+    learner.step(sample())
+    before, steps = learner.state(), learner.num_steps
+    metrics = learner.step(poisoned(sample(), 1))
+    assert "group 1 " in learner.skipped and metrics["updates/skipped"] == 1
+    assert all(np.isfinite(value) for value in metrics.values())
+    after = learner.state()
+    assert int(after.pop("num_steps")) == steps + 1 and before.pop("num_steps") == steps
+    assert checksum(after) == checksum(before)
+    # The gradient was forgotten: the next update is as if that step had never been.
+    undisturbed = make(budget=80)
+    undisturbed.step(sample())
+    learner.num_steps = undisturbed.num_steps
+    assert learner.step(sample())["updates/skipped"] == 0 and not learner.skipped
+    undisturbed.step(sample())
+    assert checksum(learner.weights()) == checksum(undisturbed.weights())
+
+
+def test_an_update_with_an_infinite_gradient_is_skipped_and_names_its_parameter() -> None:
+    policy = tiny_world_model()
+    handle = policy.llama.model.norm.weight.register_hook(lambda gradient: gradient * np.inf)
+    learner = make(policy=policy)
+    before = checksum(learner.weights())
+    assert learner.step(sample())["updates/skipped"] == 1
+    assert learner.skipped == "gradient of llama.model.norm.weight is not finite"
+    assert checksum(learner.weights()) == before
+    handle.remove()
+    assert learner.step(sample())["updates/skipped"] == 0 and not learner.skipped
+
+
+def test_weights_that_are_not_finite_are_not_published_saved_or_loaded(tmp_path: Path) -> None:
+    learner = make()
+    good = learner.state()
+    name = "llama.model.norm.weight"
+    with torch.no_grad():
+        dict(learner.engine.module.named_parameters())[name][0] = np.inf
+    for refused in (learner.weights, learner.state, lambda: learner.save(tmp_path / "policy")):
+        with pytest.raises(ValueError, match=f"must be finite, got NaN or infinity in (weight/)?{name}") as refusal:
+            refused()
+        assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "policy").exists()
+    with pytest.raises(ValueError, match="must be finite"):
+        make().load_state({**good, f"exp_avg/{name}": np.full_like(good[f"exp_avg/{name}"], np.nan)})
+    sampler = TorchSampler(tiny_world_model(), temperature=1.0)
+    with pytest.raises(ValueError, match="must be finite"):
+        sampler.load_weights(weights_of(learner.engine.module), 1)
+    assert sampler.policy_version == 0
