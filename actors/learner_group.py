@@ -18,7 +18,7 @@ import ray
 from ray import train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from actors.errors import one_line
+from actors.errors import import_hint, one_line
 from actors.learner import build_learner, run_rank
 from actors.mailbox import CheckpointOrder, Failure, Mailbox, Order, SaveOrder, SendingRank, StepReport, split_order
 from actors.placement import LEARNER_STRATEGY, node_id, on_node
@@ -186,8 +186,11 @@ class LearnerGroup:
         report = wait_all([self._reports[0][0]], timeout_s, who, stop, self.doing)[0]
         self._reports.popleft()
         if isinstance(report, Failure):
-            kind = RuntimeError if report.is_final else LearnerLost
-            raise kind(f"{report.cause}; the run cannot go on without its learner: mend it and give the same command")
+            # New ranks could not import the module either.
+            hint = import_hint(report.cause)
+            kind = RuntimeError if report.is_final or hint else LearnerLost
+            way_out = hint or "the run cannot go on without its learner: mend it and give the same command"
+            raise kind(f"{report.cause}; {way_out}")
         self.has_failed, self.version = False, report.version
         return report
 

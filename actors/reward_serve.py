@@ -21,7 +21,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import ApplicationStatus
 
-from actors.errors import one_line
+from actors.errors import import_hint, one_line
 from actors.placement import ray_options
 from actors.reward import Reward, RewardDeployment, Scored
 from actors.reward_backend import ReplicaLost, is_lost
@@ -206,7 +206,9 @@ class ServeBackend(HandleBackend):
         deadline = time.monotonic() + self.config.train.wait_timeout_s
         while (status := self._application().status) != ApplicationStatus.RUNNING:
             if status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
-                raise RuntimeError(f"the reward pool did not start: {self._cause()}; check models.* and reward.*")
+                cause = self._cause()
+                way_out = import_hint(cause) or "check models.* and reward.*"
+                raise RuntimeError(f"the reward pool did not start: {cause}; {way_out}")
             if stop.is_set():
                 raise Stopped
             if time.monotonic() > deadline:
