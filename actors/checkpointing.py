@@ -26,6 +26,7 @@ from rlir_ray.run import write_json
 from rlir_ray.samplers import LogprobDifference
 from rlir_ray.seeds import prompt_index
 from rlir_ray.timeline import Span
+from rlir_ray.trajectory import RewardScores
 
 
 @dataclass(kw_only=True, slots=True)
@@ -103,7 +104,7 @@ class Checkpoints:
 def _to_json(group: ReadyGroup) -> dict[str, Any]:
     return {
         "group_id": group.group_id, "advantages": group.advantages.tolist(), "report": asdict(group.report),
-        "scored": asdict(group.scored),
+        "scored": asdict(group.scored), "scores": group.scores.to_json(),
     }  # fmt: skip
 
 
@@ -159,4 +160,5 @@ def _from_json(content: dict[str, Any], group_ref: ray.ObjectRef) -> ReadyGroup:
     return ReadyGroup(
         group_id=content["group_id"], group_ref=group_ref, advantages=np.array(content["advantages"], np.float32),
         report=CallReport(**{**report, **made}), scored=Span(**content["scored"]),
+        scores=RewardScores.from_json(content["scores"]),
     )  # fmt: skip

@@ -46,6 +46,7 @@ class ReadyGroup:
     """Of the rollout call that sampled it."""
     scored: Span
     """When it was scored."""
+    scores: RewardScores
 
 
 class StepsUnderWay(Protocol):
@@ -94,9 +95,12 @@ class Collector:
         self._in_flight: dict[int, tuple[GroupRefs, futures.Future[Scored]]] = {}
         self._ready: dict[int, ReadyGroup] = {}
         self._failures = Failures(config.train.max_failed_fraction)
-        self._rewards: dict[str, float] = {}
+        self._without_signal: list[RewardScores] = []
+        """Of the step that is collected now."""
+        self._dropped: dict[int, list[RewardScores]] = {}
+        """The same of steps that were handed out, by their first group."""
         self._counted: set[int] = set()
-        self._step = StepTotals(self.config.reward.discount, self._counted)
+        self._step = StepTotals(self._counted)
         self._last_report: tuple[ray.ObjectRef, CallReport] | None = None
         self._room_since: float | None = None
         self._has_told = False
@@ -124,6 +128,7 @@ class Collector:
             # Before the step is taken: the pools must not rest while it is trained.
             self.admit(num_steps_left)
             if groups := self._due(num_groups):
+                self._dropped[groups[0].group_id], self._without_signal = self._without_signal, []
                 return groups
             self._receive()
 
@@ -225,10 +230,12 @@ class Collector:
         advantages = group_signal(self.config, scored.scores)
         if advantages is None:
             self._end(group_id, NO_SIGNAL)
+            self._without_signal.append(scored.scores)
+            # What is ready beyond a step, and what earlier steps took, is no search in vain.
             missing = self.config.train.prompts_per_step - len(self._ready)
-            check_signal(self.config, num_seen=len(self._step.scores), num_missing=missing)
+            check_signal(self.config, num_seen=len(self._without_signal) + len(self._ready), num_missing=missing)
         else:
-            self._ready[group_id] = ReadyGroup(group_id, refs.group_ref, advantages, report, span)
+            self._ready[group_id] = ReadyGroup(group_id, refs.group_ref, advantages, report, span, scored.scores)
 
     def _report(self, ref: ray.ObjectRef) -> CallReport:
         """The groups of a call come one after the other: its report is fetched once."""
@@ -256,20 +263,24 @@ class Collector:
         futures.wait([future for _, future in self._in_flight.values()], timeout=self.config.train.wait_timeout_s)
 
     def metrics(self, groups: Sequence[ReadyGroup], version: int, wait: Span | None = None) -> dict[str, float]:
-        """Of the step that trained these groups at this version, and of all that was scored since the last call.
+        """Of the step that trained these groups at this version; seconds and frames: of the pools since the last call.
+
+        The rewards are those of the step's groups and of the groups without signal that were dropped while the step
+        was collected: each group that was scored counts in one step.
 
         Args:
             groups: of the step.
             version: of the learner before the step.
             wait: of the driver, for these groups.
         """
-        totals, self._step = self._step, StepTotals(self.config.reward.discount, self._counted)
-        # A step may train what was scored during the one before: the figures of then hold on.
-        self._rewards = totals.rewards() or self._rewards
+        totals, self._step = self._step, StepTotals(self._counted)
+        # Which group came first must not show in the last digit of a mean.
+        scores = [group.scores for group in groups] + self._dropped.pop(groups[0].group_id, [])
+        scores.sort(key=lambda one: one.group_id)
         lag = [staleness(version, group.report.policy_version) for group in groups]
         counts = self.ledger.counts()
         return {
-            **self._rewards,
+            **reward_metrics(scores, self.config.reward.discount),
             **totals.metrics(),
             **(waited_for(wait, [one.report.span for one in groups], [one.scored for one in groups]) if wait else {}),
             **difference_metrics([group.report.difference for group in groups]),
@@ -314,32 +325,25 @@ class StepTotals:
         counted: rollout calls of all steps: one whose groups come in several steps counts in the first.
     """
 
-    def __init__(self, discount: float, counted: set[int]) -> None:
-        self.discount, self.counted = discount, counted
+    def __init__(self, counted: set[int]) -> None:
+        self.counted = counted
         self.started = time.monotonic()
-        self.scores: list[RewardScores] = []
+        self.num_frames = 0
         self.score_s = self.room_s = 0.0
         self.calls: dict[int, CallReport] = {}
 
     def add(self, scored: Scored, report: CallReport) -> None:
-        self.scores.append(scored.scores)
+        self.num_frames += scored.scores.frame_rewards.size
         self.score_s += scored.seconds
         if report.call_id not in self.counted:
             self.counted.add(report.call_id)
             self.calls[report.call_id] = report
 
-    def rewards(self) -> dict[str, float]:
-        """Of all groups that were scored, those without signal included; empty where none was."""
-        # Which group came first must not show in the last digit of a mean.
-        scores = sorted(self.scores, key=lambda one: one.group_id)
-        return reward_metrics(scores, self.discount) if scores else {}
-
     def metrics(self) -> dict[str, float]:
         """Seconds of the pools."""
-        num_frames = sum(one.frame_rewards.size for one in self.scores)
         return {
             "time/sample_s": sum(call.span.seconds for call in self.calls.values()),
             "time/score_s": self.score_s,
             "time/room_s": self.room_s,
-            "throughput/frames_per_s": num_frames / (time.monotonic() - self.started),
+            "throughput/frames_per_s": self.num_frames / (time.monotonic() - self.started),
         }

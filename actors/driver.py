@@ -34,6 +34,7 @@ from actors.under_way import OrderedStep, UnderWay
 from actors.waiting import Stopped, stop_on_signals, wait_all
 from actors.weight_sync import WeightSync
 from rlir_ray.config import Config
+from rlir_ray.data.prompts import NUM_ALIGNED
 from rlir_ray.evaluation.results import BASE, POST_TRAINED, judged_temperatures
 from rlir_ray.families import family_of
 from rlir_ray.learner.step import Learner
@@ -230,7 +231,8 @@ class Pipeline:
         if calibrate or evaluate:
             # It loads its models while the prompts are made.
             self._judging()
-        preparing = [self.prompts.prepare.remote(split) for split in ("train", "heldout")]
+        num_clips = {"train": NUM_ALIGNED if calibrate else 0, "heldout": None}
+        preparing = [self.prompts.prepare.remote(split, number) for split, number in num_clips.items()]
         needs_shares = config.reward.balance == "class"
         if not needs_shares:
             self._start_reward(None)

@@ -17,9 +17,6 @@ from actors.waiting import wait_all
 from rlir_ray.config import Config
 from rlir_ray.evaluation.results import BASE, judged_temperatures
 
-# Training clips on which actions and frames are checked to fit.
-NUM_ALIGNED = 128
-
 
 class Judging:
     """Starts its actor, which loads its models in the background.
@@ -42,6 +39,7 @@ class Judging:
         shell = as_actor(EvaluationActor, **ray_options(evaluation, scheduling_strategy=strategy))
         # The pools rest while it works: it may use every core of its node.
         self.actor = shell.remote(config, folder, node_cpus(), home)
+        self._heldout_ref: ray.ObjectRef | None = None
 
     def calibrate(self) -> None:
         """Checks the reward on real clips.
@@ -50,7 +48,7 @@ class Judging:
             ValueError: it is not fit, or actions and frames do not fit.
         """
         self.progress("checking the reward on real clips")
-        train_set = self.prompts.prompt_set.remote("train", NUM_ALIGNED)
+        train_set = self.prompts.hand_over.remote("train")
         self._ask(self.actor.calibrate.remote(self._heldout(), train_set), "the calibration")
 
     def judge_base(self, *, is_resumed: bool) -> None:
@@ -78,7 +76,10 @@ class Judging:
         return self._ask(ref, f"the judgement of the {name} policy")
 
     def _heldout(self) -> ray.ObjectRef:
-        return self.prompts.prompt_set.remote("heldout")
+        """In the object store once, for all evaluations."""
+        if self._heldout_ref is None:
+            self._heldout_ref = self.prompts.hand_over.remote("heldout")
+        return self._heldout_ref
 
     def _ask(self, ref: ray.ObjectRef, who: str) -> Any:
         return wait_all([ref], self.config.train.wait_timeout_s, who, stop=self.stopping)[0]

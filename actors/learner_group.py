@@ -17,9 +17,8 @@ from typing import Any
 import ray
 from ray import train
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.util.placement_group import placement_group_table
 
-from actors.errors import one_line
+from actors.errors import import_hint, one_line
 from actors.learner import build_learner, run_rank
 from actors.mailbox import CheckpointOrder, Failure, Mailbox, Order, SaveOrder, SendingRank, StepReport, split_order
 from actors.placement import LEARNER_STRATEGY, node_id, on_node
@@ -74,7 +73,6 @@ class LearnerGroup:
         """Of broadcasts, from the first report on; None: weights go through the object store alone."""
         self.has_failed = False
         self._thread: threading.Thread | None = None
-        self._placements_before: set[str] = set()
 
     def start(self) -> None:
         """Starts the workers in the background; `wait_ready` says when they hold the policy."""
@@ -104,7 +102,6 @@ class LearnerGroup:
             ),
             run_config=train.RunConfig(name="learner", storage_path=str(self.storage.absolute())),
         )
-        self._placements_before = set(placement_group_table())
         self._await(self.mailbox.next_report.remote())
         self._thread = threading.Thread(target=self._fit, args=(trainer, self.mailbox), name="learner", daemon=True)
         self._thread.start()
@@ -122,8 +119,10 @@ class LearnerGroup:
         """Blocks until the ranks have their places on the nodes; what starts later cannot take them."""
         num_workers, deadline = self.config.learner.num_workers, time.monotonic() + self.config.train.wait_timeout_s
         assert self._thread is not None, "start the group first"
+        # The ranks of this group, by its own mailbox: Ray's placement groups do not tell whose they are.
+        registered = self.mailbox.wait_registered.remote()
         # A group that failed has no places; wait_ready tells why.
-        while self._thread.is_alive() and not self._is_placed(num_workers):
+        while self._thread.is_alive() and not ray.wait([registered], timeout=POLL_S)[0]:
             if time.monotonic() > deadline:
                 raise TimeoutError(
                     f"waited {self.config.train.wait_timeout_s:.0f} s for places of {num_workers} learner ranks; look "
@@ -131,12 +130,6 @@ class LearnerGroup:
                 )
             if stop is not None and stop.is_set():
                 raise Stopped
-            time.sleep(POLL_S)
-
-    def _is_placed(self, num_workers: int) -> bool:
-        """Ray Train keeps its placement group to itself: it is the new one of this size."""
-        new = [group for key, group in placement_group_table().items() if key not in self._placements_before]
-        return any(group["state"] == "CREATED" and len(group["bundles"]) == num_workers for group in new)
 
     def wait_ready(self, stop: threading.Event | None = None) -> StepReport:
         """The policy's weights as the learner holds them: version 0, or the checkpoint's."""
@@ -193,8 +186,11 @@ class LearnerGroup:
         report = wait_all([self._reports[0][0]], timeout_s, who, stop, self.doing)[0]
         self._reports.popleft()
         if isinstance(report, Failure):
-            kind = RuntimeError if report.is_final else LearnerLost
-            raise kind(f"{report.cause}; the run cannot go on without its learner: mend it and give the same command")
+            # New ranks could not import the module either.
+            hint = import_hint(report.cause)
+            kind = RuntimeError if report.is_final or hint else LearnerLost
+            way_out = hint or "the run cannot go on without its learner: mend it and give the same command"
+            raise kind(f"{report.cause}; {way_out}")
         self.has_failed, self.version = False, report.version
         return report
 

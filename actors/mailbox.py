@@ -102,12 +102,19 @@ class Mailbox:
         self._num_reports, self._next_order = 0, 1
         self._early: dict[int, list[Order]] = {}
         self._ranks: dict[int, str] = {}
+        self._all_registered = asyncio.Event()
         self._broadcasts: asyncio.Queue[BroadcastOrder | None] = asyncio.Queue()
         self._sender = ("", 0)
 
     async def register(self, rank: int, actor_id: str) -> None:
         """Which actor a rank lives in."""
         self._ranks[rank] = actor_id
+        if len(self._ranks) == len(self._orders):
+            self._all_registered.set()
+
+    async def wait_registered(self) -> None:
+        """Block until every rank has registered."""
+        await self._all_registered.wait()
 
     async def ranks(self) -> list[str]:
         """Actor ids in the order of the ranks; of those that have started."""

@@ -24,6 +24,7 @@ from actors.placement import cluster_nodes
 from actors.waiting import Stopped
 from rlir_ray.capacity import Node, Pool, bundle, check_capacity, fits, pools_of
 from rlir_ray.config import Config, asset_path
+from rlir_ray.data.prompts import heldout_bytes
 from rlir_ray.data.sources import find_recordings
 from rlir_ray.families import family_of
 from rlir_ray.run import JOB_VARIABLE
@@ -213,7 +214,7 @@ def free_store(config: Config) -> int:
 
 
 def check_store(config: Config, frame_shape: FrameShape, have: int) -> int:
-    """Whether an object store with so many bytes free holds the groups in flight and the weights.
+    """Whether an object store with so many bytes free holds groups in flight, weights and held-out clips.
 
     Returns:
         The budget of the groups in flight: the configured one, or what is left of the store.
@@ -227,20 +228,23 @@ def check_store(config: Config, frame_shape: FrameShape, have: int) -> int:
     # still sampled with, the one being put, and the one that was evaluated last.
     num_versions = config.train.max_staleness + 3
     weights = num_versions * _weight_bytes(asset_path(config.models.policy))
-    room = int(have * (1 - STORE_MARGIN)) - weights
+    # Training clips lie there too while the reward is checked, before any group does.
+    clips = heldout_bytes(config)
+    room = int(have * (1 - STORE_MARGIN)) - weights - clips
     if budget and step_bytes > budget:
         raise ValueError(
             f"object_store_budget_bytes must hold a step's {config.train.prompts_per_step} groups, got {budget}; "
             f"set object_store_budget_bytes={step_bytes} or lower train.prompts_per_step"
         )
     if max(budget, step_bytes) > room:
-        needed = int((step_bytes + weights) / (1 - STORE_MARGIN)) + 1
+        needed = int((step_bytes + weights + clips) / (1 - STORE_MARGIN)) + 1
         way_out = "set object_store_budget_bytes=0, which takes what is free"
         if step_bytes > room:
             way_out = f"free it, start Ray with --object-store-memory={needed}, or lower train.prompts_per_step"
         raise ValueError(
-            f"the object store must hold the groups in flight ({max(budget, step_bytes)} bytes) and {num_versions} "
-            f"versions of the weights ({weights} bytes), got {have} bytes free; {way_out}"
+            f"the object store must hold the groups in flight ({max(budget, step_bytes)} bytes), {num_versions} "
+            f"versions of the weights ({weights} bytes) and {config.prompts.num_heldout} held-out clips ({clips} "
+            f"bytes), got {have} bytes free; {way_out}"
         )
     return budget or room
 

@@ -114,10 +114,15 @@ class RolloutPool:
     def load_weights(
         self, weights_ref: ray.ObjectRef, version: int, checksum: str, actors: Sequence[Any] | None = None
     ) -> list[ray.ObjectRef]:
-        """Hands a version to every actor, or to each of `actors`; calls submitted later are sampled with it."""
+        """Hands a version to every actor; calls submitted later are sampled with it.
+
+        Args:
+            actors: only these load it, and nothing is published: the pool may hold a newer version by now.
+        """
         with self._lock:
+            if actors is None:
+                self._publish(weights_ref, version, checksum)
             chosen = self.actors if actors is None else actors
-            self._publish(weights_ref, version, checksum)
             return [actor.load_weights.remote(weights_ref, version, checksum) for actor in chosen]
 
     def receive_weights(
@@ -144,7 +149,9 @@ class RolloutPool:
 
     def num_actors(self) -> int:
         """As many as there are to be, those that still load their policy included."""
-        return len(self.actors) + len(self._joining)
+        # Under the lock: an actor that joins meanwhile would count twice.
+        with self._lock:
+            return len(self.actors) + len(self._joining)
 
     def grow(self, num_more: int) -> list[Any]:
         """Starts more actors, which get no call before they `join`."""
@@ -159,14 +166,15 @@ class RolloutPool:
             self.actors += [actor for actor in new if actor in self._joining]
             self._joining = [actor for actor in self._joining if actor not in new]
 
-    def shrink(self, num_less: int) -> None:
-        """Lets actors go, the newest first. They finish the calls that they have; one at least stays."""
+    def shrink(self, num_actors: int) -> None:
+        """Lets actors go until so many are left, the newest first. They finish the calls that they have."""
+        assert num_actors >= 1, "a pool keeps an actor"
         with self._lock:
-            for _ in range(num_less):
+            # Counted here: an actor that could not join may be gone since the caller counted.
+            while len(self.actors) + len(self._joining) > num_actors:
                 if self._joining:
                     stop_actors([self._joining.pop()])
                     continue
-                assert len(self.actors) > 1, "a pool keeps an actor"
                 actor = self.actors.pop()
                 # A call like any other: the actor comes to it when it has worked off those before.
                 actor.__ray_terminate__.options(max_task_retries=0).remote()

@@ -1,4 +1,4 @@
-"""The prompt actor: it alone holds prompts and recorded frames, and hands them to the other actors by reference."""
+"""The prompt actor: it holds the prompts, makes the real clips and hands both to the other actors by reference."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ class PromptActor:
         self.source = source
         self.sets: dict[str, PromptSet] = {}
 
-    def prepare(self, split: PromptSplit) -> list[str]:
-        """Makes a split; returns its prompt ids."""
-        self.sets[split] = self.source(split)
+    def prepare(self, split: PromptSplit, num_clips: int | None = None) -> list[str]:
+        """Makes a split and keeps the frames of so many clips at most, or of all; returns its prompt ids."""
+        made = self.source(split)
+        self.sets[split] = made if num_clips is None else made.with_clips(num_clips)
         return [prompt.prompt_id for prompt in self.sets[split].prompts]
 
     def left_out(self) -> tuple[int, tuple[str, ...]]:
@@ -49,9 +50,11 @@ class PromptActor:
         """Training prompts."""
         return [self.sets["train"].prompts[index] for index in indices]
 
-    def prompt_set(self, split: PromptSplit, count: int | None = None) -> PromptSet:
-        """A split, or its first `count` prompts."""
-        return self.sets[split][:count]
+    def hand_over(self, split: PromptSplit) -> PromptSet:
+        """The prompts whose clips are kept, with the frames, which this actor lets go: ask once, keep the reference."""
+        found = self.sets[split].with_frames()
+        self.sets[split] = self.sets[split].with_clips(0)
+        return found
 
     def class_shares(self, groups: tuple[str, ...]) -> dict[str, npt.NDArray[np.float64]]:
         """How often training commands each class."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from actors.errors import one_line
+from actors.errors import import_hint, one_line
 from actors.placement import ray_options
 from actors.pools import as_actor
 from actors.reward import Reward, RewardActor, Scored
@@ -91,9 +91,11 @@ class ActorBackend:
             if self._failed_starts < MAX_FAILED_STARTS:
                 self._add()
                 return
-            self.progress(f"reward pool: an actor does not start: {one_line(error)}; {len(self.members)} are left")
+            cause = one_line(error)
+            self.progress(f"reward pool: an actor does not start: {cause}; {len(self.members)} are left")
             if not self.members:
-                self._broken = f"the reward actors do not start: {one_line(error)}; check models.* and reward.*"
+                way_out = import_hint(cause) or "check models.* and reward.*"
+                self._broken = f"the reward actors do not start: {cause}; {way_out}"
                 self._free.put_nowait(None)
             return
         self._failed_starts = 0

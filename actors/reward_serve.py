@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import threading
 import time
@@ -20,7 +21,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import ApplicationStatus
 
-from actors.errors import one_line
+from actors.errors import import_hint, one_line
 from actors.placement import ray_options
 from actors.reward import Reward, RewardDeployment, Scored
 from actors.reward_backend import ReplicaLost, is_lost
@@ -92,10 +93,11 @@ class HandleBackend:
 
     Args:
         handle: of a deployment with `score`.
+        timeout_s: bound of an answer, its time in the queue included; infinity: the replicas bound it themselves.
     """
 
-    def __init__(self, handle: Any) -> None:
-        self.handle = handle
+    def __init__(self, handle: Any, timeout_s: float = math.inf) -> None:
+        self.handle, self.timeout_s = handle, timeout_s
         self._waiting: list[_Asked] = []
         self._calls: set[asyncio.Task[None]] = set()
         self._num_out = 0
@@ -108,7 +110,11 @@ class HandleBackend:
         answer: asyncio.Future[Scored] = loop.create_future()
         self._waiting.append(_Asked(video_ref, answer))
         # Whoever waits may give up; the call goes on (GIVE_UP_S).
-        return await answer
+        done, _ = await asyncio.wait([answer], timeout=None if self.timeout_s == math.inf else self.timeout_s)
+        if not done:
+            answer.cancel()
+            raise ReplicaLost(f"no answer within {self.timeout_s:g} s")
+        return answer.result()
 
     def groups_a_call(self, num_out: int) -> int:
         """How many groups may share the next call while so many are out."""
@@ -200,7 +206,9 @@ class ServeBackend(HandleBackend):
         deadline = time.monotonic() + self.config.train.wait_timeout_s
         while (status := self._application().status) != ApplicationStatus.RUNNING:
             if status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
-                raise RuntimeError(f"the reward pool did not start: {self._cause()}; check models.* and reward.*")
+                cause = self._cause()
+                way_out = import_hint(cause) or "check models.* and reward.*"
+                raise RuntimeError(f"the reward pool did not start: {cause}; {way_out}")
             if stop.is_set():
                 raise Stopped
             if time.monotonic() > deadline:
@@ -265,7 +273,8 @@ class ServiceBackend(HandleBackend):
                 f"{', '.join(running) or 'none'} runs; start it with: serve deploy deploy/serve_reward.yaml, and join "
                 "its cluster (RAY_ADDRESS)"
             )
-        super().__init__(serve.get_app_handle(name))
+        # The service has a bound of its own, which may be another one.
+        super().__init__(serve.get_app_handle(name), config.reward_timeout_s)
         try:
             served = self.handle.identity.remote().result(timeout_s=config.train.wait_timeout_s)
             check_identity(reward_identity(config), served, self.address)

@@ -27,6 +27,7 @@ from rlir_ray.rewards.uploads import (
     read_clip,
     read_form,
 )
+from rlir_ray.watch import bounded
 
 ARGUMENTS = ("recipe", "overrides", "max_upload_bytes", "max_clip_frames")
 SCORE_PATH = "/score"
@@ -73,7 +74,8 @@ class RewardService(RewardDeployment):
 
     def __init__(self, config: Config, limits: Limits) -> None:
         self.reward = build_reward(config, None)
-        super().__init__(lambda: self.reward, config.reward.max_frames)
+        super().__init__(lambda: self.reward, config.reward.max_frames, config.reward_timeout_s)
+        self.timeout_s = config.reward_timeout_s
         self.limits = limits
         self.held = reward_identity(config)
 
@@ -97,8 +99,9 @@ class RewardService(RewardDeployment):
 
     def _score_clip(self, parts: dict[str, bytes]) -> dict[str, Any]:
         """In the replica's thread: as runs' groups, a clip takes its turn."""
-        frames, actions = read_clip(parts, self.limits)
-        return {"reward": self.held, **clip_report(self.reward.score_clip(frames, actions))}
+        with bounded(self.timeout_s):
+            frames, actions = read_clip(parts, self.limits)
+            return {"reward": self.held, **clip_report(self.reward.score_clip(frames, actions))}
 
 
 def _refuse(status: int, text: str, **headers: str) -> JSONResponse:

@@ -94,7 +94,7 @@ class Scaling:
         now = self.rollout.num_actors()
         self._check("rollout actors", now, wanted, self.rollout.options)
         if wanted < now:
-            self.rollout.shrink(now - wanted)
+            self.rollout.shrink(wanted)
         for actor in self.rollout.grow(max(0, wanted - now)):
             thread = threading.Thread(target=self._bring_up, args=(actor,), name="new rollout actor", daemon=True)
             self._threads.append(thread)

@@ -12,6 +12,8 @@ from typing import Any
 
 import ray
 
+from actors.errors import import_hint, one_line
+
 # How often a wait looks whether the user asked for the end.
 POLL_S = 0.2
 WAY_OUT = "look into Ray's logs (/tmp/ray/session_latest/logs), or raise train.wait_timeout_s"
@@ -62,6 +64,7 @@ def wait_all(
     Raises:
         TimeoutError: saying who was waited for, how long, and what to do.
         Stopped: the user ended the run.
+        RuntimeError: a worker could not import a module.
     """
     deadline = time.monotonic() + timeout_s
     waiting = list(refs)
@@ -74,4 +77,9 @@ def wait_all(
                 f"{in_brackets(doing())}; {WAY_OUT}"
             )
         _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_S)
-    return ray.get(list(refs), timeout=timeout_s)
+    try:
+        return ray.get(list(refs), timeout=timeout_s)
+    except ray.exceptions.RayError as error:
+        if hint := import_hint(cause := one_line(error)):
+            raise RuntimeError(f"{who}: {cause}; {hint}") from error
+        raise

@@ -119,7 +119,8 @@ def step_groups(
     """
     seen: list[ScoredGroup] = []
     while missing := config.train.prompts_per_step - sum(scored.advantages is not None for scored in seen):
-        check_signal(config, num_seen=len(seen), num_missing=missing)
+        num_scored = sum(not scored.scores.failure for scored in seen)
+        check_signal(config, num_seen=num_scored, num_missing=missing)
         first = ledger.next_group_id
         group_ids = range(first, first + min(missing, config.rollout.prompts_per_call))
         chosen = [prompts[prompt_index(config.seed, group_id, len(prompts))] for group_id in group_ids]
@@ -162,10 +163,14 @@ def compared(config: Config, groups: Sequence[npt.NDArray[np.float32]]) -> list[
 def check_signal(config: Config, num_seen: int, num_missing: int) -> None:
     """Bounds the search for groups with signal.
 
+    Args:
+        num_seen: groups that were scored for the step, those that it will train included.
+        num_missing: groups with signal that it still lacks; none: there is nothing to search for.
+
     Raises:
         ValueError: a step has seen `MAX_REFILLS` times the groups that it needs, and still lacks some.
     """
-    if num_seen >= MAX_REFILLS * config.train.prompts_per_step:
+    if num_missing > 0 and num_seen >= MAX_REFILLS * config.train.prompts_per_step:
         raise ValueError(
             f"a step needs {config.train.prompts_per_step} groups whose rewards vary, got {num_seen} groups and still "
             f"lacks {num_missing}; raise rollout.temperature (flow policies: flow.noise_level) or train.group_size, or "

@@ -241,6 +241,22 @@ class RewardScores:
         """Scores that are none."""
         return cls(group_id=group_id, frame_rewards=np.zeros((0, 0), np.float32), failure=cause)
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint; `from_json` reads them."""
+        return {
+            "group_id": self.group_id, "frame_rewards": self.frame_rewards.tolist(),
+            "rules": {name: float(value) for name, value in self.rules.items()},
+            "confusion": {name: np.asarray(counts).tolist() for name, counts in self.confusion.items()},
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> RewardScores:
+        return cls(
+            group_id=content["group_id"], frame_rewards=np.array(content["frame_rewards"], np.float32),
+            rules=content["rules"],
+            confusion={name: np.array(counts, np.int64) for name, counts in content["confusion"].items()},
+        )  # fmt: skip
+
 
 def check_scores(scores: Sequence[RewardScores], videos: Sequence[EncodedVideo]) -> None:
     """Whether a reward, which may be a user's own, has scored every video, clip by clip and frame by frame.

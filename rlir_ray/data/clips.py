@@ -9,7 +9,7 @@ import itertools
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,10 @@ class ClipAddress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
-    """K frames of a recording, uint8 [K, H, W, 3], and the K - 1 actions between them."""
+    """K frames of a recording, uint8 [K, H, W, 3], and the K - 1 actions between them.
+
+    Where only the context is kept, frames are [C, H, W, 3].
+    """
 
     address: ClipAddress
     frames: npt.NDArray[np.uint8]
@@ -132,6 +135,7 @@ def cut_clips(
     min_wall_distance: float,
     seed: int,
     data: DataConfig | None = None,
+    num_whole: int | None = None,
 ) -> CutClips:
     """Clips that do not overlap, spread evenly over recordings; only these are decoded.
 
@@ -143,6 +147,7 @@ def cut_clips(
             says so (`wallDistance`).
         seed: of the order of recordings and of clips.
         data: how recordings are read; None: the defaults.
+        num_whole: so many clips keep all frames, those after them the context frames only; None: all do.
 
     Returns:
         At most `num_clips`, fewer where the recordings do not hold as many.
@@ -166,7 +171,7 @@ def cut_clips(
             recording = open_in(source, name)
             starts = rng.permutation(clip_starts(recording.events, world, min_wall_distance)).tolist()
             taken = starts[: min(quota, num_clips - len(clips))]
-            clips += [_cut(recording, start, world, data.resize) for start in taken]
+            clips += _cut_all(recording, taken, world, data, num_whole, len(clips))
         except ValueError as error:
             _leave_out(name, error, broken, data)
             continue
@@ -180,7 +185,7 @@ def cut_clips(
         try:
             recording = open_in(source, name)
             taken = [address.first_frame for address in itertools.islice(addresses, num_clips - len(clips))]
-            clips += [_cut(recording, start, world, data.resize) for start in taken]
+            clips += _cut_all(recording, taken, world, data, num_whole, len(clips))
         except ValueError as error:
             _leave_out(name, error, broken, data)
             # Of a broken recording no clip is kept.
@@ -189,6 +194,20 @@ def cut_clips(
     if broken and len(broken) == len(names):
         raise ValueError(nothing_readable(source.path, left_out))
     return CutClips(clips=clips, left_out=left_out, num_recordings=len(source))
+
+
+def _cut_all(
+    recording: RecordingFile, starts: Sequence[int], world: WorldConfig, data: DataConfig, num_whole: int | None,
+    num_before: int,
+) -> list[Clip]:  # fmt: skip
+    clips = []
+    for number, start in enumerate(starts, num_before):
+        clip = _cut(recording, start, world, data.resize)
+        if num_whole is not None and number >= num_whole:
+            # A copy: a view would keep all frames in memory.
+            clip = replace(clip, frames=clip.frames[: world.num_context].copy())
+        clips.append(clip)
+    return clips
 
 
 def _leave_out(name: str, error: ValueError, broken: dict[str, str], data: DataConfig) -> None:

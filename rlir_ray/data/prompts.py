@@ -6,6 +6,7 @@ Legend: P prompts, C context frames, F generated frames, K = C + F, N tokens a f
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,8 @@ Progress = Callable[[int, int], None]
 HELDOUT_SEED = 20_250_928
 # Share of the clips that the walls leave, measured on the scripted player; more is recorded where it is too few.
 EXPECTED_SHARE, MAX_ROUNDS = 0.75, 5
+# Training clips whose frames are kept: those on which the calibration checks that actions and frames fit.
+NUM_ALIGNED = 128
 
 
 class Encoder(Protocol):
@@ -41,7 +44,7 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptSet:
-    """Prompts with the real clips that they were cut from.
+    """Prompts with the real clips that the first R of them were cut from: R = P of held-out prompts.
 
     Example: 128 prompts of one context and eight commanded frames: ``frames [128, 9, 48, 64, 3]``, each of
     ``recorded`` eight actions.
@@ -49,7 +52,7 @@ class PromptSet:
 
     prompts: tuple[Prompt, ...]
     frames: npt.NDArray[np.uint8]
-    """[P, K, H, W, 3], what really happened; for evaluation and calibration, never for training."""
+    """[R, K, H, W, 3], what really happened; for evaluation and calibration, never for training."""
     recorded: tuple[Actions, ...]
     """P times K - 1 actions that led to `frames`; action i leads into frame i + 1."""
     left_out: tuple[str, ...] = ()
@@ -58,15 +61,26 @@ class PromptSet:
     """Recordings that the prompts were looked for in, those that were left out among them."""
 
     def __post_init__(self) -> None:
-        if not len(self.prompts) == len(self.frames) == len(self.recorded):
+        if not len(self.frames) <= len(self.prompts) == len(self.recorded):
             sizes = (len(self.prompts), len(self.frames), len(self.recorded))
-            raise ValueError(f"a prompt set needs as many prompts as clips and recorded actions, got {sizes}")
+            raise ValueError(
+                f"a prompt set must have recorded actions of every prompt and no more clips than prompts, got {sizes} "
+                "prompts, clips and recorded actions; drop the clips that have no prompt"
+            )
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def __getitem__(self, part: slice) -> PromptSet:
         return replace(self, prompts=self.prompts[part], frames=self.frames[part], recorded=self.recorded[part])
+
+    def with_clips(self, most: int) -> PromptSet:
+        """All prompts, with the frames of so many clips at most; the memory of the others comes free."""
+        return self if len(self.frames) <= most else replace(self, frames=self.frames[:most].copy())
+
+    def with_frames(self) -> PromptSet:
+        """Its first R prompts."""
+        return self[: len(self.frames)]
 
     def class_shares(self, groups: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:
         """How often each class of a group is commanded: action group -> float [classes], summing to 1."""
@@ -95,7 +109,8 @@ def prepare_prompts(
         progress: called with recorded frames done and in all.
 
     Returns:
-        `prompts.num_train` or `prompts.num_heldout` prompts. With `prompts.actions=sampled` the commands after the
+        `prompts.num_train` or `prompts.num_heldout` prompts; of training prompts at most the first `NUM_ALIGNED` with
+        their clips. With `prompts.actions=sampled` the commands after the
         context are drawn by the scripted player's script (doom), or are those of another clip (recordings).
 
     Raises:
@@ -112,6 +127,16 @@ def prepare_prompts(
     return _prompt_set(cut, _commands(cut.clips, config, seed), tokenizer, config.world)
 
 
+def _num_whole(split: PromptSplit) -> int | None:
+    return NUM_ALIGNED if split == "train" else None
+
+
+def heldout_bytes(config: Config) -> int:
+    """What the frames of the held-out clips hold."""
+    world = config.world
+    return config.prompts.num_heldout * (world.num_context + world.num_frames) * world.height * world.width * 3
+
+
 def _from_recordings(config: Config, split: PromptSplit, num_prompts: int, seed: int) -> CutClips:
     """Clips of the user's recordings."""
     part, length = config.prompts, config.world.num_context + config.world.num_frames
@@ -119,7 +144,8 @@ def _from_recordings(config: Config, split: PromptSplit, num_prompts: int, seed:
     if not path:
         raise ValueError(f"prompts.{key} must name a folder of recordings or an index, got ''; set prompts.{key}=PATH")
     source = find_recordings(Path(path))
-    cut = cut_clips(source, num_prompts, config.world, part.min_wall_distance, seed, config.data)
+    num_whole = _num_whole(split)
+    cut = cut_clips(source, num_prompts, config.world, part.min_wall_distance, seed, config.data, num_whole)
     if (num_found := len(cut.clips)) < num_prompts:
         broken = f"; {len(cut.left_out)} recordings are left out, the first: {cut.left_out[0]}" if cut.left_out else ""
         raise ValueError(
@@ -150,7 +176,8 @@ def _record_doom(
             progress=progress,
         )
         source = find_recordings(folder)
-        cut = cut_clips(source, num_prompts, config.world, config.prompts.min_wall_distance, seed, config.data)
+        distance, num_whole = config.prompts.min_wall_distance, _num_whole(split)
+        cut = cut_clips(source, num_prompts, config.world, distance, seed, config.data, num_whole)
         if len(cut.clips) == num_prompts:
             return cut
         num_episodes = math.ceil(1.5 * num_episodes)
@@ -184,9 +211,11 @@ def _commands(clips: Sequence[Clip], config: Config, seed: int) -> list[Actions]
 
 
 def _prompt_set(cut: CutClips, commands: Sequence[Actions], tokenizer: Encoder, world: WorldConfig) -> PromptSet:
+    length = world.num_context + world.num_frames
+    whole = [clip.frames for clip in itertools.takewhile(lambda clip: len(clip.frames) == length, cut.clips)]
     return PromptSet(
         prompts=tuple(encode_prompts(cut.clips, commands, tokenizer, world)),
-        frames=np.stack([clip.frames for clip in cut.clips]), recorded=tuple(clip.actions for clip in cut.clips),
+        frames=np.stack(whole), recorded=tuple(clip.actions for clip in cut.clips),
         left_out=cut.left_out, num_recordings=cut.num_recordings,
     )  # fmt: skip
 

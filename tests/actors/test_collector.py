@@ -1,13 +1,16 @@
 """The collector with scores that are already there: no actor is started."""
 
+import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import ray
 
+from actors.checkpointing import _from_json, _to_json
 from actors.collector import Collector
 from actors.pools import GroupRefs
 from actors.reward import Scored
@@ -236,3 +239,63 @@ def test_a_scored_group_holds_its_columns_only(ray_cluster, make_config):
     pools.let_out(0, 1, 2, 3)
     collector.collect(version=0, num_steps_left=1)
     assert collector.admission.bytes_in_flight == 240
+
+
+def finish(collector, groups, version):
+    """What the driver does when a step has ended: slots come free, and are used."""
+    collector.trained(groups)
+    return collector.metrics(groups, version)
+
+
+def test_a_search_for_signal_counts_no_groups_of_other_steps(ray_cluster, make_config):
+    # One group in four has no signal, and the learner is slow: steps are collected, none ends.
+    pools = Pools(lambda group_id: EQUAL if group_id % 4 == 3 else VARIED)
+    collector = make_collector(make_config("train.max_staleness=31", "train.prompts_per_step=2"), pools)
+    for _ in range(31):
+        assert len(collector.collect(version=0, num_steps_left=99)) == 2
+    assert collector.ledger.counts()["no_signal"] > 16
+
+
+def test_groups_that_are_ready_beyond_a_step_are_no_search_in_vain(ray_cluster, make_config):
+    # Group 0 comes last; 63 others are ready long before it, and then one has no signal.
+    pools = SlowPools(lambda group_id: EQUAL if group_id == 63 else VARIED)
+    collector = make_collector(make_config("train.max_staleness=15"), pools)
+    collector.admit(99)
+    pools.let_out(*range(1, 64))
+    timer = threading.Timer(0.5, pools.let_out, [0])
+    timer.start()
+    assert [group.group_id for group in collector.collect(version=0, num_steps_left=99)] == [0, 1, 2, 3]
+    timer.join(10)
+
+
+def test_a_step_that_finds_no_signal_in_16_times_its_groups_ends_the_run(ray_cluster, make_config):
+    pools = Pools(lambda group_id: VARIED if group_id < 3 else EQUAL)
+    collector = make_collector(make_config(), pools)
+    with pytest.raises(ValueError, match=r"a step needs 4 groups .* got 64 groups and still lacks 1;"):
+        collector.collect(version=0, num_steps_left=1)
+
+
+def test_a_steps_rewards_are_those_of_its_groups_and_of_what_it_dropped_whenever_they_were_scored(
+    ray_cluster, make_config
+):
+    # All groups but group 1 have signal; group 6's clips are worth twice as much.
+    rewards = {1: EQUAL, 6: 2 * VARIED}
+    pools = Pools(lambda group_id: rewards.get(group_id, VARIED))
+    collector = make_collector(make_config("train.max_staleness=1"), pools)
+    first = collector.collect(version=0, num_steps_left=2)
+    second = collector.collect(version=1, num_steps_left=1)
+    assert [[group.group_id for group in groups] for groups in (first, second)] == [[0, 2, 3, 4], [5, 6, 7, 8]]
+    # (4 * 0.5 + 1) / 5, and (3 * 0.5 + 1) / 4 of groups that were scored before the first step ended.
+    assert finish(collector, first, 0)["reward/mean"] == pytest.approx(0.6)
+    assert finish(collector, second, 1)["reward/mean"] == pytest.approx(0.625)
+
+
+def test_a_step_after_a_resume_has_the_rewards_of_the_groups_that_the_checkpoint_held(ray_cluster, make_config):
+    config, pools = make_config("train.max_staleness=1"), Pools(lambda group_id: VARIED)
+    collector = make_collector(config, pools)
+    group = collector.collect(version=0, num_steps_left=1)[0]
+    scores = replace(group.scores, rules={"exact": 0.25}, confusion={"jump": np.array([[2, 1], [0, 3]])})
+    content = json.loads(json.dumps(_to_json(replace(group, scores=scores))))
+    found = _from_json(content, group.group_ref).scores
+    np.testing.assert_array_equal(found.frame_rewards, VARIED)
+    assert (found.group_id, found.rules, found.confusion["jump"].tolist()) == (0, {"exact": 0.25}, [[2, 1], [0, 3]])

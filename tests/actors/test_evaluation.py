@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 
 from actors import evaluation
 from actors.evaluation import EvaluationActor
+from actors.judging import Judging
+from actors.pools import as_actor, stop_actors
+from actors.prompts import PromptActor
 from rlir_ray.actions import Actions
 from rlir_ray.data.prompts import PromptSet
 from rlir_ray.trajectory import Prompt
@@ -59,3 +64,18 @@ def test_results_that_are_made_on_another_node_are_sent_to_the_runs_folder(
     assert sent == [(["calibration.json"], "the driver's node", tmp_path)]
     # The second actor was at home.
     assert [path.name for path in tmp_path.iterdir()] == ["calibration.json"]
+
+
+def test_all_evaluations_read_the_heldout_clips_from_one_reference(
+    ray_cluster: None, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    prompts = as_actor(PromptActor).remote(lambda split: _prompt_set(0))
+    judging = Judging(make_config(), tmp_path, prompts, lambda line: None, threading.Event())
+    try:
+        ray.get(prompts.prepare.remote("heldout"), timeout=60)
+        refs = [judging._heldout() for _ in range(3)]
+        assert len(set(refs)) == 1
+        assert len(ray.get(refs[0], timeout=60).frames) == len(_prompt_set(0))
+    finally:
+        judging.stop()
+        stop_actors([prompts])

@@ -98,3 +98,14 @@ def test_a_disk_without_room_for_the_run_is_refused(make_config, tmp_path, monke
     # Three more checkpoints of weights and two moments; an adapter's take next to nothing.
     num_weights = sum(weight.numel() for weight in tiny_world_model().parameters())
     assert needed[1] - needed[0] == 3 * 12 * num_weights and needed[2] < needed[0]
+
+
+def test_the_store_is_planned_with_the_heldout_clips(make_config):
+    few, many = make_config("object_store_budget_bytes=0"), make_config(
+        "object_store_budget_bytes=0", "prompts.num_heldout=106"
+    )  # fmt: skip
+    rooms = [check_store(config, (TOKENS_PER_FRAME,), 1 << 30) for config in (few, many)]
+    # 100 clips of 4 frames of 24 x 32 pixels.
+    assert rooms[0] - rooms[1] == 100 * 4 * 24 * 32 * 3
+    with pytest.raises(ValueError, match=r"and 106 held-out clips \(976896 bytes\), got 2000000 bytes free"):
+        check_store(many, (TOKENS_PER_FRAME,), 2_000_000)

@@ -3,15 +3,17 @@
 import asyncio
 import os
 import signal
+import threading
 from functools import partial
 
 import numpy as np
 import pytest
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from actors.learner_group import LearnerGroup
 from actors.mailbox import Mailbox, SaveOrder, StepReport, split_order
-from actors.pools import RolloutPool
+from actors.pools import RolloutPool, as_actor
 from actors.rollout import RolloutActor, build_sampler
 from rlir_ray.advantages import GroupAdvantages
 from rlir_ray.families import make_objective
@@ -158,3 +160,27 @@ def test_a_learner_group_alone_publishes_new_weights_once_and_saves_them(ray_clu
 
     saved = weights_of(WorldModel.from_pretrained(tmp_path / "policy"))
     assert checksum(saved) == after.checksum
+
+
+def test_a_learner_is_placed_when_its_own_ranks_are_and_not_when_another_group_of_that_size_is(
+    ray_cluster, make_config, tmp_path
+):
+    learner = LearnerGroup(
+        make_config("train.wait_timeout_s=10", "learner.engine=deepspeed", "learner.num_workers=2"), tmp_path
+    )
+    # In place of Ray Train's controller, which has not found room for its ranks yet.
+    ended = threading.Event()
+    learner._thread = threading.Thread(target=ended.wait, daemon=True)
+    learner._thread.start()
+    learner.mailbox = as_actor(Mailbox).remote(2)
+    others = placement_group([{"CPU": 0.1}] * 2)
+    try:
+        assert others.wait(60)
+        with pytest.raises(TimeoutError, match="waited 10 s for places of 2 learner ranks"):
+            learner.wait_placed()
+        ray.get([learner.mailbox.register.remote(rank, f"actor {rank}") for rank in range(2)], timeout=60)
+        learner.wait_placed()
+    finally:
+        remove_placement_group(others)
+        ended.set()
+        learner.stop()

@@ -1,5 +1,6 @@
 """The reward service on its own: several pools share it, and single clips come over HTTP."""
 
+import asyncio
 import json
 import socket
 from pathlib import Path
@@ -13,10 +14,13 @@ from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
 from actors.driver import Pipeline
+from actors.reward_backend import ReplicaLost
 from actors.reward_pool import RewardPool
-from actors.reward_service import build
+from actors.reward_serve import HandleBackend
+from actors.reward_service import RewardService, build
 from actors.rollout import build_sampler
 from rlir_ray.data.recordings import write_recording
+from rlir_ray.rewards.uploads import Limits
 from tests.data.videos import event
 from tests.fakes import HEIGHT, WIDTH, tiny_prompts
 from tests.world import tiny_config, tiny_prompt_set
@@ -112,6 +116,28 @@ def test_a_run_that_wants_another_reward_is_refused_in_one_line(service, make_co
     with pytest.raises(ValueError, match=message) as refused:
         pool.start()
     assert "\n" not in str(refused.value)
+
+
+def test_the_service_and_whoever_asks_it_are_bounded_by_reward_timeout_s(make_config):
+    class SilentHandle:
+        def __init__(self):
+            self.score = self
+
+        def remote(self, video_refs):
+            return asyncio.get_running_loop().create_future()
+
+    with pytest.raises(ReplicaLost, match=r"^no answer within 0.05 s$"):
+        asyncio.run(asyncio.wait_for(HandleBackend(SilentHandle(), timeout_s=0.05).ask("video"), TIMEOUT_S))
+    config = make_config("reward.timeout_s=7")
+    service = RewardService(config, Limits(height=HEIGHT, width=WIDTH, max_frames=20, max_bytes=1000))
+    assert service.actor.timeout_s == service.timeout_s == 7
+
+
+def test_a_run_bounds_the_answers_of_a_service_by_its_own_timeout(service, make_config):
+    pool = RewardPool(make_config(f"reward.address={ADDRESS}", "reward.backend=serve", "reward.timeout_s=7"))
+    pool.start()
+    assert pool.backend.timeout_s == 7
+    pool.stop()
 
 
 def test_a_reward_of_ones_own_cannot_be_anothers_service(make_config):

@@ -144,6 +144,27 @@ def test_a_version_that_is_published_while_an_actor_loads_the_one_before_is_load
     assert ray.get(new[0].version.remote(), timeout=TIMEOUT_S) == 1
 
 
+def test_a_join_never_lowers_the_version_that_calls_are_sampled_with(rollouts):
+    each = rollouts()
+    each.publish()
+    new = each.pool.grow(1)
+    load, loaded, published_then = each.pool.load_weights, [], []
+
+    def publish_and_load(ref, version, published, actors=None):
+        if actors is not None and not loaded:
+            loaded.append(version)
+            # Between the look at the latest version and its load.
+            each.publish()
+        refs = load(ref, version, published, actors)
+        published_then.append(each.pool._published.version)
+        return refs
+
+    each.pool.load_weights = publish_and_load
+    each.sync.join(new, threading.Event())
+    assert loaded == [0] and set(published_then) == {1}
+    assert {group.policy_version for group in ray.get(each.sample(4), timeout=TIMEOUT_S)} == {1}
+
+
 def test_an_actor_that_gets_other_bytes_does_not_serve(rollouts):
     each = rollouts()
     each.publish()
@@ -162,7 +183,7 @@ def test_a_rollout_actor_that_goes_finishes_its_calls(rollouts):
     each.publish()
     groups = each.sample(30)
     gone = each.pool.actors[1:]
-    each.pool.shrink(2)
+    each.pool.shrink(1)
     groups += each.sample(5)
     assert len(each.pool.actors) == each.pool.num_actors() == 1
     found = ray.get(groups, timeout=TIMEOUT_S)

@@ -45,7 +45,7 @@ def test_a_trace_shows_the_work_of_all_pools_and_every_step_where_its_time_went(
     for step in logged:
         assert {"time/sample_idle_s", "time/score_idle_s", "time/learn_idle_s"} <= step.keys()
         assert step["time/learner_wait_s"] >= 0
-        # Of groups that were scored during the step before, where none was scored in this one.
+        # Of the groups that it trained, whenever they were scored.
         assert 0 <= step["reward/mean"] <= 1
         assert step["overlap/ceiling"] >= 1 and step["overlap/reached"] > 0
 

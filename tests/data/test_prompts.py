@@ -11,8 +11,9 @@ import torch
 from actors.prompts import PromptActor
 from rlir_ray.config import Config
 from rlir_ray.config_files import load_config
+from rlir_ray.data import prompts as prompts_module
 from rlir_ray.data.clips import clip_starts, cut_clips
-from rlir_ray.data.prompts import prepare_prompts
+from rlir_ray.data.prompts import heldout_bytes, prepare_prompts
 from rlir_ray.data.recordings import write_recording
 from rlir_ray.data.sources import find_recordings
 
@@ -117,6 +118,36 @@ def test_sampled_commands_are_those_of_another_clip(tmp_path: Path) -> None:
     np.testing.assert_array_equal(commanded[:, :2], recorded[:, :2])
     assert (commanded[:, 2:] != recorded[:, 2:]).any(1).all()
     np.testing.assert_array_equal(np.sort(commanded[:, 2:], axis=0), np.sort(recorded[:, 2:], axis=0))
+
+
+def test_training_prompts_keep_few_clips_and_heldout_ones_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompts_module, "NUM_ALIGNED", 2)
+    _record(tmp_path / "heldout")
+    config = _config(_record(tmp_path / "train"))
+    train, heldout = (prepare_prompts(config, split, Corners(), tmp_path) for split in ("train", "heldout"))  # type: ignore[arg-type]
+    assert (len(train), len(train.recorded), train.frames.shape) == (6, 6, (2, 9, HEIGHT, WIDTH, 3))
+    assert (len(heldout), len(heldout.frames)) == (4, 4)
+    # The kept clips are those of the first prompts.
+    for prompt, frames in zip(train.with_frames().prompts, train.frames, strict=True):
+        assert np.abs(prompt.context[0].astype(float) - frames[0, HEIGHT // 2, WIDTH // 2, :2]).max() == 0
+    assert heldout_bytes(config) == heldout.frames.nbytes
+
+
+def test_clips_that_do_not_stay_whole_hold_their_context_alone(tmp_path: Path) -> None:
+    world = _config(_record(tmp_path)).world
+    clips = cut_clips(find_recordings(tmp_path), 6, world, 96, seed=0, num_whole=4).clips
+    assert [len(clip.frames) for clip in clips] == [9, 9, 9, 9, 1, 1]
+    assert all(clip.frames.base is None for clip in clips[4:])
+
+
+def test_the_prompt_actor_hands_clips_over_once_and_keeps_the_prompts(tmp_path: Path) -> None:
+    config = _config(_record(tmp_path))
+    actor = PromptActor(lambda split: prepare_prompts(config, split, Corners(), tmp_path))
+    actor.prepare("train", 3)
+    handed = actor.hand_over("train")
+    assert len(handed) == len(handed.frames) == len(handed.recorded) == 3
+    assert actor.sets["train"].frames.nbytes == 0 and actor.sets["train"].frames.base is None
+    assert len(actor.prompts(range(6))) == 6 and set(actor.class_shares(GROUPS)) == set(GROUPS)
 
 
 def test_class_shares_count_the_commanded_frames(tmp_path: Path) -> None:
