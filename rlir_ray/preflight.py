@@ -13,14 +13,16 @@ from safetensors import SafetensorError, safe_open
 from rlir_ray.config import ArchitectureConfig, Config, asset_path
 from rlir_ray.models.architectures import flow_architecture, is_flow_model, policy_architecture
 from rlir_ray.models.autoregressive import sequence_length
+from rlir_ray.models.checkpoints import check_finite
 from rlir_ray.trajectory import FrameShape
 
 
 def check_checkpoints(config: Config) -> None:
-    """Whether the weights of all models are there and whole, and both inverse dynamics models are such.
+    """Whether the weights of all models are there, whole and finite, and both inverse dynamics models are such.
 
     Raises:
-        ValueError: a folder holds none, a file is cut off, or an inverse dynamics model is something else.
+        ValueError: a folder holds none, a file is cut off, a weight is NaN or infinity, or an inverse dynamics model is
+            something else.
     """
     for name in ("reward_idm", "judge_idm"):
         folder = asset_path(getattr(config.models, name))
@@ -39,13 +41,17 @@ def check_checkpoints(config: Config) -> None:
             raise ValueError(f"models.{entry.name} must hold safetensors, got none in {folder}; give a model's folder")
         for file in files:
             try:
-                # Reads the header and compares the file's length with it.
-                with safe_open(file, "np"):
-                    pass
+                # Compares the file's length with its header, then reads one tensor after another.
+                with safe_open(file, "pt") as tensors:
+                    names = list(tensors.keys())
+                    for name in names:
+                        check_finite({name: tensors.get_tensor(name)}, f"models.{entry.name} in {folder}")
             except (OSError, SafetensorError) as error:
                 raise ValueError(
                     f"models.{entry.name} must hold whole weights, got {error} in {file}; copy the file again"
                 ) from None
+            if not names:
+                raise ValueError(f"models.{entry.name} must hold weights, got none in {file}; give another folder")
 
 
 def check_engine(config: Config) -> None:

@@ -2,6 +2,7 @@ import json
 import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from rlir_ray import preflight
 from rlir_ray.preflight import check_checkpoints, check_engine, check_world
@@ -94,3 +95,16 @@ def test_vllm_that_is_built_for_another_device_is_refused(make_config, monkeypat
         check_engine(make_config("rollout.engine=vllm", "rollout.num_gpus=0.5"))
     with pytest.raises(ValueError, match=r"must be > 0 with vLLM's build for GPUs, got 0; set rollout.num_gpus=1"):
         check_engine(make_config("rollout.engine=vllm"))
+
+
+def test_weights_that_are_not_finite_or_none_are_named_before_anything_starts(make_config, checkpoints, tmp_path):
+    shutil.copytree(checkpoints / "policy", tmp_path / "policy")
+    weights = tmp_path / "policy" / "model.safetensors"
+    state = load_file(weights)
+    state["model.layers.1.mlp.up_proj.weight"][0, 3] = float("nan")
+    save_file(state, weights)
+    with pytest.raises(ValueError, match=r"models.policy .* NaN or infinity in model.layers.1.mlp.up_proj.weight"):
+        check_checkpoints(make_config(f"models.policy={tmp_path / 'policy'}"))
+    save_file({}, weights)
+    with pytest.raises(ValueError, match=r"models.policy must hold weights, got none"):
+        check_checkpoints(make_config(f"models.policy={tmp_path / 'policy'}"))
