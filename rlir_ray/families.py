@@ -22,7 +22,6 @@ from rlir_ray.models.frame_codec import FrameCodec
 from rlir_ray.samplers import Sampler
 from rlir_ray.samplers.flow_steps import noise_levels
 from rlir_ray.trajectory import FrameShape
-from rlir_ray.weights import check_finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +50,11 @@ def open_policy(config: Config, device: Any = "cpu") -> nn.Module:
     """The configured policy, with its adapter if it trains one or is given one.
 
     Raises:
-        ValueError: a weight is NaN or infinite.
+        ValueError: weights are missing, unexpected, of another shape, NaN or infinite.
     """
     policy = family_of(config).open_policy(asset_path(config.models.policy))
     if config.lora.rank or config.models.adapter:
         add_adapter(policy, config.lora, config.models.adapter)
-    check_finite(policy.state_dict(), "models.policy's weights")
     return policy.to(device)
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from rlir_ray.config import ArchitectureConfig, Config, asset_path
 from rlir_ray.models.architectures import flow_architecture, is_flow_model, policy_architecture
 from rlir_ray.models.autoregressive import sequence_length
+from rlir_ray.models.checkpoints import check_finite
 from rlir_ray.trajectory import FrameShape
 
 
@@ -43,23 +43,19 @@ def check_checkpoints(config: Config) -> None:
             raise ValueError(f"models.{entry.name} must hold safetensors, got none in {folder}; give a model's folder")
         for file in files:
             try:
-                # Reads the header and compares the file's length with it.
-                with safe_open(file, "pt") as weights:
-                    bad = next((name for name in weights.keys() if not _is_finite(weights.get_tensor(name))), "")  # noqa: SIM118
+                # Compares the file's length with its header, then reads one tensor after another.
+                with safe_open(file, "pt") as tensors:
+                    names = list(tensors.keys())
+                    for name in names:
+                        check_finite(
+                            {name: tensors.get_tensor(name)}, f"all weights of models.{entry.name} in {folder}"
+                        )
             except (OSError, SafetensorError) as error:
                 raise ValueError(
                     f"models.{entry.name} must hold whole weights, got {error} in {file}; copy the file again"
                 ) from None
-            if bad:
-                raise ValueError(
-                    f"models.{entry.name} must hold finite weights, got NaN or infinity in {bad} of {file}; give "
-                    "another checkpoint"
-                )
-
-
-def _is_finite(weight: Tensor) -> bool:
-    # What is no floating-point number always is.
-    return bool(weight.isfinite().all())
+            if not names:
+                raise ValueError(f"models.{entry.name} must hold weights, got none in {file}; give another folder")
 
 
 def check_engine(config: Config) -> None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 import xxhash
 
+from rlir_ray.models import checkpoints
 from rlir_ray.models.adapters import is_adapter_weight
 
 # Enough that a thread's start does not count; with so many threads the memory is the limit.
@@ -108,23 +109,13 @@ def as_tensor(value: npt.NDArray[np.generic] | torch.Tensor) -> torch.Tensor:
 
 
 def check_finite(weights: Received, what: str) -> None:
-    """Whether all floating-point values are finite.
-
-    Args:
-        weights: any shapes.
-        what: they are, for the message.
+    """Whether all values of weights, of any shapes, are finite.
 
     Raises:
         ValueError: some are NaN or infinite; it names the first such tensor.
     """
     for name in weights:
-        tensor = as_tensor(weights[name])
-        if not bool(tensor.isfinite().all()):
-            num_bad = int((~tensor.isfinite()).sum())
-            raise ValueError(
-                f"{what} must be finite, got NaN or infinity in {name} ({num_bad} of {tensor.numel()} numbers); use "
-                "an earlier checkpoint, and a lower train.learning_rate if training made them"
-            )
+        checkpoints.check_finite({name: as_tensor(weights[name])}, what)
 
 
 def check_published(weights: Received, published: str) -> None:

@@ -51,11 +51,11 @@ def test_a_model_with_nan_is_named_with_its_first_bad_tensor_before_anything_sta
     bad = next(key for key, value in weights.items() if value.is_floating_point())
     weights[bad].view(-1)[-1] = float("nan")
     save_file(weights, folder / file, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=f"models.{name} must hold finite weights, got NaN or infinity in ") as refusal:
+    with pytest.raises(ValueError, match=f"models.{name} in .* must be finite, got NaN or infinity in ") as refusal:
         check_checkpoints(make_config(f"models.{name}={folder}"))
     assert bad in str(refusal.value) and "\n" not in str(refusal.value)
     if name == "policy":
-        with pytest.raises(ValueError, match=r"models\.policy's weights must be finite, got NaN or infinity in "):
+        with pytest.raises(ValueError, match=r"all weights of .* must be finite, got NaN or infinity in "):
             open_policy(make_config(f"models.{name}={folder}"))
 
 
@@ -68,7 +68,7 @@ def test_a_flow_model_with_nan_is_refused_too(make_config, checkpoints, tmp_path
     next(iter(weights.values())).view(-1)[0] = float("inf")
     save_file(weights, tmp_path / "spoilt" / file, metadata={"format": "pt"})
     config = make_config(*flow_overrides(checkpoints), f"models.{name}={tmp_path / 'spoilt'}")
-    with pytest.raises(ValueError, match=f"models.{name} must hold finite weights, got NaN or infinity in "):
+    with pytest.raises(ValueError, match=f"models.{name} in .* must be finite, got NaN or infinity in "):
         check_checkpoints(config)
 
 
@@ -128,3 +128,16 @@ def test_vllm_that_is_built_for_another_device_is_refused(make_config, monkeypat
         check_engine(make_config("rollout.engine=vllm", "rollout.num_gpus=0.5"))
     with pytest.raises(ValueError, match=r"must be > 0 with vLLM's build for GPUs, got 0; set rollout.num_gpus=1"):
         check_engine(make_config("rollout.engine=vllm"))
+
+
+def test_weights_that_are_not_finite_or_none_are_named_before_anything_starts(make_config, checkpoints, tmp_path):
+    shutil.copytree(checkpoints / "policy", tmp_path / "policy")
+    weights = tmp_path / "policy" / "model.safetensors"
+    state = load_file(weights)
+    state["model.layers.1.mlp.up_proj.weight"][0, 3] = float("nan")
+    save_file(state, weights)
+    with pytest.raises(ValueError, match=r"models.policy .* NaN or infinity in model.layers.1.mlp.up_proj.weight"):
+        check_checkpoints(make_config(f"models.policy={tmp_path / 'policy'}"))
+    save_file({}, weights)
+    with pytest.raises(ValueError, match=r"models.policy must hold weights, got none"):
+        check_checkpoints(make_config(f"models.policy={tmp_path / 'policy'}"))

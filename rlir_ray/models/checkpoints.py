@@ -128,7 +128,7 @@ def open_library_model(load: Callable[..., tuple[Any, Any]], folder: Path | str,
         unexpected=(name for name in sorted(found["unexpected_keys"]) if not name.endswith("rotary_emb.inv_freq")),
         wrong=(f"{name} {list(got)} instead of {list(own)}" for name, got, own in sorted(found["mismatched_keys"])),
     )  # fmt: skip
-    check_finite(model.state_dict(), f"{what} in {folder}")
+    check_finite(model.state_dict(), f"all weights of {what} in {folder}")
     return model
 
 
@@ -146,12 +146,14 @@ def only_errors(library: str) -> Iterator[None]:
 
 def check_finite(state: Mapping[str, Tensor], what: str) -> None:
     """Raises:
-    ValueError: a floating tensor holds NaN or infinity; the first such is named.
+    ValueError: a tensor holds NaN or infinity; the first such is named.
     """
     for name, value in state.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        if not bool(value.isfinite().all()):
+            num_bad = int((~value.isfinite()).sum())
             raise ValueError(
-                f"all weights of {what} must be finite, got NaN or infinity in {name}; take an earlier checkpoint"
+                f"{what} must be finite, got NaN or infinity in {name} ({num_bad} of {value.numel()} numbers); use an "
+                "earlier checkpoint, and a lower train.learning_rate if training made them"
             )
 
 
@@ -178,7 +180,7 @@ def check_fit(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], what: s
         unexpected=(name for name in found if name not in wanted),
         wrong=_wrong_shapes(wanted, found),
     )  # fmt: skip
-    check_finite(found, what)
+    check_finite(found, f"all weights of {what}")
 
 
 def _wrong_shapes(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
@@ -206,7 +208,7 @@ def assign_weights(model: nn.Module, state: Mapping[str, Tensor], what: str, dty
     if extra := [name for name in state if name not in wanted]:
         logger.warning("left out: %d tensors that %s has no place for: %s", len(extra), what, _named(extra))
     kept = {name: state[name] for name in wanted}
-    check_finite(kept, what)
+    check_finite(kept, f"all weights of {what}")
     model.load_state_dict(
         {name: value.to(dtype) if value.is_floating_point() and dtype else value for name, value in kept.items()},
         assign=True,
