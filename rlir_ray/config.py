@@ -66,6 +66,10 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _at_least(0, run__wait_for_nodes_s=self.wait_for_nodes_s)
+        is_folder_name = self.name == Path(self.name).name and self.name not in (".", "..") and "\0" not in self.name
+        require(
+            is_folder_name, "run.name", "must be a folder's name", self.name, "set run.dir=PATH for a folder elsewhere"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,7 +164,11 @@ class PromptsConfig:
         _one_of(("doom", "recordings"), prompts__source=self.source)
         _one_of(("recorded", "sampled"), prompts__actions=self.actions)
         _at_least(1, prompts__num_train=self.num_train, prompts__num_heldout=self.num_heldout)
-        if self.source == "recordings":
+        if self.source != "recordings":
+            for key, path in (("prompts.path", self.path), ("prompts.heldout_path", self.heldout_path)):
+                way_out = "set prompts.source=recordings, or leave it out"
+                require(not path, key, f"must be empty with prompts.source={self.source}", path, way_out)
+        else:
             require(
                 bool(self.path),
                 "prompts.path",
@@ -355,8 +363,7 @@ class RewardConfig:
     max_frames: int = 576
     """Frames decoded and read at once by a replica; a served one gathers as many of the groups that wait."""
     timeout_s: float = 0.0
-    """Groups that take longer to read end their replica; each is read again, alone. 0: train.wait_timeout_s / 5. With
-    reward.address it bounds each answer of the service as well, the time in its queue included."""
+    """Longer readings end their replica, with reward.address the wait for the service; 0: train.wait_timeout_s / 5."""
 
     def __post_init__(self) -> None:
         _one_of(("serve", "actors"), reward__backend=self.backend)
