@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
-import functools
 import importlib.resources
 import inspect
 import itertools
@@ -124,7 +123,9 @@ def _read_override(override: str) -> Any:
     key, _, value = override.partition("=")
     kind, value = _kinds().get(key, ""), value.strip()
     if kind == "str" and value[:1] not in ("'", '"'):
-        return OmegaConf.create(functools.reduce(lambda inner, part: {part: inner}, reversed(key.split(".")), value))
+        layer = OmegaConf.create()
+        OmegaConf.update(layer, key, value)
+        return layer
     if kind.startswith("tuple") and value[:1] != "[":
         override = f"{key}=[{value}]"
     return OmegaConf.from_dotlist([override])

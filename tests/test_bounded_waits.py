@@ -16,10 +16,16 @@ BOUNDED_ELSEWHERE = {
     "actors/mailbox.py": (
         "await self._broadcasts.get()",
         "await self._orders[rank].get()",
+        "self._all_registered.wait()",
     ),
     "actors/run_control.py": ("await self._orders.get()",),
     # The collector's wait for scores, and a thread that is waited for; a replica ends itself after reward.timeout_s.
-    "actors/reward_serve.py": ("await self.handle.score.remote([each.video_ref for each in asked])", "serve.status()"),
+    "actors/reward_serve.py": (
+        "await self.handle.score.remote([each.video_ref for each in asked])",
+        "serve.status()",
+        # Only read when it has come.
+        "answer.result()",
+    ),
     "actors/reward_actors.py": ("await member.actor.score.remote(video_ref)", "await self._free.get()"),
     # The process group's timeout, which Ray Train sets to train.wait_timeout_s.
     "rlir_ray/learner/deepspeed.py": ("torch.distributed.all_reduce(total, op=operation)",),
