@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlir_ray.config import Config, asset_path
+from rlir_ray.config import Config, LearnerConfig, asset_path
 from rlir_ray.config_files import describe, keys, load_config, recipes
 
 TYPED_NAMES = [
@@ -188,3 +188,12 @@ def test_all_attempts_of_a_group_end_before_the_wait_for_it():
     assert load_config("", ["train.wait_timeout_s=100", "reward.timeout_s=24"]).reward_timeout_s == 24
     with pytest.raises(ValueError, match=r"must be above 4 attempts .*, got 100\.0; set train\.wait_timeout_s=125 or"):
         load_config("", ["train.wait_timeout_s=100", "rollout.timeout_s=25"])
+
+
+def test_bf16_without_zero_is_refused_since_it_would_add_up_gradients_in_bfloat16() -> None:
+    with pytest.raises(
+        ValueError, match=r"learner.zero_stage must be 1\.\.3 with learner.precision=bf16.* got 0; use 1"
+    ):
+        LearnerConfig(zero_stage=0, precision="bf16")
+    LearnerConfig(zero_stage=0, precision="bf16", engine="torch")
+    LearnerConfig(zero_stage=0)
