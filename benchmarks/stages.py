@@ -104,6 +104,8 @@ class _Engine:
 class SleepLearner:
     """A step of `seconds`; other weights each time."""
 
+    skipped = ""
+
     def __init__(self, seconds: float) -> None:
         self.seconds, self.num_steps, self.engine = seconds, 0, _Engine()
         random = np.random.default_rng(0)

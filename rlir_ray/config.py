@@ -447,6 +447,11 @@ class LearnerConfig:
         _at_least(0, learner__max_restarts=self.max_restarts)
         _at_least(0, learner__num_cpus=self.num_cpus)
         _check_resources("learner.resources", self.resources)
+        require(
+            self.zero_stage > 0 or self.precision == "fp32" or self.engine == "torch", "learner.zero_stage",
+            "must be 1..3 with learner.precision=bf16: without ZeRO DeepSpeed adds up gradients in bfloat16",
+            self.zero_stage, "use 1",
+        )  # fmt: skip
         if self.engine == "torch":
             require(
                 self.num_workers == 1, "learner.num_workers", "must be 1 with learner.engine=torch", self.num_workers,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlir_ray.config import Config, asset_path
+from rlir_ray.config import Config, LearnerConfig, asset_path
 from rlir_ray.config_files import describe, keys, load_config, recipes
 
 TYPED_NAMES = [
@@ -240,3 +240,12 @@ def test_a_recipe_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
 def test_recordings_that_no_source_reads_are_refused(key: str) -> None:
     with pytest.raises(ValueError, match=rf"prompts.{key} must be empty with prompts.source=doom, got 'mine'; set"):
         load_config("", [f"prompts.{key}=mine"])
+
+
+def test_bf16_without_zero_is_refused_since_it_would_add_up_gradients_in_bfloat16() -> None:
+    with pytest.raises(
+        ValueError, match=r"learner.zero_stage must be 1\.\.3 with learner.precision=bf16.* got 0; use 1"
+    ):
+        LearnerConfig(zero_stage=0, precision="bf16")
+    LearnerConfig(zero_stage=0, precision="bf16", engine="torch")
+    LearnerConfig(zero_stage=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -74,6 +75,10 @@ class DeepSpeedEngine:
             options["lr"] = learning_rate
         # Plain ZeRO 0 clips with torch and keeps no norm; its gradients are averaged and whole on every rank by now.
         own_norm = self._gradient_norm() if self._zero_stage == 0 else None
+        if own_norm is not None and not math.isfinite(own_norm):
+            self._engine.zero_grad()
+            return own_norm
+        # From stage 1 on DeepSpeed itself leaves out an update whose norm is not finite.
         self._engine.step()
         grad_norm = self._engine.get_global_grad_norm()
         return float(own_norm if grad_norm is None else grad_norm)  # type: ignore[arg-type]
@@ -143,8 +148,7 @@ class DeepSpeedEngine:
     def _make_moments(self, count: int) -> None:
         """AdamW makes its moments in its first step, and DeepSpeed links weights to them after it."""
         zero = self._engine.optimizer
-        flat = zero.fp32_partitioned_groups_flat if self._zero_stage == 3 else zero.single_partition_of_fp32_groups
-        for partition in flat:
+        for partition in _own_partitions(zero):
             moments = {key: torch.zeros_like(partition) for key in MOMENTS}
             self._optimizer.state[partition] = {"step": torch.tensor(float(count)), **moments}
         if self._zero_stage < 3:
@@ -169,6 +173,12 @@ class DeepSpeedEngine:
             safe_set_local_optimizer_state(weight, own, part)
 
 
+def _own_partitions(zero: Any) -> list[Tensor]:
+    """This rank's float32 weights: each kind of DeepSpeed's optimisers has a name of its own for them."""
+    names = ("fp32_partitioned_groups_flat", "fp32_groups_flat_partition", "single_partition_of_fp32_groups")
+    return next(list(getattr(zero, name)) for name in names if hasattr(zero, name))
+
+
 def _settings(model: torch.nn.Module, train: TrainConfig, learner: LearnerConfig) -> dict[str, Any]:
     """DeepSpeed's own configuration. Accumulation and normalisation are the learner's, so that it counts one batch."""
     num_elements = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -187,7 +197,10 @@ def _settings(model: torch.nn.Module, train: TrainConfig, learner: LearnerConfig
         # A torch AdamW: DeepSpeed's CPU and fused ones take minutes to compile.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": learner.precision == "bf16"},
+        # Without the check, stages 1 and 2 would update with a gradient that is not finite.
+        "bf16": {"enabled": learner.precision == "bf16", "check_grad_overflow": True},
+        # DeepSpeed adds micro-batches up in the weights' type otherwise: in bfloat16 small ones vanish in large sums.
+        "data_types": {"grad_accum_dtype": "fp32"},
     }
 
 

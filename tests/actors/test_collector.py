@@ -31,14 +31,16 @@ class Pools:
 
     def __init__(self, rewards: Callable[[int], np.ndarray]) -> None:
         self.rewards, self.version, self.calls = rewards, 0, []
+        self.failures = {}
 
     def submit(self, group_ids, seeds, indices):
         self.calls.append(list(group_ids))
         report_ref = ray.put(
             CallReport(
-                call_id=group_ids[0], policy_version=self.version, span=SPAN, column_bytes=dict.fromkeys(group_ids, 60)
+                call_id=group_ids[0], policy_version=self.version, span=SPAN,
+                column_bytes=dict.fromkeys(group_ids, 60), failures=self.failures,
             )
-        )
+        )  # fmt: skip
         return [(GroupRefs(f"group {i}", f"video {i}", report_ref), self.answer(i)) for i in group_ids]
 
     def answer(self, group_id):
@@ -84,6 +86,14 @@ def test_a_failed_group_is_written_down_with_its_cause_and_replaced(ray_cluster,
     collector = make_collector(make_config(), pools)
     assert [group.group_id for group in collector.collect(version=0, num_steps_left=2)] == [0, 1, 3, 4]
     assert (collector.ledger[2].state, collector.ledger[2].cause) == ("failed", "RuntimeError: no clip for 2")
+
+
+def test_a_group_whose_numbers_are_not_finite_has_failed_whatever_its_reward_says(ray_cluster, make_config):
+    pools = Pools(lambda group_id: VARIED)
+    pools.failures = {1: "behavior log-probabilities must be finite"}
+    collector = make_collector(make_config(), pools)
+    assert [group.group_id for group in collector.collect(version=0, num_steps_left=2)] == [0, 2, 3, 4]
+    assert (collector.ledger[1].state, collector.ledger[1].cause) == ("failed", pools.failures[1])
 
 
 def test_too_many_failures_stop_the_run_in_one_line(ray_cluster, make_config):

@@ -1,6 +1,7 @@
 """The whole loop over Ray in a tiny world."""
 
 import dataclasses
+import functools
 import json
 
 import numpy as np
@@ -283,3 +284,37 @@ def test_tokens_sampled_by_vllm_train_in_the_pools_until_they_are_too_far_off(
     ledger.check()
     assert ledger.counts()["trained"] == 12
     assert (folder / "policy" / "adapter_model.safetensors").is_file()
+
+
+class PoisonedLearner(Learner):
+    """From its second step on a log-probability of the first group is no number."""
+
+    def step(self, batch):
+        if self.num_steps:
+            group = batch.groups[0]
+            logprobs = np.where(np.arange(group.loss_mask.shape[1]) == 0, np.nan, group.behavior_logprobs)
+            groups = [dataclasses.replace(group, behavior_logprobs=logprobs.astype(np.float32)), *batch.groups[1:]]
+            batch = dataclasses.replace(batch, groups=groups)
+        return super().step(batch)
+
+
+def build_poisoned_learner(config):
+    policy = open_policy(config)
+    engine = TorchEngine(policy, config.train, config.learner)
+    return PoisonedLearner(engine, make_objective(config, policy), config.train, config.learner)
+
+
+def test_skipped_updates_end_the_run_in_one_line_and_leave_the_checkpoint_of_before(ray_cluster, make_config):
+    config = make_config("train.num_steps=6", "train.max_skipped_updates=2", "checkpoint.every=1", "checkpoint.keep=1")
+    pipeline = Pipeline(config, prompts=tiny_prompt_set, make_learner=functools.partial(build_poisoned_learner, config))
+    with pytest.raises(
+        RuntimeError, match=r"2 in a row that were skipped, the last one in step 3: loss .* of group 8 "
+    ) as end:
+        pipeline.train(calibrate=False, evaluate=False)
+    assert "\n" not in str(end.value)
+    assert newest(pipeline.folder.path, print).step == 1
+    ledger = Ledger.from_json((pipeline.folder.path / "ledger.json").read_text())
+    ledger.check()
+    assert [ledger[group].state for group in range(12)] == ["trained"] * 4 + ["failed"] * 8
+    assert ledger[4].cause.startswith("update skipped: loss or log-probabilities of group 4 ")
+    assert [each["updates/skipped"] for each in pipeline.folder.metrics(9)] == [0, 1, 1]

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,15 +75,43 @@ def run(settings: dict[str, Any], rank: int, num_ranks: int) -> tuple[list[dict[
     return metrics, learner.weights()
 
 
+def poisoned(share: StepBatch) -> StepBatch:
+    """A share whose last group has a log-probability that is no number."""
+    group = share.groups[-1]
+    logprobs = np.where(np.arange(group.loss_mask.shape[1]) == 0, np.nan, group.behavior_logprobs)
+    groups = [*share.groups[:-1], replace(group, behavior_logprobs=logprobs.astype(np.float32))]
+    return StepBatch(groups, share.advantages, share.num_decisions)
+
+
+def summed_gradient(settings: dict[str, Any]) -> float:
+    """The norm of four weights whose gradients are 1 and 512 times 2^-10, each of a micro-batch."""
+    from rlir_ray.learner.deepspeed import DeepSpeedEngine
+
+    engine = DeepSpeedEngine(torch.nn.Linear(4, 1, bias=False), TRAIN, LearnerConfig(**settings))
+    sizes = [1.0] + [2.0**-10] * 512
+    for number, size in enumerate(sizes, start=1):
+        value = engine.forward(torch.full((1, 4), size, dtype=torch.bfloat16))
+        engine.backward(value.sum() / engine.reduce(torch.ones(()), maximum=False), last=number == len(sizes))
+    return engine.optimizer_step(1e-4)
+
+
 def run_and_write(settings: dict[str, Any], rank: int, num_ranks: int, port: int, folder: Path) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    num_steps = settings.pop("num_steps", NUM_STEPS)
+    if settings.pop("adds_up", False):
+        (folder / f"sum{rank}.json").write_text(json.dumps(summed_gradient(settings)))
+        return
+    num_steps, poisoned_step = settings.pop("num_steps", NUM_STEPS), settings.pop("poisoned_step", None)
     learner, source = make({key: value for key, value in settings.items() if key != "source"}), settings.get("source")
     if source:
         with np.load(folder.parent / source / "state.npz") as state:
             learner.load_state(state)
-    metrics = [learner.step(share_of(rank, num_ranks)) for _ in range(num_steps)]
+    metrics, causes = [], []
+    for step in range(num_steps):
+        is_poisoned = step == poisoned_step and rank == num_ranks - 1
+        metrics.append(learner.step((poisoned if is_poisoned else lambda share: share)(share_of(rank, num_ranks))))
+        causes.append(learner.skipped)
+    (folder / f"causes{rank}.json").write_text(json.dumps(causes))
     weights, state = learner.weights(), learner.state()
     if rank == 0:
         np.savez(folder / "state.npz", **state)
