@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from rlir_ray.cli_parser import build_parser
+from rlir_ray.home import ensure_home
 
 INTERRUPTED = 130
 Command = Callable[[argparse.Namespace, list[str]], None]
@@ -244,6 +245,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(_keys_help())
         return
     try:
+        ensure_home()
         HANDLERS[arguments.command](arguments, rest)
     except ValueError as error:
         _fail(error, 2)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from rlir_ray.config import Config
+from rlir_ray.home import stand_in
 from rlir_ray.run import TESTED_PACKAGES
 
 Level = Literal["ok", "warn", "fail"]
@@ -57,6 +58,7 @@ def machine_findings(config: Config) -> Iterator[Finding]:
     """Python and packages, devices, shared memory, engines, codec and checkpoints."""
     file = _constraints_file()
     yield _python()
+    yield from _home()
     yield from version_findings(file)
     yield judged("devices", _devices)
     yield _shared_memory(config)
@@ -75,6 +77,11 @@ def _python() -> Finding:
     old = sys.version_info < (3, 11)
     text = f"{found}, tested {TESTED_PYTHON}; install Python {TESTED_PYTHON}"
     return Finding("fail" if old else "warn", "python", text)
+
+
+def _home() -> Iterator[Finding]:
+    if Path.home() == stand_in():
+        yield Finding("warn", "home", f"no home folder that this user can write, {stand_in()} is used; set HOME")
 
 
 def _constraints_file() -> Path:

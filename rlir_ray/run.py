@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rlir_ray.config import Config
+from rlir_ray.home import stand_in
 
 # In a run's folder.
 CHECKPOINTS = "checkpoints"
@@ -85,7 +86,15 @@ def runs_folder(run_dir: str) -> Path:
 
     A submitted job works in a copy of the checkout, which Ray removes with the job: there a relative folder is below
     the home folder.
+
+    Raises:
+        ValueError: a submitted job's user has no home folder.
     """
+    if JOB_VARIABLE in os.environ and not Path(run_dir).is_absolute() and Path.home() == stand_in():
+        raise ValueError(
+            f"run.dir must be an absolute path in a job whose user has no home folder, got {run_dir!r}; set run.dir to "
+            "a folder that is kept"
+        )
     return (job_home() if JOB_VARIABLE in os.environ else Path.cwd()) / run_dir
 
 
