@@ -95,7 +95,9 @@ def version_findings(file: Path) -> Iterator[Finding]:
         yield Finding("warn", "versions", f"not compared, {file} is missing; run this in a checkout")
         return
     same, differs = [], False
-    pins = (line.split("==") for line in file.read_text().splitlines() if "==" in line and line[0] != "#")
+    pins = (
+        line.split("==") for line in file.read_text(encoding="utf-8").splitlines() if "==" in line and line[0] != "#"
+    )
     for name, tested in pins:
         try:
             # A build's own mark, as in 2.13.0+cpu, is no other version.
@@ -152,7 +154,8 @@ def import_finding(module: str, needed: bool, remedy: str) -> Finding:
     try:
         done = subprocess.run(
             [sys.executable, "-c", f"import {module}; print({module}.__version__)"],
-            capture_output=True, text=True, timeout=IMPORT_TIMEOUT_S, env={**os.environ, **quiet},
+            capture_output=True, encoding="utf-8", errors="replace", timeout=IMPORT_TIMEOUT_S,
+            env={**os.environ, **quiet},
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return Finding(level, module, f"its import takes more than {IMPORT_TIMEOUT_S:g} s; {remedy}")

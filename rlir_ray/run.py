@@ -47,7 +47,7 @@ def write_text(path: Path, text: str) -> None:
     """
     temporary = path.with_name(path.name + ".part")
     try:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -114,7 +114,7 @@ def machine() -> str:
 
 def processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
@@ -131,7 +131,7 @@ def versions() -> dict[str, str]:
     try:
         here = Path(__file__).parent
         commit = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10
+            ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, encoding="utf-8", timeout=10
         )
         found["commit"] = commit.stdout.strip() or "unknown"
     except (OSError, subprocess.TimeoutExpired):
@@ -198,7 +198,7 @@ class RunFolder:
         Raises:
             ValueError: another process trains in it.
         """
-        with (self.path / LOCK).open("w") as file:
+        with (self.path / LOCK).open("w", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -228,7 +228,7 @@ class RunFolder:
     def metrics(self, step: int) -> list[dict[str, float]]:
         """Of the steps up to this one, as they were logged."""
         path = self.path / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.is_file() else []
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         return [metrics for metrics in map(_parsed, lines) if metrics and metrics["step"] <= step]
 
     def cut(self, step: int) -> None:
@@ -247,7 +247,7 @@ class RunFolder:
         return self.path.name
 
     def _refuse_other(self, settings: dict[str, Any]) -> None:
-        before = _flat(json.loads((self.path / "config.json").read_text()))
+        before = _flat(json.loads((self.path / "config.json").read_text(encoding="utf-8")))
         now = _flat(settings)
         # Keys that only one of the two knows are another version's.
         changed = [key for key in now if key in before and now[key] != before[key] and not may_differ(key)]
@@ -278,7 +278,7 @@ class RunFolder:
         """
         path = self.path / "metrics.jsonl"
         try:
-            with path.open("a") as lines:
+            with path.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(metrics) + "\n")
         except OSError as error:
             raise ValueError(f"could not save {path}: {error.strerror}; free some space or set run.dir") from error

@@ -99,7 +99,7 @@ class CorrelationInverseDynamics(nn.Module):
     @classmethod
     def from_pretrained(cls, path: str | Path) -> CorrelationInverseDynamics:
         """Reads a folder written by `save_pretrained`."""
-        model = cls(json.loads((Path(path) / "config.json").read_text()))
+        model = cls(json.loads((Path(path) / "config.json").read_text(encoding="utf-8")))
         load_weights(model, path)
         return model.eval()
 

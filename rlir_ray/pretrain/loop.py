@@ -118,7 +118,7 @@ class Loop:
         means = {name: float(np.mean([one[name] for one in seen])) for name in (seen[0] if seen else ())}
         line = {"step": self.step, "elapsed_s": self.elapsed_s, **means, **figures}
         line = {name: round(value, 4) for name, value in line.items() if not math.isnan(value)}
-        with (self.out_dir / "curve.jsonl").open("a") as curve:
+        with (self.out_dir / "curve.jsonl").open("a", encoding="utf-8") as curve:
             curve.write(json.dumps(line) + "\n")
         logger.info("%3.0f %%: %s", 100 * self.progress, line)
         return line
