@@ -75,7 +75,7 @@ class Checkpoints:
         self.latest = newest(self.run, self.report)
         if self.latest is None:
             return RunState()
-        content = json.loads((self.latest.path / DRIVER).read_text())
+        content = json.loads((self.latest.path / DRIVER).read_text(encoding="utf-8"))
         return RunState(
             step=self.latest.step,
             trained_s=content["trained_s"],

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 from collections.abc import Iterator
 
-import ray
-import torch
-from ray._private.utils import estimate_available_memory, get_num_cpus, resolve_object_store_memory
-
 from actors.placement import cluster_nodes
-from actors.plan import check_disk, check_ranks, check_store, free_store, join_ray
+from actors.plan import check_disk, check_ranks, check_store, free_store, ray_session
 from rlir_ray.capacity import Node, check_capacity, pools_of
 from rlir_ray.config import Config
 from rlir_ray.doctor import Finding, judged
@@ -19,26 +15,12 @@ from rlir_ray.run import runs_folder
 
 
 def ray_findings(config: Config) -> Iterator[Finding]:
-    """The cluster of RAY_ADDRESS, or what a Ray that a run starts here would have; then whether the plan fits it."""
-    address = os.environ.get("RAY_ADDRESS", "")
-    if not address:
-        yield Finding("ok", "ray", f"{ray.__version__}; RAY_ADDRESS is not set, a run starts Ray on this machine")
-        nodes = [Node.idle({"CPU": float(get_num_cpus()), "GPU": float(torch.cuda.device_count())})]
-        yield from _plan_findings(config, nodes, resolve_object_store_memory(estimate_available_memory()))
-        return
-    answer = judged("ray", lambda: _join(address))
-    yield answer
-    if answer.level == "fail":
-        return
-    try:
-        yield from _plan_findings(config, cluster_nodes(), free_store(config))
-    finally:
-        ray.shutdown()
-
-
-def _join(address: str) -> str:
-    join_ray(address)
-    return f"{ray.__version__} at {address} answers, {len(cluster_nodes())} nodes"
+    """Whether Ray starts or answers, on the path that `train` takes; then whether the plan fits it."""
+    with contextlib.ExitStack() as session:
+        answer = judged("ray", lambda: session.enter_context(ray_session()))
+        yield answer
+        if answer.level != "fail":
+            yield from _plan_findings(config, cluster_nodes(), free_store(config))
 
 
 def _plan_findings(config: Config, nodes: list[Node], store_bytes: int) -> Iterator[Finding]:

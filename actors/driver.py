@@ -122,8 +122,8 @@ class Pipeline:
     def train(self, *, calibrate: bool = True, evaluate: bool = True) -> TrainResult:
         """The whole run: prompts, calibration, evaluation, the loop, evaluation, saving.
 
-        A run of this name goes on from its newest checkpoint. Ctrl-C or SIGTERM ends it after the step under way; a
-        checkpoint, the policy and the ledger are saved all the same.
+        A run of this name goes on from its newest checkpoint. Ctrl-C, SIGTERM or SIGHUP ends it after the step under
+        way; a checkpoint, the policy and the ledger are saved all the same.
 
         Args:
             calibrate: check the reward on real clips first.
@@ -261,7 +261,7 @@ class Pipeline:
         """One line for all recordings that were left out, and a line for each in run.log: workers' logs stay hidden."""
         num_recordings, lines = self._ask(self.prompts.left_out.remote(), "the recordings that were left out")
         if lines:
-            with (self.folder.path / "run.log").open("a") as log:
+            with (self.folder.path / "run.log").open("a", encoding="utf-8") as log:
                 log.writelines(f"left out: {line}\n" for line in lines)
             # Of the known ones only as many are opened as the prompts need.
             self.progress(f"left out {len(lines)} recordings, {num_recordings} are known: {lines[0]} (all in run.log)")

@@ -7,7 +7,9 @@ import dataclasses
 import logging
 import math
 import os
+import re
 import shutil
+import signal
 import socket
 import sys
 import threading
@@ -49,21 +51,34 @@ SYSTEM_CONFIG = {
 
 
 @contextlib.contextmanager
-def ray_session() -> Iterator[None]:
-    """Ray for the time inside: the caller's own if there is one, the cluster of RAY_ADDRESS, or one started here."""
+def ray_session() -> Iterator[str]:
+    """Ray for the time inside: the caller's own if there is one, the cluster of RAY_ADDRESS, or one started here.
+
+    A Ray of this machine that RAY_ADDRESS does not name is left alone.
+
+    Yields:
+        Which of them it is, for a person.
+
+    Raises:
+        ValueError: RAY_ADDRESS is not the address of a Ray that a program can join.
+        RuntimeError: Ray did not start, or does not answer.
+    """
     if ray.is_initialized():
-        yield
+        yield f"{ray.__version__}, started by this program"
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not sys.stdout.isatty():
         # Ray prints its warnings in yellow whatever stands behind standard output.
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
-    if address := os.environ.get("RAY_ADDRESS"):
-        join_ray(address)
-    else:
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address in ("", "local"):
         start_ray()
+        found = f"{ray.__version__} starts on this machine; to join one that is there set RAY_ADDRESS=HOST:6379"
+    else:
+        join_ray(address)
+        found = f"{ray.__version__} at {address} answers, {len(cluster_nodes())} nodes"
     try:
-        yield
+        yield found
     finally:
         ray.shutdown()
 
@@ -76,34 +91,73 @@ def start_ray(**options: Any) -> None:
     """
     for attempt in range(START_ATTEMPTS):
         try:
-            ray.init(
-                include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, _system_config=SYSTEM_CONFIG,
-                **options,
-            )  # fmt: skip
+            with _hangups_ignored():
+                # `local`: without it Ray joins one that `ray start` has left here, which does not take these settings.
+                ray.init(
+                    address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
+                    _system_config=SYSTEM_CONFIG, **options,
+                )  # fmt: skip
             return
         except Exception as error:
             # Ray bounds its own start at half a minute, which a machine that is busy with something else may need.
             ray.shutdown()
-            if attempt == START_ATTEMPTS - 1:
-                raise RuntimeError(
-                    f"Ray did not start: {error}; free the machine's cores, or join a cluster"
-                ) from error
+            if attempt == START_ATTEMPTS - 1 or _is_of_folder(error):
+                raise RuntimeError(f"Ray did not start: {_first_line(error)}; {_start_remedy(error)}") from error
+
+
+@contextlib.contextmanager
+def _hangups_ignored() -> Iterator[None]:
+    """What starts inside outlives a terminal that is closed: the driver must be able to save with it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _is_of_folder(error: Exception) -> bool:
+    """Whether Ray could not use its temporary folder, now and in the next attempt."""
+    return isinstance(error, OSError) and not isinstance(error, TimeoutError | ConnectionError)
+
+
+def _start_remedy(error: Exception) -> str:
+    if "AF_UNIX path" in str(error):
+        return "set RAY_TMPDIR to a folder with a shorter path, for example RAY_TMPDIR=/tmp"
+    if _is_of_folder(error):
+        return "set RAY_TMPDIR to a folder that this user can write and that has space"
+    return "free the machine's cores, or join a cluster"
 
 
 def join_ray(address: str) -> None:
     """Joins the cluster of RAY_ADDRESS, as `ray job submit` sets it.
 
     Raises:
+        ValueError: it is the address of a dashboard or of a Ray Client server.
         RuntimeError: it does not answer, or does not take this process.
     """
+    host = re.sub(r":\d+$", "", address.rpartition("://")[2].partition("/")[0]) or "HOST"
+    if "://" in address:
+        whose = "a Ray Client server's" if address.startswith("ray://") else "a dashboard's, for `ray job submit`"
+        raise ValueError(
+            f"RAY_ADDRESS must be host:port of a Ray's head, got {address}, which is {whose}; set "
+            f"RAY_ADDRESS={host}:6379, or unset it to start Ray on this machine"
+        )
     try:
         check_answers(address)
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        port = f" (8265 is the dashboard's port: set RAY_ADDRESS={host}:6379)" if address.endswith(":8265") else ""
         raise RuntimeError(
-            f"RAY_ADDRESS must name a Ray that answers, got {address} ({lines[0]}); check it, set RAY_AUTH_MODE=token "
-            "if it asks for a token, or unset it to start Ray on this machine"
+            f"RAY_ADDRESS must name a Ray that answers, got {address} ({_first_line(error)}); check it{port}, set "
+            "RAY_AUTH_MODE=token if it asks for a token, or unset it to start Ray on this machine"
         ) from error
 
 

@@ -1,4 +1,7 @@
-"""Waiting with a bound, and ending early: Ctrl-C or SIGTERM asks the run to end, a second one ends it at once."""
+"""Waiting with a bound, and ending early: Ctrl-C, SIGTERM or SIGHUP asks the run to end.
+
+A second Ctrl-C or SIGTERM ends it at once.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +28,24 @@ class Stopped(Exception):
 
 @contextlib.contextmanager
 def stop_on_signals(stop: threading.Event) -> Iterator[None]:
-    """SIGINT or SIGTERM set the event. Outside the main thread signals are left to the caller's program."""
+    """SIGINT, SIGTERM or SIGHUP set the event. Outside the main thread signals are left to the caller's program.
+
+    Under `nohup` SIGHUP stays ignored.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
+        # A terminal that is closed sends SIGHUP more than once, and a service manager sends it after SIGTERM.
+        if stop.is_set() and number != signal.SIGHUP:
             raise KeyboardInterrupt
         stop.set()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield
     finally:

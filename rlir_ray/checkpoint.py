@@ -158,7 +158,7 @@ def check(folder: Path, *, digests: bool = True) -> Checkpoint:
         ValueError: what is wrong with it, in one line.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         found, files = manifest["format"], manifest["files"]
         if found != FORMAT:
             raise ValueError(f"{folder} must be of format {FORMAT}, got {found} (the version that wrote it can go on)")

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from rlir_ray.cli_parser import build_parser
+from rlir_ray.home import ensure_home
+from rlir_ray.streams import make_standard_streams_last
 
 INTERRUPTED = 130
 Command = Callable[[argparse.Namespace, list[str]], None]
@@ -132,7 +134,7 @@ def _ledger(arguments: argparse.Namespace, rest: list[str]) -> None:
         raise ValueError(f"a run must hold {FILE}, got none in {folder}; it is written with the first checkpoint")
     # A run that was killed could not remove its address; its groups in flight end when it goes on.
     is_open = (folder / ADDRESS_FILE).exists()
-    lines, fault = account(Ledger.from_json((folder / FILE).read_text()), is_open)
+    lines, fault = account(Ledger.from_json((folder / FILE).read_text(encoding="utf-8")), is_open)
     print("\n".join(lines))
     if fault:
         print(f"error: {fault}", file=sys.stderr)
@@ -198,7 +200,7 @@ class _traceback_to:
         if error is not None and not isinstance(error, KeyboardInterrupt):
             # On a full disk the error itself matters more than its log.
             with contextlib.suppress(OSError):
-                with self.log.open("a") as lines:
+                with self.log.open("a", encoding="utf-8") as lines:
                     lines.writelines(traceback.format_exception(error))
                 error.add_note(f"full log: {self.log}")
 
@@ -234,6 +236,7 @@ def _fail(error: BaseException, code: int) -> NoReturn:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    make_standard_streams_last()
     # Ray's usage report is the user's choice, not ours.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     parser = build_parser()
@@ -244,6 +247,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(_keys_help())
         return
     try:
+        ensure_home()
         HANDLERS[arguments.command](arguments, rest)
     except ValueError as error:
         _fail(error, 2)

@@ -170,14 +170,14 @@ def _parse(source: str, read: Callable[[], Any]) -> Any:
 
     try:
         layer = read()
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"settings must be UTF-8 text, got {source!r} with {error.object[error.start]:#x} at byte {error.start}; "
-            "save it as UTF-8"
-        ) from None
     except YAMLError as error:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ValueError(f"settings must be YAML, got {source!r} ({problem}); check brackets and quotes") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"a recipe must be a text file in UTF-8, got {source!r} (byte {error.start}: {error.reason}); save it "
+            "as UTF-8"
+        ) from None
     require(isinstance(layer, DictConfig), "settings", "must map keys to values", source, "write key: value lines")
     return layer
 

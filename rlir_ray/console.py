@@ -23,7 +23,9 @@ class StepView:
         self.config = config
         # Wide enough that a step stays one line in a log file.
         self.console = Console(highlight=False, soft_wrap=True)
-        self.status = self.console.status("") if self.console.is_terminal else None
+        # Of Braille characters where the encoding has them.
+        spinner = "dots" if self.console.encoding.startswith("utf") else "line"
+        self.status = self.console.status("", spinner=spinner) if self.console.is_terminal else None
         self.started = self.said = time.monotonic()
         self.present = ""
         """The stage that lasts."""

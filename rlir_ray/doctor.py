@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from rlir_ray.config import Config
+from rlir_ray.home import stand_in
 from rlir_ray.run import TESTED_PACKAGES
 
 Level = Literal["ok", "warn", "fail"]
@@ -57,6 +58,7 @@ def machine_findings(config: Config) -> Iterator[Finding]:
     """Python and packages, devices, shared memory, engines, codec and checkpoints."""
     file = _constraints_file()
     yield _python()
+    yield from _home()
     yield from version_findings(file)
     yield judged("devices", _devices)
     yield _shared_memory(config)
@@ -77,6 +79,11 @@ def _python() -> Finding:
     return Finding("fail" if old else "warn", "python", text)
 
 
+def _home() -> Iterator[Finding]:
+    if Path.home() == stand_in():
+        yield Finding("warn", "home", f"no home folder that this user can write, {stand_in()} is used; set HOME")
+
+
 def _constraints_file() -> Path:
     """As the Makefile chooses it."""
     return CONSTRAINTS / ("gpu.txt" if shutil.which("nvidia-smi") else "cpu.txt")
@@ -88,7 +95,9 @@ def version_findings(file: Path) -> Iterator[Finding]:
         yield Finding("warn", "versions", f"not compared, {file} is missing; run this in a checkout")
         return
     same, differs = [], False
-    pins = (line.split("==") for line in file.read_text().splitlines() if "==" in line and line[0] != "#")
+    pins = (
+        line.split("==") for line in file.read_text(encoding="utf-8").splitlines() if "==" in line and line[0] != "#"
+    )
     for name, tested in pins:
         try:
             # A build's own mark, as in 2.13.0+cpu, is no other version.
@@ -145,7 +154,8 @@ def import_finding(module: str, needed: bool, remedy: str) -> Finding:
     try:
         done = subprocess.run(
             [sys.executable, "-c", f"import {module}; print({module}.__version__)"],
-            capture_output=True, text=True, timeout=IMPORT_TIMEOUT_S, env={**os.environ, **quiet},
+            capture_output=True, encoding="utf-8", errors="replace", timeout=IMPORT_TIMEOUT_S,
+            env={**os.environ, **quiet},
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return Finding(level, module, f"its import takes more than {IMPORT_TIMEOUT_S:g} s; {remedy}")

@@ -165,7 +165,7 @@ def find_recipe(policy: Path) -> str:
     if is_adapter_folder(policy):
         raise ValueError(f"an adapter that is of no run needs --recipe, got {policy}; name that of its policy")
     try:
-        held = stated_architecture(json.loads((policy / "config.json").read_text()))
+        held = stated_architecture(json.loads((policy / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise ValueError(f"--policy must be a world model's folder, got {error}; check {policy}") from None
     for name in recipes():

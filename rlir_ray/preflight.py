@@ -92,8 +92,8 @@ def _is_installed(package: str) -> bool:
 
 def _read_json(folder: Path, file: str, what: str) -> dict[str, Any]:
     try:
-        return json.loads((folder / file).read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        return json.loads((folder / file).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         found = type(error).__name__
         raise ValueError(f"{what} must hold a readable {file}, got {found} in {folder}; check models.*") from None
 

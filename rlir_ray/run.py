@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rlir_ray.config import Config
+from rlir_ray.home import stand_in
 
 # In a run's folder.
 CHECKPOINTS = "checkpoints"
@@ -65,7 +66,7 @@ def write_text(path: Path, text: str) -> None:
     """
     temporary = path.with_name(path.name + ".part")
     try:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -104,7 +105,15 @@ def runs_folder(run_dir: str) -> Path:
 
     A submitted job works in a copy of the checkout, which Ray removes with the job: there a relative folder is below
     the home folder.
+
+    Raises:
+        ValueError: a submitted job's user has no home folder.
     """
+    if JOB_VARIABLE in os.environ and not Path(run_dir).is_absolute() and Path.home() == stand_in():
+        raise ValueError(
+            f"run.dir must be an absolute path in a job whose user has no home folder, got {run_dir!r}; set run.dir to "
+            "a folder that is kept"
+        )
     return (job_home() if JOB_VARIABLE in os.environ else Path.cwd()) / run_dir
 
 
@@ -124,7 +133,7 @@ def machine() -> str:
 
 def processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
@@ -141,7 +150,7 @@ def versions() -> dict[str, str]:
     try:
         here = Path(__file__).parent
         commit = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10
+            ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, encoding="utf-8", timeout=10
         )
         found["commit"] = commit.stdout.strip() or "unknown"
     except (OSError, subprocess.TimeoutExpired):
@@ -208,7 +217,7 @@ class RunFolder:
         Raises:
             ValueError: another process trains in it.
         """
-        with (self.path / LOCK).open("w") as file:
+        with (self.path / LOCK).open("w", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -238,7 +247,7 @@ class RunFolder:
     def metrics(self, step: int) -> list[dict[str, float]]:
         """Of the steps up to this one, as they were logged."""
         path = self.path / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.is_file() else []
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         return [metrics for metrics in map(_parsed, lines) if metrics and metrics["step"] <= step]
 
     def cut(self, step: int) -> None:
@@ -257,7 +266,7 @@ class RunFolder:
         return self.path.name
 
     def _refuse_other(self, settings: dict[str, Any]) -> None:
-        before = _flat(json.loads((self.path / "config.json").read_text()))
+        before = _flat(json.loads((self.path / "config.json").read_text(encoding="utf-8")))
         now = _flat(settings)
         # Keys that only one of the two knows are another version's.
         changed = [key for key in now if key in before and now[key] != before[key] and not may_differ(key)]
@@ -288,7 +297,7 @@ class RunFolder:
         """
         path = self.path / "metrics.jsonl"
         try:
-            with path.open("a") as lines:
+            with path.open("a", encoding="utf-8") as lines:
                 lines.write(strict_json(metrics) + "\n")
         except OSError as error:
             raise ValueError(f"could not save {path}: {error.strerror}; free some space or set run.dir") from error

@@ -20,7 +20,7 @@ def write_address(folder: Path, address: str, actor: str) -> None:
     content = {"address": address, "auth_mode": os.environ.get(AUTH_VARIABLE, ""), "actor": actor}
     path = folder / ADDRESS_FILE
     path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         json.dump(content, file)
 
 
@@ -81,7 +81,7 @@ def find_run(run: str) -> Whereabouts:
         f"--run must name a run that trains, got {folder}, which {state}; scale it between its first and last step"
     )
     try:
-        content = json.loads((folder / ADDRESS_FILE).read_text())
+        content = json.loads((folder / ADDRESS_FILE).read_text(encoding="utf-8"))
         return Whereabouts(**content, refusal=refusal)
-    except (OSError, TypeError, json.JSONDecodeError):
+    except (OSError, TypeError, UnicodeDecodeError, json.JSONDecodeError):
         raise ValueError(refusal) from None

@@ -230,12 +230,6 @@ def test_recipes_whose_bases_go_in_a_circle_are_refused_with_the_circle(tmp_path
         load_config(str(first))
 
 
-def test_a_recipe_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
-    (tmp_path / "latin.yaml").write_bytes("# Grüße\nseed: 1\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"settings must be UTF-8 text, got .*latin.yaml.* with 0xfc at byte 4"):
-        load_config(str(tmp_path / "latin.yaml"))
-
-
 @pytest.mark.parametrize("key", ["path", "heldout_path"])
 def test_recordings_that_no_source_reads_are_refused(key: str) -> None:
     with pytest.raises(ValueError, match=rf"prompts.{key} must be empty with prompts.source=doom, got 'mine'; set"):

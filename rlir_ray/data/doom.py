@@ -253,7 +253,7 @@ def _claim(out_dir: Path, settings: dict[str, Any]) -> None:
     """Refuses a folder that another seed or world has begun: the pairs found there would be taken for this one's."""
     settings = json.loads(json.dumps(settings))
     path = out_dir / "settings.json"
-    if path.exists() and (held := json.loads(path.read_text())) != settings:
+    if path.exists() and (held := json.loads(path.read_text(encoding="utf-8"))) != settings:
         key = next(key for key in settings if held.get(key) != settings[key])
         raise ValueError(
             f"{out_dir} holds recordings made with {key} {held.get(key)!r}, not {settings[key]!r}; use another folder"

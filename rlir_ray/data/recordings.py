@@ -109,7 +109,7 @@ def write_recording(
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
-    part_lines.write_text("".join(json.dumps(event) + "\n" for event in events))
+    part_lines.write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
     # The events last: a pair is taken for finished when both are there.
     part_video.rename(video)
     part_lines.rename(lines)

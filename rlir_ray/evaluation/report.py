@@ -90,7 +90,7 @@ def write_report(run_dir: Path) -> Path:
     )
     path, part = run_dir / REPORT, run_dir / (REPORT + ".part")
     try:
-        part.write_text(page)
+        part.write_text(page, encoding="utf-8")
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
@@ -184,9 +184,9 @@ def _groups(ledger: dict[str, Any]) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _read_lines(path: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
     return [{key: number(value) for key, value in line.items()} for line in lines]

@@ -165,7 +165,7 @@ class Results:
         path = Path(run_dir) / FILE
         if not path.is_file():
             raise ValueError(f"a run's folder must hold {FILE}, got {run_dir}; let its training finish first")
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         return cls(
             ceiling={name: Evaluation.from_json(part) for name, part in content["ceiling"].items()},
             evaluations=[Evaluation.from_json(part) for part in content["evaluations"]],

@@ -104,7 +104,7 @@ class CorrelationInverseDynamics(nn.Module):
         Raises:
             ValueError: the weights do not fit the config, or are not finite.
         """
-        model = cls(json.loads((Path(path) / "config.json").read_text()))
+        model = cls(json.loads((Path(path) / "config.json").read_text(encoding="utf-8")))
         state = read_state_dict(Path(path) / "model.safetensors")
         assign_weights(model, state, "the inverse dynamics model", torch.float32)
         return model.eval()

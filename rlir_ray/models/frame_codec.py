@@ -126,7 +126,7 @@ class FrameCodec(nn.Module, ABC):
         nn.Module.to(copy.deepcopy(self.model), dtype).save_pretrained(folder)
         share_weights(folder)
         stem = {"height": self.height, "width": self.width, "pixel_unshuffle": self.pixel_unshuffle}
-        (folder / STEM_FILE).write_text(json.dumps(stem, indent=2) + "\n")
+        (folder / STEM_FILE).write_text(json.dumps(stem, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     @abstractmethod
@@ -150,7 +150,7 @@ class FrameCodec(nn.Module, ABC):
             raise ValueError(f"no {cls.what} in {folder} (config.json is missing); give the folder of a {cls.what}")
         stem: dict[str, Any] = {"height": height, "width": width, "pixel_unshuffle": 1}
         if (folder / STEM_FILE).is_file():
-            stem = json.loads((folder / STEM_FILE).read_text())
+            stem = json.loads((folder / STEM_FILE).read_text(encoding="utf-8"))
         elif height is None or width is None:
             raise ValueError(f"{folder} has no {STEM_FILE}; give the frames' height and width for a plain {cls.what}")
         load = partial(cls.model_class().from_pretrained, torch_dtype=torch.float32, low_cpu_mem_usage=False)

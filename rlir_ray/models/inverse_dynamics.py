@@ -73,7 +73,7 @@ class InverseDynamicsModel(nn.Module):
         Raises:
             ValueError: the config describes another network, or the weights do not fit it; all keys are named.
         """
-        config = json.loads((Path(path) / "config.json").read_text())
+        config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
         return cls.from_state(config, read_state_dict(Path(path) / "model.safetensors"))
 
     @classmethod
@@ -123,12 +123,12 @@ def save_model(model: nn.Module, config: dict[str, Any], path: str | Path) -> No
     weights = {name: value.detach().float().cpu().contiguous() for name, value in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors")
     share_weights(folder)
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
 def load_inverse_dynamics(path: str | Path) -> InverseDynamicsModel | CorrelationInverseDynamics:
     """Loads the architecture that the folder's config.json names ("vpt" where it names none)."""
-    architecture = json.loads((Path(path) / "config.json").read_text()).get("architecture", "vpt")
+    architecture = json.loads((Path(path) / "config.json").read_text(encoding="utf-8")).get("architecture", "vpt")
     if architecture == "vpt":
         return InverseDynamicsModel.from_pretrained(path)
     if architecture == "correlation":

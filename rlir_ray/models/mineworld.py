@@ -170,4 +170,4 @@ def _find_vq_settings(settings: dict[str, Any], config: Path, checkpoint: Path, 
             f"a checkpoint with a tokenizer needs the VQ model's config.json, got none at {relative}; give it with "
             "--tokenizer-config"
         )
-    return json.loads(found.read_text())
+    return json.loads(found.read_text(encoding="utf-8"))

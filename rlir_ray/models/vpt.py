@@ -45,7 +45,7 @@ def read_config(path: Path | str) -> dict[str, Any]:
         ValueError: no such file, no JSON, or neither layout.
     """
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"a VPT config must be a readable JSON file, got {error}; check the path") from None
     return content if isinstance(content, dict) and "net" in content else _layout(content, path)

@@ -224,8 +224,8 @@ def publish(work: Path, out: Path, plan: dict[str, Any]) -> dict[str, Any]:
             for folder in ("recordings", "recordings_world")
             for split in SPLITS
         },
-        "oracle_macro_f1": json.loads((work / "oracle.json").read_text()),
-        "models": {name: json.loads((work / name / "training.json").read_text()) for name in MODELS},
+        "oracle_macro_f1": json.loads((work / "oracle.json").read_text(encoding="utf-8")),
+        "models": {name: json.loads((work / name / "training.json").read_text(encoding="utf-8")) for name in MODELS},
     }
     write_json(temporary / "made.json", made)
     size = sum(path.stat().st_size for path in temporary.rglob("*") if path.is_file())
@@ -261,7 +261,7 @@ def _copy_half(source: Path, target: Path) -> None:
 
 
 def _summary(folder: Path) -> Any:
-    index = json.loads((folder / "index.json").read_text())
+    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     return {key: value for key, value in index.items() if key not in ("basedir", "relpaths")}
 
 

@@ -28,7 +28,7 @@ def finished_report(folder: Path, settings: Any, *, extendable: bool = False) ->
     path = folder / "training.json"
     if not path.is_file():
         return None
-    report: dict[str, Any] = json.loads(path.read_text())
+    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     held, asked = report["settings"], json.loads(json.dumps(asdict(settings)))
     changed = [name for name in asked if name not in FREE_SETTINGS and held.get(name, asked[name]) != asked[name]]
     if changed:

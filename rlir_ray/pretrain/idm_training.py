@@ -235,7 +235,7 @@ def _note(
 ) -> None:
     """Appends a point to the curve and says it."""
     point = {"step": run.step, "elapsed_s": round(run.elapsed_s, 1), "loss": round(loss, 4), "held_out": scores}
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.write(strict_json(point) + "\n")
     mean = scores["mean"]
     end = f"{settings.steps} steps" if settings.steps else f"{60 * settings.minutes:.0f} s"

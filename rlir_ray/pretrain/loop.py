@@ -119,7 +119,7 @@ class Loop:
         means = {name: float(np.mean([one[name] for one in seen])) for name in (seen[0] if seen else ())}
         line = {"step": self.step, "elapsed_s": self.elapsed_s, **means, **figures}
         line = {name: round(value, 4) for name, value in line.items() if math.isfinite(value)}
-        with (self.out_dir / "curve.jsonl").open("a") as curve:
+        with (self.out_dir / "curve.jsonl").open("a", encoding="utf-8") as curve:
             curve.write(strict_json(line) + "\n")
         said = {name: value for name, value in line.items() if name not in ("step", "elapsed_s")}
         # An update that ends after the last minute makes no more than the whole.

@@ -86,7 +86,7 @@ def train_tokenizer(
         _resume(state, checkpoint)
 
     started = time.monotonic() - state.elapsed_s
-    with (out_dir / "curve.jsonl").open("a") as curve, progress_bar("tokenizer") as show:
+    with (out_dir / "curve.jsonl").open("a", encoding="utf-8") as curve, progress_bar("tokenizer") as show:
         while (progress := _progress(state, settings)) < 1:
             frames = draw_pairs(clips, settings.batch_pairs, settings.seed, state.step)
             metrics = _train_step(state, frames, progress, settings)
