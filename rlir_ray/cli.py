@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from rlir_ray.cli_parser import build_parser
 from rlir_ray.home import ensure_home
+from rlir_ray.installed import check_actors
 from rlir_ray.streams import make_standard_streams_last
 
 INTERRUPTED = 130
@@ -26,6 +27,7 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
     config = load_config(arguments.recipe, [*arguments.overrides, *rest])
     with contextlib.closing(StepView(config.train)) as view:
         view.stage("starting")
+        check_actors()
         from actors.driver import Pipeline
 
         pipeline = Pipeline(config, callbacks=[view.step], progress=view.stage, trace=arguments.trace)
@@ -77,7 +79,10 @@ def _doctor(arguments: argparse.Namespace, rest: list[str]) -> None:
 
     show(machine_findings(config))
     try:
+        check_actors()
         from actors.doctor import ray_findings
+    except ValueError as error:
+        show([Finding("fail", "actors", str(error))])
     except ImportError as error:
         show([Finding("fail", "ray", f"cannot be imported ({error}); make install")])
     else:
@@ -182,6 +187,7 @@ def _scale(arguments: argparse.Namespace, rest: list[str]) -> None:
     if run.auth_mode:
         # A Ray that a run starts lets in only who shows its token; Ray reads the mode when it is imported.
         os.environ.setdefault(AUTH_VARIABLE, run.auth_mode)
+    check_actors()
     from actors.control import scale_run
 
     print(scale_run(run, arguments.pool, arguments.number))
