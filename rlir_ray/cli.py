@@ -17,6 +17,8 @@ from rlir_ray.installed import check_actors
 from rlir_ray.streams import make_standard_streams_last
 
 INTERRUPTED = 130
+# What these say means nothing without their names; they are never raised for a person.
+NAMELESS = (LookupError, AttributeError, TypeError, ArithmeticError, AssertionError)
 Command = Callable[[argparse.Namespace, list[str]], None]
 
 
@@ -235,7 +237,10 @@ def _fail(error: BaseException, code: int) -> NoReturn:
     # An error that crossed processes carries the one that was raised there; Ray's own end with it.
     cause = getattr(error, "cause", None) or error
     text = [line.strip() for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
-    lines = [text[-1 if type(cause).__module__.startswith("ray.") else 0], *getattr(error, "__notes__", [])]
+    line = text[-1 if type(cause).__module__.startswith("ray.") else 0]
+    if isinstance(cause, NAMELESS):
+        line = f"{type(cause).__name__}: {line}"
+    lines = [line, *getattr(error, "__notes__", [])]
     print("error: " + "\n       ".join(lines), file=sys.stderr)
     sys.exit(code)
 
