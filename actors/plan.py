@@ -67,6 +67,8 @@ def ray_session() -> Iterator[str]:
         yield f"{ray.__version__}, started by this program"
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # In Ray's processes libraries read their own files in the encoding of the locale.
+    os.environ.setdefault("PYTHONUTF8", "1")
     if not sys.stdout.isatty():
         # Ray prints its warnings in yellow whatever stands behind standard output.
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")

@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from rlir_ray.config import Config
 from rlir_ray.config_files import load_config
+from rlir_ray.installed import check_actors, version
 
 if TYPE_CHECKING:
     from actors.driver import Pipeline
 
-__all__ = ["Config", "Pipeline", "load_config"]
+__all__ = ["Config", "Pipeline", "__version__", "load_config"]
+
+__version__ = version()
 
 
 def __getattr__(name: str) -> Any:
     if name == "Pipeline":
+        check_actors()
         from actors.driver import Pipeline
 
         return Pipeline

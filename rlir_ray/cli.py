@@ -13,9 +13,12 @@ from typing import NoReturn
 
 from rlir_ray.cli_parser import build_parser
 from rlir_ray.home import ensure_home
+from rlir_ray.installed import check_actors
 from rlir_ray.streams import make_standard_streams_last
 
 INTERRUPTED = 130
+# What these say means nothing without their names; they are never raised for a person.
+NAMELESS = (LookupError, AttributeError, TypeError, ArithmeticError, AssertionError)
 Command = Callable[[argparse.Namespace, list[str]], None]
 
 
@@ -26,6 +29,7 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
     config = load_config(arguments.recipe, [*arguments.overrides, *rest])
     with contextlib.closing(StepView(config.train)) as view:
         view.stage("starting")
+        check_actors()
         from actors.driver import Pipeline
 
         pipeline = Pipeline(config, callbacks=[view.step], progress=view.stage, trace=arguments.trace)
@@ -77,7 +81,10 @@ def _doctor(arguments: argparse.Namespace, rest: list[str]) -> None:
 
     show(machine_findings(config))
     try:
+        check_actors()
         from actors.doctor import ray_findings
+    except ValueError as error:
+        show([Finding("fail", "actors", str(error))])
     except ImportError as error:
         show([Finding("fail", "ray", f"cannot be imported ({error}); make install")])
     else:
@@ -182,6 +189,7 @@ def _scale(arguments: argparse.Namespace, rest: list[str]) -> None:
     if run.auth_mode:
         # A Ray that a run starts lets in only who shows its token; Ray reads the mode when it is imported.
         os.environ.setdefault(AUTH_VARIABLE, run.auth_mode)
+    check_actors()
     from actors.control import scale_run
 
     print(scale_run(run, arguments.pool, arguments.number))
@@ -229,7 +237,10 @@ def _fail(error: BaseException, code: int) -> NoReturn:
     # An error that crossed processes carries the one that was raised there; Ray's own end with it.
     cause = getattr(error, "cause", None) or error
     text = [line.strip() for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
-    lines = [text[-1 if type(cause).__module__.startswith("ray.") else 0], *getattr(error, "__notes__", [])]
+    line = text[-1 if type(cause).__module__.startswith("ray.") else 0]
+    if isinstance(cause, NAMELESS):
+        line = f"{type(cause).__name__}: {line}"
+    lines = [line, *getattr(error, "__notes__", [])]
     print("error: " + "\n       ".join(lines), file=sys.stderr)
     sys.exit(code)
 

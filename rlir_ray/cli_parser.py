@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from rlir_ray.installed import version
+
 # What `add_subparsers` gives; argparse keeps its type to itself.
 Commands = Any
 WIDE = argparse.RawDescriptionHelpFormatter
@@ -23,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
         "  python -m rlir_ray collect --out data/doom --frames 20000\n"
         "  python -m rlir_ray pretrain world-model --help",
     )
+    parser.add_argument("--version", action="version", version=f"rlir_ray {version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (
         _add_train,

@@ -130,6 +130,13 @@ def test_an_error_of_ray_ends_with_its_cause(capsys):
     assert capsys.readouterr().err == "error: KeyError: 'net'\n"
 
 
+def test_an_error_that_was_not_meant_for_a_person_keeps_its_name(capsys):
+    for error, said in ((KeyError("net"), "KeyError: 'net'"), (RuntimeError("it broke"), "it broke")):
+        with pytest.raises(SystemExit):
+            _fail(error, 1)
+        assert capsys.readouterr().err == f"error: {said}\n"
+
+
 def test_a_step_is_one_line():
     view = StepView(load_config("doom_tiny_ar").train)
     line = view.line(

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from actors.driver import Pipeline
+from rlir_ray.streams import make_standard_streams_last
 from tests.world import tiny_config, tiny_prompt_set
 
 
@@ -18,6 +19,8 @@ def say(text: str) -> None:
 
 
 def main(checkpoints: str, run_dir: str, *overrides: str) -> None:
+    # As the command line does.
+    make_standard_streams_last()
     pipeline = Pipeline(
         tiny_config(Path(checkpoints), Path(run_dir), *overrides),
         callbacks=[lambda metrics: say(f"step {metrics['step']:.0f}")], prompts=tiny_prompt_set, progress=say,
