@@ -151,7 +151,7 @@ def ended_run(is_flow: bool, learning_rate: float = 1e-3, *, poison: bool = Fals
     prompts, reward = (tiny_flow_prompts if is_flow else tiny_prompts)(6), MeanLatent() if is_flow else DarkReward()
     logged: list[dict[str, float]] = []
     ledger = Ledger()
-    with pytest.raises(RuntimeError) as end:
+    with pytest.raises((RuntimeError, ValueError)) as end:
         train_local(config, prompts, sampler, reward, learner, [lambda step, each: logged.append(each)], ledger)
     return logged, ledger, learner, str(end.value)
 
@@ -167,6 +167,14 @@ def test_a_policy_that_blows_up_ends_the_run_in_one_line_and_trains_no_group_aft
     num_done = sum(metrics["updates/skipped"] == 0 for metrics in logged)
     assert 1 <= num_done < len(logged) + ledger.counts()["failed"] and ledger.counts()["trained"] == 4 * num_done
     assert all(np.isfinite(value).all() for value in learner.weights().values())
+
+
+@FAMILIES
+def test_an_update_that_makes_weights_infinite_ends_the_run_and_they_are_not_published(is_flow: bool) -> None:
+    # The first gradient is finite; a step of 1e39 is none of float32.
+    logged, ledger, _, line = ended_run(is_flow, learning_rate=1e39)
+    assert line.startswith("weights to be published must be finite, got NaN or infinity in ") and "\n" not in line
+    assert not logged and ledger.counts()["trained"] == 0
 
 
 @FAMILIES

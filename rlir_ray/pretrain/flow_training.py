@@ -22,7 +22,7 @@ from rlir_ray.models.flow_streams import interpolate, two_streams
 from rlir_ray.pretrain.encode import window_starts
 from rlir_ray.pretrain.finished import finished_report
 from rlir_ray.pretrain.flow import FlowTraining
-from rlir_ray.pretrain.loop import Loop, cosine_rate
+from rlir_ray.pretrain.loop import Loop, clip_gradients, cosine_rate
 
 if TYPE_CHECKING:
     from rlir_ray.models.flow import FlowWorldModel
@@ -98,7 +98,7 @@ def train_flow(
             loss = flow_loss(model, latents.to(device), actions.to(device), generator, settings)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+        clip_gradients(model, settings.max_grad_norm)
         optimizer.step()
         average.update_parameters(model)
         return {"loss": float(loss.detach())}

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import nn
 
 from rlir_ray.pretrain.finished import FREE_SETTINGS
 from rlir_ray.progress import progress_bar
@@ -155,3 +156,18 @@ def cosine_rate(progress: float, least: float = 0.05) -> float:
     if progress < 0.02:
         return max(progress, 1e-4) / 0.02
     return least + (1 - least) * 0.5 * (1 + math.cos(math.pi * (progress - 0.02) / 0.98))
+
+
+def clip_gradients(model: nn.Module, max_norm: float) -> None:
+    """Clips the gradients' total norm, before an update.
+
+    Raises:
+        ValueError: it is not finite, so that the update would make all weights NaN; the last checkpoint stays good.
+    """
+    if not bool(nn.utils.clip_grad_norm_(model.parameters(), max_norm).isfinite()):
+        gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+        bad = next((name for name, gradient in gradients.items() if not bool(gradient.isfinite().all())), "their norm")
+        raise ValueError(
+            f"gradients must be finite, got NaN or infinity in {bad}; give the same command to go on from the last "
+            "checkpoint, and with other settings or recordings where it happens again"
+        )

@@ -18,7 +18,7 @@ from rlir_ray.models.autoregressive import WorldModel, assemble, image_positions
 from rlir_ray.models.block_attention import set_block_attention
 from rlir_ray.pretrain.encode import window_starts
 from rlir_ray.pretrain.finished import finished_report
-from rlir_ray.pretrain.loop import Loop, cosine_rate
+from rlir_ray.pretrain.loop import Loop, clip_gradients, cosine_rate
 from rlir_ray.pretrain.world_model import WorldModelTraining
 
 
@@ -161,7 +161,7 @@ def _train_step(model: WorldModel, optimizer: torch.optim.AdamW, tokens: Tensor,
     loss = generated - settings.context_weight * logprobs[:, :num_first].sum() / logprobs[:, num_first:].numel()
     optimizer.zero_grad()
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+    clip_gradients(model, settings.max_grad_norm)
     optimizer.step()
     return float(generated.detach())
 
