@@ -164,10 +164,12 @@ def clip_gradients(model: nn.Module, max_norm: float) -> None:
     Raises:
         ValueError: it is not finite, so that the update would make all weights NaN; the last checkpoint stays good.
     """
-    if not bool(nn.utils.clip_grad_norm_(model.parameters(), max_norm).isfinite()):
-        gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    norm = nn.utils.get_total_norm(gradients.values())
+    if not bool(norm.isfinite()):
         bad = next((name for name, gradient in gradients.items() if not bool(gradient.isfinite().all())), "their norm")
         raise ValueError(
             f"gradients must be finite, got NaN or infinity in {bad}; give the same command to go on from the last "
             "checkpoint, and with other settings or recordings where it happens again"
         )
+    nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
