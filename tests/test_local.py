@@ -151,9 +151,9 @@ class MeanLatent:
         ]
 
 
-def ended_run(is_flow: bool, learning_rate: float = 1e-3, *, poison: bool = False) -> Ended:
+def ended_run(is_flow: bool, learning_rate: float = 1e-3, *, weight_decay: float = 0.0, poison: bool = False) -> Ended:
     """Up to six steps of a family, and the line that ended them."""
-    train = replace(CONFIG.train, num_steps=6, learning_rate=learning_rate, warmup_steps=0)
+    train = replace(CONFIG.train, num_steps=6, learning_rate=learning_rate, weight_decay=weight_decay, warmup_steps=0)
     flow = FlowConfig(num_steps=4, window=2, noise_level=0.5)
     config, make = replace(CONFIG, train=train), tiny_flow_model if is_flow else tiny_world_model
     policy, sampled = make(), make()
@@ -166,7 +166,7 @@ def ended_run(is_flow: bool, learning_rate: float = 1e-3, *, poison: bool = Fals
     prompts, reward = (tiny_flow_prompts if is_flow else tiny_prompts)(6), MeanLatent() if is_flow else DarkReward()
     logged: list[dict[str, float]] = []
     ledger = Ledger()
-    with pytest.raises(RuntimeError) as end:
+    with pytest.raises((RuntimeError, ValueError)) as end:
         train_local(config, prompts, sampler, reward, learner, [lambda step, each: logged.append(each)], ledger)
     return logged, ledger, learner, str(end.value)
 
@@ -182,6 +182,14 @@ def test_a_policy_that_blows_up_ends_the_run_in_one_line_and_trains_no_group_aft
     num_done = sum(metrics["updates/skipped"] == 0 for metrics in logged)
     assert 1 <= num_done < len(logged) + ledger.counts()["failed"] and ledger.counts()["trained"] == 4 * num_done
     assert all(np.isfinite(value).all() for value in learner.weights().values())
+
+
+@FAMILIES
+def test_an_update_that_makes_weights_infinite_ends_the_run_and_they_are_not_published(is_flow: bool) -> None:
+    # The first gradient is finite; 33e37 times a weight above 1.04 is above the largest float32.
+    logged, ledger, _, line = ended_run(is_flow, learning_rate=1e37, weight_decay=33)
+    assert line.startswith("weights to be published must be finite, got NaN or infinity in ") and "\n" not in line
+    assert not logged and ledger.counts()["trained"] == 0
 
 
 @FAMILIES

@@ -17,7 +17,7 @@ from rlir_ray.models.autoencoder import FrameAutoencoder, build_autoencoder
 from rlir_ray.pretrain.autoencoder import AutoencoderTraining
 from rlir_ray.pretrain.device import open_device
 from rlir_ray.pretrain.finished import finished_report
-from rlir_ray.pretrain.loop import Loop, cosine_rate
+from rlir_ray.pretrain.loop import Loop, clip_gradients, cosine_rate
 from rlir_ray.pretrain.pictures import Clips, draw_pairs, picture_figures, reconstruction_loss
 from rlir_ray.progress import figure_words
 
@@ -102,7 +102,7 @@ def _update(
     loss = reconstruction + settings.kl_weight * divergence
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    clip_gradients(model, 1.0)
     optimizer.step()
     return {"loss": float(loss.detach()), "kl": float(divergence.detach())}
 

@@ -25,7 +25,7 @@ from rlir_ray.pretrain.device import open_device
 from rlir_ray.pretrain.encode import window_starts
 from rlir_ray.pretrain.finished import finished_report
 from rlir_ray.pretrain.flow import FlowTraining
-from rlir_ray.pretrain.loop import Loop, cosine_rate
+from rlir_ray.pretrain.loop import Loop, clip_gradients, cosine_rate
 from rlir_ray.pretrain.warnings import loss_figures, world_model_warning
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def train_flow(
             loss = flow_loss(model, latents.to(device), actions.to(device), generator, settings)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+        clip_gradients(model, settings.max_grad_norm)
         optimizer.step()
         average.update_parameters(model)
         return {"loss": float(loss.detach())}

@@ -23,6 +23,7 @@ from rlir_ray.pretrain.finished import finished_report
 from rlir_ray.pretrain.idm import InverseDynamicsTraining
 from rlir_ray.pretrain.idm_figures import CLIP_FRAMES, Model, cut_clips, evaluate_inverse_dynamics, held_out_figures
 from rlir_ray.pretrain.idm_loss import class_weights, head_weights, inverse_dynamics_loss
+from rlir_ray.pretrain.loop import clip_gradients
 from rlir_ray.pretrain.warnings import judge_warning
 from rlir_ray.pretrain.windows import NUM_BINS, LabelledFrames, Reconstruct, draw_windows, label_frames
 from rlir_ray.progress import ShowProgress, figure_words, progress_bar
@@ -219,7 +220,7 @@ def _steps(
         loss = inverse_dynamics_loss(logits, buttons.to(device), camera.to(device), button_weights, camera_weights)
         run.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(run.model.parameters(), settings.max_gradient_norm)
+        clip_gradients(run.model, settings.max_gradient_norm)
         run.optimizer.step()
         losses.append(float(loss.detach()))
         run.step += 1

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import nn
 
 from rlir_ray.pretrain.finished import FREE_SETTINGS
 from rlir_ray.progress import clock, figure_words, progress_bar
@@ -159,3 +160,20 @@ def cosine_rate(progress: float, least: float = 0.05) -> float:
     if progress < 0.02:
         return max(progress, 1e-4) / 0.02
     return least + (1 - least) * 0.5 * (1 + math.cos(math.pi * (progress - 0.02) / 0.98))
+
+
+def clip_gradients(model: nn.Module, max_norm: float) -> None:
+    """Clips the gradients' total norm, before an update.
+
+    Raises:
+        ValueError: it is not finite, so that the update would make all weights NaN; the last checkpoint stays good.
+    """
+    gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    norm = nn.utils.get_total_norm(gradients.values())
+    if not bool(norm.isfinite()):
+        bad = next((name for name, gradient in gradients.items() if not bool(gradient.isfinite().all())), "their norm")
+        raise ValueError(
+            f"gradients must be finite, got NaN or infinity in {bad}; give the same command to go on from the last "
+            "checkpoint, and with other settings or recordings where it happens again"
+        )
+    nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)

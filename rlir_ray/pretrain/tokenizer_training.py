@@ -24,6 +24,7 @@ from rlir_ray.models.tokenizer import FrameTokenizer, build_tokenizer
 from rlir_ray.pretrain.codebook import CodeAverages
 from rlir_ray.pretrain.device import open_device
 from rlir_ray.pretrain.finished import FREE_SETTINGS, finished_report
+from rlir_ray.pretrain.loop import clip_gradients
 from rlir_ray.pretrain.pictures import Clips, draw_pairs, reconstruction_loss
 from rlir_ray.pretrain.tokenizer import TokenizerTraining
 from rlir_ray.pretrain.tokenizer_figures import evaluate_tokenizer, perplexity
@@ -151,7 +152,7 @@ def _train_step(state: _State, frames: Tensor, progress: float, settings: Tokeni
     loss = reconstruction + settings.commitment_weight * commitment
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), 1.0)
+    clip_gradients(tokenizer, 1.0)
     state.optimizer.step()
     # Pixels span 2, hence the peak 4 of the squared error.
     psnr = 10 * torch.log10(4 / (decoded.detach().float().clamp(-1, 1) - pixels).square().mean((1, 2, 3))).mean()

@@ -20,7 +20,7 @@ from rlir_ray.models.block_attention import set_block_attention
 from rlir_ray.pretrain.device import open_device
 from rlir_ray.pretrain.encode import window_starts
 from rlir_ray.pretrain.finished import finished_report
-from rlir_ray.pretrain.loop import Loop, cosine_rate
+from rlir_ray.pretrain.loop import Loop, clip_gradients, cosine_rate
 from rlir_ray.pretrain.warnings import loss_figures, world_model_warning
 from rlir_ray.pretrain.world_model import WorldModelTraining
 from rlir_ray.trajectory import stored_codes
@@ -177,7 +177,7 @@ def _train_step(model: WorldModel, optimizer: torch.optim.AdamW, tokens: Tensor,
     loss = generated - settings.context_weight * logprobs[:, :num_first].sum() / logprobs[:, num_first:].numel()
     optimizer.zero_grad()
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+    clip_gradients(model, settings.max_grad_norm)
     optimizer.step()
     return float(generated.detach())
 

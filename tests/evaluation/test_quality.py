@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
 import torch
 
 from rlir_ray.evaluation.comparison import quality_changes
 from rlir_ray.evaluation.quality import MAX_PSNR, Quality, clip_quality, join_quality
+from rlir_ray.run import strict_json
 
 
 def stripes(num_frames: int, step: int = 0) -> torch.Tensor:
@@ -76,3 +80,10 @@ def test_changes_are_paired() -> None:
     # Clips differ by 100 from each other, but each by 3 from itself.
     assert changes["brightness"].mean == pytest.approx(3) and changes["brightness"].se == pytest.approx(0)
     assert set(changes) == {"brightness", "sharpness", "motion"}
+
+
+def test_a_figure_that_was_null_in_json_is_nan_when_it_is_read_back() -> None:
+    ones = np.ones(2)
+    quality = Quality(brightness=np.array([1.0, np.nan]), sharpness=ones, motion=ones)
+    read = Quality.from_json(json.loads(strict_json(quality.to_json())))
+    assert np.array_equal(read.brightness, quality.brightness, equal_nan=True) and read.psnr is None
