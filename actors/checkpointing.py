@@ -45,14 +45,8 @@ class RunState:
 
     def is_complete(self, train: TrainConfig) -> bool:
         """Whether nothing is left to train."""
-        return bool(self.reached(train))
-
-    def reached(self, train: TrainConfig) -> str:
-        """The limit that ends the training, with its value; empty: none yet."""
-        if self.step >= train.num_steps:
-            return f"train.num_steps={train.num_steps}"
         is_out_of_time = 0 < train.max_minutes * 60 <= self.trained_s
-        return f"train.max_minutes={train.max_minutes:g}" if is_out_of_time and self.step > 0 else ""
+        return self.step >= train.num_steps or (is_out_of_time and self.step > 0)
 
 
 class Checkpoints:

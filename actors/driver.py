@@ -139,8 +139,8 @@ class Pipeline:
             if not self._is_finished(evaluate):
                 return self._train(calibrate, evaluate)
         self.progress(
-            f"run {self.folder.name} is finished: {self.run.step} steps are trained, "
-            f"{self.run.reached(self.config.train)} is reached; raise that to go on, or choose another run.name"
+            f"run {self.folder.name} is finished: {self.run.step} steps are trained; raise train.num_steps to go on, "
+            "or choose another run.name"
         )
         return self._result(was_finished=True)
 
@@ -295,9 +295,6 @@ class Pipeline:
                 # What the learner has begun is trained to its end, and saved.
                 self.under_way.drain()
                 raise
-            if (limit := self.run.reached(self.config.train)).startswith("train.max_minutes"):
-                # The recipe may have set it, where a person has raised the number of steps.
-                self.progress(f"ends after {self.run.step} of {self.config.train.num_steps} steps: {limit} is reached")
             self._evaluate_between(self.run.step)
             if not len(self.under_way):
                 # A checkpoint and an evaluation are no part of the next step.

@@ -214,11 +214,8 @@ def save_arrays(path: Path, arrays: Mapping[str, npt.NDArray[np.generic]]) -> No
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    from rlir_ray.models.checkpoints import share_weights
-
     try:
         save_file(dict(arrays), path)
-        share_weights(path.parent)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"could not save {path}: {error}; free some space or set run.dir") from error
 

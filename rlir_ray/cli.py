@@ -224,7 +224,7 @@ def _keys_help() -> str:
         for part in key.split("."):
             value = getattr(value, part)
         lines.append(f"  {key}={value}\n      {text}")
-    return "configuration keys, with their defaults (a recipe may set others):\n" + "\n".join(lines)
+    return "configuration keys, with their defaults (a recipe may set others):\n" + "\n".join(sorted(lines))
 
 
 HANDLERS: dict[str, Command] = {

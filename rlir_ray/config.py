@@ -66,10 +66,6 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _at_least(0, run__wait_for_nodes_s=self.wait_for_nodes_s)
-        is_folder_name = self.name == Path(self.name).name and self.name not in (".", "..") and "\0" not in self.name
-        require(
-            is_folder_name, "run.name", "must be a folder's name", self.name, "set run.dir=PATH for a folder elsewhere"
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,11 +160,7 @@ class PromptsConfig:
         _one_of(("doom", "recordings"), prompts__source=self.source)
         _one_of(("recorded", "sampled"), prompts__actions=self.actions)
         _at_least(1, prompts__num_train=self.num_train, prompts__num_heldout=self.num_heldout)
-        if self.source != "recordings":
-            for key, path in (("prompts.path", self.path), ("prompts.heldout_path", self.heldout_path)):
-                way_out = "set prompts.source=recordings, or leave it out"
-                require(not path, key, f"must be empty with prompts.source={self.source}", path, way_out)
-        else:
+        if self.source == "recordings":
             require(
                 bool(self.path),
                 "prompts.path",

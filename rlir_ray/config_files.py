@@ -73,13 +73,12 @@ def load_config(recipe: str = "", overrides: list[str] | None = None) -> Config:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    layers = _read_recipe(recipe, ()) if recipe else []
+    layers = _read_recipe(recipe) if recipe else []
     for override in overrides or []:
         require("=" in override, "an override", "must be KEY=VALUE", override, "for example train.num_steps=10")
-        layers.append(_parse(override, partial(_read_override, override)))
+        layers.append(_parse(override, partial(OmegaConf.from_dotlist, [override])))
     for layer in layers:
         _refuse_unknown(OmegaConf.to_container(layer), "")
-        _refuse_numbers(OmegaConf.to_container(layer), "")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Config), *layers)
         container: Any = OmegaConf.to_container(merged)
@@ -107,43 +106,8 @@ def _build(node: type, values: dict[str, Any]) -> Any:
     return node(**built)
 
 
-def _kinds(node: type = Config, prefix: str = "") -> dict[str, str]:
-    """The annotation of each dotted key."""
-    kinds = {prefix + entry.name: str(entry.type) for entry in dataclasses.fields(node)}
-    for entry in dataclasses.fields(node):
-        if _is_part(entry):
-            kinds |= _kinds(entry.default_factory, f"{prefix}{entry.name}.")  # type: ignore[arg-type]
-    return kinds
-
-
-def _read_override(override: str) -> Any:
-    """KEY=VALUE; text stays as it is typed (`run.name=007`), and a list needs no brackets (`world.groups=jump,yaw`)."""
-    from omegaconf import OmegaConf
-
-    key, _, value = override.partition("=")
-    kind, value = _kinds().get(key, ""), value.strip()
-    if kind == "str" and value[:1] not in ("'", '"'):
-        layer = OmegaConf.create()
-        OmegaConf.update(layer, key, value)
-        return layer
-    if kind.startswith("tuple") and value[:1] != "[":
-        override = f"{key}=[{value}]"
-    return OmegaConf.from_dotlist([override])
-
-
-def _refuse_numbers(values: Any, prefix: str) -> None:
-    """YAML reads 007, 1e3 and `on` as numbers and truths, which would become another text."""
-    kinds = _kinds()
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            _refuse_numbers(value, name + ".")
-        elif kinds.get(name) == "str":
-            require(isinstance(value, str), name, "must be text", value, "write it in quotes")
-
-
-def _read_recipe(recipe: str, above: tuple[str, ...]) -> list[Any]:
-    """A recipe's layers, those of its bases first; `above` are the recipes that lie over it."""
+def _read_recipe(recipe: str) -> list[Any]:
+    """A recipe's layers, those of its bases first."""
     from omegaconf import OmegaConf
 
     path = Path(recipe)
@@ -154,9 +118,8 @@ def _read_recipe(recipe: str, above: tuple[str, ...]) -> list[Any]:
         raise ValueError(f"a recipe must be a shipped name or a .yaml file, got {recipe!r}; try {', '.join(near)}")
     layer = _parse(str(path), partial(OmegaConf.load, path))
     base = layer.pop("base", None)
-    above = (*above, recipe)
-    require(base not in above, "base", "must lead to a recipe without one", " -> ".join((*above, str(base))), "cut it")
-    return [*(_read_recipe(base, above) if base else []), layer]
+    require(base != recipe, "base", "must be another recipe", base, "leave it out")
+    return [*(_read_recipe(base) if base else []), layer]
 
 
 def _parse(source: str, read: Callable[[], Any]) -> Any:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rlir_ray.config import LoraConfig
-from rlir_ray.models.checkpoints import check_fit, only_errors, read_state_dict, share_weights
+from rlir_ray.models.checkpoints import check_fit, only_errors, read_state_dict
 
 # The linear layers of attention and MLP.
 LLAMA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -165,4 +165,3 @@ def save_policy(model: Any, folder: Path) -> None:
         model.save_lora_adapter(folder, adapter_name=NAME)
     else:
         _carrier(model).save_pretrained(folder)
-    share_weights(folder)

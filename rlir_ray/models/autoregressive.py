@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rlir_ray.actions import NUM_ACTION_TOKENS, TOKENS_PER_ACTION
-from rlir_ray.models.checkpoints import open_library_model, share_weights
+from rlir_ray.models.checkpoints import open_library_model
 from rlir_ray.models.llama_config import check_llama_config
 
 if TYPE_CHECKING:
@@ -214,4 +214,3 @@ class WorldModel(nn.Module):
         """Writes the folder; bfloat16 halves the file and rounds the weights."""
         state = {name: value.detach().to(dtype) for name, value in self.llama.state_dict().items()}
         self.llama.save_pretrained(folder, state_dict=state)
-        share_weights(Path(folder))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import pickle
 import re
-import stat
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -143,17 +142,6 @@ def only_errors(library: str) -> Iterator[None]:
         yield
     finally:
         log.setLevel(before)
-
-
-def share_weights(folder: Path) -> None:
-    """Gives the safetensors files of a folder the mode that any new file gets: the library writes them for their owner
-    alone."""
-    probe = folder / ".mode"
-    probe.touch()
-    mode = stat.S_IMODE(probe.stat().st_mode)
-    probe.unlink()
-    for file in folder.glob("*.safetensors"):
-        file.chmod(mode)
 
 
 def check_finite(state: Mapping[str, Tensor], what: str) -> None:

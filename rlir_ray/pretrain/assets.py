@@ -251,13 +251,10 @@ def _copy_half(source: Path, target: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
-    from rlir_ray.models.checkpoints import share_weights
-
     weights = {
         name: value.half() if value.dtype == torch.float32 else value for name, value in load_file(source).items()
     }
     save_file(weights, target, metadata={"format": "pt"})
-    share_weights(target.parent)
 
 
 def _summary(folder: Path) -> Any:

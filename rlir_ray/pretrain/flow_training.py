@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rlir_ray.actions import Actions, exclusive_classes, no_action_classes
-from rlir_ray.models.adapters import save_policy
 from rlir_ray.models.flow_streams import interpolate, two_streams
 from rlir_ray.pretrain.device import open_device
 from rlir_ray.pretrain.encode import window_starts
@@ -113,7 +112,7 @@ def train_flow(
 
     final = loop.run(update, lambda: validate(average.module, validation, settings))
     kept: FlowWorldModel = average.module.to("cpu").eval()
-    save_policy(kept, out_dir)
+    kept.save_pretrained(out_dir)
     loop.finish(
         {
             "parameters": sum(weight.numel() for weight in kept.parameters()), "train_frames": len(train.latents),
