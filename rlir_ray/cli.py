@@ -18,9 +18,15 @@ Command = Callable[[argparse.Namespace, list[str]], None]
 
 
 def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
-    from rlir_ray.config_files import load_config
+    from rlir_ray.config_files import load_config, recipes
     from rlir_ray.console import StepView
 
+    if not arguments.recipe:
+        # The defaults alone would train without a limit of time, whatever world was meant.
+        raise ValueError(
+            f"train needs a recipe, got none; add --recipe doom_tiny_ar, another of {', '.join(recipes())}, or "
+            "a FILE.yaml of your own"
+        )
     config = load_config(arguments.recipe, [*arguments.overrides, *rest])
     with contextlib.closing(StepView(config.train)) as view:
         view.stage("starting")
@@ -116,11 +122,10 @@ def _assets(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _report(arguments: argparse.Namespace, rest: list[str]) -> None:
-    if not (Path(arguments.run) / "config.json").is_file():
-        raise ValueError(f"a report needs a run's folder, got {arguments.run}; look below runs/")
     from rlir_ray.evaluation.report import write_report
+    from rlir_ray.run_address import find_folder
 
-    print(write_report(Path(arguments.run)))
+    print(write_report(find_folder(arguments.run)))
 
 
 def _ledger(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -214,7 +219,7 @@ def _keys_help() -> str:
         for part in key.split("."):
             value = getattr(value, part)
         lines.append(f"  {key}={value}\n      {text}")
-    return "configuration keys, with their defaults (a recipe may set others):\n" + "\n".join(sorted(lines))
+    return "configuration keys, with their defaults (a recipe may set others):\n" + "\n".join(lines)
 
 
 HANDLERS: dict[str, Command] = {

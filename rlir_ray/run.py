@@ -218,9 +218,7 @@ class RunFolder:
 
     def metrics(self, step: int) -> list[dict[str, float]]:
         """Of the steps up to this one, as they were logged."""
-        path = self.path / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.is_file() else []
-        return [metrics for metrics in map(_parsed, lines) if metrics and metrics["step"] <= step]
+        return [metrics for metrics in read_metrics(self.path) if metrics["step"] <= step]
 
     def cut(self, step: int) -> None:
         """Forgets the steps after this one in metrics.jsonl and TensorBoard."""
@@ -292,13 +290,19 @@ class RunFolder:
             self._events = None
 
 
+def read_metrics(run: Path) -> list[dict[str, float]]:
+    """The steps in a run's metrics.jsonl, without lines that were cut off when their writer was killed."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    return [metrics for metrics in map(_parsed, lines) if metrics]
+
+
 def _parsed(line: str) -> dict[str, float] | None:
-    """A line of metrics.jsonl; None for one that was cut off when its writer was killed."""
     try:
         metrics = json.loads(line)
     except json.JSONDecodeError:
         return None
-    return metrics if isinstance(metrics, dict) else None
+    return metrics if isinstance(metrics, dict) and "step" in metrics else None
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -14,6 +14,7 @@ from rlir_ray.evaluation.charts import line_chart
 from rlir_ray.evaluation.results import BASE, POST_TRAINED, REAL, Results, compare
 from rlir_ray.evaluation.tables import calibration_table, comparison_table, following_table, group_table, quality_table
 from rlir_ray.evaluation.video import FOLDER, contact_strip
+from rlir_ray.run import read_metrics
 
 REPORT, PICTURE = "report.html", "report.png"
 CHARTS: tuple[tuple[str, dict[str, str], bool], ...] = (
@@ -62,7 +63,7 @@ def write_report(run_dir: Path) -> Path:
         ValueError: the run was not evaluated, or the disk is full.
     """
     run_dir = Path(run_dir)
-    results, steps = Results.load(run_dir), _read_lines(run_dir / "metrics.jsonl")
+    results, steps = Results.load(run_dir), read_metrics(run_dir)
     sections = (
         _headline(results, steps),
         _videos(run_dir),
@@ -132,7 +133,9 @@ def _videos(run_dir: Path) -> str:
     if not files:
         return ""
     videos = "".join(
-        '<figure><video autoplay loop muted playsinline controls preload="auto" '
+        # Controls of the browser would cover the commands below the picture.
+        '<figure><video autoplay loop muted playsinline preload="auto" '
+        'onclick="this.paused ? this.play() : this.pause()" '
         f'src="data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode()}"></video></figure>'
         for path in files
     )
@@ -140,7 +143,8 @@ def _videos(run_dir: Path) -> str:
         "<h2>Real, before, after</h2><p>The same first frame and the same commands, prompts spread evenly over the set."
         ' Below each frame the action commanded for it: <span class="key" style="background:#188038">green</span> where'
         ' the judge recovered it from the clip, <span class="key" style="background:#c5221f">red</span> where it did '
-        f'not; an outline means that none of the keys is commanded.</p><div class="videos">{videos}</div>'
+        "not; an outline means that none of the keys is commanded. A click stops a video or plays it.</p>"
+        f'<div class="videos">{videos}</div>'
     )
 
 
@@ -175,7 +179,3 @@ def _groups(ledger: dict[str, Any]) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def _read_lines(path: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

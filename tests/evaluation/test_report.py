@@ -45,10 +45,18 @@ def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
     lines = [json.dumps({"step": step, "reward/mean": 0.6 + 0.01 * step, "time/step_s": 6.0}) for step in (1, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     page = write_run(tmp_path, 0.4, 0.2)
+    # The controls of a browser cover the commands.
+    assert not re.search(r"<video[^>]* controls", page)
     assert page.count("<video") == 2 and page.count("<svg") == 2
     assert set(re.findall(r'(?:src|href)="([^"]{0,14})', page)) == {"data:video/mp4"}
     assert "http" not in page
     assert "3 steps of reinforcement learning in 0.3 minutes" in page
+
+
+def test_a_line_of_metrics_that_was_cut_is_left_out(tmp_path: Path) -> None:
+    whole = [json.dumps({"step": step, "time/step_s": 60}) for step in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*whole, '{"step": 3, "ti']))
+    assert "2 steps of reinforcement learning in 2.0 minutes" in write_run(tmp_path, 0.4, 0.2)
 
 
 def test_the_headline_claims_only_what_exceeds_twice_the_error(tmp_path: Path) -> None:
