@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rlir_ray.config import LoraConfig
+from rlir_ray.file_modes import give_usual_mode
 
 # The linear layers of attention and MLP.
 LLAMA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -124,3 +125,4 @@ def save_policy(model: Any, folder: Path) -> None:
         model.save_lora_adapter(folder, adapter_name=NAME)
     else:
         _carrier(model).save_pretrained(folder)
+    give_usual_mode(folder)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rlir_ray.actions import NUM_ACTION_TOKENS, TOKENS_PER_ACTION
+from rlir_ray.file_modes import give_usual_mode
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -201,3 +202,4 @@ class WorldModel(nn.Module):
         """Writes the folder; bfloat16 halves the file and rounds the weights."""
         state = {name: value.detach().to(dtype) for name, value in self.llama.state_dict().items()}
         self.llama.save_pretrained(folder, state_dict=state)
+        give_usual_mode(folder)
