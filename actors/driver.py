@@ -96,13 +96,15 @@ class Pipeline:
         make_learner: Callable[[], Learner] | None = None,
         trace: Path | None = None,
     ) -> None:
-        self.config = config = absolute_paths(config)
+        given, config = config, absolute_paths(config)
+        self.config = config
         self.frame_shape = check_world(config)
         check_checkpoints(config)
         check_engine(config)
         if trace is not None and not trace.absolute().parent.is_dir():
             raise ValueError(f"a trace must go into an existing folder, got {trace}; make it, or choose another file")
-        self.folder = RunFolder(config)
+        # It keeps the paths as they were given: a project that is moved finds its files again.
+        self.folder = RunFolder(given)
         self.callbacks = [self.folder.log_step, *callbacks]
         self.progress = progress or (lambda stage: None)
         self.make_reward, self.make_sampler, self.make_learner = make_reward, make_sampler, make_learner
