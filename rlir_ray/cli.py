@@ -20,6 +20,7 @@ Command = Callable[[argparse.Namespace, list[str]], None]
 def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
     from rlir_ray.config_files import load_config, recipes
     from rlir_ray.console import StepView
+    from rlir_ray.unread_keys import refuse_unread
 
     if not arguments.recipe:
         # The defaults alone would train without a limit of time, whatever world was meant.
@@ -27,7 +28,9 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
             f"train needs a recipe, got none; add --recipe doom_tiny_ar, another of {', '.join(recipes())}, or "
             "a FILE.yaml of your own"
         )
-    config = load_config(arguments.recipe, [*arguments.overrides, *rest])
+    overrides = [*arguments.overrides, *rest]
+    config = load_config(arguments.recipe, overrides)
+    refuse_unread(config, overrides)
     with contextlib.closing(StepView(config.train)) as view:
         view.stage("starting")
         from actors.driver import Pipeline
@@ -70,8 +73,11 @@ def _where(folder: Path, num_steps: int, interrupted: bool, name: str) -> list[s
 def _doctor(arguments: argparse.Namespace, rest: list[str]) -> None:
     from rlir_ray.config_files import load_config
     from rlir_ray.doctor import Finding, machine_findings
+    from rlir_ray.unread_keys import refuse_unread
 
-    config, failed = load_config(arguments.recipe, [*arguments.overrides, *rest]), False
+    overrides, failed = [*arguments.overrides, *rest], False
+    config = load_config(arguments.recipe, overrides)
+    refuse_unread(config, overrides)
 
     def show(findings: Iterable[Finding]) -> None:
         nonlocal failed

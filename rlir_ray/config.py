@@ -181,6 +181,12 @@ class PromptsConfig:
                 self.heldout_path not in ("", self.path), "prompts.heldout_path",
                 "must name another folder than prompts.path", self.heldout_path, "set prompts.heldout_path=DIR",
             )  # fmt: skip
+        else:
+            for key in ("path", "heldout_path"):
+                require(
+                    not getattr(self, key), f"prompts.{key}", f"must be empty with prompts.source={self.source}",
+                    getattr(self, key), f"set prompts.source=recordings, or prompts.{key}= for the embedded world",
+                )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
