@@ -33,14 +33,14 @@ from actors.scaling import Scaling
 from actors.under_way import OrderedStep, UnderWay
 from actors.waiting import Stopped, stop_on_signals, wait_all
 from actors.weight_sync import WeightSync
-from rlir_ray.config import Config
+from rlir_ray.config import Config, TrainConfig
 from rlir_ray.evaluation.results import BASE, POST_TRAINED, judged_temperatures
 from rlir_ray.families import family_of
 from rlir_ray.learner.step import Learner
 from rlir_ray.ledger import FILE as LEDGER
 from rlir_ray.local import Reward, check_logprobs, compared
 from rlir_ray.preflight import check_checkpoints, check_engine, check_world
-from rlir_ray.run import RunFolder, write_json
+from rlir_ray.run import RunFolder, judges_by_reward, write_json
 from rlir_ray.samplers import Sampler
 from rlir_ray.staleness import Admission
 from rlir_ray.timeline import Recording, overlap_metrics, span_since
@@ -138,8 +138,9 @@ class Pipeline:
             if not self._is_finished(evaluate):
                 return self._train(calibrate, evaluate)
         self.progress(
-            f"run {self.folder.name} is finished: {self.run.step} steps are trained; raise train.num_steps to go on, "
-            "or choose another run.name"
+            f"run {self.folder.name} is finished: {self.run.step} steps are trained; to go on raise "
+            f"{' and '.join(self.run.limits(self.config.train))} (train.max_minutes=0: no limit), or choose another "
+            "run.name"
         )
         return self._result(was_finished=True)
 
@@ -216,6 +217,8 @@ class Pipeline:
         config, timeout_s = self.config, self.config.train.wait_timeout_s
         self.control = Control(self.folder.path, lambda pool, number: self._scaling().scale(pool, number))
         self.folder.begin(self.run.step)
+        if judges_by_reward(self.folder.path):
+            self.progress("models.judge_idm is the reward IDM itself: the judge's figures are no second opinion")
         if self.run.checkpoint:
             self.progress(f"run {self.folder.name} goes on after step {self.run.step}, from {self.run.checkpoint.path}")
         self.progress("starting the pools")
@@ -273,7 +276,7 @@ class Pipeline:
         if self.run.is_complete(self.config.train):
             return  # it went on for the evaluation alone
         collector = self._collector()
-        self.progress("training")
+        self.progress(f"training: {describe_limits(self.config.train)}")
         while not self.run.is_complete(self.config.train):
             try:
                 self._step(collector)
@@ -298,6 +301,7 @@ class Pipeline:
                 self._count_time()
             if self._stop.is_set():
                 raise Stopped
+        self.progress(f"trained {self.run.step} steps: {' and '.join(self.run.limits(self.config.train))} is reached")
 
     def _step(self, collector: Collector) -> None:
         """Collects the groups of a step and orders it; ends when the learner has enough to do."""
@@ -502,6 +506,12 @@ class Pipeline:
         if hasattr(self, "prompts"):
             stop_actors([self.prompts])
             del self.prompts
+
+
+def describe_limits(train: TrainConfig) -> str:
+    """What ends the training, said when it starts."""
+    steps = f"at most {train.num_steps} steps (train.num_steps)"
+    return f"{steps}, at most {train.max_minutes:g} minutes (train.max_minutes)" if train.max_minutes else steps
 
 
 def _times(step: int, report: StepReport, waited_s: float, seconds: float) -> dict[str, float]:

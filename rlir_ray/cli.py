@@ -34,6 +34,7 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
     with contextlib.closing(StepView(config.train)) as view:
         view.stage("starting")
         from actors.driver import Pipeline
+        from rlir_ray.outcome import outcome_lines
 
         pipeline = Pipeline(config, callbacks=[view.step], progress=view.stage, trace=arguments.trace)
         with _traceback_to(pipeline.folder.path / "run.log"):
@@ -45,29 +46,18 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
                 view.stage("writing the report")
                 write_report(pipeline.folder.path)
     name = "" if config.run.name else result.folder.name
-    print("\n".join(_where(result.folder, result.num_steps, result.interrupted, name)))
+    lines = outcome_lines(
+        result.folder,
+        config.train,
+        result.num_steps,
+        result.metrics,
+        result.groups,
+        interrupted=result.interrupted,
+        made_up_name=name,
+    )
+    print("\n".join(lines))
     if result.interrupted:
         sys.exit(INTERRUPTED)
-
-
-def _where(folder: Path, num_steps: int, interrupted: bool, name: str) -> list[str]:
-    """The last lines of a run: where everything is, and how to go on with one that was stopped.
-
-    Args:
-        folder: of the run.
-        num_steps, interrupted: how far it came.
-        name: what the command must add to name this run; empty: it named it.
-    """
-    if not num_steps:
-        return ["stopped  before the first step; the same command starts again"]
-    lines = [
-        f"policy   {folder / 'policy'}",
-        f"metrics  {folder / 'metrics.jsonl'}   (tensorboard --logdir {folder / 'tensorboard'})",
-    ]
-    if not interrupted:
-        return [*lines, f"report   {folder / 'report.html'}"]
-    again = f"run the same command again with run.name={name}" if name else "run the same command again"
-    return [*lines, f"stopped  after step {num_steps}; to go on, {again}"]
 
 
 def _doctor(arguments: argparse.Namespace, rest: list[str]) -> None:

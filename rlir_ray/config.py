@@ -115,7 +115,7 @@ class ModelsConfig:
     reward_idm: str = "asset:doom/reward_idm"
     """The inverse dynamics model that rewards."""
     judge_idm: str = "asset:doom/judge_idm"
-    """The inverse dynamics model that evaluates and that training never sees."""
+    """The inverse dynamics model that evaluates; a second opinion only where it is another one than reward_idm."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -324,6 +324,15 @@ def read_content(run: Path) -> dict[str, str]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
+def judges_by_reward(run: Path) -> bool:
+    """Whether the judge of a run is the inverse dynamics model that rewards, wherever the two lie."""
+    held, path = read_content(run), run / "config.json"
+    if not held and path.is_file():
+        held = _flat(json.loads(path.read_text()))
+    judge = held.get("models.judge_idm")
+    return judge is not None and judge == held.get("models.reward_idm")
+
+
 def _place(value: Any) -> Any:
     """A path, or any other text, in the form in which two of them are compared."""
     return os.path.abspath(value) if isinstance(value, str) and value else value

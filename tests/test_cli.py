@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from rlir_ray.cli import _fail, _where, main
+from rlir_ray.cli import _fail, main
 from rlir_ray.config_files import keys, load_config
 from rlir_ray.console import StepView
 from rlir_ray.ledger import Ledger
@@ -94,14 +94,6 @@ def test_a_report_takes_a_runs_name_or_its_folder(tmp_path, monkeypatch, capsys)
     for name in ("first", "runs/first"):
         main(["report", name])
         assert capsys.readouterr().out == "runs/first/report.html\n"
-
-
-def test_a_stopped_run_says_how_to_go_on_and_one_without_a_step_that_nothing_was_saved(tmp_path):
-    assert _where(tmp_path / "first", 0, True, "") == ["stopped  before the first step; the same command starts again"]
-    assert _where(tmp_path / "a", 3, True, "")[-1] == "stopped  after step 3; to go on, run the same command again"
-    # A name that was made up for the run is no part of its command.
-    assert _where(tmp_path / "a", 3, True, "run-1")[-1].endswith("run the same command again with run.name=run-1")
-    assert _where(tmp_path / "first", 3, False, "")[-1].startswith("report")
 
 
 def ledger_folder(tmp_path, states):

@@ -14,7 +14,7 @@ from rlir_ray.evaluation.charts import line_chart
 from rlir_ray.evaluation.results import BASE, POST_TRAINED, REAL, Results, compare
 from rlir_ray.evaluation.tables import calibration_table, comparison_table, following_table, group_table, quality_table
 from rlir_ray.evaluation.video import FOLDER, contact_strip
-from rlir_ray.run import read_metrics
+from rlir_ray.run import judges_by_reward, read_metrics
 
 REPORT, PICTURE = "report.html", "report.png"
 CHARTS: tuple[tuple[str, dict[str, str], bool], ...] = (
@@ -28,6 +28,11 @@ CHARTS: tuple[tuple[str, dict[str, str], bool], ...] = (
     ("Generated frames a second", {"frames/s": "throughput/frames_per_s"}, True),
     ("Staleness, versions", {"mean": "staleness/mean"}, True),
 )  # fmt: skip
+JUDGE_IS_UNSEEN = "The judge is an inverse dynamics model that training never saw either."
+JUDGE_IS_REWARD = (
+    "The judge is the reward IDM itself, whose readings training raises: a gain may be what this one model likes. "
+    "models.judge_idm names another one for a second opinion."
+)
 CSS = """
 :root{color-scheme:light}*{box-sizing:border-box}
 body{margin:0 auto;max-width:1080px;padding:2.2rem 1.2rem 4rem;background:#fff;color:#202124;
@@ -65,7 +70,7 @@ def write_report(run_dir: Path) -> Path:
     run_dir = Path(run_dir)
     results, steps = Results.load(run_dir), read_metrics(run_dir)
     sections = (
-        _headline(results, steps),
+        _headline(results, steps, judges_by_reward(run_dir)),
         _videos(run_dir),
         following_table(results),
         comparison_table(results.comparisons),
@@ -99,7 +104,7 @@ def report_picture(run_dir: Path, index: int = 0) -> Path:
 # Sections, each the text of its HTML, or empty where the run left nothing for it
 
 
-def _headline(results: Results, steps: Sequence[dict[str, float]]) -> str:
+def _headline(results: Results, steps: Sequence[dict[str, float]], is_judge_reward: bool) -> str:
     base, after = results.find(BASE), results.find(POST_TRAINED)
     if base is None or after is None:
         return '<p class="headline">This run has not been evaluated before and after post-training.</p>'
@@ -117,7 +122,7 @@ def _headline(results: Results, steps: Sequence[dict[str, float]]) -> str:
     limit = f" In real clips it recovers {real.following['judge'].accuracy:.1%}." if real else ""
     return (
         f'<p class="headline">{text}</p><p class="note">{_budget(steps)}{after.num_prompts} held-out prompts that '
-        f"training never saw. The judge is an inverse dynamics model that training never saw either.{limit}</p>"
+        f"training never saw. {JUDGE_IS_REWARD if is_judge_reward else JUDGE_IS_UNSEEN}{limit}</p>"
     )
 
 

@@ -65,6 +65,24 @@ def test_the_headline_claims_only_what_exceeds_twice_the_error(tmp_path: Path) -
     assert "no clear change" in write_run(tmp_path, 0.3, 0.3)
 
 
+def test_a_judge_that_is_the_reward_is_not_called_unseen(tmp_path: Path) -> None:
+    unseen, itself = "an inverse dynamics model that training never saw either", "The judge is the reward IDM itself"
+    assert unseen in write_run(tmp_path, 0.4, 0.2)
+    # By content, wherever the two lie; of a run of an earlier version by their paths.
+    files = {
+        "content.json": {"models.reward_idm": "a", "models.judge_idm": "a"},
+        "config.json": {"models": {"reward_idm": "models/vpt_idm", "judge_idm": "models/vpt_idm"}},
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+        page = write_run(tmp_path, 0.4, 0.2)
+        assert itself in page and unseen not in page
+        (tmp_path / name).unlink()
+    (tmp_path / "content.json").write_text(json.dumps({"models.reward_idm": "a", "models.judge_idm": "b"}))
+    (tmp_path / "config.json").write_text(json.dumps(files["config.json"]))
+    assert unseen in write_run(tmp_path, 0.4, 0.2)
+
+
 def test_names_in_a_run_are_text_not_markup(tmp_path: Path) -> None:
     record_evaluation(tmp_path, evaluation("<b>mine</b>", 0.3)[0])
     page = write_run(tmp_path, 0.4, 0.2)
