@@ -27,7 +27,7 @@ from actors.mailbox import StepReport
 from actors.placement import node_id, on_node
 from actors.plan import absolute_paths, check_disk, check_plan, ray_session, stop_notice
 from actors.pools import RolloutPool, as_actor, stop_actors
-from actors.prompts import PromptActor, PromptSource, prompt_source
+from actors.prompts import WATCHING, ConfiguredPrompts, PromptActor, PromptSource, PromptWatch
 from actors.reward_pool import RewardPool
 from actors.scaling import Scaling
 from actors.under_way import OrderedStep, UnderWay
@@ -108,7 +108,7 @@ class Pipeline:
         self.callbacks = [self.folder.log_step, *callbacks]
         self.progress = progress or (lambda stage: None)
         self.make_reward, self.make_sampler, self.make_learner = make_reward, make_sampler, make_learner
-        self.prompt_source = prompts or prompt_source(config, self.folder.path)
+        self.prompt_source = prompts or ConfiguredPrompts(config, self.folder.path)
         self.trace, self.recording = trace, Recording(is_kept=trace is not None)
         self.checkpoints = Checkpoints(self.folder.path, config.checkpoint, self.progress)
         self.run = RunState()
@@ -229,7 +229,8 @@ class Pipeline:
         self.rollout = RolloutPool(config, self.make_sampler)
         self.rollout.start()
         self.progress("making prompts")
-        self.prompts = as_actor(PromptActor, scheduling_strategy=on_node(node_id())).remote(self.prompt_source)
+        shell = as_actor(PromptActor, scheduling_strategy=on_node(node_id()), concurrency_groups={WATCHING: 1})
+        self.prompts = shell.remote(self.prompt_source)
         if calibrate or evaluate:
             # It loads its models while the prompts are made.
             self._judging()
@@ -237,8 +238,9 @@ class Pipeline:
         needs_shares = config.reward.balance == "class"
         if not needs_shares:
             self._start_reward(None)
-        self.prompt_ids = self._ask(preparing[0], "the training prompts")
-        self._ask(preparing[1], "the held-out prompts")
+        watch = PromptWatch(self.prompts, self.progress)
+        self.prompt_ids = self._ask(preparing[0], "the training prompts", watch)
+        self._ask(preparing[1], "the held-out prompts", watch)
         check_prompts(self.run, config.seed, self.prompt_ids)
         self._show_left_out()
         if calibrate:
@@ -462,9 +464,9 @@ class Pipeline:
         if every and step % every == 0 and step < self.config.train.num_steps:
             self.evaluate(f"step {step}", self.config.evaluation.temperatures[0])
 
-    def _ask(self, ref: ray.ObjectRef, who: str) -> Any:
+    def _ask(self, ref: ray.ObjectRef, who: str, meanwhile: Callable[[], None] = lambda: None) -> Any:
         """A small answer of the prompt actor, bounded, and given up when the user stops the run."""
-        return wait_all([ref], self.config.train.wait_timeout_s, who, stop=self._stop)[0]
+        return wait_all([ref], self.config.train.wait_timeout_s, who, stop=self._stop, meanwhile=meanwhile)[0]
 
     # -----------------------------------------------------------------------------------------------------------------
     # Leaving
