@@ -45,8 +45,14 @@ class RunState:
 
     def is_complete(self, train: TrainConfig) -> bool:
         """Whether nothing is left to train."""
-        is_out_of_time = 0 < train.max_minutes * 60 <= self.trained_s
-        return self.step >= train.num_steps or (is_out_of_time and self.step > 0)
+        return bool(self.limits(train))
+
+    def limits(self, train: TrainConfig) -> tuple[str, ...]:
+        """The settings that end the training here, as a user writes them; empty: it is not complete."""
+        is_out_of_time = 0 < train.max_minutes * 60 <= self.trained_s and self.step > 0
+        reached = {f"train.num_steps={train.num_steps}": self.step >= train.num_steps}
+        reached[f"train.max_minutes={train.max_minutes:g}"] = is_out_of_time
+        return tuple(limit for limit, is_reached in reached.items() if is_reached)
 
 
 class Checkpoints:

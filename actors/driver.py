@@ -27,13 +27,13 @@ from actors.mailbox import StepReport
 from actors.placement import node_id, on_node
 from actors.plan import absolute_paths, check_disk, check_plan, ray_session, stop_notice
 from actors.pools import RolloutPool, as_actor, stop_actors
-from actors.prompts import PromptActor, PromptSource, prompt_source
+from actors.prompts import WATCHING, ConfiguredPrompts, PromptActor, PromptSource, PromptWatch
 from actors.reward_pool import RewardPool
 from actors.scaling import Scaling
 from actors.under_way import OrderedStep, UnderWay
 from actors.waiting import Stopped, stop_on_signals, wait_all
 from actors.weight_sync import WeightSync
-from rlir_ray.config import Config
+from rlir_ray.config import Config, TrainConfig
 from rlir_ray.data.prompts import NUM_ALIGNED
 from rlir_ray.evaluation.results import BASE, POST_TRAINED, judged_temperatures
 from rlir_ray.families import family_of
@@ -42,7 +42,7 @@ from rlir_ray.ledger import FILE as LEDGER
 from rlir_ray.ledger import SkippedUpdates
 from rlir_ray.local import Reward, check_logprobs, compared
 from rlir_ray.preflight import check_checkpoints, check_engine, check_world
-from rlir_ray.run import RunFolder, write_json
+from rlir_ray.run import RunFolder, judges_by_reward, write_json
 from rlir_ray.samplers import Sampler
 from rlir_ray.staleness import Admission
 from rlir_ray.timeline import Recording, overlap_metrics, span_since
@@ -98,17 +98,19 @@ class Pipeline:
         make_learner: Callable[[], Learner] | None = None,
         trace: Path | None = None,
     ) -> None:
-        self.config = config = absolute_paths(config)
+        given, config = config, absolute_paths(config)
+        self.config = config
         self.frame_shape = check_world(config)
         check_checkpoints(config)
         check_engine(config)
         if trace is not None and not trace.absolute().parent.is_dir():
             raise ValueError(f"a trace must go into an existing folder, got {trace}; make it, or choose another file")
-        self.folder = RunFolder(config)
+        # It keeps the paths as they were given: a project that is moved finds its files again.
+        self.folder = RunFolder(given)
         self.callbacks = [self.folder.log_step, *callbacks]
         self.progress = progress or (lambda stage: None)
         self.make_reward, self.make_sampler, self.make_learner = make_reward, make_sampler, make_learner
-        self.prompt_source = prompts or prompt_source(config, self.folder.path)
+        self.prompt_source = prompts or ConfiguredPrompts(config, self.folder.path)
         self.trace, self.recording = trace, Recording(is_kept=trace is not None)
         self.checkpoints = Checkpoints(self.folder.path, config.checkpoint, self.progress)
         self.run = RunState()
@@ -139,8 +141,9 @@ class Pipeline:
             if not self._is_finished(evaluate):
                 return self._train(calibrate, evaluate)
         self.progress(
-            f"run {self.folder.name} is finished: {self.run.step} steps are trained; raise train.num_steps to go on, "
-            "or choose another run.name"
+            f"run {self.folder.name} is finished: {self.run.step} steps are trained; to go on raise "
+            f"{' and '.join(self.run.limits(self.config.train))} (train.max_minutes=0: no limit), or choose another "
+            "run.name"
         )
         return self._result(was_finished=True)
 
@@ -217,6 +220,8 @@ class Pipeline:
         config, timeout_s = self.config, self.config.train.wait_timeout_s
         self.control = Control(self.folder.path, lambda pool, number: self._scaling().scale(pool, number))
         self.folder.begin(self.run.step)
+        if judges_by_reward(self.folder.path):
+            self.progress("models.judge_idm is the reward IDM itself: the judge's figures are no second opinion")
         if self.run.checkpoint:
             self.progress(f"run {self.folder.name} goes on after step {self.run.step}, from {self.run.checkpoint.path}")
         self.progress("starting the pools")
@@ -227,7 +232,8 @@ class Pipeline:
         self.rollout = RolloutPool(config, self.make_sampler)
         self.rollout.start()
         self.progress("making prompts")
-        self.prompts = as_actor(PromptActor, scheduling_strategy=on_node(node_id())).remote(self.prompt_source)
+        shell = as_actor(PromptActor, scheduling_strategy=on_node(node_id()), concurrency_groups={WATCHING: 1})
+        self.prompts = shell.remote(self.prompt_source)
         if calibrate or evaluate:
             # It loads its models while the prompts are made.
             self._judging()
@@ -236,8 +242,9 @@ class Pipeline:
         needs_shares = config.reward.balance == "class"
         if not needs_shares:
             self._start_reward(None)
-        self.prompt_ids = self._ask(preparing[0], "the training prompts")
-        self._ask(preparing[1], "the held-out prompts")
+        watch = PromptWatch(self.prompts, self.progress)
+        self.prompt_ids = self._ask(preparing[0], "the training prompts", watch)
+        self._ask(preparing[1], "the held-out prompts", watch)
         check_prompts(self.run, config.seed, self.prompt_ids)
         self._show_left_out()
         if calibrate:
@@ -275,7 +282,7 @@ class Pipeline:
         if self.run.is_complete(self.config.train):
             return  # it went on for the evaluation alone
         collector = self._collector()
-        self.progress("training")
+        self.progress(f"training: {describe_limits(self.config.train)}")
         while not self.run.is_complete(self.config.train):
             try:
                 self._step(collector)
@@ -301,6 +308,7 @@ class Pipeline:
                 self._count_time()
             if self._stop.is_set():
                 raise Stopped
+        self.progress(f"trained {self.run.step} steps: {' and '.join(self.run.limits(self.config.train))} is reached")
 
     def _step(self, collector: Collector) -> None:
         """Collects the groups of a step and orders it; ends when the learner has enough to do."""
@@ -462,9 +470,9 @@ class Pipeline:
         if every and step % every == 0 and step < self.config.train.num_steps:
             self.evaluate(f"step {step}", self.config.evaluation.temperatures[0])
 
-    def _ask(self, ref: ray.ObjectRef, who: str) -> Any:
+    def _ask(self, ref: ray.ObjectRef, who: str, meanwhile: Callable[[], None] = lambda: None) -> Any:
         """A small answer of the prompt actor, bounded, and given up when the user stops the run."""
-        return wait_all([ref], self.config.train.wait_timeout_s, who, stop=self._stop)[0]
+        return wait_all([ref], self.config.train.wait_timeout_s, who, stop=self._stop, meanwhile=meanwhile)[0]
 
     # -----------------------------------------------------------------------------------------------------------------
     # Leaving
@@ -509,6 +517,12 @@ class Pipeline:
         if hasattr(self, "prompts"):
             stop_actors([self.prompts])
             del self.prompts
+
+
+def describe_limits(train: TrainConfig) -> str:
+    """What ends the training, said when it starts."""
+    steps = f"at most {train.num_steps} steps (train.num_steps)"
+    return f"{steps}, at most {train.max_minutes:g} minutes (train.max_minutes)" if train.max_minutes else steps
 
 
 def _times(step: int, report: StepReport, waited_s: float, seconds: float) -> dict[str, float]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import ray
 
 from rlir_ray.config import Config
 from rlir_ray.data.prompts import PromptSet, PromptSplit, prepare_prompts
@@ -17,13 +20,25 @@ from rlir_ray.trajectory import Prompt
 PromptSource = Callable[[PromptSplit], PromptSet]
 
 
-def configured_prompts(config: Config, folder: Path, split: PromptSplit) -> PromptSet:
+# Calls of this group are answered while prompts are made.
+WATCHING = "watching"
+SAY_EVERY_S, ANSWER_S = 15.0, 5.0
+
+
+class ConfiguredPrompts:
     """Fresh clips of the embedded world, or clips of the user's recordings."""
-    return prepare_prompts(config, split, open_codec(config), folder)
 
+    def __init__(self, config: Config, folder: Path) -> None:
+        self.config, self.folder = config, folder
+        self.doing = ""
+        """How far it is, for a person."""
 
-def prompt_source(config: Config, folder: Path) -> PromptSource:
-    return partial(configured_prompts, config, folder)
+    def __call__(self, split: PromptSplit) -> PromptSet:
+        def note(done: int, total: int) -> None:
+            self.doing = f"{done} of {total} frames of {split} episodes recorded"
+
+        self.doing = f"{split} clips"
+        return prepare_prompts(self.config, split, open_codec(self.config), self.folder, note)
 
 
 class PromptActor:
@@ -40,6 +55,10 @@ class PromptActor:
         made = self.source(split)
         self.sets[split] = made if num_clips is None else made.with_clips(num_clips)
         return [prompt.prompt_id for prompt in self.sets[split].prompts]
+
+    def doing(self) -> str:
+        """How far the source is; empty for one that does not say."""
+        return getattr(self.source, "doing", "")
 
     def left_out(self) -> tuple[int, tuple[str, ...]]:
         """Of the splits that are made: how many recordings there were, and a line for each that was left out."""
@@ -59,3 +78,26 @@ class PromptActor:
     def class_shares(self, groups: tuple[str, ...]) -> dict[str, npt.NDArray[np.float64]]:
         """How often training commands each class."""
         return self.sets["train"].class_shares(groups)
+
+
+class PromptWatch:
+    """Says now and then how far the prompts are, for making them may take minutes.
+
+    Args:
+        actor: the prompt actor, whose calls of the group `WATCHING` are answered while it works.
+        progress: called with a line every `SAY_EVERY_S` seconds.
+    """
+
+    def __init__(self, actor: Any, progress: Callable[[str], None]) -> None:
+        self.actor, self.progress = actor, progress
+        self.started = self.said = time.monotonic()
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now - self.said < SAY_EVERY_S:
+            return
+        self.said, doing = now, ""
+        # An actor that is too busy to answer, or has failed: the wait itself says so.
+        with contextlib.suppress(ray.exceptions.RayError):
+            doing = ray.get(self.actor.doing.options(concurrency_group=WATCHING).remote(), timeout=ANSWER_S)
+        self.progress(f"making prompts for {now - self.started:.0f} s{f': {doing}' if doing else ''}")

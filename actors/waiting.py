@@ -64,12 +64,14 @@ def wait_all(
     who: str,
     stop: threading.Event | None = None,
     doing: Callable[[], str] = lambda: "",
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> list[Any]:
     """The values of all references, in order.
 
     Args:
         stop: gives the wait up when it is set; None: the wait must end by itself.
         doing: what those that are waited for are busy with, asked when it was too long.
+        meanwhile: called at each look at them, several times a second.
 
     Raises:
         TimeoutError: saying who was waited for, how long, and what to do.
@@ -87,6 +89,7 @@ def wait_all(
                 f"{in_brackets(doing())}; {WAY_OUT}"
             )
         _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_S)
+        meanwhile()
     try:
         return ray.get(list(refs), timeout=timeout_s)
     except ray.exceptions.RayError as error:

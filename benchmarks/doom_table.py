@@ -77,14 +77,14 @@ def judge_supervised(folder: Path, recipe: str, overrides: list[str]) -> None:
     import ray
 
     from actors.evaluation import EvaluationActor
-    from actors.prompts import prompt_source
+    from actors.prompts import ConfiguredPrompts
     from rlir_ray.config_files import load_config
     from rlir_ray.evaluation.report import report_picture, write_report
     from rlir_ray.families import family_of
     from rlir_ray.weights import weights_of
 
     config = load_config(recipe, [override for override in overrides if not override.startswith("lora.")])
-    heldout = prompt_source(config, folder)("heldout")
+    heldout = ConfiguredPrompts(config, folder)("heldout")
     evaluation = EvaluationActor(config, folder, os.cpu_count() or 1)
     weights = weights_of(family_of(config).open_policy(folder / "supervised"))
     for temperature in TEMPERATURES:

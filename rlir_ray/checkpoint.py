@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rlir_ray.file_modes import give_usual_mode
 from rlir_ray.run import CHECKPOINTS, no_way_on, replace_folder, step_folders, write_json, write_text
 from rlir_ray.trajectory import FlowRecord, TokenRecord, TrajectoryGroup
 
@@ -216,6 +217,7 @@ def save_arrays(path: Path, arrays: Mapping[str, npt.NDArray[np.generic]]) -> No
 
     try:
         save_file(dict(arrays), path)
+        give_usual_mode(path.parent)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"could not save {path}: {error}; free some space or set run.dir") from error
 

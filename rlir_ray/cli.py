@@ -23,14 +23,24 @@ Command = Callable[[argparse.Namespace, list[str]], None]
 
 
 def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
-    from rlir_ray.config_files import load_config
+    from rlir_ray.config_files import load_config, recipes
     from rlir_ray.console import StepView
+    from rlir_ray.unread_keys import refuse_unread
 
-    config = load_config(arguments.recipe, [*arguments.overrides, *rest])
+    if not arguments.recipe:
+        # The defaults alone would train without a limit of time, whatever world was meant.
+        raise ValueError(
+            f"train needs a recipe, got none; add --recipe doom_tiny_ar, another of {', '.join(recipes())}, or "
+            "a FILE.yaml of your own"
+        )
+    overrides = [*arguments.overrides, *rest]
+    config = load_config(arguments.recipe, overrides)
+    refuse_unread(config, overrides)
     with contextlib.closing(StepView(config.train)) as view:
         view.stage("starting")
         check_actors()
         from actors.driver import Pipeline
+        from rlir_ray.outcome import outcome_lines
 
         pipeline = Pipeline(config, callbacks=[view.step], progress=view.stage, trace=arguments.trace)
         with _traceback_to(pipeline.folder.path / "run.log"):
@@ -42,36 +52,28 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
                 view.stage("writing the report")
                 write_report(pipeline.folder.path)
     name = "" if config.run.name else result.folder.name
-    print("\n".join(_where(result.folder, result.num_steps, result.interrupted, name)))
+    lines = outcome_lines(
+        result.folder,
+        config.train,
+        result.num_steps,
+        result.metrics,
+        result.groups,
+        interrupted=result.interrupted,
+        made_up_name=name,
+    )
+    print("\n".join(lines))
     if result.interrupted:
         sys.exit(INTERRUPTED)
-
-
-def _where(folder: Path, num_steps: int, interrupted: bool, name: str) -> list[str]:
-    """The last lines of a run: where everything is, and how to go on with one that was stopped.
-
-    Args:
-        folder: of the run.
-        num_steps, interrupted: how far it came.
-        name: what the command must add to name this run; empty: it named it.
-    """
-    if not num_steps:
-        return ["stopped  before the first step; the same command starts again"]
-    lines = [
-        f"policy   {folder / 'policy'}",
-        f"metrics  {folder / 'metrics.jsonl'}   (tensorboard --logdir {folder / 'tensorboard'})",
-    ]
-    if not interrupted:
-        return [*lines, f"report   {folder / 'report.html'}"]
-    again = f"run the same command again with run.name={name}" if name else "run the same command again"
-    return [*lines, f"stopped  after step {num_steps}; to go on, {again}"]
 
 
 def _doctor(arguments: argparse.Namespace, rest: list[str]) -> None:
     from rlir_ray.config_files import load_config
     from rlir_ray.doctor import Finding, machine_findings
+    from rlir_ray.unread_keys import refuse_unread
 
-    config, failed = load_config(arguments.recipe, [*arguments.overrides, *rest]), False
+    overrides, failed = [*arguments.overrides, *rest], False
+    config = load_config(arguments.recipe, overrides)
+    refuse_unread(config, overrides)
 
     def show(findings: Iterable[Finding]) -> None:
         nonlocal failed
@@ -125,11 +127,10 @@ def _assets(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _report(arguments: argparse.Namespace, rest: list[str]) -> None:
-    if not (Path(arguments.run) / "config.json").is_file():
-        raise ValueError(f"a report needs a run's folder, got {arguments.run}; look below runs/")
     from rlir_ray.evaluation.report import write_report
+    from rlir_ray.run_address import find_folder
 
-    print(write_report(Path(arguments.run)))
+    print(write_report(find_folder(arguments.run)))
 
 
 def _ledger(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -224,7 +225,7 @@ def _keys_help() -> str:
         for part in key.split("."):
             value = getattr(value, part)
         lines.append(f"  {key}={value}\n      {text}")
-    return "configuration keys, with their defaults (a recipe may set others):\n" + "\n".join(sorted(lines))
+    return "configuration keys, with their defaults (a recipe may set others):\n" + "\n".join(lines)
 
 
 HANDLERS: dict[str, Command] = {

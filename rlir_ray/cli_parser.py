@@ -177,10 +177,10 @@ def _add_report(commands: Commands) -> None:
         "report",
         help="write a run's report again",
         formatter_class=WIDE,
-        description="Writes RUN/report.html.",
-        epilog="example:\n  python -m rlir_ray report runs/first",
+        description="Writes report.html into the run's folder.",
+        epilog="example:\n  python -m rlir_ray report first",
     )
-    report.add_argument("run", help="a run's folder")
+    report.add_argument("run", metavar="RUN", help="a run's name below runs/, or its folder")
 
 
 def _add_ledger(commands: Commands) -> None:

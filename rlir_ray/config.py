@@ -41,6 +41,14 @@ def _one_of(choices: tuple[str, ...], **values: str) -> None:
         require(value in choices, name, f"must be one of {', '.join(choices)}", value, f"try {name}={choices[0]}")
 
 
+def _check_name(key: str, name: str) -> None:
+    """A run's folder lies in `run.dir` and nowhere else."""
+    is_one_folder = name not in (".", "..") and "/" not in name and name.isprintable()
+    require(
+        is_one_folder, key, "must be the name of one folder, without slashes", name, f"use letters and digits: {key}=a1"
+    )
+
+
 def _check_resources(key: str, resources: dict[str, float]) -> None:
     """Custom resources of a pool; CPUs and GPUs have keys of their own."""
     for name, amount in resources.items():
@@ -65,6 +73,7 @@ class RunConfig:
     """On a cluster that grows: seconds to wait for nodes that the pools lack, before the run is refused."""
 
     def __post_init__(self) -> None:
+        _check_name("run.name", self.name)
         _at_least(0, run__wait_for_nodes_s=self.wait_for_nodes_s)
 
 
@@ -106,7 +115,7 @@ class ModelsConfig:
     reward_idm: str = "asset:doom/reward_idm"
     """The inverse dynamics model that rewards."""
     judge_idm: str = "asset:doom/judge_idm"
-    """The inverse dynamics model that evaluates and that training never sees."""
+    """The inverse dynamics model that evaluates; a second opinion only where it is another one than reward_idm."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,6 +181,12 @@ class PromptsConfig:
                 self.heldout_path not in ("", self.path), "prompts.heldout_path",
                 "must name another folder than prompts.path", self.heldout_path, "set prompts.heldout_path=DIR",
             )  # fmt: skip
+        else:
+            for key in ("path", "heldout_path"):
+                require(
+                    not getattr(self, key), f"prompts.{key}", f"must be empty with prompts.source={self.source}",
+                    getattr(self, key), f"set prompts.source=recordings, or prompts.{key}= for the embedded world",
+                )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -646,6 +661,8 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
+        # A run without a name is called after it.
+        _check_name("recipe", self.recipe)
         _at_least(0, object_store_budget_bytes=self.object_store_budget_bytes)
         _at_least(0, seed=self.seed)
         self._check_timeouts()

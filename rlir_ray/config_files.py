@@ -9,15 +9,30 @@ import importlib.resources
 import inspect
 import itertools
 import textwrap
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, get_origin, get_type_hints
+
+import yaml
 
 from rlir_ray.config import Config, require
 
 # Keys of earlier versions.
 MOVED = {"vllm.max_logprob_difference": "rollout.max_logprob_difference"}
+
+
+class TextLoader(yaml.SafeLoader):
+    """Reads every scalar as text, and refuses a key that is there twice."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        # `<<` still takes in the keys of an anchor.
+        "<": [pair for pair in yaml.SafeLoader.yaml_implicit_resolvers["<"] if pair[0].endswith(":merge")]
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def keys(node: type = Config, prefix: str = "") -> list[str]:
@@ -74,18 +89,16 @@ def load_config(recipe: str = "", overrides: list[str] | None = None) -> Config:
     from omegaconf.errors import OmegaConfBaseException
 
     layers = _read_recipe(recipe) if recipe else []
-    for override in overrides or []:
-        require("=" in override, "an override", "must be KEY=VALUE", override, "for example train.num_steps=10")
-        layers.append(_parse(override, partial(OmegaConf.from_dotlist, [override])))
+    layers += [_read_override(override) for override in overrides or []]
     for layer in layers:
-        _refuse_unknown(OmegaConf.to_container(layer), "")
+        _refuse_unknown(layer, "")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), *layers)
+        merged = OmegaConf.merge(OmegaConf.structured(Config), *(_with_lists(layer, "") for layer in layers))
         container: Any = OmegaConf.to_container(merged)
     except OmegaConfBaseException as error:
-        raise ValueError(
-            f"{error.full_key}: {str(error.msg or error).splitlines()[0]}; give a value of that type"
-        ) from None
+        # Of a list's entry OmegaConf names neither key nor value.
+        text = str(error.msg or error).splitlines()[0] if error.full_key else "a list holds a value of another type"
+        raise ValueError(f"{error.full_key or 'settings'}: {text}; give a value of that type") from None
     except TypeError as error:
         # OmegaConf's own errors do not cover a list in a mapping's place.
         raise ValueError(
@@ -106,46 +119,84 @@ def _build(node: type, values: dict[str, Any]) -> Any:
     return node(**built)
 
 
-def _read_recipe(recipe: str) -> list[Any]:
-    """A recipe's layers, those of its bases first."""
-    from omegaconf import OmegaConf
+def _read_recipe(recipe: str, read: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
+    """A recipe's layers, those of its bases first.
 
+    Args:
+        read: the recipes whose base it is.
+    """
     path = Path(recipe)
     if path.suffix not in (".yaml", ".yml"):
         path = Path(str(importlib.resources.files("rlir_ray") / "recipes" / f"{recipe}.yaml"))
     if not path.is_file():
         near = difflib.get_close_matches(recipe, recipes(), 1) or recipes()
         raise ValueError(f"a recipe must be a shipped name or a .yaml file, got {recipe!r}; try {', '.join(near)}")
-    layer = _parse(str(path), partial(OmegaConf.load, path))
-    base = layer.pop("base", None)
-    require(base != recipe, "base", "must be another recipe", base, "leave it out")
-    return [*(_read_recipe(base) if base else []), layer]
-
-
-def _parse(source: str, read: Callable[[], Any]) -> Any:
-    """A layer of settings out of YAML.
-
-    Raises:
-        ValueError: it is no YAML, or no mapping of keys to values.
-    """
-    from omegaconf import DictConfig
-    from yaml import YAMLError
-
+    path = path.resolve()
+    require(path not in read, "base", "must not lead back to the recipe itself", recipe, "leave one base out")
     try:
-        layer = read()
-    except YAMLError as error:
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ValueError(f"settings must be YAML, got {source!r} ({problem}); check brackets and quotes") from None
+        text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"a recipe must be a text file in UTF-8, got {source!r} (byte {error.start}: {error.reason}); save it "
+            f"a recipe must be a text file in UTF-8, got {str(path)!r} (byte {error.start}: {error.reason}); save it "
             "as UTF-8"
         ) from None
-    require(isinstance(layer, DictConfig), "settings", "must map keys to values", source, "write key: value lines")
-    return layer
+    layer = _parse(text, str(path))
+    layer = {} if layer == "" else layer
+    require(isinstance(layer, dict), "settings", "must map keys to values", str(path), "write key: value lines")
+    base = layer.pop("base", "")
+    require(isinstance(base, str), "base", "must be one recipe's name or file", base, "name one")
+    return [*(_read_recipe(base, (*read, path)) if base else []), layer]
 
 
-def _refuse_unknown(values: Any, prefix: str) -> None:
+def _read_override(override: str) -> dict[str, Any]:
+    require("=" in override, "an override", "must be KEY=VALUE", override, "for example train.num_steps=10")
+    key, _, text = override.partition("=")
+    is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    # What stands for text is taken as it is, also where YAML would read a number, a comment or a mapping.
+    value: Any = text if _key_types().get(key) is str and not is_quoted else _parse(text, override)
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def _parse(text: str, source: str) -> Any:
+    """YAML whose scalars all stay text: the type of its key says how one is read, so that a name 007 stays 007.
+
+    Raises:
+        ValueError: it is no YAML, or has a key twice.
+    """
+    try:
+        value = yaml.load(text, TextLoader)
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ValueError(f"settings must be YAML, got {source!r} ({problem}); check brackets and quotes") from None
+    return "" if value is None else value
+
+
+def _key_types(node: type = Config, prefix: str = "") -> dict[str, Any]:
+    """The type of each dotted key."""
+    hints = get_type_hints(node)
+    found: dict[str, Any] = {}
+    for entry in dataclasses.fields(node):
+        name = prefix + entry.name
+        found |= _key_types(hints[entry.name], f"{name}.") if _is_part(entry) else {name: hints[entry.name]}
+    return found
+
+
+def _with_lists(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """The same settings, with a list where a key that takes one has ``a,b`` or ``a``."""
+    types, found = _key_types(), {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and name not in types:
+            value = _with_lists(value, f"{name}.")
+        elif isinstance(value, str) and get_origin(types[name]) is tuple:
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        found[key] = value
+    return found
+
+
+def _refuse_unknown(values: dict[str, Any], prefix: str) -> None:
     known = keys()
     for key, value in values.items():
         name = f"{prefix}{key}"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rlir_ray.file_modes import give_usual_mode
 from rlir_ray.models.mineworld import load_mineworld
 from rlir_ray.models.vpt import load_vpt
 
@@ -57,6 +58,7 @@ def convert_mineworld(out: Path, *, checkpoint: Path, config: Path, tokenizer_co
         disable_progress_bar()
         if found.llama is not None:
             found.llama.save_pretrained(folder)
+            give_usual_mode(folder)
             size = sum(parameter.numel() for parameter in found.llama.parameters())
             lines.append(f"world model, {size / 1e6:.1f} M parameters: {out}   (models.policy={out})")
             if not hasattr(found.llama.config, "tokens_per_frame"):
@@ -66,6 +68,7 @@ def convert_mineworld(out: Path, *, checkpoint: Path, config: Path, tokenizer_co
         if found.vq_model is not None:
             place = Path(TOKENIZER_FOLDER) if found.llama is not None else Path()
             found.vq_model.save_pretrained(folder / place)
+            give_usual_mode(folder / place)
             lines.append(f"tokenizer: {out / place}   (models.tokenizer={out / place})")
     return lines
 

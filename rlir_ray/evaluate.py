@@ -138,6 +138,8 @@ def resolve_config(request: EvaluationRequest) -> Config:
     """
     policy = _folder(request.policy, "--policy")
     config = load_config(request.recipe or find_recipe(policy), list(request.overrides))
+    if not request.recipe:
+        config = _at_home(config, policy)
     tokenizer = request.tokenizer or (str(policy / "tokenizer") if (policy / "tokenizer").is_dir() else "")
     judge = request.idm or config.models.judge_idm
     if not request.idm and judge and not judge.startswith("asset:") and not Path(judge).is_dir():
@@ -152,6 +154,16 @@ def resolve_config(request: EvaluationRequest) -> Config:
         judge_idm=str(_folder(judge, "--idm")) if judge else "",
     )
     return dataclasses.replace(config, models=models)
+
+
+def _at_home(config: Config, policy: Path) -> Config:
+    """A run's relative folders, looked for here and then in the folders that its policy lies below."""
+    found = {entry.name: getattr(config.models, entry.name) for entry in dataclasses.fields(config.models)}
+    for name, path in found.items():
+        places = [home / path for home in policy.absolute().parents]
+        if path and not path.startswith("asset:") and not Path(path).is_dir():
+            found[name] = next((str(place) for place in places if place.is_dir()), path)
+    return dataclasses.replace(config, models=dataclasses.replace(config.models, **found))
 
 
 def find_recipe(policy: Path) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import importlib.metadata
 import json
 import math
@@ -21,12 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from rlir_ray.config import Config
+from rlir_ray.content import content_of
 from rlir_ray.home import stand_in
 
 # In a run's folder.
 CHECKPOINTS = "checkpoints"
 # In that one; what is half-written has another name.
 STEP_FOLDER = re.compile(r"step_(\d{8})")
+# Digests of what the run was made with.
+CONTENT = "content.json"
 # Set by Ray in the driver of a submitted job.
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
@@ -185,10 +189,10 @@ def may_differ(key: str) -> bool:
 
 
 class RunFolder:
-    """`runs/<name>`: config.yaml, versions.json, metrics.jsonl, TensorBoard events, and what the run adds.
+    """`runs/<name>`: config.yaml, versions.json, content.json, metrics.jsonl, TensorBoard events, and what a run adds.
 
     Args:
-        config: resolved; an empty `run.name` becomes recipe and time.
+        config: resolved, with its paths as the user gave them; an empty `run.name` becomes recipe and time.
 
     Raises:
         ValueError: the name belongs to a run that has trained with another config, or has saved its policy and left
@@ -199,15 +203,15 @@ class RunFolder:
         name = config.run.name or f"{config.recipe or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}"
         self.path = runs_folder(config.run.dir) / name
         settings = {key: value for key, value in config.to_dict().items() if key != "run"}
-        settings_json = json.loads(json.dumps(settings))
+        self.config, self.settings = config, json.loads(json.dumps(settings))
         # What ended before its first step left nothing to lose.
         if any((self.path / name).exists() for name in ("metrics.jsonl", "policy", CHECKPOINTS)):
-            self._refuse_other(settings_json)
+            self._refuse_other()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"run.dir must be writable, got {self.path}: {error.strerror}; set run.dir") from error
-        self.settings, self.has_begun = settings_json, False
+        self.has_begun = False
         self._events: Any = None
 
     @contextlib.contextmanager
@@ -239,6 +243,7 @@ class RunFolder:
             shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
         self.cut(step)
         write_json(self.path / "config.json", self.settings)
+        write_json(self.path / CONTENT, self.content)
         write_json(self.path / "versions.json", versions())
         self._write_yaml(self.settings)
         self.has_begun = True
@@ -246,9 +251,7 @@ class RunFolder:
 
     def metrics(self, step: int) -> list[dict[str, float]]:
         """Of the steps up to this one, as they were logged."""
-        path = self.path / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        return [metrics for metrics in map(_parsed, lines) if metrics and metrics["step"] <= step]
+        return [metrics for metrics in read_metrics(self.path) if metrics["step"] <= step]
 
     def cut(self, step: int) -> None:
         """Forgets the steps after this one in metrics.jsonl and TensorBoard."""
@@ -265,11 +268,19 @@ class RunFolder:
     def name(self) -> str:
         return self.path.name
 
-    def _refuse_other(self, settings: dict[str, Any]) -> None:
-        before = _flat(json.loads((self.path / "config.json").read_text(encoding="utf-8")))
-        now = _flat(settings)
+    @functools.cached_property
+    def content(self) -> dict[str, str]:
+        """Of the checkpoints and recordings that the run uses."""
+        return content_of(self.config)
+
+    def _refuse_other(self) -> None:
+        before, now = _flat(json.loads((self.path / "config.json").read_text(encoding="utf-8"))), _flat(self.settings)
+        held = read_content(self.path)
+        # Another place of the same content is no other config; earlier versions kept absolute places alone.
+        same = {key for key in now if key in before and _place(before[key]) == _place(now[key])} - held.keys()
+        same |= {key for key, content in held.items() if self.content.get(key) == content}
         # Keys that only one of the two knows are another version's.
-        changed = [key for key in now if key in before and now[key] != before[key] and not may_differ(key)]
+        changed = [key for key in now if key in before and key not in same and not may_differ(key)]
         if changed:
             raise ValueError(
                 f"run.name={self.path.name} exists with another config ({changed[0]} differs); choose another run.name"
@@ -320,13 +331,40 @@ class RunFolder:
             self._events = None
 
 
+def read_metrics(run: Path) -> list[dict[str, float]]:
+    """The steps in a run's metrics.jsonl, without lines that were cut off when their writer was killed."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    return [metrics for metrics in map(_parsed, lines) if metrics]
+
+
 def _parsed(line: str) -> dict[str, float] | None:
-    """A line of metrics.jsonl; None for one that was cut off when its writer was killed."""
     try:
         metrics = json.loads(line)
     except json.JSONDecodeError:
         return None
-    return {key: number(value) for key, value in metrics.items()} if isinstance(metrics, dict) else None
+    is_step = isinstance(metrics, dict) and "step" in metrics
+    return {key: number(value) for key, value in metrics.items()} if is_step else None
+
+
+def read_content(run: Path) -> dict[str, str]:
+    """Configuration key -> digest of what it names; empty for a run of an earlier version."""
+    path = run / CONTENT
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def judges_by_reward(run: Path) -> bool:
+    """Whether the judge of a run is the inverse dynamics model that rewards, wherever the two lie."""
+    held, path = read_content(run), run / "config.json"
+    if not held and path.is_file():
+        held = _flat(json.loads(path.read_text(encoding="utf-8")))
+    judge = held.get("models.judge_idm")
+    return judge is not None and judge == held.get("models.reward_idm")
+
+
+def _place(value: Any) -> Any:
+    """A path, or any other text, in the form in which two of them are compared."""
+    return os.path.abspath(value) if isinstance(value, str) and value else value
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

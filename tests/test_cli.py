@@ -9,10 +9,11 @@ import time
 import pytest
 
 from rlir_ray import console
-from rlir_ray.cli import _fail, _where, main
-from rlir_ray.config_files import load_config
+from rlir_ray.cli import _fail, main
+from rlir_ray.config_files import keys, load_config
 from rlir_ray.console import StepView
 from rlir_ray.ledger import Ledger
+from tests.evaluation.test_report import write_run
 
 
 @pytest.mark.parametrize(
@@ -52,12 +53,14 @@ def test_help_loads_nothing_heavy():
     "arguments",
     [
         "train --recipe doom_tiny",
-        "train train.num_step=3",
-        "train train.group_size=1",
+        "train",
+        "train --recipe doom_tiny_ar train.num_step=3",
+        "train --recipe doom_tiny_ar train.group_size=1",
+        "train --recipe doom_tiny_ar run.name=../elsewhere",
         "report nowhere",
         "ledger nowhere",
-        "train train.num_steps=[",
-        "train prompts.source=recordings prompts.path=a",
+        "train --recipe doom_tiny_ar train.num_steps=[",
+        "train --recipe doom_tiny_ar prompts.source=recordings prompts.path=a",
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, capsys):
@@ -74,12 +77,26 @@ def test_keys_are_listed_with_defaults(capsys):
     assert "train.group_size=8" in capsys.readouterr().out
 
 
-def test_a_stopped_run_says_how_to_go_on_and_one_without_a_step_that_nothing_was_saved(tmp_path):
-    assert _where(tmp_path / "first", 0, True, "") == ["stopped  before the first step; the same command starts again"]
-    assert _where(tmp_path / "a", 3, True, "")[-1] == "stopped  after step 3; to go on, run the same command again"
-    # A name that was made up for the run is no part of its command.
-    assert _where(tmp_path / "a", 3, True, "run-1")[-1].endswith("run the same command again with run.name=run-1")
-    assert _where(tmp_path / "first", 3, False, "")[-1].startswith("report")
+def test_keys_are_listed_in_the_order_of_the_tree(capsys):
+    main(["train", "--keys"])
+    listed = [line.strip().partition("=")[0] for line in capsys.readouterr().out.splitlines() if line[2:3] > " "]
+    assert listed[1:] == keys()
+
+
+def test_a_run_without_a_recipe_is_refused_and_names_them(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "train.num_steps=3"])
+    assert "train needs a recipe, got none; add --recipe doom_tiny_ar" in capsys.readouterr().err
+
+
+def test_a_report_takes_a_runs_name_or_its_folder(tmp_path, monkeypatch, capsys):
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    write_run(tmp_path / "runs" / "first", 0.4, 0.2)
+    (tmp_path / "runs" / "first" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    for name in ("first", "runs/first"):
+        main(["report", name])
+        assert capsys.readouterr().out == "runs/first/report.html\n"
 
 
 def ledger_folder(tmp_path, states):

@@ -44,6 +44,54 @@ def test_later_overrides_win_over_earlier_ones_and_over_the_recipe():
     assert (config.train.num_steps, config.world.groups, config.recipe) == (9, ("jump", "yaw"), "doom_tiny_ar")
 
 
+@pytest.mark.parametrize("name", ["007", "1e3", "yes", "on", "null", "2026-01-01", "0x10", "1_0", "a #b", "~"])
+def test_a_text_is_never_read_as_a_number_a_truth_or_nothing(name, tmp_path):
+    assert load_config("", [f"run.name={name}"]).run.name == name
+    (tmp_path / "mine.yaml").write_text(f'run: {{name: {name.replace(" #b", "")}, dir: "{name}"}}\n')
+    run = load_config(str(tmp_path / "mine.yaml")).run
+    assert (run.name, run.dir) == (name.replace(" #b", ""), name)
+    assert load_config("", [f"run.name='{name}'"]).run.name == name
+
+
+def test_names_in_lists_and_of_resources_are_texts_too():
+    config = load_config("", ["lora.targets=[007, on]", "rollout.resources={007: 1, no: 0.5}"])
+    assert config.lora.targets == ("007", "on") and config.rollout.resources == {"007": 1.0, "no": 0.5}
+
+
+@pytest.mark.parametrize("text", ["[jump,yaw]", "jump,yaw", "jump, yaw"])
+def test_a_list_is_given_with_or_without_brackets(text):
+    assert load_config("", [f"world.groups={text}", "evaluation.temperatures=1"]).world.groups == ("jump", "yaw")
+
+
+@pytest.mark.parametrize("name", ["../x", "/tmp/x", ".", "..", "a/b", "a/", "a\nb"])
+def test_the_name_of_a_run_stays_below_its_folder(name):
+    # An unnamed run is called after its recipe.
+    for key in ("run.name", "recipe"):
+        with pytest.raises(ValueError, match=f"{key} must be the name of one folder, without slashes, got") as refusal:
+            load_config("", [f"{key}={name}"])
+        assert "\n" not in str(refusal.value)
+
+
+def test_a_number_that_is_none_of_its_type_is_refused_and_not_cut():
+    with pytest.raises(ValueError, match=r"train\.num_steps: Value '7\.5' .* could not be converted to Integer"):
+        load_config("", ["train.num_steps=7.5"])
+
+
+def test_recipes_that_are_each_others_base_are_refused_in_one_line(tmp_path):
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text(f"base: {two}\n")
+    two.write_text(f"base: {tmp_path}/../{tmp_path.name}/one.yaml\n")
+    for recipe in (one, two):
+        with pytest.raises(ValueError, match=r"base must not lead back to the recipe itself, got .*leave one base out"):
+            load_config(str(recipe))
+
+
+def test_a_key_that_is_there_twice_is_refused(tmp_path):
+    (tmp_path / "twice.yaml").write_text("train:\n  num_steps: 1\n  num_steps: 2\n")
+    with pytest.raises(ValueError, match=r"settings must be YAML, got .*num_steps is there twice"):
+        load_config(str(tmp_path / "twice.yaml"))
+
+
 def test_custom_resources_are_set_whole_or_one_by_one_and_taken_back_with_0(tmp_path):
     (tmp_path / "mine.yaml").write_text("rollout: {resources: {old: 1}}\n")
     overrides = ["rollout.resources={rollout_node: 0.01}", "rollout.resources.old=0", 'reward.resources={"node:a": 1}']

@@ -41,6 +41,8 @@ def test_a_checkpoint_of_both_becomes_folders_that_the_libraries_open(
     command = ["mineworld", "--checkpoint", str(tmp_path / "both.ckpt"), *LM_CONFIG, "--tokenizer-config", vq_config]
     main(["convert", *command, "--out", str(tmp_path / "out")])
     assert f"models.tokenizer={tmp_path / 'out' / 'tokenizer'}" in capsys.readouterr().out
+    modes = {path.stat().st_mode for path in (tmp_path / "out").rglob("*.*")}
+    assert len(modes) == 1
     script = tmp_path / "open.py"
     script.write_text(OPEN_ALONE)
     golden = str(GOLDEN / "mineworld_lm_small.io.safetensors")

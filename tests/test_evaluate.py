@@ -26,7 +26,7 @@ from rlir_ray.models.inverse_dynamics import load_inverse_dynamics
 from rlir_ray.run import RunFolder
 from rlir_ray.samplers.torch_sampler import TorchSampler
 from tests.fakes import HEIGHT, WIDTH, tiny_actions, tiny_tokenizer, tiny_world_model
-from tests.world import MakeConfig
+from tests.world import MakeConfig, tiny_config
 
 WORLD = WorldConfig(height=HEIGHT, width=WIDTH, num_frames=3, groups=("forward_back", "jump", "yaw"))
 
@@ -84,6 +84,21 @@ def test_the_command_prints_the_published_columns_and_writes_them(
     assert content["row"]["num_clips"] == 6 and content["row"]["lpips"] is None
     assert f"{content['row']['following']['mean']['f1_macro']:.3f}" == row.split()[3]
     assert content["config"]["evaluation"]["judge_context"] is False
+
+
+def test_the_policy_of_a_moved_run_finds_its_projects_folders(
+    checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("policy", "tokenizer", "reward_idm", "judge_idm"):
+        shutil.copytree(checkpoints / name, tmp_path / "here" / "models" / name)
+    monkeypatch.chdir(tmp_path / "here")
+    folder = RunFolder(tiny_config(Path("models"), Path("runs"))).begin().path
+    shutil.copytree("models/policy", folder / "policy")
+    (tmp_path / "here").rename(tmp_path / "there")
+    monkeypatch.chdir(tmp_path)
+    config = resolve_config(EvaluationRequest(policy="there/runs/tiny/policy", data=""))
+    for name in ("tokenizer", "judge_idm"):
+        assert Path(getattr(config.models, name)) == tmp_path / "there" / "models" / name
 
 
 def test_the_figures_do_not_depend_on_the_clips_taken_at_once(run_folder: Path, recordings: Path) -> None:

@@ -39,7 +39,11 @@ def run(site: Path, folder: Path, *command: str) -> subprocess.CompletedProcess[
 @pytest.mark.parametrize("name", ["actors/__init__.py", "actors.py"])
 @pytest.mark.parametrize(
     "command",
-    [["-m", "rlir_ray", "train"], ["-c", "import rlir_ray; rlir_ray.Pipeline"], ["-P", "-m", "rlir_ray", "train"]],
+    [
+        ["-m", "rlir_ray", "train", "--recipe", "doom_tiny_ar"],
+        ["-c", "import rlir_ray; rlir_ray.Pipeline"],
+        ["-P", "-m", "rlir_ray", "train", "--recipe", "doom_tiny_ar"],
+    ],
 )
 def test_an_actors_of_the_users_own_is_refused_in_one_line_and_never_imported(
     command: list[str], name: str, site: Path, tmp_path: Path

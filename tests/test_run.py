@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -177,3 +178,62 @@ def test_files_are_strict_json_where_a_number_is_not_finite_and_read_back_as_nan
     assert math.isnan(metrics["grad_norm"]) and metrics["reward/mean"] == 0.5
     folder.cut(1)
     json.loads((folder.path / "metrics.jsonl").read_text(), parse_constant=refuse)
+
+
+def project(folder, checkpoints):
+    """A project with a policy and recordings of its own, named by relative paths."""
+    shutil.copytree(checkpoints / "policy", folder / "models" / "policy")
+    for split in ("train", "heldout"):
+        (folder / split).mkdir()
+        for half in ("clip.mp4", "clip.jsonl"):
+            (folder / split / half).write_text(split)
+    return folder
+
+
+PROJECT = [
+    "run.name=first", "models.policy=models/policy", "prompts.source=recordings", "prompts.path=train",
+    "prompts.heldout_path=heldout",
+]  # fmt: skip
+
+
+def begin(overrides):
+    folder = RunFolder(load_config("doom_tiny_ar", overrides)).begin()
+    folder.log_step({"step": 1})
+    folder.close()
+    return folder
+
+
+def test_a_project_that_was_moved_goes_on(checkpoints, tmp_path, monkeypatch):
+    monkeypatch.chdir(project(tmp_path / "here", checkpoints))
+    begin(PROJECT)
+    (tmp_path / "here").rename(tmp_path / "there")
+    monkeypatch.chdir(tmp_path / "there")
+    again = RunFolder(load_config("doom_tiny_ar", PROJECT)).begin(step=1)
+    assert again.metrics(9) == [{"step": 1}]
+    # The same weights under another path are the same, too.
+    RunFolder(load_config("doom_tiny_ar", [*PROJECT, f"models.policy={tmp_path}/there/models/policy"]))
+    settings = load_config(str(again.path / "config.yaml"))
+    assert (settings.models.policy, settings.prompts.path) == ("models/policy", "train")
+
+
+@pytest.mark.parametrize(
+    ("file", "key"),
+    [("models/policy/model.safetensors", "models.policy"), ("heldout/clip.mp4", "prompts.heldout_path")],
+)
+def test_other_content_under_the_same_path_is_another_config(file, key, checkpoints, tmp_path, monkeypatch):
+    monkeypatch.chdir(project(tmp_path / "here", checkpoints))
+    begin(PROJECT)
+    Path(file).write_bytes(Path(file).read_bytes() + b" ")
+    with pytest.raises(ValueError, match=rf"exists with another config \({key} differs\)"):
+        RunFolder(load_config("doom_tiny_ar", PROJECT))
+
+
+def test_a_run_of_an_earlier_version_goes_on_where_it_lies(checkpoints, tmp_path, monkeypatch):
+    """It kept absolute paths, and no digests."""
+    monkeypatch.chdir(project(tmp_path / "here", checkpoints))
+    absolute = [each.replace("=models", f"={Path.cwd()}/models") for each in PROJECT]
+    folder = begin(absolute)
+    (folder.path / "content.json").unlink()
+    RunFolder(load_config("doom_tiny_ar", PROJECT))
+    with pytest.raises(ValueError, match=r"models\.policy differs"):
+        RunFolder(load_config("doom_tiny_ar", [*PROJECT, f"models.policy={checkpoints}/policy"]))

@@ -22,7 +22,7 @@ from rlir_ray.evaluation.tables import (
     quality_table,
 )
 from rlir_ray.evaluation.video import FOLDER, contact_strip
-from rlir_ray.run import number
+from rlir_ray.run import judges_by_reward, read_metrics
 
 REPORT, PICTURE = "report.html", "report.png"
 CHARTS: tuple[tuple[str, dict[str, str], bool], ...] = (
@@ -36,6 +36,11 @@ CHARTS: tuple[tuple[str, dict[str, str], bool], ...] = (
     ("Generated frames a second", {"frames/s": "throughput/frames_per_s"}, True),
     ("Staleness, versions", {"mean": "staleness/mean"}, True),
 )  # fmt: skip
+JUDGE_IS_UNSEEN = "The judge is an inverse dynamics model that training never saw either."
+JUDGE_IS_REWARD = (
+    "The judge is the reward IDM itself, whose readings training raises: a gain may be what this one model likes. "
+    "models.judge_idm names another one for a second opinion."
+)
 CSS = """
 :root{color-scheme:light}*{box-sizing:border-box}
 body{margin:0 auto;max-width:1080px;padding:2.2rem 1.2rem 4rem;background:#fff;color:#202124;
@@ -71,9 +76,9 @@ def write_report(run_dir: Path) -> Path:
         ValueError: the run was not evaluated, or the disk is full.
     """
     run_dir = Path(run_dir)
-    results, steps = Results.load(run_dir), _read_lines(run_dir / "metrics.jsonl")
+    results, steps = Results.load(run_dir), read_metrics(run_dir)
     sections = (
-        _headline(results, steps),
+        _headline(results, steps, judges_by_reward(run_dir)),
         _videos(run_dir),
         following_table(results),
         comparison_table(results.comparisons),
@@ -107,7 +112,7 @@ def report_picture(run_dir: Path, index: int = 0) -> Path:
 # Sections, each the text of its HTML, or empty where the run left nothing for it
 
 
-def _headline(results: Results, steps: Sequence[dict[str, float]]) -> str:
+def _headline(results: Results, steps: Sequence[dict[str, float]], is_judge_reward: bool) -> str:
     base, after = results.find(BASE), results.find(POST_TRAINED)
     if base is None or after is None:
         return '<p class="headline">This run has not been evaluated before and after post-training.</p>'
@@ -125,7 +130,7 @@ def _headline(results: Results, steps: Sequence[dict[str, float]]) -> str:
     limit = f" In real clips it recovers {figure_text(real.following['judge'].accuracy, '.1%')}." if real else ""
     return (
         f'<p class="headline">{text}</p><p class="note">{_budget(steps)}{after.num_prompts} held-out prompts that '
-        f"training never saw. The judge is an inverse dynamics model that training never saw either.{limit}</p>"
+        f"training never saw. {JUDGE_IS_REWARD if is_judge_reward else JUDGE_IS_UNSEEN}{limit}</p>"
     )
 
 
@@ -141,7 +146,9 @@ def _videos(run_dir: Path) -> str:
     if not files:
         return ""
     videos = "".join(
-        '<figure><video autoplay loop muted playsinline controls preload="auto" '
+        # Controls of the browser would cover the commands below the picture.
+        '<figure><video autoplay loop muted playsinline preload="auto" '
+        'onclick="this.paused ? this.play() : this.pause()" '
         f'src="data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode()}"></video></figure>'
         for path in files
     )
@@ -149,7 +156,8 @@ def _videos(run_dir: Path) -> str:
         "<h2>Real, before, after</h2><p>The same first frame and the same commands, prompts spread evenly over the set."
         ' Below each frame the action commanded for it: <span class="key" style="background:#188038">green</span> where'
         ' the judge recovered it from the clip, <span class="key" style="background:#c5221f">red</span> where it did '
-        f'not; an outline means that none of the keys is commanded.</p><div class="videos">{videos}</div>'
+        "not; an outline means that none of the keys is commanded. A click stops a video or plays it.</p>"
+        f'<div class="videos">{videos}</div>'
     )
 
 
@@ -185,8 +193,3 @@ def _groups(ledger: dict[str, Any]) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _read_lines(path: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-    return [{key: number(value) for key, value in line.items()} for line in lines]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rlir_ray.config import LoraConfig
+from rlir_ray.file_modes import give_usual_mode
 from rlir_ray.models.checkpoints import check_fit, only_errors, read_state_dict
 
 # The linear layers of attention and MLP.
@@ -165,3 +166,4 @@ def save_policy(model: Any, folder: Path) -> None:
         model.save_lora_adapter(folder, adapter_name=NAME)
     else:
         _carrier(model).save_pretrained(folder)
+    give_usual_mode(folder)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rlir_ray.actions import NUM_ACTION_TOKENS, TOKENS_PER_ACTION
+from rlir_ray.file_modes import give_usual_mode
 from rlir_ray.models.checkpoints import open_library_model
 from rlir_ray.models.llama_config import check_llama_config
 
@@ -214,3 +215,4 @@ class WorldModel(nn.Module):
         """Writes the folder; bfloat16 halves the file and rounds the weights."""
         state = {name: value.detach().to(dtype) for name, value in self.llama.state_dict().items()}
         self.llama.save_pretrained(folder, state_dict=state)
+        give_usual_mode(folder)

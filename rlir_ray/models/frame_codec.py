@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rlir_ray.file_modes import give_usual_mode
 from rlir_ray.models.checkpoints import open_library_model
 
 STEM_FILE = "tokenizer.json"
@@ -124,6 +125,7 @@ class FrameCodec(nn.Module, ABC):
         folder = Path(folder)
         # Of a copy, so that rounding to float16 leaves the live weights alone; the plain `to` does not warn of it.
         nn.Module.to(copy.deepcopy(self.model), dtype).save_pretrained(folder)
+        give_usual_mode(folder)
         stem = {"height": self.height, "width": self.width, "pixel_unshuffle": self.pixel_unshuffle}
         (folder / STEM_FILE).write_text(json.dumps(stem, indent=2) + "\n", encoding="utf-8")
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rlir_ray.file_modes import give_usual_mode
 from rlir_ray.models.checkpoints import assign_weights, read_state_dict
 from rlir_ray.models.vpt_config import NUM_BINS, complete_net
 from rlir_ray.models.vpt_network import Heads, InverseDynamicsNet, Logits
@@ -122,6 +123,7 @@ def save_model(model: nn.Module, config: dict[str, Any], path: str | Path) -> No
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().float().cpu().contiguous() for name, value in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors")
+    give_usual_mode(folder)
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from rlir_ray.file_modes import give_usual_mode
 from rlir_ray.pretrain.arguments import add_settings, build_parser, take_settings
 from rlir_ray.run import replace_folder, versions, write_json
 
@@ -255,6 +256,7 @@ def _copy_half(source: Path, target: Path) -> None:
         name: value.half() if value.dtype == torch.float32 else value for name, value in load_file(source).items()
     }
     save_file(weights, target, metadata={"format": "pt"})
+    give_usual_mode(target.parent)
 
 
 def _summary(folder: Path) -> Any:

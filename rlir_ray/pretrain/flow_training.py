@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rlir_ray.actions import Actions, exclusive_classes, no_action_classes
+from rlir_ray.file_modes import give_usual_mode
 from rlir_ray.models.flow_streams import interpolate, two_streams
 from rlir_ray.pretrain.device import open_device
 from rlir_ray.pretrain.encode import window_starts
@@ -113,6 +114,7 @@ def train_flow(
     final = loop.run(update, lambda: validate(average.module, validation, settings))
     kept: FlowWorldModel = average.module.to("cpu").eval()
     kept.save_pretrained(out_dir)
+    give_usual_mode(out_dir)
     loop.finish(
         {
             "parameters": sum(weight.numel() for weight in kept.parameters()), "train_frames": len(train.latents),

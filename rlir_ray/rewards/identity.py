@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 
 from rlir_ray.config import Config, asset_path
+from rlir_ray.content import checkpoint_content
 
 
 def reward_identity(config: Config) -> dict[str, str]:
@@ -25,8 +24,8 @@ def reward_identity(config: Config) -> dict[str, str]:
         "reward.camera_tolerance": str(reward.camera_tolerance if reward.camera == "within" else 0),
         "reward.match": reward.match,
         "reward.balance": reward.balance,
-        "models.tokenizer": _content(asset_path(config.models.tokenizer)),
-        "models.reward_idm": _content(asset_path(config.models.reward_idm)),
+        "models.tokenizer": checkpoint_content(asset_path(config.models.tokenizer)),
+        "models.reward_idm": checkpoint_content(asset_path(config.models.reward_idm)),
     }
 
 
@@ -46,14 +45,3 @@ def check_identity(wanted: Mapping[str, str], served: Mapping[str, str], address
                 f"reward.address={address} must give the run's reward, got {key} {served.get(key)} there and {value} "
                 "here; choose the service's recipe or deploy one with yours"
             )
-
-
-def _content(folder: Path) -> str:
-    """Hexadecimal sha256, shortened, over the settings and weights of a checkpoint."""
-    digest = hashlib.sha256()
-    names = ["config.json", "tokenizer.json", *sorted(path.name for path in folder.glob("*.safetensors"))]
-    for path in (folder / name for name in names):
-        if path.is_file():
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]

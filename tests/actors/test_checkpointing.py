@@ -7,11 +7,11 @@ import os
 import pytest
 
 from actors.checkpointing import Checkpoints, RunState
-from actors.driver import Pipeline
+from actors.driver import Pipeline, describe_limits
 from actors.placement import node_id
 from actors.run_files import local_copy
 from rlir_ray.checkpoint import LEARNER, check, describe_files, newest, partial_folder
-from rlir_ray.config import CheckpointConfig
+from rlir_ray.config import CheckpointConfig, TrainConfig
 from rlir_ray.ledger import Ledger
 from rlir_ray.run import LOCK, RunFolder
 from tests.actors.test_driver import assert_same_run, run_pools
@@ -51,8 +51,20 @@ def test_a_stopped_run_goes_on_by_the_same_command_with_the_losses_of_one_that_w
     before, lines[:] = (result.folder / "policy").stat().st_mtime_ns, []
     again = Pipeline(config, prompts=tiny_prompt_set, progress=lines.append).train(calibrate=False, evaluate=False)
     assert (again.num_steps, again.interrupted, again.metrics) == (4, False, result.metrics)
-    assert len(lines) == 1 and lines[0].startswith("run tiny is finished: 4 steps are trained")
+    assert len(lines) == 1 and lines[0].startswith(
+        "run tiny is finished: 4 steps are trained; to go on raise train.num"
+    )
     assert (result.folder / "policy").stat().st_mtime_ns == before
+
+
+def test_the_setting_that_ended_a_training_is_named_when_it_starts_and_when_it_ends():
+    train = TrainConfig(num_steps=100, max_minutes=6)
+    assert describe_limits(train) == "at most 100 steps (train.num_steps), at most 6 minutes (train.max_minutes)"
+    assert describe_limits(TrainConfig(num_steps=3)) == "at most 3 steps (train.num_steps)"
+    assert RunState(step=17, trained_s=359).limits(train) == ()
+    assert RunState(step=17, trained_s=361).limits(train) == ("train.max_minutes=6",)
+    assert RunState(step=100, trained_s=9).limits(train) == ("train.num_steps=100",)
+    assert RunState(step=100, trained_s=361).limits(train) == ("train.num_steps=100", "train.max_minutes=6")
 
 
 @pytest.mark.parametrize("has_policy", [False, True])

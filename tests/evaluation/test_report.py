@@ -46,16 +46,42 @@ def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
     lines = [json.dumps({"step": step, "reward/mean": 0.6 + 0.01 * step, "time/step_s": 6.0}) for step in (1, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     page = write_run(tmp_path, 0.4, 0.2)
+    # The controls of a browser cover the commands.
+    assert not re.search(r"<video[^>]* controls", page)
     assert page.count("<video") == 2 and page.count("<svg") == 2
     assert set(re.findall(r'(?:src|href)="([^"]{0,14})', page)) == {"data:video/mp4"}
     assert "http" not in page
     assert "3 steps of reinforcement learning in 0.3 minutes" in page
 
 
+def test_a_line_of_metrics_that_was_cut_is_left_out(tmp_path: Path) -> None:
+    whole = [json.dumps({"step": step, "time/step_s": 60}) for step in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*whole, '{"step": 3, "ti']))
+    assert "2 steps of reinforcement learning in 2.0 minutes" in write_run(tmp_path, 0.4, 0.2)
+
+
 def test_the_headline_claims_only_what_exceeds_twice_the_error(tmp_path: Path) -> None:
     assert "measurably better" in write_run(tmp_path, 0.4, 0.2)
     assert "measurably worse" in write_run(tmp_path, 0.2, 0.4)
     assert "no clear change" in write_run(tmp_path, 0.3, 0.3)
+
+
+def test_a_judge_that_is_the_reward_is_not_called_unseen(tmp_path: Path) -> None:
+    unseen, itself = "an inverse dynamics model that training never saw either", "The judge is the reward IDM itself"
+    assert unseen in write_run(tmp_path, 0.4, 0.2)
+    # By content, wherever the two lie; of a run of an earlier version by their paths.
+    files = {
+        "content.json": {"models.reward_idm": "a", "models.judge_idm": "a"},
+        "config.json": {"models": {"reward_idm": "models/vpt_idm", "judge_idm": "models/vpt_idm"}},
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+        page = write_run(tmp_path, 0.4, 0.2)
+        assert itself in page and unseen not in page
+        (tmp_path / name).unlink()
+    (tmp_path / "content.json").write_text(json.dumps({"models.reward_idm": "a", "models.judge_idm": "b"}))
+    (tmp_path / "config.json").write_text(json.dumps(files["config.json"]))
+    assert unseen in write_run(tmp_path, 0.4, 0.2)
 
 
 def test_names_in_a_run_are_text_not_markup(tmp_path: Path) -> None:

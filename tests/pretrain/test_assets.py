@@ -31,6 +31,9 @@ def test_models_are_shipped_in_half_precision_with_their_story(work, tmp_path):
     made = assets.publish(work, tmp_path / "out", {"seed": 0})
     weights = load_file(tmp_path / "out" / "tokenizer" / "model.safetensors")
     assert weights["weight"].dtype == torch.float16
+    # Others may read what any new file of theirs lets them.
+    modes = {path.stat().st_mode for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert len(modes) == 1
     assert weights["ids"].tolist() == [0, 1, 2]
     assert json.loads((tmp_path / "out" / "made.json").read_text()) == made
     assert made["models"]["judge_idm"] == {"held_out": "judge_idm"}

@@ -1,0 +1,38 @@
+"""The prompt actor is heard of while it works."""
+
+import time
+
+import actors.prompts
+from actors.pools import as_actor, stop_actors
+from actors.prompts import WATCHING, PromptActor, PromptWatch
+from actors.waiting import wait_all
+from tests.world import tiny_prompt_set
+
+
+class Slow:
+    """Is done as soon as somebody has heard how far it is."""
+
+    def __init__(self, heard):
+        self.heard, self.doing = heard, ""
+
+    def __call__(self, split):
+        self.doing = f"7 of 9 {split} clips"
+        while not self.heard.exists():
+            time.sleep(0.05)
+        return tiny_prompt_set(split)
+
+
+def test_making_prompts_says_how_far_it_is(ray_cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(actors.prompts, "SAY_EVERY_S", 0.1)
+    heard, lines = tmp_path / "heard", []
+
+    def say(line):
+        lines.append(line)
+        if "clips" in line:
+            heard.touch()
+
+    actor = as_actor(PromptActor, concurrency_groups={WATCHING: 1}).remote(Slow(heard))
+    ids = wait_all([actor.prepare.remote("train")], 60, "the prompts", meanwhile=PromptWatch(actor, say))[0]
+    stop_actors([actor])
+    assert len(ids) == 12
+    assert lines[-1].startswith("making prompts for ") and lines[-1].endswith("s: 7 of 9 train clips")
