@@ -143,10 +143,11 @@ def _read_override(override: str) -> dict[str, Any]:
     key, _, text = override.partition("=")
     is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
     # What stands for text is taken as it is, also where YAML would read a number, a comment or a mapping.
-    value = text if _key_types().get(key) is str and not is_quoted else _parse(text, override)
-    for part in reversed(key.split(".")):
+    value: Any = text if _key_types().get(key) is str and not is_quoted else _parse(text, override)
+    first, *rest = key.split(".")
+    for part in reversed(rest):
         value = {part: value}
-    return value
+    return {first: value}
 
 
 def _parse(text: str, source: str) -> Any:
@@ -165,7 +166,8 @@ def _parse(text: str, source: str) -> Any:
 
 def _key_types(node: type = Config, prefix: str = "") -> dict[str, Any]:
     """The type of each dotted key."""
-    hints, found = get_type_hints(node), {}
+    hints = get_type_hints(node)
+    found: dict[str, Any] = {}
     for entry in dataclasses.fields(node):
         name = prefix + entry.name
         found |= _key_types(hints[entry.name], f"{name}.") if _is_part(entry) else {name: hints[entry.name]}
