@@ -234,6 +234,7 @@ class Pipeline:
         self.progress("making prompts")
         shell = as_actor(PromptActor, scheduling_strategy=on_node(node_id()), concurrency_groups={WATCHING: 1})
         self.prompts = shell.remote(self.prompt_source)
+        watch = PromptWatch(self.prompts, self.progress)
         if calibrate or evaluate:
             # It loads its models while the prompts are made.
             self._judging()
@@ -242,7 +243,6 @@ class Pipeline:
         needs_shares = config.reward.balance == "class"
         if not needs_shares:
             self._start_reward(None)
-        watch = PromptWatch(self.prompts, self.progress)
         self.prompt_ids = self._ask(preparing[0], "the training prompts", watch)
         self._ask(preparing[1], "the held-out prompts", watch)
         check_prompts(self.run, config.seed, self.prompt_ids)

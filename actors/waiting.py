@@ -89,7 +89,8 @@ def wait_all(
                 f"{in_brackets(doing())}; {WAY_OUT}"
             )
         _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_S)
-        meanwhile()
+        if waiting:
+            meanwhile()
     try:
         return ray.get(list(refs), timeout=timeout_s)
     except ray.exceptions.RayError as error:

@@ -154,9 +154,10 @@ def _read_override(override: str) -> dict[str, Any]:
     is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
     # What stands for text is taken as it is, also where YAML would read a number, a comment or a mapping.
     value: Any = text if _key_types().get(key) is str and not is_quoted else _parse(text, override)
-    for part in reversed(key.split(".")):
+    first, *rest = key.split(".")
+    for part in reversed(rest):
         value = {part: value}
-    return value
+    return {first: value}
 
 
 def _parse(text: str, source: str) -> Any:
