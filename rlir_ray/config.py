@@ -507,7 +507,7 @@ class TrainConfig:
     ratio: str = "plain"
     """`plain`: policy over behavior; `guard`: GRPO-Guard's normalised one, for SDE steps."""
     importance: str = "auto"
-    """Weights of stale groups: `none`; by `token` or `sequence`, the clip around the learner; `auto`: none or token."""
+    """Weights of stale groups: `none`: the clip acts instead; by `token` or `sequence`; `auto`: token for tokens."""
     max_importance: float = 2.0
     """Importance weights are truncated here."""
     min_ratio: float = 0.125
@@ -515,7 +515,7 @@ class TrainConfig:
     max_ratio: float = 8.0
     """... nor those whose ratio is higher."""
     clip_low: float = 0.2
-    """The ratio is clipped at 1 - clip_low ..."""
+    """Stale groups without importance weights: the ratio is clipped at 1 - clip_low ..."""
     clip_high: float = 0.28
     """... and 1 + clip_high (DAPO's separate upper clip)."""
     kl_coefficient: float = 0.0
@@ -675,6 +675,16 @@ class Config:
                 require(value == usual, f"train.{key}", f"must be {usual} without rollout.engine=flow", value, way_out)
 
     @property
+    def importance_level(self) -> str:
+        """`none`, `token` or `sequence`: how stale groups are weighed."""
+        return "none" if self.rollout.engine == "flow" else self.train.importance_level
+
+    @property
+    def has_clip(self) -> bool:
+        """Whether ratios can leave 1: there is one update for each set of groups, and weights take the ratio out."""
+        return self.train.objective == "grpo" and self.train.max_staleness > 0 and self.importance_level == "none"
+
+    @property
     def uses_nccl(self) -> bool:
         """Whether weights can go from GPU to GPU; NCCL takes no GPU that two actors share."""
         return self.learner.use_gpu and self.rollout.num_gpus >= 1
@@ -711,6 +721,11 @@ class Config:
 
     def _check_flow(self) -> None:
         train, flow = self.train, self.flow
+        require(
+            train.importance in ("auto", "none"), "train.importance",
+            "must be none with rollout.engine=flow, whose log-probabilities are means over a latent's numbers",
+            train.importance, "leave it out",
+        )  # fmt: skip
         require(
             self.evaluation.top_p == 1, "evaluation.top_p", "must be 1 with rollout.engine=flow", self.evaluation.top_p,
             "vary evaluation.temperatures instead",

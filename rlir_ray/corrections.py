@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlir_ray.losses import Metrics, policy_gradient_loss, ratio_metrics
+from rlir_ray.losses import MAX_LOG_RATIO, Metrics, ratio_metrics
 
 
 def importance_weights(
@@ -38,7 +38,7 @@ def importance_weights(
     if level == "sequence":
         mean = log_ratio.sum(-1, keepdim=True) / loss_mask.sum(-1, keepdim=True).clamp(min=1)
         log_ratio = mean.expand_as(log_ratio)
-    ratio = torch.exp(log_ratio)
+    ratio = torch.exp(log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO))
     return ratio.clamp(max=max_weight), loss_mask & (ratio >= min_ratio) & (ratio <= max_ratio)
 
 
@@ -47,29 +47,34 @@ def decoupled_loss(
     advantages: Tensor,
     loss_mask: Tensor,
     num_decisions: int,
-    clip_low: float,
-    clip_high: float,
     *,
     level: str,
     max_weight: float,
     min_ratio: float,
     max_ratio: float,
 ) -> tuple[Tensor, Metrics]:
-    """The clipped surrogate around the proximal policy, each decision weighed by `importance_weights`.
+    """The surrogate around the proximal policy, each decision weighed by `importance_weights`.
 
+    With one update for each set of groups the proximal policy is the current one: its ratio is 1, and no clip can act.
     What is left out still counts in the normaliser: the gradient of the others must not grow because of it, nor depend
     on which micro-batch or rank it fell into.
 
     Args:
         log_ratio: float32 [B, T], current over behavior; carries the gradient.
-        advantages, loss_mask, num_decisions, clip_low, clip_high: as `policy_gradient_loss` takes them.
+        advantages, loss_mask, num_decisions: as `policy_gradient_loss` takes them.
         level, max_weight, min_ratio, max_ratio: as `importance_weights` takes them.
     """
     behind = log_ratio.detach()
     weights, trains = importance_weights(behind, loss_mask, level, max_weight, min_ratio, max_ratio)
-    loss, metrics = policy_gradient_loss(
-        log_ratio - behind, weights * advantages, trains, num_decisions, clip_low, clip_high
-    )
+    # The value is a constant 1, the gradient that of the log-probability.
+    ratio = torch.exp(torch.where(trains, log_ratio - behind, 0.0))
+    loss = -torch.where(trains, ratio * weights * advantages, 0.0).sum() / num_decisions
+    used = torch.where(trains, weights, 0.0)
+    metrics = {
+        "loss/policy": loss.detach() * num_decisions,
+        "correction/mean": used.sum(),
+        "correction/mean_square": used.square().sum(),
+    }
     return loss, {
         **metrics,
         **ratio_metrics(behind, loss_mask),

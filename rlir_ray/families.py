@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +174,9 @@ def _flow_objective(config: Config, policy: nn.Module, reference: Forward | None
     if config.train.objective == "nft":
         levels = noise_levels(config.flow.num_steps, config.flow.shift)[:-1]
         return DiffusionNFT(policy, levels, config.train, reference)
-    return PolicyGradient(policy, FlowRescorer(config.flow), config.train, reference)
+    # A flow log-probability is a mean over a latent's numbers: its ratio is no importance weight.
+    train = replace(config.train, importance="none")
+    return PolicyGradient(policy, FlowRescorer(config.flow), train, reference)
 
 
 def _flow_group_bytes(config: Config, frame: FrameShape) -> int:

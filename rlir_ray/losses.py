@@ -13,6 +13,10 @@ from torch import Tensor
 
 Metrics = dict[str, Tensor]
 
+# Log-ratios are cut here before they are exponentiated, and a decision's KL there (verl): one decision that two
+# implementations score far apart must not make a loss or a figure infinite.
+MAX_LOG_RATIO, MAX_KL = 20.0, 10.0
+
 
 def plain_log_ratio(policy_logprobs: Tensor, behavior_logprobs: Tensor) -> Tensor:
     """Logarithm of policy over behavior, [B, T] each; the first carries the gradient."""
@@ -65,7 +69,7 @@ def policy_gradient_loss(
     _same_shapes(log_ratio, advantages, loss_mask)
     # Masked entries may hold anything, even infinities: a zero there keeps them out of loss and gradient.
     log_ratio = torch.where(loss_mask, log_ratio, 0.0)  # [B, T]
-    ratio = torch.exp(log_ratio)
+    ratio = torch.exp(log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO))
     clipped_ratio = torch.clamp(ratio, 1 - clip_low, 1 + clip_high)
     surrogate = torch.minimum(ratio * advantages, clipped_ratio * advantages)
     loss = -(surrogate * loss_mask).sum() / num_decisions
@@ -83,20 +87,22 @@ def policy_gradient_loss(
 def ratio_metrics(log_ratio: Tensor, loss_mask: Tensor) -> Metrics:
     """How far the policy has gone from the one that sampled.
 
-    `ratio/histogram` counts decisions by their log-ratio, for the quantiles that `normalise` reads out of it.
+    `ratio/kl` is KL(behavior || policy), whose samples these are, by the k3 estimate: ratio - 1 - log ratio
+    (http://joschu.net/blog/kl-approx.html), clamped as in verl. `ratio/histogram` counts decisions by their log-ratio,
+    for the quantiles that `normalise` reads out of it.
 
     Args:
         log_ratio: [B, T], policy over behavior, without gradient.
         loss_mask: bool [B, T].
     """
     log_ratio = torch.where(loss_mask, log_ratio, 0.0)
-    ratio = torch.exp(log_ratio)
+    cut = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    ratio = torch.exp(cut)
     edges = _log_ratio_edges().to(log_ratio.device)
     bins = torch.bucketize(log_ratio[loss_mask].float(), edges)
     return {
         "ratio/mean": (ratio * loss_mask).sum(),
-        "ratio/mean_square": (ratio.square() * loss_mask).sum(),
-        "ratio/kl": ((torch.exp(-log_ratio) - 1 + log_ratio) * loss_mask).sum(),
+        "ratio/kl": ((ratio - 1 - cut).clamp(max=MAX_KL) * loss_mask).sum(),
         "ratio/max": _maximum(ratio * loss_mask),
         "ratio/mean_abs_log": log_ratio.abs().sum(),
         "ratio/max_abs_log": _maximum(log_ratio.abs()),
@@ -223,15 +229,17 @@ def combine(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 def normalise(totals: Mapping[str, Tensor], num_decisions: int) -> dict[str, float]:
     """Sums to means over the step's decisions; maxima and the count itself stay.
 
-    Adds the ratio's quantiles, and the effective sample size: the share of decisions that, equally weighted, would say
-    as much (Kish: the square of the mean ratio over the mean of its square).
+    Adds the ratio's quantiles, and where decisions were weighed the effective sample size: the share of decisions that,
+    equally weighted, would say as much (Kish: the square of the mean weight over the mean of its square).
     """
     metrics = {name: float(value) for name, value in totals.items() if name != "ratio/histogram"}
     kept = {name for name in metrics if is_maximum(name) or name == "decisions"}
     means = {name: value if name in kept else value / num_decisions for name, value in metrics.items()}
     if "ratio/histogram" in totals:
-        means["effective_sample_size"] = means["ratio/mean"] ** 2 / max(means.pop("ratio/mean_square"), 1e-12)
         means |= ratio_quantiles(totals["ratio/histogram"].cpu())
+    if "correction/mean_square" in totals:
+        mean, mean_square = means["correction/mean"], means.pop("correction/mean_square")
+        means["effective_sample_size"] = mean**2 / max(mean_square, 1e-12)
     return means
 
 

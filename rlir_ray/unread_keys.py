@@ -33,6 +33,19 @@ CONDITIONS = (
         keys=("flow.window_interval",), is_met=lambda c: c.flow.window_moves == "sliding",
         needs="flow.window_moves=sliding",
     ),
+    Condition(
+        keys=("train.clip_",), is_met=lambda c: c.has_clip,
+        needs="train.max_staleness above 0 and train.importance=none (without, every ratio is 1)",
+    ),
+    Condition(
+        keys=("train.importance",),
+        is_met=lambda c: c.train.max_staleness > 0 or c.train.importance in ("auto", "none"),
+        needs="train.max_staleness above 0 (fresh groups have no ratio to correct)",
+    ),
+    Condition(
+        keys=("train.max_importance", "train.min_ratio", "train.max_ratio"),
+        is_met=lambda c: c.importance_level != "none", needs="importance weights (train.importance=token, for tokens)",
+    ),
     Condition(keys=("train.nft_",), is_met=lambda c: c.train.objective == "nft", needs="train.objective=nft"),
     Condition(
         keys=("reward.camera_tolerance",), is_met=lambda c: c.reward.camera == "within", needs="reward.camera=within"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlir_ray.config import Config, LearnerConfig, asset_path
+from rlir_ray.config import Config, LearnerConfig, TrainConfig, asset_path
 from rlir_ray.config_files import describe, keys, load_config, recipes
 
 TYPED_NAMES = [
@@ -249,3 +249,21 @@ def test_bf16_without_zero_is_refused_since_it_would_add_up_gradients_in_bfloat1
         LearnerConfig(zero_stage=0, precision="bf16")
     LearnerConfig(zero_stage=0, precision="bf16", engine="torch")
     LearnerConfig(zero_stage=0)
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("sde", ["flow_grpo", "dance_grpo", "cps"])
+def test_flow_policies_take_no_importance_weights_and_clip_around_the_behavior_policy(level: str, sde: str) -> None:
+    flow = ["rollout.engine=flow", f"flow.sde={sde}"]
+    with pytest.raises(ValueError, match=rf"train.importance must be none with rollout.engine=flow.* got '{level}'"):
+        load_config("", [*flow, f"train.importance={level}"])
+    config = load_config("", flow)
+    assert config.importance_level == "none" and config.has_clip
+    assert load_config("").importance_level == "token" and not load_config("").has_clip
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_no_recipe_sets_a_clip_that_cannot_act(recipe: str) -> None:
+    config, default = load_config(recipe), TrainConfig()
+    own = (config.train.clip_low, config.train.clip_high) != (default.clip_low, default.clip_high)
+    assert config.has_clip or not own

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import exp, log
+from math import exp, isfinite, log
 
 import pytest
 import torch
@@ -44,7 +44,9 @@ def test_with_fresh_groups_the_gradient_is_that_of_the_plain_surrogate() -> None
     for level in ("none", "token", "sequence"):
         policy = row(-1.0, -2.0, -0.5).requires_grad_()
         columns = (policy - policy.detach(), row(1, -2, 0.5), ones(1, 3), 3, 0.2, 0.28)
-        loss, _ = policy_gradient_loss(*columns) if level == "none" else decoupled_loss(*columns, level=level, **WIDE)
+        loss, _ = (
+            policy_gradient_loss(*columns) if level == "none" else decoupled_loss(*columns[:4], level=level, **WIDE)
+        )
         loss.backward()
         gradients.append(policy.grad)
     for gradient in gradients[1:]:
@@ -55,7 +57,7 @@ def test_the_weighted_gradient_by_hand() -> None:
     # Weights .5 and 2 (3 truncated); the third ratio is masked. -w * A / 3.
     policy = row(log(0.5), log(3), log(20)).requires_grad_()
     loss, metrics = decoupled_loss(
-        policy - row(0, 0, 0), row(1, -1, 1), ones(1, 3), 3, 0.2, 0.28,
+        policy - row(0, 0, 0), row(1, -1, 1), ones(1, 3), 3,
         level="token", max_weight=2.0, min_ratio=0.125, max_ratio=8.0,
     )  # fmt: skip
     loss.backward()
@@ -78,7 +80,9 @@ def test_weights_make_the_gradient_of_stale_samples_that_of_the_current_policy()
         # One row for each arm, weighed by how often the old policy draws it.
         log_ratio = (policy - behavior.log())[:, None]
         columns = (log_ratio, (behavior * rewards)[:, None], ones(3, 1), 1, 0.2, 0.28)
-        loss, _ = policy_gradient_loss(*columns) if level == "none" else decoupled_loss(*columns, level=level, **WIDE)
+        loss, _ = (
+            policy_gradient_loss(*columns) if level == "none" else decoupled_loss(*columns[:4], level=level, **WIDE)
+        )
         (-loss).backward()
         found[level] = logits.grad.clone()
     torch.testing.assert_close(found["token"], exact, rtol=1e-5, atol=1e-6)
@@ -90,13 +94,56 @@ def test_metrics_of_parts_give_the_sample_size_and_the_quantiles_of_the_whole() 
     torch.manual_seed(0)
     log_ratio, mask = torch.randn(6, 50) * 0.3, torch.rand(6, 50) > 0.3
     total = int(mask.sum())
-    parts = [ratio_metrics(log_ratio[rows], mask[rows]) for rows in (slice(0, 1), slice(1, 4), slice(4, 6))]
+    bounds = {"max_weight": 1.2, "min_ratio": 0.5, "max_ratio": 1.5}
+    parts = [
+        decoupled_loss(
+            log_ratio[rows], torch.ones(len(log_ratio[rows]), 50), mask[rows], total, level="token", **bounds
+        )[1]
+        for rows in (slice(0, 1), slice(1, 4), slice(4, 6))
+    ]
     found = normalise(combine(parts), total)
     ratio = torch.exp(log_ratio[mask])
-    assert found["effective_sample_size"] == pytest.approx(float(ratio.sum() ** 2 / (total * ratio.square().sum())))
+    # The weights that were used: truncated, and none for what lies outside the bounds.
+    used = torch.where((ratio >= 0.5) & (ratio <= 1.5), ratio.clamp(max=1.2), 0.0)
+    assert found["effective_sample_size"] == pytest.approx(float(used.sum() ** 2 / (total * used.square().sum())))
     for name, share in (("ratio/q01", 0.01), ("ratio/q50", 0.5), ("ratio/q99", 0.99)):
         assert log(found[name]) == pytest.approx(float(torch.quantile(log_ratio[mask], share)), rel=0.15, abs=0.02)
     assert not any("histogram" in name or "square" in name for name in found)
+
+
+@pytest.mark.parametrize("outlier", [9.2, 25.0, 90.0])
+def test_one_outlier_among_many_leaves_the_sample_size_and_every_figure_finite(outlier: float) -> None:
+    log_ratio = torch.zeros(1, 12_288)
+    log_ratio[0, 0] = outlier
+    policy = log_ratio.clone().requires_grad_()
+    loss, metrics = decoupled_loss(
+        policy, ones(1, 12_288).float(), ones(1, 12_288), 12_288, level="token",
+        max_weight=2.0, min_ratio=0.125, max_ratio=8.0,
+    )  # fmt: skip
+    loss.backward()
+    assert policy.grad is not None and bool(policy.grad.isfinite().all())
+    found = normalise(metrics, 12_288)
+    # It does not train; of the raw ratios the outlier alone would have counted.
+    assert found["effective_sample_size"] == pytest.approx(12_287 / 12_288)
+    assert all(isfinite(value) for value in found.values())
+    assert "ratio/clip_fraction" not in found
+
+
+def test_without_weights_an_outlier_leaves_loss_and_figures_finite_and_there_is_no_sample_size() -> None:
+    loss, metrics = policy_gradient_loss(row(90.0, 0.0), row(-1, 1), ones(1, 2), 2, 0.2, 0.28)
+    assert isfinite(float(loss)) and all(isfinite(value) for value in normalise(metrics, 2).values())
+    assert "effective_sample_size" not in normalise(metrics, 2)
+
+
+@pytest.mark.parametrize(("noise", "expected"), [(0.05, 0.00125), (0.3, 0.0460), (1.0, 0.5)])
+def test_ratio_kl_is_that_of_the_behavior_policy_to_the_current_one(noise: float, expected: float) -> None:
+    """Over all tokens of a wide vocabulary, each as often as the behavior policy draws it."""
+    generator = torch.Generator().manual_seed(0)
+    behavior = torch.log_softmax(torch.zeros(20_000), 0)
+    policy = torch.log_softmax(behavior + noise * torch.randn(20_000, generator=generator), 0)
+    exact = float((behavior.exp() * (behavior - policy)).sum())
+    found = normalise(ratio_metrics((policy - behavior)[None], ones(1, 20_000)), 20_000)["ratio/kl"]
+    assert found == pytest.approx(exact, rel=0.02) and found == pytest.approx(expected, rel=0.05)
 
 
 def test_quantiles_of_few_values() -> None:

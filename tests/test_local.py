@@ -75,7 +75,7 @@ def test_the_reward_rises() -> None:
 def test_at_every_step_the_ratio_is_one_since_the_sampler_has_the_learners_weights() -> None:
     history, _, sampler, learner = train(CONFIG, DarkReward())
     for metrics in history:
-        assert metrics["ratio/max_abs_log"] < 1e-4 and metrics["ratio/clip_fraction"] == 0
+        assert metrics["ratio/max_abs_log"] < 1e-4 and "ratio/clip_fraction" not in metrics
     assert sampler.policy_version == 3
     assert checksum(weights_of(sampler.model)) == checksum(learner.weights())
 

@@ -21,6 +21,8 @@ def resolved(recipe, overrides):
         ("doom_tiny_flow", "train.nft_beta=0.5", NFT),
         ("doom_tiny_flow", "flow.window_interval=2", ["flow.window_moves=sliding"]),
         ("doom_tiny_ar", "reward.target_queue=4", ["reward.max_replicas=3"]),
+        ("doom_tiny_ar", "train.clip_low=0.1", ["train.importance=none"]),
+        ("doom_tiny_ar", "train.clip_high=0.1", ["train.importance=none"]),
         ("doom_tiny_ar", "lora.alpha=4", ["lora.rank=4"]),
         ("doom_tiny_ar", "weights.bucket_bytes=1024", ["weights.transfer=broadcast"]),
     ],
@@ -36,6 +38,9 @@ def test_a_key_that_cannot_act_is_refused_and_the_setting_that_it_needs_helps(re
     "overrides",
     [
         ["flow.sde=cps"],
+        ["train.importance=none", "train.max_staleness=0", "train.clip_low=0.1"],
+        ["train.importance=sequence", "train.max_staleness=0"],
+        ["train.importance=none", "train.max_ratio=4"],
         ["learner.engine=torch", "learner.zero_stage=2"],
         ["reward.address=serve://x", "reward.num_replicas=2"],
         ["models.adapter=runs/first/policy", "lora.rank=4"],

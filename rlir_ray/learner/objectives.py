@@ -93,12 +93,16 @@ class PolicyGradient:
         mask = columns.loss_mask
         scores = self.rescore(forward, columns.record, mask.shape[1])
         log_ratio, advantages = RATIOS[self.train.ratio](scores, columns)
-        clip = (self.train.clip_low, self.train.clip_high)
         if (level := self.train.importance_level) == "none":
-            loss, metrics = policy_gradient_loss(log_ratio, advantages, mask, num_decisions, *clip)
+            loss, metrics = policy_gradient_loss(
+                log_ratio, advantages, mask, num_decisions, self.train.clip_low, self.train.clip_high
+            )
+            if not self.train.max_staleness:
+                # One update on fresh groups: the ratio is 1, and the share that is clipped says nothing.
+                del metrics["ratio/clip_fraction"]
         else:
             loss, metrics = decoupled_loss(
-                log_ratio, advantages, mask, num_decisions, *clip, level=level, max_weight=self.train.max_importance,
+                log_ratio, advantages, mask, num_decisions, level=level, max_weight=self.train.max_importance,
                 min_ratio=self.train.min_ratio, max_ratio=self.train.max_ratio,
             )  # fmt: skip
         if self.reference is None:

@@ -69,7 +69,7 @@ def test_at_the_first_update_the_ratio_is_one(ratio: str) -> None:
     train = replace(TRAIN, ratio=ratio)
     groups = groups_of(tiny_flow_model(), keep_means=ratio == "guard")
     metrics = learner_of(tiny_flow_model(), train).step(batch_of(groups))
-    assert metrics["ratio/max_abs_log"] < 1e-5 and metrics["ratio/clip_fraction"] == 0
+    assert metrics["ratio/max_abs_log"] < 1e-5 and not metrics.get("ratio/clip_fraction")
     assert metrics["decisions"] == 2 * 4 * 6 and metrics["grad_norm"] > 0
 
 

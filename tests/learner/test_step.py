@@ -48,7 +48,7 @@ def make(
 def test_at_the_first_update_the_ratio_is_one() -> None:
     metrics = make().step(sample())
     assert metrics["ratio/max_abs_log"] < 1e-4
-    assert metrics["ratio/mean"] == pytest.approx(1, abs=1e-5) and metrics["ratio/clip_fraction"] == 0
+    assert metrics["ratio/mean"] == pytest.approx(1, abs=1e-5) and "ratio/clip_fraction" not in metrics
 
 
 def test_another_temperature_than_that_of_sampling_is_seen_in_the_ratio() -> None:
