@@ -50,7 +50,7 @@ def build_reward(config: Config, class_shares: Mapping[str, npt.NDArray[np.float
     """The inverse reward of the configured checkpoints, on a GPU when the actor was given one."""
     import torch
 
-    from rlir_ray.families import open_codec
+    from rlir_ray.families import family_of, open_codec
     from rlir_ray.models.inverse_dynamics import load_inverse_dynamics
     from rlir_ray.rewards.inverse_dynamics import InverseReward
 
@@ -59,8 +59,9 @@ def build_reward(config: Config, class_shares: Mapping[str, npt.NDArray[np.float
     tokenizer = open_codec(config).to(device)
     idm = load_inverse_dynamics(asset_path(config.models.reward_idm)).to(device)
     return InverseReward(
-        tokenizer, idm, world=config.world, config=config.reward, class_shares=class_shares, device=device
-    )
+        tokenizer, idm, world=config.world, config=config.reward, class_shares=class_shares, device=device,
+        camera_bins=family_of(config).camera_bins,
+    )  # fmt: skip
 
 
 class RewardActor:

@@ -268,6 +268,16 @@ TOKENS_PER_ACTION = len(TOKEN_SLOTS) + 4  # 11
 MINEWORLD_IMAGE_VOCABULARY = 8192
 
 
+def token_camera_bins(degrees: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """What MineWorld's tokens say of angles of any shape: it truncates to whole degrees before it quantises."""
+    return MINEWORLD_CAMERA.bins(np.trunc(np.round(np.asarray(degrees, np.float64), 4)))
+
+
+def flow_camera_bins(degrees: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """What a flow model is told of angles of any shape (`exclusive_classes`)."""
+    return MINEWORLD_CAMERA.bins(degrees)
+
+
 def action_tokens(actions: Actions, first_id: int = MINEWORLD_IMAGE_VOCABULARY) -> npt.NDArray[np.int64]:
     """MineWorld's 11 tokens a frame: BOS, pitch, yaw, hotbar, forward/back, left/right, sprint/sneak, use/attack,
     jump, drop/pickItem, EOS.
@@ -281,8 +291,7 @@ def action_tokens(actions: Actions, first_id: int = MINEWORLD_IMAGE_VOCABULARY) 
     """
     tokens = np.full((len(actions), TOKENS_PER_ACTION), NULL, np.int64)
     tokens[:, 0], tokens[:, -1] = BOS, EOS
-    # MineWorld truncates to whole degrees before it quantises.
-    bins = MINEWORLD_CAMERA.bins(np.trunc(np.round(actions.camera.astype(np.float64), 4)))
+    bins = token_camera_bins(actions.camera)
     tokens[:, 1], tokens[:, 2] = PITCH_OFFSET + bins[:, 0], YAW_OFFSET + bins[:, 1]
     for slot, members in enumerate(TOKEN_SLOTS):
         pressed = actions.buttons[:, [INDEX[name] for name in members]]
@@ -310,7 +319,7 @@ def exclusive_classes(actions: Actions) -> npt.NDArray[np.int64]:
         int64 [F, 9]: pitch, yaw, then `TOKEN_SLOTS`, 0 for none and i for the i-th member (the first of several).
     """
     classes = np.zeros((len(actions), len(CLASS_COUNTS)), np.int64)
-    classes[:, :2] = MINEWORLD_CAMERA.bins(actions.camera)
+    classes[:, :2] = flow_camera_bins(actions.camera)
     for slot, members in enumerate(TOKEN_SLOTS, start=2):
         pressed = actions.buttons[:, [INDEX[name] for name in members]]
         classes[:, slot] = np.where(pressed.any(1), pressed.argmax(1) + 1, 0)

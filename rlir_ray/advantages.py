@@ -41,9 +41,11 @@ class GroupAdvantages:
 def returns(frame_rewards: Floats, credit: str, discount: float) -> npt.NDArray[np.float64]:
     """What each frame's decisions are credited with.
 
-    RLIR (https://arxiv.org/abs/2509.23958) credits a clip with its mean reward. A frame cannot change the rewards of
-    the frames before it: crediting it with the later ones alone leaves the expected gradient the same and lowers its
-    variance (reward-to-go, https://arxiv.org/abs/1506.02438, section 2).
+    RLIR (https://arxiv.org/abs/2509.23958) credits a clip with its mean reward. Credit by frame is reward-to-go
+    (https://arxiv.org/abs/1506.02438, section 2). It leaves the expected gradient the same, at discount 1 and up to
+    the number of frames, only where a frame cannot change the rewards of the frames before it: under a judge that
+    reads frame k from frames 0 to k alone. VPT's and ours also see later frames, so that there it is a bias for less
+    variance: how a frame helps its predecessors to be read is not credited.
 
     Args:
         frame_rewards: [G, F].

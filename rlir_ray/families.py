@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlir_ray.actions import TOKENS_PER_ACTION
+from rlir_ray.actions import TOKENS_PER_ACTION, flow_camera_bins, token_camera_bins
 from rlir_ray.config import Config, asset_path
 from rlir_ray.learner.objectives import DiffusionNFT, Objective, PolicyGradient
 from rlir_ray.learner.rescoring import FlowRescorer, Forward, TokenRescorer
 from rlir_ray.models.adapters import add_adapter, has_adapter, without_adapter
 from rlir_ray.models.frame_codec import FrameCodec
+from rlir_ray.rewards.agreement import CameraBins
 from rlir_ray.samplers import Sampler
 from rlir_ray.samplers.flow_steps import noise_levels
 from rlir_ray.trajectory import FrameShape
@@ -38,6 +39,8 @@ class Family:
     """Of the policy, with a reference's forward pass."""
     sampling_text: Callable[[Config], str]
     """How an evaluation samples, for a person."""
+    camera_bins: CameraBins
+    """What a policy is told of the camera's angles."""
     group_bytes: Callable[[Config, FrameShape], int]
     """Of one group in flight: the training columns and the encoded video."""
 
@@ -194,11 +197,11 @@ FAMILIES = {
     "autoregressive": Family(
         open_policy=_open_world_model, codec=_tokenizer, rollout_sampler=_token_sampler,
         evaluation_sampler=_token_evaluation_sampler, objective=_token_objective, sampling_text=_token_sampling,
-        group_bytes=_token_group_bytes,
+        camera_bins=token_camera_bins, group_bytes=_token_group_bytes,
     ),
     "flow": Family(
         open_policy=_open_flow_model, codec=_autoencoder, rollout_sampler=_flow_sampler,
         evaluation_sampler=_flow_evaluation_sampler, objective=_flow_objective, sampling_text=_flow_sampling,
-        group_bytes=_flow_group_bytes,
+        camera_bins=flow_camera_bins, group_bytes=_flow_group_bytes,
     ),
 }  # fmt: skip

@@ -7,19 +7,25 @@ Legend: G trajectories of a group, F frames, K classes of one action group.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rlir_ray.actions import GROUPS, MINEWORLD_CAMERA, VPT_CAMERA, Actions, group_classes
+from rlir_ray.actions import DEGREES_PER_PIXEL, GROUPS, VPT_CAMERA, Actions, group_classes, token_camera_bins
 from rlir_ray.config import CAMERA_MATCHES, RULES
 from rlir_ray.models.readings import class_tables
 
 # Bounds of a class weight before normalisation: a class of one frame in a thousand must not own the reward.
 MIN_WEIGHT, MAX_WEIGHT = 0.2, 5.0
+# All angles of the recorders, whose mouse moves by pixels.
+ANGLES = np.arange(-600, 601) * DEGREES_PER_PIXEL
+
+CameraBins = Callable[[npt.ArrayLike], npt.NDArray[np.int64]]
+"""Degrees to what a world model is told of them."""
 
 
 def agreement(
@@ -66,6 +72,7 @@ def compare(
     rule: str = "groups",
     camera: str = "exact",
     tolerance: int = 1,
+    camera_bins: CameraBins = token_camera_bins,
 ) -> npt.NDArray[np.float32]:
     """Agreement of F recovered with F commanded actions, for those who have actions rather than a model's heads.
 
@@ -74,39 +81,46 @@ def compare(
             belongs to no group and never counts.
         groups: names out of `rlir_ray.actions.GROUPS`.
         rule: as in `agreement`.
-        camera, tolerance: as in `accepted_classes`.
+        camera, tolerance, camera_bins: as in `accepted_classes`.
 
     Returns:
         float32 [F], in [0, 1].
     """
     classes = torch.from_numpy(group_classes(recovered, groups))[None]  # [1, F, groups]
-    accepted = accepted_classes(commanded, groups, camera=camera, tolerance=tolerance)
+    accepted = accepted_classes(commanded, groups, camera=camera, tolerance=tolerance, camera_bins=camera_bins)
     return agreement(class_tables(classes, groups), accepted, rule=rule)[0].numpy()
 
 
 def every_rule(
-    exact: Mapping[str, Tensor], soft: Mapping[str, Tensor], commanded: Actions, *, camera: str, tolerance: int
+    exact: Mapping[str, Tensor],
+    soft: Mapping[str, Tensor],
+    commanded: Actions,
+    *,
+    camera: str,
+    tolerance: int,
+    camera_bins: CameraBins = token_camera_bins,
 ) -> dict[str, float]:
     """The mean agreement under all rules, for the log, whichever of them rewards.
 
     Args:
         exact, soft: tables of the recovered classes and of their probabilities, as in `agreement`.
         commanded: F actions.
-        camera, tolerance: the configured ones.
+        camera, tolerance, camera_bins: the configured ones.
 
     Returns:
         ``groups``, ``joint`` and ``fields`` by the recovered classes and ``soft`` (groups, by probability) with the
         configured camera; where a camera axis is in use also ``RULE/CAMERA`` for every other way to compare it.
     """
     groups = tuple(exact)
-    accepted = accepted_classes(commanded, groups, camera=camera, tolerance=tolerance)
+    accept = functools.partial(accepted_classes, commanded, groups, tolerance=tolerance, camera_bins=camera_bins)
+    accepted = accept(camera=camera)
     found = {rule: float(agreement(exact, accepted, rule=rule).mean()) for rule in RULES}
     found["soft"] = float(agreement(soft, accepted, rule="groups").mean())
     axes = [name for name in groups if GROUPS[name].camera_axis is not None]
     for other in CAMERA_MATCHES if axes else ():
         if other == camera or (other == "ignore" and len(axes) == len(groups)):
             continue
-        accepted = accepted_classes(commanded, groups, camera=other, tolerance=tolerance)
+        accepted = accept(camera=other)
         found |= {f"{rule}/{other}": float(agreement(exact, accepted, rule=rule).mean()) for rule in RULES}
     return found
 
@@ -121,7 +135,12 @@ def _fields(name: str, table: Tensor, accepted: Tensor) -> Tensor:
 
 
 def accepted_classes(
-    actions: Actions, groups: Sequence[str], *, camera: str = "exact", tolerance: int = 1
+    actions: Actions,
+    groups: Sequence[str],
+    *,
+    camera: str = "exact",
+    tolerance: int = 1,
+    camera_bins: CameraBins = token_camera_bins,
 ) -> dict[str, Tensor]:
     """The classes that count as obeying a command.
 
@@ -129,10 +148,10 @@ def accepted_classes(
         actions: the F commanded actions.
         groups: names out of `rlir_ray.actions.GROUPS`.
         camera: of the judge's 11 bins an axis: ``exact``: the bin of the commanded angle; ``within``: at most
-            `tolerance` bins from it; ``cell``: it and all bins whose centre lies in the command's bin of the world
-            model's coarser quantiser, which cannot be told apart by a model that saw only its token; ``ignore``:
-            camera axes are not compared.
+            `tolerance` bins from it; ``cell``: the bins of all angles that the world model is told alike, which it
+            cannot tell apart; ``ignore``: camera axes are not compared.
         tolerance: bins, for ``within``.
+        camera_bins: what the world model is told of angles, for ``cell``.
 
     Returns:
         Action group -> bool [F, K]; camera axes are left out with ``ignore``.
@@ -152,21 +171,25 @@ def accepted_classes(
         group = GROUPS[name]
         table = classes[:, column, None] == np.arange(group.num_classes)
         if group.camera_axis is not None:
-            table = _accepted_bins(table, actions.camera[:, group.camera_axis], camera, tolerance)
+            table = _accepted_bins(table, actions.camera[:, group.camera_axis], camera, tolerance, camera_bins)
         accepted[name] = torch.from_numpy(table)
     return accepted
 
 
 def _accepted_bins(
-    exact: npt.NDArray[np.bool_], degrees: npt.NDArray[np.float32], camera: str, tolerance: int
+    exact: npt.NDArray[np.bool_],
+    degrees: npt.NDArray[np.float32],
+    camera: str,
+    tolerance: int,
+    camera_bins: CameraBins,
 ) -> npt.NDArray[np.bool_]:
     bins = np.arange(VPT_CAMERA.num_bins)
     if camera == "within":
         return np.abs(bins - exact.argmax(1)[:, None]) <= tolerance
     if camera == "cell":
-        # Whole degrees: MineWorld's tokens truncate the angle before they quantise it.
-        command = MINEWORLD_CAMERA.bins(np.trunc(np.round(degrees.astype(np.float64), 4)))
-        return exact | (MINEWORLD_CAMERA.bins(VPT_CAMERA.degrees(bins)) == command[:, None])
+        alike = camera_bins(ANGLES) == camera_bins(degrees)[:, None]  # [F, angles]
+        read = VPT_CAMERA.bins(ANGLES)[:, None] == bins  # [angles, K]
+        return exact | (alike.astype(np.float32) @ read > 0)
     return exact
 
 

@@ -6,6 +6,7 @@ Legend: G trajectories of a group, B clips, C context frames, F generated frames
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -15,10 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rlir_ray.actions import GROUPS, Actions, group_classes
+from rlir_ray.actions import GROUPS, Actions, group_classes, token_camera_bins
 from rlir_ray.metrics import confusion
 from rlir_ray.models.readings import class_tables, group_probabilities, recovered_classes
-from rlir_ray.rewards.agreement import accepted_classes, agreement, class_weights, every_rule, frame_weights
+from rlir_ray.rewards.agreement import CameraBins, accepted_classes, agreement, class_weights, every_rule, frame_weights
 from rlir_ray.trajectory import EncodedVideo, RewardScores, codes_tensor
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class InverseReward:
         config: rule, camera, match, balance and the frames read at once.
         class_shares: action group -> how often each class is commanded, for `balance=class`.
         device: where encoded frames are sent; the models must be there.
+        camera_bins: what the world model is told of angles, for `camera=cell`.
 
     Raises:
         ValueError: `balance=class` without shares or with another rule than `groups`.
@@ -77,6 +79,7 @@ class InverseReward:
         config: RewardConfig,
         class_shares: Mapping[str, npt.NDArray[np.floating]] | None = None,
         device: str = "cpu",
+        camera_bins: CameraBins = token_camera_bins,
     ) -> None:
         if config.balance == "class" and (class_shares is None or config.rule != "groups"):
             found = f"rule {config.rule!r} and {'no ' if class_shares is None else ''}class shares"
@@ -84,6 +87,12 @@ class InverseReward:
                 f"reward.balance=class needs reward.rule=groups and class shares, got {found}; set reward.balance=none"
             )
         self.tokenizer, self.idm, self.world, self.config, self.device = tokenizer, idm, world, config, device
+        self.accepted = functools.partial(
+            accepted_classes, camera=config.camera, tolerance=config.camera_tolerance, camera_bins=camera_bins
+        )
+        self.every_rule = functools.partial(
+            every_rule, camera=config.camera, tolerance=config.camera_tolerance, camera_bins=camera_bins
+        )
         self.weights: dict[str, npt.NDArray[np.float32]] | None = None
         if config.balance == "class" and class_shares is not None:
             self.weights = {name: class_weights(class_shares[name]) for name in world.groups}
@@ -130,7 +139,7 @@ class InverseReward:
         tables, classes = self._look(torch.from_numpy(frames)[None].to(self.device))
         tables = {name: table[:, 1:] for name, table in tables.items()}  # [1, K - 1, K of the group]
         classes = classes[:, 1:]  # [1, K - 1, groups]
-        accepted = accepted_classes(actions, groups, camera=config.camera, tolerance=config.camera_tolerance)
+        accepted = self.accepted(actions, groups)
         if config.match == "exact":
             tables = class_tables(classes, groups)
         held = {name: (tables[name].float() * accepted[name]).sum(-1)[0].numpy() for name in accepted}
@@ -187,14 +196,14 @@ class InverseReward:
         recovered = classes[:, video.num_context :]  # [G, F, groups]
         soft = {name: table[:, video.num_context :] for name, table in probabilities.items()}
         exact = class_tables(recovered, groups)
-        accepted = accepted_classes(commanded, groups, camera=config.camera, tolerance=config.camera_tolerance)
+        accepted = self.accepted(commanded, groups)
         weights = frame_weights(commanded, tuple(accepted), self.weights) if self.weights else None
         tables = exact if config.match == "exact" else soft
         rewards = agreement(tables, accepted, rule=config.rule, weights=weights)
         return RewardScores(
             group_id=video.group_id,
             frame_rewards=rewards.numpy().astype(np.float32),
-            rules=every_rule(exact, soft, commanded, camera=config.camera, tolerance=config.camera_tolerance),
+            rules=self.every_rule(exact, soft, commanded),
             confusion=group_confusion(recovered.numpy(), commanded, groups),
         )
 

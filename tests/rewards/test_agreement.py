@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlir_ray.actions import BUTTONS, GROUPS, INDEX, VPT_CAMERA, Actions
+from rlir_ray.actions import BUTTONS, GROUPS, INDEX, VPT_CAMERA, Actions, flow_camera_bins, token_camera_bins
 from rlir_ray.config import RULES
 from rlir_ray.models.readings import class_tables
 from rlir_ray.rewards.agreement import accepted_classes, agreement, class_weights, compare, every_rule, frame_weights
@@ -70,11 +70,31 @@ def test_a_camera_off_by_one_bin_agrees_within_one() -> None:
     torch.testing.assert_close(agreement(_recovered(), accepted, rule="groups"), torch.tensor([[1.0, 2 / 3]]))
 
 
-def test_cell_accepts_what_the_world_models_quantiser_cannot_tell_apart() -> None:
-    accepted = accepted_classes(_actions((0.0, 5.85)), ("yaw",), camera="cell")["yaw"]
-    # MineWorld's null bin ends at 1.054 degrees: bins 4, 5, 6 with centres -.615, 0, .615.
-    assert torch.nonzero(accepted[0]).flatten().tolist() == [4, 5, 6]
-    assert torch.nonzero(accepted[1]).flatten().tolist() == [9]
+@pytest.mark.parametrize(
+    ("camera_bins", "expected"),
+    [
+        # Cut to whole degrees, all below 2 is the null token: of the judge bins 3 to 7, which end at 2.2 degrees.
+        (token_camera_bins, {0.0: [3, 4, 5, 6, 7], 1.2: [3, 4, 5, 6, 7], 1.95: [3, 4, 5, 6, 7], 2.1: [7, 8]}),
+        # Not cut, the null class ends at 1.054 degrees, as the judge's bin 6 does.
+        (flow_camera_bins, {0.0: [4, 5, 6], 1.2: [7, 8], 1.95: [7, 8]}),
+    ],
+)
+def test_cell_accepts_what_the_world_model_is_told_alike(camera_bins, expected) -> None:
+    for angle, bins in expected.items():
+        for sign in (1, -1):
+            accepted = accepted_classes(_actions((sign * angle,)), ("yaw",), camera="cell", camera_bins=camera_bins)
+            found = torch.nonzero(accepted["yaw"][0]).flatten().tolist()
+            assert found == (bins if sign > 0 else sorted(10 - each for each in bins)), (angle, sign)
+
+
+def test_a_still_camera_obeys_no_turn_that_a_flow_policy_is_told() -> None:
+    turns = tuple(sign * angle for sign in (1, -1) for angle in (1.2, 1.35, 1.5, 1.65, 1.8, 1.95))
+    commanded, still = _actions(turns), _actions((0.0,) * 12)
+    told = {"camera_bins": flow_camera_bins}
+    assert compare(commanded, still, ("yaw",), camera="cell", **told).tolist() == [0.0] * 12
+    assert compare(commanded, commanded, ("yaw",), camera="cell", **told).tolist() == [1.0] * 12
+    # A token policy is told nothing of them.
+    assert compare(commanded, still, ("yaw",), camera="cell").tolist() == [1.0] * 12
 
 
 def test_every_command_accepts_its_own_bin_under_every_camera_rule() -> None:
@@ -150,7 +170,9 @@ def test_two_actions_are_compared_by_the_named_rule_and_camera() -> None:
     assert compare(commanded, recovered, groups).tolist() == pytest.approx([2 / 3, 2 / 3])
     assert compare(commanded, recovered, groups, rule="fields").tolist() == pytest.approx([0.75, 0.75])
     assert compare(commanded, recovered, groups, rule="joint", camera="within").tolist() == [1.0, 1.0]
-    assert compare(commanded, recovered, groups, rule="joint", camera="cell").tolist() == [1.0, 0.0]
+    assert compare(commanded, recovered, groups, rule="joint", camera="cell").tolist() == [1.0, 1.0]
+    # One token stands for 4 to 7 degrees, of which the judge reads the first as bin 8, none as bin 7.
+    assert compare(commanded, _actions((0.7, 2.0)), groups, rule="joint", camera="cell").tolist() == [1.0, 0.0]
     assert compare(commanded, recovered, groups, rule="joint", camera="ignore").tolist() == [1.0, 1.0]
 
 
