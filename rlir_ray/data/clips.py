@@ -64,6 +64,10 @@ class CutClips:
     """A line for each recording that is broken or not whole: file, line and reason."""
     num_recordings: int
     """Recordings of the source, those that were left out among them."""
+    num_near_walls: int = 0
+    """Clips that were left out for their distance to a wall alone, of the recordings that were opened."""
+    longest: int = 0
+    """Frames of the longest recording that was opened."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -165,11 +169,14 @@ def cut_clips(
     clips: list[Clip] = []
     spare: list[ClipAddress] = []
     broken: dict[str, str] = {}
+    num_near_walls = longest = 0
     # One recording is open at a time, and no more are opened than are needed.
     for name in (names[index] for index in rng.permutation(len(names))):
         try:
             recording = open_in(source, name)
             starts = rng.permutation(clip_starts(recording.events, world, min_wall_distance)).tolist()
+            longest = max(longest, len(recording))
+            num_near_walls += len(clip_starts(recording.events, world, 0)) - len(starts)
             taken = starts[: min(quota, num_clips - len(clips))]
             clips += _cut_all(recording, taken, world, data, num_whole, len(clips))
         except ValueError as error:
@@ -193,7 +200,9 @@ def cut_clips(
     left_out = (*source.left_out, *broken.values())
     if broken and len(broken) == len(names):
         raise ValueError(nothing_readable(source.path, left_out))
-    return CutClips(clips=clips, left_out=left_out, num_recordings=len(source))
+    return CutClips(
+        clips=clips, left_out=left_out, num_recordings=len(source), num_near_walls=num_near_walls, longest=longest
+    )
 
 
 def _cut_all(

@@ -148,10 +148,13 @@ def _from_recordings(config: Config, split: PromptSplit, num_prompts: int, seed:
     cut = cut_clips(source, num_prompts, config.world, part.min_wall_distance, seed, config.data, num_whole)
     if (num_found := len(cut.clips)) < num_prompts:
         broken = f"; {len(cut.left_out)} recordings are left out, the first: {cut.left_out[0]}" if cut.left_out else ""
+        ways = [f"set prompts.num_{split}={num_found}"] if num_found else []
+        ways += ["lower world.num_frames"] if cut.longest < length else []
+        ways += ["lower prompts.min_wall_distance"] if cut.num_near_walls else []
         raise ValueError(
-            f"prompts.num_{split} must be at most the clips of {length} frames that are found, {num_found} in {path}, "
-            f"got {num_prompts}; set prompts.num_{split}={max(1, num_found)}, lower prompts.min_wall_distance or add "
-            f"recordings{broken}"
+            f"prompts.num_{split} must be at most the clips of {length} frames that are found, {num_found} in {path} "
+            f"(its longest recording has {cut.longest} frames), got {num_prompts}; "
+            f"{', or '.join([*ways, f'add recordings of {length} frames or more'])}{broken}"
         )
     return cut
 

@@ -212,7 +212,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
         ValueError: the file cannot be read, or a line is no event; names the file and the line.
     """
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
         raise ValueError(f"{path}: no readable file ({error.strerror}); record or download it again") from error
     # Only line feeds end a line: what players typed may hold other line separators.

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -83,14 +85,25 @@ def _in_folder(folder: Path) -> RecordingSource:
         raise ValueError(
             f"no folder of recordings at {folder}; make one with: python -m rlir_ray collect --out {folder}"
         )
-    videos = {path.with_suffix("") for path in folder.rglob("*.mp4")}
-    lines = {path.with_suffix("") for path in folder.rglob("*.jsonl")}
+    files = list(_files(folder))
+    videos = {path.with_suffix("") for path in files if path.suffix == ".mp4"}
+    lines = {path.with_suffix("") for path in files if path.suffix == ".jsonl"}
     missing = [pair(stem)[stem in videos] for stem in sorted(videos ^ lines)]
     return RecordingSource(
         path=folder,
         videos={stem.relative_to(folder).as_posix(): pair(stem)[0] for stem in sorted(videos & lines)},
         left_out=tuple(f"{half}: no such file; add it or remove its other half" for half in missing),
     )
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All files below a folder, through linked folders too; each folder once, so that a link back up ends."""
+    seen = {os.path.realpath(folder)}
+    for place, below, names in os.walk(folder, followlinks=True):
+        found = {name: os.path.realpath(os.path.join(place, name)) for name in sorted(below)}
+        below[:] = [name for name, real in found.items() if real not in seen]
+        seen |= set(found.values())
+        yield from (Path(place, name) for name in names)
 
 
 def _in_index(path: Path) -> RecordingSource:
@@ -117,7 +130,7 @@ def _in_index(path: Path) -> RecordingSource:
 def _read_index(path: Path) -> tuple[str, list[str]]:
     """Base directory and names (relpaths without an ending), sorted, each once."""
     try:
-        index: Any = json.loads(path.read_text(encoding="utf-8"))
+        index: Any = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path}: a source must be a folder of recordings or an index in JSON, got no JSON ({error}); give "

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type as SideDataType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +32,7 @@ class VideoFile:
 
     path: Path
     height: int
-    """Pixels, as the file states them."""
+    """Pixels, as they are stored; a turned video is shown with the two exchanged."""
     width: int
     timestamps: npt.NDArray[np.int64]
     """[F], when each frame is shown, in the stream's unit; rising."""
@@ -83,7 +84,19 @@ class VideoFile:
                 if reached and frame.is_corrupt:
                     raise ValueError(f"the frame at {float(frame.time or 0):.2f} s is damaged")
                 if reached and frame.pts in wanted:
-                    yield frame.to_ndarray(format="rgb24")
+                    yield _as_shown(frame)
+
+
+def _as_shown(frame: Any) -> npt.NDArray[np.uint8]:
+    """RGB as a player shows it: the file may ask to turn what was recorded upright or on its side."""
+    if matrix := frame.side_data.get(SideDataType.DISPLAYMATRIX):
+        a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32).astype(float)
+        if a * d < b * c:
+            raise ValueError("it is to be shown mirrored, which would turn left into right")
+    quarters, rest = divmod(int(frame.rotation), 90)  # counterclockwise
+    if rest:
+        raise ValueError(f"it is to be shown turned by {frame.rotation} degrees, which are no right angles")
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), quarters))
 
 
 def _decoded(container: Any, stream: Any, first_time: int, last_time: int) -> Iterator[Any]:

@@ -129,6 +129,8 @@ def read_clip(parts: dict[str, bytes], limits: Limits) -> tuple[npt.NDArray[np.u
             _check_video(video, limits)
             recording = open_recording(video)
             frames = recording.read(0, len(recording))
+            # A video that is shown turned has other sides than the stored one.
+            _check_size(*frames.shape[1:3], limits)
         except UploadError:
             raise
         except ValueError as error:
@@ -153,9 +155,13 @@ def _check_video(path: Path, limits: Limits) -> None:
     if not 2 <= len(video) <= limits.max_frames:
         status = 413 if len(video) > 1 else 422
         raise UploadError(status, f"a clip must have 2 to {limits.max_frames} frames, got {len(video)}; cut the clip")
-    if (video.height, video.width) != (limits.height, limits.width):
+    _check_size(video.height, video.width, limits)
+
+
+def _check_size(height: int, width: int, limits: Limits) -> None:
+    if (height, width) != (limits.height, limits.width):
         raise UploadError(
-            422, f"frames must be {limits.height}x{limits.width} (height x width), got {video.height}x{video.width}; "
+            422, f"frames must be {limits.height}x{limits.width} (height x width), got {height}x{width}; "
             f"resize them: ffmpeg -i NAME.mp4 -vf scale={limits.width}:{limits.height} SMALL.mp4",
         )  # fmt: skip
 

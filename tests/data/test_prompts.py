@@ -205,6 +205,21 @@ def test_too_few_clips_say_how_many_there_are(tmp_path: Path) -> None:
         prepare_prompts(_config(tmp_path, "prompts.heldout_path=''"), "heldout", Corners(), tmp_path)
 
 
+def test_recordings_that_are_too_short_get_a_remedy_that_helps(tmp_path: Path) -> None:
+    # Their clips would need a frame more than each of them has.
+    config = _config(_record(tmp_path), f"world.num_frames={LENGTH}", "prompts.num_train=1")
+    with pytest.raises(ValueError, match=rf"0 in .* \(its longest recording has {LENGTH} frames\), got 1") as refusal:
+        prepare_prompts(config, "train", Corners(), tmp_path)
+    way_out = str(refusal.value).split("; ")[-1]
+    assert way_out == f"lower world.num_frames, or add recordings of {LENGTH + 1} frames or more"
+    # One clip is missing, and walls are all that leaves more out.
+    with pytest.raises(ValueError, match=r"got 7; set prompts.num_train=6, or lower prompts.min_wall_distance, or add"):
+        prepare_prompts(_config(tmp_path, "prompts.num_train=7"), "train", Corners(), tmp_path)
+    away = _config(tmp_path, "prompts.num_train=10", "prompts.min_wall_distance=0")
+    with pytest.raises(ValueError, match=r"got 10; set prompts.num_train=9, or add recordings of 9 frames or more"):
+        prepare_prompts(away, "train", Corners(), tmp_path)
+
+
 def test_doom_prompts_are_recorded_once_and_heldout_ones_apart(tmp_path: Path) -> None:
     overrides = ["prompts.num_train=4", "prompts.num_heldout=4", "prompts.actions=sampled"]
     config = load_config("", overrides)

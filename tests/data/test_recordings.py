@@ -19,7 +19,7 @@ from rlir_ray.data.recordings import (
     read_recordings,
     write_recording,
 )
-from tests.data.videos import damage_frame, decode_all, event, write_pair
+from tests.data.videos import damage_frame, decode_all, event, turn, write_pair
 
 NUM_FRAMES = 12
 
@@ -206,3 +206,39 @@ def test_a_folder_of_broken_recordings_names_the_first_reason(tmp_path: Path) ->
     bad_line(write(tmp_path, "a"))
     with pytest.raises(ValueError, match=r"got 1 broken ones; .* the first: .*a\.jsonl, line 4: no JSON"):
         load_recordings(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "clockwise"), [((0, 1, -1, 0), 1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 3), ((1, 0, 0, 1), 0)]
+)
+def test_frames_are_turned_as_a_player_shows_them(tmp_path: Path, matrix: tuple[int, ...], clockwise: int) -> None:
+    path = write(tmp_path, "a")
+    before = read_recording(path).frames
+    turn(path, matrix)
+    np.testing.assert_array_equal(read_recording(path).frames, np.rot90(before, -clockwise, axes=(1, 2)))
+
+
+def test_a_mirrored_video_is_refused_for_left_would_be_right(tmp_path: Path) -> None:
+    path = write(tmp_path, "a")
+    turn(path, (-1, 0, 0, 1))
+    with pytest.raises(ValueError, match="it is to be shown mirrored"):
+        read_recording(path)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_event_or_of_an_index(tmp_path: Path) -> None:
+    path = write(tmp_path / "8.0", "a")
+    lines = path.with_suffix(".jsonl")
+    lines.write_bytes(b"\xef\xbb\xbf" + lines.read_bytes())
+    assert read_recording(path).events == walk_events()
+    index = tmp_path / "index.json"
+    index.write_text(json.dumps({"basedir": "", "relpaths": ["8.0/a.mp4"]}), encoding="utf-8-sig")
+    assert list_recordings(index) == [path]
+
+
+def test_linked_folders_are_found_once_and_a_link_back_up_ends(tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere" / "8.0", "a")
+    write(tmp_path / "data" / "9.0", "b")
+    (tmp_path / "data" / "8.0").symlink_to(tmp_path / "elsewhere" / "8.0")
+    (tmp_path / "data" / "9.0" / "up").symlink_to(tmp_path / "data")
+    found = [path.relative_to(tmp_path / "data").as_posix() for path in list_recordings(tmp_path / "data")]
+    assert found == ["8.0/a.mp4", "9.0/b.mp4"]

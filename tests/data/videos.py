@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,4 +72,13 @@ def damage_frame(path: Path, packet_number: int = 30, offset: int = 0) -> None:
     assert position is not None
     content = bytearray(path.read_bytes())
     content[position + offset : position + offset + 8] = b"\xff" * 8
+    path.write_bytes(content)
+
+
+def turn(path: Path, matrix: tuple[int, ...]) -> None:
+    """Writes the display matrix (of 1, 0 and -1: a, b, c, d) into the header of an mp4's track."""
+    content = bytearray(path.read_bytes())
+    place = content.index(b"tkhd") + 4 + 40
+    a, b, c, d = (value << 16 for value in matrix)
+    content[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(content)

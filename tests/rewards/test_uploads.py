@@ -16,7 +16,7 @@ from rlir_ray.config import RewardConfig, WorldConfig
 from rlir_ray.data.recordings import write_recording
 from rlir_ray.rewards.inverse_dynamics import InverseReward
 from rlir_ray.rewards.uploads import Limits, UploadError, clip_report, read_body, read_clip, read_form
-from tests.data.videos import HEIGHT, WIDTH, damage_frame, event, moving_bars, write_pair
+from tests.data.videos import HEIGHT, WIDTH, damage_frame, event, moving_bars, turn, write_pair
 
 LIMITS = Limits(height=HEIGHT, width=WIDTH, max_frames=60, max_bytes=1000)
 
@@ -142,6 +142,14 @@ def test_a_video_that_is_cut_off_damaged_or_of_another_size_or_length_is_told_so
     write_recording(tmp_path / "one", moving_bars(1), [event()])
     parts = {"video": (tmp_path / "one.mp4").read_bytes(), "events": lines(1)}
     assert refusal(read_clip, parts, LIMITS) == (422, "a clip must have 2 to 60 frames, got 1; cut the clip")
+
+
+def test_a_video_that_is_shown_on_its_side_is_of_another_size(clip: dict[str, bytes], tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(clip["video"])
+    turn(path, (0, 1, -1, 0))
+    status, why = refusal(read_clip, clip | {"video": path.read_bytes()}, LIMITS)
+    assert status == 422 and f"got {LIMITS.width}x{LIMITS.height}" in why
 
 
 def test_frames_that_grow_within_the_video_are_refused_when_they_come(clip: dict[str, bytes], tmp_path: Path) -> None:
