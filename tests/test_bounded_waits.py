@@ -16,6 +16,7 @@ BOUNDED_ELSEWHERE = {
     "actors/mailbox.py": (
         "await self._broadcasts.get()",
         "await self._orders[rank].get()",
+        "self._all_registered.wait()",
     ),
     "actors/run_control.py": ("await self._orders.get()",),
     # The collector's wait for scores, and a thread that is waited for; a replica ends itself after reward.timeout_s.
