@@ -137,12 +137,14 @@ def ready_groups(run: RunState, timeout_s: float) -> list[ReadyGroup]:
     Raises:
         TimeoutError: they are not read in time.
     """
-    if run.checkpoint is None or not run.ready:
+    # Those without scores are of an earlier version: they are sampled again, as all that was in flight.
+    held = [each for each in run.ready if "scores" in each]
+    if run.checkpoint is None or not held:
         return []
     # Not here: no column may pass through the driver.
     load = ray.remote(num_cpus=0, scheduling_strategy=on_node(node_id()))(load_group)
     folder = run.checkpoint.path
-    refs = [load.remote(folder / group_file(each["group_id"])) for each in run.ready]
+    refs = [load.remote(folder / group_file(each["group_id"])) for each in held]
     # Before older checkpoints may go.
     done, _ = ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
     if len(done) < len(refs):
@@ -150,7 +152,7 @@ def ready_groups(run: RunState, timeout_s: float) -> list[ReadyGroup]:
             f"waited {timeout_s:.0f} s for {len(refs)} groups of {folder} ({len(done)} were read); look at the disk, "
             "or raise train.wait_timeout_s"
         )
-    return [_from_json(each, ref) for each, ref in zip(run.ready, refs, strict=True)]
+    return [_from_json(each, ref) for each, ref in zip(held, refs, strict=True)]
 
 
 def _from_json(content: dict[str, Any], group_ref: ray.ObjectRef) -> ReadyGroup:

@@ -114,7 +114,7 @@ class HandleBackend:
         if not done:
             answer.cancel()
             raise ReplicaLost(f"no answer within {self.timeout_s:g} s")
-        return answer.result()
+        return await answer
 
     def groups_a_call(self, num_out: int) -> int:
         """How many groups may share the next call while so many are out."""

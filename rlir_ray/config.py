@@ -370,7 +370,7 @@ class RewardConfig:
     max_frames: int = 576
     """Frames decoded and read at once by a replica; a served one gathers as many of the groups that wait."""
     timeout_s: float = 0.0
-    """Longer readings end their replica, with reward.address the wait for the service; 0: train.wait_timeout_s / 5."""
+    """Groups that take longer to read (of a shared service: to answer) are read again alone. 0: wait_timeout_s / 5."""
 
     def __post_init__(self) -> None:
         _one_of(("serve", "actors"), reward__backend=self.backend)

@@ -39,7 +39,10 @@ CONDITIONS = (
     ),
     Condition(
         keys=("train.importance",),
-        is_met=lambda c: c.train.max_staleness > 0 or c.train.importance in ("auto", "none"),
+        # vLLM scores fresh groups otherwise than the learner, if by little.
+        is_met=lambda c: (
+            c.train.max_staleness > 0 or c.rollout.engine == "vllm" or c.train.importance in ("auto", "none")
+        ),
         needs="train.max_staleness above 0 (fresh groups have no ratio to correct)",
     ),
     Condition(

@@ -267,11 +267,11 @@ def test_a_search_for_signal_counts_no_groups_of_other_steps(ray_cluster, make_c
 
 
 def test_groups_that_are_ready_beyond_a_step_are_no_search_in_vain(ray_cluster, make_config):
-    # Group 0 comes last; 63 others are ready long before it, and then one has no signal.
-    pools = SlowPools(lambda group_id: EQUAL if group_id == 63 else VARIED)
-    collector = make_collector(make_config("train.max_staleness=15"), pools)
+    # Group 0 comes last; 66 others are ready long before it, and one has no signal.
+    pools = SlowPools(lambda group_id: EQUAL if group_id == 67 else VARIED)
+    collector = make_collector(make_config("train.max_staleness=16"), pools)
     collector.admit(99)
-    pools.let_out(*range(1, 64))
+    pools.let_out(*range(1, 68))
     timer = threading.Timer(0.5, pools.let_out, [0])
     timer.start()
     assert [group.group_id for group in collector.collect(version=0, num_steps_left=99)] == [0, 1, 2, 3]
