@@ -23,8 +23,6 @@ BOUNDED_ELSEWHERE = {
     "actors/reward_serve.py": (
         "await self.handle.score.remote([each.video_ref for each in asked])",
         "serve.status()",
-        # Only read when it has come.
-        "answer.result()",
     ),
     "actors/reward_actors.py": ("await member.actor.score.remote(video_ref)", "await self._free.get()"),
     # The process group's timeout, which Ray Train sets to train.wait_timeout_s.

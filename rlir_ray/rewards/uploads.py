@@ -130,7 +130,7 @@ def read_clip(parts: dict[str, bytes], limits: Limits) -> tuple[npt.NDArray[np.u
             recording = open_recording(video)
             frames = recording.read(0, len(recording))
             # A video that is shown turned has other sides than the stored one.
-            _check_size(*frames.shape[1:3], limits)
+            _check_size(frames.shape[1], frames.shape[2], limits)
         except UploadError:
             raise
         except ValueError as error:
