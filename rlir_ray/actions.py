@@ -108,6 +108,13 @@ class Actions:
     def __getitem__(self, frames: slice) -> Actions:
         return Actions(self.buttons[frames], self.camera[frames])
 
+    def shifted(self, shift: int) -> Actions:
+        """F actions of which number k is this one's k + shift; nothing is pressed where there is none."""
+        buttons, camera = np.zeros_like(self.buttons), np.zeros_like(self.camera)
+        kept, taken = slice(max(0, -shift), len(self) - max(0, shift)), slice(max(0, shift), len(self) - max(0, -shift))
+        buttons[kept], camera[kept] = self.buttons[taken], self.camera[taken]
+        return Actions(buttons, camera)
+
     @classmethod
     def from_events(cls, events: Sequence[dict[str, Any]]) -> Actions:
         """Events, one a frame, to actions. Missing or null fields count as nothing pressed.

@@ -108,6 +108,22 @@ def _collect(arguments: argparse.Namespace, rest: list[str]) -> None:
         f"{summary.num_frames} frames in {summary.num_recordings} recordings of {len(summary.maps)} maps: "
         f"{arguments.out}"
     )
+    if not arguments.no_probe:
+        _probe(Path(arguments.out))
+
+
+def _probe(folder: Path) -> None:
+    """Measures which event of the recordings leads into a frame, and says so."""
+    from rlir_ray.data.causality import MAX_RECORDINGS, check_causality
+    from rlir_ray.data.recordings import list_recordings, read_recordings
+
+    read = read_recordings(list_recordings(folder)[:MAX_RECORDINGS])
+    found = check_causality(
+        [(each.frames, each.actions) for each in read], str(folder), way_out="data.action_shift={shift}"
+    )
+    if found is not None:
+        others = ", ".join(f"{score:.2f} at shift {shift:+d}" for shift, score in found.scores.items() if shift)
+        print(f"event k leads into frame k: {found.scores[0]:.2f} of its actions read right in two frames ({others})")
 
 
 def _pretrain(arguments: argparse.Namespace, rest: list[str]) -> None:

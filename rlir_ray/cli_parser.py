@@ -200,13 +200,15 @@ def _add_collect(commands: Commands) -> None:
         "collect",
         help="record the embedded Doom world",
         formatter_class=WIDE,
-        description="A scripted player explores Doom maps and is recorded as VPT pairs (mp4 + jsonl).",
+        description="A scripted player explores Doom maps and is recorded as VPT pairs (mp4 + jsonl): event k\n"
+        "leads INTO frame k. At the end a small probe measures that, for half a minute.",
         epilog="example:\n  python -m rlir_ray collect --out data/doom/train --frames 50000 --split train",
     )
     collect.add_argument("--out", required=True, help="folder for the recordings; finished pairs in it are kept")
     collect.add_argument("--frames", type=int, default=20000, help="frames in all (default 20000)")
     collect.add_argument("--split", choices=("train", "validation"), default="train", help="which maps")
     collect.add_argument("--seed", type=int, default=0, help="of the player and the maps' order")
+    collect.add_argument("--no-probe", action="store_true", help="do not measure which event leads into a frame")
     collect.add_argument("--workers", type=int, default=1, help="processes; the recordings do not depend on it")
 
 

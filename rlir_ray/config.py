@@ -18,6 +18,7 @@ RULES = ("groups", "joint", "fields")
 CAMERA_MATCHES = ("exact", "within", "cell", "ignore")
 # Ray counts resources in ten-thousandths.
 LEAST_RESOURCE = 1e-4
+MAX_ACTION_SHIFT = 8
 
 
 def require(rule: bool, key: str, text: str, value: object, remedy: str) -> None:
@@ -197,9 +198,16 @@ class DataConfig:
     """A broken recording is an error; otherwise it is left out, counted and named."""
     resize: str = "area"
     """To the world's size: `area`: the average; `bilinear`: without antialiasing, as MineWorld's and VPT's loaders."""
+    action_shift: int = 0
+    """Event k + action_shift leads INTO frame k; -1: the order of a Gymnasium loop (observation, then its action)."""
 
     def __post_init__(self) -> None:
         _one_of(("area", "bilinear"), data__resize=self.resize)
+        require(
+            abs(self.action_shift) <= MAX_ACTION_SHIFT, "data.action_shift",
+            f"must be -{MAX_ACTION_SHIFT}..{MAX_ACTION_SHIFT}", self.action_shift,
+            "use -1 for the order of a Gymnasium loop, 0 for VPT's",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -74,23 +74,27 @@ class CutClips:
 # One clip
 
 
-def read_clip(source: RecordingSource, address: ClipAddress, world: WorldConfig, resize: str = "area") -> Clip:
+def read_clip(
+    source: RecordingSource, address: ClipAddress, world: WorldConfig, data: DataConfig | None = None
+) -> Clip:
     """The clip at an address. Arguments as in `cut_clips`.
 
     Raises:
         ValueError: the source has no such recording, the recording no such frames, or one of them is broken.
     """
-    return _cut(open_in(source, address.recording), address.first_frame, world, resize)
+    data = data or DataConfig()
+    recording = open_in(source, address.recording, data.action_shift)
+    return _cut(recording, address.first_frame, world, data.resize)
 
 
-def open_in(source: RecordingSource, name: str) -> RecordingFile:
-    """A recording by its name within a source; errors as `open_recording`."""
+def open_in(source: RecordingSource, name: str, action_shift: int = 0) -> RecordingFile:
+    """A recording by its name within a source; the shift and errors as `open_recording`."""
     if name not in source.videos:
         raise ValueError(
             f"{source.path} must hold the recording that a clip is cut from, got none named {name!r}; "
             "give the source that the address comes from"
         )
-    return open_recording(source.videos[name], name)
+    return open_recording(source.videos[name], name, action_shift)
 
 
 def clip_starts(events: Sequence[dict[str, Any]], world: WorldConfig, min_wall_distance: float) -> list[int]:
@@ -173,7 +177,7 @@ def cut_clips(
     # One recording is open at a time, and no more are opened than are needed.
     for name in (names[index] for index in rng.permutation(len(names))):
         try:
-            recording = open_in(source, name)
+            recording = open_in(source, name, data.action_shift)
             starts = rng.permutation(clip_starts(recording.events, world, min_wall_distance)).tolist()
             longest = max(longest, len(recording))
             num_near_walls += len(clip_starts(recording.events, world, 0)) - len(starts)
@@ -190,7 +194,7 @@ def cut_clips(
         if len(clips) == num_clips:
             break
         try:
-            recording = open_in(source, name)
+            recording = open_in(source, name, data.action_shift)
             taken = [address.first_frame for address in itertools.islice(addresses, num_clips - len(clips))]
             clips += _cut_all(recording, taken, world, data, num_whole, len(clips))
         except ValueError as error:

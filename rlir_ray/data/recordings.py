@@ -1,6 +1,8 @@
 """Recordings in the VPT format: NAME.mp4 and NAME.jsonl, one event a frame. Knows nothing of who played.
 
-Event k holds what was pressed while frame k came about; event 0 is the null action.
+**Event k leads INTO frame k**: it holds what was pressed while frame k came about; event 0 is the null action. A
+Gymnasium loop has another order (an observation, then the action that is taken in it): write its action beside the
+next observation, or read what is there with `action_shift=-1` (`data.action_shift`).
 """
 
 from __future__ import annotations
@@ -84,10 +86,18 @@ def write_recording(
 ) -> None:
     """Writes PATH_STEM.mp4 and PATH_STEM.jsonl; a pair that is there under its name is whole.
 
+    Example, a Gymnasium loop::
+
+        frames, events = [env.reset()[0]], [{}]                       # nothing leads into the first frame
+        for action in actions:
+            frames.append(env.step(action)[0])                        # the frame that the action leads into ...
+            events.append({"mouse": {"dx": 0, "dy": 0, "buttons": []}, "keyboard": {"keys": ["key.keyboard.w"]}})
+        write_recording(Path("data/mine/first"), np.stack(frames), events)
+
     Args:
         path_stem: folder and name without an ending.
         frames: uint8 [F, H, W, 3], RGB; H and W even.
-        events: F events.
+        events: F events; **event k leads INTO frame k**.
         fps: of the mp4, for viewers.
 
     Raises:
@@ -115,12 +125,15 @@ def write_recording(
     part_lines.rename(lines)
 
 
-def open_recording(path: Path, name: str = "") -> RecordingFile:
+def open_recording(path: Path, name: str = "", action_shift: int = 0) -> RecordingFile:
     """One recording, no frame of which is decoded yet.
 
     Args:
         path: of the mp4, of the jsonl, or of both without their ending.
         name: of the recording within its source; empty: the file name.
+        action_shift: event k + action_shift leads INTO frame k: -1 for the order of a Gymnasium loop, which writes an
+            observation beside the action that is then taken in it. Above 0 the last frames, whose action is not there,
+            are left out.
 
     Raises:
         ValueError: half of the pair is missing, a line is no event, the video is cut off, or they differ in length;
@@ -140,12 +153,13 @@ def open_recording(path: Path, name: str = "") -> RecordingFile:
         )
     # A name says more than the place of a file that was put elsewhere.
     events = repair_events(events, recorder_version(name) or recorder_version(stem.absolute()))
-    return RecordingFile(name=name or stem.name, video=video, events=events, actions=Actions.from_events(events))
+    actions, num_frames = Actions.from_events(events).shifted(action_shift), len(events) - max(0, action_shift)
+    return RecordingFile(name=name or stem.name, video=video, events=events[:num_frames], actions=actions[:num_frames])
 
 
-def read_recording(path: Path, name: str = "") -> Recording:
+def read_recording(path: Path, name: str = "", action_shift: int = 0) -> Recording:
     """One recording with all its frames. Arguments and errors as `open_recording`."""
-    opened = open_recording(path, name)
+    opened = open_recording(path, name, action_shift)
     frames = opened.read(0, len(opened))
     return Recording(name=opened.name, frames=frames, events=opened.events, actions=opened.actions)
 
@@ -166,8 +180,12 @@ def read_recordings(paths: Iterable[Path], *, strict: bool = False) -> Iterator[
         logger.warning("%d of %d recordings were left out", len(left_out), num_read + len(left_out))
 
 
-def load_recordings(folder: Path) -> list[Recording]:
+def load_recordings(folder: Path, action_shift: int = 0) -> list[Recording]:
     """All recordings of a folder or an index; broken ones are left out with a line in the log.
+
+    Args:
+        folder: or index.
+        action_shift: as `open_recording` takes it.
 
     Raises:
         ValueError: no such folder, or nothing in it that can be read.
@@ -175,7 +193,7 @@ def load_recordings(folder: Path) -> list[Recording]:
     source = find_recordings(folder)
     log_left_out(source.left_out)
     left_out = list(source.left_out)
-    recordings = list(_readable(source.videos.items(), left_out, strict=False))
+    recordings = list(_readable(source.videos.items(), left_out, False, action_shift))
     if not recordings:
         raise ValueError(nothing_readable(source.path, left_out))
     if left_out:
@@ -191,11 +209,13 @@ def nothing_readable(path: Path, left_out: Sequence[str]) -> str:
     )
 
 
-def _readable(items: Iterable[tuple[str, Path]], left_out: list[str], strict: bool) -> Iterator[Recording]:
+def _readable(
+    items: Iterable[tuple[str, Path]], left_out: list[str], strict: bool, action_shift: int = 0
+) -> Iterator[Recording]:
     """Of names and paths; a line for each broken recording is appended to `left_out`."""
     for name, path in items:
         try:
-            recording = read_recording(path, name)
+            recording = read_recording(path, name, action_shift)
         except ValueError as error:
             if strict:
                 raise

@@ -38,11 +38,11 @@ def spread_clips(
         for name in list(names):
             try:
                 if name not in starts:
-                    starts[name] = clip_starts(open_in(source, name).events, world, 0.0)
+                    starts[name] = clip_starts(open_in(source, name, data.action_shift).events, world, 0.0)
                 if not starts[name]:
                     names.remove(name)
                     continue
-                clip = read_clip(source, ClipAddress(name, starts[name].pop(0)), world, data.resize)
+                clip = read_clip(source, ClipAddress(name, starts[name].pop(0)), world, data)
             except ValueError as error:
                 if data.strict:
                     raise

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlir_ray.actions import GROUPS
-from rlir_ray.pretrain.arguments import add_settings, build_parser, check_settings, take_settings
+from rlir_ray.pretrain.arguments import add_action_shift, add_settings, build_parser, check_settings, take_settings
 
 logger = logging.getLogger(__name__)
 
@@ -83,15 +83,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     """`python -m rlir_ray pretrain idm`."""
     parser = build_parser(
         "pretrain idm",
-        "Trains an inverse dynamics model on DATA/train and scores it on DATA/validation; goes on where it stopped.",
+        "Trains an inverse dynamics model on DATA/train and scores it on DATA/validation; goes on where it stopped. "
+        "Event k of a recording must lead INTO frame k.",
         "--data work/assets/recordings --out runs/idm --architecture vpt --minutes 30",
     )
     parser.add_argument("--data", type=Path, required=True, help="folder with train/ and validation/ recordings")
     parser.add_argument("--out", type=Path, required=True, help="folder that receives the model")
+    add_action_shift(parser)
+    parser.add_argument(
+        "--no-probe",
+        action="store_true",
+        help="do not measure first, for half a minute, which event leads into a frame",
+    )
     parser.add_argument("--tokenizer", type=Path, help="the world's tokenizer: a share of the clips is read through it")
     add_settings(parser, InverseDynamicsTraining)
     chosen = vars(parser.parse_args(argv))
     settings = take_settings(chosen, InverseDynamicsTraining)
+    from rlir_ray.data.causality import check_causality
     from rlir_ray.data.recordings import load_recordings
     from rlir_ray.pretrain.idm_training import reconstruction, train_inverse_dynamics
     from rlir_ray.progress import figure_words
@@ -99,7 +107,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     reconstruct = reconstruction(chosen["tokenizer"], settings.device) if chosen["tokenizer"] else None
     logger.info("reading the recordings of %s", chosen["data"])
-    train, validation = (load_recordings(chosen["data"] / split) for split in ("train", "validation"))
+    train, validation = (
+        load_recordings(chosen["data"] / split, chosen["action_shift"]) for split in ("train", "validation")
+    )
+    if not chosen["no_probe"]:
+        logger.info("measuring which event leads into a frame")
+        pairs = [(each.frames, each.actions) for each in train]
+        way_out = "--action-shift={shift}, or --no-probe if you know better"
+        check_causality(pairs, str(chosen["data"] / "train"), action_shift=chosen["action_shift"], way_out=way_out)
     logger.info("%d recordings, %d held out", len(train), len(validation))
     figures = train_inverse_dynamics(train, validation, chosen["out"], settings, reconstruct)
     logger.info("held out: %s", figure_words(figures["shifts"]["+0"]["mean"]))

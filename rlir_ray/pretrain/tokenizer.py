@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlir_ray.pretrain.arguments import add_settings, build_parser, check_settings, take_settings
+from rlir_ray.pretrain.arguments import add_action_shift, add_settings, build_parser, check_settings, take_settings
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with train/ and validation/ recordings")
     parser.add_argument("--out", type=Path, required=True, help="folder that receives the tokenizer")
     parser.add_argument("--tokens", type=Path, help="folder that receives train.npz and validation.npz, encoded")
+    add_action_shift(parser)
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     add_settings(parser, TokenizerTraining)
     chosen = vars(parser.parse_args(argv))
@@ -87,7 +88,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(chosen["threads"])
     logger.info("reading the recordings of %s", chosen["data"])
-    recordings = {split: load_recordings(chosen["data"] / split) for split in ("train", "validation")}
+    recordings = {
+        split: load_recordings(chosen["data"] / split, chosen["action_shift"]) for split in ("train", "validation")
+    }
     held_out = np.concatenate([recording.frames for recording in recordings["validation"]])
     tokenizer = train_tokenizer(
         [recording.frames for recording in recordings["train"]], held_out, chosen["out"], settings

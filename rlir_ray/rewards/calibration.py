@@ -83,10 +83,10 @@ def check_alignment(
                 f"the actions of {source} must be readable in their frames, got {scored}, too near to tell; give an "
                 "inverse dynamics model that reads this world"
             )
-        way_out = "drop the first line of every jsonl" if best > 0 else "put an empty action before every jsonl"
         raise ValueError(
             f"the actions of {source} must lead into their own frames, but come a frame "
-            f"{'late' if best > 0 else 'early'} ({scored}); {way_out} and keep as many lines as frames"
+            f"{'late' if best > 0 else 'early'} ({scored}); set data.action_shift={best:+d} (where it is set, "
+            f"add {best:+d} to it)"
         )
     return alignment
 

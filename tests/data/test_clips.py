@@ -200,9 +200,9 @@ def test_clips_are_resized_as_configured(source: RecordingSource) -> None:
     middle = (pixels[:, 1::4] + pixels[:, 2::4]) / 2
     bilinear = np.round((middle[:, :, 1::4] + middle[:, :, 2::4]) / 2)
     address = ClipAddress("flat", 0)
-    np.testing.assert_array_equal(read_clip(source, address, small, "bilinear").frames, bilinear)
+    np.testing.assert_array_equal(read_clip(source, address, small, DataConfig(resize="bilinear")).frames, bilinear)
     area = torch.nn.functional.avg_pool2d(torch.from_numpy(pixels).permute(0, 3, 1, 2), 4).permute(0, 2, 3, 1)
     np.testing.assert_allclose(read_clip(source, address, small).frames, area, atol=0.51)
     for config in (DataConfig(resize="bilinear"), DataConfig()):
         (clip,) = cut_clips(source, 1, small, 0, seed=0, data=config).clips
-        assert_equal(clip, read_clip(source, clip.address, small, config.resize))
+        assert_equal(clip, read_clip(source, clip.address, small, config))

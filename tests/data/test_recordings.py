@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlir_ray.actions import INDEX
+from rlir_ray.actions import DEGREES_PER_PIXEL, INDEX
+from rlir_ray.config import DataConfig, WorldConfig
+from rlir_ray.data.clips import ClipAddress, cut_clips, read_clip
 from rlir_ray.data.recordings import (
     list_recordings,
     load_recordings,
@@ -19,6 +21,7 @@ from rlir_ray.data.recordings import (
     read_recordings,
     write_recording,
 )
+from rlir_ray.data.sources import find_recordings
 from tests.data.videos import damage_frame, decode_all, event, turn, write_pair
 
 NUM_FRAMES = 12
@@ -242,3 +245,22 @@ def test_linked_folders_are_found_once_and_a_link_back_up_ends(tmp_path: Path) -
     (tmp_path / "data" / "9.0" / "up").symlink_to(tmp_path / "data")
     found = [path.relative_to(tmp_path / "data").as_posix() for path in list_recordings(tmp_path / "data")]
     assert found == ["8.0/a.mp4", "9.0/b.mp4"]
+
+
+@pytest.mark.parametrize(("shift", "yaw"), [(0, [0, 1, 2, 3, 4, 5]), (-1, [0, 0, 1, 2, 3, 4]), (1, [1, 2, 3, 4, 5])])
+def test_actions_are_shifted_on_reading_and_frames_without_one_go(tmp_path: Path, shift: int, yaw: list[int]) -> None:
+    events = [event(dx=frame / DEGREES_PER_PIXEL) for frame in range(6)]
+    opened = open_recording(write_pair(tmp_path / "a", events, num_frames=6), action_shift=shift)
+    np.testing.assert_allclose(opened.actions.camera[:, 1], yaw, atol=1e-5)
+    # What an event says of its frame stays there.
+    assert len(opened) == len(opened.actions) == len(yaw) and opened.events == events[: len(yaw)]
+
+
+def test_a_shift_of_the_configuration_reaches_the_prompts(tmp_path: Path) -> None:
+    write_pair(tmp_path / "a", [event(dx=frame / DEGREES_PER_PIXEL) for frame in range(12)], num_frames=12)
+    world = WorldConfig(height=48, width=64, num_context=1, num_frames=3)
+    clip = read_clip(find_recordings(tmp_path), ClipAddress("a", 4), world, DataConfig(action_shift=-1))
+    np.testing.assert_allclose(clip.actions.camera[:, 1], [4, 5, 6], atol=1e-5)
+    (cut,) = cut_clips(find_recordings(tmp_path), 1, world, 0.0, 0, DataConfig(action_shift=-1)).clips
+    first = cut.address.first_frame
+    np.testing.assert_allclose(cut.actions.camera[:, 1], [first, first + 1, first + 2], atol=1e-5)

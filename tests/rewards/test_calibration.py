@@ -52,7 +52,7 @@ def test_actions_one_frame_off_are_refused_and_the_shift_is_named(shift: int) ->
     frames, actions = _clips()
     moved = [Actions(np.roll(clip.buttons, shift, axis=0), clip.camera) for clip in actions]
     # The action of frame k stands at frame k + shift.
-    way_out = "drop the first line" if shift > 0 else "put an empty action before"
+    way_out = rf"set data.action_shift=\{shift:+d} "
     with pytest.raises(ValueError, match=rf"at shift \{shift:+d}, .*; {way_out}"):
         check_alignment(StripeReader(), frames, moved, GROUP_NAMES)
 
