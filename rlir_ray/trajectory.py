@@ -142,11 +142,11 @@ class TrajectoryGroup:
         """Why the group cannot train, in one line: NaN or infinity where it counts; empty: there is none."""
         logprobs = self.behavior_logprobs
         if logprobs is not None and not np.isfinite(logprobs[self.loss_mask]).all():
-            return "behavior log-probabilities must be finite, got NaN or infinity; check the policy's weights"
+            return "behavior log-probabilities must be finite, got NaN or infinity; lower train.learning_rate, or start from another policy"
         for entry in fields(self.record):
             column = getattr(self.record, entry.name)
             if column is not None and not np.isfinite(column).all():
-                return f"a rollout's {entry.name} must be finite, got NaN or infinity; check the policy's weights"
+                return f"a rollout's {entry.name} must be finite, got NaN or infinity; lower train.learning_rate, or start from another policy"
         return ""
 
     @property
