@@ -39,6 +39,9 @@ def _nbytes(payload: Any) -> int:
     return sum(_nbytes(getattr(payload, entry.name)) for entry in fields(payload))
 
 
+NOT_FINITE = "must be finite, got NaN or infinity; lower train.learning_rate, or start from another policy"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prompt:
     """Context frames and the commanded actions that follow.
@@ -142,11 +145,11 @@ class TrajectoryGroup:
         """Why the group cannot train, in one line: NaN or infinity where it counts; empty: there is none."""
         logprobs = self.behavior_logprobs
         if logprobs is not None and not np.isfinite(logprobs[self.loss_mask]).all():
-            return "behavior log-probabilities must be finite, got NaN or infinity; lower train.learning_rate, or start from another policy"
+            return f"behavior log-probabilities {NOT_FINITE}"
         for entry in fields(self.record):
             column = getattr(self.record, entry.name)
             if column is not None and not np.isfinite(column).all():
-                return f"a rollout's {entry.name} must be finite, got NaN or infinity; lower train.learning_rate, or start from another policy"
+                return f"a rollout's {entry.name} {NOT_FINITE}"
         return ""
 
     @property
