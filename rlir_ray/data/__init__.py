@@ -1,5 +1,1 @@
-"""Recordings and prompts. `write_recording` writes a world of your own: event k leads INTO frame k."""
-
-from rlir_ray.data.recordings import write_recording
-
-__all__ = ["write_recording"]
+"""Recordings, prompts and events. A module is imported by its full name: no command loads PyAV before it decodes."""
