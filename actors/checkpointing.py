@@ -15,17 +15,26 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.collector import ReadyGroup
-from actors.learner_group import LearnerGroup
-from actors.placement import node_id, on_node
-from actors.rollout import CallReport
-from rlir_ray.checkpoint import DRIVER, Checkpoint, describe_files, group_file, load_group, newest, partial_folder, seal
-from rlir_ray.config import CheckpointConfig, TrainConfig
-from rlir_ray.ledger import Ledger
-from rlir_ray.run import write_json
+from actors.cluster.placement import node_id, on_node
+from actors.learner.group import LearnerGroup
+from actors.learner.in_flight import ReadyGroup
+from actors.rollout.actor import CallReport
+from rlir_ray.algorithm.ledger import Ledger
+from rlir_ray.algorithm.seeds import prompt_index
+from rlir_ray.config.sections import CheckpointConfig, TrainConfig
+from rlir_ray.data.files import write_json
+from rlir_ray.run.checkpoint import (
+    DRIVER,
+    Checkpoint,
+    describe_files,
+    group_file,
+    load_group,
+    newest,
+    partial_folder,
+    seal,
+)
+from rlir_ray.run.tracing import Span
 from rlir_ray.samplers import LogprobDifference
-from rlir_ray.seeds import prompt_index
-from rlir_ray.timeline import Span
 from rlir_ray.trajectory import RewardScores
 
 

@@ -9,44 +9,29 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent import futures
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import ray
 
-from actors.errors import one_line
-from actors.pools import GroupRefs
-from actors.reward import Scored
-from actors.rollout import CallReport
-from actors.waiting import POLL_S, WAY_OUT, Stopped, in_brackets
-from rlir_ray.config import Config
-from rlir_ray.ledger import END_STATES, FAILED, NO_SIGNAL, STALE, TRAINED, Failures, Ledger, skipped_cause
+from actors.cluster.errors import one_line
+from actors.cluster.waiting import POLL_S, WAY_OUT, Stopped, in_brackets
+from actors.learner.in_flight import ReadyGroup
+from actors.reward.serving import Scored
+from actors.rollout.actor import CallReport
+from actors.rollout.pool import GroupRefs
+from rlir_ray.algorithm.admission import Admission, is_stale, staleness
+from rlir_ray.algorithm.ledger import END_STATES, FAILED, NO_SIGNAL, STALE, TRAINED, Failures, Ledger, skipped_cause
+from rlir_ray.algorithm.seeds import group_seed, prompt_index
+from rlir_ray.config.sections import Config
 from rlir_ray.local import check_signal, group_signal, reward_metrics
+from rlir_ray.run.tracing import Recording, Span, waited_for
 from rlir_ray.samplers import difference_metrics
-from rlir_ray.seeds import group_seed, prompt_index
-from rlir_ray.staleness import Admission, is_stale, staleness
-from rlir_ray.timeline import Recording, Span, waited_for
 from rlir_ray.trajectory import RewardScores
 
 Submit = Callable[[Sequence[int], Sequence[int], Sequence[int]], list[tuple[GroupRefs, "futures.Future[Scored]"]]]
 """Group ids, seeds and prompt indices of one call -> references and the scores to come, one pair a group."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReadyGroup:
-    """A scored group with signal."""
-
-    group_id: int
-    group_ref: ray.ObjectRef
-    advantages: npt.NDArray[np.float32]
-    """[G, F]."""
-    report: CallReport
-    """Of the rollout call that sampled it."""
-    scored: Span
-    """When it was scored."""
-    scores: RewardScores
 
 
 class StepsUnderWay(Protocol):

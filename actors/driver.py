@@ -18,34 +18,36 @@ from typing import Any
 import ray
 
 from actors.checkpointing import Checkpoints, RunState, check_prompts, ready_groups
-from actors.clock import clock_offsets
+from actors.cluster.clock import clock_offsets
+from actors.cluster.lifecycle import as_actor, stop_actors
+from actors.cluster.placement import node_id, on_node
+from actors.cluster.plan import absolute_paths, check_disk, check_plan, ray_session, stop_notice
+from actors.cluster.waiting import Stopped, stop_on_signals, wait_all
 from actors.collector import Collector
-from actors.control import Control
-from actors.judging import Judging
-from actors.learner_group import LearnerGroup, LearnerLost
-from actors.mailbox import StepReport
-from actors.placement import node_id, on_node
-from actors.plan import absolute_paths, check_disk, check_plan, ray_session, stop_notice
-from actors.pools import RolloutPool, as_actor, stop_actors
+from actors.control.commands import Control
+from actors.control.scaling import Scaling
+from actors.evaluation.client import Judging
+from actors.learner.command_queue import StepReport
+from actors.learner.group import LearnerGroup, LearnerLost
+from actors.learner.in_flight import OrderedStep, UnderWay
 from actors.prompts import WATCHING, ConfiguredPrompts, PromptActor, PromptSource, PromptWatch
-from actors.reward_pool import RewardPool
-from actors.scaling import Scaling
-from actors.under_way import OrderedStep, UnderWay
-from actors.waiting import Stopped, stop_on_signals, wait_all
-from actors.weight_sync import WeightSync
-from rlir_ray.config import Config, TrainConfig
+from actors.reward.pool import RewardPool
+from actors.rollout.pool import RolloutPool
+from actors.weights.sync import WeightSync
+from rlir_ray.algorithm.admission import Admission
+from rlir_ray.algorithm.ledger import FILE as LEDGER
+from rlir_ray.algorithm.ledger import SkippedUpdates
+from rlir_ray.config.sections import Config, TrainConfig
+from rlir_ray.data.files import write_json
 from rlir_ray.data.prompts import NUM_ALIGNED
 from rlir_ray.evaluation.results import BASE, POST_TRAINED, judged_temperatures
 from rlir_ray.families import family_of
 from rlir_ray.learner.step import Learner
-from rlir_ray.ledger import FILE as LEDGER
-from rlir_ray.ledger import SkippedUpdates
 from rlir_ray.local import Reward, check_logprobs, compared
-from rlir_ray.preflight import check_checkpoints, check_engine, check_world
-from rlir_ray.run import RunFolder, judges_by_reward, write_json
+from rlir_ray.run.folder import RunFolder, judges_by_reward
+from rlir_ray.run.preflight import check_checkpoints, check_engine, check_world
+from rlir_ray.run.tracing import Recording, overlap_metrics, span_since
 from rlir_ray.samplers import Sampler
-from rlir_ray.staleness import Admission
-from rlir_ray.timeline import Recording, overlap_metrics, span_since
 
 Callback = Callable[[dict[str, float]], None]
 

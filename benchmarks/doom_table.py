@@ -45,8 +45,8 @@ def main() -> None:
 
 def train_both(arguments: argparse.Namespace, overrides: list[str]) -> Path:
     """Runs the trainings that are missing, one a core; returns the RL run's folder."""
-    from rlir_ray.config import asset_path
-    from rlir_ray.config_files import load_config
+    from rlir_ray.config.load import load_config
+    from rlir_ray.config.sections import asset_path
 
     config = load_config(arguments.recipe, overrides)
     folder = Path(config.run.dir).absolute() / arguments.name
@@ -76,12 +76,12 @@ def judge_supervised(folder: Path, recipe: str, overrides: list[str]) -> None:
     """The control on the run's own held-out prompts, in the run's report."""
     import ray
 
-    from actors.evaluation import EvaluationActor
+    from actors.evaluation.actor import EvaluationActor
     from actors.prompts import ConfiguredPrompts
-    from rlir_ray.config_files import load_config
+    from rlir_ray.config.load import load_config
     from rlir_ray.evaluation.report import report_picture, write_report
     from rlir_ray.families import family_of
-    from rlir_ray.weights import weights_of
+    from rlir_ray.transfer.weights import weights_of
 
     config = load_config(recipe, [override for override in overrides if not override.startswith("lora.")])
     heldout = ConfiguredPrompts(config, folder)("heldout")
@@ -95,7 +95,8 @@ def judge_supervised(folder: Path, recipe: str, overrides: list[str]) -> None:
 
 def write_table(folder: Path, arguments: argparse.Namespace) -> None:
     """Everything that the table needs, as JSON, with machine, commit and budget."""
-    from rlir_ray.run import versions, write_json
+    from rlir_ray.data.files import write_json
+    from rlir_ray.run.versions import versions
 
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     content: dict[str, Any] = {

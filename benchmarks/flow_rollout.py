@@ -19,16 +19,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlir_ray.actions import BUTTONS, Actions, exclusive_classes, no_action_classes
-from rlir_ray.advantages import GroupAdvantages
-from rlir_ray.batching import micro_batches
-from rlir_ray.config import FlowConfig
-from rlir_ray.learner.rescoring import FlowRescorer
+from rlir_ray.algorithm.advantages import GroupAdvantages
+from rlir_ray.algorithm.batching import micro_batches
+from rlir_ray.algorithm.flow_steps import noise_levels, ode_step
+from rlir_ray.config.sections import FlowConfig
+from rlir_ray.data.files import write_json
 from rlir_ray.learner.step import StepBatch, stack
 from rlir_ray.models.flow import FlowWorldModel, open_flow_model
-from rlir_ray.run import versions, write_json
+from rlir_ray.models.rescoring import FlowRescorer
+from rlir_ray.run.versions import versions
 from rlir_ray.samplers.flow import FlowSampler
-from rlir_ray.samplers.flow_steps import noise_levels, ode_step
+from rlir_ray.spaces.actions import BUTTONS, Actions, exclusive_classes, no_action_classes
 from rlir_ray.trajectory import Prompt, TrajectoryGroup
 
 

@@ -18,17 +18,18 @@ import torch
 
 from benchmarks.flow_rollout import random_prompts as flow_prompts
 from benchmarks.rollout_engines import random_prompts as token_prompts
-from rlir_ray.advantages import GroupAdvantages
-from rlir_ray.config import Config
-from rlir_ray.config_files import load_config
+from rlir_ray.algorithm.advantages import GroupAdvantages
+from rlir_ray.config.load import load_config
+from rlir_ray.config.sections import Config
+from rlir_ray.data.files import write_json
 from rlir_ray.families import make_objective
+from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
+from rlir_ray.idm.vpt_config import VPT_CONFIG
 from rlir_ray.learner.step import Learner, StepBatch, trained_decisions
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.models.flow import FlowWorldModel
-from rlir_ray.models.inverse_dynamics import InverseDynamicsModel
-from rlir_ray.models.vpt_config import VPT_CONFIG
-from rlir_ray.run import versions, write_json
+from rlir_ray.run.versions import versions
 from rlir_ray.samplers.flow import FlowSampler
 from rlir_ray.samplers.torch_sampler import TorchSampler
 from rlir_ray.trajectory import TrajectoryGroup

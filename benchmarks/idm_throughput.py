@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rlir_ray.models.inverse_dynamics import InverseDynamicsModel
-from rlir_ray.models.vpt_config import VPT_CONFIG
-from rlir_ray.run import versions, write_json
+from rlir_ray.data.files import write_json
+from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
+from rlir_ray.idm.vpt_config import VPT_CONFIG
+from rlir_ray.run.versions import versions
 
 # The size of the small golden checkpoint: 32 x 32 pixels, CNN channels 4, 8, 8.
 SMALL = {

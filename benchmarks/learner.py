@@ -28,15 +28,16 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.stages import SleepSampler, random_prompts
-from rlir_ray.advantages import GroupAdvantages
-from rlir_ray.config import LearnerConfig, TrainConfig
-from rlir_ray.config_files import load_config
+from rlir_ray.algorithm.advantages import GroupAdvantages
+from rlir_ray.config.load import load_config
+from rlir_ray.config.sections import LearnerConfig, TrainConfig
+from rlir_ray.data.files import write_json
 from rlir_ray.learner.objectives import PolicyGradient
-from rlir_ray.learner.rescoring import TokenRescorer
 from rlir_ray.learner.step import Engine, Learner, StepBatch
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.models.autoregressive import WorldModel
-from rlir_ray.run import versions, write_json
+from rlir_ray.models.rescoring import TokenRescorer
+from rlir_ray.run.versions import versions
 
 STAGES = (1, 2, 3)
 TARGETS = {1: 1.15, 2: 1.25, 3: 1.5}

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import ray
 
-from actors.plan import start_ray
+from actors.cluster.plan import start_ray
 from benchmarks.overlap import PROMPTS_PER_STEP, WARM_UP, WIND_DOWN, measure
 from benchmarks.stages import SleepLearner, SleepReward, SleepSampler, random_prompts
-from rlir_ray.config_files import load_config
+from rlir_ray.config.load import load_config
+from rlir_ray.data.files import write_json
 from rlir_ray.local import train_local
-from rlir_ray.run import versions, write_json
+from rlir_ray.run.versions import versions
 
 STAGES_S = (0.4, 0.2, 0.4)
 TARGET = 0.05

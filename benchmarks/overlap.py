@@ -18,11 +18,12 @@ from pathlib import Path
 
 import ray
 
+from actors.cluster.plan import start_ray
 from actors.driver import Pipeline
-from actors.plan import start_ray
 from benchmarks.stages import SleepLearner, SleepReward, SleepSampler, random_prompts
-from rlir_ray.config_files import load_config
-from rlir_ray.run import versions, write_json
+from rlir_ray.config.load import load_config
+from rlir_ray.data.files import write_json
+from rlir_ray.run.versions import versions
 
 PROMPTS_PER_STEP = 1
 # Of rollout and reward each, with overlap: while one stores its results, the other works.

@@ -18,16 +18,17 @@ from typing import Any
 import ray
 from ray._private import state
 
-from actors.plan import start_ray
-from actors.pools import RolloutPool
-from actors.reward_pool import RewardPool
-from actors.stacks import ids
+from actors.cluster.diagnostics import ids
+from actors.cluster.plan import start_ray
+from actors.reward.pool import RewardPool
+from actors.rollout.pool import RolloutPool
 from benchmarks.stages import SleepSampler, random_prompts
-from rlir_ray.config import Config
-from rlir_ray.config_files import load_config
+from rlir_ray.config.load import load_config
+from rlir_ray.config.sections import Config
+from rlir_ray.data.files import write_json
 from rlir_ray.families import open_policy
-from rlir_ray.run import versions, write_json
-from rlir_ray.weights import checksum, weights_of
+from rlir_ray.run.versions import versions
+from rlir_ray.transfer.weights import checksum, weights_of
 
 TARGET_S, TIMEOUT_S = 5.0, 120.0
 VERSION = 3

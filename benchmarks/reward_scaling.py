@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.plan import start_ray
-from actors.reward import Reward
-from actors.reward_pool import RewardPool
-from rlir_ray.actions import BUTTONS, Actions
-from rlir_ray.config import Config
-from rlir_ray.config_files import load_config
-from rlir_ray.run import versions, write_json
+from actors.cluster.plan import start_ray
+from actors.reward.pool import RewardPool
+from actors.reward.serving import Reward
+from rlir_ray.config.load import load_config
+from rlir_ray.config.sections import Config
+from rlir_ray.data.files import write_json
+from rlir_ray.run.versions import versions
+from rlir_ray.spaces.actions import BUTTONS, Actions
 from rlir_ray.trajectory import EncodedVideo, RewardScores
 
 TARGETS = {2: 0.95, 4: 0.9, 8: 0.8}

@@ -21,11 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlir_ray.actions import BUTTONS, Actions, action_tokens
-from rlir_ray.config import VllmConfig
+from rlir_ray.config.sections import VllmConfig
+from rlir_ray.data.files import write_json
 from rlir_ray.models.autoregressive import WorldModel
-from rlir_ray.run import versions, write_json
+from rlir_ray.run.versions import versions
 from rlir_ray.samplers.torch_sampler import TorchSampler
+from rlir_ray.spaces.actions import BUTTONS, Actions, action_tokens
 from rlir_ray.trajectory import Prompt
 
 Run = Callable[[list[Prompt]], object]

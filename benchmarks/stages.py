@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rlir_ray.actions import BUTTONS, TOKENS_PER_ACTION, Actions
-from rlir_ray.config import Config
+from rlir_ray.config.sections import Config
 from rlir_ray.data.prompts import PromptSet, PromptSplit
 from rlir_ray.learner.state import State
 from rlir_ray.learner.step import StepBatch
+from rlir_ray.spaces.actions import BUTTONS, TOKENS_PER_ACTION, Actions
 from rlir_ray.trajectory import EncodedVideo, Prompt, RewardScores, TokenRecord, TrajectoryGroup
-from rlir_ray.weights import Received
+from rlir_ray.transfer.weights import Received
 
 TOKENS, CODES = 48, 512
 WEIGHTS = 25_000

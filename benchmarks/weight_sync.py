@@ -24,22 +24,23 @@ import numpy as np
 import ray
 import torch
 
-from actors.learner_group import LearnerGroup
-from actors.plan import start_ray
-from actors.pools import RolloutPool
-from actors.weight_sync import WeightSync
+from actors.cluster.plan import start_ray
+from actors.learner.group import LearnerGroup
+from actors.rollout.pool import RolloutPool
+from actors.weights.sync import WeightSync
 from benchmarks.stages import SleepLearner, SleepSampler, random_prompts
-from rlir_ray.advantages import GroupAdvantages
-from rlir_ray.config import FlowConfig
-from rlir_ray.config_files import load_config
+from rlir_ray.algorithm.advantages import GroupAdvantages
+from rlir_ray.config.load import load_config
+from rlir_ray.config.sections import FlowConfig
+from rlir_ray.data.files import write_json
 from rlir_ray.learner.step import StepBatch
 from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.models.flow import FlowWorldModel
-from rlir_ray.run import versions, write_json
+from rlir_ray.run.versions import versions
 from rlir_ray.samplers import Sampler
 from rlir_ray.samplers.flow import FlowSampler
 from rlir_ray.samplers.torch_sampler import TorchSampler
-from rlir_ray.weights import Weights, checksum, weights_of
+from rlir_ray.transfer.weights import Weights, checksum, weights_of
 
 TARGET = 0.5
 TIMEOUT_S = 120.0

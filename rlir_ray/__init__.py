@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rlir_ray.config import Config
-from rlir_ray.config_files import load_config
-from rlir_ray.installed import check_actors, version
+from rlir_ray.config.load import load_config
+from rlir_ray.config.sections import Config
+from rlir_ray.run.installed import check_actors, version
 
 if TYPE_CHECKING:
     from actors.driver import Pipeline

@@ -1,5 +1,5 @@
 """`python -m rlir_ray`."""
 
-from rlir_ray.cli import main
+from rlir_ray.cli.commands import main
 
 main()

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlir_ray.actions import TOKENS_PER_ACTION, flow_camera_bins, token_camera_bins
-from rlir_ray.config import Config, asset_path
+from rlir_ray.algorithm.flow_steps import noise_levels
+from rlir_ray.config.sections import Config, asset_path
 from rlir_ray.learner.objectives import DiffusionNFT, Objective, PolicyGradient
-from rlir_ray.learner.rescoring import FlowRescorer, Forward, TokenRescorer
 from rlir_ray.models.adapters import add_adapter, has_adapter, without_adapter
 from rlir_ray.models.frame_codec import FrameCodec
+from rlir_ray.models.rescoring import FlowRescorer, Forward, TokenRescorer
 from rlir_ray.rewards.agreement import CameraBins
 from rlir_ray.samplers import Sampler
-from rlir_ray.samplers.flow_steps import noise_levels
+from rlir_ray.spaces.actions import TOKENS_PER_ACTION, flow_camera_bins, token_camera_bins
 from rlir_ray.trajectory import FrameShape
 
 

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rlir_ray.actions import GROUPS
-from rlir_ray.advantages import GroupAdvantages, advantages_from_rewards, returns, step_advantages
+from rlir_ray.algorithm.advantages import GroupAdvantages, advantages_from_rewards, returns, step_advantages
+from rlir_ray.algorithm.ledger import FAILED, NO_SIGNAL, TRAINED, Failures, Ledger, SkippedUpdates, skipped_cause
+from rlir_ray.algorithm.seeds import group_seed, prompt_index
 from rlir_ray.learner.step import StepBatch, trained_decisions
-from rlir_ray.ledger import FAILED, NO_SIGNAL, TRAINED, Failures, Ledger, SkippedUpdates, skipped_cause
-from rlir_ray.metrics import accuracy, balanced_accuracy, macro_f1, occurs
+from rlir_ray.rewards.classification import accuracy, balanced_accuracy, macro_f1, occurs
 from rlir_ray.samplers import LogprobDifference, difference_metrics
-from rlir_ray.seeds import group_seed, prompt_index
+from rlir_ray.spaces.actions import GROUPS
 from rlir_ray.trajectory import EncodedVideo, Prompt, RewardScores, TrajectoryGroup
 
 if TYPE_CHECKING:
-    from rlir_ray.config import Config
+    from rlir_ray.config.sections import Config
     from rlir_ray.learner.step import Learner
     from rlir_ray.samplers import Sampler
 

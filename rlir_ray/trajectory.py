@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from rlir_ray.actions import Actions
+from rlir_ray.spaces.actions import Actions
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from rlir_ray.actions import BUTTONS, Actions, cancel_contradictions
+from rlir_ray.spaces.actions import BUTTONS, Actions, cancel_contradictions
 from rlir_ray.trajectory import Prompt
 
 if TYPE_CHECKING:
+    from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
     from rlir_ray.models.autoencoder import FrameAutoencoder
     from rlir_ray.models.autoregressive import WorldModel
     from rlir_ray.models.flow import FlowWorldModel
-    from rlir_ray.models.inverse_dynamics import InverseDynamicsModel
     from rlir_ray.models.tokenizer import FrameTokenizer
 
 NUM_CODES, TOKENS_PER_FRAME = 32, 12
@@ -87,8 +87,8 @@ def tiny_tokenizer(seed: int = 0) -> FrameTokenizer:
 
 def tiny_idm(seed: int = 0) -> InverseDynamicsModel:
     """A VPT-form network of about 0.1 M parameters for frames of 24 x 32 pixels."""
-    from rlir_ray.models.inverse_dynamics import InverseDynamicsModel
-    from rlir_ray.models.vpt_config import small_vpt_config
+    from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
+    from rlir_ray.idm.vpt_config import small_vpt_config
 
     config = small_vpt_config(HEIGHT, WIDTH)
     config["net"] |= {"hidsize": 32, "img_shape": [HEIGHT, WIDTH, 8], "impala_chans": [8, 8, 8]}

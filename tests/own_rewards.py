@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlir_ray.actions import BUTTONS, Actions
+from rlir_ray.spaces.actions import BUTTONS, Actions
 from rlir_ray.trajectory import EncodedVideo, RewardScores
 
 

@@ -13,8 +13,8 @@ import sys
 
 import torch
 
-from rlir_ray.broadcast import Channel, NotSent, Receiver
-from rlir_ray.weights import checksum
+from rlir_ray.transfer.broadcast import Channel, NotSent, Receiver
+from rlir_ray.transfer.weights import checksum
 
 
 def main(channel: str, rank: str, num_versions: str, end: str) -> None:

@@ -13,22 +13,22 @@ BOUND_NAMES = {"timeout", "timeout_s"}
 NEVER_BOUNDED = {"serve.status", "torch.distributed.all_reduce", "torch.distributed.broadcast"}
 BOUNDED_ELSEWHERE = {
     # Whoever asks a mailbox bounds its own wait, and the mailbox ends with its group.
-    "actors/mailbox.py": (
+    "actors/learner/command_queue.py": (
         "await self._broadcasts.get()",
         "await self._orders[rank].get()",
         "self._all_registered.wait()",
     ),
-    "actors/run_control.py": ("await self._orders.get()",),
+    "actors/control/actor.py": ("await self._orders.get()",),
     # The collector's wait for scores, and a thread that is waited for; a replica ends itself after reward.timeout_s.
-    "actors/reward_serve.py": (
+    "actors/reward/serve.py": (
         "await self.handle.score.remote([each.video_ref for each in asked])",
         "serve.status()",
     ),
-    "actors/reward_actors.py": ("await member.actor.score.remote(video_ref)", "await self._free.get()"),
+    "actors/reward/members.py": ("await member.actor.score.remote(video_ref)", "await self._free.get()"),
     # The process group's timeout, which Ray Train sets to train.wait_timeout_s.
     "rlir_ray/learner/deepspeed.py": ("torch.distributed.all_reduce(total, op=operation)",),
     # Bounded inside.
-    "actors/weight_sync.py": ("self.wait(most=0 if broadcasts else self.pool.config.train.max_staleness)",),
+    "actors/weights/sync.py": ("self.wait(most=0 if broadcasts else self.pool.config.train.max_staleness)",),
 }
 """File -> waits whose bound is not in the call, and where it is."""
 SUBPROCESS = {"subprocess.run", "subprocess.check_output", "subprocess.check_call", "subprocess.call"}

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from rlir_ray.advantages import GroupAdvantages
-from rlir_ray.config_files import load_config, recipes
+from rlir_ray.algorithm.advantages import GroupAdvantages
+from rlir_ray.config.load import load_config, recipes
 from rlir_ray.families import family_of, make_objective, open_codec, open_policy, open_reference
 from rlir_ray.learner.step import Learner, StepBatch, trained_decisions
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.models.flow import FlowWorldModel
-from rlir_ray.preflight import check_checkpoints, check_world
+from rlir_ray.run.preflight import check_checkpoints, check_world
 from tests.fakes import LATENT_SHAPE, tiny_flow_prompts, tiny_prompts
 from tests.world import flow_overrides
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rlir_ray.config import (
+from rlir_ray.algorithm.ledger import Ledger
+from rlir_ray.config.sections import (
     Config,
     FlowConfig,
     LearnerConfig,
@@ -17,16 +18,15 @@ from rlir_ray.config import (
     WorldConfig,
 )
 from rlir_ray.learner.objectives import PolicyGradient
-from rlir_ray.learner.rescoring import FlowRescorer, TokenRescorer
 from rlir_ray.learner.step import Learner
 from rlir_ray.learner.torch_engine import TorchEngine
-from rlir_ray.ledger import Ledger
 from rlir_ray.local import check_logprobs, reward_metrics, train_local
+from rlir_ray.models.rescoring import FlowRescorer, TokenRescorer
 from rlir_ray.samplers import LogprobDifference
 from rlir_ray.samplers.flow import FlowSampler
 from rlir_ray.samplers.torch_sampler import TorchSampler
 from rlir_ray.trajectory import EncodedVideo, RewardScores
-from rlir_ray.weights import checksum, weights_of
+from rlir_ray.transfer.weights import checksum, weights_of
 from tests.fakes import NUM_CODES, tiny_flow_model, tiny_flow_prompts, tiny_prompts, tiny_world_model
 
 Ended = tuple[list[dict[str, float]], Ledger, Learner, str]

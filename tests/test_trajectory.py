@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from rlir_ray.actions import Actions
+from rlir_ray.spaces.actions import Actions
 from rlir_ray.trajectory import (
     EncodedVideo,
     FlowRecord,

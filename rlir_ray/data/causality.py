@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rlir_ray.actions import GROUPS, Actions, group_classes
+from rlir_ray.spaces.actions import GROUPS, Actions, group_classes
 
 SHIFTS = (-1, 0, 1)
 # Frames are brought to this size at most: motion shows, and a step takes milliseconds.

@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rlir_ray.actions import GROUPS, Actions, group_classes
-from rlir_ray.config import Config, WorldConfig
+from rlir_ray.config.sections import Config, WorldConfig
 from rlir_ray.data.clips import Clip, CutClips, cut_clips
-from rlir_ray.data.doom import WORLD_MAPS, DoomWorld, collect, draw_commands
 from rlir_ray.data.sources import find_recordings
+from rlir_ray.spaces.actions import GROUPS, Actions, group_classes
 from rlir_ray.trajectory import Prompt, stored_codes
+from rlir_ray.worlds.doom import WORLD_MAPS, DoomWorld, collect, draw_commands
 
 PromptSplit = Literal["train", "heldout"]
 Progress = Callable[[int, int], None]

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import av
 import numpy as np
 
-from rlir_ray.actions import Actions
 from rlir_ray.data.sources import find_recordings, list_recordings, log_left_out, pair
 from rlir_ray.data.video import VideoFile, index_video
 from rlir_ray.data.vpt_events import parse_event, recorder_version, repair_events
+from rlir_ray.spaces.actions import Actions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -14,21 +14,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rlir_ray.actions import Actions, group_classes
+from rlir_ray.algorithm.seeds import group_seed
 from rlir_ray.evaluation.following import Following
 from rlir_ray.evaluation.quality import Quality, clip_quality, join_quality
 from rlir_ray.evaluation.results import REAL, RECONSTRUCTED, Evaluation
 from rlir_ray.evaluation.video import Clips
-from rlir_ray.models.readings import recovered_classes
-from rlir_ray.seeds import group_seed
+from rlir_ray.idm.decoding import recovered_classes
+from rlir_ray.spaces.actions import Actions, group_classes
 from rlir_ray.trajectory import codes_tensor
 
 if TYPE_CHECKING:
-    from rlir_ray.config import WorldConfig
+    from rlir_ray.config.sections import WorldConfig
     from rlir_ray.data.prompts import PromptSet
-    from rlir_ray.models.correlation import CorrelationInverseDynamics
+    from rlir_ray.idm.correlation_idm import CorrelationInverseDynamics
+    from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
     from rlir_ray.models.frame_codec import FrameCodec
-    from rlir_ray.models.inverse_dynamics import InverseDynamicsModel
     from rlir_ray.samplers import Sampler
     from rlir_ray.trajectory import Prompt
 

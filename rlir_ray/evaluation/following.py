@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rlir_ray.actions import GROUPS
-from rlir_ray.metrics import confusion, known_mean, macro_f1, occurs, or_none
+from rlir_ray.rewards.classification import confusion, known_mean, macro_f1, occurs, or_none
+from rlir_ray.spaces.actions import GROUPS
 
 FIGURES = ("accuracy", "accuracy_se", "macro_f1", "macro_f1_se")
 NUM_RESAMPLES = 200
@@ -28,7 +28,7 @@ class Following:
     Means are over the groups that occur, those of which anything but "none" was commanded; without one they are NaN.
 
     Args:
-        groups: names out of `rlir_ray.actions.GROUPS`, the K columns.
+        groups: names out of `rlir_ray.spaces.actions.GROUPS`, the K columns.
         commanded: int64 [P, F, K], the classes that were asked for.
         recovered: int64 [P, F, K], the classes that were read.
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from rlir_ray.actions import BUTTONS, JUDGED_BUTTONS, VPT_CAMERA, Actions
-from rlir_ray.metrics import accuracy, confusion
+from rlir_ray.rewards.classification import accuracy, confusion
+from rlir_ray.spaces.actions import BUTTONS, JUDGED_BUTTONS, VPT_CAMERA, Actions
 
 if TYPE_CHECKING:
     from torch import Tensor

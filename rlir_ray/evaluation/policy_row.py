@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlir_ray.algorithm.seeds import group_seed
 from rlir_ray.data.prompts import encode_prompts
 from rlir_ray.evaluation.actions import decode_clips, generated_logits
 from rlir_ray.evaluation.fvd import I3D, frechet_distance
@@ -29,15 +30,14 @@ from rlir_ray.evaluation.mineworld import (
     table_lines,
 )
 from rlir_ray.evaluation.quality import Quality, clip_quality, join_quality
-from rlir_ray.seeds import group_seed
 from rlir_ray.trajectory import codes_tensor
 
 if TYPE_CHECKING:
-    from rlir_ray.config import WorldConfig
+    from rlir_ray.config.sections import WorldConfig
     from rlir_ray.data.clips import Clip
-    from rlir_ray.models.correlation import CorrelationInverseDynamics
+    from rlir_ray.idm.correlation_idm import CorrelationInverseDynamics
+    from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
     from rlir_ray.models.frame_codec import FrameCodec
-    from rlir_ray.models.inverse_dynamics import InverseDynamicsModel
     from rlir_ray.samplers import Sampler
 
 

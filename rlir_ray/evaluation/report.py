@@ -22,7 +22,7 @@ from rlir_ray.evaluation.tables import (
     quality_table,
 )
 from rlir_ray.evaluation.video import FOLDER, contact_strip
-from rlir_ray.run import judges_by_reward, read_metrics
+from rlir_ray.run.folder import judges_by_reward, read_metrics
 
 REPORT, PICTURE = "report.html", "report.png"
 CHARTS: tuple[tuple[str, dict[str, str], bool], ...] = (

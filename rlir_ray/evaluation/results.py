@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlir_ray.data.files import number, write_json
 from rlir_ray.evaluation.comparison import Change, following_changes, quality_changes
 from rlir_ray.evaluation.following import Following
 from rlir_ray.evaluation.quality import Quality
 from rlir_ray.evaluation.video import Clips, save_clips, write_videos
-from rlir_ray.metrics import or_none
-from rlir_ray.run import number, write_json
+from rlir_ray.rewards.classification import or_none
 
 BASE, SUPERVISED, POST_TRAINED = NAMES = ("base", "supervised", "post-trained")
 REAL, RECONSTRUCTED = "real", "reconstructed"

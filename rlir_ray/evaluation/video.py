@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from rlir_ray.actions import GROUPS, VPT_CAMERA
+from rlir_ray.spaces.actions import GROUPS, VPT_CAMERA
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -14,11 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from rlir_ray.config import TrainConfig
-from rlir_ray.corrections import decoupled_loss
-from rlir_ray.learner.rescoring import Forward, Rescore, Scores, stream_velocities
-from rlir_ray.learner.state import State
-from rlir_ray.losses import (
+from rlir_ray.algorithm.losses import (
     guarded_log_ratio,
     kl_loss,
     mean_kl_loss,
@@ -27,9 +23,13 @@ from rlir_ray.losses import (
     plain_log_ratio,
     policy_gradient_loss,
 )
+from rlir_ray.algorithm.off_policy import decoupled_loss
+from rlir_ray.config.sections import TrainConfig
+from rlir_ray.learner.state import State
 from rlir_ray.models.flow_streams import interpolate
+from rlir_ray.models.rescoring import Forward, Rescore, Scores, stream_velocities
 from rlir_ray.trajectory import FlowRecord, TokenRecord
-from rlir_ray.weights import Weights, load_weights, weights_of
+from rlir_ray.transfer.weights import Weights, load_weights, weights_of
 
 Metrics = dict[str, Tensor]
 Gathered = Callable[[], AbstractContextManager[None]]

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from rlir_ray.weights import Weights
+from rlir_ray.transfer.weights import Weights
 
 State = Mapping[str, npt.NDArray[np.generic]]
 

@@ -21,16 +21,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rlir_ray.advantages import GroupAdvantages
-from rlir_ray.batching import MicroBatch, micro_batches
-from rlir_ray.config import LearnerConfig, TrainConfig
+from rlir_ray.algorithm.advantages import GroupAdvantages
+from rlir_ray.algorithm.batching import MicroBatch, micro_batches
+from rlir_ray.algorithm.losses import combine, is_maximum, normalise
+from rlir_ray.algorithm.seeds import trajectory_seed
+from rlir_ray.config.sections import LearnerConfig, TrainConfig
 from rlir_ray.learner.objectives import Columns, Objective
 from rlir_ray.learner.state import Part, State, trained_parameters
-from rlir_ray.losses import combine, is_maximum, normalise
 from rlir_ray.models.adapters import save_policy
-from rlir_ray.seeds import trajectory_seed
 from rlir_ray.trajectory import Record, TrajectoryGroup
-from rlir_ray.weights import Weights, check_finite, weights_of
+from rlir_ray.transfer.weights import Weights, check_finite, weights_of
 
 # In a learner's state, besides the engine's.
 NUM_STEPS, OBJECTIVE = "num_steps", "objective/"

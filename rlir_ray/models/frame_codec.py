@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlir_ray.file_modes import give_usual_mode
+from rlir_ray.data.files import give_usual_mode
 from rlir_ray.models.checkpoints import open_library_model
 
 STEM_FILE = "tokenizer.json"

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, TypeGuard, TypeVar
 
-from rlir_ray.config_files import field_lines
+from rlir_ray.config.load import field_lines
 
 Settings = TypeVar("Settings")
 

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rlir_ray.file_modes import give_usual_mode
+from rlir_ray.data.files import give_usual_mode, replace_folder, write_json
 from rlir_ray.pretrain.arguments import add_settings, build_parser, take_settings
-from rlir_ray.run import replace_folder, versions, write_json
+from rlir_ray.run.versions import versions
 
 if TYPE_CHECKING:
     from rlir_ray.models.frame_codec import FrameCodec
@@ -93,9 +93,9 @@ def make_assets(work: Path, out: Path, plan: AssetsPlan) -> dict[str, Any]:
 
 
 def _record(work: Path, plan: AssetsPlan) -> None:
-    from rlir_ray.data.doom import WORLD_MAPS, collect
     from rlir_ray.data.recordings import list_recordings, read_events
     from rlir_ray.pretrain.oracle import oracle_macro_f1
+    from rlir_ray.worlds.doom import WORLD_MAPS, collect
 
     many = {"train": plan.train_frames, "validation": plan.validation_frames}
     few = {"train": plan.world_frames, "validation": plan.world_frames // 10}

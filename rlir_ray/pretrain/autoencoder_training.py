@@ -19,7 +19,7 @@ from rlir_ray.pretrain.device import open_device
 from rlir_ray.pretrain.finished import finished_report
 from rlir_ray.pretrain.loop import Loop, clip_gradients, cosine_rate
 from rlir_ray.pretrain.pictures import Clips, draw_pairs, picture_figures, reconstruction_loss
-from rlir_ray.progress import figure_words
+from rlir_ray.run.progress import figure_words
 
 logger = logging.getLogger(__name__)
 

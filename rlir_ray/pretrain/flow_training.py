@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from rlir_ray.actions import Actions, exclusive_classes, no_action_classes
-from rlir_ray.file_modes import give_usual_mode
+from rlir_ray.data.files import give_usual_mode
 from rlir_ray.models.flow_streams import interpolate, two_streams
 from rlir_ray.pretrain.device import open_device
 from rlir_ray.pretrain.encode import window_starts
@@ -27,6 +26,7 @@ from rlir_ray.pretrain.finished import finished_report
 from rlir_ray.pretrain.flow import FlowTraining
 from rlir_ray.pretrain.loop import Loop, clip_gradients, cosine_rate
 from rlir_ray.pretrain.warnings import loss_figures, world_model_warning
+from rlir_ray.spaces.actions import Actions, exclusive_classes, no_action_classes
 
 if TYPE_CHECKING:
     from rlir_ray.models.flow import FlowWorldModel

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlir_ray.actions import GROUPS
 from rlir_ray.pretrain.arguments import add_action_shift, add_settings, build_parser, check_settings, take_settings
+from rlir_ray.spaces.actions import GROUPS
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from rlir_ray.data.causality import check_causality
     from rlir_ray.data.recordings import load_recordings
     from rlir_ray.pretrain.idm_training import reconstruction, train_inverse_dynamics
-    from rlir_ray.progress import figure_words
+    from rlir_ray.run.progress import figure_words
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     reconstruct = reconstruction(chosen["tokenizer"], settings.device) if chosen["tokenizer"] else None

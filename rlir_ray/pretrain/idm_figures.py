@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rlir_ray.actions import GROUPS, Actions, group_classes
 from rlir_ray.data.recordings import Recording
-from rlir_ray.metrics import accuracy, class_f1, confusion, known_mean, macro_f1, occurs, or_none
-from rlir_ray.models.correlation import CorrelationInverseDynamics
-from rlir_ray.models.inverse_dynamics import InverseDynamicsModel
+from rlir_ray.idm.correlation_idm import CorrelationInverseDynamics
+from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
 from rlir_ray.pretrain.windows import Frames, Reconstruct
 from rlir_ray.rewards.calibration import gate, read_clips
+from rlir_ray.rewards.classification import accuracy, class_f1, confusion, known_mean, macro_f1, occurs, or_none
+from rlir_ray.spaces.actions import GROUPS, Actions, group_classes
 
 Model = InverseDynamicsModel | CorrelationInverseDynamics
 KEYS = ("accuracy", "macro_f1")
@@ -81,7 +81,7 @@ def evaluate_inverse_dynamics(
     Args:
         frames: uint8 [B, F, H, W, 3].
         actions: of B clips, F each; action k leads into frame k.
-        groups: names out of `rlir_ray.actions.GROUPS`.
+        groups: names out of `rlir_ray.spaces.actions.GROUPS`.
     """
     recovered = read_clips(model, frames, groups)
     commanded = np.stack([group_classes(clip, groups) for clip in actions])

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rlir_ray.actions import GROUPS
-from rlir_ray.models.vpt_network import Logits
+from rlir_ray.idm.vpt_network import Logits
 from rlir_ray.pretrain.windows import NUM_BUTTONS
+from rlir_ray.spaces.actions import GROUPS
 
 
 def class_weights(labels: npt.NDArray[np.int64], num_classes: int) -> Tensor:

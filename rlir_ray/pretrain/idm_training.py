@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from rlir_ray.data.files import strict_json, write_json
 from rlir_ray.data.recordings import Recording
-from rlir_ray.models.correlation import CorrelationInverseDynamics, correlation_config
-from rlir_ray.models.inverse_dynamics import InverseDynamicsModel, load_inverse_dynamics
-from rlir_ray.models.vpt_config import small_vpt_config
+from rlir_ray.idm.correlation_idm import CorrelationInverseDynamics, correlation_config
+from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel, load_inverse_dynamics
+from rlir_ray.idm.vpt_config import small_vpt_config
 from rlir_ray.pretrain.device import open_device
 from rlir_ray.pretrain.finished import finished_report
 from rlir_ray.pretrain.idm import InverseDynamicsTraining
@@ -26,8 +27,7 @@ from rlir_ray.pretrain.idm_loss import class_weights, head_weights, inverse_dyna
 from rlir_ray.pretrain.loop import clip_gradients
 from rlir_ray.pretrain.warnings import judge_warning
 from rlir_ray.pretrain.windows import NUM_BINS, LabelledFrames, Reconstruct, draw_windows, label_frames
-from rlir_ray.progress import ShowProgress, figure_words, progress_bar
-from rlir_ray.run import strict_json, write_json
+from rlir_ray.run.progress import ShowProgress, figure_words, progress_bar
 
 logger = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from rlir_ray.data.files import strict_json, write_json
 from rlir_ray.pretrain.finished import FREE_SETTINGS
-from rlir_ray.progress import clock, figure_words, progress_bar
-from rlir_ray.run import strict_json, write_json
+from rlir_ray.run.progress import clock, figure_words, progress_bar
 
 logger = logging.getLogger(__name__)
 

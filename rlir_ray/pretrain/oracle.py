@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from rlir_ray.actions import Actions, group_classes
-from rlir_ray.metrics import confusion, macro_f1
+from rlir_ray.rewards.classification import confusion, macro_f1
+from rlir_ray.spaces.actions import Actions, group_classes
 
 ORACLE_GROUPS = ("forward_back", "jump", "yaw")
 NEIGHBORS = 2

@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from rlir_ray.data.recordings import load_recordings
     from rlir_ray.pretrain.encode import encode_recordings
     from rlir_ray.pretrain.tokenizer_training import train_tokenizer
-    from rlir_ray.progress import counted, progress_bar
+    from rlir_ray.run.progress import counted, progress_bar
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(chosen["threads"])

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rlir_ray.data.files import strict_json, write_json
 from rlir_ray.models.tokenizer import FrameTokenizer, build_tokenizer
 from rlir_ray.pretrain.codebook import CodeAverages
 from rlir_ray.pretrain.device import open_device
@@ -28,8 +29,7 @@ from rlir_ray.pretrain.loop import clip_gradients
 from rlir_ray.pretrain.pictures import Clips, draw_pairs, reconstruction_loss
 from rlir_ray.pretrain.tokenizer import TokenizerTraining
 from rlir_ray.pretrain.tokenizer_figures import evaluate_tokenizer, perplexity
-from rlir_ray.progress import figure_words, progress_bar
-from rlir_ray.run import strict_json, write_json
+from rlir_ray.run.progress import figure_words, progress_bar
 
 logger = logging.getLogger(__name__)
 

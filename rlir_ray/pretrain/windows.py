@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rlir_ray.actions import INDEX, JUDGED_BUTTONS, VPT_CAMERA
 from rlir_ray.data.recordings import Recording
+from rlir_ray.spaces.actions import INDEX, JUDGED_BUTTONS, VPT_CAMERA
 
 Frames = npt.NDArray[np.uint8]
 Reconstruct = Callable[[Frames], Frames]

@@ -14,7 +14,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rlir_ray.actions import Actions, action_tokens
 from rlir_ray.models.autoregressive import WorldModel, assemble, image_positions
 from rlir_ray.models.block_attention import set_block_attention
 from rlir_ray.pretrain.device import open_device
@@ -23,6 +22,7 @@ from rlir_ray.pretrain.finished import finished_report
 from rlir_ray.pretrain.loop import Loop, clip_gradients, cosine_rate
 from rlir_ray.pretrain.warnings import loss_figures, world_model_warning
 from rlir_ray.pretrain.world_model import WorldModelTraining
+from rlir_ray.spaces.actions import Actions, action_tokens
 from rlir_ray.trajectory import stored_codes
 
 logger = logging.getLogger(__name__)

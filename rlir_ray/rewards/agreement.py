@@ -15,9 +15,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rlir_ray.actions import DEGREES_PER_PIXEL, GROUPS, VPT_CAMERA, Actions, group_classes, token_camera_bins
-from rlir_ray.config import CAMERA_MATCHES, RULES
-from rlir_ray.models.readings import class_tables
+from rlir_ray.config.sections import CAMERA_MATCHES, RULES
+from rlir_ray.idm.decoding import class_tables
+from rlir_ray.spaces.actions import DEGREES_PER_PIXEL, GROUPS, VPT_CAMERA, Actions, group_classes, token_camera_bins
 
 # Bounds of a class weight before normalisation: a class of one frame in a thousand must not own the reward.
 MIN_WEIGHT, MAX_WEIGHT = 0.2, 5.0
@@ -79,7 +79,7 @@ def compare(
     Args:
         commanded, recovered: contradictions are cancelled in both; what no judge can see (ESC, swapHands, pickItem)
             belongs to no group and never counts.
-        groups: names out of `rlir_ray.actions.GROUPS`.
+        groups: names out of `rlir_ray.spaces.actions.GROUPS`.
         rule: as in `agreement`.
         camera, tolerance, camera_bins: as in `accepted_classes`.
 
@@ -146,7 +146,7 @@ def accepted_classes(
 
     Args:
         actions: the F commanded actions.
-        groups: names out of `rlir_ray.actions.GROUPS`.
+        groups: names out of `rlir_ray.spaces.actions.GROUPS`.
         camera: of the judge's 11 bins an axis: ``exact``: the bin of the commanded angle; ``within``: at most
             `tolerance` bins from it; ``cell``: the bins of all angles that the world model is told alike, which it
             cannot tell apart; ``ignore``: camera axes are not compared.

@@ -16,14 +16,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rlir_ray.actions import GROUPS, Actions, group_classes, token_camera_bins
-from rlir_ray.metrics import confusion
-from rlir_ray.models.readings import class_tables, group_probabilities, recovered_classes
+from rlir_ray.idm.decoding import class_tables, group_probabilities, recovered_classes
 from rlir_ray.rewards.agreement import CameraBins, accepted_classes, agreement, class_weights, every_rule, frame_weights
+from rlir_ray.rewards.classification import confusion
+from rlir_ray.spaces.actions import GROUPS, Actions, group_classes, token_camera_bins
 from rlir_ray.trajectory import EncodedVideo, RewardScores, codes_tensor
 
 if TYPE_CHECKING:
-    from rlir_ray.config import RewardConfig, WorldConfig
+    from rlir_ray.config.sections import RewardConfig, WorldConfig
 
 
 class Decoder(Protocol):
@@ -216,7 +216,7 @@ def group_confusion(
     Args:
         recovered: int64 [G, F, len(groups)].
         commanded: F actions, the same for all G clips.
-        groups: names out of `rlir_ray.actions.GROUPS`.
+        groups: names out of `rlir_ray.spaces.actions.GROUPS`.
 
     Returns:
         Action group -> int64 [classes, classes].

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rlir_ray.actions import GROUPS, VPT_CAMERA, Actions
 from rlir_ray.data.recordings import open_recording
 from rlir_ray.data.video import index_video
 from rlir_ray.rewards.inverse_dynamics import ClipScores
+from rlir_ray.spaces.actions import GROUPS, VPT_CAMERA, Actions
 
 CURL = "curl -F video=@NAME.mp4 -F events=@NAME.jsonl URL"
 # A recorded event is some hundred bytes; one that lists every key is below this.

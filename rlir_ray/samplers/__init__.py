@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup
-    from rlir_ray.weights import Received
+    from rlir_ray.transfer.weights import Received
 
 
 @dataclass(frozen=True, slots=True)

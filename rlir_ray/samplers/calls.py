@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlir_ray.actions import action_tokens
 from rlir_ray.models.autoregressive import assemble
+from rlir_ray.spaces.actions import action_tokens
 from rlir_ray.trajectory import EncodedVideo, FrameShape, Prompt, TokenRecord, TrajectoryGroup, stored_codes
 
 

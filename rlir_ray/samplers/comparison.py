@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlir_ray.learner.rescoring import Rescore
+from rlir_ray.models.rescoring import Rescore
 from rlir_ray.samplers import LogprobDifference
 from rlir_ray.trajectory import TrajectoryGroup
 

@@ -16,15 +16,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rlir_ray.actions import exclusive_classes, no_action_classes
-from rlir_ray.config import FlowConfig
-from rlir_ray.learner.rescoring import FlowRescorer
+from rlir_ray.algorithm.flow_steps import noise_levels, ode_step, sde_step
+from rlir_ray.config.sections import FlowConfig
+from rlir_ray.models.rescoring import FlowRescorer
 from rlir_ray.samplers import LogprobDifference
 from rlir_ray.samplers.calls import check_call
 from rlir_ray.samplers.comparison import compare
-from rlir_ray.samplers.flow_steps import noise_levels, ode_step, sde_step
+from rlir_ray.spaces.actions import exclusive_classes, no_action_classes
 from rlir_ray.trajectory import EncodedVideo, FlowRecord, Prompt, TrajectoryGroup, stored_codes
-from rlir_ray.weights import Received, load_weights
+from rlir_ray.transfer.weights import Received, load_weights
 
 if TYPE_CHECKING:
     from rlir_ray.models.flow import FlowWorldModel

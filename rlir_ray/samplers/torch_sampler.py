@@ -15,15 +15,15 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from rlir_ray.learner.rescoring import TokenRescorer
 from rlir_ray.models.adapters import bias_of, merged_weight
 from rlir_ray.models.autoregressive import WorldModel, sequence_length
+from rlir_ray.models.rescoring import TokenRescorer
 from rlir_ray.samplers import LogprobDifference
 from rlir_ray.samplers.cached_attention import attend
 from rlir_ray.samplers.calls import check_call, prefixes, token_groups, token_inputs
 from rlir_ray.samplers.comparison import compare
 from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup
-from rlir_ray.weights import Received, load_weights
+from rlir_ray.transfer.weights import Received, load_weights
 
 # Without cuDNN, which builds an execution plan for each new length of the cache: the first clip in bfloat16 took seven
 # times as long with it on an H100.

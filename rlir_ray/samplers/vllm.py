@@ -29,16 +29,16 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.triton_utils import dispatcher
 
-from rlir_ray.config import VllmConfig
-from rlir_ray.learner.rescoring import TokenRescorer
+from rlir_ray.algorithm.seeds import frame_seed
+from rlir_ray.config.sections import VllmConfig
 from rlir_ray.models.adapters import is_adapter_weight, merged_weight
 from rlir_ray.models.autoregressive import NUM_EXTRA_IDS, WorldModel, sequence_length
+from rlir_ray.models.rescoring import TokenRescorer
 from rlir_ray.samplers import LogprobDifference
 from rlir_ray.samplers.calls import check_call, prefixes, token_groups, token_inputs
 from rlir_ray.samplers.comparison import compare
-from rlir_ray.seeds import frame_seed
 from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup
-from rlir_ray.weights import Received, load_weights
+from rlir_ray.transfer.weights import Received, load_weights
 
 # The smallest that all of vLLM's attention kernels take, those for CPUs included: what a request finds in the prefix
 # cache are whole blocks.

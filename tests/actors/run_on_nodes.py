@@ -14,10 +14,10 @@ import ray
 import yaml
 from ray.experimental import get_object_locations
 
+from actors.cluster.placement import cluster_nodes, node_id
 from actors.driver import Pipeline
-from actors.placement import cluster_nodes, node_id
-from actors.reward_pool import RewardPool
-from rlir_ray.capacity import check_capacity, pools_of
+from actors.reward.pool import RewardPool
+from rlir_ray.run.capacity import check_capacity, pools_of
 from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup
 from tests.world import tiny_config, tiny_prompt_set
 

@@ -7,12 +7,12 @@ import pytest
 import ray
 
 from actors.driver import Pipeline
-from actors.learner_group import LearnerGroup
-from actors.pools import RolloutPool
-from actors.rollout import build_sampler
-from actors.weight_sync import WeightSync
-from rlir_ray.advantages import GroupAdvantages
-from rlir_ray.weights import checksum, weights_of
+from actors.learner.group import LearnerGroup
+from actors.rollout.actor import build_sampler
+from actors.rollout.pool import RolloutPool
+from actors.weights.sync import WeightSync
+from rlir_ray.algorithm.advantages import GroupAdvantages
+from rlir_ray.transfer.weights import checksum, weights_of
 from tests.actors.test_driver import assert_same_run
 from tests.chaos.victims import kill_process
 from tests.fakes import tiny_prompts

@@ -7,15 +7,15 @@ import os
 import pytest
 
 from actors.checkpointing import Checkpoints, RunState
+from actors.cluster.files import local_copy
+from actors.cluster.placement import node_id
 from actors.driver import Pipeline, describe_limits
-from actors.placement import node_id
-from actors.run_files import local_copy
-from rlir_ray.checkpoint import LEARNER, check, describe_files, newest, partial_folder
-from rlir_ray.config import CheckpointConfig, TrainConfig
-from rlir_ray.ledger import Ledger
-from rlir_ray.run import LOCK, RunFolder
+from rlir_ray.algorithm.ledger import Ledger
+from rlir_ray.config.sections import CheckpointConfig, TrainConfig
+from rlir_ray.run.checkpoint import LEARNER, check, describe_files, newest, partial_folder
+from rlir_ray.run.folder import LOCK, RunFolder
 from tests.actors.test_driver import assert_same_run, run_pools
-from tests.test_checkpoint import write
+from tests.run.test_checkpoint import write
 from tests.world import flow_overrides, tiny_flow_prompt_set, tiny_prompt_set
 
 
@@ -117,7 +117,7 @@ def test_a_checkpoint_of_a_step_is_written_once_and_read_again(tmp_path):
 
 def test_a_file_of_another_node_is_read_through_that_node(ray_cluster, tmp_path, monkeypatch):
     (tmp_path / "learner.safetensors").write_bytes(os.urandom(3000))
-    monkeypatch.setattr("actors.run_files.node_id", lambda: "another node")
+    monkeypatch.setattr("actors.cluster.files.node_id", lambda: "another node")
     with local_copy(tmp_path / "learner.safetensors", node_id()) as copy:
         assert copy != tmp_path / "learner.safetensors"
         assert copy.read_bytes() == (tmp_path / "learner.safetensors").read_bytes()

@@ -11,14 +11,14 @@ import pytest
 import ray
 
 from actors.checkpointing import _from_json, _to_json
+from actors.cluster.waiting import Stopped
 from actors.collector import Collector
-from actors.pools import GroupRefs
-from actors.reward import Scored
-from actors.rollout import CallReport
-from actors.waiting import Stopped
-from rlir_ray.ledger import Ledger
-from rlir_ray.staleness import Admission
-from rlir_ray.timeline import Span
+from actors.reward.serving import Scored
+from actors.rollout.actor import CallReport
+from actors.rollout.pool import GroupRefs
+from rlir_ray.algorithm.admission import Admission
+from rlir_ray.algorithm.ledger import Ledger
+from rlir_ray.run.tracing import Span
 from rlir_ray.trajectory import RewardScores
 
 VARIED = np.array([[0.0], [1.0], [0.0], [1.0]], np.float32)

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from actors.driver import Pipeline
-from actors.reward import build_reward
-from actors.rollout import build_sampler
-from rlir_ray.checkpoint import newest
+from actors.reward.serving import build_reward
+from actors.rollout.actor import build_sampler
+from rlir_ray.algorithm.ledger import Ledger
 from rlir_ray.families import make_objective, open_policy
 from rlir_ray.learner.step import Learner
 from rlir_ray.learner.torch_engine import TorchEngine
-from rlir_ray.ledger import Ledger
 from rlir_ray.local import train_local
+from rlir_ray.run.checkpoint import newest
 from rlir_ray.trajectory import EncodedVideo, Prompt, RewardScores, TrajectoryGroup
-from rlir_ray.weights import weights_of
+from rlir_ray.transfer.weights import weights_of
 from tests.fakes import NUM_CODES
 from tests.world import flow_overrides, tiny_flow_prompt_set, tiny_prompt_set
 

@@ -6,12 +6,13 @@ import types
 import pytest
 import ray
 
-from actors.errors import import_hint
-from actors.learner_group import LearnerGroup
-from actors.pools import RolloutPool, as_actor, stop_actors
+from actors.cluster.errors import import_hint
+from actors.cluster.lifecycle import as_actor, stop_actors
+from actors.cluster.waiting import wait_all
+from actors.learner.group import LearnerGroup
 from actors.prompts import PromptActor
-from actors.reward_pool import RewardPool
-from actors.waiting import wait_all
+from actors.reward.pool import RewardPool
+from actors.rollout.pool import RolloutPool
 
 TIMEOUT_S = 250
 HINT = r"No module named 'only_here'; make only_here importable in Ray's workers, not in the driver alone: put it into"

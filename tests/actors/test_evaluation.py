@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import ray
 
-from actors import evaluation
-from actors.evaluation import EvaluationActor
-from actors.judging import Judging
-from actors.pools import as_actor, stop_actors
+from actors.cluster.lifecycle import as_actor, stop_actors
+from actors.evaluation import actor as evaluation
+from actors.evaluation.actor import EvaluationActor
+from actors.evaluation.client import Judging
 from actors.prompts import PromptActor
-from rlir_ray.actions import Actions
 from rlir_ray.data.prompts import PromptSet
+from rlir_ray.spaces.actions import Actions
 from rlir_ray.trajectory import Prompt
 from tests.rewards.test_calibration import StripeReader, _clips
 from tests.world import MakeConfig

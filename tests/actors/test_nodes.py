@@ -17,7 +17,7 @@ from ray.cluster_utils import Cluster
 from ray.job_submission import JobStatus, JobSubmissionClient
 from ray.util.state import list_actors
 
-from rlir_ray.ledger import Ledger
+from rlir_ray.algorithm.ledger import Ledger
 from rlir_ray.models.autoregressive import WorldModel
 from tests.actors.test_driver import run_local
 from tests.world import tiny_config

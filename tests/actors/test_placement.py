@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from actors.placement import ray_options
-from actors.run_files import write_part
-from rlir_ray.config_files import load_config
+from actors.cluster.files import write_part
+from actors.cluster.placement import ray_options
+from rlir_ray.config.load import load_config
 
 
 def test_actors_take_the_resources_of_their_pool_and_are_spread() -> None:

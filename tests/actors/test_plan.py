@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from actors.plan import (
+from actors.cluster.plan import (
     SYSTEM_CONFIG,
     absolute_paths,
     check_answers,
@@ -16,7 +16,7 @@ from actors.plan import (
     stop_notice,
 )
 from rlir_ray.families import family_of
-from rlir_ray.run import JOB_VARIABLE
+from rlir_ray.run.folder import JOB_VARIABLE
 from rlir_ray.samplers.torch_sampler import TorchSampler
 from tests.fakes import TOKENS_PER_FRAME, tiny_prompts, tiny_world_model
 

@@ -11,16 +11,17 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from actors.learner_group import LearnerGroup
-from actors.mailbox import Mailbox, SaveOrder, StepReport, split_order
-from actors.pools import RolloutPool, as_actor
-from actors.rollout import RolloutActor, build_sampler
-from rlir_ray.advantages import GroupAdvantages
+from actors.cluster.lifecycle import as_actor
+from actors.learner.command_queue import Mailbox, SaveOrder, StepReport, split_order
+from actors.learner.group import LearnerGroup
+from actors.rollout.actor import RolloutActor, build_sampler
+from actors.rollout.pool import RolloutPool
+from rlir_ray.algorithm.advantages import GroupAdvantages
 from rlir_ray.families import make_objective
 from rlir_ray.learner.step import Learner
 from rlir_ray.learner.torch_engine import TorchEngine
-from rlir_ray.timeline import span_since
-from rlir_ray.weights import checksum, weights_of
+from rlir_ray.run.tracing import span_since
+from rlir_ray.transfer.weights import checksum, weights_of
 from tests.fakes import tiny_prompts, tiny_world_model
 
 TIMEOUT_S = 250

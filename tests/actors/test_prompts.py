@@ -3,9 +3,9 @@
 import time
 
 import actors.prompts
-from actors.pools import as_actor, stop_actors
+from actors.cluster.lifecycle import as_actor, stop_actors
+from actors.cluster.waiting import wait_all
 from actors.prompts import WATCHING, PromptActor, PromptWatch
-from actors.waiting import wait_all
 from tests.world import tiny_prompt_set
 
 

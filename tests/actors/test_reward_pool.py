@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import ray
 
-from actors import reward_serve
-from actors.errors import one_line
-from actors.reward import RewardActor
-from actors.reward_pool import RewardPool
-from actors.reward_serve import count_options, serve_options
-from actors.rollout import build_sampler
+from actors.cluster.errors import one_line
+from actors.reward import serve as reward_serve
+from actors.reward.pool import RewardPool
+from actors.reward.serve import count_options, serve_options
+from actors.reward.serving import RewardActor
+from actors.rollout.actor import build_sampler
 from tests.fakes import tiny_prompts
 from tests.own_rewards import DeadlyReward, FastidiousReward, SickeningReward, SleepReward, small_video
 

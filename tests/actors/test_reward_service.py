@@ -14,11 +14,11 @@ from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
 from actors.driver import Pipeline
-from actors.reward_backend import ReplicaLost
-from actors.reward_pool import RewardPool
-from actors.reward_serve import HandleBackend
-from actors.reward_service import RewardService, build
-from actors.rollout import build_sampler
+from actors.reward.backend import ReplicaLost
+from actors.reward.pool import RewardPool
+from actors.reward.serve import HandleBackend
+from actors.reward.service import RewardService, build
+from actors.rollout.actor import build_sampler
 from rlir_ray.data.recordings import write_recording
 from rlir_ray.rewards.uploads import Limits
 from tests.data.videos import event
@@ -192,7 +192,7 @@ def test_the_shipped_configuration_is_one_that_serve_takes_and_binds_to_this_mac
     schema = ServeDeploySchema.model_validate(config)
     assert schema.http_options.host == "127.0.0.1"
     (application,) = schema.applications
-    assert (application.name, application.import_path) == ("rlir_reward", "actors.reward_service:build")
+    assert (application.name, application.import_path) == ("rlir_reward", "actors.reward.service:build")
     deployment = build(application.args)._bound_deployment
     scaling = deployment._deployment_config.autoscaling_config
     assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (1, 4, 8)

@@ -14,18 +14,19 @@ import numpy as np
 import pytest
 import ray
 
-from actors.control import scale_run
+from actors.cluster.lifecycle import as_actor
+from actors.cluster.waiting import Stopped
+from actors.control.commands import scale_run
+from actors.control.scaling import check_scale
 from actors.driver import Pipeline
-from actors.mailbox import StepReport
-from actors.pools import RolloutPool, as_actor
-from actors.scaling import check_scale
-from actors.waiting import Stopped
-from actors.weight_sync import WeightSync
-from rlir_ray.cli import main
-from rlir_ray.run_address import ADDRESS_FILE, find_run
-from rlir_ray.timeline import Span
+from actors.learner.command_queue import StepReport
+from actors.rollout.pool import RolloutPool
+from actors.weights.sync import WeightSync
+from rlir_ray.cli.commands import main
+from rlir_ray.run.address import ADDRESS_FILE, find_run
+from rlir_ray.run.tracing import Span
 from rlir_ray.trajectory import EncodedVideo, TokenRecord, TrajectoryGroup
-from rlir_ray.weights import check_published, checksum
+from rlir_ray.transfer.weights import check_published, checksum
 from tests.actors.test_driver import assert_same_run
 from tests.fakes import tiny_prompts
 from tests.world import tiny_prompt_set

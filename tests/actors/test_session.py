@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from actors import plan
+from actors.cluster import plan
 
 ROOT = Path(__file__).parents[2]
 SESSION = """
 import ray
-from actors.plan import ray_session
+from actors.cluster.plan import ray_session
 with ray_session() as found:
     print(found)
     print("nodes", len(ray.nodes()))
@@ -76,9 +76,9 @@ REFUSED = {
 }
 ADDRESSES = """
 import json, os, sys
-from actors.doctor import ray_findings
-from actors.plan import ray_session
-from rlir_ray.config import Config
+from actors.cluster.doctor import ray_findings
+from actors.cluster.plan import ray_session
+from rlir_ray.config.sections import Config
 said = []
 for os.environ["RAY_ADDRESS"] in json.loads(sys.argv[1]):
     (finding,) = ray_findings(Config())

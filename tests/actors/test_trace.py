@@ -5,7 +5,7 @@ import json
 import pytest
 
 from actors.driver import Pipeline
-from rlir_ray.ledger import Ledger
+from rlir_ray.algorithm.ledger import Ledger
 from tests.world import tiny_prompt_set
 
 NUM_STEPS, PER_STEP, PER_CALL = 4, 4, 2

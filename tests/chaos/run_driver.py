@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from actors.driver import Pipeline
-from rlir_ray.streams import make_standard_streams_last
+from rlir_ray.cli.streams import make_standard_streams_last
 from tests.world import tiny_config, tiny_prompt_set
 
 

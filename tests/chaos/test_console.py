@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rlir_ray.checkpoint import newest
+from rlir_ray.run.checkpoint import newest
 from tests.chaos.test_driver_killed import ROOT, TIMEOUT_S, read_until, start
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(290)]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rlir_ray.checkpoint import newest
-from rlir_ray.ledger import Ledger
+from rlir_ray.algorithm.ledger import Ledger
+from rlir_ray.run.checkpoint import newest
 from tests.actors.test_driver import run_local
 from tests.world import tiny_config
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-import actors.learner_group
+import actors.learner.group
 from actors.driver import Pipeline
-from actors.learner import build_learner
-from actors.learner_group import LearnerLost
-from rlir_ray.config import Config
+from actors.learner.actor import build_learner
+from actors.learner.group import LearnerLost
+from rlir_ray.algorithm.ledger import Ledger
+from rlir_ray.config.sections import Config
 from rlir_ray.learner.step import Learner
-from rlir_ray.ledger import Ledger
 from tests.actors.test_driver import assert_same_run
 from tests.world import tiny_prompt_set
 
@@ -50,7 +50,7 @@ def learner_that_starts_badly(config: Config) -> Learner:
 
 
 def train(config: Config, monkeypatch: pytest.MonkeyPatch, lines: list[str], build=mortal_learner):
-    monkeypatch.setattr(actors.learner_group, "build_learner", build)
+    monkeypatch.setattr(actors.learner.group, "build_learner", build)
     return Pipeline(config, prompts=tiny_prompt_set, progress=lines.append).train(calibrate=False, evaluate=False)
 
 

@@ -6,8 +6,8 @@ from functools import partial
 import pytest
 import ray
 
-from actors.errors import one_line
-from actors.reward_pool import RewardPool
+from actors.cluster.errors import one_line
+from actors.reward.pool import RewardPool
 from tests.chaos.victims import kill_process
 from tests.own_rewards import FastidiousReward, MoodyReward, SleepReward, StuckReward, small_video
 

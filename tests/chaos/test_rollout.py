@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import ray
 
-from actors.pools import RolloutPool
-from actors.rollout import build_sampler
-from rlir_ray.weights import checksum, weights_of
+from actors.rollout.actor import build_sampler
+from actors.rollout.pool import RolloutPool
+from rlir_ray.transfer.weights import checksum, weights_of
 from tests.chaos.victims import kill_process, process_id
 from tests.fakes import tiny_prompts, tiny_world_model
 

@@ -12,8 +12,8 @@ from ray._private import state
 
 from actors.driver import Pipeline
 from benchmarks.stages import SleepLearner, SleepReward, SleepSampler, random_prompts
-from rlir_ray.config_files import load_config
-from rlir_ray.ledger import Ledger
+from rlir_ray.algorithm.ledger import Ledger
+from rlir_ray.config.load import load_config
 from tests.chaos.victims import kill_process
 
 ROOT = Path(__file__).parents[2]
@@ -98,7 +98,7 @@ import sys
 import numpy as np
 import ray
 from ray._private import internal_api
-from actors.plan import start_ray
+from actors.cluster.plan import start_ray
 from tests.chaos.test_run import make_pipeline, run
 
 start_ray(num_cpus=4, object_store_memory=100_000_000)

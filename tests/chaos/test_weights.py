@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import ray
 
-from actors.mailbox import StepReport
-from actors.pools import RolloutPool, as_actor
-from actors.rollout import build_sampler
-from actors.weight_sync import MAX_LOST, WeightSync
-from rlir_ray.timeline import span_since
-from rlir_ray.weights import checksum, weights_of
+from actors.cluster.lifecycle import as_actor
+from actors.learner.command_queue import StepReport
+from actors.rollout.actor import build_sampler
+from actors.rollout.pool import RolloutPool
+from actors.weights.sync import MAX_LOST, WeightSync
+from rlir_ray.run.tracing import span_since
+from rlir_ray.transfer.weights import checksum, weights_of
 from tests.chaos.victims import kill_process
 from tests.fakes import tiny_prompts, tiny_world_model
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlir_ray.actions import BUTTONS, INDEX, Actions
 from rlir_ray.data.causality import check_causality, probe_causality
 from rlir_ray.data.recordings import write_recording
 from rlir_ray.pretrain.idm import main
+from rlir_ray.spaces.actions import BUTTONS, INDEX, Actions
 
 
 def moving_square(num_frames: int = 900, seed: int = 0) -> tuple[np.ndarray, Actions]:

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlir_ray.actions import DEGREES_PER_PIXEL, INDEX
-from rlir_ray.config import DataConfig, WorldConfig
+from rlir_ray.config.sections import DataConfig, WorldConfig
 from rlir_ray.data.clips import ClipAddress, cut_clips, read_clip
 from rlir_ray.data.recordings import (
     list_recordings,
@@ -22,6 +21,7 @@ from rlir_ray.data.recordings import (
     write_recording,
 )
 from rlir_ray.data.sources import find_recordings
+from rlir_ray.spaces.actions import DEGREES_PER_PIXEL, INDEX
 from tests.data.videos import damage_frame, decode_all, event, turn, write_pair
 
 NUM_FRAMES = 12

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlir_ray.actions import BUTTONS, INDEX, Actions
-from rlir_ray.data.scripted_player import Command, command_event
 from rlir_ray.data.vpt_events import parse_event, recorder_version, repair_events
+from rlir_ray.spaces.actions import BUTTONS, INDEX, Actions
+from rlir_ray.worlds.scripted_player import Command, command_event
 from tests.data.videos import event
 
 NOTHING_PRESSED: dict[str, Any] = {name: 0 for name in BUTTONS}

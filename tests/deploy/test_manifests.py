@@ -12,8 +12,8 @@ import pytest
 import ray
 import yaml
 
-from rlir_ray.capacity import Node, check_capacity, pools_of
-from rlir_ray.config_files import load_config
+from rlir_ray.config.load import load_config
+from rlir_ray.run.capacity import Node, check_capacity, pools_of
 from tests.deploy.kuberay import unknown
 
 ROOT = Path(__file__).parents[2]
@@ -97,7 +97,7 @@ def test_the_service_is_an_application_that_serve_takes() -> None:
     service = documents(DEPLOY / "kuberay" / "rayservice.yaml")[0]
     config = yaml.safe_load(service["spec"]["serveConfigV2"])
     schema = ServeDeploySchema.parse_obj(config)
-    assert [application.import_path for application in schema.applications] == ["actors.reward_service:build"]
+    assert [application.import_path for application in schema.applications] == ["actors.reward.service:build"]
     # Ports of the pods and of the policy.
     assert schema.http_options.port == 8000
 

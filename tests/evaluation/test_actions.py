@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlir_ray.actions import group_classes
-from rlir_ray.config import WorldConfig
+from rlir_ray.config.sections import WorldConfig
 from rlir_ray.data.prompts import PromptSet
 from rlir_ray.evaluation import actions as evaluation_actions
 from rlir_ray.evaluation.actions import evaluate_policy, evaluate_real, spread
 from rlir_ray.evaluation.results import Results, compare, record_ceiling, record_evaluation
 from rlir_ray.evaluation.video import contact_strip
 from rlir_ray.samplers.torch_sampler import TorchSampler
+from rlir_ray.spaces.actions import group_classes
 from tests.fakes import HEIGHT, WIDTH, tiny_actions, tiny_idm, tiny_prompts, tiny_tokenizer, tiny_world_model
 
 WORLD = WorldConfig(height=HEIGHT, width=WIDTH, num_context=2, num_frames=3, groups=("forward_back", "jump", "yaw"))

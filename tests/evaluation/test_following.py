@@ -7,7 +7,7 @@ import pytest
 
 from rlir_ray.evaluation.comparison import Change, following_changes
 from rlir_ray.evaluation.following import Following
-from rlir_ray.metrics import macro_f1
+from rlir_ray.rewards.classification import macro_f1
 
 GROUPS = ("forward_back", "jump")
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from rlir_ray.actions import BUTTONS, INDEX, VPT_CAMERA, Actions
 from rlir_ray.evaluation import action_following
 from rlir_ray.evaluation.mineworld import (
     actions_clip,
@@ -22,6 +21,7 @@ from rlir_ray.evaluation.mineworld import (
     readings_clips,
     table_lines,
 )
+from rlir_ray.spaces.actions import BUTTONS, INDEX, VPT_CAMERA, Actions
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "action_following_metric.json").read_text())
 PREDICTED, RECORDED = ([video[side] for video in GOLDEN["videos"]] for side in ("predicted", "recorded"))

@@ -6,8 +6,8 @@ import av
 import numpy as np
 import pytest
 
-from rlir_ray.actions import VPT_CAMERA
 from rlir_ray.evaluation.video import GREEN, HOLD_FRAMES, RED, Clips, key_label, save_clips, side_by_side, write_videos
+from rlir_ray.spaces.actions import VPT_CAMERA
 
 
 def clips(name: str, recovered: int) -> Clips:

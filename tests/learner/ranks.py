@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlir_ray.advantages import GroupAdvantages
-from rlir_ray.batching import split_groups
-from rlir_ray.config import LearnerConfig, TrainConfig
+from rlir_ray.algorithm.advantages import GroupAdvantages
+from rlir_ray.algorithm.batching import split_groups
+from rlir_ray.config.sections import LearnerConfig, TrainConfig
 from rlir_ray.learner.objectives import PolicyGradient
-from rlir_ray.learner.rescoring import TokenRescorer
 from rlir_ray.learner.step import Engine, Learner, StepBatch, trained_decisions
 from rlir_ray.learner.torch_engine import TorchEngine
+from rlir_ray.models.rescoring import TokenRescorer
 from rlir_ray.samplers.torch_sampler import TorchSampler
 from rlir_ray.trajectory import TrajectoryGroup
 from tests.fakes import tiny_prompts, tiny_world_model

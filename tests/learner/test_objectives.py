@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from rlir_ray.advantages import GroupAdvantages
-from rlir_ray.config import Config, FlowConfig, LearnerConfig, LoraConfig, RolloutConfig, TrainConfig
+from rlir_ray.algorithm.advantages import GroupAdvantages
+from rlir_ray.algorithm.flow_steps import noise_levels
+from rlir_ray.config.sections import Config, FlowConfig, LearnerConfig, LoraConfig, RolloutConfig, TrainConfig
 from rlir_ray.families import family_of
 from rlir_ray.learner.objectives import DiffusionNFT, Objective, PolicyGradient
-from rlir_ray.learner.rescoring import FlowRescorer, TokenRescorer, stream_velocities
 from rlir_ray.learner.step import Learner, StepBatch, trained_decisions
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.models.adapters import add_adapter, is_adapter_weight, merged_weight, without_adapter
 from rlir_ray.models.flow_streams import interpolate
+from rlir_ray.models.rescoring import FlowRescorer, TokenRescorer, stream_velocities
 from rlir_ray.samplers.flow import FlowSampler
-from rlir_ray.samplers.flow_steps import noise_levels
 from rlir_ray.samplers.torch_sampler import TorchSampler
 from rlir_ray.trajectory import FlowRecord, TrajectoryGroup
-from rlir_ray.weights import checksum, load_weights, weights_of
+from rlir_ray.transfer.weights import checksum, load_weights, weights_of
 from tests.fakes import tiny_flow_model, tiny_flow_prompts, tiny_prompts, tiny_world_model
 
 FLOW = FlowConfig(num_steps=4, window=2, noise_level=0.5, shared_noise=False)

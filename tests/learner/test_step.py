@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from rlir_ray.advantages import GroupAdvantages
-from rlir_ray.checkpoint import ArrayFile, save_arrays
-from rlir_ray.config import LearnerConfig, TrainConfig
+from rlir_ray.algorithm.advantages import GroupAdvantages
+from rlir_ray.config.sections import LearnerConfig, TrainConfig
 from rlir_ray.learner.objectives import PolicyGradient
-from rlir_ray.learner.rescoring import TokenRescorer
 from rlir_ray.learner.step import Learner, StepBatch, learning_rate_at, save_whole, trained_decisions
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.models.autoregressive import WorldModel
+from rlir_ray.models.rescoring import TokenRescorer
+from rlir_ray.run.checkpoint import ArrayFile, save_arrays
 from rlir_ray.samplers.torch_sampler import TorchSampler
-from rlir_ray.weights import checksum, weights_of
+from rlir_ray.transfer.weights import checksum, weights_of
 from tests.fakes import tiny_prompts, tiny_world_model
 
 TEMPERATURE = 0.8

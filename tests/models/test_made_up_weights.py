@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from rlir_ray.config import LoraConfig
+from rlir_ray.config.sections import LoraConfig
+from rlir_ray.idm.correlation_idm import CorrelationInverseDynamics
+from rlir_ray.idm.inverse_dynamics import load_inverse_dynamics
 from rlir_ray.models.adapters import add_adapter, save_policy
 from rlir_ray.models.autoencoder import FrameAutoencoder
 from rlir_ray.models.autoregressive import WorldModel
-from rlir_ray.models.correlation import CorrelationInverseDynamics
 from rlir_ray.models.flow import open_flow_model
-from rlir_ray.models.inverse_dynamics import load_inverse_dynamics
 from rlir_ray.models.tokenizer import FrameTokenizer
 from tests.fakes import (
     tiny_autoencoder,

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from rlir_ray.actions import BUTTONS, INDEX, Actions
 from rlir_ray.models.flow import FlowWorldModel, open_flow_model
 from rlir_ray.pretrain.flow import FlowTraining
 from rlir_ray.pretrain.flow_training import LatentRecordings, flow_loss, load_latents, train_flow, validate
 from rlir_ray.pretrain.loop import Loop, cosine_rate
+from rlir_ray.spaces.actions import BUTTONS, INDEX, Actions
 
 TINY = FlowTraining(
     patch_size=1, hidden_size=32, num_layers=2, num_heads=2, num_frames=3, batch_size=16, num_steps=120,

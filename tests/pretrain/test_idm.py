@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from rlir_ray.actions import Actions
 from rlir_ray.data.recordings import Recording, write_recording
-from rlir_ray.models.inverse_dynamics import load_inverse_dynamics
+from rlir_ray.idm.inverse_dynamics import load_inverse_dynamics
 from rlir_ray.pretrain import idm_training
 from rlir_ray.pretrain.idm import InverseDynamicsTraining, main
 from rlir_ray.pretrain.idm_figures import compare, cut_clips, evaluate_inverse_dynamics, held_out_figures
 from rlir_ray.pretrain.idm_loss import class_weights, inverse_dynamics_loss
 from rlir_ray.pretrain.idm_training import build_model, train_inverse_dynamics
 from rlir_ray.pretrain.warnings import judge_warning
+from rlir_ray.spaces.actions import Actions
 
 SETTINGS = InverseDynamicsTraining(
     architecture="correlation", groups=("yaw",), minutes=0, steps=20, clips_per_step=4, window_frames=(4,), seed=3

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from rlir_ray.actions import Actions
 from rlir_ray.data.recordings import Recording, list_recordings, read_recordings, write_recording
 from rlir_ray.models.tokenizer import build_tokenizer
 from rlir_ray.pretrain.codebook import kmeans
@@ -16,6 +15,7 @@ from rlir_ray.pretrain.pictures import reconstruction_loss
 from rlir_ray.pretrain.tokenizer import TokenizerTraining, main
 from rlir_ray.pretrain.tokenizer_figures import evaluate_tokenizer
 from rlir_ray.pretrain.tokenizer_training import train_tokenizer
+from rlir_ray.spaces.actions import Actions
 
 TINY = TokenizerTraining(
     num_codes=16, code_size=4, pixel_unshuffle=4, block_channels=(8, 16), batch_pairs=4, num_steps=60,

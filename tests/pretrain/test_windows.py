@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from rlir_ray.actions import INDEX, VPT_CAMERA, Actions
 from rlir_ray.data.recordings import Recording
 from rlir_ray.pretrain.windows import LabelledFrames, augment, draw_windows, label_frames, mirror
+from rlir_ray.spaces.actions import INDEX, VPT_CAMERA, Actions
 
 
 def grey_frames() -> LabelledFrames:

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from rlir_ray.actions import BUTTONS, INDEX
 from rlir_ray.models.autoregressive import WorldModel, split_frames
 from rlir_ray.models.block_attention import block_attention
 from rlir_ray.pretrain.warnings import loss_figures, world_model_warning
 from rlir_ray.pretrain.world_model import WorldModelTraining, main
 from rlir_ray.pretrain.world_model_training import TokenRecordings, load_tokens, train_world_model
+from rlir_ray.spaces.actions import BUTTONS, INDEX
 
 SETTINGS = WorldModelTraining(
     num_codes=8, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=2, num_key_value_heads=1, num_frames=3,

@@ -5,8 +5,8 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from rlir_ray.actions import Actions
 from rlir_ray.rewards.calibration import check_alignment, check_gate, gate
+from rlir_ray.spaces.actions import Actions
 
 GROUP_NAMES = ("forward_back", "jump")
 NUM_CLIPS, NUM_FRAMES = 40, 9

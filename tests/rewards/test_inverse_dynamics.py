@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from rlir_ray.actions import VPT_CAMERA, Actions
-from rlir_ray.config import RewardConfig, WorldConfig
+from rlir_ray.config.sections import RewardConfig, WorldConfig
 from rlir_ray.rewards.inverse_dynamics import InverseReward
+from rlir_ray.spaces.actions import VPT_CAMERA, Actions
 from rlir_ray.trajectory import EncodedVideo
 
 WORLD = WorldConfig(height=4, width=4, num_frames=3, groups=("forward_back", "jump", "yaw"))

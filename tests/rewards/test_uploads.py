@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from rlir_ray.actions import Actions
-from rlir_ray.config import RewardConfig, WorldConfig
+from rlir_ray.config.sections import RewardConfig, WorldConfig
 from rlir_ray.data.recordings import write_recording
 from rlir_ray.rewards.inverse_dynamics import InverseReward
 from rlir_ray.rewards.uploads import Limits, UploadError, clip_report, read_body, read_clip, read_form
+from rlir_ray.spaces.actions import Actions
 from tests.data.videos import HEIGHT, WIDTH, damage_frame, event, moving_bars, turn, write_pair
 
 LIMITS = Limits(height=HEIGHT, width=WIDTH, max_frames=60, max_bytes=1000)

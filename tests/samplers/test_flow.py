@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from rlir_ray.actions import exclusive_classes, no_action_classes
-from rlir_ray.config import FlowConfig
-from rlir_ray.learner.rescoring import FlowRescorer
+from rlir_ray.algorithm.flow_steps import SDE_KINDS, noise_levels, ode_step
+from rlir_ray.config.sections import FlowConfig
 from rlir_ray.models.flow import FrameCache
+from rlir_ray.models.rescoring import FlowRescorer
 from rlir_ray.samplers.flow import FlowSampler, window_start
-from rlir_ray.samplers.flow_steps import SDE_KINDS, noise_levels, ode_step
+from rlir_ray.spaces.actions import exclusive_classes, no_action_classes
 from rlir_ray.trajectory import FlowRecord, TrajectoryGroup
-from rlir_ray.weights import weights_of
+from rlir_ray.transfer.weights import weights_of
 from tests.fakes import LATENT_SHAPE, tiny_flow_model, tiny_flow_prompts
 
 CONFIG = FlowConfig(num_steps=4, window=2, noise_level=0.5)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlir_ray.config import LoraConfig
+from rlir_ray.config.sections import LoraConfig
 from rlir_ray.models.adapters import add_adapter
 from rlir_ray.models.autoregressive import NUM_EXTRA_IDS, WorldModel, split_frames
 from rlir_ray.samplers.torch_sampler import Decoder, TorchSampler, draw_tokens, keep_likeliest
-from rlir_ray.weights import checksum, weights_of
+from rlir_ray.transfer.weights import checksum, weights_of
 from tests.fakes import NUM_CODES, TOKENS_PER_FRAME, tiny_prompts, tiny_world_model
 
 

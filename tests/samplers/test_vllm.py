@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from rlir_ray.config import LoraConfig, VllmConfig
+from rlir_ray.config.sections import LoraConfig, VllmConfig
 from rlir_ray.models.adapters import add_adapter
 from rlir_ray.models.autoregressive import decision_positions, split_frames
 from rlir_ray.samplers import LogprobDifference
 from rlir_ray.samplers.torch_sampler import TorchSampler
-from rlir_ray.weights import weights_of
+from rlir_ray.transfer.weights import weights_of
 from tests.fakes import NUM_CODES, TOKENS_PER_FRAME, tiny_prompts, tiny_vllm_model
 
 TEMPERATURE = 0.8

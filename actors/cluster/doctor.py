@@ -1,0 +1,48 @@
+"""The part of `python -m rlir_ray doctor` that asks Ray: whether it answers, and whether it holds the recipe's run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from actors.cluster.placement import cluster_nodes
+from actors.cluster.plan import check_disk, check_ranks, check_store, free_store, ray_session
+from rlir_ray.config.sections import Config
+from rlir_ray.run.capacity import Node, check_capacity, pools_of
+from rlir_ray.run.doctor import Finding, judged
+from rlir_ray.run.folder import runs_folder
+from rlir_ray.run.preflight import check_world
+
+
+def ray_findings(config: Config) -> Iterator[Finding]:
+    """Whether Ray starts or answers, on the path that `train` takes; then whether the plan fits it."""
+    with contextlib.ExitStack() as session:
+        answer = judged("ray", lambda: session.enter_context(ray_session()))
+        yield answer
+        if answer.level != "fail":
+            yield from _plan_findings(config, cluster_nodes(), free_store(config))
+
+
+def _plan_findings(config: Config, nodes: list[Node], store_bytes: int) -> Iterator[Finding]:
+    def plan() -> str:
+        pools = pools_of(config)
+        check_ranks(config)
+        check_capacity(pools, nodes)
+        return ", ".join(f"{pool.count} x {pool.name}" for pool in pools) + " fit the nodes"
+
+    def store() -> str:
+        budget = check_store(config, check_world(config), store_bytes)
+        return f"{store_bytes / 1e9:.1f} GB free hold the weights and up to {budget / 1e9:.1f} GB of groups"
+
+    def disk() -> str:
+        folder = runs_folder(config.run.dir)
+        return check_disk(config, next(path for path in (folder, *folder.parents) if path.is_dir()))
+
+    yield judged("plan", plan)
+    try:
+        check_world(config)
+    except ValueError:
+        # Sizes are those of the checkpoints, of which another finding has told.
+        return
+    yield judged("object store", store)
+    yield judged("disk", disk)

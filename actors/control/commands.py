@@ -1,0 +1,146 @@
+"""How a running driver is reached from another process: a small named actor that passes orders on.
+
+`python -m rlir_ray scale` finds the run's folder, reads there which Ray the run is in, and asks the actor of that name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import ray
+
+from actors.cluster.errors import one_line
+from actors.cluster.lifecycle import as_actor, stop_actors
+from actors.cluster.placement import node_id, on_node
+from actors.cluster.plan import check_answers
+from actors.cluster.waiting import POLL_S
+from actors.control.actor import Answer, RunControl, ScaleOrder
+from rlir_ray.run.address import ADDRESS_FILE, Whereabouts, write_address
+
+NAMESPACE = "rlir_ray"
+# A driver answers between two looks; more than this means that it is gone or stuck.
+ANSWER_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 120.0
+POOLS = ("rollout", "reward")
+
+
+class Control:
+    """The driver's side: carries orders out in a thread of its own, while the loop goes on.
+
+    Args:
+        folder: of the run; its name is the actor's, and says there where the run is.
+        scale: carries an order out; a ValueError refuses it.
+
+    Raises:
+        ValueError: a run of this name trains in this Ray already.
+    """
+
+    def __init__(self, folder: Path, scale: Callable[[str, int], str]) -> None:
+        self.folder, self.scale = folder, scale
+        try:
+            self.actor = as_actor(
+                RunControl, name=folder.name, namespace=NAMESPACE, scheduling_strategy=on_node(node_id())
+            ).remote()
+        except ValueError as error:
+            raise ValueError(
+                f"run.name must be free in the Ray that it trains in, got {folder.name}, which trains there; choose "
+                "another run.name"
+            ) from error
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="run control", daemon=True)
+        self._thread.start()
+        write_address(folder, ray.get_runtime_context().gcs_address, folder.name)
+
+    def _work(self) -> None:
+        """Unblocked by an order, or by `close`."""
+        while True:
+            ref = self.actor.next_order.remote()
+            while not ray.wait([ref], timeout=POLL_S)[0]:
+                if self._closing.is_set():
+                    return
+            try:
+                order: ScaleOrder = ray.get(ref, timeout=ANSWER_TIMEOUT_S)
+            except ray.exceptions.RayError:
+                return  # the actor is gone: nobody can be answered
+            self.actor.answer.remote(order.order_id, self._carry_out(order))
+
+    def _carry_out(self, order: ScaleOrder) -> Answer:
+        try:
+            return Answer(text=self.scale(order.pool, order.number), is_refusal=False)
+        except Exception as error:
+            return Answer(text=one_line(error) if not isinstance(error, ValueError) else str(error), is_refusal=True)
+
+    def close(self) -> None:
+        """No more orders; the folder no longer says where the run is."""
+        (self.folder / ADDRESS_FILE).unlink(missing_ok=True)
+        self._closing.set()
+        self._thread.join(STOP_TIMEOUT_S)
+        stop_actors([self.actor])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The user's side
+
+
+def scale_run(run: Whereabouts, pool: str, number: int) -> str:
+    """Scales a pool of a run that trains, from any process of a machine of its cluster.
+
+    Args:
+        run: where it is, as `find_run` says.
+        pool: `rollout` or `reward`.
+        number: actors or replicas.
+
+    Returns:
+        What will be, in a line.
+
+    Raises:
+        ValueError: it does not train; or what the driver says against it.
+        TimeoutError: the driver did not answer.
+    """
+    with _joined(run):
+        try:
+            actor = ray.get_actor(run.actor, namespace=NAMESPACE)
+            answer: Answer = ray.get(actor.scale.remote(pool, number), timeout=ANSWER_TIMEOUT_S)
+        except (ValueError, ray.exceptions.RayActorError) as error:
+            raise ValueError(run.refusal) from error
+        except ray.exceptions.GetTimeoutError as error:
+            raise TimeoutError(
+                f"waited {ANSWER_TIMEOUT_S:.0f} s for the driver of {run.actor}; look whether it still works and try "
+                "again"
+            ) from error
+    if answer.is_refusal:
+        raise ValueError(answer.text)
+    return answer.text
+
+
+@contextlib.contextmanager
+def _joined(run: Whereabouts) -> Iterator[None]:
+    """The run's Ray for the time inside; this process's own if it is in it already."""
+    if ray.is_initialized():
+        own = ray.get_runtime_context().gcs_address
+        if run.address not in (own, "auto"):
+            raise ValueError(
+                f"{run.actor} trains in the Ray at {run.address}, and this process is in the one at {own}; scale it "
+                "from another process"
+            )
+        yield
+        return
+    # Ray would take the dashboard's address, which may be there for `ray job submit`, instead of the one it is given.
+    kept = os.environ.pop("RAY_ADDRESS", None)
+    try:
+        check_answers(run.address)
+        ray.init(address=run.address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:
+        raise ValueError(run.refusal) from error
+    finally:
+        if kept is not None:
+            os.environ["RAY_ADDRESS"] = kept
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,129 @@
+"""Growing and shrinking the pools of a run while it trains: what is allowed, and who does the waiting."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from actors.cluster.errors import one_line
+from actors.cluster.placement import cluster_nodes, ray_options
+from actors.cluster.waiting import Stopped
+from actors.reward.pool import RewardPool
+from actors.rollout.pool import RolloutPool
+from actors.weights.sync import WeightSync
+from rlir_ray.config.sections import require
+
+# Fractions of CPUs and GPUs are added up with rounding errors.
+ROUNDING = 1e-4
+STOP_TIMEOUT_S = 60.0
+
+
+def check_scale(
+    what: str, now: int, wanted: int, options: Mapping[str, Any], free: Sequence[Mapping[str, float]]
+) -> None:
+    """Whether a pool may have so many actors.
+
+    Args:
+        what: for the error, "rollout actors".
+        now: as many as it has.
+        options: of `ray.remote`, for each of them.
+        free: what each node has left, by resource.
+
+    Raises:
+        ValueError: fewer than one, or more than the cluster can hold.
+    """
+    require(wanted >= 1, f"the number of {what}", "must be >= 1", wanted, "scale to 1 or more")
+    each = {"CPU": options.get("num_cpus", 0), "GPU": options.get("num_gpus", 0), **(options.get("resources") or {})}
+    each = {name: amount for name, amount in each.items() if amount}
+    room = [[(int((node.get(name, 0.0) + ROUNDING) // amount), name) for name, amount in each.items()] for node in free]
+    fewest = [min(of_node, default=(wanted, "")) for of_node in room]
+    more = sum(number for number, _ in fewest)
+    if wanted <= now + more:
+        return
+    short = min(each, key=lambda name: sum(node.get(name, 0.0) for node in free) / each[name])
+    left = " + ".join(f"{node.get(short, 0.0):g}" for node in free)
+    require(
+        False, f"the number of {what}", f"must be at most {now + more}, for {left} {short} are free and each takes "
+        f"{each[short]:g}", wanted, f"scale to {now + more} or add nodes",
+    )  # fmt: skip
+
+
+class Scaling:
+    """Scales the pools of a run that trains. Calls may come from any thread; they return at once.
+
+    Args:
+        rollout, reward, sync: of the run; the weights of the first version are published.
+        progress: told when a pool has changed.
+    """
+
+    def __init__(
+        self, rollout: RolloutPool, reward: RewardPool, sync: WeightSync, progress: Callable[[str], None]
+    ) -> None:
+        self.rollout, self.reward, self.sync, self.progress = rollout, reward, sync, progress
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def scale(self, pool: str, wanted: int) -> str:
+        """Starts to grow or to shrink a pool, `rollout` or `reward`; returns what will be.
+
+        Raises:
+            ValueError: fewer than one, more than the cluster can hold, a reward service that others share, or a run
+                that is ending.
+        """
+        with self._lock:
+            # A pool that has stopped must not come back.
+            require(
+                not self._closing.is_set(), "a run that is scaled", "must train", "one that is ending", "let it end"
+            )
+            now = self._scale_reward(wanted) if pool == "reward" else self._scale_rollout(wanted)
+        text = f"{pool} pool: {now} -> {wanted}"
+        self.progress(text)
+        return text
+
+    def _scale_reward(self, wanted: int) -> int:
+        now = self.reward.num_replicas()
+        if not self.reward.config.reward.address:
+            self._check("reward replicas", now, wanted, ray_options(self.reward.config.reward))
+        # Also when the number stays: from here on it no longer follows the queue.
+        self.reward.scale(wanted)
+        return now
+
+    def _scale_rollout(self, wanted: int) -> int:
+        now = self.rollout.num_actors()
+        self._check("rollout actors", now, wanted, self.rollout.options)
+        if wanted < now:
+            self.rollout.shrink(wanted)
+        for actor in self.rollout.grow(max(0, wanted - now)):
+            thread = threading.Thread(target=self._bring_up, args=(actor,), name="new rollout actor", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        return now
+
+    def _check(self, what: str, now: int, wanted: int, options: Mapping[str, Any]) -> None:
+        # Where a run waits for nodes an autoscaler may bring them.
+        grows = self.rollout.config.run.wait_for_nodes_s > 0
+        free = [{}] if grows else [node.free for node in cluster_nodes()]
+        check_scale(what, now, wanted, {} if grows else options, free)
+
+    def _bring_up(self, actor: Any) -> None:
+        """Waits for a new rollout actor to load its policy and the latest weights, and lets it serve."""
+        try:
+            self.rollout.wait_ready(self._closing, [actor])
+            self.sync.join([actor], self._closing)
+        except Stopped:
+            return
+        except Exception as error:
+            # Killed because the pool shrank again, or lost: the others go on.
+            if self.rollout.drop(actor):
+                self.progress(f"rollout pool: a new actor could not join: {one_line(error)}")
+        else:
+            self.progress(f"rollout pool: {len(self.rollout.actors)} actors serve")
+
+    def close(self) -> None:
+        """Gives up what is under way."""
+        with self._lock:
+            self._closing.set()
+        for thread in self._threads:
+            thread.join(STOP_TIMEOUT_S)

@@ -1,0 +1,123 @@
+"""The evaluation actor: it judges policies and checks the reward, and leaves what it finds in the run's folder."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from actors.cluster.files import send_folder
+from actors.cluster.placement import node_id
+from rlir_ray.config.sections import Config, asset_path
+from rlir_ray.data.files import write_json
+from rlir_ray.data.prompts import PromptSet
+from rlir_ray.evaluation.actions import evaluate_policy, evaluate_real
+from rlir_ray.evaluation.results import record_ceiling, record_evaluation
+from rlir_ray.families import family_of, open_codec, open_policy
+from rlir_ray.idm.inverse_dynamics import load_inverse_dynamics
+from rlir_ray.rewards.calibration import check_alignment, check_gate, gate
+
+CALIBRATION_FILE = "calibration.json"
+# Clips are sampled with draws of their own, the same ones in every run.
+EVALUATION_SEED = 20_250_928
+
+
+class EvaluationActor:
+    """Args:
+    config: checkpoints, world and engine are read.
+    run_dir: where evaluation.json, calibration.json and the videos go.
+    num_threads: torch threads; other pools are idle while it works.
+    home: the node of run_dir; empty: this one.
+    """
+
+    def __init__(self, config: Config, run_dir: Path, num_threads: int, home: str = "") -> None:
+        torch.set_num_threads(num_threads)
+        self.config, self.run_dir, self.target = config, run_dir, run_dir
+        self.home = home if home and home != node_id() else ""
+        if self.home:
+            # Kept here as well: each evaluation is compared with those before it.
+            self._own = tempfile.TemporaryDirectory(prefix="rlir_evaluation_")
+            self.run_dir = Path(self._own.name)
+        device = "cuda" if config.evaluation.num_gpus else "cpu"
+        self.policy, self._has_loaded = open_policy(config, device).eval(), False
+        self.tokenizer = open_codec(config).to(device)
+        folders = {"reward": config.models.reward_idm, "judge": config.models.judge_idm}
+        self.idms: dict[str, Any] = {
+            name: load_inverse_dynamics(asset_path(folder)).to(device) for name, folder in folders.items()
+        }
+
+    def calibrate(self, prompt_set: PromptSet, train_set: PromptSet) -> dict[str, float]:
+        """Checks both inverse dynamics models on real clips.
+
+        Args:
+            prompt_set: held out; for all checks.
+            train_set: training prompts, whose actions must fit their frames too.
+
+        Returns:
+            Macro-F1 of each on real clips.
+
+        Raises:
+            ValueError: actions fit another frame than theirs, or spoilt clips are read as well as real ones.
+        """
+        frames, actions, groups = prompt_set.frames, prompt_set.recorded, self.config.world.groups
+        found = {}
+        for name, idm in self.idms.items():
+            check_alignment(idm, train_set.frames, train_set.recorded, groups, "the training recordings")
+            alignment = check_alignment(idm, frames, actions, groups, "the held-out recordings")
+            scores = gate(idm, frames, actions, groups)
+            check_gate(scores, f"models.{name}_idm")
+            found[name] = {**asdict(alignment), "gate": scores}
+        write_json(self.run_dir / CALIBRATION_FILE, found)
+        self._send()
+        return {name: float(part["gate"]["exact"]) for name, part in found.items()}
+
+    def ceiling(self, prompt_set: PromptSet) -> None:
+        """What the judges read in real clips, and in real clips that went through the tokenizer."""
+        ceiling, clips = evaluate_real(
+            prompt_set, self.tokenizer, self.idms, self.config.world, EVALUATION_SEED,
+            num_videos=self.config.evaluation.num_videos, judge_context=self.config.evaluation.judge_context,
+        )  # fmt: skip
+        record_ceiling(self.run_dir, ceiling, clips)
+        self._send()
+
+    def evaluate(
+        self,
+        prompt_set: PromptSet,
+        weights: Mapping[str, npt.NDArray[np.generic]] | None,
+        version: int,
+        name: str,
+        temperature: float,
+        keep_clips: bool,
+    ) -> dict[str, float]:
+        """Judges one policy at one temperature; returns the figures for the log, by inverse dynamics model.
+
+        Without weights it is the one that the run started from: before any others.
+        """
+        settings = self.config.evaluation
+        sampler = family_of(self.config).evaluation_sampler(self.config, self.policy, temperature)
+        if weights is not None:
+            sampler.load_weights(weights, version)
+            self._has_loaded = True
+        assert weights is not None or not self._has_loaded, "the base policy is judged before any other"
+        evaluation, clips = evaluate_policy(
+            sampler, prompt_set, self.tokenizer, self.idms, self.config.world, temperature, EVALUATION_SEED,
+            name=name, num_videos=settings.num_videos, judge_context=settings.judge_context,
+        )  # fmt: skip
+        record_evaluation(self.run_dir, evaluation, clips if keep_clips else None)
+        self._send()
+        return {
+            f"{idm}/{figure}": float(getattr(following, figure))
+            for idm, following in evaluation.following.items()
+            for figure in ("accuracy", "macro_f1")
+        }
+
+    def _send(self) -> None:
+        """What was written, to the run's folder where that is on another node."""
+        if self.home:
+            send_folder(self.run_dir, self.home, self.target)

@@ -1,0 +1,48 @@
+"""The sending end of broadcasts, in learner rank 0: versions of the weights go out beside its steps."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import Any
+
+import ray
+import torch
+
+from actors.cluster.placement import own_host
+from actors.learner.command_queue import BroadcastOrder
+from rlir_ray.transfer.broadcast import NotSent, Sender, open_store
+
+LOOK_S, POST_TIMEOUT_S = 60.0, 60.0
+
+
+def start_sending(mailbox: Any, device: torch.device) -> None:
+    """In rank 0: sends what the mailbox orders, in a thread of its own that ends with the mailbox or its None."""
+    store = open_store(host := own_host())
+    ray.get(mailbox.register_sender.remote(host, store.port), timeout=POST_TIMEOUT_S)
+    threading.Thread(target=_send_on_order, args=(mailbox, store, device), name="weights", daemon=True).start()
+
+
+def _send_on_order(mailbox: Any, store: Any, device: torch.device) -> None:
+    sender: Sender | None = None
+    if device.type == "cuda":
+        # Each thread has a current one.
+        torch.cuda.set_device(device)
+    # It ends with its mailbox.
+    with contextlib.suppress(ray.exceptions.RayActorError):
+        while (order := _next_order(mailbox)) is not None:
+            if sender is None or sender.channel != order.channel:
+                if sender is not None:
+                    sender.close()
+                sender = Sender(order.channel, store)
+            # Fault tolerance: the receivers tell the driver.
+            with contextlib.suppress(NotSent, ray.exceptions.RayError):
+                # Read where the put left it: nothing is copied but into the bucket.
+                sender.send(order.version, ray.get(order.weights_refs[0], timeout=POST_TIMEOUT_S))
+
+
+def _next_order(mailbox: Any) -> BroadcastOrder | None:
+    ref = mailbox.next_broadcast.remote()
+    while not ray.wait([ref], timeout=LOOK_S)[0]:
+        pass
+    return ray.get(ref, timeout=LOOK_S)

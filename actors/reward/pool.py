@@ -1,0 +1,185 @@
+"""The reward pool, usable alone: a Serve deployment or plain actors behind one interface, which grows and shrinks.
+
+A video goes to a replica when it exists, by its reference. A group whose replica dies is scored by another one; the
+caller's future ends once, whatever happened on the way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ray
+
+from actors.cluster.diagnostics import doing
+from actors.reward.backend import ReplicaLost, RewardBackend
+from actors.reward.members import ActorBackend
+from actors.reward.serve import ServeBackend, ServiceBackend
+from actors.reward.serving import Reward, Scored, build_reward
+from rlir_ray.config.sections import MAX_ATTEMPTS, Config
+
+# What a reward raises is tried once more: it may have been the moment and not the group.
+MAX_RAISED = 2
+# How often the wait for videos looks for new ones among them.
+LOOK_S = 0.05
+STOP_TIMEOUT_S = 60.0
+
+
+class RewardPool:
+    """The inverse reward behind one interface, whatever the backend.
+
+    Args:
+        config: `reward`, `world` and the checkpoints are read.
+        class_shares: how often each class is commanded, for reward.balance=class.
+        make_reward: builds the reward in a replica; None: the configured one.
+        progress: told when an actor does not start.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        class_shares: Mapping[str, npt.NDArray[np.floating]] | None = None,
+        make_reward: Callable[[], Reward] | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> None:
+        if config.reward.address and make_reward is not None:
+            raise ValueError(
+                f"make_reward needs a pool of the run's own, got reward.address={config.reward.address}; leave one out"
+            )
+        self.config = config
+        self.progress = progress or (lambda text: None)
+        self.make_reward = make_reward or partial(build_reward, config, class_shares)
+        self.backend: RewardBackend | None = None
+        self._suspects = asyncio.Lock()
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, name="reward pool", daemon=True)
+        self._waiting: dict[ray.ObjectRef, asyncio.Future[None]] = {}
+        self._watch: asyncio.Task[None] | None = None
+        self._groups: set[asyncio.Task[Any]] = set()
+
+    def start(self, stop: threading.Event | None = None) -> None:
+        """Starts the replicas; those of Serve are ready when it returns.
+
+        Args:
+            stop: gives the wait for them up when it is set.
+
+        Raises:
+            RuntimeError: they did not start, with the cause.
+            ValueError: there is no such service, or it gives another reward than the configured one.
+            Stopped: the user ended the run.
+        """
+        self._thread.start()
+        try:
+            self.backend = self._make_backend(stop or threading.Event())
+        except BaseException:
+            self._end_loop()
+            raise
+
+    def _make_backend(self, stop: threading.Event) -> RewardBackend:
+        if self.config.reward.address:
+            return ServiceBackend(self.config)
+        if self.config.reward.backend == "serve":
+            return ServeBackend(self.config, self.make_reward, stop)
+        return ActorBackend(self.config, self.make_reward, self.loop, self.progress)
+
+    def score(self, video_ref: ray.ObjectRef) -> Future[Scored]:
+        """The scores of a group; the replica reads the video, the caller gets G x F floats."""
+        assert self.backend is not None, "start the pool first"
+        return asyncio.run_coroutine_threadsafe(self._score(self.backend, video_ref), self.loop)
+
+    def scale(self, num_replicas: int) -> None:
+        """Grows or shrinks to a number, which holds from then on; replicas that go finish what they hold."""
+        assert self.backend is not None, "start the pool first"
+        self.backend.scale(num_replicas)
+
+    def doing(self) -> str:
+        """What its replicas are busy with, for a message; empty of a service that other runs share."""
+        return doing(self.backend.actor_ids()) if self.backend is not None else ""
+
+    def num_replicas(self) -> int:
+        """As many as there are to be; 0 of a service that other runs share."""
+        return self.backend.num_replicas() if self.backend is not None else 0
+
+    async def _score(self, backend: RewardBackend, video_ref: ray.ObjectRef) -> Scored:
+        task = asyncio.current_task()
+        assert task is not None
+        self._groups.add(task)
+        task.add_done_callback(self._groups.discard)
+        await self._until_ready(video_ref)
+        num_raised = 0
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            try:
+                # Whoever lost a replica comes again alone: of those that shared it, one may be its end each time.
+                async with self._suspects if attempt > 1 else contextlib.nullcontext():
+                    return await backend.ask(video_ref)
+            except ReplicaLost as lost:
+                if attempt == MAX_ATTEMPTS:
+                    raise RuntimeError(
+                        f"{attempt} reward replicas in a row died over this group, or took more than "
+                        f"reward.timeout_s={self.config.reward_timeout_s:g}: {lost}"
+                    ) from lost
+            except Exception:
+                num_raised += 1
+                if num_raised == MAX_RAISED or attempt == MAX_ATTEMPTS:
+                    raise
+        raise AssertionError
+
+    async def _until_ready(self, video_ref: ray.ObjectRef) -> None:
+        """A group that is still being sampled is no load of the reward pool, and holds no place in its queue."""
+        if ray.wait([video_ref], timeout=0, fetch_local=False)[0]:
+            return
+        ready = self._waiting.setdefault(video_ref, self.loop.create_future())
+        if self._watch is None or self._watch.done():
+            self._watch = self.loop.create_task(self._watch_videos())
+        # A caller that gives up takes no other along.
+        await asyncio.shield(ready)
+
+    async def _watch_videos(self) -> None:
+        """Ends when none is waited for; no video is fetched."""
+        while self._waiting:
+            refs = list(self._waiting)
+            wait = partial(ray.wait, refs, num_returns=1, timeout=LOOK_S, fetch_local=False)
+            if not (await self.loop.run_in_executor(None, wait))[0]:
+                continue
+            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)
+            for ref in ready:
+                self._waiting.pop(ref).set_result(None)
+
+    def stop(self) -> None:
+        """Ends the replicas; groups that are not scored yet stay so."""
+        if self.backend is None:
+            return
+        self._on_loop(self._give_up())
+        self._on_loop(self.backend.wind_up())
+        self.backend.stop()
+        self.backend = None
+        self._end_loop()
+
+    def _on_loop(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(STOP_TIMEOUT_S)
+
+    async def _give_up(self) -> None:
+        for task in self._groups:
+            task.cancel()
+        await asyncio.gather(*self._groups, return_exceptions=True)
+
+    def _end_loop(self) -> None:
+        """A thread that still used Ray after its shutdown would end the whole process."""
+        self._on_loop(self._cancel_rest())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(STOP_TIMEOUT_S)
+        self.loop.close()
+
+    async def _cancel_rest(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.loop.shutdown_default_executor()

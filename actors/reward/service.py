@@ -1,0 +1,108 @@
+"""The reward as a service of its own, which several runs share and which reads single clips over HTTP.
+
+`serve deploy deploy/serve_reward.yaml` starts it; runs name it with `reward.address=serve://rlir_reward`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from ray import serve
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from actors.reward.serve import serve_options
+from actors.reward.serving import RewardDeployment, build_reward
+from rlir_ray.config.load import load_config
+from rlir_ray.config.sections import Config, require
+from rlir_ray.rewards.fingerprint import reward_identity
+from rlir_ray.rewards.uploads import (
+    CURL,
+    MAX_BYTES,
+    Limits,
+    UploadError,
+    clip_report,
+    read_body,
+    read_clip,
+    read_form,
+)
+from rlir_ray.run.watchdog import bounded
+
+ARGUMENTS = ("recipe", "overrides", "max_upload_bytes", "max_clip_frames")
+SCORE_PATH = "/score"
+
+
+def build(args: dict[str, Any]) -> serve.Application:
+    """The application, for `import_path: actors.reward.service:build` in a Serve configuration.
+
+    Args:
+        args: `recipe`, a name or a YAML file; `overrides`, a list of KEY=VALUE; `max_upload_bytes` and
+            `max_clip_frames` bound what comes over HTTP.
+
+    Raises:
+        ValueError: an unknown argument or key, or a value out of range.
+    """
+    for name in args:
+        require(name in ARGUMENTS, "args", f"must be out of {', '.join(ARGUMENTS)}", name, "correct or remove it")
+    config = load_config(str(args.get("recipe", "")), [str(each) for each in args.get("overrides", [])])
+    require(
+        config.reward.balance == "none", "reward.balance", "must be none in a service, which knows no prompts",
+        config.reward.balance, "set reward.balance=none",
+    )  # fmt: skip
+    limits = Limits(
+        height=config.world.height, width=config.world.width,
+        max_frames=_count(args, "max_clip_frames", config.reward.max_frames),
+        max_bytes=_count(args, "max_upload_bytes", MAX_BYTES),
+    )  # fmt: skip
+    return serve.deployment(**serve_options(config))(RewardService).bind(config, limits)
+
+
+def _count(args: dict[str, Any], name: str, default: int) -> int:
+    value = args.get(name, default)
+    require(isinstance(value, int) and value >= 2, name, "must be a whole number, 2 or more", value, f"use {default}")
+    return value
+
+
+class RewardService(RewardDeployment):
+    """The run's deployment with a front for people who are not on the cluster.
+
+    Args:
+        config: of the reward; runs with another one are refused.
+        limits: of uploads.
+    """
+
+    def __init__(self, config: Config, limits: Limits) -> None:
+        self.reward = build_reward(config, None)
+        super().__init__(lambda: self.reward, config.reward.max_frames, config.reward_timeout_s)
+        self.timeout_s = config.reward_timeout_s
+        self.limits = limits
+        self.held = reward_identity(config)
+
+    def identity(self) -> dict[str, str]:
+        """What the scores depend on, for runs that ask whether it is theirs."""
+        return self.held
+
+    async def __call__(self, request: Request) -> JSONResponse:
+        """`POST /score`: a clip's agreement. Everything else is told what to do."""
+        if request.url.path.removeprefix(request.scope.get("root_path", "")) != SCORE_PATH:
+            return _refuse(404, f"there is {SCORE_PATH} only, got {request.url.path[:80]!r}; try {CURL}")
+        if request.method != "POST":
+            return _refuse(405, f"a clip must come by POST, got {request.method}; try {CURL}", Allow="POST")
+        try:
+            stated_bytes = request.headers.get("content-length")
+            body = await read_body(request.stream(), self.limits, stated_bytes)
+            parts = read_form(request.headers.get("content-type", ""), body)
+            return JSONResponse(await self.batches.run(partial(self._score_clip, parts)))
+        except UploadError as error:
+            return _refuse(error.status, str(error))
+
+    def _score_clip(self, parts: dict[str, bytes]) -> dict[str, Any]:
+        """In the replica's thread: as runs' groups, a clip takes its turn."""
+        with bounded(self.timeout_s):
+            frames, actions = read_clip(parts, self.limits)
+            return {"reward": self.held, **clip_report(self.reward.score_clip(frames, actions))}
+
+
+def _refuse(status: int, text: str, **headers: str) -> JSONResponse:
+    return JSONResponse({"error": text}, status_code=status, headers=headers)

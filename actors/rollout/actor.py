@@ -1,0 +1,168 @@
+"""The rollout actor: the shell of a sampler. It holds the policy and nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+import torch
+
+from actors.cluster.errors import one_line
+from rlir_ray.config.sections import Config
+from rlir_ray.families import family_of, open_policy
+from rlir_ray.run.tracing import Span, span_since
+from rlir_ray.run.watchdog import bounded, show_stack_on_signal
+from rlir_ray.samplers import LogprobDifference, Sampler
+from rlir_ray.trajectory import Prompt
+from rlir_ray.transfer.broadcast import Channel, Receiver
+from rlir_ray.transfer.weights import Received
+
+RECEIVING = "receiving"
+"""The concurrency group of `RolloutActor.receive`: beside the calls that are worked through in order."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallReport:
+    """What the driver learns of one rollout call."""
+
+    call_id: int
+    """The first of its group ids."""
+    policy_version: int
+    span: Span
+    column_bytes: dict[int, int]
+    """Group id -> what its training columns hold in the object store."""
+    difference: LogprobDifference | None = None
+    """Of the engine's log-probabilities, where it compares them."""
+    failures: dict[int, str] = field(default_factory=dict)
+    """Group id -> why it cannot train; of those alone whose numbers are not finite."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A version in the object store. Every call carries it: an actor that does not hold it yet fetches it first."""
+
+    weights_ref: ray.ObjectRef
+    version: int
+    checksum: str
+    oldest: int
+    """The version that may sample in its place where it cannot be had."""
+
+
+def build_sampler(config: Config) -> Sampler:
+    """The sampler of the configured policy, on a GPU when the actor was given one."""
+    torch.set_num_threads(config.rollout.num_threads)
+    policy = open_policy(config, "cuda" if config.rollout.num_gpus else "cpu")
+    return family_of(config).rollout_sampler(config, policy.eval())
+
+
+class RolloutActor:
+    """Args:
+    make_sampler: builds the sampler in the actor's process.
+    timeout_s: a call that takes longer ends the process.
+    """
+
+    def __init__(self, make_sampler: Callable[[], Sampler], timeout_s: float = 300.0) -> None:
+        show_stack_on_signal()
+        self.sampler, self.timeout_s = make_sampler(), timeout_s
+        self._receiver: Receiver | None = None
+        self._received: dict[int, Received] = {}
+
+    def sample(
+        self,
+        group_ids: Sequence[int],
+        seeds: Sequence[int],
+        group_size: int,
+        published: Published | None,
+        prompts: Sequence[Prompt],
+    ) -> tuple[Any, ...]:
+        """Groups and videos in turn, one pair a prompt, and a `CallReport`: 2 * prompts + 1 objects.
+
+        Args:
+            published: the version to sample with, loaded first where the actor was started again or could not load it;
+                None: none was published yet.
+        """
+        # A newer one is a lost learner's.
+        if published is not None and self.sampler.policy_version != published.version:
+            self._catch_up(published)
+        started = time.time()
+        with bounded(self.timeout_s):
+            pairs = self.sampler.sample(prompts, group_ids, seeds, group_size)
+        sizes = {group_id: group.nbytes for group_id, (group, _) in zip(group_ids, pairs, strict=True)}
+        failures = {group.group_id: cause for group, _ in pairs if (cause := group.not_finite())}
+        report = CallReport(
+            call_id=group_ids[0], policy_version=self.sampler.policy_version, span=span_since(started),
+            column_bytes=sizes, difference=self.sampler.difference, failures=failures,
+        )  # fmt: skip
+        return (*(column for pair in pairs for column in pair), report)
+
+    def load_weights(self, weights: Received, version: int, published: str) -> int:
+        """Takes a version's weights; the sampler proves that it holds the published bytes before it serves them.
+
+        Raises:
+            ValueError: the checksums differ; the version before stays.
+        """
+        self.sampler.load_weights(weights, version, published)
+        return version
+
+    def receive(self, channel: Channel, rank: int, version: int) -> str:
+        """Takes a version from a broadcast and keeps it for `load_received`; why it could not, or nothing."""
+        try:
+            if self._receiver is None or self._receiver.channel != channel:
+                if self._receiver is not None:
+                    self._receiver.close()
+                self._receiver = Receiver(channel, rank)
+            for old in [each for each in tuple(self._received) if each <= self.sampler.policy_version]:
+                # Its load did not wait so long.
+                self._received.pop(old, None)
+            self._received[version] = self._receiver.receive(version)
+        except Exception as error:
+            # Fault tolerance: there is the store's copy.
+            return one_line(error)
+        return ""
+
+    def load_received(self, published: Published, receiving: list[ray.ObjectRef]) -> str:
+        """As `load_weights`, of what the broadcast brought; where it brought nothing, of the store's copy.
+
+        Args:
+            published: the version.
+            receiving: the call of `receive`.
+
+        Returns:
+            Why the store's copy was taken; empty: the broadcast's was.
+        """
+        cause = self._load_broadcast(published, receiving[0])
+        if cause:
+            self._load_stored(published)
+        return cause
+
+    def _load_broadcast(self, published: Published, receiving: ray.ObjectRef) -> str:
+        try:
+            cause: str = ray.get(receiving, timeout=self.timeout_s)
+            if cause:
+                return cause
+            weights = self._received.pop(published.version, None)
+            if weights is None:
+                return "started again after it was received"
+            self.load_weights(weights, published.version, published.checksum)
+        except (ray.exceptions.RayError, ValueError) as error:
+            # Fault tolerance: started again meanwhile, or other bytes than the published ones.
+            return one_line(error)
+        return ""
+
+    def _load_stored(self, published: Published) -> None:
+        weights = ray.get(published.weights_ref, timeout=self.timeout_s)
+        self.load_weights(weights, published.version, published.checksum)
+
+    def _catch_up(self, published: Published) -> None:
+        try:
+            self._load_stored(published)
+        except Exception:
+            # Fault tolerance: the groups of an old version may still train, and say which one sampled them.
+            if not published.oldest <= self.sampler.policy_version <= published.version:
+                raise
+
+    def version(self) -> int:
+        return self.sampler.policy_version

@@ -1,0 +1,184 @@
+"""The rollout pool, usable alone. Here plain classes become Ray actors."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ray
+
+from actors.cluster.diagnostics import doing, ids
+from actors.cluster.lifecycle import as_actor, stop_actors
+from actors.cluster.placement import ray_options
+from actors.cluster.waiting import wait_all
+from actors.rollout.actor import RECEIVING, Published, RolloutActor, build_sampler
+from rlir_ray.config.sections import MAX_ATTEMPTS, Config
+from rlir_ray.samplers import Sampler
+from rlir_ray.transfer.broadcast import Channel
+
+
+def _restartable(make_sampler: Callable[[], Sampler], timeout_s: float) -> type[RolloutActor]:
+    """A shell that takes nothing: Ray forgets what an actor was made from, and could not start it again."""
+
+    class Restartable(RolloutActor):
+        def __init__(self) -> None:
+            super().__init__(make_sampler, timeout_s)
+
+    Restartable.__qualname__ = RolloutActor.__qualname__
+    return Restartable
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRefs:
+    """What a rollout call leaves of one group in the object store."""
+
+    group_ref: ray.ObjectRef
+    video_ref: ray.ObjectRef
+    report_ref: ray.ObjectRef
+    """The call's `CallReport`, shared by its groups."""
+
+
+class RolloutPool:
+    """Rollout actors; calls go round among them, each actor works through its own in order.
+
+    Ray starts an actor that dies again and repeats the calls that it had, with the same references: seeds belong to
+    groups, so that the same clips come.
+
+    May be grown and shrunk from another thread than the one that samples.
+
+    Args:
+        config: `rollout`, the policy's checkpoint and `train.group_size` are read.
+        make_sampler: builds the sampler in an actor; None: the configured engine and checkpoint.
+    """
+
+    def __init__(self, config: Config, make_sampler: Callable[[], Sampler] | None = None) -> None:
+        self.config = config
+        self.make_sampler = make_sampler or partial(build_sampler, config)
+        self.options = ray_options(config.rollout)
+        self.actors: list[Any] = []
+        self._joining: list[Any] = []
+        self._leaving: list[Any] = []
+        self._num_calls = 0
+        self._shell = _restartable(self.make_sampler, config.rollout_timeout_s)
+        self._published: Published | None = None
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        self.actors = self._launch(self.config.rollout.num_actors)
+
+    def _launch(self, num_actors: int) -> list[Any]:
+        # A call that ends every actor must end as failed groups.
+        restarts: dict[str, Any] = {"max_restarts": -1, "max_task_retries": MAX_ATTEMPTS - 1}
+        if self.config.broadcasts_weights:
+            restarts["concurrency_groups"] = {RECEIVING: 1}
+        shell = as_actor(self._shell, **restarts, **self.options)
+        return [shell.remote() for _ in range(num_actors)]
+
+    def wait_ready(self, stop: threading.Event | None = None, actors: Sequence[Any] | None = None) -> None:
+        """Blocks until every actor, or each of `actors`, holds its policy."""
+        chosen = self.actors if actors is None else actors
+        who, timeout_s = f"{len(chosen)} rollout actors to load the policy", self.config.train.wait_timeout_s
+        wait_all([actor.version.remote() for actor in chosen], timeout_s, who, stop, lambda: doing(ids(chosen)))
+
+    def doing(self) -> str:
+        """What its actors are busy with, for a message."""
+        return doing(ids(self.actors))
+
+    def sample(self, group_ids: Sequence[int], seeds: Sequence[int], prompts_ref: ray.ObjectRef) -> list[GroupRefs]:
+        """One call: a group of each prompt, sampled together by the next actor.
+
+        Args:
+            prompts_ref: of a list of `Prompt`, as many; the actor gets them, the caller never does.
+        """
+        # Under the lock: an actor that is let go meanwhile must not get a call after it was told to end.
+        with self._lock:
+            actor = self.actors[self._num_calls % len(self.actors)]
+            self._num_calls += 1
+            method = actor.sample.options(num_returns=2 * len(group_ids) + 1)
+            group_size = self.config.train.group_size
+            *columns, report = method.remote(list(group_ids), list(seeds), group_size, self._published, prompts_ref)
+        return [GroupRefs(group, video, report) for group, video in zip(columns[::2], columns[1::2], strict=True)]
+
+    def load_weights(
+        self, weights_ref: ray.ObjectRef, version: int, checksum: str, actors: Sequence[Any] | None = None
+    ) -> list[ray.ObjectRef]:
+        """Hands a version to every actor; calls submitted later are sampled with it.
+
+        Args:
+            actors: only these load it, and nothing is published: the pool may hold a newer version by now.
+        """
+        with self._lock:
+            if actors is None:
+                self._publish(weights_ref, version, checksum)
+            chosen = self.actors if actors is None else actors
+            return [actor.load_weights.remote(weights_ref, version, checksum) for actor in chosen]
+
+    def receive_weights(
+        self, weights_ref: ray.ObjectRef, version: int, checksum: str, channel: Callable[[Sequence[Any]], Channel]
+    ) -> list[ray.ObjectRef]:
+        """As `load_weights`, by broadcast: actors receive while they sample.
+
+        Args:
+            channel: the group of these actors; each has its place among them, from 1 on, as its rank.
+        """
+        with self._lock:
+            published, group = self._publish(weights_ref, version, checksum), channel(self.actors)
+            loads = []
+            for rank, actor in enumerate(self.actors, 1):
+                # Not again where the actor is: what was started again is no member of the group.
+                receive = actor.receive.options(concurrency_group=RECEIVING, max_task_retries=0)
+                loads.append(actor.load_received.remote(published, [receive.remote(group, rank, version)]))
+            return loads
+
+    def _publish(self, weights_ref: ray.ObjectRef, version: int, checksum: str) -> Published:
+        oldest = version - self.config.train.max_staleness
+        self._published = Published(weights_ref, version, checksum, oldest)
+        return self._published
+
+    def num_actors(self) -> int:
+        """As many as there are to be, those that still load their policy included."""
+        # Under the lock: an actor that joins meanwhile would count twice.
+        with self._lock:
+            return len(self.actors) + len(self._joining)
+
+    def grow(self, num_more: int) -> list[Any]:
+        """Starts more actors, which get no call before they `join`."""
+        new = self._launch(num_more)
+        with self._lock:
+            self._joining += new
+        return new
+
+    def join(self, new: Sequence[Any]) -> None:
+        """Lets actors serve that `grow` started; those that were let go meanwhile stay out."""
+        with self._lock:
+            self.actors += [actor for actor in new if actor in self._joining]
+            self._joining = [actor for actor in self._joining if actor not in new]
+
+    def shrink(self, num_actors: int) -> None:
+        """Lets actors go until so many are left, the newest first. They finish the calls that they have."""
+        assert num_actors >= 1, "a pool keeps an actor"
+        with self._lock:
+            # Counted here: an actor that could not join may be gone since the caller counted.
+            while len(self.actors) + len(self._joining) > num_actors:
+                if self._joining:
+                    stop_actors([self._joining.pop()])
+                    continue
+                actor = self.actors.pop()
+                # A call like any other: the actor comes to it when it has worked off those before.
+                actor.__ray_terminate__.options(max_task_retries=0).remote()
+                self._leaving.append(actor)
+
+    def drop(self, actor: Any) -> bool:
+        """Gives up an actor that `grow` started and that cannot join; whether it was still wanted."""
+        with self._lock:
+            was_wanted = actor in self._joining
+            self._joining = [each for each in self._joining if each is not actor]
+        stop_actors([actor])
+        return was_wanted
+
+    def stop(self) -> None:
+        stop_actors([*self.actors, *self._joining, *self._leaving])
+        self.actors, self._joining, self._leaving = [], [], []

@@ -1,0 +1,285 @@
+"""The command line. Heavy imports come after the arguments are read, so that help is instant."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from rlir_ray.cli.parser import build_parser
+from rlir_ray.cli.streams import make_standard_streams_last
+from rlir_ray.run.home import ensure_home
+from rlir_ray.run.installed import check_actors
+
+INTERRUPTED = 130
+# What these say means nothing without their names; they are never raised for a person.
+NAMELESS = (LookupError, AttributeError, TypeError, ArithmeticError, AssertionError)
+Command = Callable[[argparse.Namespace, list[str]], None]
+
+
+def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from rlir_ray.cli.console import StepView
+    from rlir_ray.config.load import load_config, recipes
+    from rlir_ray.config.unread_keys import refuse_unread
+
+    if not arguments.recipe:
+        # The defaults alone would train without a limit of time, whatever world was meant.
+        raise ValueError(
+            f"train needs a recipe, got none; add --recipe doom_tiny_ar, another of {', '.join(recipes())}, or "
+            "a FILE.yaml of your own"
+        )
+    overrides = [*arguments.overrides, *rest]
+    config = load_config(arguments.recipe, overrides)
+    refuse_unread(config, overrides)
+    with contextlib.closing(StepView(config.train)) as view:
+        view.stage("starting")
+        check_actors()
+        from actors.driver import Pipeline
+        from rlir_ray.cli.outcome import outcome_lines
+
+        pipeline = Pipeline(config, callbacks=[view.step], progress=view.stage, trace=arguments.trace)
+        with _traceback_to(pipeline.folder.path / "run.log"):
+            result = pipeline.train()
+            # A run that was finished before has its report, unless it ended while it was written.
+            if not result.interrupted and not (result.was_finished and (result.folder / "report.html").is_file()):
+                from rlir_ray.evaluation.report import write_report
+
+                view.stage("writing the report")
+                write_report(pipeline.folder.path)
+    name = "" if config.run.name else result.folder.name
+    lines = outcome_lines(
+        result.folder,
+        config.train,
+        result.num_steps,
+        result.metrics,
+        result.groups,
+        interrupted=result.interrupted,
+        made_up_name=name,
+    )
+    print("\n".join(lines))
+    if result.interrupted:
+        sys.exit(INTERRUPTED)
+
+
+def _doctor(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from rlir_ray.config.load import load_config
+    from rlir_ray.config.unread_keys import refuse_unread
+    from rlir_ray.run.doctor import Finding, machine_findings
+
+    overrides, failed = [*arguments.overrides, *rest], False
+    config = load_config(arguments.recipe, overrides)
+    refuse_unread(config, overrides)
+
+    def show(findings: Iterable[Finding]) -> None:
+        nonlocal failed
+        for finding in findings:
+            failed |= finding.level == "fail"
+            print(finding.line(), flush=True)
+
+    show(machine_findings(config))
+    try:
+        check_actors()
+        from actors.cluster.doctor import ray_findings
+    except ValueError as error:
+        show([Finding("fail", "actors", str(error))])
+    except ImportError as error:
+        show([Finding("fail", "ray", f"cannot be imported ({error}); make install")])
+    else:
+        show(ray_findings(config))
+    if failed:
+        sys.exit(1)
+
+
+def _collect(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from rlir_ray.run.progress import progress_bar
+    from rlir_ray.worlds.doom import collect
+
+    with progress_bar("recording") as show:
+        summary = collect(
+            Path(arguments.out), num_frames=arguments.frames, split=arguments.split, seed=arguments.seed,
+            num_workers=arguments.workers, progress=lambda done, total: show(done / total, f"{done} frames"),
+        )  # fmt: skip
+    print(
+        f"{summary.num_frames} frames in {summary.num_recordings} recordings of {len(summary.maps)} maps: "
+        f"{arguments.out}"
+    )
+    if not arguments.no_probe:
+        _probe(Path(arguments.out))
+
+
+def _probe(folder: Path) -> None:
+    """Measures which event of the recordings leads into a frame, and says so."""
+    from rlir_ray.data.causality import MAX_RECORDINGS, check_causality
+    from rlir_ray.data.recordings import list_recordings, read_recordings
+
+    read = read_recordings(list_recordings(folder)[:MAX_RECORDINGS])
+    found = check_causality(
+        [(each.frames, each.actions) for each in read], str(folder), way_out="data.action_shift={shift}"
+    )
+    if found is not None:
+        others = ", ".join(f"{score:.2f} at shift {shift:+d}" for shift, score in found.scores.items() if shift)
+        print(f"event k leads into frame k: {found.scores[0]:.2f} of its actions read right in two frames ({others})")
+
+
+def _pretrain(arguments: argparse.Namespace, rest: list[str]) -> None:
+    import importlib
+
+    if arguments.model is None:
+        arguments.parser.print_help()
+        return
+    module = importlib.import_module(f"rlir_ray.pretrain.{arguments.model.replace('-', '_')}")
+    module.main([*rest, *(["--help"] if arguments.help else [])])
+
+
+def _assets(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from rlir_ray.pretrain.assets import main
+
+    main(rest)
+
+
+def _report(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from rlir_ray.evaluation.report import write_report
+    from rlir_ray.run.address import find_folder
+
+    print(write_report(find_folder(arguments.run)))
+
+
+def _ledger(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from rlir_ray.algorithm.ledger import FILE, Ledger, account
+    from rlir_ray.run.address import ADDRESS_FILE, find_folder
+
+    folder = find_folder(arguments.run)
+    if not (folder / FILE).is_file():
+        raise ValueError(f"a run must hold {FILE}, got none in {folder}; it is written with the first checkpoint")
+    # A run that was killed could not remove its address; its groups in flight end when it goes on.
+    is_open = (folder / ADDRESS_FILE).exists()
+    lines, fault = account(Ledger.from_json((folder / FILE).read_text(encoding="utf-8")), is_open)
+    print("\n".join(lines))
+    if fault:
+        print(f"error: {fault}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from rlir_ray.evaluation.command import EvaluationRequest, evaluate
+
+    evaluate(
+        EvaluationRequest(
+            policy=arguments.policy, data=arguments.data, idm=arguments.idm, tokenizer=arguments.tokenizer,
+            recipe=arguments.recipe, num_clips=arguments.num_clips, lpips=arguments.lpips, fvd=arguments.fvd,
+            out=arguments.out, overrides=(*arguments.overrides, *rest),
+        )
+    )  # fmt: skip
+
+
+def _convert(arguments: argparse.Namespace, rest: list[str]) -> None:
+    # Both libraries tell of progress and of defaults; what a user needs is said below.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # Loaded beside transformers; it would announce a device that nothing here uses.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    from rlir_ray.published.convert import convert_mineworld, convert_vpt_idm
+
+    out = Path(arguments.out)
+    if arguments.format == "vpt-idm":
+        lines = convert_vpt_idm(out, weights=Path(arguments.weights), model=arguments.model, config=arguments.config)
+    else:
+        lines = convert_mineworld(
+            out, checkpoint=Path(arguments.checkpoint), config=Path(arguments.config),
+            tokenizer_config=arguments.tokenizer_config,
+        )  # fmt: skip
+    print("\n".join(lines))
+
+
+def _scale(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from rlir_ray.config.sections import require
+    from rlir_ray.run.address import AUTH_VARIABLE, find_run
+
+    what = f"the number of {arguments.pool} actors"
+    require(arguments.number >= 1, what, "must be >= 1", arguments.number, "scale to 1 or more")
+    run = find_run(arguments.run)
+    if run.auth_mode:
+        # A Ray that a run starts lets in only who shows its token; Ray reads the mode when it is imported.
+        os.environ.setdefault(AUTH_VARIABLE, run.auth_mode)
+    check_actors()
+    from actors.control.commands import scale_run
+
+    print(scale_run(run, arguments.pool, arguments.number))
+
+
+class _traceback_to:
+    """Keeps the traceback of what goes wrong inside in a log file; the user gets one line of it."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None and not isinstance(error, KeyboardInterrupt):
+            # On a full disk the error itself matters more than its log.
+            with contextlib.suppress(OSError):
+                with self.log.open("a", encoding="utf-8") as lines:
+                    lines.writelines(traceback.format_exception(error))
+                error.add_note(f"full log: {self.log}")
+
+
+def _keys_help() -> str:
+    from rlir_ray.config.load import describe
+    from rlir_ray.config.sections import Config
+
+    default = Config()
+    lines = []
+    for key, text in describe().items():
+        value: object = default
+        for part in key.split("."):
+            value = getattr(value, part)
+        lines.append(f"  {key}={value}\n      {text}")
+    return "configuration keys, with their defaults (a recipe may set others):\n" + "\n".join(lines)
+
+
+HANDLERS: dict[str, Command] = {
+    "train": _train, "scale": _scale, "doctor": _doctor, "eval": _evaluate, "convert": _convert,
+    "collect": _collect, "pretrain": _pretrain, "assets": _assets, "report": _report, "ledger": _ledger,
+}  # fmt: skip
+
+
+def _fail(error: BaseException, code: int) -> NoReturn:
+    # An error that crossed processes carries the one that was raised there; Ray's own end with it.
+    cause = getattr(error, "cause", None) or error
+    text = [line.strip() for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
+    line = text[-1 if type(cause).__module__.startswith("ray.") else 0]
+    if isinstance(cause, NAMELESS):
+        line = f"{type(cause).__name__}: {line}"
+    lines = [line, *getattr(error, "__notes__", [])]
+    print("error: " + "\n       ".join(lines), file=sys.stderr)
+    sys.exit(code)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs a command. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    make_standard_streams_last()
+    # Ray's usage report is the user's choice, not ours.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and arguments.command not in ("train", "doctor", "pretrain", "assets", "eval"):
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    if getattr(arguments, "keys", False):
+        print(_keys_help())
+        return
+    try:
+        ensure_home()
+        HANDLERS[arguments.command](arguments, rest)
+    except ValueError as error:
+        _fail(error, 2)
+    except KeyboardInterrupt:
+        _fail(KeyboardInterrupt("interrupted"), INTERRUPTED)
+    except Exception as error:
+        _fail(error, 1)

@@ -1,0 +1,68 @@
+"""The last lines of a run: what came of it, where everything is, and how to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rlir_ray.config.sections import TrainConfig
+from rlir_ray.evaluation.results import BASE, FILE, POST_TRAINED, Results
+from rlir_ray.run.folder import judges_by_reward
+
+
+def outcome_lines(
+    folder: Path, train: TrainConfig, num_steps: int, steps: Sequence[Mapping[str, float]], groups: Mapping[str, int],
+    *, interrupted: bool = False, made_up_name: str = "",
+) -> list[str]:  # fmt: skip
+    """Lines for the console.
+
+    Args:
+        folder: of the run.
+        train: its limits.
+        num_steps: optimiser steps done.
+        steps: the metrics of each.
+        groups: how many ended in each state of the ledger.
+        made_up_name: what the command must add to name this run; empty: it named it.
+    """
+    if not num_steps:
+        return ["stopped  before the first step; the same command starts again"]
+    lines = [] if interrupted else _result(folder)
+    lines += [_trained(train, num_steps, steps, interrupted), _groups(groups)]
+    lines += [
+        f"policy   {folder / 'policy'}",
+        f"metrics  {folder / 'metrics.jsonl'}   (tensorboard --logdir {folder / 'tensorboard'})",
+    ]
+    if not interrupted:
+        return [*lines, f"report   {folder / 'report.html'}"]
+    again = f"run the same command again with run.name={made_up_name}" if made_up_name else "run the same command again"
+    return [*lines, f"stopped  after step {num_steps}; to go on, {again}"]
+
+
+def _result(folder: Path) -> list[str]:
+    """The figures of the report's headline."""
+    if not (folder / FILE).is_file():
+        return []
+    results = Results.load(folder)
+    base, after = results.find(BASE), results.find(POST_TRAINED)
+    if base is None or after is None:
+        return []
+    one, two = base.following["judge"], after.following["judge"]
+    judge = "the judge, which is the reward IDM itself," if judges_by_reward(folder) else "the judge"
+    return [
+        f"result   {judge} recovers {one.accuracy:.1%} of the commanded actions before and {two.accuracy:.1%} after "
+        f"(± {two.accuracy_se:.1%}), macro-F1 {one.macro_f1:.3f} and {two.macro_f1:.3f}, on {after.num_prompts} "
+        "held-out prompts"
+    ]
+
+
+def _trained(train: TrainConfig, num_steps: int, steps: Sequence[Mapping[str, float]], interrupted: bool) -> str:
+    minutes = sum(step.get("time/step_s", 0.0) for step in steps) / 60
+    line = f"trained  {num_steps} of {train.num_steps} steps in {minutes:.1f} minutes"
+    if not interrupted and num_steps < train.num_steps:
+        line += f"; train.max_minutes={train.max_minutes:g} ended it: raise that to go on (0: no limit)"
+    return line
+
+
+def _groups(groups: Mapping[str, int]) -> str:
+    counts = [f"{count} {state.replace('_', ' ')}" for state, count in groups.items() if count]
+    return f"groups   {', '.join(counts)}"

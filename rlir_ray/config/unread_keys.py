@@ -1,0 +1,100 @@
+"""Keys that act only with another setting: naming one without it would train something else than was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rlir_ray.config.sections import Config
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Condition:
+    keys: tuple[str, ...]
+    """Each a key, or the start of several."""
+    is_met: Callable[[Config], bool]
+    needs: str
+    """The setting with which the keys are read."""
+
+
+EXPLORING = ("sde", "noise_level", "window", "skip_last")
+OWN_POOL = (
+    *("num_replicas", "min_replicas", "max_replicas", "target_queue", "num_cpus", "num_gpus", "resources"),
+    *("num_threads", "max_frames"),
+)
+CONDITIONS = (
+    Condition(keys=("vllm.",), is_met=lambda c: c.rollout.engine == "vllm", needs="rollout.engine=vllm"),
+    Condition(keys=("flow.",), is_met=lambda c: c.rollout.engine == "flow", needs="rollout.engine=flow"),
+    Condition(
+        keys=tuple(f"flow.{key}" for key in EXPLORING), is_met=lambda c: c.train.objective == "grpo",
+        needs="train.objective=grpo",
+    ),
+    Condition(
+        keys=("flow.window_interval",), is_met=lambda c: c.flow.window_moves == "sliding",
+        needs="flow.window_moves=sliding",
+    ),
+    Condition(
+        keys=("train.clip_",), is_met=lambda c: c.has_clip,
+        needs="train.max_staleness above 0 and train.importance=none (without, every ratio is 1)",
+    ),
+    Condition(
+        keys=("train.importance",),
+        # vLLM scores fresh groups otherwise than the learner, if by little.
+        is_met=lambda c: (
+            c.train.max_staleness > 0 or c.rollout.engine == "vllm" or c.train.importance in ("auto", "none")
+        ),
+        needs="train.max_staleness above 0 (fresh groups have no ratio to correct)",
+    ),
+    Condition(
+        keys=("train.max_importance", "train.min_ratio", "train.max_ratio"),
+        is_met=lambda c: c.importance_level != "none", needs="importance weights (train.importance=token, for tokens)",
+    ),
+    Condition(keys=("train.nft_",), is_met=lambda c: c.train.objective == "nft", needs="train.objective=nft"),
+    Condition(
+        keys=("reward.camera_tolerance",), is_met=lambda c: c.reward.camera == "within", needs="reward.camera=within"
+    ),
+    Condition(keys=("reward.discount",), is_met=lambda c: c.reward.credit == "frame", needs="reward.credit=frame"),
+    Condition(
+        keys=("reward.target_queue",), is_met=lambda c: c.reward.bounds[0] < c.reward.bounds[1],
+        needs="reward.max_replicas above reward.min_replicas",
+    ),
+    Condition(
+        keys=tuple(f"reward.{key}" for key in OWN_POOL), is_met=lambda c: not c.reward.address,
+        needs="a reward pool of the run's own (no reward.address)",
+    ),
+    Condition(
+        keys=("lora.",), is_met=lambda c: not c.models.adapter, needs="a fresh adapter (no models.adapter)"
+    ),
+    Condition(
+        keys=("lora.alpha", "lora.targets"), is_met=lambda c: bool(c.lora.rank or c.models.adapter),
+        needs="lora.rank above 0",
+    ),
+    Condition(
+        keys=("learner.zero_stage", "learner.offload_optimizer"), is_met=lambda c: c.learner.engine == "deepspeed",
+        needs="learner.engine=deepspeed",
+    ),
+    Condition(
+        keys=("weights.bucket_bytes",), is_met=lambda c: c.broadcasts_weights,
+        needs="weights.transfer=broadcast, or auto where both pools have GPUs",
+    ),
+)  # fmt: skip
+
+
+def refuse_unread(config: Config, overrides: Sequence[str]) -> None:
+    """Whether all keys that a user named act in the configuration that they lead to.
+
+    Args:
+        config: resolved.
+        overrides: ``KEY=VALUE``, as they were typed. What a recipe says besides may stay unread.
+
+    Raises:
+        ValueError: one does not; with the setting that it needs.
+    """
+    for override in overrides:
+        key = override.partition("=")[0]
+        for condition in CONDITIONS:
+            if key.startswith(condition.keys) and not condition.is_met(config):
+                raise ValueError(
+                    f"{key} is read only with {condition.needs}, got {override!r} without; set that too or leave {key} "
+                    "out"
+                )

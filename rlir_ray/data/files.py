@@ -1,0 +1,74 @@
+"""Files that other programs read: written whole or not at all, strict JSON, readable like any other new file."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import stat
+from pathlib import Path
+from typing import Any
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes strict JSON atomically; raises as `write_text`."""
+    write_text(path, strict_json(content, indent=1) + "\n")
+
+
+def strict_json(content: Any, indent: int | None = None) -> str:
+    """JSON that any program reads: a number that is NaN or infinite is written as null."""
+    return json.dumps(_finite_or_none(content), indent=indent, allow_nan=False)
+
+
+def _finite_or_none(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite_or_none(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite_or_none(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def number(value: float | None) -> float:
+    """A number that `strict_json` wrote: null is NaN."""
+    return math.nan if value is None else value
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file atomically.
+
+    Raises:
+        ValueError: the disk is full or not writable.
+    """
+    temporary = path.with_name(path.name + ".part")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ValueError(
+            f"could not save {path}: {error.strerror}; free some space or choose another folder"
+        ) from error
+
+
+def replace_folder(temporary: Path, final: Path) -> None:
+    """Puts a finished folder in the place of an older one of the same name."""
+    old = final.with_name(final.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    temporary.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def give_usual_mode(folder: Path | str) -> None:
+    """Gives the safetensors files of a folder the mode that the umask gives a new file there."""
+    folder = Path(folder)
+    # A file's own mode says it without changing the umask, which all threads share.
+    probe = folder / ".mode"
+    probe.unlink(missing_ok=True)
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in folder.glob("*.safetensors"):
+        path.chmod(mode)

@@ -1,0 +1,233 @@
+"""The `eval` command: a policy's row of MineWorld's table, on recordings. Works without Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers.utils.logging import disable_progress_bar
+
+from rlir_ray.config.load import load_config, recipes
+from rlir_ray.config.sections import Config, asset_path
+from rlir_ray.data.clips import Clip
+from rlir_ray.data.files import write_json
+from rlir_ray.data.recordings import nothing_readable
+from rlir_ray.data.sources import MAX_LOGGED, find_recordings
+from rlir_ray.data.spread import spread_clips
+from rlir_ray.evaluation.fvd import I3D, MIN_FRAMES
+from rlir_ray.evaluation.lpips import LPIPS
+from rlir_ray.evaluation.policy_row import PolicyRow, evaluate_row
+from rlir_ray.families import family_of, open_codec, open_policy
+from rlir_ray.idm.inverse_dynamics import load_inverse_dynamics
+from rlir_ray.models.adapters import is_adapter_folder
+from rlir_ray.models.architectures import stated_architecture
+from rlir_ray.rewards.calibration import check_alignment
+from rlir_ray.run.preflight import check_world
+from rlir_ray.run.progress import progress_bar
+from rlir_ray.run.versions import versions
+
+if TYPE_CHECKING:
+    from rlir_ray.data.sources import RecordingSource
+
+# Draws of their own, the same ones in every evaluation.
+SEED = 20_250_928
+# Real clips on which the recordings' actions are tried one frame earlier and later.
+NUM_ALIGNED = 32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationRequest:
+    """What the user asked for; empty paths stand for what the recipe says."""
+
+    policy: str
+    data: str
+    idm: str = ""
+    tokenizer: str = ""
+    recipe: str = ""
+    num_clips: int = 0
+    lpips: str = ""
+    fvd: str = ""
+    out: str = ""
+    overrides: tuple[str, ...] = ()
+
+
+def evaluate(request: EvaluationRequest, chunk: int = 0) -> PolicyRow:
+    """Generates and judges the clips, prints the row, and writes it as JSON where asked for.
+
+    Args:
+        request: of the user.
+        chunk: clips sampled at once; 0: as many as suit the device.
+
+    Raises:
+        ValueError: a checkpoint or the recordings are not usable, or of another world.
+    """
+    config = resolve_config(request)
+    num_clips = request.num_clips or config.prompts.num_heldout
+    check_request(request, config, num_clips)
+    check_world(config)
+    # Its bars, one a model, say nothing that the user waits for.
+    disable_progress_bar()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    lpips = LPIPS(request.lpips, device=device) if request.lpips else None
+    i3d = I3D(request.fvd, device=device) if request.fvd else None
+    source, world = find_recordings(Path(request.data)), config.world
+    left_out: list[str] = []
+    idm = load_inverse_dynamics(config.models.judge_idm).to(device) if config.models.judge_idm else None
+    if idm is not None:
+        for line in alignment_lines(idm, spread_clips(source, NUM_ALIGNED, world, config.data), config):
+            print(line)
+    policy, tokenizer = open_policy(config, device).eval(), open_codec(config)
+    settings = config.evaluation
+    sampler = family_of(config).evaluation_sampler(config, policy, settings.temperatures[0])
+    with progress_bar("evaluating") as show, _named_when_broken(source, left_out):
+        row = evaluate_row(
+            spread_clips(source, num_clips, world, config.data, left_out), sampler, tokenizer.to(device), world,
+            seed=SEED, chunk=chunk or config.rollout.prompts_per_call * 8, idm=idm,
+            judge_context=settings.judge_context, lpips=lpips, i3d=i3d,
+            progress=lambda done: show(done / num_clips, f"{done} clips"),
+        )  # fmt: skip
+    print("\n".join(summary_lines(row, config, num_clips, source, left_out)))
+    if request.out:
+        write_row(Path(request.out), row, config, left_out)
+    return row
+
+
+def check_request(request: EvaluationRequest, config: Config, num_clips: int) -> None:
+    """What can be said before anything is loaded.
+
+    Raises:
+        ValueError: there are too few clips or frames for what is asked.
+    """
+    if num_clips < 1 + bool(request.fvd):
+        raise ValueError(f"--num-clips must be >= 1, and >= 2 with --fvd, got {num_clips}; set it so")
+    if request.fvd and config.world.num_frames < MIN_FRAMES:
+        raise ValueError(
+            f"--fvd needs world.num_frames >= {MIN_FRAMES}, got {config.world.num_frames}; set "
+            f"world.num_frames={MIN_FRAMES} or leave --fvd out"
+        )
+
+
+@contextmanager
+def _named_when_broken(source: RecordingSource, left_out: list[str]) -> Iterator[None]:
+    """Of recordings that are all broken the first reason is the error."""
+    try:
+        yield
+    except ValueError:
+        if len(left_out) == len(source):
+            raise ValueError(nothing_readable(source.path, left_out)) from None
+        raise
+
+
+def _folder(path: str, option: str) -> Path:
+    try:
+        return asset_path(path)
+    except ValueError:
+        raise ValueError(f"{option} must be an existing folder, got {path!r}; check the path") from None
+
+
+def resolve_config(request: EvaluationRequest) -> Config:
+    """The recipe with the request's checkpoints in it, as absolute folders.
+
+    Raises:
+        ValueError: no recipe is given and none fits the policy, or a folder does not exist.
+    """
+    policy = _folder(request.policy, "--policy")
+    config = load_config(request.recipe or find_recipe(policy), list(request.overrides))
+    if not request.recipe:
+        config = _at_home(config, policy)
+    tokenizer = request.tokenizer or (str(policy / "tokenizer") if (policy / "tokenizer").is_dir() else "")
+    judge = request.idm or config.models.judge_idm
+    if not request.idm and judge and not judge.startswith("asset:") and not Path(judge).is_dir():
+        # A recipe's own folder that is not there: figures without the model are still figures.
+        judge = ""
+    # An adapter lies on the policy that its run started from.
+    checkpoint = {"adapter": str(policy)} if is_adapter_folder(policy) else {"policy": str(policy)}
+    models = dataclasses.replace(
+        config.models,
+        **checkpoint,
+        tokenizer=str(_folder(tokenizer or config.models.tokenizer, "--tokenizer")),
+        judge_idm=str(_folder(judge, "--idm")) if judge else "",
+    )
+    return dataclasses.replace(config, models=models)
+
+
+def _at_home(config: Config, policy: Path) -> Config:
+    """A run's relative folders, looked for here and then in the folders that its policy lies below."""
+    found = {entry.name: getattr(config.models, entry.name) for entry in dataclasses.fields(config.models)}
+    for name, path in found.items():
+        places = [home / path for home in policy.absolute().parents]
+        if path and not path.startswith("asset:") and not Path(path).is_dir():
+            found[name] = next((str(place) for place in places if place.is_dir()), path)
+    return dataclasses.replace(config, models=dataclasses.replace(config.models, **found))
+
+
+def find_recipe(policy: Path) -> str:
+    """The configuration of the run that a policy comes from, or the shipped recipe of its size.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    if (run := policy.absolute().parent / "config.yaml").is_file():
+        return str(run)
+    if is_adapter_folder(policy):
+        raise ValueError(f"an adapter that is of no run needs --recipe, got {policy}; name that of its policy")
+    try:
+        held = stated_architecture(json.loads((policy / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--policy must be a world model's folder, got {error}; check {policy}") from None
+    for name in recipes():
+        recipe = load_config(name)
+        if recipe.architecture == held or _is_folder(recipe.models.policy, policy):
+            return name
+    raise ValueError(
+        f"a policy that is of no run and no shipped size needs --recipe, got {policy}; name one of "
+        f"{', '.join(recipes())} or a YAML file"
+    )
+
+
+def _is_folder(named: str, folder: Path) -> bool:
+    return named.startswith("asset:") and asset_path(named).samefile(folder)
+
+
+def alignment_lines(idm: Any, clips: Iterator[Clip], config: Config) -> list[str]:
+    """A warning where the recordings' actions fit their frames best one frame away: every figure below rests on it."""
+    real = list(clips)
+    if not real or config.world.num_context + config.world.num_frames < 4:
+        return []
+    frames, actions = np.stack([clip.frames for clip in real]), [clip.actions for clip in real]
+    try:
+        check_alignment(idm, frames, actions, config.world.groups)
+    except ValueError as error:
+        return [f"warning  {error}"]
+    return []
+
+
+def summary_lines(
+    row: PolicyRow, config: Config, num_clips: int, source: RecordingSource, left_out: list[str]
+) -> list[str]:
+    """What was compared, and the row."""
+    world = config.world
+    lines = [
+        f"{row.num_clips} clips of {world.num_context} given + {world.num_frames} generated frames, "
+        f"{world.height}x{world.width}, {family_of(config).sampling_text(config)}",
+    ]
+    if row.num_clips < num_clips:
+        lines.append(f"the recordings hold {row.num_clips} clips, {num_clips} were asked for")
+    if left_out:
+        lines.append(f"left out {len(left_out)} recordings, {len(source)} are known (all in --out), the first:")
+        lines += [f"  {line}" for line in left_out[:MAX_LOGGED]]
+    return [*lines, "", *row.lines()]
+
+
+def write_row(out: Path, row: PolicyRow, config: Config, left_out: list[str]) -> None:
+    """The row with everything that it was made with."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    content = {"row": row.to_json(), "left_out": left_out, "seed": SEED, "config": config.to_dict()}
+    write_json(out, {**content, "versions": versions()})
+    print(f"\nwritten to {out}")

@@ -1,0 +1,143 @@
+"""A second inverse dynamics model, unlike the VPT form: correlation volumes between neighbouring frames.
+
+It judges what the first one rewarded. After FlowNet's correlation layer (arXiv 1504.06852); same `logits` interface.
+Legend: B clips, F frames, N = B * F.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rlir_ray.idm.inverse_dynamics import frames_at_once, resize_frames, save_model
+from rlir_ray.idm.vpt_network import Heads, Logits
+from rlir_ray.models.checkpoints import assign_weights, read_state_dict
+
+STRIDE = 4  # from pixels to the cells whose displacements are compared
+
+
+class TemporalBlock(nn.Module):
+    """[B, E, F] -> [B, E, F], one residual convolution over time."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.GroupNorm(1, hidden), nn.Conv1d(hidden, hidden, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(F.gelu(self.norm(x)))
+
+
+class CorrelationInverseDynamics(nn.Module):
+    """Frame features, local displacements against the frame before, convolutions over time, VPT's heads.
+
+    Args:
+        config: img_shape [H, W] (multiples of 4), channels (of the features), hidden, reach [vertical, horizontal]
+            (largest displacement in cells of 4 pixels), num_temporal_blocks, temperature;
+            see `correlation_config`.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.config = {"architecture": "correlation", **config}
+        height, width = config["img_shape"]
+        if height % STRIDE or width % STRIDE:
+            raise ValueError(f"img_shape must be multiples of {STRIDE}, got {config['img_shape']}; resize the frames")
+        channels, hidden = config["channels"], config["hidden"]
+        self.features = nn.Sequential(
+            nn.Conv2d(3, channels // 2, 5, stride=2, padding=2), nn.GroupNorm(1, channels // 2), nn.GELU(),
+            nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1), nn.GroupNorm(1, channels), nn.GELU(),
+            nn.Conv2d(channels, channels, 1),
+        )  # fmt: skip
+        cells, index = displacement_index(height // STRIDE, width // STRIDE, *config["reach"])
+        self.register_buffer("index", index, persistent=False)  # [cells, displacements], cells = the padding cell
+        displacements = index.shape[1]
+        self.motion = nn.Sequential(
+            nn.Conv2d(displacements + 2 * channels, 64, 1), nn.GroupNorm(1, 64), nn.GELU(),
+            nn.Conv2d(64, 96, 3, padding=1), nn.GroupNorm(1, 96), nn.GELU(),
+            nn.Conv2d(96, 128, 3, stride=2, padding=1), nn.GroupNorm(1, 128), nn.GELU(),
+            nn.Conv2d(128, 128, 3, stride=2, padding=1), nn.GroupNorm(1, 128), nn.GELU(),
+        )  # fmt: skip
+        self.cells = cells
+        self.embed = nn.Linear(128 * -(-cells[0] // 4) * -(-cells[1] // 4), hidden)
+        self.temporal = nn.Sequential(*(TemporalBlock(hidden) for _ in range(config["num_temporal_blocks"])))
+        self.norm = nn.LayerNorm(hidden)
+        self.pi_head = Heads(hidden, config["temperature"])
+
+    def logits(self, frames: Tensor, max_frames: int | None = None) -> Logits:
+        """Reads the actions of clips of any length; arguments and result as `InverseDynamicsModel.logits`."""
+        device = self.pi_head.buttons["linear_layer"].weight.device
+        images = resize_frames(frames.to(device), *self.config["img_shape"])
+        at_once = max(1, (max_frames or frames_at_once(images)) // images.shape[1])
+        embedded = [self._embed(clips) for clips in images.split(at_once)]
+        x = torch.cat(embedded).transpose(1, 2)  # [B, hidden, F]
+        return self.pi_head(self.norm(self.temporal(x).transpose(1, 2)))
+
+    def _embed(self, frames: Tensor) -> Tensor:
+        """uint8 [B, F, H, W, 3] -> [B, F, hidden]."""
+        num_clips, num_frames = frames.shape[:2]
+        images = (frames.flatten(0, 1).permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(
+            memory_format=torch.channels_last
+        )
+        features = self.features(images)  # [N, C, h, w]
+        current = features.permute(0, 2, 3, 1).flatten(1, 2).unflatten(0, (num_clips, num_frames))  # [B, F, cells, C]
+        # Frame 0 has nothing before it and is compared with itself.
+        before = torch.cat([current[:, :1], current[:, :-1]], 1)
+        volume = correlation_volume(current.flatten(0, 1), before.flatten(0, 1), self.index)  # [N, cells, D]
+        stacked = torch.cat([volume, current.flatten(0, 1), before.flatten(0, 1)], -1)
+        planes = stacked.unflatten(1, self.cells).permute(0, 3, 1, 2)
+        embedded = self.embed(self.motion(planes).contiguous().flatten(1))
+        return embedded.unflatten(0, (num_clips, num_frames))
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Writes config.json and model.safetensors into the folder `path`."""
+        save_model(self, self.config, path)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> CorrelationInverseDynamics:
+        """Reads a folder written by `save_pretrained`.
+
+        Raises:
+            ValueError: the weights do not fit the config, or are not finite.
+        """
+        model = cls(json.loads((Path(path) / "config.json").read_text(encoding="utf-8")))
+        state = read_state_dict(Path(path) / "model.safetensors")
+        assign_weights(model, state, "the inverse dynamics model", torch.float32)
+        return model.eval()
+
+
+def correlation_config(height: int = 48, width: int = 64) -> dict[str, Any]:
+    """The judge of the small worlds, about 1.3 M parameters."""
+    return {
+        "img_shape": [height, width], "channels": 64, "hidden": 256, "reach": [3, 5], "num_temporal_blocks": 2,
+        "temperature": 1.0,
+    }  # fmt: skip
+
+
+def displacement_index(height: int, width: int, up: int, across: int) -> tuple[tuple[int, int], Tensor]:
+    """For each cell the flat index of each neighbour within reach, int64 [height * width, (2 up + 1)(2 across + 1)];
+    neighbours outside the picture point at one padding cell, height * width. Also returns (height, width)."""
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    down, right = torch.meshgrid(torch.arange(-up, up + 1), torch.arange(-across, across + 1), indexing="ij")
+    row, column = rows.reshape(-1, 1) + down.reshape(1, -1), columns.reshape(-1, 1) + right.reshape(1, -1)
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    return (height, width), torch.where(inside, row * width + column, height * width)
+
+
+def correlation_volume(current: Tensor, before: Tensor, index: Tensor) -> Tensor:
+    """Cosine similarity of each cell with its neighbourhood in the frame before.
+
+    Args:
+        current, before: [N, cells, C].
+        index: int64 [cells, D] of `displacement_index`.
+
+    Returns:
+        [N, cells, D]; 0 where the neighbour lies outside the picture.
+    """
+    similarity = F.normalize(current, dim=-1) @ F.normalize(before, dim=-1).transpose(1, 2)  # [N, cells, cells]
+    padded = F.pad(similarity, (0, 1))
+    return padded.gather(2, index.expand(len(current), -1, -1))

@@ -1,0 +1,97 @@
+"""Published checkpoints to folders that `transformers`, vLLM, `diffusers` and this project open. Behind `convert`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rlir_ray.data.files import give_usual_mode
+from rlir_ray.idm.vpt import load_vpt
+from rlir_ray.published.mineworld import load_mineworld
+
+TOKENIZER_FOLDER = "tokenizer"
+
+
+def convert_vpt_idm(out: Path, *, weights: Path, model: str = "", config: str = "") -> list[str]:
+    """Writes config.json and model.safetensors, for `InverseDynamicsModel.from_pretrained` and `models.*_idm`.
+
+    Args:
+        out: a new folder.
+        weights, model, config: as in `rlir_ray.idm.vpt.load_vpt`.
+
+    Returns:
+        Lines that say what was written.
+
+    Raises:
+        ValueError: bad input; nothing is written then.
+    """
+    with _new_folder(out) as folder:
+        found = load_vpt(weights, model=model, config=config)
+        found.save_pretrained(folder)
+    size = sum(parameter.numel() for parameter in found.parameters())
+    return [f"inverse dynamics model, {size / 1e6:.1f} M parameters: {out}   (models.reward_idm={out})"]
+
+
+def convert_mineworld(out: Path, *, checkpoint: Path, config: Path, tokenizer_config: str = "") -> list[str]:
+    """Writes what the checkpoint holds, in its stored precision.
+
+    The world model goes to `out` as a LlamaForCausalLM folder, its VQ model to `out`/tokenizer; a VQ model alone to
+    `out` itself.
+
+    Args:
+        out: a new folder.
+        checkpoint, config, tokenizer_config: as in `rlir_ray.published.mineworld.load_mineworld`.
+
+    Returns:
+        Lines that say what was written.
+
+    Raises:
+        ValueError: bad input; nothing is written then.
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    lines = []
+    with _new_folder(out) as folder:
+        found = load_mineworld(checkpoint, config, tokenizer_config=tokenizer_config)
+        disable_progress_bar()
+        if found.llama is not None:
+            found.llama.save_pretrained(folder)
+            give_usual_mode(folder)
+            size = sum(parameter.numel() for parameter in found.llama.parameters())
+            lines.append(f"world model, {size / 1e6:.1f} M parameters: {out}   (models.policy={out})")
+            if not hasattr(found.llama.config, "tokens_per_frame"):
+                lines.append('its config did not say image_num: add "tokens_per_frame" to config.json to train with it')
+            if found.vq_model is None:
+                lines.append(f"no tokenizer in this checkpoint: convert its own to {out / TOKENIZER_FOLDER}")
+        if found.vq_model is not None:
+            place = Path(TOKENIZER_FOLDER) if found.llama is not None else Path()
+            found.vq_model.save_pretrained(folder / place)
+            give_usual_mode(folder / place)
+            lines.append(f"tokenizer: {out / place}   (models.tokenizer={out / place})")
+    return lines
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder to write into, which gets its name when all is written.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"--out must be a new folder, got {out} with content; give another or remove it")
+    part = out.with_name(out.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+    except OSError as error:
+        raise ValueError(f"--out must be writable, got {out}: {error.strerror}; give another folder") from None
+    try:
+        yield part
+        if out.exists():
+            out.rmdir()
+        part.replace(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -1,0 +1,47 @@
+"""What makes two rewards give the same scores: world, rule, tokenizer and inverse dynamics model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rlir_ray.config.sections import Config, asset_path
+from rlir_ray.run.content import checkpoint_content
+
+
+def reward_identity(config: Config) -> dict[str, str]:
+    """Configuration key -> value, for everything on which the scores of an encoded video depend.
+
+    Checkpoints are named by their content: the same ones may lie elsewhere on another machine.
+    """
+    world, reward = config.world, config.reward
+    return {
+        "rollout.engine": "flow" if config.rollout.engine == "flow" else "tokens",
+        "world.height": str(world.height),
+        "world.width": str(world.width),
+        "world.groups": ",".join(world.groups),
+        "reward.rule": reward.rule,
+        "reward.camera": reward.camera,
+        "reward.camera_tolerance": str(reward.camera_tolerance if reward.camera == "within" else 0),
+        "reward.match": reward.match,
+        "reward.balance": reward.balance,
+        "models.tokenizer": checkpoint_content(asset_path(config.models.tokenizer)),
+        "models.reward_idm": checkpoint_content(asset_path(config.models.reward_idm)),
+    }
+
+
+def check_identity(wanted: Mapping[str, str], served: Mapping[str, str], address: str) -> None:
+    """Whether a service gives the scores that a run asks for.
+
+    Args:
+        wanted, served: `reward_identity` of the run's and of the service's configuration.
+        address: of the service, for the error.
+
+    Raises:
+        ValueError: naming the first key that differs, and both values.
+    """
+    for key, value in wanted.items():
+        if served.get(key) != value:
+            raise ValueError(
+                f"reward.address={address} must give the run's reward, got {key} {served.get(key)} there and {value} "
+                "here; choose the service's recipe or deploy one with yours"
+            )

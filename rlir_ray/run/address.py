@@ -1,0 +1,87 @@
+"""Where a run that trains can be reached: a file in its folder, or its name in the Ray of RAY_ADDRESS. No Ray here."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlir_ray.config.sections import RunConfig
+from rlir_ray.run.folder import job_home
+
+# In the run's folder, while it trains.
+ADDRESS_FILE = "ray.json"
+AUTH_VARIABLE = "RAY_AUTH_MODE"
+
+
+def write_address(folder: Path, address: str, actor: str) -> None:
+    """For this user alone, as all that says how to reach a Ray."""
+    content = {"address": address, "auth_mode": os.environ.get(AUTH_VARIABLE, ""), "actor": actor}
+    path = folder / ADDRESS_FILE
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        json.dump(content, file)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Whereabouts:
+    """Of a run that trains, as far as can be told from outside."""
+
+    address: str
+    """Of its Ray."""
+    auth_mode: str
+    """RAY_AUTH_MODE of the run; empty: not known, the caller's own environment says it."""
+    actor: str
+    refusal: str
+    """What to say when nobody answers there."""
+
+
+def _folders(run: str) -> list[Path]:
+    """Those that a name or a path may mean, and that hold a run."""
+    below = RunConfig().dir
+    folders = (Path(below) / run, job_home() / below / run, Path(run))
+    return [each for each in folders if run and (each / "config.json").is_file()]
+
+
+def find_folder(run: str) -> Path:
+    """The folder of a run, by its name or its path.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not (known := _folders(run)):
+        raise ValueError(f"RUN must name a run, got {run!r}; give a name below {RunConfig().dir}/ or a run's folder")
+    return known[0]
+
+
+def find_run(run: str) -> Whereabouts:
+    """Where a run is, by its folder or, on other nodes than its driver's, by its name.
+
+    Raises:
+        ValueError: there is none, or its folder says that it does not train.
+    """
+    below, known = RunConfig().dir, _folders(run)
+    # One that has ended must not hide another of its name that trains.
+    folder = next((each for each in known if (each / ADDRESS_FILE).is_file()), None)
+    if folder is None:
+        if run and (address := os.environ.get("RAY_ADDRESS", "")):
+            # The dashboard's address, which `ray job submit` takes; the Ray of this machine is meant.
+            address = "auto" if address.startswith("http") else address
+            refusal = f"--run must name a run that trains, got {run!r}, which none in the Ray at {address} is called"
+            return Whereabouts(address=address, auth_mode="", actor=run, refusal=f"{refusal}; give its run.name")
+        if not known:
+            raise ValueError(
+                f"--run must name a run, got {run!r}; give a name below {below}/ or a run's folder, or set RAY_ADDRESS "
+                "to the Ray that it trains in"
+            )
+        folder = known[0]
+    state = "has saved its policy and ended" if (folder / "policy").exists() else "is starting or has ended"
+    refusal = (
+        f"--run must name a run that trains, got {folder}, which {state}; scale it between its first and last step"
+    )
+    try:
+        content = json.loads((folder / ADDRESS_FILE).read_text(encoding="utf-8"))
+        return Whereabouts(**content, refusal=refusal)
+    except (OSError, TypeError, UnicodeDecodeError, json.JSONDecodeError):
+        raise ValueError(refusal) from None

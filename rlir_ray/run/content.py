@@ -1,0 +1,50 @@
+"""Digests of checkpoints and recordings, which stay the same where a project is moved."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+from rlir_ray.config.sections import Config, asset_path
+from rlir_ray.data.sources import find_recordings, pair
+
+PROMPT_PATHS = ("path", "heldout_path")
+SETTINGS = ("config.json", "tokenizer.json", "adapter_config.json")
+
+
+def checkpoint_content(folder: Path) -> str:
+    """Hexadecimal sha256, shortened, over the settings and weights of a checkpoint."""
+    digest = hashlib.sha256()
+    names = [*SETTINGS, *sorted(path.name for path in folder.glob("*.safetensors"))]
+    for path in (folder / name for name in names):
+        if path.is_file():
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def recordings_content(path: Path) -> str:
+    """The same over names and sizes: hours of video are not read for it.
+
+    Raises:
+        ValueError: as `find_recordings`.
+    """
+    digest = hashlib.sha256()
+    for name, video in sorted(find_recordings(path).videos.items()):
+        sizes = [half.stat().st_size for half in pair(video.with_suffix(""))]
+        digest.update(f"{name} {sizes}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def content_of(config: Config) -> dict[str, str]:
+    """Configuration key -> content, of each checkpoint and source of recordings that a configuration names.
+
+    Raises:
+        ValueError: one is not there.
+    """
+    models = {f"models.{entry.name}": getattr(config.models, entry.name) for entry in dataclasses.fields(config.models)}
+    found = {key: checkpoint_content(asset_path(path)) for key, path in models.items() if path}
+    if config.prompts.source == "recordings":
+        found |= {f"prompts.{key}": recordings_content(Path(getattr(config.prompts, key))) for key in PROMPT_PATHS}
+    return found

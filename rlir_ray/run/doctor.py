@@ -1,0 +1,190 @@
+"""What this machine has and lacks for a recipe: one finding a check. `actors/cluster/doctor.py` asks Ray.
+
+The tested versions are those of the constraints file that `make install` gives to pip.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rlir_ray.config.sections import Config
+from rlir_ray.run.home import stand_in
+from rlir_ray.run.versions import TESTED_PACKAGES
+
+Level = Literal["ok", "warn", "fail"]
+
+CONSTRAINTS = Path(__file__).parents[2] / "constraints"
+TESTED_PYTHON = "3.11"
+SHARED_MEMORY = Path("/dev/shm")
+# What a small run holds there, weights included, where it takes what is free.
+LEAST_STORE_BYTES = 1 << 30
+# vLLM takes half a minute on two busy cores.
+IMPORT_TIMEOUT_S = 180.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    level: Level
+    """`fail`: the recipe cannot run."""
+    check: str
+    text: str
+    """What was found; unless all is well, the remedy after a semicolon."""
+
+    def line(self) -> str:
+        return f"{self.level:<5} {self.check:<14} {self.text}"
+
+
+def judged(check: str, ask: Callable[[], str], level: Level = "fail") -> Finding:
+    """What a check says, or how it refuses; its refusals hold their remedies."""
+    try:
+        return Finding("ok", check, ask())
+    except ImportError as error:
+        return Finding("fail", check, f"{error}; make install")
+    except (ValueError, RuntimeError) as error:
+        return Finding(level, check, str(error))
+
+
+def machine_findings(config: Config) -> Iterator[Finding]:
+    """Python and packages, devices, shared memory, engines, codec and checkpoints."""
+    file = _constraints_file()
+    yield _python()
+    yield from _home()
+    yield from version_findings(file)
+    yield judged("devices", _devices)
+    yield _shared_memory(config)
+    install = f"pip install -c {file} deepspeed"
+    yield import_finding("deepspeed", config.learner.engine == "deepspeed", install)
+    yield import_finding("vllm", config.rollout.engine == "vllm", "make install-vllm")
+    yield judged("engine", lambda: _engine(config))
+    yield judged("video codec", _video_codec)
+    yield judged("checkpoints", lambda: _checkpoints(config))
+
+
+def _python() -> Finding:
+    found = platform.python_version()
+    if found.startswith(TESTED_PYTHON + "."):
+        return Finding("ok", "python", found)
+    old = sys.version_info < (3, 11)
+    text = f"{found}, tested {TESTED_PYTHON}; install Python {TESTED_PYTHON}"
+    return Finding("fail" if old else "warn", "python", text)
+
+
+def _home() -> Iterator[Finding]:
+    if Path.home() == stand_in():
+        yield Finding("warn", "home", f"no home folder that this user can write, {stand_in()} is used; set HOME")
+
+
+def _constraints_file() -> Path:
+    """As the Makefile chooses it."""
+    return CONSTRAINTS / ("gpu.txt" if shutil.which("nvidia-smi") else "cpu.txt")
+
+
+def version_findings(file: Path) -> Iterator[Finding]:
+    """The installed versions against those of a constraints file, a line for each that differs."""
+    if not file.is_file():
+        yield Finding("warn", "versions", f"not compared, {file} is missing; run this in a checkout")
+        return
+    same, differs = [], False
+    pins = (
+        line.split("==") for line in file.read_text(encoding="utf-8").splitlines() if "==" in line and line[0] != "#"
+    )
+    for name, tested in pins:
+        try:
+            # A build's own mark, as in 2.13.0+cpu, is no other version.
+            found = importlib.metadata.version(name).split("+")[0]
+        except importlib.metadata.PackageNotFoundError:
+            if name in TESTED_PACKAGES:
+                differs = True
+                yield Finding("fail", "version", f"{name} is not installed; pip install -c {file} {name}=={tested}")
+            continue
+        if found == tested:
+            same.append(f"{name} {found}")
+            continue
+        differs = True
+        yield Finding("warn", "version", f"{name} {found}, tested {tested}; pip install -c {file} {name}=={tested}")
+    rest = "the others as tested" if differs else "as tested"
+    yield Finding("ok", "versions", f"{', '.join(each for each in same if _is_named(each))}: {rest} ({file.name})")
+
+
+def _is_named(package: str) -> bool:
+    return package.split()[0] in TESTED_PACKAGES
+
+
+def _devices() -> str:
+    import torch
+
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return f"{len(names)} GPUs{f' ({names[0]})' if names else ''}, {os.cpu_count()} CPU cores"
+
+
+def _shared_memory(config: Config) -> Finding:
+    if not SHARED_MEMORY.is_dir():
+        return Finding("warn", "shared memory", f"no {SHARED_MEMORY}; Ray keeps its objects on disk here")
+    usage, asked = shutil.disk_usage(SHARED_MEMORY), config.object_store_budget_bytes
+    text = f"{_gb(usage.free)} GB free of {_gb(usage.total)} GB in {SHARED_MEMORY}"
+    if usage.free >= max(asked, LEAST_STORE_BYTES):
+        return Finding("ok", "shared memory", text)
+    # Ray then puts its store on disk, which works and is slow.
+    remedy = "docker run --shm-size, in Kubernetes an emptyDir of medium Memory, or lower object_store_budget_bytes"
+    return Finding("warn", "shared memory", f"{text}, Ray's store asks for {max(asked, LEAST_STORE_BYTES)}; {remedy}")
+
+
+def _gb(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.1f}"
+
+
+def import_finding(module: str, needed: bool, remedy: str) -> Finding:
+    """Whether a library can be imported, in a process of its own: some of them never come back, or end the process."""
+    level: Level = "fail" if needed else "warn"
+    if importlib.util.find_spec(module) is None:
+        if not needed:
+            return Finding("ok", module, "not installed, and the recipe does not need it")
+        return Finding("fail", module, f"not installed; {remedy}")
+    quiet = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", f"import {module}; print({module}.__version__)"],
+            capture_output=True, encoding="utf-8", errors="replace", timeout=IMPORT_TIMEOUT_S,
+            env={**os.environ, **quiet},
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return Finding(level, module, f"its import takes more than {IMPORT_TIMEOUT_S:g} s; {remedy}")
+    if done.returncode:
+        cause = ([line.strip() for line in done.stderr.splitlines() if line.strip()] or ["no message"])[-1]
+        return Finding(level, module, f"cannot be imported ({cause}); {remedy}")
+    return Finding("ok", module, done.stdout.split()[-1])
+
+
+def _engine(config: Config) -> str:
+    from rlir_ray.run.preflight import check_engine
+
+    check_engine(config)
+    return f"rollout.engine={config.rollout.engine} can run"
+
+
+def _video_codec() -> str:
+    import av
+
+    try:
+        av.codec.Codec("libx264", "w")
+    except ValueError:
+        raise RuntimeError(f"av {av.__version__} has no libx264; pip install --force-reinstall av") from None
+    return f"av {av.__version__} writes libx264"
+
+
+def _checkpoints(config: Config) -> str:
+    from rlir_ray.run.preflight import check_checkpoints, check_world
+
+    check_checkpoints(config)
+    shape = check_world(config)
+    return f"whole, of one world; an encoded frame is {'x'.join(map(str, shape))}"

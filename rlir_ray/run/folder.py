@@ -1,0 +1,279 @@
+"""A run's folder: the resolved config, versions and seed, the step log, and what the run leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rlir_ray.config.sections import Config
+from rlir_ray.data.files import number, strict_json, write_json, write_text
+from rlir_ray.run.content import content_of
+from rlir_ray.run.home import stand_in
+from rlir_ray.run.versions import versions
+
+# In a run's folder.
+CHECKPOINTS = "checkpoints"
+# In that one; what is half-written has another name.
+STEP_FOLDER = re.compile(r"step_(\d{8})")
+# Digests of what the run was made with.
+CONTENT = "content.json"
+# Set by Ray in the driver of a submitted job.
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+def step_folders(run: Path) -> dict[int, Path]:
+    """The checkpoints of a run by step, whether they can be read or not."""
+    root = run / CHECKPOINTS
+    matches = [(STEP_FOLDER.fullmatch(path.name), path) for path in root.iterdir()] if root.is_dir() else []
+    return {int(match[1]): path for match, path in matches if match}
+
+
+def no_way_on(run: Path, got: str) -> ValueError:
+    """Of a run that has nothing to go on from, while a start from the beginning would overwrite what it left."""
+    return ValueError(
+        f"run.name={run.name} must be new or hold a checkpoint that can be read, got {got}; move {run} away or choose "
+        "another run.name"
+    )
+
+
+def runs_folder(run_dir: str) -> Path:
+    """Where runs are kept, absolute.
+
+    A submitted job works in a copy of the checkout, which Ray removes with the job: there a relative folder is below
+    the home folder.
+
+    Raises:
+        ValueError: a submitted job's user has no home folder.
+    """
+    if JOB_VARIABLE in os.environ and not Path(run_dir).is_absolute() and Path.home() == stand_in():
+        raise ValueError(
+            f"run.dir must be an absolute path in a job whose user has no home folder, got {run_dir!r}; set run.dir to "
+            "a folder that is kept"
+        )
+    return (job_home() if JOB_VARIABLE in os.environ else Path.cwd()) / run_dir
+
+
+def job_home() -> Path:
+    """What the relative folders of submitted jobs are below."""
+    return Path.home() / "rlir_ray"
+
+
+# Where and how much a run runs, and what is done beside it: these may differ between a run's two commands.
+MAY_DIFFER = frozenset(
+    ["object_store_budget_bytes", "train.num_steps", "train.max_minutes", "train.wait_timeout_s"]
+    + ["train.max_failed_fraction", "train.max_skipped_updates"]
+    + [f"rollout.{key}" for key in ("num_actors", "num_cpus", "num_gpus", "resources", "num_threads", "timeout_s")]
+    + [f"vllm.{key}" for key in ("kv_cache_bytes", "gpu_memory_utilization", "enforce_eager", "max_num_seqs")]
+    + [
+        f"reward.{key}"
+        for key in ("backend", "address", "num_replicas", "min_replicas", "max_replicas", "target_queue")
+    ]
+    + [f"reward.{key}" for key in ("num_cpus", "num_gpus", "resources", "num_threads", "max_frames", "timeout_s")]
+    + [f"learner.{key}" for key in ("engine", "num_workers", "zero_stage", "offload_optimizer", "max_restarts")]
+    + [f"learner.{key}" for key in ("num_cpus", "use_gpu", "resources", "num_threads")]
+    + [f"learner.{key}" for key in ("decision_budget", "gradient_checkpointing")]
+    + [f"weights.{key}" for key in ("transfer", "bucket_bytes")]
+)
+ALSO_MAY_DIFFER = ("run.", "checkpoint.", "evaluation.")
+LOCK = ".lock"
+
+
+def may_differ(key: str) -> bool:
+    """Whether a run may go on with another value of a configuration key."""
+    # A dictionary's keys are below its own: rollout.resources.rollout_node.
+    return key.startswith(ALSO_MAY_DIFFER) or ".".join(key.split(".")[:2]) in MAY_DIFFER
+
+
+class RunFolder:
+    """`runs/<name>`: config.yaml, versions.json, content.json, metrics.jsonl, TensorBoard events, and what a run adds.
+
+    Args:
+        config: resolved, with its paths as the user gave them; an empty `run.name` becomes recipe and time.
+
+    Raises:
+        ValueError: the name belongs to a run that has trained with another config, or has saved its policy and left
+            no checkpoint to go on from.
+    """
+
+    def __init__(self, config: Config) -> None:
+        name = config.run.name or f"{config.recipe or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}"
+        self.path = runs_folder(config.run.dir) / name
+        settings = {key: value for key, value in config.to_dict().items() if key != "run"}
+        self.config, self.settings = config, json.loads(json.dumps(settings))
+        # What ended before its first step left nothing to lose.
+        if any((self.path / name).exists() for name in ("metrics.jsonl", "policy", CHECKPOINTS)):
+            self._refuse_other()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"run.dir must be writable, got {self.path}: {error.strerror}; set run.dir") from error
+        self.has_begun = False
+        self._events: Any = None
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder for this process for the time inside, or until it is killed.
+
+        Raises:
+            ValueError: another process trains in it.
+        """
+        with (self.path / LOCK).open("w", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ValueError(
+                    f"run.name={self.path.name} must be of a run that has ended, got one that trains in {self.path}; "
+                    "wait for it, stop it, or choose another run.name"
+                ) from None
+            yield
+
+    def begin(self, step: int = 0) -> RunFolder:
+        """Starts, or goes on after a step: what an earlier run left of later ones goes.
+
+        Raises:
+            ValueError: it is to start where a policy or checkpoints are.
+        """
+        if not step:
+            self._refuse_loss()
+            # Half-written ones.
+            shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
+        self.cut(step)
+        write_json(self.path / "config.json", self.settings)
+        write_json(self.path / CONTENT, self.content)
+        write_json(self.path / "versions.json", versions())
+        self._write_yaml(self.settings)
+        self.has_begun = True
+        return self
+
+    def metrics(self, step: int) -> list[dict[str, float]]:
+        """Of the steps up to this one, as they were logged."""
+        return [metrics for metrics in read_metrics(self.path) if metrics["step"] <= step]
+
+    def cut(self, step: int) -> None:
+        """Forgets the steps after this one in metrics.jsonl and TensorBoard."""
+        self.close()
+        path, kept = self.path / "metrics.jsonl", self.metrics(step)
+        path.unlink(missing_ok=True)
+        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+        if kept:
+            write_text(path, "".join(strict_json(metrics) + "\n" for metrics in kept))
+        for metrics in kept:
+            self._log_events(metrics)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @functools.cached_property
+    def content(self) -> dict[str, str]:
+        """Of the checkpoints and recordings that the run uses."""
+        return content_of(self.config)
+
+    def _refuse_other(self) -> None:
+        before, now = _flat(json.loads((self.path / "config.json").read_text(encoding="utf-8"))), _flat(self.settings)
+        held = read_content(self.path)
+        # Another place of the same content is no other config; earlier versions kept absolute places alone.
+        same = {key for key in now if key in before and _place(before[key]) == _place(now[key])} - held.keys()
+        same |= {key for key, content in held.items() if self.content.get(key) == content}
+        # Keys that only one of the two knows are another version's.
+        changed = [key for key in now if key in before and key not in same and not may_differ(key)]
+        if changed:
+            raise ValueError(
+                f"run.name={self.path.name} exists with another config ({changed[0]} differs); choose another run.name"
+            )
+        if not step_folders(self.path):
+            self._refuse_loss()
+
+    def _refuse_loss(self) -> None:
+        """A start from the beginning would overwrite these."""
+        if folders := step_folders(self.path):
+            raise no_way_on(self.path, f"{folders[max(folders)].name}, which it does not go on from")
+        if (self.path / "policy").exists():
+            raise no_way_on(self.path, "a saved policy and none")
+
+    def _write_yaml(self, settings: dict[str, Any]) -> None:
+        from omegaconf import OmegaConf
+
+        write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)))
+
+    def log_step(self, metrics: dict[str, float]) -> None:
+        """Appends one step to metrics.jsonl and to TensorBoard; `metrics["step"]` numbers it.
+
+        Raises:
+            ValueError: the disk is full.
+        """
+        path = self.path / "metrics.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as lines:
+                lines.write(strict_json(metrics) + "\n")
+        except OSError as error:
+            raise ValueError(f"could not save {path}: {error.strerror}; free some space or set run.dir") from error
+        self._log_events(metrics)
+
+    def _log_events(self, metrics: dict[str, float]) -> None:
+        # One event a step: as many as there are metrics would take as long as the rest of the driver's work.
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        if self._events is None:
+            from torch.utils.tensorboard.writer import FileWriter
+
+            self._events = FileWriter(str(self.path / "tensorboard"))
+        values = [Summary.Value(tag=key, simple_value=value) for key, value in metrics.items()]
+        self._events.add_summary(Summary(value=values), int(metrics["step"]))
+
+    def close(self) -> None:
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+
+
+def read_metrics(run: Path) -> list[dict[str, float]]:
+    """The steps in a run's metrics.jsonl, without lines that were cut off when their writer was killed."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    return [metrics for metrics in map(_parsed, lines) if metrics]
+
+
+def _parsed(line: str) -> dict[str, float] | None:
+    try:
+        metrics = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    is_step = isinstance(metrics, dict) and "step" in metrics
+    return {key: number(value) for key, value in metrics.items()} if is_step else None
+
+
+def read_content(run: Path) -> dict[str, str]:
+    """Configuration key -> digest of what it names; empty for a run of an earlier version."""
+    path = run / CONTENT
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def judges_by_reward(run: Path) -> bool:
+    """Whether the judge of a run is the inverse dynamics model that rewards, wherever the two lie."""
+    held, path = read_content(run), run / "config.json"
+    if not held and path.is_file():
+        held = _flat(json.loads(path.read_text(encoding="utf-8")))
+    judge = held.get("models.judge_idm")
+    return judge is not None and judge == held.get("models.reward_idm")
+
+
+def _place(value: Any) -> Any:
+    """A path, or any other text, in the form in which two of them are compared."""
+    return os.path.abspath(value) if isinstance(value, str) and value else value
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found

@@ -1,0 +1,284 @@
+"""The embedded world: Freedoom maps in the VizDoom engine, played by a script and recorded in the VPT format.
+
+The engine and the maps come inside the `vizdoom` package. Event k of a recording holds what was pressed during the tics
+that lead INTO frame k. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from rlir_ray.data.files import write_json
+from rlir_ray.data.recordings import read_events, write_recording
+from rlir_ray.spaces.actions import Actions, group_classes
+from rlir_ray.worlds.doom_engine import (
+    DoomWorld,
+    Pose,
+    advance,
+    load_map,
+    open_game,
+    read_distances,
+    read_frame,
+    read_pose,
+)
+from rlir_ray.worlds.scripted_player import Command, PlayerScript, ScriptedPlayer, View, command_event, draw_commands
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from vizdoom import DoomGame
+
+__all__ = ["CollectSummary", "DoomWorld", "PlayerScript", "ScriptedPlayer", "collect", "draw_commands"]
+
+Split = Literal["train", "validation", "prompts"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "prompts")
+GROUPS_IN_USE = ("forward_back", "jump", "use_attack", "yaw")
+
+ALL_MAPS = tuple(
+    [f"freedoom2:MAP{number:02d}" for number in range(1, 33)]
+    + [f"freedoom1:E{episode}M{number}" for episode in range(1, 5) for number in range(1, 10)]
+)
+VALIDATION_MAPS = ALL_MAPS[4::5]
+TRAIN_MAPS = tuple(name for name in ALL_MAPS if name not in VALIDATION_MAPS)
+# What the shipped world model knows, and where its prompts come from: few maps, open and unlike each other, because
+# two million parameters learn no more in an hour. Tokenizer and inverse dynamics models are trained on TRAIN_MAPS.
+WORLD_MAPS = (
+    "freedoom1:E3M1", "freedoom1:E3M2", "freedoom1:E4M8", "freedoom2:MAP17", "freedoom2:MAP29", "freedoom2:MAP32",
+)  # fmt: skip
+
+TICS_PER_SECOND = 35
+# Spots tried for an episode; the second half of them may be dark or closed in, for a map has to be played somewhere.
+MAX_ATTEMPTS = 120
+# At 48x64 motion in the dark cannot be seen: mean brightness of a spot's pictures below which it is left out.
+MIN_BRIGHTNESS = 40
+# Of the frames of an episode; above it the player sits in a hole where a walk cannot be seen.
+MAX_BLOCKED_SHARE = 0.2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CollectSummary:
+    """What a folder of recordings holds."""
+
+    num_recordings: int
+    num_frames: int
+    class_shares: dict[str, dict[int, float]]
+    """Share of the frames by group and class, frame 0 left out."""
+    maps: tuple[str, ...]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Episodes
+
+
+def _start(game: DoomGame, rng: np.random.Generator, world: DoomWorld) -> bool:
+    """Puts the player on a random spot of the map; False where it is dark or closed in."""
+    # Things stand in rooms: their places are places to be.
+    spots = [(thing.position_x, thing.position_y) for thing in game.get_state().objects]
+    x, y = spots[int(rng.integers(len(spots)))]
+    game.send_game_command(f"warp {x:.1f} {y:.1f}")
+    game.advance_action(10)
+    if game.is_episode_finished():
+        return False
+    state = game.get_state()
+    arrived = np.abs(read_pose(state).position[:2] - [x, y]).max() < 64
+    ahead, brightness = [], []
+    for turn in (float(rng.uniform(0, 360)), 90.0, 90.0, 90.0):
+        game.make_action([0.0, 0.0, turn, 0.0, 0.0], 1)
+        state = game.get_state()
+        ahead.append(read_distances(state)[0])
+        brightness.append(read_frame(state, world).mean())
+    open_sides = sum(distance > 160 for distance in ahead)
+    return bool(arrived and open_sides >= 2 and np.mean(brightness) > MIN_BRIGHTNESS)
+
+
+def play_episode(
+    game: DoomGame, map_name: str, rng: np.random.Generator, world: DoomWorld
+) -> tuple[npt.NDArray[np.uint8], list[dict[str, Any]]]:
+    """One recording: frames uint8 [F, H, W, 3] and F events; tries another spot where the player leaves the map."""
+    load_map(game, map_name, int(rng.integers(2**31)))
+    for attempt in range(MAX_ATTEMPTS):
+        suits = _start(game, rng, world) or (attempt >= MAX_ATTEMPTS // 2 and not game.is_episode_finished())
+        if suits and (played := _play(game, rng, world)) is not None:
+            return played
+        if game.is_episode_finished():
+            load_map(game, map_name, int(rng.integers(2**31)))
+    raise ValueError(f"no spot of {map_name} lasts {world.episode_frames} frames in {MAX_ATTEMPTS} tries; leave it out")
+
+
+def _play(
+    game: DoomGame, rng: np.random.Generator, world: DoomWorld
+) -> tuple[npt.NDArray[np.uint8], list[dict[str, Any]]] | None:
+    """Frames and events from where the player stands; None where it leaves the map, is taken elsewhere or is stuck."""
+    player = ScriptedPlayer(rng, world.script)
+    command, blocked, num_blocked, state = Command(), False, 0, game.get_state()
+    pose, distances = read_pose(state), read_distances(state)
+    frames, events = [read_frame(state, world)], [_event(command, command, pose, distances[0], 0, world)]
+    frame_walk = world.walk_speed * world.frame_skip
+    while len(frames) < world.episode_frames:
+        previous, before = command, pose
+        ahead, left, right = distances
+        command = player.next(View(ahead=ahead, left=left, right=right, on_ground=pose.on_ground, blocked=blocked))
+        advance(game, command, pose, world)
+        if game.is_episode_finished():
+            return None
+        state = game.get_state()
+        pose, distances = read_pose(state), read_distances(state)
+        travelled = float(np.linalg.norm(pose.position[:2] - before.position[:2]))
+        # A teleporter is no action.
+        if travelled > 4 * frame_walk:
+            return None
+        blocked = command.move != 0 and travelled < 0.3 * frame_walk
+        num_blocked += blocked
+        frames.append(read_frame(state, world))
+        events.append(_event(command, previous, pose, distances[0], len(frames) - 1, world))
+    if num_blocked > MAX_BLOCKED_SHARE * len(frames):
+        return None
+    return np.stack(frames), events
+
+
+def _event(
+    command: Command, previous: Command, pose: Pose, wall_distance: float, index: int, world: DoomWorld
+) -> dict[str, Any]:
+    """Position in map units (z is up), yaw in degrees clockwise; wallDistance in map units straight ahead."""
+    x, y, z = (round(float(value), 3) for value in pose.position)
+    tick = index * world.frame_skip
+    fields = {
+        "yaw": round(float(-np.degrees(pose.angle) % 360), 4), "pitch": 0.0, "xpos": x, "ypos": y, "zpos": z,
+        "onGround": pose.on_ground, "wallDistance": wall_distance, "tick": tick,
+        "milli": round(tick * 1000 / TICS_PER_SECOND),
+    }  # fmt: skip
+    return command_event(command, previous, fields)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Collecting
+
+
+def collect(
+    out_dir: Path,
+    *,
+    num_frames: int,
+    split: Split,
+    seed: int,
+    world: DoomWorld | None = None,
+    maps: Sequence[str] | None = None,
+    num_workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> CollectSummary:
+    """Plays and records episodes until `num_frames` are there; takes up where an earlier call stopped.
+
+    Args:
+        out_dir: gets NAME.mp4 + NAME.jsonl pairs and index.json.
+        num_frames: rounded up to whole episodes.
+        split: draws apart from the other splits; validation plays on maps of its own.
+        seed: gives the same recordings whatever `num_workers`.
+        world: the world's settings.
+        maps: instead of the split's own, as "freedoom2:MAP01" or "freedoom1:E1M1".
+        num_workers: processes.
+        progress: called with frames done and frames in all.
+
+    Raises:
+        ValueError: no frames, an unknown map or split, or a folder that holds recordings of other settings.
+    """
+    world = world or DoomWorld()
+    maps = tuple(maps or (VALIDATION_MAPS if split == "validation" else TRAIN_MAPS))
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    if unknown := sorted(set(maps) - set(ALL_MAPS)):
+        raise ValueError(f"unknown map {unknown[0]!r}; maps are named freedoom2:MAP01..32 or freedoom1:E1M1..E4M9")
+    if num_frames < 1:
+        raise ValueError(
+            f"frames to record must be >= 1, got {num_frames}; ask for {world.episode_frames}, one episode, or more"
+        )
+    out_dir.mkdir(parents=True, exist_ok=True)
+    _claim(out_dir, {"split": split, "seed": seed, "maps": list(maps), "world": dataclasses.asdict(world)})
+    num_episodes = -(-num_frames // world.episode_frames)
+    names = {index: f"{split}-{maps[index % len(maps)].replace(':', '-')}-{index:05d}" for index in range(num_episodes)}
+    todo: dict[str, list[tuple[int, str, str]]] = {}
+    done = 0
+    for index, name in names.items():
+        if (out_dir / f"{name}.jsonl").exists() and (out_dir / f"{name}.mp4").exists():
+            done += 1
+            continue
+        wad, map_name = maps[index % len(maps)].split(":")
+        todo.setdefault(wad, []).append((index, name, map_name))
+    # A chunk is one engine's work; enough of them that workers end together.
+    chunks = [(wad, part) for wad, jobs in todo.items() for part in _chunks(jobs, max(num_workers, len(jobs) // 32))]
+    stem = (out_dir, split, seed, world)
+    if num_workers <= 1:
+        for wad, jobs in chunks:
+            for _ in _record(wad, jobs, *stem):
+                done += 1
+                if progress:
+                    progress(done * world.episode_frames, num_episodes * world.episode_frames)
+    else:
+        with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
+            for count in pool.map(_record_all, *zip(*[(wad, jobs, *stem) for wad, jobs in chunks], strict=True)):
+                done += count
+                if progress:
+                    progress(done * world.episode_frames, num_episodes * world.episode_frames)
+    return _write_index(out_dir, list(names.values()), maps, world)
+
+
+def _chunks(jobs: list[Any], num_chunks: int) -> list[list[Any]]:
+    return [part for part in (jobs[start::num_chunks] for start in range(num_chunks)) if part]
+
+
+def _record_all(
+    wad: str, jobs: list[tuple[int, str, str]], out_dir: Path, split: Split, seed: int, world: DoomWorld
+) -> int:
+    return sum(1 for _ in _record(wad, jobs, out_dir, split, seed, world))
+
+
+def _record(
+    wad: str, jobs: list[tuple[int, str, str]], out_dir: Path, split: Split, seed: int, world: DoomWorld
+) -> Iterator[str]:
+    with open_game(wad, seed) as game:
+        for index, name, map_name in jobs:
+            rng = np.random.default_rng([seed, SPLITS.index(split), index])
+            frames, events = play_episode(game, map_name, rng, world)
+            write_recording(out_dir / name, frames, events)
+            yield name
+
+
+def _claim(out_dir: Path, settings: dict[str, Any]) -> None:
+    """Refuses a folder that another seed or world has begun: the pairs found there would be taken for this one's."""
+    settings = json.loads(json.dumps(settings))
+    path = out_dir / "settings.json"
+    if path.exists() and (held := json.loads(path.read_text(encoding="utf-8"))) != settings:
+        key = next(key for key in settings if held.get(key) != settings[key])
+        raise ValueError(
+            f"{out_dir} holds recordings made with {key} {held.get(key)!r}, not {settings[key]!r}; use another folder"
+        )
+    write_json(path, settings)
+
+
+def _write_index(out_dir: Path, names: list[str], maps: tuple[str, ...], world: DoomWorld) -> CollectSummary:
+    """The index of a VPT data set (basedir and relpaths), and what the recordings hold."""
+    columns = []
+    for name in names:
+        classes = group_classes(Actions.from_events(read_events(out_dir / f"{name}.jsonl")), GROUPS_IN_USE)
+        columns.append(classes[1:])
+    classes = np.concatenate(columns)
+    shares = {
+        group: {int(value): float(np.mean(column == value)) for value in np.unique(column)}
+        for group, column in zip(GROUPS_IN_USE, classes.T, strict=True)
+    }
+    summary = CollectSummary(
+        num_recordings=len(names), num_frames=len(classes) + len(names), class_shares=shares,
+        maps=maps[: len(names)],
+    )  # fmt: skip
+    index = {
+        "basedir": str(out_dir.resolve()), "relpaths": [f"{name}.mp4" for name in names],
+        "summary": dataclasses.asdict(summary), "world": dataclasses.asdict(world),
+    }  # fmt: skip
+    write_json(out_dir / "index.json", index)
+    return summary

@@ -1,0 +1,47 @@
+"""A wait that was too long says what the one who was waited for is doing."""
+
+import time
+
+import pytest
+import ray
+
+from actors.cluster.waiting import wait_all
+from actors.rollout.pool import RolloutPool
+from rlir_ray.run.watchdog import innermost
+from tests.fakes import tiny_prompts
+
+STACKS = """Thread 0x01 (most recent call first):
+  File "/usr/lib/python3.11/threading.py", line 324 in wait
+
+Current thread 0x02 (most recent call first):
+  File "/usr/lib/site-packages/torch/nn/functional.py", line 9 in linear
+  File "/home/me/rlir_ray/samplers/tokens.py", line 120 in sample
+  File "/home/me/actors/rollout.py", line 60 in sample
+"""
+
+
+class Stuck:
+    policy_version, difference = 0, None
+
+    def sample(self, *arguments):
+        time.sleep(3600)
+
+
+def test_the_innermost_frame_of_the_project_is_found_in_whichever_thread():
+    assert innermost(STACKS) == "samplers/tokens.py:120 in sample"
+    assert innermost("") == innermost(STACKS.split("Current")[0]) == ""
+
+
+@pytest.mark.timeout(120)
+def test_a_wait_that_was_too_long_names_the_line_where_the_actor_stands(ray_cluster, make_config):
+    pool = RolloutPool(make_config("train.wait_timeout_s=60"), Stuck)
+    pool.start()
+    pool.wait_ready()
+    (refs,) = pool.sample([0], [0], ray.put(tiny_prompts(1)))
+    with pytest.raises(TimeoutError) as late:
+        wait_all([refs.report_ref], 1, "a group", doing=pool.doing)
+    pool.stop()
+    message = str(late.value)
+    assert message.startswith("waited 1 s for a group (0 of 1 answered) (RolloutActor (process ")
+    assert "is at actors/test_stacks.py:" in message and "in sample); look into Ray's logs" in message
+    assert "\n" not in message

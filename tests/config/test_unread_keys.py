@@ -1,0 +1,73 @@
+"""What a user names acts, or is refused with the setting that it needs."""
+
+import pytest
+
+from rlir_ray.config.load import keys, load_config
+from rlir_ray.config.unread_keys import CONDITIONS, refuse_unread
+
+NFT = ["train.objective=nft", "train.max_advantage=5", "flow.shared_noise=false"]
+
+
+def resolved(recipe, overrides):
+    refuse_unread(load_config(recipe, overrides), overrides)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "override", "needed"),
+    [
+        ("doom_tiny_ar", "vllm.dtype=bfloat16", ["rollout.engine=vllm"]),
+        ("doom_tiny_ar", "reward.camera_tolerance=3", ["reward.camera=within"]),
+        ("mineworld_300m", "reward.discount=0.9", ["reward.credit=frame"]),
+        ("doom_tiny_flow", "train.nft_beta=0.5", NFT),
+        ("doom_tiny_flow", "flow.window_interval=2", ["flow.window_moves=sliding"]),
+        ("doom_tiny_ar", "reward.target_queue=4", ["reward.max_replicas=3"]),
+        ("doom_tiny_ar", "train.clip_low=0.1", ["train.importance=none"]),
+        ("doom_tiny_ar", "train.clip_high=0.1", ["train.importance=none"]),
+        ("doom_tiny_ar", "lora.alpha=4", ["lora.rank=4"]),
+        ("doom_tiny_ar", "weights.bucket_bytes=1024", ["weights.transfer=broadcast"]),
+    ],
+)
+def test_a_key_that_cannot_act_is_refused_and_the_setting_that_it_needs_helps(recipe, override, needed):
+    with pytest.raises(ValueError, match=f"{override.split('=')[0]} is read only with .*, got '{override}'") as refusal:
+        resolved(recipe, [override])
+    assert "\n" not in str(refusal.value)
+    resolved(recipe, [override, *needed])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["flow.sde=cps"],
+        ["train.importance=none", "train.max_staleness=0", "train.clip_low=0.1"],
+        ["train.importance=sequence", "train.max_staleness=0"],
+        ["train.importance=none", "train.max_ratio=4"],
+        ["learner.engine=torch", "learner.zero_stage=2"],
+        ["reward.address=serve://x", "reward.num_replicas=2"],
+        ["models.adapter=runs/first/policy", "lora.rank=4"],
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(overrides):
+    with pytest.raises(ValueError, match="is read only with"):
+        resolved("doom_tiny_ar", overrides)
+    with pytest.raises(ValueError, match=r"flow\.sde is read only with train\.objective=grpo"):
+        resolved("doom_tiny_flow", ["flow.sde=cps", *NFT])
+
+
+def test_what_the_recipe_says_besides_may_stay_unread():
+    # It has a window of exploring steps, which DiffusionNFT does not use.
+    resolved("doom_tiny_flow", NFT)
+
+
+def test_the_table_names_keys():
+    for condition in CONDITIONS:
+        for start in condition.keys:
+            assert any(key.startswith(start) for key in keys())
+
+
+@pytest.mark.parametrize("key", ["path", "heldout_path"])
+def test_recordings_without_their_source_are_refused(key):
+    with pytest.raises(ValueError, match=rf"prompts\.{key} must be empty with prompts\.source=doom, got 'clips'; set"):
+        load_config("doom_tiny_ar", [f"prompts.{key}=clips"])
+    with pytest.raises(ValueError, match=r"prompts\.path must be empty with prompts\.source=doom"):
+        load_config("mineworld_300m", ["prompts.source=doom"])
+    load_config("mineworld_300m", ["prompts.source=doom", "prompts.path=", "prompts.heldout_path="])

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from benchmarks.idm_throughput import straight_loop
+from rlir_ray.idm.correlation_idm import (
+    CorrelationInverseDynamics,
+    correlation_config,
+    correlation_volume,
+    displacement_index,
+)
+from rlir_ray.idm.inverse_dynamics import (
+    InverseDynamicsModel,
+    load_inverse_dynamics,
+    resize_frames,
+)
+from rlir_ray.idm.vpt_config import VPT_CONFIG, small_vpt_config
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+
+
+def random_clips(num_clips: int, num_frames: int, height: int = 48, width: int = 64) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (num_clips, num_frames, height, width, 3), dtype=torch.uint8, generator=generator)
+
+
+def golden_model() -> tuple[InverseDynamicsModel, dict[str, Tensor]]:
+    model = InverseDynamicsModel(json.loads((GOLDEN / "vpt_idm_small.config.json").read_text()))
+    model.load_state_dict(load_file(GOLDEN / "vpt_idm_small.weights.safetensors"))
+    return model.eval(), load_file(GOLDEN / "vpt_idm_small.io.safetensors")
+
+
+def test_published_weights_give_the_published_logits() -> None:
+    model, golden = golden_model()
+    with torch.inference_mode():
+        logits = model.logits(golden["img"])
+    for head in ("buttons", "camera"):
+        assert (logits[head] - golden[f"logits.{head}"]).abs().max() < 1e-4
+        assert (logits[head].argmax(-1) == golden[f"action.{head}"]).all()
+
+
+def test_published_size_has_482_million_parameters() -> None:
+    with torch.device("meta"):
+        model = InverseDynamicsModel(VPT_CONFIG)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 482_330_046
+
+
+def test_bound_on_frames_does_not_change_the_logits() -> None:
+    model, golden = golden_model()
+    with torch.inference_mode():
+        whole, parts = model.logits(golden["img"]), model.logits(golden["img"], max_frames=1)
+    assert torch.allclose(whole["camera"], parts["camera"], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [InverseDynamicsModel(small_vpt_config()), CorrelationInverseDynamics(correlation_config())],
+    ids=["vpt", "correlation"],
+)
+def test_saved_models_load_as_what_they_were(
+    model: InverseDynamicsModel | CorrelationInverseDynamics, tmp_path: Path
+) -> None:
+    clips = random_clips(2, 9)
+    model.save_pretrained(tmp_path)
+    loaded = load_inverse_dynamics(tmp_path)
+    assert type(loaded) is type(model)
+    with torch.inference_mode():
+        expected, logits = model.logits(clips, max_frames=1), loaded.logits(clips)
+    assert logits["buttons"].shape == (2, 9, 20, 2) and logits["camera"].shape == (2, 9, 2, 11)
+    assert torch.allclose(expected["buttons"], logits["buttons"], atol=1e-4)
+    assert torch.allclose(expected["camera"], logits["camera"], atol=1e-4)
+
+
+def test_unknown_architecture_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architecture": "oracle"}')
+    with pytest.raises(ValueError, match="architecture must be vpt or correlation"):
+        load_inverse_dynamics(tmp_path)
+
+
+def test_configs_of_other_networks_are_refused() -> None:
+    net = small_vpt_config()["net"]
+    for change in ({"recurrence_type": "lstm"}, {"attention_memory_size": 32}, {"img_shape": [48, 64, 8]}):
+        with pytest.raises(ValueError, match="must"):
+            InverseDynamicsModel({"net": {**net, **change}, "pi_head": {"temperature": 1.0}})
+
+
+def test_frames_of_the_right_size_are_left_alone_and_floats_refused() -> None:
+    clips = random_clips(1, 2)
+    assert resize_frames(clips, 48, 64) is clips
+    assert resize_frames(clips, 24, 32).shape == (1, 2, 24, 32, 3)
+    with pytest.raises(ValueError, match="uint8"):
+        resize_frames(clips.float(), 48, 64)
+    with pytest.raises(ValueError, match=r"not empty, got torch.uint8 \(0, 2, 48, 64, 3\)"):
+        resize_frames(clips[:0], 48, 64)
+
+
+def test_correlation_peaks_at_the_displacement() -> None:
+    size, index = displacement_index(4, 6, 1, 2)
+    generator = torch.Generator().manual_seed(0)
+    before = torch.randn(4, 6, 32, generator=generator)
+    current = before.roll((1, -2), (0, 1))  # content moved one down and two left: it comes from (-1, +2)
+    volume = correlation_volume(current.reshape(1, 24, 32), before.reshape(1, 24, 32), index)
+    assert size == (4, 6) and volume.shape == (1, 24, 15)
+    inner = volume.reshape(4, 6, 3, 5)[1:, :4]
+    assert (inner.flatten(2).argmax(-1) == 0 * 5 + 4).all()
+    assert volume.reshape(4, 6, 3, 5)[0, 0, 0].abs().max() == 0  # above the picture
+
+
+def test_judge_compares_a_frame_with_its_neighbour_only() -> None:
+    model = CorrelationInverseDynamics(correlation_config())
+    clips = random_clips(1, 12)
+    changed = clips.clone()
+    changed[:, 0] = 255 - changed[:, 0]
+    with torch.inference_mode():
+        before = model._embed(clips)
+        after = model._embed(changed)
+    assert torch.equal(before[:, 2:], after[:, 2:]) and not torch.equal(before[:, 1], after[:, 1])
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "published form": {},
+    "other sizes": {"hidsize": 48, "attention_heads": 3, "n_recurrence_layers": 3, "img_shape": [24, 40, 8]},
+    "other widths": {"impala_chans": [4, 6], "impala_width": 2, "pointwise_ratio": 2},
+    "other windows": {"timesteps": 32, "attention_memory_size": 32, "pointwise_use_activation": True},
+    "other convolution": {"conv3d_params": {"inchan": 3, "outchan": 8, "kernel_size": [3, 3, 5], "padding": [1, 1, 2]}},
+    "no convolution": {"conv3d_params": None, "img_shape": [32, 32, 3]},
+}
+
+
+@pytest.mark.parametrize("changes", SETTINGS.values(), ids=SETTINGS)
+def test_any_setting_equals_the_published_pass_clip_by_clip(changes: dict[str, Any]) -> None:
+    config = json.loads((GOLDEN / "vpt_idm_small.config.json").read_text())
+    config["net"] |= changes
+    torch.manual_seed(0)
+    model = InverseDynamicsModel(config).eval()
+    clips = random_clips(3, 7, *config["net"]["img_shape"][:2])
+    with torch.inference_mode():
+        expected = straight_loop(model, clips)
+        # 4 frames at once: a clip in two parts; 14: two clips in one.
+        for max_frames in (None, 4, 14):
+            logits = model.logits(clips, max_frames)
+            for head in ("buttons", "camera"):
+                torch.testing.assert_close(logits[head], expected[head], atol=1e-4, rtol=0)
+
+
+def test_the_settings_that_the_published_file_leaves_out_are_the_published_codes() -> None:
+    config = json.loads((GOLDEN / "vpt_idm_small.config.json").read_text())
+    short = {"net": dict(VPT_CONFIG["net"]), "pi_head": config["pi_head"]}
+    del short["net"]["impala_chans"], short["net"]["pointwise_ratio"]
+    with torch.device("meta"):
+        assert sum(parameter.numel() for parameter in InverseDynamicsModel(short).parameters()) == 482_330_046

@@ -1,0 +1,45 @@
+"""Which rewards are the same."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from rlir_ray.config.load import load_config
+from rlir_ray.config.sections import asset_path
+from rlir_ray.rewards.fingerprint import check_identity, reward_identity
+
+
+def identity(*overrides: str) -> dict[str, str]:
+    return reward_identity(load_config("doom_tiny_ar", list(overrides)))
+
+
+def test_what_changes_no_score_is_no_difference(tmp_path):
+    copied = shutil.copytree(asset_path("asset:doom/reward_idm"), tmp_path / "elsewhere")
+    (copied / "training.json").write_text("{}")
+    others = identity(
+        f"models.reward_idm={copied}", "seed=3", "reward.num_replicas=4", "reward.credit=clip", "world.num_frames=4",
+        "reward.camera_tolerance=2",
+    )  # fmt: skip
+    check_identity(identity(), others, "serve://x")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("reward.match=exact", "reward.match exact there and soft here"),
+        ("world.groups=[jump,yaw]", "world.groups jump,yaw there and forward_back,use_attack,jump,yaw here"),
+        ("models.reward_idm=asset:doom/judge_idm", "models.reward_idm [0-9a-f]{16} there and [0-9a-f]{16} here"),
+        ("reward.camera=within", "reward.camera within there and exact here"),
+    ],
+)
+def test_another_reward_is_refused_with_the_key_and_both_values(override, message):
+    with pytest.raises(ValueError, match=f"^reward.address=serve://x must give the run's reward, got {message}") as no:
+        check_identity(identity(), identity(override), "serve://x")
+    assert "\n" not in str(no.value)
+
+
+def test_another_family_of_codes_is_another_reward():
+    config = load_config("doom_tiny_ar")
+    flow = reward_identity(replace(config, rollout=replace(config.rollout, engine="flow")))
+    assert flow["rollout.engine"] != reward_identity(config)["rollout.engine"]

@@ -1,0 +1,114 @@
+"""The action space against the published quantisers and token ids."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rlir_ray.spaces.actions import (
+    BUTTONS,
+    CLASS_COUNTS,
+    INDEX,
+    MINEWORLD_CAMERA,
+    VPT_CAMERA,
+    Actions,
+    action_tokens,
+    actions_from_tokens,
+    cancel_contradictions,
+    exclusive_classes,
+    group_classes,
+    mineworld_tokens,
+    no_action_classes,
+)
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+CASES = json.loads((GOLDEN / "mineworld_actions.json").read_text())["cases"]
+QUANTIZERS = json.loads((GOLDEN / "camera_quantizers.json").read_text())
+
+
+def test_tokens_equal_the_published_ones_in_all_64_cases():
+    tokens = mineworld_tokens([case["event"] for case in CASES])
+    np.testing.assert_array_equal(tokens, [case["tokens"] for case in CASES])
+
+
+def test_factored_actions_equal_the_published_ones():
+    actions = Actions.from_events([case["event"] for case in CASES])
+    for frame, case in enumerate(CASES):
+        assert {name: int(actions.buttons[frame, INDEX[name]]) for name in BUTTONS} == {
+            name: case["action"][name] for name in BUTTONS
+        }
+        np.testing.assert_array_equal(np.trunc(actions.camera[frame]), case["action"]["camera"])
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "bins", "centers"),
+    [
+        (MINEWORLD_CAMERA, "mineworld_bins(maxval=90,binsize=9,mu=11.4887)", "mineworld_centers"),
+        (VPT_CAMERA, "vpt_bins(maxval=10,binsize=2,mu=10)", "vpt_centers"),
+    ],
+)
+def test_camera_bins_and_centres_equal_the_published_ones(quantizer, bins, centers):
+    np.testing.assert_array_equal(quantizer.bins(QUANTIZERS["degrees"]), QUANTIZERS[bins])
+    np.testing.assert_allclose(quantizer.degrees(np.arange(quantizer.num_bins)), QUANTIZERS[centers], atol=1e-9)
+
+
+def test_tokens_of_recovered_actions_are_the_same_tokens():
+    tokens = mineworld_tokens([case["event"] for case in CASES])
+    again = action_tokens(actions_from_tokens(tokens))
+    # A bin's centre is truncated to whole degrees before it is quantised, which moves the second bin (2.25 -> 2).
+    np.testing.assert_array_equal(again[:, 3:], tokens[:, 3:])
+    assert np.abs(again[:, 1:3] - tokens[:, 1:3]).max() <= 1
+
+
+def test_events_survive_the_round_trip():
+    actions = Actions.from_events([case["event"] for case in CASES])
+    again = Actions.from_events(actions.to_events())
+    np.testing.assert_array_equal(again.buttons, actions.buttons)
+    np.testing.assert_allclose(again.camera, actions.camera, atol=1e-3)
+
+
+def test_contradicting_buttons_cancel():
+    buttons = np.zeros((3, len(BUTTONS)), bool)
+    buttons[0, [INDEX["forward"], INDEX["back"], INDEX["jump"]]] = True
+    buttons[1, [INDEX["attack"], INDEX["use"]]] = True
+    buttons[2, [INDEX["sprint"], INDEX["sneak"], INDEX["jump"]]] = True
+    kept = cancel_contradictions(buttons)
+    assert [BUTTONS[index] for index in np.flatnonzero(kept[0])] == ["jump"]
+    assert not kept[1].any()
+    # Jump and sneak cancel first, so sprint has nothing left that contradicts it.
+    assert [BUTTONS[index] for index in np.flatnonzero(kept[2])] == ["sprint"]
+
+
+def test_group_classes_name_the_member_that_is_pressed():
+    keys = [["w"], ["s"], [], ["w", "s"], ["space"]]
+    events = [{"keyboard": {"keys": [f"key.keyboard.{key}" for key in held]}} for held in keys]
+    events[2]["mouse"] = {"dx": 67, "buttons": [0]}
+    classes = group_classes(Actions.from_events(events), ("forward_back", "jump", "use_attack", "yaw"))
+    np.testing.assert_array_equal(classes, [[1, 0, 0, 5], [2, 0, 0, 5], [0, 0, 2, 10], [0, 0, 0, 5], [0, 1, 0, 5]])
+
+
+def test_tokens_of_another_vocabulary_are_refused():
+    with pytest.raises(ValueError, match="check first_id"):
+        actions_from_tokens(mineworld_tokens([{}]), first_id=512)
+
+
+def test_actions_of_the_wrong_shape_are_refused():
+    with pytest.raises(ValueError, match="from_events"):
+        Actions(np.zeros((2, 5), bool), np.zeros((2, 2), np.float32))
+
+
+def test_exclusive_classes_of_a_frame_by_hand():
+    pressed = ["key.keyboard.w", "key.keyboard.space", "key.keyboard.3", "key.keyboard.left.control"]
+    event = {"keyboard": {"keys": pressed}, "mouse": {"dx": 100, "dy": 0, "buttons": [0]}}
+    # 100 pixels are 15 degrees, nearest to the centre of MineWorld's bin 14 (13.67). Hotbar 3, forward, neither left
+    # nor right, sprint, attack (the second of use/attack), jump, neither drop nor pick.
+    assert exclusive_classes(Actions.from_events([event])).tolist() == [[10, 14, 3, 1, 0, 1, 2, 1, 0]]
+    assert no_action_classes().tolist() == [10, 10, 0, 0, 0, 0, 0, 0, 0]
+    assert CLASS_COUNTS == (21, 21, 10, 3, 3, 3, 3, 2, 3)
+
+
+def test_every_class_of_a_flow_model_is_within_its_count():
+    actions = Actions(np.random.default_rng(0).random((200, 23)) < 0.3, np.full((200, 2), 400, np.float32))
+    classes = exclusive_classes(actions)
+    assert (classes.max(0) < CLASS_COUNTS).all() and classes.min() >= 0 and (classes[:, :2] == 20).all()
