@@ -19,6 +19,7 @@ from actors.cluster.placement import node_id, on_node
 from actors.learner.group import LearnerGroup
 from actors.learner.in_flight import ReadyGroup
 from actors.rollout.actor import CallReport
+from rlir_ray.algorithm.ledger import FILE as LEDGER
 from rlir_ray.algorithm.ledger import Ledger
 from rlir_ray.algorithm.seeds import prompt_index
 from rlir_ray.config.sections import CheckpointConfig, TrainConfig
@@ -33,6 +34,7 @@ from rlir_ray.run.checkpoint import (
     partial_folder,
     seal,
 )
+from rlir_ray.run.folder import read_metrics
 from rlir_ray.run.tracing import Span
 from rlir_ray.samplers import LogprobDifference
 from rlir_ray.trajectory import RewardScores
@@ -49,6 +51,8 @@ class RunState:
     ledger: Ledger = field(default_factory=Ledger)
     checkpoint: Checkpoint | None = None
     """Where it comes from; None: from the start."""
+    metrics: list[dict[str, float]] = field(default_factory=list)
+    """Of each step up to that one."""
     ready: list[dict[str, Any]] = field(default_factory=list)
     """Groups of the checkpoint that were ready but not trained, as JSON."""
 
@@ -64,16 +68,24 @@ class RunState:
         return tuple(limit for limit, is_reached in reached.items() if is_reached)
 
 
+def describe_limits(train: TrainConfig) -> str:
+    """Say what ends the training."""
+    steps = f"at most {train.num_steps} steps (train.num_steps)"
+    return f"{steps}, at most {train.max_minutes:g} minutes (train.max_minutes)" if train.max_minutes else steps
+
+
 class Checkpoints:
     """Args:
     run: the run's folder, on this process's node.
     config: how often, and how many are kept.
-    report: gets a line for each checkpoint that cannot be read.
+    report: gets a line for each checkpoint that cannot be read, and when the policy is saved.
     """
 
     def __init__(self, run: Path, config: CheckpointConfig, report: Callable[[str], None]) -> None:
         self.run, self.config, self.report = run, config, report
         self.latest: Checkpoint | None = None
+        self.saved_step = 0
+        """Of the last `save`."""
 
     def read(self) -> RunState:
         """How far the newest whole checkpoint is; the start where there is none.
@@ -90,14 +102,29 @@ class Checkpoints:
             trained_s=content["trained_s"],
             ledger=Ledger.from_json(json.dumps(content["ledger"])),
             checkpoint=self.latest,
+            metrics=[metrics for metrics in read_metrics(self.run) if metrics["step"] <= self.latest.step],
             ready=content["ready"],
         )
 
     def is_due(self, step: int) -> bool:
         return bool(self.config.every) and step % self.config.every == 0
 
+    def save(self, run: RunState, learner: LearnerGroup, ready: Sequence[ReadyGroup]) -> None:
+        """Save the policy, then a checkpoint: a run that has its last checkpoint has its policy too.
+
+        Raises: as `write`.
+        """
+        self.report("saving the policy and a checkpoint")
+        learner.save(self.run / "policy")
+        self.write(run, learner, ready)
+        self.saved_step = run.step
+
+    def write_ledger(self, run: RunState) -> None:
+        """Write the state of all groups into the run's folder."""
+        write_json(self.run / LEDGER, json.loads(run.ledger.to_json()))
+
     def write(self, run: RunState, learner: LearnerGroup, ready: Sequence[ReadyGroup]) -> None:
-        """Writes a checkpoint, unless that of this step is there already; other pools go on meanwhile.
+        """Write a checkpoint, unless this step has one; the other pools go on meanwhile.
 
         Raises:
             ValueError: the disk is full.
@@ -114,6 +141,7 @@ class Checkpoints:
         write_json(partial / DRIVER, {"trained_s": run.trained_s, "ledger": ledger, "ready": kept})
         files |= describe_files([partial / DRIVER])
         self.latest = seal(partial, files, step=run.step, policy_version=run.step, keep=self.config.keep)
+        self.write_ledger(run)
 
 
 def _to_json(group: ReadyGroup) -> dict[str, Any]:

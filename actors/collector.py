@@ -10,14 +10,14 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent import futures
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import ray
 
 from actors.cluster.errors import one_line
 from actors.cluster.waiting import POLL_S, WAY_OUT, Stopped, in_brackets
-from actors.learner.in_flight import ReadyGroup
+from actors.learner.in_flight import InFlightSteps, ReadyGroup
 from actors.reward.serving import Scored
 from actors.rollout.actor import CallReport
 from actors.rollout.pool import GroupRefs
@@ -34,16 +34,6 @@ Submit = Callable[[Sequence[int], Sequence[int], Sequence[int]], list[tuple[Grou
 """Group ids, seeds and prompt indices of one call -> references and the scores to come, one pair a group."""
 
 
-class StepsUnderWay(Protocol):
-    """What the learner is doing while groups are collected."""
-
-    def report_future(self) -> futures.Future[Any] | None:
-        """Done when a step has ended; None: none is under way."""
-
-    def finish_done(self) -> None:
-        """Takes the steps that have ended: their weights are published, their slots given back."""
-
-
 class Collector:
     """Args:
     config: `train`, `reward`, `rollout` and the seed are read.
@@ -54,7 +44,7 @@ class Collector:
     stop: set when the user ends the run.
     recording: takes what the pools did.
     progress: told once when sampling waits for room in the object store.
-    doing: what the pools are busy with, asked when a wait was too long.
+    activity: what the pools are busy with, asked when a wait was too long.
     learner: steps that are under way while groups are collected, whose end gives slots back; None: there are none.
     """
 
@@ -70,13 +60,13 @@ class Collector:
         stop: threading.Event,
         recording: Recording | None = None,
         progress: Callable[[str], None] = lambda text: None,
-        doing: Callable[[], str] = lambda: "",
-        learner: StepsUnderWay | None = None,
+        activity: Callable[[], str] = lambda: "",
+        learner: InFlightSteps | None = None,
     ) -> None:
         self.learner = learner
         self.config, self.ledger, self.admission, self.submit = config, ledger, admission, submit
         self.prompt_ids, self.group_bytes, self.stop = prompt_ids, group_bytes, stop
-        self.recording, self.progress, self.doing = recording or Recording(), progress, doing
+        self.recording, self.progress, self.activity = recording or Recording(), progress, activity
         self._in_flight: dict[int, tuple[GroupRefs, futures.Future[Scored]]] = {}
         self._ready: dict[int, ReadyGroup] = {}
         self._failures = Failures(config.train.max_failed_fraction)
@@ -187,7 +177,7 @@ class Collector:
                 raise Stopped
             if time.monotonic() > deadline:
                 who = f"the scores of {len(waiting)} groups from the rollout and reward pools" if waiting else "a step"
-                raise TimeoutError(f"waited {timeout_s:.0f} s for {who}{in_brackets(self.doing())}; {WAY_OUT}")
+                raise TimeoutError(f"waited {timeout_s:.0f} s for {who}{in_brackets(self.activity())}; {WAY_OUT}")
             awaited = [*waiting, step] if step is not None else list(waiting)
             if not awaited:
                 raise RuntimeError("no group can be sampled: all slots are taken and nothing is under way")
@@ -243,7 +233,7 @@ class Collector:
         self.ledger.finish(group_id, state, cause)
         self.admission.release(group_id)
 
-    def wind_up(self) -> None:
+    def drain(self) -> None:
         """Waits for what is in flight, whose results are not wanted any more: only then its bytes are free."""
         futures.wait([future for _, future in self._in_flight.values()], timeout=self.config.train.wait_timeout_s)
 

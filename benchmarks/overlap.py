@@ -19,7 +19,7 @@ from pathlib import Path
 import ray
 
 from actors.cluster.plan import start_ray
-from actors.driver import Pipeline
+from actors.pipeline import Pipeline
 from benchmarks.stages import SleepLearner, SleepReward, SleepSampler, random_prompts
 from rlir_ray.config.load import load_config
 from rlir_ray.data.files import write_json

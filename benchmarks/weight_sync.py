@@ -1,6 +1,6 @@
 """How fast a version of the weights reaches the rollout pool, as a share of copying its bytes in memory once.
 
-The real path: a learner rank puts the arrays and their checksum, reports through its mailbox, the driver publishes,
+The real path: a learner rank puts the arrays and their checksum, reports through its queue, the driver publishes,
 every rollout actor proves what it holds and serves it. From the moment at which the rank has the arrays until the
 driver knows that the last actor serves. Before each publication the rank copies the same bytes once, from warm memory
 to warm memory: Ray's workers run at nice 15, so that both are measured inside one. The share is that of the median

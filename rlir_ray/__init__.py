@@ -12,7 +12,7 @@ from rlir_ray.config.sections import Config
 from rlir_ray.run.installed import check_actors, version
 
 if TYPE_CHECKING:
-    from actors.driver import Pipeline
+    from actors.pipeline import Pipeline
 
 __all__ = ["Config", "Pipeline", "__version__", "load_config"]
 
@@ -22,7 +22,7 @@ __version__ = version()
 def __getattr__(name: str) -> Any:
     if name == "Pipeline":
         check_actors()
-        from actors.driver import Pipeline
+        from actors.pipeline import Pipeline
 
         return Pipeline
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

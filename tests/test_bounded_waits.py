@@ -12,13 +12,13 @@ BOUNDED_BY_ARGUMENT = {"result", "join", "wait", "communicate", "barrier", "moni
 BOUND_NAMES = {"timeout", "timeout_s"}
 NEVER_BOUNDED = {"serve.status", "torch.distributed.all_reduce", "torch.distributed.broadcast"}
 BOUNDED_ELSEWHERE = {
-    # Whoever asks a mailbox bounds its own wait, and the mailbox ends with its group.
+    # The process that asks the queue bounds its own wait; the queue ends with its group.
     "actors/learner/command_queue.py": (
         "await self._broadcasts.get()",
-        "await self._orders[rank].get()",
+        "await self._commands[rank].get()",
         "self._all_registered.wait()",
     ),
-    "actors/control/actor.py": ("await self._orders.get()",),
+    "actors/control/actor.py": ("await self._commands.get()",),
     # The collector's wait for scores, and a thread that is waited for; a replica ends itself after reward.timeout_s.
     "actors/reward/serve.py": (
         "await self.handle.score.remote([each.video_ref for each in asked])",

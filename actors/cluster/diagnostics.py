@@ -1,4 +1,4 @@
-"""What an actor is doing, asked from outside while it answers nobody: for the message of a wait that was too long."""
+"""What an actor is busy with, found out from outside while it does not answer: for messages of waits."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _stacks(process: int) -> str:
         return log.read().decode(errors="replace")
 
 
-def doing(actor_ids: Sequence[str]) -> str:
+def activity(actor_ids: Sequence[str]) -> str:
     """Where each of a few actors stands, in a line; empty where nobody can be asked."""
     return "; ".join(text for actor_id in actor_ids[:MAX_ASKED] if (text := _one(actor_id)))
 

@@ -53,9 +53,9 @@ def stop_on_signals(stop: threading.Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def in_brackets(doing: str) -> str:
+def in_brackets(activity: str) -> str:
     """What somebody is busy with, to be added to a message; empty where nothing is known."""
-    return f" ({doing})" if doing else ""
+    return f" ({activity})" if activity else ""
 
 
 def wait_all(
@@ -63,14 +63,14 @@ def wait_all(
     timeout_s: float,
     who: str,
     stop: threading.Event | None = None,
-    doing: Callable[[], str] = lambda: "",
+    activity: Callable[[], str] = lambda: "",
     meanwhile: Callable[[], None] = lambda: None,
 ) -> list[Any]:
     """The values of all references, in order.
 
     Args:
         stop: gives the wait up when it is set; None: the wait must end by itself.
-        doing: what those that are waited for are busy with, asked when it was too long.
+        activity: what those that are waited for are busy with, asked when it was too long.
         meanwhile: called at each look at them, several times a second.
 
     Raises:
@@ -86,7 +86,7 @@ def wait_all(
         if time.monotonic() > deadline:
             raise TimeoutError(
                 f"waited {timeout_s:.0f} s for {who} ({len(refs) - len(waiting)} of {len(refs)} answered)"
-                f"{in_brackets(doing())}; {WAY_OUT}"
+                f"{in_brackets(activity())}; {WAY_OUT}"
             )
         _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_S)
         if waiting:

@@ -1,4 +1,4 @@
-"""The small named actor through which another process gives a running driver an order. No torch here."""
+"""The small named actor through which another process gives a running driver a command. No torch here."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ScaleOrder:
-    order_id: int
+class ScaleCommand:
+    command_id: int
     pool: str
     number: int
 
@@ -17,25 +17,25 @@ class ScaleOrder:
 class Answer:
     text: str
     is_refusal: bool
-    """The order was a bad one: the text says why."""
+    """The command was refused: the text says why."""
 
 
 class RunControl:
-    """Orders in, answers out. An async actor, so that waiting takes no thread and no CPU."""
+    """Commands in, answers out. An async actor, so that waiting takes no thread and no CPU."""
 
     def __init__(self) -> None:
-        self._orders: asyncio.Queue[ScaleOrder] = asyncio.Queue()
+        self._commands: asyncio.Queue[ScaleCommand] = asyncio.Queue()
         self._answers: list[asyncio.Future[Answer]] = []
 
     async def scale(self, pool: str, number: int) -> Answer:
         future = asyncio.get_running_loop().create_future()
         self._answers.append(future)
-        self._orders.put_nowait(ScaleOrder(order_id=len(self._answers) - 1, pool=pool, number=number))
+        self._commands.put_nowait(ScaleCommand(command_id=len(self._answers) - 1, pool=pool, number=number))
         return await future
 
-    async def next_order(self) -> ScaleOrder:
-        return await self._orders.get()
+    async def next_command(self) -> ScaleCommand:
+        return await self._commands.get()
 
-    async def answer(self, order_id: int, answer: Answer) -> None:
-        if not self._answers[order_id].done():
-            self._answers[order_id].set_result(answer)
+    async def answer(self, command_id: int, answer: Answer) -> None:
+        if not self._answers[command_id].done():
+            self._answers[command_id].set_result(answer)

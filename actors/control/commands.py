@@ -1,4 +1,4 @@
-"""How a running driver is reached from another process: a small named actor that passes orders on.
+"""Reach a running driver from another process, through a small named actor that passes commands on.
 
 `python -m rlir_ray scale` finds the run's folder, reads there which Ray the run is in, and asks the actor of that name.
 """
@@ -19,8 +19,8 @@ from actors.cluster.lifecycle import as_actor, stop_actors
 from actors.cluster.placement import node_id, on_node
 from actors.cluster.plan import check_answers
 from actors.cluster.waiting import POLL_S
-from actors.control.actor import Answer, RunControl, ScaleOrder
-from rlir_ray.run.address import ADDRESS_FILE, Whereabouts, write_address
+from actors.control.actor import Answer, RunControl, ScaleCommand
+from rlir_ray.run.address import ADDRESS_FILE, RunAddress, write_address
 
 NAMESPACE = "rlir_ray"
 # A driver answers between two looks; more than this means that it is gone or stuck.
@@ -30,11 +30,11 @@ POOLS = ("rollout", "reward")
 
 
 class Control:
-    """The driver's side: carries orders out in a thread of its own, while the loop goes on.
+    """The driver's side: execute commands in a thread of its own, while the loop goes on.
 
     Args:
         folder: of the run; its name is the actor's, and says there where the run is.
-        scale: carries an order out; a ValueError refuses it.
+        scale: executes a command; a ValueError refuses the command.
 
     Raises:
         ValueError: a run of this name trains in this Ray already.
@@ -57,26 +57,26 @@ class Control:
         write_address(folder, ray.get_runtime_context().gcs_address, folder.name)
 
     def _work(self) -> None:
-        """Unblocked by an order, or by `close`."""
+        """Block until a command or `close`; execute commands."""
         while True:
-            ref = self.actor.next_order.remote()
+            ref = self.actor.next_command.remote()
             while not ray.wait([ref], timeout=POLL_S)[0]:
                 if self._closing.is_set():
                     return
             try:
-                order: ScaleOrder = ray.get(ref, timeout=ANSWER_TIMEOUT_S)
+                command: ScaleCommand = ray.get(ref, timeout=ANSWER_TIMEOUT_S)
             except ray.exceptions.RayError:
                 return  # the actor is gone: nobody can be answered
-            self.actor.answer.remote(order.order_id, self._carry_out(order))
+            self.actor.answer.remote(command.command_id, self._execute(command))
 
-    def _carry_out(self, order: ScaleOrder) -> Answer:
+    def _execute(self, command: ScaleCommand) -> Answer:
         try:
-            return Answer(text=self.scale(order.pool, order.number), is_refusal=False)
+            return Answer(text=self.scale(command.pool, command.number), is_refusal=False)
         except Exception as error:
             return Answer(text=one_line(error) if not isinstance(error, ValueError) else str(error), is_refusal=True)
 
     def close(self) -> None:
-        """No more orders; the folder no longer says where the run is."""
+        """Take no more commands; remove the address from the folder."""
         (self.folder / ADDRESS_FILE).unlink(missing_ok=True)
         self._closing.set()
         self._thread.join(STOP_TIMEOUT_S)
@@ -87,7 +87,7 @@ class Control:
 # The user's side
 
 
-def scale_run(run: Whereabouts, pool: str, number: int) -> str:
+def scale_run(run: RunAddress, pool: str, number: int) -> str:
     """Scales a pool of a run that trains, from any process of a machine of its cluster.
 
     Args:
@@ -119,7 +119,7 @@ def scale_run(run: Whereabouts, pool: str, number: int) -> str:
 
 
 @contextlib.contextmanager
-def _joined(run: Whereabouts) -> Iterator[None]:
+def _joined(run: RunAddress) -> Iterator[None]:
     """The run's Ray for the time inside; this process's own if it is in it already."""
     if ray.is_initialized():
         own = ray.get_runtime_context().gcs_address

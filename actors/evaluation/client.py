@@ -18,7 +18,7 @@ from rlir_ray.config.sections import Config
 from rlir_ray.evaluation.results import BASE, judged_temperatures
 
 
-class Judging:
+class EvaluationClient:
     """Starts its actor, which loads its models in the background.
 
     Args:
@@ -56,13 +56,13 @@ class Judging:
         temperatures = self.config.evaluation.temperatures
         if is_resumed and not set(temperatures) - judged_temperatures(self.folder, BASE, 0):
             return
-        self.progress("judging real clips and the base policy")
+        self.progress("evaluation_client real clips and the base policy")
         self._ask(self.actor.ceiling.remote(self._heldout()), "the judgement of real clips")
         self.judge_all(BASE, None)
 
     def judge_all(self, name: str, latest: StepReport | None) -> None:
         """At every temperature; the clips of the first one go into the report."""
-        self.progress(f"judging the {name} policy")
+        self.progress(f"evaluation_client the {name} policy")
         temperatures = self.config.evaluation.temperatures
         for temperature in temperatures:
             self.judge(name, temperature, latest, keep_clips=temperature == temperatures[0])

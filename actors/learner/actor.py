@@ -16,8 +16,8 @@ from ray.train.torch import get_device
 from actors.cluster.errors import one_line
 from actors.cluster.files import local_copy, send_folder, send_whole
 from actors.cluster.placement import node_id
-from actors.learner.command_queue import CheckpointOrder, Failure, SaveOrder, StepOrder
-from actors.learner.rank import POST_TIMEOUT_S, Delivery, RankMail
+from actors.learner.command_queue import CheckpointCommand, Failure, SaveCommand, StepCommand
+from actors.learner.rank_queue import POST_TIMEOUT_S, FetchedCommand, RankQueue
 from actors.learner.sender import start_sending
 from rlir_ray.config.sections import Config
 from rlir_ray.families import make_objective, open_policy
@@ -47,76 +47,80 @@ def build_learner(config: Config) -> Learner:
 
 
 def run_rank(settings: dict[str, Any]) -> None:
-    """The loop of one rank: take an order, carry it out, report. Ray Train calls it in every worker.
+    """Run the loop of one rank: take a command, execute it, report. Ray Train calls it in every worker.
 
     Args:
-        settings: `mailbox`, `make_learner`, `checkpoint`: a folder and its node, or None; and `broadcasts`: whether
-            rank 0 sends weights.
+        settings: `queue`, the command queue; `make_learner`; `timeout_s`; `checkpoint`, a folder and its node, or None;
+            `broadcasts`, whether rank 0 sends weights.
     """
-    mailbox, timeout_s, rank = settings["mailbox"], settings["timeout_s"], train.get_context().get_world_rank()
+    queue, timeout_s, rank = (
+        settings["queue"],
+        settings["timeout_s"],
+        train.get_context().get_world_rank(),
+    )
     show_stack_on_signal()
     try:
-        ray.get(mailbox.register.remote(rank, ray.get_runtime_context().get_actor_id()), timeout=timeout_s)
-        with closing(RankMail(mailbox, rank, timeout_s)) as mail:
+        ray.get(queue.register.remote(rank, ray.get_runtime_context().get_actor_id()), timeout=timeout_s)
+        with closing(RankQueue(queue, rank, timeout_s)) as own:
             learner, started = settings["make_learner"](), time.time()
             if settings["checkpoint"] is not None:
                 folder, node = settings["checkpoint"]
                 with local_copy(folder / LEARNER, node) as file:
                     learner.load_state(ArrayFile(file))
             if settings["broadcasts"] and rank == 0:
-                start_sending(mailbox, learner.engine.device)
-            mail.report(learner.num_steps, {}, started, learner.weights())
-            while (delivery := mail.next_order()) is not None:
-                _carry_out(delivery, learner, mail)
-                # The groups of an order are held no longer than it takes.
-                del delivery
-            mail.flush()
+                start_sending(queue, learner.engine.device)
+            own.report(learner.num_steps, {}, started, learner.weights())
+            while (fetched := own.next_command()) is not None:
+                _execute(fetched, learner, own)
+                # Free the groups of a command before waiting for the next one.
+                del fetched
+            own.flush()
     except Exception as error:
         failure = Failure(cause=f"learner rank {rank}: {one_line(error)}", is_final=isinstance(error, ValueError))
-        ray.get(mailbox.report.remote(failure), timeout=timeout_s)
+        ray.get(queue.report.remote(failure), timeout=timeout_s)
         raise
 
 
-def _carry_out(delivery: Delivery, learner: Learner, mail: RankMail) -> None:
-    started, order, groups = time.time(), delivery.order, delivery.groups
-    if isinstance(order, StepOrder):
-        own = torch.tensor(float(trained_decisions(groups, order.advantages)), dtype=torch.float64)
+def _execute(fetched: FetchedCommand, learner: Learner, queue: RankQueue) -> None:
+    started, command, groups = time.time(), fetched.command, fetched.groups
+    if isinstance(command, StepCommand):
+        own = torch.tensor(float(trained_decisions(groups, command.advantages)), dtype=torch.float64)
         num_decisions = int(learner.engine.reduce(own.to(learner.engine.device), maximum=False))
-        batch = StepBatch(groups=groups, advantages=order.advantages, num_decisions=num_decisions)
-        metrics = learner.step(batch) | {"time/learner_wait_s": delivery.wait_s}
+        batch = StepBatch(groups=groups, advantages=command.advantages, num_decisions=num_decisions)
+        metrics = learner.step(batch) | {"time/learner_wait_s": fetched.wait_s}
         # Gathered by all ranks.
-        mail.report(learner.num_steps, metrics, started, learner.weights(), skipped=learner.skipped)
-    elif isinstance(order, CheckpointOrder):
-        files = _checkpoint(order, learner)
-        mail.report(learner.num_steps, {}, started, {}, files)
-    elif isinstance(order, SaveOrder):
-        _save(order, learner)
-        mail.report(learner.num_steps, {}, started, {})
+        queue.report(learner.num_steps, metrics, started, learner.weights(), skipped=learner.skipped)
+    elif isinstance(command, CheckpointCommand):
+        files = _checkpoint(command, learner)
+        queue.report(learner.num_steps, {}, started, {}, files)
+    elif isinstance(command, SaveCommand):
+        _save(command, learner)
+        queue.report(learner.num_steps, {}, started, {})
 
 
-def _save(order: SaveOrder, learner: Learner) -> None:
+def _save(command: SaveCommand, learner: Learner) -> None:
     """Into the run's folder, which may be on a disk that this node does not see."""
-    if order.node == node_id():
-        learner.save(order.folder)
+    if command.node == node_id():
+        learner.save(command.folder)
         return
     with tempfile.TemporaryDirectory(prefix="rlir_policy_") as own:
         folder = Path(own) / "policy"
         # Every rank calls, rank 0 writes.
         learner.save(folder)
         if learner.engine.rank == 0:
-            send_whole(folder, order.node, Path(order.folder))
+            send_whole(folder, command.node, Path(command.folder))
 
 
-def _checkpoint(order: CheckpointOrder, learner: Learner) -> Files:
+def _checkpoint(command: CheckpointCommand, learner: Learner) -> Files:
     """Every rank gathers, rank 0 writes the learner's state and the groups, one at a time."""
     state = learner.state()
     if learner.engine.rank != 0:
         return {}
-    if order.node == node_id():
-        return _write_checkpoint(Path(order.folder), state, order.group_refs)
+    if command.node == node_id():
+        return _write_checkpoint(Path(command.folder), state, command.group_refs)
     with tempfile.TemporaryDirectory(prefix="rlir_checkpoint_") as own:
-        files = _write_checkpoint(Path(own), state, order.group_refs)
-        send_folder(Path(own), order.node, Path(order.folder))
+        files = _write_checkpoint(Path(own), state, command.group_refs)
+        send_folder(Path(own), command.node, Path(command.folder))
         return files
 
 

@@ -1,4 +1,4 @@
-"""What driver and learner ranks say to each other, and the mailbox actor through which they say it. No torch here."""
+"""The commands of the driver to the learner ranks, their reports, and the actor that passes both on. No torch here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StepOrder:
+class StepCommand:
     """One rank's share of an optimiser step."""
 
     group_refs: list[ray.ObjectRef]
@@ -27,14 +27,14 @@ class StepOrder:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SaveOrder:
+class SaveCommand:
     folder: str
     node: str
     """Where that folder is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CheckpointOrder:
+class CheckpointCommand:
     folder: str
     """Empty; the files of a checkpoint go there."""
     node: str
@@ -42,7 +42,7 @@ class CheckpointOrder:
     """Groups that are ready but not trained."""
 
 
-Order = StepOrder | SaveOrder | CheckpointOrder | None
+Command = StepCommand | SaveCommand | CheckpointCommand | None
 """None ends the loop."""
 
 
@@ -56,7 +56,7 @@ class StepReport:
     """The version's weights, put once; empty after a save or a checkpoint."""
     checksum: str
     span: Span
-    """From the order to the report."""
+    """From the command to the report."""
     files: Files = field(default_factory=dict)
     """After a checkpoint: what rank 0 wrote."""
     skipped: str = ""
@@ -73,7 +73,7 @@ class Failure:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BroadcastOrder:
+class BroadcastCommand:
     """A version that rank 0 is to send, beside its steps."""
 
     channel: Channel
@@ -86,30 +86,30 @@ class BroadcastOrder:
 class SendingRank:
     """Rank 0 as a sender of broadcasts."""
 
-    mailbox: Any
-    """Through which it gets its orders."""
+    queue: Any
+    """Through which it gets its commands."""
     host: str
     """Where the store of its groups listens."""
     port: int
 
 
-class Mailbox:
-    """Orders to each rank, reports back. An async actor, so that waiting takes no thread and no CPU."""
+class CommandQueue:
+    """Pass commands to each rank and reports back. An async actor, so that waiting takes no thread and no CPU."""
 
     def __init__(self, num_ranks: int) -> None:
-        self._orders: list[asyncio.Queue[Order]] = [asyncio.Queue() for _ in range(num_ranks)]
+        self._commands: list[asyncio.Queue[Command]] = [asyncio.Queue() for _ in range(num_ranks)]
         self._reports: dict[int, asyncio.Future[StepReport | Failure]] = {}
-        self._num_reports, self._next_order = 0, 1
-        self._early: dict[int, list[Order]] = {}
+        self._num_reports, self._next_command = 0, 1
+        self._early: dict[int, list[Command]] = {}
         self._ranks: dict[int, str] = {}
         self._all_registered = asyncio.Event()
-        self._broadcasts: asyncio.Queue[BroadcastOrder | None] = asyncio.Queue()
+        self._broadcasts: asyncio.Queue[BroadcastCommand | None] = asyncio.Queue()
         self._sender = ("", 0)
 
     async def register(self, rank: int, actor_id: str) -> None:
         """Which actor a rank lives in."""
         self._ranks[rank] = actor_id
-        if len(self._ranks) == len(self._orders):
+        if len(self._ranks) == len(self._commands):
             self._all_registered.set()
 
     async def wait_registered(self) -> None:
@@ -117,7 +117,7 @@ class Mailbox:
         await self._all_registered.wait()
 
     async def ranks(self) -> list[str]:
-        """Actor ids in the order of the ranks; of those that have started."""
+        """Actor ids of the ranks that have started, in the order of the ranks."""
         return [self._ranks[rank] for rank in sorted(self._ranks)]
 
     async def register_sender(self, host: str, port: int) -> None:
@@ -128,43 +128,43 @@ class Mailbox:
         """Host and port; an empty host where there is none."""
         return self._sender
 
-    async def order_broadcast(self, order: BroadcastOrder) -> None:
-        self._broadcasts.put_nowait(order)
+    async def submit_broadcast(self, command: BroadcastCommand) -> None:
+        self._broadcasts.put_nowait(command)
 
-    async def next_broadcast(self) -> BroadcastOrder | None:
+    async def next_broadcast(self) -> BroadcastCommand | None:
         """None ends the sending."""
         return await self._broadcasts.get()
 
-    async def carry_out(self, number: int, orders: list[Order]) -> StepReport | Failure:
-        """Hands an order to each rank; the report of what they did, or the failure of one.
+    async def execute(self, number: int, commands: list[Command]) -> StepReport | Failure:
+        """Hand a command to each rank; return the report of what they did, or the failure of one rank.
 
         Args:
-            number: from 1 on. Ray starts the calls of an async actor in any order; orders and reports keep theirs.
+            number: from 1 on. Ray starts the calls of an async actor in any order; commands and reports keep theirs.
         """
-        self._early[number] = orders
-        while self._next_order in self._early:
-            for queue, order in zip(self._orders, self._early.pop(self._next_order), strict=True):
-                queue.put_nowait(order)
-            self._next_order += 1
+        self._early[number] = commands
+        while self._next_command in self._early:
+            for queue, command in zip(self._commands, self._early.pop(self._next_command), strict=True):
+                queue.put_nowait(command)
+            self._next_command += 1
         return await self.next_report(number)
 
     async def end(self) -> None:
         """Ends the ranks' loops."""
-        for queue in self._orders:
+        for queue in self._commands:
             queue.put_nowait(None)
         self._broadcasts.put_nowait(None)
 
-    async def next_order(self, rank: int) -> Order:
-        return await self._orders[rank].get()
+    async def next_command(self, rank: int) -> Command:
+        return await self._commands[rank].get()
 
     async def report(self, report: StepReport | Failure) -> None:
         self._report(self._num_reports).set_result(report)
         self._num_reports += 1
 
     async def next_report(self, number: int = 0) -> StepReport | Failure:
-        """0: of what was not ordered: that a rank is ready."""
+        """Wait for the report of a command; 0: the report that the ranks are ready."""
         report = await self._report(number)
-        # It names the weights, which live as long as somebody does.
+        # The report holds a reference to the weights: drop it, so that their memory is freed.
         del self._reports[number]
         return report
 
@@ -172,10 +172,12 @@ class Mailbox:
         return self._reports.setdefault(number, asyncio.get_running_loop().create_future())
 
 
-def split_order(group_refs: list[ray.ObjectRef], advantages: list[GroupAdvantages], num_ranks: int) -> list[StepOrder]:
+def split_step(group_refs: list[ray.ObjectRef], advantages: list[GroupAdvantages], num_ranks: int) -> list[StepCommand]:
     """A step's groups over the ranks."""
     shares = split_groups([each.values.size for each in advantages], num_ranks)
     return [
-        StepOrder(group_refs=[group_refs[place] for place in share], advantages=[advantages[place] for place in share])
+        StepCommand(
+            group_refs=[group_refs[place] for place in share], advantages=[advantages[place] for place in share]
+        )
         for share in shares
     ]

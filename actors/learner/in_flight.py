@@ -1,4 +1,4 @@
-"""The steps that the learner works on: one, and above staleness 0 the next one, which already waits there."""
+"""The groups that steps train, and the steps that the learner works on: one, and above staleness 0 the next one."""
 
 from __future__ import annotations
 
@@ -29,45 +29,50 @@ class ReadyGroup:
     advantages: npt.NDArray[np.float32]
     """[G, F]."""
     report: CallReport
-    """Of the rollout call that sampled it."""
+    """Of the rollout call that sampled the group."""
     scored: Span
-    """When it was scored."""
+    """When the group was scored."""
     scores: RewardScores
 
 
 @dataclass(frozen=True, slots=True)
-class OrderedStep:
+class SubmittedStep:
     groups: list[ReadyGroup]
     wait: Span
-    """Of the driver, for these groups."""
+    """How long the driver waited for these groups."""
 
 
-class UnderWay:
-    """Args:
-    learner: carries the steps out in their order.
-    finished: called with each step and its report.
+class InFlightSteps:
+    """Submit steps to the learner and finish them in their order.
+
+    Args:
+        learner: executes the steps.
+        finished: called with each step and its report.
     """
 
-    def __init__(self, learner: LearnerGroup, finished: Callable[[OrderedStep, StepReport], None]) -> None:
+    def __init__(self, learner: LearnerGroup, finished: Callable[[SubmittedStep, StepReport], None]) -> None:
         self.learner, self.finished = learner, finished
-        self._steps: deque[OrderedStep] = deque()
+        self._steps: deque[SubmittedStep] = deque()
 
     def __len__(self) -> int:
         return len(self._steps)
 
-    def order(self, step: OrderedStep, advantages: Sequence[GroupAdvantages]) -> None:
-        self.learner.order_step([group.group_ref for group in step.groups], advantages)
+    def submit(self, step: SubmittedStep, advantages: Sequence[GroupAdvantages]) -> None:
+        """Queue a step at the learner."""
+        self.learner.submit_step([group.group_ref for group in step.groups], advantages)
         self._steps.append(step)
 
     def report_future(self) -> Future[Any] | None:
+        """Done when the oldest step has ended; None: no step is in flight."""
         return self.learner.report_future()
 
     def finish_done(self) -> None:
+        """Finish the steps that have ended: publish their weights, give their slots back."""
         while (future := self.report_future()) is not None and future.done():
             self._finish()
 
     def drain(self, most: int = 0) -> None:
-        """Waits until at most so many steps are under way."""
+        """Block until at most `most` steps are in flight."""
         while len(self._steps) > most:
             self._finish()
 

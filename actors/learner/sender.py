@@ -10,39 +10,39 @@ import ray
 import torch
 
 from actors.cluster.placement import own_host
-from actors.learner.command_queue import BroadcastOrder
+from actors.learner.command_queue import BroadcastCommand
 from rlir_ray.transfer.broadcast import NotSent, Sender, open_store
 
 LOOK_S, POST_TIMEOUT_S = 60.0, 60.0
 
 
-def start_sending(mailbox: Any, device: torch.device) -> None:
-    """In rank 0: sends what the mailbox orders, in a thread of its own that ends with the mailbox or its None."""
+def start_sending(queue: Any, device: torch.device) -> None:
+    """Send the versions that the queue asks for, in a thread of its own, until the queue ends or answers None."""
     store = open_store(host := own_host())
-    ray.get(mailbox.register_sender.remote(host, store.port), timeout=POST_TIMEOUT_S)
-    threading.Thread(target=_send_on_order, args=(mailbox, store, device), name="weights", daemon=True).start()
+    ray.get(queue.register_sender.remote(host, store.port), timeout=POST_TIMEOUT_S)
+    threading.Thread(target=_send_on_command, args=(queue, store, device), name="weights", daemon=True).start()
 
 
-def _send_on_order(mailbox: Any, store: Any, device: torch.device) -> None:
+def _send_on_command(queue: Any, store: Any, device: torch.device) -> None:
     sender: Sender | None = None
     if device.type == "cuda":
         # Each thread has a current one.
         torch.cuda.set_device(device)
-    # It ends with its mailbox.
+    # The thread ends with its queue.
     with contextlib.suppress(ray.exceptions.RayActorError):
-        while (order := _next_order(mailbox)) is not None:
-            if sender is None or sender.channel != order.channel:
+        while (command := _next_command(queue)) is not None:
+            if sender is None or sender.channel != command.channel:
                 if sender is not None:
                     sender.close()
-                sender = Sender(order.channel, store)
+                sender = Sender(command.channel, store)
             # Fault tolerance: the receivers tell the driver.
             with contextlib.suppress(NotSent, ray.exceptions.RayError):
                 # Read where the put left it: nothing is copied but into the bucket.
-                sender.send(order.version, ray.get(order.weights_refs[0], timeout=POST_TIMEOUT_S))
+                sender.send(command.version, ray.get(command.weights_refs[0], timeout=POST_TIMEOUT_S))
 
 
-def _next_order(mailbox: Any) -> BroadcastOrder | None:
-    ref = mailbox.next_broadcast.remote()
+def _next_command(queue: Any) -> BroadcastCommand | None:
+    ref = queue.next_broadcast.remote()
     while not ray.wait([ref], timeout=LOOK_S)[0]:
         pass
     return ray.get(ref, timeout=LOOK_S)

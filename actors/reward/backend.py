@@ -20,7 +20,7 @@ class RewardBackend(Protocol):
     async def ask(self, video_ref: ray.ObjectRef) -> Scored:
         """Scores a video that exists. Raises ReplicaLost, or what the reward raised."""
 
-    async def wind_up(self) -> None:
+    async def drain(self) -> None:
         """Before `stop`, when nobody waits for answers any more."""
 
     def scale(self, num_replicas: int) -> None:

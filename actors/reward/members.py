@@ -151,7 +151,7 @@ class ActorBackend:
         elif not member.in_hand:
             ray.kill(member.actor)
 
-    async def wind_up(self) -> None:
+    async def drain(self) -> None:
         pass
 
     def stop(self) -> None:

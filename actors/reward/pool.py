@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import ray
 
-from actors.cluster.diagnostics import doing
+from actors.cluster.diagnostics import activity
 from actors.reward.backend import ReplicaLost, RewardBackend
 from actors.reward.members import ActorBackend
 from actors.reward.serve import ServeBackend, ServiceBackend
@@ -99,9 +99,9 @@ class RewardPool:
         assert self.backend is not None, "start the pool first"
         self.backend.scale(num_replicas)
 
-    def doing(self) -> str:
+    def activity(self) -> str:
         """What its replicas are busy with, for a message; empty of a service that other runs share."""
-        return doing(self.backend.actor_ids()) if self.backend is not None else ""
+        return activity(self.backend.actor_ids()) if self.backend is not None else ""
 
     def num_replicas(self) -> int:
         """As many as there are to be; 0 of a service that other runs share."""
@@ -157,7 +157,7 @@ class RewardPool:
         if self.backend is None:
             return
         self._on_loop(self._give_up())
-        self._on_loop(self.backend.wind_up())
+        self._on_loop(self.backend.drain())
         self.backend.stop()
         self.backend = None
         self._end_loop()

@@ -151,7 +151,7 @@ class HandleBackend:
             else:
                 each.answer.set_exception(ReplicaLost(one_line(scored)) if is_lost(scored) else scored)
 
-    async def wind_up(self) -> None:
+    async def drain(self) -> None:
         """Waits a while for the calls that are out."""
         if self._calls:
             await asyncio.wait(self._calls, timeout=GIVE_UP_S)

@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from actors.cluster.diagnostics import doing, ids
+from actors.cluster.diagnostics import activity, ids
 from actors.cluster.lifecycle import as_actor, stop_actors
 from actors.cluster.placement import ray_options
 from actors.cluster.waiting import wait_all
@@ -81,11 +81,11 @@ class RolloutPool:
         """Blocks until every actor, or each of `actors`, holds its policy."""
         chosen = self.actors if actors is None else actors
         who, timeout_s = f"{len(chosen)} rollout actors to load the policy", self.config.train.wait_timeout_s
-        wait_all([actor.version.remote() for actor in chosen], timeout_s, who, stop, lambda: doing(ids(chosen)))
+        wait_all([actor.version.remote() for actor in chosen], timeout_s, who, stop, lambda: activity(ids(chosen)))
 
-    def doing(self) -> str:
+    def activity(self) -> str:
         """What its actors are busy with, for a message."""
-        return doing(ids(self.actors))
+        return activity(ids(self.actors))
 
     def sample(self, group_ids: Sequence[int], seeds: Sequence[int], prompts_ref: ray.ObjectRef) -> list[GroupRefs]:
         """One call: a group of each prompt, sampled together by the next actor.

@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 
-from actors.learner.command_queue import BroadcastOrder, SendingRank, StepReport
+from actors.learner.command_queue import BroadcastCommand, SendingRank, StepReport
 from actors.rollout.pool import RolloutPool
 from rlir_ray.config.sections import Config
 from rlir_ray.transfer.broadcast import Channel
@@ -45,8 +45,8 @@ class Broadcasts:
             members = (sender.host, sender.port, *actors)
             if self._channel is None or self._members != members:
                 self._members, self._channel = members, self._new_channel(sender, len(actors))
-            order = BroadcastOrder(channel=self._channel, version=report.version, weights_refs=report.weights_refs)
-            sender.mailbox.order_broadcast.remote(order)
+            command = BroadcastCommand(channel=self._channel, version=report.version, weights_refs=report.weights_refs)
+            sender.queue.submit_broadcast.remote(command)
             return self._channel
 
         return self.pool.receive_weights(report.weights_refs[0], report.version, report.checksum, open_channel)

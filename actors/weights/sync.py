@@ -46,7 +46,7 @@ class WeightSync:
         self.latest: StepReport | None = None
         self._num_lost = 0
         self.broadcasts = Broadcasts(pool.config, pool, progress)
-        self._under_way: deque[Publication] = deque()
+        self._in_flight: deque[Publication] = deque()
         self._lock = threading.Lock()
 
     def publish(self, report: StepReport, sender: SendingRank | None = None) -> None:
@@ -71,13 +71,13 @@ class WeightSync:
                 publication = Publication(report.version, self.broadcasts.load(report, sender), is_broadcast=True)
             else:
                 publication = Publication(report.version, self._load(report), is_broadcast=False)
-            self._under_way.append(publication)
+            self._in_flight.append(publication)
             # Keeps the reference, and with it the weights, alive until the next version.
             self.latest = report
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """What the learner that was lost had published may not arrive any more, which says nothing of the next one."""
-        self._under_way.clear()
+        self._in_flight.clear()
         self._num_lost = 0
 
     def join(self, actors: Sequence[Any], stop: threading.Event) -> None:
@@ -110,8 +110,8 @@ class WeightSync:
             RuntimeError: so many versions in a row did not reach all actors that it is no accident.
             TimeoutError: an actor did not answer.
         """
-        while self._under_way and (len(self._under_way) > most or _are_done(self._under_way[0].loads)):
-            self._finish(self._under_way.popleft())
+        while self._in_flight and (len(self._in_flight) > most or _are_done(self._in_flight[0].loads)):
+            self._finish(self._in_flight.popleft())
 
     def _finish(self, one: Publication) -> None:
         causes = self._causes(one)
@@ -131,7 +131,10 @@ class WeightSync:
         """Of the loads that failed, when all are done."""
         try:
             answers = wait_all(
-                one.loads, self.timeout_s, f"{len(one.loads)} rollout actors to load weights", doing=self.pool.doing
+                one.loads,
+                self.timeout_s,
+                f"{len(one.loads)} rollout actors to load weights",
+                activity=self.pool.activity,
             )
         except ray.exceptions.RayError:
             self.broadcasts.broke()

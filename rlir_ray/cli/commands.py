@@ -39,7 +39,7 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
     with contextlib.closing(StepView(config.train)) as view:
         view.stage("starting")
         check_actors()
-        from actors.driver import Pipeline
+        from actors.pipeline import Pipeline
         from rlir_ray.cli.outcome import outcome_lines
 
         pipeline = Pipeline(config, callbacks=[view.step], progress=view.stage, trace=arguments.trace)

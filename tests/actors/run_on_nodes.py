@@ -15,7 +15,7 @@ import yaml
 from ray.experimental import get_object_locations
 
 from actors.cluster.placement import cluster_nodes, node_id
-from actors.driver import Pipeline
+from actors.pipeline import Pipeline
 from actors.reward.pool import RewardPool
 from rlir_ray.run.capacity import check_capacity, pools_of
 from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup

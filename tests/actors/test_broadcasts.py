@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import ray
 
-from actors.driver import Pipeline
 from actors.learner.group import LearnerGroup
+from actors.pipeline import Pipeline
 from actors.rollout.actor import build_sampler
 from actors.rollout.pool import RolloutPool
 from actors.weights.sync import WeightSync
@@ -112,7 +112,7 @@ def test_a_run_whose_weights_are_broadcast_trains_as_the_local_loop(ray_cluster,
     pipeline = Pipeline(config, prompts=tiny_prompt_set)
     assert_same_run(pipeline.train(calibrate=False, evaluate=False), config)
     # The last version may still be under way when the run is over.
-    assert pipeline.sync.broadcasts.num_whole >= config.train.num_steps
+    assert pipeline.driver.session.sync.broadcasts.num_whole >= config.train.num_steps
 
 
 @pytest.mark.timeout(180)

@@ -6,10 +6,10 @@ import os
 
 import pytest
 
-from actors.checkpointing import Checkpoints, RunState
+from actors.checkpointing import Checkpoints, RunState, describe_limits
 from actors.cluster.files import local_copy
 from actors.cluster.placement import node_id
-from actors.driver import Pipeline, describe_limits
+from actors.pipeline import Pipeline
 from rlir_ray.algorithm.ledger import Ledger
 from rlir_ray.config.sections import CheckpointConfig, TrainConfig
 from rlir_ray.run.checkpoint import LEARNER, check, describe_files, newest, partial_folder

@@ -1,4 +1,4 @@
-"""A wait that was too long says what the one who was waited for is doing."""
+"""A wait that was too long says what the one who was waited for is activity."""
 
 import time
 
@@ -39,7 +39,7 @@ def test_a_wait_that_was_too_long_names_the_line_where_the_actor_stands(ray_clus
     pool.wait_ready()
     (refs,) = pool.sample([0], [0], ray.put(tiny_prompts(1)))
     with pytest.raises(TimeoutError) as late:
-        wait_all([refs.report_ref], 1, "a group", doing=pool.doing)
+        wait_all([refs.report_ref], 1, "a group", activity=pool.activity)
     pool.stop()
     message = str(late.value)
     assert message.startswith("waited 1 s for a group (0 of 1 answered) (RolloutActor (process ")

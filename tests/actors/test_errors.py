@@ -10,9 +10,9 @@ from actors.cluster.errors import import_hint
 from actors.cluster.lifecycle import as_actor, stop_actors
 from actors.cluster.waiting import wait_all
 from actors.learner.group import LearnerGroup
-from actors.prompts import PromptActor
 from actors.reward.pool import RewardPool
 from actors.rollout.pool import RolloutPool
+from actors.rollout.prompts import PromptActor
 
 TIMEOUT_S = 250
 HINT = r"No module named 'only_here'; make only_here importable in Ray's workers, not in the driver alone: put it into"

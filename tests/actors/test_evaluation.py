@@ -12,8 +12,8 @@ import ray
 from actors.cluster.lifecycle import as_actor, stop_actors
 from actors.evaluation import actor as evaluation
 from actors.evaluation.actor import EvaluationActor
-from actors.evaluation.client import Judging
-from actors.prompts import PromptActor
+from actors.evaluation.client import EvaluationClient
+from actors.rollout.prompts import PromptActor
 from rlir_ray.data.prompts import PromptSet
 from rlir_ray.spaces.actions import Actions
 from rlir_ray.trajectory import Prompt
@@ -70,12 +70,12 @@ def test_all_evaluations_read_the_heldout_clips_from_one_reference(
     ray_cluster: None, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     prompts = as_actor(PromptActor).remote(lambda split: _prompt_set(0))
-    judging = Judging(make_config(), tmp_path, prompts, lambda line: None, threading.Event())
+    evaluation_client = EvaluationClient(make_config(), tmp_path, prompts, lambda line: None, threading.Event())
     try:
         ray.get(prompts.prepare.remote("heldout"), timeout=60)
-        refs = [judging._heldout() for _ in range(3)]
+        refs = [evaluation_client._heldout() for _ in range(3)]
         assert len(set(refs)) == 1
         assert len(ray.get(refs[0], timeout=60).frames) == len(_prompt_set(0))
     finally:
-        judging.stop()
+        evaluation_client.stop()
         stop_actors([prompts])

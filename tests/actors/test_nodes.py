@@ -87,7 +87,7 @@ def test_pools_run_on_the_nodes_of_their_labels_and_videos_cross_them_in_the_sto
     assert told["actors"]["RolloutActor"] == [first]
     assert told["actors"]["RewardActor"] == told["actors"]["RayTrainWorker"] == [second]
     # What holds no resources, or writes into the run's folder, stays with the driver.
-    for name in ("PromptActor", "Mailbox", "EvaluationActor"):
+    for name in ("PromptActor", "CommandQueue", "EvaluationActor"):
         assert told["actors"][name] == [told["driver"]]
     assert told["driver"] not in (first, second)
     assert_videos_crossed(told["videos"], first, second, told["driver"])

@@ -12,7 +12,7 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from actors.cluster.lifecycle import as_actor
-from actors.learner.command_queue import Mailbox, SaveOrder, StepReport, split_order
+from actors.learner.command_queue import CommandQueue, SaveCommand, StepReport, split_step
 from actors.learner.group import LearnerGroup
 from actors.rollout.actor import RolloutActor, build_sampler
 from actors.rollout.pool import RolloutPool
@@ -80,28 +80,28 @@ def test_a_sampler_serves_exactly_the_published_bytes(make_config):
 
 
 def test_every_group_goes_to_one_rank():
-    orders = split_order(list("abcde"), [GroupAdvantages.of_all(np.zeros((4, 3), np.float32))] * 5, 2)
+    orders = split_step(list("abcde"), [GroupAdvantages.of_all(np.zeros((4, 3), np.float32))] * 5, 2)
     assert sorted(orders[0].group_refs + orders[1].group_refs) == list("abcde")
     assert [len(order.group_refs) for order in orders] == [3, 2]
 
 
 def test_orders_and_reports_keep_their_order_whichever_call_ray_starts_first():
     def order(number):
-        return SaveOrder(folder=str(number), node="")
+        return SaveCommand(folder=str(number), node="")
 
     def report(number):
         return StepReport(version=number, metrics={}, weights_refs=[], checksum="", span=span_since(0.0))
 
     async def exchange():
-        mailbox = Mailbox(1)
-        ready = asyncio.create_task(mailbox.next_report())
-        second = asyncio.create_task(mailbox.carry_out(2, [order(2)]))
+        command_queue = CommandQueue(1)
+        ready = asyncio.create_task(command_queue.next_report())
+        second = asyncio.create_task(command_queue.execute(2, [order(2)]))
         await asyncio.sleep(0)
-        first = asyncio.create_task(mailbox.carry_out(1, [order(1)]))
+        first = asyncio.create_task(command_queue.execute(1, [order(1)]))
         taken = []
         for number in range(3):
-            await mailbox.report(report(number))
-            taken += [await mailbox.next_order(0)] if number else []
+            await command_queue.report(report(number))
+            taken += [await command_queue.next_command(0)] if number else []
         return [each.folder for each in taken], [(await each).version for each in (ready, first, second)]
 
     assert asyncio.run(exchange()) == (["1", "2"], [0, 1, 2])
@@ -173,13 +173,13 @@ def test_a_learner_is_placed_when_its_own_ranks_are_and_not_when_another_group_o
     ended = threading.Event()
     learner._thread = threading.Thread(target=ended.wait, daemon=True)
     learner._thread.start()
-    learner.mailbox = as_actor(Mailbox).remote(2)
+    learner.command_queue = as_actor(CommandQueue).remote(2)
     others = placement_group([{"CPU": 0.1}] * 2)
     try:
         assert others.wait(60)
         with pytest.raises(TimeoutError, match="waited 10 s for places of 2 learner ranks"):
             learner.wait_placed()
-        ray.get([learner.mailbox.register.remote(rank, f"actor {rank}") for rank in range(2)], timeout=60)
+        ray.get([learner.command_queue.register.remote(rank, f"actor {rank}") for rank in range(2)], timeout=60)
         learner.wait_placed()
     finally:
         remove_placement_group(others)

@@ -13,7 +13,7 @@ import yaml
 from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
-from actors.driver import Pipeline
+from actors.pipeline import Pipeline
 from actors.reward.backend import ReplicaLost
 from actors.reward.pool import RewardPool
 from actors.reward.serve import HandleBackend

@@ -18,8 +18,8 @@ from actors.cluster.lifecycle import as_actor
 from actors.cluster.waiting import Stopped
 from actors.control.commands import scale_run
 from actors.control.scaling import check_scale
-from actors.driver import Pipeline
 from actors.learner.command_queue import StepReport
+from actors.pipeline import Pipeline
 from actors.rollout.pool import RolloutPool
 from actors.weights.sync import WeightSync
 from rlir_ray.cli.commands import main
@@ -258,7 +258,7 @@ def test_pools_that_grow_and_shrink_while_they_train_change_no_loss_and_lose_no_
             assert pipeline.scale_rollout(3) == "rollout pool: 1 -> 3"
             assert pipeline.scale_reward(3) == "reward pool: 1 -> 3"
             # Otherwise the run would be over before they serve.
-            wait_until(lambda: len(pipeline.rollout.actors) == 3)
+            wait_until(lambda: len(pipeline.driver.session.rollout.actors) == 3)
         elif metrics["step"] == 3:
             pipeline.scale_reward(1)
             pipeline.scale_rollout(1)
@@ -290,7 +290,7 @@ def test_a_run_is_scaled_from_another_process_by_its_name(ray_cluster, make_conf
         found["done"] = subprocess.run(
             command, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment, cwd=tmp_path
         )
-        wait_until(lambda: len(pipeline.rollout.actors) == 2)
+        wait_until(lambda: len(pipeline.driver.session.rollout.actors) == 2)
         # By name, as typed where runs/ is, in a shell that knows nothing of that Ray.
         (tmp_path / "runs").symlink_to(folder.parent)
         environment = {name: value for name, value in environment.items() if not name.startswith("RAY_")}
@@ -362,5 +362,5 @@ def test_two_runs_of_one_name_do_not_share_a_ray(ray_cluster, make_config):
     pipeline = Pipeline(make_config(), prompts=tiny_prompt_set)
     with pytest.raises(ValueError, match=r"^run.name must be free in the Ray that it trains in, got tiny, which"):
         pipeline.train(calibrate=False, evaluate=False)
-    assert not hasattr(pipeline, "rollout")
+    assert pipeline.driver.session.learner is None
     ray.kill(taken)

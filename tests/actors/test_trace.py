@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from actors.driver import Pipeline
+from actors.pipeline import Pipeline
 from rlir_ray.algorithm.ledger import Ledger
 from tests.world import tiny_prompt_set
 

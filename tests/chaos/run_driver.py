@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from actors.driver import Pipeline
+from actors.pipeline import Pipeline
 from rlir_ray.cli.streams import make_standard_streams_last
 from tests.world import tiny_config, tiny_prompt_set
 

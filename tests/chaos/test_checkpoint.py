@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from actors.driver import Pipeline
+from actors.pipeline import Pipeline
 from tests.actors.test_checkpointing import run_until
 from tests.actors.test_driver import assert_same_run
 from tests.world import tiny_prompt_set

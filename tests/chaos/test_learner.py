@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import actors.learner.group
-from actors.driver import Pipeline
 from actors.learner.actor import build_learner
 from actors.learner.group import LearnerLost
+from actors.pipeline import Pipeline
 from rlir_ray.algorithm.ledger import Ledger
 from rlir_ray.config.sections import Config
 from rlir_ray.learner.step import Learner

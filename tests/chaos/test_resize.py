@@ -28,7 +28,7 @@ class Resizer:
     def resize(self):
         for _ in SIZES:
             size, deadline = self.wanted.get(timeout=DEADLINE_S), time.monotonic() + DEADLINE_S
-            groups = list(self.pipeline.collector._in_flight.values())
+            groups = list(self.pipeline.driver.collector._in_flight.values())
             self.num_under_way.append(sum(not scores.done() for _, scores in groups))
             self.pipeline.scale_rollout(size)
             self.pipeline.scale_reward(size)
@@ -38,7 +38,10 @@ class Resizer:
 
     def states(self):
         """What Ray knows of all actors that each pool has had, but for those that are dead."""
-        pools = self.pipeline.rollout.actors, [member.actor for member in self.pipeline.reward.backend.members]
+        pools = (
+            self.pipeline.driver.session.rollout.actors,
+            [member.actor for member in self.pipeline.driver.session.reward.backend.members],
+        )
         for known, actors in zip(self.actors, pools, strict=True):
             known |= dict.fromkeys(actor._actor_id.hex() for actor in actors)
         found = [Counter(state.actors(actor)["State"] for actor in known) for known in self.actors]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ray._private import state
 
-from actors.driver import Pipeline
+from actors.pipeline import Pipeline
 from benchmarks.stages import SleepLearner, SleepReward, SleepSampler, random_prompts
 from rlir_ray.algorithm.ledger import Ledger
 from rlir_ray.config.load import load_config
@@ -61,7 +61,10 @@ def test_a_hundred_steps_with_and_without_kills_account_for_the_same_groups(ray_
     def kill(metrics):
         if metrics["step"] not in due:
             return
-        actors = [*pipeline.rollout.actors, *(member.actor for member in pipeline.reward.backend.members)]
+        actors = [
+            *pipeline.driver.session.rollout.actors,
+            *(member.actor for member in pipeline.driver.session.reward.backend.members),
+        ]
         alive = [actor for actor in actors if state.actors(actor._actor_id.hex())["State"] == "ALIVE"]
         kill_process(chance.choice(alive))
         kills.append(metrics["step"])
@@ -108,7 +111,7 @@ pipeline = make_pipeline(
     sys.argv[1], "train.num_steps=25", "train.group_size=512", "train.max_staleness=2", "object_store_budget_bytes=0",
 )
 result = run(pipeline)
-print("budget", pipeline.budget_bytes, "peak", int(result.metrics[-1]["object_store/peak_bytes"]))
+print("budget", pipeline.driver._budget_bytes, "peak", int(result.metrics[-1]["object_store/peak_bytes"]))
 print("trained", result.groups["trained"])
 print(internal_api.memory_summary(ray.get_runtime_context().gcs_address, stats_only=True))
 ray.shutdown()

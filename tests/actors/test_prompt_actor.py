@@ -2,10 +2,10 @@
 
 import time
 
-import actors.prompts
+import actors.rollout.prompts
 from actors.cluster.lifecycle import as_actor, stop_actors
 from actors.cluster.waiting import wait_all
-from actors.prompts import WATCHING, PromptActor, PromptWatch
+from actors.rollout.prompts import WATCHING, PromptActor, PromptWatch
 from tests.world import tiny_prompt_set
 
 
@@ -13,17 +13,17 @@ class Slow:
     """Is done as soon as somebody has heard how far it is."""
 
     def __init__(self, heard):
-        self.heard, self.doing = heard, ""
+        self.heard, self.activity = heard, ""
 
     def __call__(self, split):
-        self.doing = f"7 of 9 {split} clips"
+        self.activity = f"7 of 9 {split} clips"
         while not self.heard.exists():
             time.sleep(0.05)
         return tiny_prompt_set(split)
 
 
 def test_making_prompts_says_how_far_it_is(ray_cluster, tmp_path, monkeypatch):
-    monkeypatch.setattr(actors.prompts, "SAY_EVERY_S", 0.1)
+    monkeypatch.setattr(actors.rollout.prompts, "SAY_EVERY_S", 0.1)
     heard, lines = tmp_path / "heard", []
 
     def say(line):

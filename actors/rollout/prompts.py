@@ -30,14 +30,14 @@ class ConfiguredPrompts:
 
     def __init__(self, config: Config, folder: Path) -> None:
         self.config, self.folder = config, folder
-        self.doing = ""
+        self.activity = ""
         """How far it is, for a person."""
 
     def __call__(self, split: PromptSplit) -> PromptSet:
         def note(done: int, total: int) -> None:
-            self.doing = f"{done} of {total} frames of {split} episodes recorded"
+            self.activity = f"{done} of {total} frames of {split} episodes recorded"
 
-        self.doing = f"{split} clips"
+        self.activity = f"{split} clips"
         return prepare_prompts(self.config, split, open_codec(self.config), self.folder, note)
 
 
@@ -56,9 +56,9 @@ class PromptActor:
         self.sets[split] = made if num_clips is None else made.with_clips(num_clips)
         return [prompt.prompt_id for prompt in self.sets[split].prompts]
 
-    def doing(self) -> str:
+    def activity(self) -> str:
         """How far the source is; empty for one that does not say."""
-        return getattr(self.source, "doing", "")
+        return getattr(self.source, "activity", "")
 
     def left_out(self) -> tuple[int, tuple[str, ...]]:
         """Of the splits that are made: how many recordings there were, and a line for each that was left out."""
@@ -96,8 +96,8 @@ class PromptWatch:
         now = time.monotonic()
         if now - self.said < SAY_EVERY_S:
             return
-        self.said, doing = now, ""
+        self.said, activity = now, ""
         # An actor that is too busy to answer, or has failed: the wait itself says so.
         with contextlib.suppress(ray.exceptions.RayError):
-            doing = ray.get(self.actor.doing.options(concurrency_group=WATCHING).remote(), timeout=ANSWER_S)
-        self.progress(f"making prompts for {now - self.started:.0f} s{f': {doing}' if doing else ''}")
+            activity = ray.get(self.actor.activity.options(concurrency_group=WATCHING).remote(), timeout=ANSWER_S)
+        self.progress(f"making prompts for {now - self.started:.0f} s{f': {activity}' if activity else ''}")

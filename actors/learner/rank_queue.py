@@ -1,4 +1,4 @@
-"""A learner rank's end of the mailbox: orders and their groups come while it works, reports go out beside the work."""
+"""A learner rank's end of the command queue: fetches commands with their groups, sends reports, beside the work."""
 
 from __future__ import annotations
 
@@ -11,47 +11,47 @@ from typing import Any
 import ray
 
 from actors.cluster.waiting import WAY_OUT
-from actors.learner.command_queue import CheckpointOrder, SaveOrder, StepOrder, StepReport
+from actors.learner.command_queue import CheckpointCommand, SaveCommand, StepCommand, StepReport
 from rlir_ray.run.checkpoint import Files
 from rlir_ray.run.tracing import span_since
 from rlir_ray.trajectory import TrajectoryGroup
 from rlir_ray.transfer.weights import Weights, checksum
 
-# How often whoever waits for an order looks whether the rank has ended.
+# How often a wait for a command looks whether the rank has ended.
 LOOK_S = 1.0
-# The mailbox does nothing but take letters.
+# The command queue does no work of its own, so it answers at once.
 POST_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
-    """An order, and what it speaks of."""
+class FetchedCommand:
+    """A command with the groups that it names."""
 
-    order: StepOrder | SaveOrder | CheckpointOrder
+    command: StepCommand | SaveCommand | CheckpointCommand
     groups: list[TrajectoryGroup] = field(default_factory=list)
     """Of a step: the rank's share."""
     wait_s: float = 0.0
-    """How long the rank had nothing to do before it came."""
+    """How long the rank was idle before the command came."""
 
 
-class RankMail:
+class RankQueue:
     """Args:
-    mailbox: of the group.
-    rank: whose orders are taken.
+    queue: the command queue of the group.
+    rank: whose commands are taken.
     timeout_s: bound of fetching groups and of sending a report.
     """
 
-    def __init__(self, mailbox: Any, rank: int, timeout_s: float) -> None:
-        self.mailbox, self.rank, self.timeout_s = mailbox, rank, timeout_s
+    def __init__(self, queue: Any, rank: int, timeout_s: float) -> None:
+        self.queue, self.rank, self.timeout_s = queue, rank, timeout_s
         self._fetcher, self._sender, self._beside = (ThreadPoolExecutor(1) for _ in range(3))
         self._has_ended = False
         self._next = self._fetcher.submit(self._fetch)
         self._sent: Future[None] = self._sender.submit(lambda: None)
 
-    def next_order(self) -> Delivery | None:
-        """Unblocked by the driver's next order, by None from LearnerGroup.stop(), or by the end of the mailbox.
+    def next_command(self) -> FetchedCommand | None:
+        """Block until the driver's next command; None: LearnerGroup.stop() was called, or the queue has ended.
 
-        A driver may be busy with an evaluation for as long as it likes; each look at it is bounded.
+        The wait has no bound, since an evaluation may take the driver any time; each look is bounded.
 
         Raises:
             Exception: what sending a report raised.
@@ -62,23 +62,23 @@ class RankMail:
             futures.wait(pending, timeout=LOOK_S, return_when=futures.FIRST_COMPLETED)
             if self._sent.done():
                 self._sent.result(0)
-        delivery = self._next.result(0)
-        if delivery is None:
+        fetched = self._next.result(0)
+        if fetched is None:
             return None
         self._next = self._fetcher.submit(self._fetch)
-        return replace(delivery, wait_s=time.monotonic() - started)
+        return replace(fetched, wait_s=time.monotonic() - started)
 
-    def _fetch(self) -> Delivery | None:
-        """The next order, with its groups: they are brought to this node while the step before is trained."""
-        ref = self.mailbox.next_order.remote(self.rank)
+    def _fetch(self) -> FetchedCommand | None:
+        """Fetch the next command with its groups: they come to this node while the step before is trained."""
+        ref = self.queue.next_command.remote(self.rank)
         while not ray.wait([ref], timeout=LOOK_S)[0]:
             if self._has_ended:
                 return None
-        order = ray.get(ref, timeout=self.timeout_s)
-        if order is None:
+        command = ray.get(ref, timeout=self.timeout_s)
+        if command is None:
             return None
-        groups = ray.get(order.group_refs, timeout=self.timeout_s) if isinstance(order, StepOrder) else []
-        return Delivery(order, groups)
+        groups = ray.get(command.group_refs, timeout=self.timeout_s) if isinstance(command, StepCommand) else []
+        return FetchedCommand(command, groups)
 
     def report(
         self,
@@ -89,7 +89,7 @@ class RankMail:
         files: Files | None = None,
         skipped: str = "",
     ) -> None:
-        """Sends a report of what began at `started`; raises what sending the one before raised. Rank 0 speaks for all.
+        """Send a report of what began at `started`; raise what sending the report before raised. Only rank 0 reports.
 
         Args:
             weights: of the version, put once whatever the number of readers; nothing may write into them any more.
@@ -107,13 +107,13 @@ class RankMail:
         self._sent = self._sender.submit(self._send, report, weights)
 
     def flush(self) -> None:
-        """Blocks until the last report was sent."""
+        """Block until the last report was sent."""
         if not futures.wait([self._sent], timeout=self.timeout_s)[0]:
             raise TimeoutError(f"waited {self.timeout_s:.0f} s for the last report to be sent; {WAY_OUT}")
         self._sent.result(0)
 
     def close(self) -> None:
-        """Ends its threads."""
+        """End the threads."""
         self._has_ended = True
         self._fetcher.shutdown()
         self._sender.shutdown()
@@ -121,8 +121,8 @@ class RankMail:
 
     def _send(self, report: StepReport, weights: Weights) -> None:
         if weights:
-            # Both read the weights at the speed of the memory, on cores that have nothing else to do.
+            # The checksum and the put both read the weights at the speed of the memory: do them side by side.
             published = self._beside.submit(checksum, weights)
             ref = ray.put(weights)
             report = replace(report, weights_refs=[ref], checksum=published.result(self.timeout_s))
-        ray.get(self.mailbox.report.remote(report), timeout=POST_TIMEOUT_S)
+        ray.get(self.queue.report.remote(report), timeout=POST_TIMEOUT_S)

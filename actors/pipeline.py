@@ -1,0 +1,216 @@
+"""The public face of a distributed run: checks, the run's folder, and one call that trains."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from actors.checkpointing import Checkpoints, RunState
+from actors.cluster.plan import absolute_paths, check_disk, check_plan, ray_session, stop_notice
+from actors.cluster.waiting import Stopped, stop_on_signals
+from actors.driver import Driver
+from actors.rollout.prompts import PromptSource
+from actors.session import Builders, Session, not_training
+from rlir_ray.config.sections import Config
+from rlir_ray.data.files import write_json
+from rlir_ray.evaluation.results import POST_TRAINED, judged_temperatures
+from rlir_ray.families import family_of
+from rlir_ray.learner.step import Learner
+from rlir_ray.local import Reward
+from rlir_ray.run.folder import RunFolder
+from rlir_ray.run.preflight import check_checkpoints, check_engine, check_world
+from rlir_ray.run.tracing import Recording
+from rlir_ray.samplers import Sampler
+
+Callback = Callable[[dict[str, float]], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainResult:
+    folder: Path
+    """The run's folder: policy/, checkpoints/, ledger.json, metrics.jsonl, evaluation.json."""
+    num_steps: int
+    """Of the whole run, those before a resume included."""
+    interrupted: bool
+    was_finished: bool
+    """Nothing was left to do."""
+    metrics: list[dict[str, float]]
+    """Of each step, those before a resume included."""
+    groups: dict[str, int]
+    """Groups in each state of the ledger."""
+
+
+class Pipeline:
+    """Post-train a policy with three Ray pools.
+
+    Example: ``Pipeline(load_config("doom_tiny_ar"), callbacks=[print]).train()``, in a program of your own or in one
+    that has called `ray.init`.
+
+    Args:
+        config: resolved.
+        callbacks: called with the metrics of each step.
+        progress: called with a line for each stage.
+        prompts: your own source of prompt sets, called with `train` and `heldout`; None: the configured one.
+        make_reward: builds your own reward (`score(videos) -> list[RewardScores]`) in each replica of the reward pool;
+            None: the configured inverse reward.
+        make_sampler, make_learner: build your own sampler in each rollout actor and your own learner in each rank;
+            None: the configured engines.
+        trace: file for a Chrome trace of all pools, in a folder that exists; None: no trace is kept.
+
+    Raises:
+        ValueError: a model is missing or of another world, the run's name is taken by a run of another config, or the
+            trace's folder is missing.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        callbacks: Sequence[Callback] = (),
+        progress: Callable[[str], None] | None = None,
+        prompts: PromptSource | None = None,
+        make_reward: Callable[[], Reward] | None = None,
+        make_sampler: Callable[[], Sampler] | None = None,
+        make_learner: Callable[[], Learner] | None = None,
+        trace: Path | None = None,
+    ) -> None:
+        given, config = config, absolute_paths(config)
+        self.config = config
+        self.frame_shape = check_world(config)
+        check_checkpoints(config)
+        check_engine(config)
+        if trace is not None and not trace.absolute().parent.is_dir():
+            raise ValueError(f"a trace must go into an existing folder, got {trace}; make it, or choose another file")
+        # The folder keeps the paths as they were given: a project that is moved finds its files again.
+        self.folder = RunFolder(given)
+        self.callbacks = [self.folder.log_step, *callbacks]
+        self.progress = progress or (lambda stage: None)
+        self.builders = Builders(
+            prompts=prompts, make_reward=make_reward, make_sampler=make_sampler, make_learner=make_learner
+        )
+        self.trace = trace
+        self.driver: Driver | None = None
+        """Of the last `train`."""
+        self._stop = threading.Event()
+
+    def train(self, *, calibrate: bool = True, evaluate: bool = True) -> TrainResult:
+        """Run everything: prompts, calibration, evaluation, the loop, evaluation, saving.
+
+        A run of this name resumes from its newest checkpoint. Ctrl-C, SIGTERM or SIGHUP ends it after the step in
+        flight; a checkpoint, the policy and the ledger are saved all the same.
+
+        Args:
+            calibrate: check the reward on real clips first.
+            evaluate: judge the policy before and after.
+
+        Raises:
+            ValueError: the plan does not fit, or the prompts or the reward are not usable.
+            RuntimeError: a pool failed, with the cause.
+            TimeoutError: a pool did not answer within train.wait_timeout_s.
+        """
+        with self.folder.locked():
+            checkpoints = Checkpoints(self.folder.path, self.config.checkpoint, self.progress)
+            state = checkpoints.read()
+            if not self._is_finished(state, evaluate):
+                return self._train(checkpoints, state, calibrate, evaluate)
+        self.progress(
+            f"run {self.folder.name} is finished: {state.step} steps are trained; to go on raise "
+            f"{' and '.join(state.limits(self.config.train))} (train.max_minutes=0: no limit), or choose another "
+            "run.name"
+        )
+        return self._result(state, was_finished=True)
+
+    def _train(self, checkpoints: Checkpoints, state: RunState, calibrate: bool, evaluate: bool) -> TrainResult:
+        interrupted = False
+        recording = Recording(is_kept=self.trace is not None)
+        session = Session(self.config, self.folder, self.builders, recording, self.progress, self._stop)
+        self.driver = driver = Driver(session, checkpoints, state, self._log)
+        with contextlib.ExitStack() as leaving:
+            # Ray sets a SIGTERM handler of its own when it starts: set ours after it.
+            leaving.enter_context(ray_session())
+            leaving.enter_context(stop_on_signals(self._stop))
+            if notice := stop_notice():
+                self.progress(notice)
+            check_disk(self.config, self.folder.path)
+            leaving.callback(self.folder.close)
+            leaving.callback(session.close)
+            leaving.callback(self._leave, driver, recording)
+            try:
+                budget_bytes = check_plan(self.config, self.frame_shape, self.progress, self._stop)
+                session.start(state, calibrate=calibrate, evaluate=evaluate)
+                if evaluate:
+                    session.evaluation.judge_base(is_resumed=state.checkpoint is not None)
+                driver.train(budget_bytes, family_of(self.config).group_bytes(self.config, self.frame_shape))
+                if evaluate:
+                    session.evaluation.judge_all(POST_TRAINED, session.latest())
+            except Stopped:
+                interrupted = True
+            except KeyboardInterrupt:
+                # The second Ctrl-C: end at once.
+                session.close()
+                raise
+        return self._result(driver.state, interrupted=interrupted)
+
+    def _leave(self, driver: Driver, recording: Recording) -> None:
+        """Save what there is, whatever ended the run."""
+        driver.save_rest()
+        driver.state.ledger.fail_in_flight("the run ended before it was trained")
+        if self.folder.has_begun:
+            driver.checkpoints.write_ledger(driver.state)
+        if self.trace is not None:
+            write_json(self.trace, recording.events())
+
+    def _is_finished(self, state: RunState, evaluate: bool) -> bool:
+        """Whether the same command has nothing left to do."""
+        missing = set(self.config.evaluation.temperatures) if evaluate else set()
+        missing -= judged_temperatures(self.folder.path, POST_TRAINED, state.step)
+        has_policy = (self.folder.path / "policy").is_dir()
+        return state.is_complete(self.config.train) and has_policy and not missing
+
+    def _result(self, state: RunState, *, interrupted: bool = False, was_finished: bool = False) -> TrainResult:
+        return TrainResult(
+            folder=self.folder.path, num_steps=state.step, interrupted=interrupted, was_finished=was_finished,
+            metrics=state.metrics, groups=state.ledger.counts(),
+        )  # fmt: skip
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        for callback in self.callbacks:
+            callback(metrics)
+
+    def stop(self) -> None:
+        """End the run after the step in flight, as Ctrl-C does; for callbacks and other threads."""
+        self._stop.set()
+
+    def scale_reward(self, num_replicas: int) -> str:
+        """Grow or shrink the reward pool while `train` runs; for callbacks and other threads. Returns at once.
+
+        The number holds from then on: a pool that scaled by itself no longer does. Replicas that go finish what they
+        hold; no group is lost, no group counts twice.
+
+        Raises:
+            ValueError: fewer than one, more than the cluster can hold, a shared service, or `train` does not run.
+        """
+        return self._session().scale("reward", num_replicas)
+
+    def scale_rollout(self, num_actors: int) -> str:
+        """Grow or shrink the rollout pool in the same way; a new actor serves when it holds the current weights.
+
+        Raises:
+            ValueError: fewer than one, more than the cluster can hold, or `train` does not run.
+        """
+        return self._session().scale("rollout", num_actors)
+
+    def evaluate(self, name: str, temperature: float, *, keep_clips: bool = False) -> dict[str, float]:
+        """Judge the latest published weights, or as `base` those before training; the results go to the run's folder.
+
+        Returns:
+            `reward/accuracy`, `reward/macro_f1`, `judge/accuracy` and `judge/macro_f1`.
+        """
+        return self._session().evaluate(name, temperature, keep_clips=keep_clips)
+
+    def _session(self) -> Session:
+        if self.driver is None:
+            raise not_training()
+        return self.driver.session
