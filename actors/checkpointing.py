@@ -1,7 +1,7 @@
-"""The driver's side of checkpoints: what the loop must know to go on, and the order in which a checkpoint is written.
+"""The driver's side of checkpoints: the state that the loop resumes from, and the order of writing a checkpoint.
 
-Weights, moments and the columns of ready groups are written by learner rank 0 and read by the ranks and by tasks on
-the driver's node: the driver itself writes the ledger, floats and the manifest.
+Learner rank 0 writes weights, moments and the columns of ready groups; the ranks and tasks on the driver's node read
+them. The driver itself writes the ledger, floats and the manifest.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from rlir_ray.trajectory import RewardScores
 
 @dataclass(kw_only=True, slots=True)
 class RunState:
-    """How far the loop has come: of a run that starts, or of one that goes on from a checkpoint."""
+    """How far a run has come."""
 
     step: int = 0
     """Optimiser steps done."""
@@ -50,18 +50,18 @@ class RunState:
     """Seconds of training up to that step."""
     ledger: Ledger = field(default_factory=Ledger)
     checkpoint: Checkpoint | None = None
-    """Where it comes from; None: from the start."""
+    """That the run resumed from; None: it started from the beginning."""
     metrics: list[dict[str, float]] = field(default_factory=list)
     """Of each step up to that one."""
     ready: list[dict[str, Any]] = field(default_factory=list)
     """Groups of the checkpoint that were ready but not trained, as JSON."""
 
     def is_complete(self, train: TrainConfig) -> bool:
-        """Whether nothing is left to train."""
+        """Whether a limit of the training is reached."""
         return bool(self.limits(train))
 
     def limits(self, train: TrainConfig) -> tuple[str, ...]:
-        """The settings that end the training here, as a user writes them; empty: it is not complete."""
+        """Return the settings whose limit is reached, as a user writes them."""
         is_out_of_time = 0 < train.max_minutes * 60 <= self.trained_s and self.step > 0
         reached = {f"train.num_steps={train.num_steps}": self.step >= train.num_steps}
         reached[f"train.max_minutes={train.max_minutes:g}"] = is_out_of_time
@@ -88,10 +88,10 @@ class Checkpoints:
         """Of the last `save`."""
 
     def read(self) -> RunState:
-        """How far the newest whole checkpoint is; the start where there is none.
+        """Return the state in the newest whole checkpoint; that of a new run where there is no checkpoint.
 
         Raises:
-            ValueError: there are some, and none can be read.
+            ValueError: there are checkpoints, and none can be read.
         """
         self.latest = newest(self.run, self.report)
         if self.latest is None:
@@ -135,7 +135,7 @@ class Checkpoints:
             return
         partial = partial_folder(self.run, run.step)
         files = learner.checkpoint(partial, [group.group_ref for group in ready])
-        # A group whose columns were lost with their node is sampled again, as those in flight are.
+        # A group whose columns were lost with their node is sampled again, like the groups in flight.
         kept = [_to_json(group) for group in ready if group_file(group.group_id) in files]
         ledger = json.loads(run.ledger.to_json())
         write_json(partial / DRIVER, {"trained_s": run.trained_s, "ledger": ledger, "ready": kept})
@@ -152,10 +152,10 @@ def _to_json(group: ReadyGroup) -> dict[str, Any]:
 
 
 def check_prompts(run: RunState, seed: int, prompt_ids: Sequence[str]) -> None:
-    """Whether the prompts are those that the run has trained on so far, by the last group that it admitted.
+    """Compare the prompts with the prompt of the last group that the run admitted.
 
     Raises:
-        ValueError: they are others, so that the position in them means nothing.
+        ValueError: the prompts differ, so that the position in them means nothing.
     """
     if not run.ledger.next_group_id:
         return
@@ -163,26 +163,26 @@ def check_prompts(run: RunState, seed: int, prompt_ids: Sequence[str]) -> None:
     found = prompt_ids[prompt_index(seed, last.group_id, len(prompt_ids))]
     if found != last.prompt_id:
         raise ValueError(
-            f"a run goes on with the prompts that it started with, got {found} for group {last.group_id}, which was "
+            f"a run resumes with the prompts that it started with, got {found} for group {last.group_id}, which was "
             f"{last.prompt_id}; put the recordings back as they were, or choose another run.name"
         )
 
 
 def ready_groups(run: RunState, timeout_s: float) -> list[ReadyGroup]:
-    """The groups that a checkpoint holds, their columns in the object store again.
+    """Put the columns of a checkpoint's groups into the object store again; return the groups.
 
     Raises:
-        TimeoutError: they are not read in time.
+        TimeoutError: the groups are not read in time.
     """
-    # Those without scores are of an earlier version: they are sampled again, as all that was in flight.
+    # Checkpoints of earlier versions hold no scores: sample those groups again, like the groups in flight.
     held = [each for each in run.ready if "scores" in each]
     if run.checkpoint is None or not held:
         return []
-    # Not here: no column may pass through the driver.
+    # In a task: no column may pass through the driver.
     load = ray.remote(num_cpus=0, scheduling_strategy=on_node(node_id()))(load_group)
     folder = run.checkpoint.path
     refs = [load.remote(folder / group_file(each["group_id"])) for each in held]
-    # Before older checkpoints may go.
+    # Wait here: a later checkpoint may delete the files.
     done, _ = ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
     if len(done) < len(refs):
         raise TimeoutError(

@@ -1,6 +1,6 @@
-"""Admission and collection: keeps rollout calls in flight, receives scores, and hands out the groups of a step.
+"""Admit rollout calls, receive scores, and hand out the groups of a step.
 
-It holds references and scores; a group's columns and video stay in the object store. Legend: G trajectories, F frames.
+The collector holds references and scores; columns and videos stay in the object store. Legend: G trajectories, F frames.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class Collector:
     prompt_ids: of the training prompts.
     group_bytes: what one group may hold in the object store.
     stop: set when the user ends the run.
-    recording: takes what the pools did.
-    progress: told once when sampling waits for room in the object store.
-    activity: what the pools are busy with, asked when a wait was too long.
-    learner: steps that are under way while groups are collected, whose end gives slots back; None: there are none.
+    recording: gets the spans of the pools' work.
+    progress: called once when sampling waits for room in the object store.
+    activity: says what the pools are busy with, for the message of a wait that was too long.
+    learner: steps in flight while groups are collected; a step that ends frees slots. None: no step is in flight.
     """
 
     def __init__(
@@ -71,9 +71,9 @@ class Collector:
         self._ready: dict[int, ReadyGroup] = {}
         self._failures = Failures(config.train.max_failed_fraction)
         self._without_signal: list[RewardScores] = []
-        """Of the step that is collected now."""
+        """Scores of dropped groups of the step that is collected now."""
         self._dropped: dict[int, list[RewardScores]] = {}
-        """The same of steps that were handed out, by their first group."""
+        """The same for steps that were handed out, by their first group."""
         self._counted: set[int] = set()
         self._step = StepTotals(self._counted)
         self._last_report: tuple[ray.ObjectRef, CallReport] | None = None
@@ -81,14 +81,14 @@ class Collector:
         self._has_told = False
 
     def collect(self, version: int, num_steps_left: int) -> list[ReadyGroup]:
-        """Blocks until a step's groups are there; the oldest go first.
+        """Block until the groups of a step are scored; return the oldest first.
 
-        With train.stale_policy=wait a slow group is waited for, so that none grows too old; with drop the step takes
-        those that are there.
+        With train.stale_policy=wait the step waits for a slow group, so that no group grows too old; with drop the
+        step takes the groups that are scored.
 
         Args:
-            version: of the learner; what lags too far behind it is dropped here, where it would be consumed.
-            num_steps_left: this step included; nothing is sampled for steps that will not come.
+            version: of the learner; groups that lag too far behind are dropped here, where a step would consume them.
+            num_steps_left: this step included; no group is sampled for a step after them.
 
         Raises:
             Stopped: the user ended the run.
@@ -100,7 +100,7 @@ class Collector:
             if self.learner is not None:
                 self.learner.finish_done()
             self._drop_stale(version)
-            # Before the step is taken: the pools must not rest while it is trained.
+            # Admit before the step is handed out: the pools must not idle while the learner trains.
             self.admit(num_steps_left)
             if groups := self._due(num_groups):
                 self._dropped[groups[0].group_id], self._without_signal = self._without_signal, []
@@ -108,7 +108,7 @@ class Collector:
             self._receive()
 
     def _due(self, num_groups: int) -> list[ReadyGroup]:
-        """The groups of the next step, or none while one of them is missing."""
+        """Take the groups of the next step; none while one of them is missing."""
         known = {*self._ready, *(self._in_flight if self.config.train.stale_policy == "wait" else ())}
         first = sorted(known)[:num_groups]
         if len(first) < num_groups or any(group_id not in self._ready for group_id in first):
@@ -116,20 +116,20 @@ class Collector:
         return [self._ready.pop(group_id) for group_id in first]
 
     def trained(self, groups: Sequence[ReadyGroup], skipped: str = "") -> None:
-        """Ends these groups and gives their slots back; call it when the step's weights were published.
+        """End these groups and free their slots; call this when the step's weights were published.
 
         Args:
-            skipped: why the step's update was skipped, so that they have failed; empty: it was done.
+            skipped: why the step's update was skipped, so that its groups count as failed; empty: the update was done.
         """
         end = (FAILED, skipped_cause(skipped)) if skipped else (TRAINED,)
         for group in groups:
             self._end(group.group_id, *end)
 
     def admit(self, num_steps_left: int) -> None:
-        """Starts calls for the free slots, as far as they are wanted for so many steps that are not ordered yet.
+        """Start calls for the free slots, at most for `num_steps_left` steps that are not submitted yet.
 
-        While groups are in flight only whole steps are admitted, and what was dropped is replaced when all have come:
-        so at max_staleness=0 the calls, and with them every float, do not depend on which answer comes first.
+        While groups are in flight only whole steps are admitted; dropped groups are replaced when all groups in flight
+        are scored. So at max_staleness=0 no call, and no float, depends on which answer comes first.
         """
         per_step, per_call = self.config.train.prompts_per_step, self.config.rollout.prompts_per_call
         num_more = per_step * num_steps_left - len(self._ready) - len(self._in_flight)
@@ -143,7 +143,7 @@ class Collector:
             num_admitted -= min(per_call, num_admitted)
 
     def _note_room(self, is_short: bool) -> None:
-        """Adds up the time in which more would be sampled if the object store had room for it."""
+        """Add up the time in which sampling waits for room in the object store."""
         now = time.monotonic()
         if self._room_since is not None:
             self._step.room_s += now - self._room_since
@@ -166,7 +166,7 @@ class Collector:
         self._in_flight |= dict(zip(group_ids, submitted, strict=True))
 
     def _receive(self) -> None:
-        """Unblocked by the scores of any group, by the failure of any, by the end of a step, or by the user."""
+        """Block until any group is scored or fails, a step ends, or the user ends the run."""
         timeout_s = self.config.train.wait_timeout_s
         deadline = time.monotonic() + timeout_s
         waiting = {future: group_id for group_id, (_, future) in self._in_flight.items()}
@@ -180,13 +180,13 @@ class Collector:
                 raise TimeoutError(f"waited {timeout_s:.0f} s for {who}{in_brackets(self.activity())}; {WAY_OUT}")
             awaited = [*waiting, step] if step is not None else list(waiting)
             if not awaited:
-                raise RuntimeError("no group can be sampled: all slots are taken and nothing is under way")
+                raise RuntimeError("no group can be sampled: all slots are taken and nothing is in flight")
             done, _ = futures.wait(awaited, timeout=POLL_S, return_when=futures.FIRST_COMPLETED)
         for group_id in sorted(waiting[future] for future in done if future in waiting):
             self._take(group_id, *self._in_flight.pop(group_id))
 
     def _take(self, group_id: int, refs: GroupRefs, future: futures.Future[Scored]) -> None:
-        # Fault tolerance: a lost group is written down with its cause, and another one takes its slot.
+        # Fault tolerance: record a lost group with its cause; another group takes its slot.
         try:
             scored = future.result(0)
             report = self._report(refs.report_ref)
@@ -197,7 +197,7 @@ class Collector:
             self._fail(group_id, failure)
             return
         self._failures.add()
-        # The video has been read and goes; the training columns stay until they were trained.
+        # The video is no longer needed; the training columns stay until a step has trained them.
         self.admission.resize(group_id, report.column_bytes[group_id])
         report = replace(report, span=self.recording.add("rollout", f"sample from {report.call_id} on", report.span))
         span = self.recording.add("reward", f"score {group_id}", scored.span)
@@ -206,14 +206,14 @@ class Collector:
         if advantages is None:
             self._end(group_id, NO_SIGNAL)
             self._without_signal.append(scored.scores)
-            # What is ready beyond a step, and what earlier steps took, is no search in vain.
+            # Only the groups of this step count: ready groups beyond it show that there is signal.
             missing = self.config.train.prompts_per_step - len(self._ready)
             check_signal(self.config, num_seen=len(self._without_signal) + len(self._ready), num_missing=missing)
         else:
             self._ready[group_id] = ReadyGroup(group_id, refs.group_ref, advantages, report, span, scored.scores)
 
     def _report(self, ref: ray.ObjectRef) -> CallReport:
-        """The groups of a call come one after the other: its report is fetched once."""
+        """Fetch the report of a call once for all its groups."""
         if self._last_report is None or self._last_report[0] != ref:
             self._last_report = ref, ray.get(ref, timeout=self.config.train.wait_timeout_s)
         return self._last_report[1]
@@ -234,14 +234,14 @@ class Collector:
         self.admission.release(group_id)
 
     def drain(self) -> None:
-        """Waits for what is in flight, whose results are not wanted any more: only then its bytes are free."""
+        """Wait for the groups in flight without using their results: their bytes are free only then."""
         futures.wait([future for _, future in self._in_flight.values()], timeout=self.config.train.wait_timeout_s)
 
     def metrics(self, groups: Sequence[ReadyGroup], version: int, wait: Span | None = None) -> dict[str, float]:
-        """Of the step that trained these groups at this version; seconds and frames: of the pools since the last call.
+        """Return the metrics of the step that trained these groups; times and frames count since the last call.
 
-        The rewards are those of the step's groups and of the groups without signal that were dropped while the step
-        was collected: each group that was scored counts in one step.
+        Rewards are those of the step's groups and of the groups without signal that were dropped while the step was
+        collected: each scored group counts in one step.
 
         Args:
             groups: of the step.
@@ -249,7 +249,7 @@ class Collector:
             wait: of the driver, for these groups.
         """
         totals, self._step = self._step, StepTotals(self._counted)
-        # Which group came first must not show in the last digit of a mean.
+        # A fixed order: the order of arrival must not change the last digit of a mean.
         scores = [group.scores for group in groups] + self._dropped.pop(groups[0].group_id, [])
         scores.sort(key=lambda one: one.group_id)
         lag = [staleness(version, group.report.policy_version) for group in groups]
@@ -267,19 +267,19 @@ class Collector:
         }
 
     def ready(self) -> list[ReadyGroup]:
-        """Scored groups with signal that no step has taken yet."""
+        """Return the scored groups with signal that no step has taken yet."""
         return [self._ready[group_id] for group_id in sorted(self._ready)]
 
     def restore(self, ready: Sequence[ReadyGroup]) -> None:
-        """Goes on where the ledger is: with these groups, and with the others that it has in flight, sampled again.
+        """Resume from the ledger: use these groups, and sample the others that were in flight again.
 
-        They keep their numbers, and with them their prompts and seeds. What the budget no longer holds has failed.
+        Groups keep their numbers, and so their prompts and seeds. A group that the budget no longer holds fails.
         """
         known = {group.group_id: group for group in ready}
         held = []
         for group_id in self.ledger.in_flight:
             if not self.admission.can_admit(1, self.group_bytes):
-                self.ledger.finish(group_id, FAILED, "the run went on with less room than it had when it was stopped")
+                self.ledger.finish(group_id, FAILED, "the run resumed with less room than it had when it was stopped")
                 continue
             self.admission.admit(group_id, self.group_bytes)
             held.append(group_id)
@@ -294,10 +294,10 @@ class Collector:
 
 
 class StepTotals:
-    """What the pools did since the last step.
+    """Totals of the pools' work since the last step.
 
     Args:
-        counted: rollout calls of all steps: one whose groups come in several steps counts in the first.
+        counted: rollout calls that were counted: a call whose groups train in several steps counts in the first.
     """
 
     def __init__(self, counted: set[int]) -> None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actors.checkpointing import Checkpoints, RunState
-from actors.cluster.plan import absolute_paths, check_disk, check_plan, ray_session, stop_notice
+from actors.cluster.plan import absolute_paths, check_disk, check_plan
+from actors.cluster.start import ray_session, stop_notice
 from actors.cluster.waiting import Stopped, stop_on_signals
 from actors.driver import Driver
 from actors.rollout.prompts import PromptSource

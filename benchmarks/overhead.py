@@ -14,7 +14,7 @@ from pathlib import Path
 
 import ray
 
-from actors.cluster.plan import start_ray
+from actors.cluster.start import start_ray
 from benchmarks.overlap import PROMPTS_PER_STEP, WARM_UP, WIND_DOWN, measure
 from benchmarks.stages import SleepLearner, SleepReward, SleepSampler, random_prompts
 from rlir_ray.config.load import load_config

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import ray
 
-from actors.cluster.plan import start_ray
+from actors.cluster.start import start_ray
 from actors.pipeline import Pipeline
 from benchmarks.stages import SleepLearner, SleepReward, SleepSampler, random_prompts
 from rlir_ray.config.load import load_config

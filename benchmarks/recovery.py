@@ -19,7 +19,7 @@ import ray
 from ray._private import state
 
 from actors.cluster.diagnostics import ids
-from actors.cluster.plan import start_ray
+from actors.cluster.start import start_ray
 from actors.reward.pool import RewardPool
 from actors.rollout.pool import RolloutPool
 from benchmarks.stages import SleepSampler, random_prompts

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.cluster.plan import start_ray
+from actors.cluster.start import start_ray
 from actors.reward.pool import RewardPool
 from actors.reward.serving import Reward
 from rlir_ray.config.load import load_config

@@ -24,7 +24,7 @@ import numpy as np
 import ray
 import torch
 
-from actors.cluster.plan import start_ray
+from actors.cluster.start import start_ray
 from actors.learner.group import LearnerGroup
 from actors.rollout.pool import RolloutPool
 from actors.weights.sync import WeightSync

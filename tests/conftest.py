@@ -56,7 +56,7 @@ def ray_cluster() -> Iterator[None]:
     """One Ray for all tests that share one."""
     import ray
 
-    from actors.cluster.plan import start_ray
+    from actors.cluster.start import start_ray
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     start_ray(num_cpus=4, object_store_memory=300 << 20)

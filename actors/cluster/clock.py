@@ -1,4 +1,4 @@
-"""How far the clocks of the nodes are apart, so that what their processes report lies on one time axis."""
+"""Measure how far the clocks of the nodes are apart, so that spans of all nodes lie on one time axis."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import ray
 from actors.cluster.placement import node_id, on_node
 from actors.cluster.waiting import wait_all
 
-# The shortest of so many round trips says most about the offset.
+# The shortest of several round trips gives the best estimate.
 ROUND_TRIPS = 5
 
 
@@ -19,9 +19,9 @@ def _now() -> tuple[str, float]:
 
 
 def clock_offsets(timeout_s: float) -> dict[str, float]:
-    """Seconds by which each other node's clock is ahead of this one's, by host.
+    """Return the seconds by which each other node's clock is ahead of this node's, by host.
 
-    As NTP reckons it: the other clock was read in the middle of the round trip; half of the trip is the error.
+    The estimate is NTP's: the other clock was read in the middle of the round trip; its error is half the trip.
     """
     offsets: dict[str, float] = {}
     for node in (each["NodeID"] for each in ray.nodes() if each["Alive"] and each["NodeID"] != node_id()):

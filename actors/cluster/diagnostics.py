@@ -14,13 +14,13 @@ from ray._private import state
 from actors.cluster.placement import on_node
 from rlir_ray.run.watchdog import STACK_SIGNAL, innermost
 
-# A process that is stuck answers a signal at once; the node must still start a worker that asks.
+# A stuck process answers the signal at once; the node must first start a worker that sends it.
 ANSWER_S, TIMEOUT_S = 2.0, 20.0
 MAX_ASKED = 4
 
 
 def _stacks(process: int) -> str:
-    """On the actor's node: the signal, and what it adds to the process's log."""
+    """Signal a process of this node to log its stacks; return what it has logged."""
     logs = Path(ray._private.worker._global_node.get_logs_dir_path())
     found = next(iter(logs.glob(f"worker-*-{process}.err")), None)
     if found is None:
@@ -29,7 +29,7 @@ def _stacks(process: int) -> str:
     os.kill(process, STACK_SIGNAL)
     while found.stat().st_size == before and time.monotonic() < deadline:
         time.sleep(0.05)
-    # The rest of it is written at once, but not in one piece.
+    # The process writes the rest at once, but not in one piece.
     time.sleep(0.1)
     with found.open("rb") as log:
         log.seek(before)
@@ -37,7 +37,7 @@ def _stacks(process: int) -> str:
 
 
 def activity(actor_ids: Sequence[str]) -> str:
-    """Where each of a few actors stands, in a line; empty where nobody can be asked."""
+    """Say in a line where each of a few actors is; empty where no actor can be asked."""
     return "; ".join(text for actor_id in actor_ids[:MAX_ASKED] if (text := _one(actor_id)))
 
 
@@ -47,7 +47,7 @@ def ids(actors: Sequence[Any]) -> list[str]:
 
 def _one(actor_id: str) -> str:
     try:
-        # Fault tolerance: whoever asks is about to report a failure, which this must not hide.
+        # Fault tolerance: the caller is about to report a failure, which an error here must not hide.
         info = state.actors(actor_id)
         name = f"{info['ActorClassName'].split('.')[-1]} (process {info['Pid']})"
         if info["State"] != "ALIVE":

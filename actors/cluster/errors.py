@@ -1,4 +1,4 @@
-"""Errors that crossed processes, for a person."""
+"""Turn errors of other processes into one line for a person."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ MISSING_MODULE = re.compile(r"No module named '([^']+)'")
 
 
 def one_line(error: BaseException) -> str:
-    """The last cause of an error that crossed processes, in one line."""
+    """Return the last cause of an error of another process, in one line."""
     cause = getattr(error, "cause", None) or error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     text = lines[-1] if lines else type(cause).__name__
@@ -16,7 +16,7 @@ def one_line(error: BaseException) -> str:
 
 
 def import_hint(cause: str) -> str:
-    """What to do about a module that a worker cannot import; empty where that is not the cause.
+    """Say what to do about a module that a worker cannot import; empty where that is not the cause.
 
     Args:
         cause: of `one_line`.

@@ -1,6 +1,6 @@
-"""Files that are made on one node and belong into the run's folder on another: no shared disk is needed for a run.
+"""Copy files from one node to the run's folder on another, so that a run needs no shared disk.
 
-They travel in parts through the object store and appear there whole or not at all.
+Files travel in parts through the object store and appear whole or not at all.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PART_TIMEOUT_S = 300.0
 
 
 def send_folder(source: Path, node: str, target: Path) -> None:
-    """Copies a folder's files into one on another node; others that are there stay.
+    """Copy a folder's files into a folder on another node; other files there stay.
 
     Raises:
         ValueError: a file cannot be written there.
@@ -41,7 +41,7 @@ def send_folder(source: Path, node: str, target: Path) -> None:
 
 
 def send_whole(source: Path, node: str, target: Path) -> None:
-    """Puts a folder in the place of one on another node, whole or not at all.
+    """Replace a folder on another node by this one, whole or not at all.
 
     Raises:
         ValueError, TimeoutError: as `send_folder`.
@@ -57,7 +57,7 @@ def send_whole(source: Path, node: str, target: Path) -> None:
 
 @contextlib.contextmanager
 def local_copy(path: Path, node: str) -> Iterator[Path]:
-    """A file of another node, here for the time inside; the file itself where it is on this one.
+    """Copy a file of another node here for the time inside; use the file itself where it is on this node.
 
     Raises:
         TimeoutError: the node does not answer.
@@ -76,17 +76,17 @@ def local_copy(path: Path, node: str) -> Iterator[Path]:
 
 
 def read_part(path: Path, offset: int) -> bytes:
-    """A part of a file from a place on; empty at its end."""
+    """Read a part of a file from `offset` on; empty at the end of the file."""
     with path.open("rb") as file:
         file.seek(offset)
         return file.read(PART_BYTES)
 
 
 def write_part(path: Path, offset: int, content: bytes, is_last: bool) -> None:
-    """Adds a part to a file, which takes its name with the last one.
+    """Append a part to a file, which gets its name with the last part.
 
     Raises:
-        ValueError: it cannot be written.
+        ValueError: the file cannot be written.
     """
     temporary = path.with_name(path.name + ".part")
     try:

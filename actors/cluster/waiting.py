@@ -1,6 +1,6 @@
-"""Waiting with a bound, and ending early: Ctrl-C, SIGTERM or SIGHUP asks the run to end.
+"""Wait with a bound, and end early: Ctrl-C, SIGTERM or SIGHUP asks the run to end.
 
-A second Ctrl-C or SIGTERM ends it at once.
+A second Ctrl-C or SIGTERM ends the run at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import ray
 
 from actors.cluster.errors import import_hint, one_line
 
-# How often a wait looks whether the user asked for the end.
+# How often a wait checks whether the user has asked for the end.
 POLL_S = 0.2
 WAY_OUT = "look into Ray's logs (/tmp/ray/session_latest/logs), or raise train.wait_timeout_s"
 
@@ -28,7 +28,7 @@ class Stopped(Exception):
 
 @contextlib.contextmanager
 def stop_on_signals(stop: threading.Event) -> Iterator[None]:
-    """SIGINT, SIGTERM or SIGHUP set the event. Outside the main thread signals are left to the caller's program.
+    """Set the event on SIGINT, SIGTERM or SIGHUP. Outside the main thread the caller's program keeps its signals.
 
     Under `nohup` SIGHUP stays ignored.
     """
@@ -54,7 +54,7 @@ def stop_on_signals(stop: threading.Event) -> Iterator[None]:
 
 
 def in_brackets(activity: str) -> str:
-    """What somebody is busy with, to be added to a message; empty where nothing is known."""
+    """Put a text about an activity in brackets, to append to a message; empty for no text."""
     return f" ({activity})" if activity else ""
 
 
@@ -66,15 +66,15 @@ def wait_all(
     activity: Callable[[], str] = lambda: "",
     meanwhile: Callable[[], None] = lambda: None,
 ) -> list[Any]:
-    """The values of all references, in order.
+    """Wait for all references; return their values in order.
 
     Args:
-        stop: gives the wait up when it is set; None: the wait must end by itself.
-        activity: what those that are waited for are busy with, asked when it was too long.
-        meanwhile: called at each look at them, several times a second.
+        stop: gives up the wait when it is set; None: the wait ends by itself or by its bound.
+        activity: says what the awaited processes are busy with, for the message of a wait that was too long.
+        meanwhile: called at each poll, several times a second.
 
     Raises:
-        TimeoutError: saying who was waited for, how long, and what to do.
+        TimeoutError: with the awaited processes, the time, and the way out.
         Stopped: the user ended the run.
         RuntimeError: a worker could not import a module.
     """

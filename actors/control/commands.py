@@ -1,6 +1,6 @@
 """Reach a running driver from another process, through a small named actor that passes commands on.
 
-`python -m rlir_ray scale` finds the run's folder, reads there which Ray the run is in, and asks the actor of that name.
+`python -m rlir_ray scale` reads in the run's folder in which Ray the run trains, and calls the actor there.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import ray
 from actors.cluster.errors import one_line
 from actors.cluster.lifecycle import as_actor, stop_actors
 from actors.cluster.placement import node_id, on_node
-from actors.cluster.plan import check_answers
+from actors.cluster.start import check_answers
 from actors.cluster.waiting import POLL_S
 from actors.control.actor import Answer, RunControl, ScaleCommand
 from rlir_ray.run.address import ADDRESS_FILE, RunAddress, write_address
 
 NAMESPACE = "rlir_ray"
-# A driver answers between two looks; more than this means that it is gone or stuck.
+# A driver answers between two polls; a longer wait means that it is gone or stuck.
 ANSWER_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 120.0
 POOLS = ("rollout", "reward")
@@ -33,7 +33,7 @@ class Control:
     """The driver's side: execute commands in a thread of its own, while the loop goes on.
 
     Args:
-        folder: of the run; its name is the actor's, and says there where the run is.
+        folder: of the run; the actor has its name, and the folder gets the actor's address.
         scale: executes a command; a ValueError refuses the command.
 
     Raises:
@@ -66,7 +66,7 @@ class Control:
             try:
                 command: ScaleCommand = ray.get(ref, timeout=ANSWER_TIMEOUT_S)
             except ray.exceptions.RayError:
-                return  # the actor is gone: nobody can be answered
+                return  # the actor is gone, and with it everybody who waits for an answer
             self.actor.answer.remote(command.command_id, self._execute(command))
 
     def _execute(self, command: ScaleCommand) -> Answer:
@@ -88,18 +88,18 @@ class Control:
 
 
 def scale_run(run: RunAddress, pool: str, number: int) -> str:
-    """Scales a pool of a run that trains, from any process of a machine of its cluster.
+    """Scale a pool of a run that trains, from any process on a machine of its cluster.
 
     Args:
-        run: where it is, as `find_run` says.
+        run: its address, from `find_run`.
         pool: `rollout` or `reward`.
         number: actors or replicas.
 
     Returns:
-        What will be, in a line.
+        What the pool will be, in a line.
 
     Raises:
-        ValueError: it does not train; or what the driver says against it.
+        ValueError: the run does not train, or the driver refuses.
         TimeoutError: the driver did not answer.
     """
     with _joined(run):
@@ -110,7 +110,7 @@ def scale_run(run: RunAddress, pool: str, number: int) -> str:
             raise ValueError(run.refusal) from error
         except ray.exceptions.GetTimeoutError as error:
             raise TimeoutError(
-                f"waited {ANSWER_TIMEOUT_S:.0f} s for the driver of {run.actor}; look whether it still works and try "
+                f"waited {ANSWER_TIMEOUT_S:.0f} s for the driver of {run.actor}; check that it still works and try "
                 "again"
             ) from error
     if answer.is_refusal:
@@ -120,7 +120,7 @@ def scale_run(run: RunAddress, pool: str, number: int) -> str:
 
 @contextlib.contextmanager
 def _joined(run: RunAddress) -> Iterator[None]:
-    """The run's Ray for the time inside; this process's own if it is in it already."""
+    """Join the run's Ray for the time inside; keep this process's Ray where it is the same."""
     if ray.is_initialized():
         own = ray.get_runtime_context().gcs_address
         if run.address not in (own, "auto"):
@@ -130,7 +130,7 @@ def _joined(run: RunAddress) -> Iterator[None]:
             )
         yield
         return
-    # Ray would take the dashboard's address, which may be there for `ray job submit`, instead of the one it is given.
+    # Ray prefers RAY_ADDRESS, which may be a dashboard's for `ray job submit`, to the address that it is given.
     kept = os.environ.pop("RAY_ADDRESS", None)
     try:
         check_answers(run.address)

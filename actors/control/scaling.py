@@ -1,4 +1,4 @@
-"""Growing and shrinking the pools of a run while it trains: what is allowed, and who does the waiting."""
+"""Grow and shrink the pools of a run while it trains."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ STOP_TIMEOUT_S = 60.0
 def check_scale(
     what: str, now: int, wanted: int, options: Mapping[str, Any], free: Sequence[Mapping[str, float]]
 ) -> None:
-    """Whether a pool may have so many actors.
+    """Check that the cluster can hold a pool of `wanted` actors.
 
     Args:
         what: for the error, "rollout actors".
-        now: as many as it has.
-        options: of `ray.remote`, for each of them.
-        free: what each node has left, by resource.
+        now: actors that the pool has.
+        options: of `ray.remote`, for one actor.
+        free: free resources of each node.
 
     Raises:
         ValueError: fewer than one, or more than the cluster can hold.
@@ -50,11 +50,11 @@ def check_scale(
 
 
 class Scaling:
-    """Scales the pools of a run that trains. Calls may come from any thread; they return at once.
+    """Scale the pools of a run that trains. Calls may come from any thread; they return at once.
 
     Args:
         rollout, reward, sync: of the run; the weights of the first version are published.
-        progress: told when a pool has changed.
+        progress: called with a line when a pool has changed.
     """
 
     def __init__(
@@ -66,14 +66,14 @@ class Scaling:
         self._threads: list[threading.Thread] = []
 
     def scale(self, pool: str, wanted: int) -> str:
-        """Starts to grow or to shrink a pool, `rollout` or `reward`; returns what will be.
+        """Start to grow or to shrink a pool, `rollout` or `reward`; return what it will be.
 
         Raises:
             ValueError: fewer than one, more than the cluster can hold, a reward service that others share, or a run
                 that is ending.
         """
         with self._lock:
-            # A pool that has stopped must not come back.
+            # A stopped pool must not start again.
             require(
                 not self._closing.is_set(), "a run that is scaled", "must train", "one that is ending", "let it end"
             )
@@ -86,7 +86,7 @@ class Scaling:
         now = self.reward.num_replicas()
         if not self.reward.config.reward.address:
             self._check("reward replicas", now, wanted, ray_options(self.reward.config.reward))
-        # Also when the number stays: from here on it no longer follows the queue.
+        # Also for an unchanged number: from here on the pool no longer follows its queue.
         self.reward.scale(wanted)
         return now
 
@@ -102,27 +102,27 @@ class Scaling:
         return now
 
     def _check(self, what: str, now: int, wanted: int, options: Mapping[str, Any]) -> None:
-        # Where a run waits for nodes an autoscaler may bring them.
+        # An autoscaler may add nodes to a run that waits for nodes.
         grows = self.rollout.config.run.wait_for_nodes_s > 0
         free = [{}] if grows else [node.free for node in cluster_nodes()]
         check_scale(what, now, wanted, {} if grows else options, free)
 
     def _bring_up(self, actor: Any) -> None:
-        """Waits for a new rollout actor to load its policy and the latest weights, and lets it serve."""
+        """Wait until a new rollout actor holds its policy and the latest weights; let it serve."""
         try:
             self.rollout.wait_ready(self._closing, [actor])
             self.sync.join([actor], self._closing)
         except Stopped:
             return
         except Exception as error:
-            # Killed because the pool shrank again, or lost: the others go on.
+            # The actor was killed because the pool shrank again, or was lost: the others keep serving.
             if self.rollout.drop(actor):
                 self.progress(f"rollout pool: a new actor could not join: {one_line(error)}")
         else:
             self.progress(f"rollout pool: {len(self.rollout.actors)} actors serve")
 
     def close(self) -> None:
-        """Gives up what is under way."""
+        """Give up actors that still start."""
         with self._lock:
             self._closing.set()
         for thread in self._threads:

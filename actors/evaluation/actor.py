@@ -1,4 +1,4 @@
-"""The evaluation actor: it judges policies and checks the reward, and leaves what it finds in the run's folder."""
+"""The evaluation actor: judges policies, checks the reward, and writes its results into the run's folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rlir_ray.idm.inverse_dynamics import load_inverse_dynamics
 from rlir_ray.rewards.calibration import check_alignment, check_gate, gate
 
 CALIBRATION_FILE = "calibration.json"
-# Clips are sampled with draws of their own, the same ones in every run.
+# Every run judges with the same draws, so that runs compare.
 EVALUATION_SEED = 20_250_928
 
 
@@ -32,8 +32,8 @@ class EvaluationActor:
     """Args:
     config: checkpoints, world and engine are read.
     run_dir: where evaluation.json, calibration.json and the videos go.
-    num_threads: torch threads; other pools are idle while it works.
-    home: the node of run_dir; empty: this one.
+    num_threads: torch threads; the other pools are idle during an evaluation.
+    home: the node of run_dir; empty: this node.
     """
 
     def __init__(self, config: Config, run_dir: Path, num_threads: int, home: str = "") -> None:
@@ -41,7 +41,7 @@ class EvaluationActor:
         self.config, self.run_dir, self.target = config, run_dir, run_dir
         self.home = home if home and home != node_id() else ""
         if self.home:
-            # Kept here as well: each evaluation is compared with those before it.
+            # Keep the results here as well: each evaluation is compared with those before it.
             self._own = tempfile.TemporaryDirectory(prefix="rlir_evaluation_")
             self.run_dir = Path(self._own.name)
         device = "cuda" if config.evaluation.num_gpus else "cpu"
@@ -53,17 +53,17 @@ class EvaluationActor:
         }
 
     def calibrate(self, prompt_set: PromptSet, train_set: PromptSet) -> dict[str, float]:
-        """Checks both inverse dynamics models on real clips.
+        """Check both inverse dynamics models on real clips.
 
         Args:
-            prompt_set: held out; for all checks.
+            prompt_set: held-out prompts; for all checks.
             train_set: training prompts, whose actions must fit their frames too.
 
         Returns:
             Macro-F1 of each on real clips.
 
         Raises:
-            ValueError: actions fit another frame than theirs, or spoilt clips are read as well as real ones.
+            ValueError: actions fit another frame than theirs, or a model reads corrupted clips as well as real clips.
         """
         frames, actions, groups = prompt_set.frames, prompt_set.recorded, self.config.world.groups
         found = {}
@@ -78,7 +78,7 @@ class EvaluationActor:
         return {name: float(part["gate"]["exact"]) for name, part in found.items()}
 
     def ceiling(self, prompt_set: PromptSet) -> None:
-        """What the judges read in real clips, and in real clips that went through the tokenizer."""
+        """Judge real clips, and real clips that went through the tokenizer."""
         ceiling, clips = evaluate_real(
             prompt_set, self.tokenizer, self.idms, self.config.world, EVALUATION_SEED,
             num_videos=self.config.evaluation.num_videos, judge_context=self.config.evaluation.judge_context,
@@ -95,9 +95,9 @@ class EvaluationActor:
         temperature: float,
         keep_clips: bool,
     ) -> dict[str, float]:
-        """Judges one policy at one temperature; returns the figures for the log, by inverse dynamics model.
+        """Judge one policy at one temperature; return the figures for the log, by inverse dynamics model.
 
-        Without weights it is the one that the run started from: before any others.
+        Without weights judge the policy that the run started from: only before any other policy.
         """
         settings = self.config.evaluation
         sampler = family_of(self.config).evaluation_sampler(self.config, self.policy, temperature)
@@ -118,6 +118,6 @@ class EvaluationActor:
         }
 
     def _send(self) -> None:
-        """What was written, to the run's folder where that is on another node."""
+        """Send the results to the run's folder where it is on another node."""
         if self.home:
             send_folder(self.run_dir, self.home, self.target)

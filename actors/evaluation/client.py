@@ -1,4 +1,4 @@
-"""What a run asks the evaluation actor: is the reward fit, how well is a policy followed."""
+"""Ask the evaluation actor to check the reward and to judge policies."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from rlir_ray.evaluation.results import BASE, judged_temperatures
 
 
 class EvaluationClient:
-    """Starts its actor, which loads its models in the background.
+    """Start the evaluation actor, which loads its models in the background.
 
     Args:
         config: `evaluation` and the models are read.
         folder: of the run; results and clips go there.
         prompts: the prompt actor.
         progress: called with a line for each stage.
-        stop: gives waits up when it is set.
+        stop: gives up waits when it is set.
     """
 
     def __init__(
@@ -37,22 +37,22 @@ class EvaluationClient:
         # On the run's own node, or where a GPU is free.
         strategy = "DEFAULT" if evaluation.num_gpus else on_node(home)
         shell = as_actor(EvaluationActor, **ray_options(evaluation, scheduling_strategy=strategy))
-        # The pools rest while it works: it may use every core of its node.
+        # The pools are idle during an evaluation: the actor may use every core of its node.
         self.actor = shell.remote(config, folder, node_cpus(), home)
         self._heldout_ref: ray.ObjectRef | None = None
 
     def calibrate(self) -> None:
-        """Checks the reward on real clips.
+        """Check the reward on real clips.
 
         Raises:
-            ValueError: it is not fit, or actions and frames do not fit.
+            ValueError: the reward is not usable, or actions and frames do not fit.
         """
         self.progress("checking the reward on real clips")
         train_set = self.prompts.hand_over.remote("train")
         self._ask(self.actor.calibrate.remote(self._heldout(), train_set), "the calibration")
 
     def judge_base(self, *, is_resumed: bool) -> None:
-        """Real clips and the policy before training; not again where a run that goes on has done so."""
+        """Judge real clips and the policy before training; skip this where a resumed run has done so."""
         temperatures = self.config.evaluation.temperatures
         if is_resumed and not set(temperatures) - judged_temperatures(self.folder, BASE, 0):
             return
@@ -61,7 +61,7 @@ class EvaluationClient:
         self.judge_all(BASE, None)
 
     def judge_all(self, name: str, latest: StepReport | None) -> None:
-        """At every temperature; the clips of the first one go into the report."""
+        """Judge a policy at every temperature; the clips of the first temperature go into the report."""
         self.progress(f"evaluation_client the {name} policy")
         temperatures = self.config.evaluation.temperatures
         for temperature in temperatures:
@@ -70,13 +70,13 @@ class EvaluationClient:
     def judge(
         self, name: str, temperature: float, latest: StepReport | None, *, keep_clips: bool = False
     ) -> dict[str, float]:
-        """The published weights; None: those before training."""
+        """Judge published weights; None: the weights before training."""
         weights, version = (None, 0) if latest is None else (latest.weights_refs[0], latest.version)
         ref = self.actor.evaluate.remote(self._heldout(), weights, version, name, temperature, keep_clips)
         return self._ask(ref, f"the judgement of the {name} policy")
 
     def _heldout(self) -> ray.ObjectRef:
-        """In the object store once, for all evaluations."""
+        """Put the held-out prompts into the object store once, for all evaluations."""
         if self._heldout_ref is None:
             self._heldout_ref = self.prompts.hand_over.remote("heldout")
         return self._heldout_ref

@@ -1,4 +1,4 @@
-"""The rollout actor: the shell of a sampler. It holds the policy and nothing else."""
+"""The rollout actor: the shell of a sampler."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from rlir_ray.transfer.broadcast import Channel, Receiver
 from rlir_ray.transfer.weights import Received
 
 RECEIVING = "receiving"
-"""The concurrency group of `RolloutActor.receive`: beside the calls that are worked through in order."""
+"""The concurrency group of `RolloutActor.receive`, which runs beside the calls that are executed in order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CallReport:
-    """What the driver learns of one rollout call."""
+    """What the driver gets of one rollout call."""
 
     call_id: int
     """The first of its group ids."""
@@ -35,24 +35,24 @@ class CallReport:
     column_bytes: dict[int, int]
     """Group id -> what its training columns hold in the object store."""
     difference: LogprobDifference | None = None
-    """Of the engine's log-probabilities, where it compares them."""
+    """Between the engine's log-probabilities and the learner's model, where the engine compares them."""
     failures: dict[int, str] = field(default_factory=dict)
-    """Group id -> why it cannot train; of those alone whose numbers are not finite."""
+    """Group id -> why the group cannot train; only of groups with numbers that are not finite."""
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A version in the object store. Every call carries it: an actor that does not hold it yet fetches it first."""
+    """A version in the object store. Every call carries one: an actor without that version loads it first."""
 
     weights_ref: ray.ObjectRef
     version: int
     checksum: str
     oldest: int
-    """The version that may sample in its place where it cannot be had."""
+    """The oldest version that may sample where this version cannot be loaded."""
 
 
 def build_sampler(config: Config) -> Sampler:
-    """The sampler of the configured policy, on a GPU when the actor was given one."""
+    """Build the sampler of the configured policy, on a GPU where the actor has one."""
     torch.set_num_threads(config.rollout.num_threads)
     policy = open_policy(config, "cuda" if config.rollout.num_gpus else "cpu")
     return family_of(config).rollout_sampler(config, policy.eval())
@@ -78,13 +78,13 @@ class RolloutActor:
         published: Published | None,
         prompts: Sequence[Prompt],
     ) -> tuple[Any, ...]:
-        """Groups and videos in turn, one pair a prompt, and a `CallReport`: 2 * prompts + 1 objects.
+        """Sample one group a prompt; return group and video of each prompt in turn, then a `CallReport`.
 
         Args:
-            published: the version to sample with, loaded first where the actor was started again or could not load it;
-                None: none was published yet.
+            published: the version to sample with; an actor that was restarted or could not load it loads it first.
+                None: no version was published yet.
         """
-        # A newer one is a lost learner's.
+        # A newer version can only come from a learner that was lost: load the published one.
         if published is not None and self.sampler.policy_version != published.version:
             self._catch_up(published)
         started = time.time()
@@ -99,39 +99,39 @@ class RolloutActor:
         return (*(column for pair in pairs for column in pair), report)
 
     def load_weights(self, weights: Received, version: int, published: str) -> int:
-        """Takes a version's weights; the sampler proves that it holds the published bytes before it serves them.
+        """Load a version's weights; the sampler compares the checksum before it serves them.
 
         Raises:
-            ValueError: the checksums differ; the version before stays.
+            ValueError: the checksums differ; the sampler keeps its version.
         """
         self.sampler.load_weights(weights, version, published)
         return version
 
     def receive(self, channel: Channel, rank: int, version: int) -> str:
-        """Takes a version from a broadcast and keeps it for `load_received`; why it could not, or nothing."""
+        """Receive a version by broadcast and keep it for `load_received`; return why this failed, or an empty text."""
         try:
             if self._receiver is None or self._receiver.channel != channel:
                 if self._receiver is not None:
                     self._receiver.close()
                 self._receiver = Receiver(channel, rank)
             for old in [each for each in tuple(self._received) if each <= self.sampler.policy_version]:
-                # Its load did not wait so long.
+                # The load of this version gave up waiting for the broadcast.
                 self._received.pop(old, None)
             self._received[version] = self._receiver.receive(version)
         except Exception as error:
-            # Fault tolerance: there is the store's copy.
+            # Fault tolerance: the actor loads the copy in the object store.
             return one_line(error)
         return ""
 
     def load_received(self, published: Published, receiving: list[ray.ObjectRef]) -> str:
-        """As `load_weights`, of what the broadcast brought; where it brought nothing, of the store's copy.
+        """Load the version that the broadcast brought, else the copy in the object store.
 
         Args:
             published: the version.
             receiving: the call of `receive`.
 
         Returns:
-            Why the store's copy was taken; empty: the broadcast's was.
+            Why the store's copy was loaded; empty: the broadcast's was.
         """
         cause = self._load_broadcast(published, receiving[0])
         if cause:
@@ -145,10 +145,10 @@ class RolloutActor:
                 return cause
             weights = self._received.pop(published.version, None)
             if weights is None:
-                return "started again after it was received"
+                return "the actor restarted after it received the version"
             self.load_weights(weights, published.version, published.checksum)
         except (ray.exceptions.RayError, ValueError) as error:
-            # Fault tolerance: started again meanwhile, or other bytes than the published ones.
+            # Fault tolerance: the actor restarted meanwhile, or received other bytes than the published ones.
             return one_line(error)
         return ""
 
@@ -160,7 +160,7 @@ class RolloutActor:
         try:
             self._load_stored(published)
         except Exception:
-            # Fault tolerance: the groups of an old version may still train, and say which one sampled them.
+            # Fault tolerance: groups of an older version may still train; each group records its version.
             if not published.oldest <= self.sampler.policy_version <= published.version:
                 raise
 

@@ -1,4 +1,4 @@
-"""The rollout pool, usable alone. Here plain classes become Ray actors."""
+"""The rollout pool, usable alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rlir_ray.transfer.broadcast import Channel
 
 
 def _restartable(make_sampler: Callable[[], Sampler], timeout_s: float) -> type[RolloutActor]:
-    """A shell that takes nothing: Ray forgets what an actor was made from, and could not start it again."""
+    """Return a shell without arguments: Ray does not keep arguments for a restart once the caller is gone."""
 
     class Restartable(RolloutActor):
         def __init__(self) -> None:
@@ -33,7 +33,7 @@ def _restartable(make_sampler: Callable[[], Sampler], timeout_s: float) -> type[
 
 @dataclass(frozen=True, slots=True)
 class GroupRefs:
-    """What a rollout call leaves of one group in the object store."""
+    """References to what a rollout call puts into the object store for one group."""
 
     group_ref: ray.ObjectRef
     video_ref: ray.ObjectRef
@@ -42,12 +42,10 @@ class GroupRefs:
 
 
 class RolloutPool:
-    """Rollout actors; calls go round among them, each actor works through its own in order.
+    """Rollout actors; calls go to the actors in turn, and each actor executes its calls in order.
 
-    Ray starts an actor that dies again and repeats the calls that it had, with the same references: seeds belong to
-    groups, so that the same clips come.
-
-    May be grown and shrunk from another thread than the one that samples.
+    Ray restarts an actor that dies and repeats its calls under the same references. Seeds belong to groups, so a
+    repeated call samples the same clips. Another thread than the one that samples may grow and shrink the pool.
 
     Args:
         config: `rollout`, the policy's checkpoint and `train.group_size` are read.
@@ -70,7 +68,7 @@ class RolloutPool:
         self.actors = self._launch(self.config.rollout.num_actors)
 
     def _launch(self, num_actors: int) -> list[Any]:
-        # A call that ends every actor must end as failed groups.
+        # Bounded: the groups of a call that crashes every actor must fail.
         restarts: dict[str, Any] = {"max_restarts": -1, "max_task_retries": MAX_ATTEMPTS - 1}
         if self.config.broadcasts_weights:
             restarts["concurrency_groups"] = {RECEIVING: 1}
@@ -78,22 +76,22 @@ class RolloutPool:
         return [shell.remote() for _ in range(num_actors)]
 
     def wait_ready(self, stop: threading.Event | None = None, actors: Sequence[Any] | None = None) -> None:
-        """Blocks until every actor, or each of `actors`, holds its policy."""
+        """Block until every actor, or each of `actors`, holds its policy."""
         chosen = self.actors if actors is None else actors
         who, timeout_s = f"{len(chosen)} rollout actors to load the policy", self.config.train.wait_timeout_s
         wait_all([actor.version.remote() for actor in chosen], timeout_s, who, stop, lambda: activity(ids(chosen)))
 
     def activity(self) -> str:
-        """What its actors are busy with, for a message."""
+        """Say what the actors are busy with."""
         return activity(ids(self.actors))
 
     def sample(self, group_ids: Sequence[int], seeds: Sequence[int], prompts_ref: ray.ObjectRef) -> list[GroupRefs]:
-        """One call: a group of each prompt, sampled together by the next actor.
+        """Submit one call to the next actor: it samples a group of each prompt.
 
         Args:
-            prompts_ref: of a list of `Prompt`, as many; the actor gets them, the caller never does.
+            prompts_ref: of a list of as many `Prompt`s; only the actor reads them.
         """
-        # Under the lock: an actor that is let go meanwhile must not get a call after it was told to end.
+        # Under the lock: an actor that `shrink` ends must not get a call after that.
         with self._lock:
             actor = self.actors[self._num_calls % len(self.actors)]
             self._num_calls += 1
@@ -105,10 +103,10 @@ class RolloutPool:
     def load_weights(
         self, weights_ref: ray.ObjectRef, version: int, checksum: str, actors: Sequence[Any] | None = None
     ) -> list[ray.ObjectRef]:
-        """Hands a version to every actor; calls submitted later are sampled with it.
+        """Hand a version to every actor; calls submitted later are sampled with this version.
 
         Args:
-            actors: only these load it, and nothing is published: the pool may hold a newer version by now.
+            actors: load the version on these only, and publish nothing: the pool may hold a newer version by now.
         """
         with self._lock:
             if actors is None:
@@ -119,16 +117,16 @@ class RolloutPool:
     def receive_weights(
         self, weights_ref: ray.ObjectRef, version: int, checksum: str, channel: Callable[[Sequence[Any]], Channel]
     ) -> list[ray.ObjectRef]:
-        """As `load_weights`, by broadcast: actors receive while they sample.
+        """Hand a version to every actor by broadcast: actors receive while they sample.
 
         Args:
-            channel: the group of these actors; each has its place among them, from 1 on, as its rank.
+            channel: opens the broadcast group of these actors; an actor's rank is its position, from 1 on.
         """
         with self._lock:
             published, group = self._publish(weights_ref, version, checksum), channel(self.actors)
             loads = []
             for rank, actor in enumerate(self.actors, 1):
-                # Not again where the actor is: what was started again is no member of the group.
+                # No retry: a restarted actor is no member of the broadcast group.
                 receive = actor.receive.options(concurrency_group=RECEIVING, max_task_retries=0)
                 loads.append(actor.load_received.remote(published, [receive.remote(group, rank, version)]))
             return loads
@@ -139,40 +137,40 @@ class RolloutPool:
         return self._published
 
     def num_actors(self) -> int:
-        """As many as there are to be, those that still load their policy included."""
-        # Under the lock: an actor that joins meanwhile would count twice.
+        """Count the actors, including those that still load their policy."""
+        # Under the lock: an actor that joins meanwhile would be counted twice.
         with self._lock:
             return len(self.actors) + len(self._joining)
 
     def grow(self, num_more: int) -> list[Any]:
-        """Starts more actors, which get no call before they `join`."""
+        """Start more actors, which get no call before they `join`."""
         new = self._launch(num_more)
         with self._lock:
             self._joining += new
         return new
 
     def join(self, new: Sequence[Any]) -> None:
-        """Lets actors serve that `grow` started; those that were let go meanwhile stay out."""
+        """Let actors serve that `grow` started, except those that `shrink` has stopped meanwhile."""
         with self._lock:
             self.actors += [actor for actor in new if actor in self._joining]
             self._joining = [actor for actor in self._joining if actor not in new]
 
     def shrink(self, num_actors: int) -> None:
-        """Lets actors go until so many are left, the newest first. They finish the calls that they have."""
+        """Stop actors until `num_actors` are left, the newest first. They finish the calls that they have."""
         assert num_actors >= 1, "a pool keeps an actor"
         with self._lock:
-            # Counted here: an actor that could not join may be gone since the caller counted.
+            # Count here: an actor that could not join may be gone since the caller counted.
             while len(self.actors) + len(self._joining) > num_actors:
                 if self._joining:
                     stop_actors([self._joining.pop()])
                     continue
                 actor = self.actors.pop()
-                # A call like any other: the actor comes to it when it has worked off those before.
+                # The actor executes this call after the calls before it.
                 actor.__ray_terminate__.options(max_task_retries=0).remote()
                 self._leaving.append(actor)
 
     def drop(self, actor: Any) -> bool:
-        """Gives up an actor that `grow` started and that cannot join; whether it was still wanted."""
+        """Stop an actor that `grow` started and that cannot join; return whether it was still wanted."""
         with self._lock:
             was_wanted = actor in self._joining
             self._joining = [each for each in self._joining if each is not actor]

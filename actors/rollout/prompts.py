@@ -1,4 +1,4 @@
-"""The prompt actor: it holds the prompts, makes the real clips and hands both to the other actors by reference."""
+"""The prompt actor: makes the prompts and real clips, and hands both to the other actors by reference."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from rlir_ray.trajectory import Prompt
 PromptSource = Callable[[PromptSplit], PromptSet]
 
 
-# Calls of this group are answered while prompts are made.
+# The concurrency group of calls that are answered while prompts are made.
 WATCHING = "watching"
 SAY_EVERY_S, ANSWER_S = 15.0, 5.0
 
 
 class ConfiguredPrompts:
-    """Fresh clips of the embedded world, or clips of the user's recordings."""
+    """Make prompts of fresh clips of the embedded world, or of the user's recordings."""
 
     def __init__(self, config: Config, folder: Path) -> None:
         self.config, self.folder = config, folder
         self.activity = ""
-        """How far it is, for a person."""
+        """How far the recording is, for a person."""
 
     def __call__(self, split: PromptSplit) -> PromptSet:
         def note(done: int, total: int) -> None:
@@ -43,7 +43,7 @@ class ConfiguredPrompts:
 
 class PromptActor:
     """Args:
-    source: makes the prompt set of a split; called once for each.
+    source: makes the prompt set of a split; called once a split.
     """
 
     def __init__(self, source: PromptSource) -> None:
@@ -51,37 +51,37 @@ class PromptActor:
         self.sets: dict[str, PromptSet] = {}
 
     def prepare(self, split: PromptSplit, num_clips: int | None = None) -> list[str]:
-        """Makes a split and keeps the frames of so many clips at most, or of all; returns its prompt ids."""
+        """Make a split, keep the frames of at most `num_clips` clips (None: all), and return the prompt ids."""
         made = self.source(split)
         self.sets[split] = made if num_clips is None else made.with_clips(num_clips)
         return [prompt.prompt_id for prompt in self.sets[split].prompts]
 
     def activity(self) -> str:
-        """How far the source is; empty for one that does not say."""
+        """Say how far the source is; empty for a source that does not say."""
         return getattr(self.source, "activity", "")
 
     def left_out(self) -> tuple[int, tuple[str, ...]]:
-        """Of the splits that are made: how many recordings there were, and a line for each that was left out."""
+        """Return how many recordings the splits have, and a line for each recording that was left out."""
         sets = self.sets.values()
         return sum(each.num_recordings for each in sets), tuple(line for each in sets for line in each.left_out)
 
     def prompts(self, indices: Sequence[int]) -> list[Prompt]:
-        """Training prompts."""
+        """Return training prompts."""
         return [self.sets["train"].prompts[index] for index in indices]
 
     def hand_over(self, split: PromptSplit) -> PromptSet:
-        """The prompts whose clips are kept, with the frames, which this actor lets go: ask once, keep the reference."""
+        """Return the prompts whose clips are kept, with their frames, and drop the frames here: call this once."""
         found = self.sets[split].with_frames()
         self.sets[split] = self.sets[split].with_clips(0)
         return found
 
     def class_shares(self, groups: tuple[str, ...]) -> dict[str, npt.NDArray[np.float64]]:
-        """How often training commands each class."""
+        """Return how often training commands each class."""
         return self.sets["train"].class_shares(groups)
 
 
 class PromptWatch:
-    """Says now and then how far the prompts are, for making them may take minutes.
+    """Report now and then how far the prompts are, since making them may take minutes.
 
     Args:
         actor: the prompt actor, whose calls of the group `WATCHING` are answered while it works.
@@ -97,7 +97,7 @@ class PromptWatch:
         if now - self.said < SAY_EVERY_S:
             return
         self.said, activity = now, ""
-        # An actor that is too busy to answer, or has failed: the wait itself says so.
+        # Ignore an actor that is too busy to answer, or has failed: the wait itself reports that.
         with contextlib.suppress(ray.exceptions.RayError):
             activity = ray.get(self.actor.activity.options(concurrency_group=WATCHING).remote(), timeout=ANSWER_S)
         self.progress(f"making prompts for {now - self.started:.0f} s{f': {activity}' if activity else ''}")

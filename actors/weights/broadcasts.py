@@ -1,4 +1,4 @@
-"""Versions of the weights by broadcast, from learner rank 0 to the rollout actors while both go on with their work."""
+"""Broadcast versions of the weights from learner rank 0 to the rollout actors, beside the work of both."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from actors.rollout.pool import RolloutPool
 from rlir_ray.config.sections import Config
 from rlir_ray.transfer.broadcast import Channel
 
-# So many versions in a row that did not go by broadcast will not; the store serves them sooner.
+# After so many failed broadcasts in a row the object store is faster than further tries.
 MAX_REFUSED = 3
 
 
 class Broadcasts:
-    """The driver's part: one group of sender and receivers, made anew when it broke or its members changed.
+    """The driver's part: one group of sender and receivers, replaced when it broke or its members changed.
 
     Args:
-        config: `weights`, and what says where the weights are.
-        pool: who receives.
-        progress: told when versions come from the store instead, and when they are broadcast again.
+        config: `weights` and the placement of learner and rollout actors are read.
+        pool: whose actors receive.
+        progress: called with a line when versions go through the object store instead.
     """
 
     def __init__(self, config: Config, pool: RolloutPool, progress: Callable[[str], None]) -> None:
@@ -39,7 +39,7 @@ class Broadcasts:
         return self._num_refused >= MAX_REFUSED
 
     def load(self, report: StepReport, sender: SendingRank) -> list[ray.ObjectRef]:
-        """Has a version sent, and hands it to every actor; each answers why it took the store's copy, or nothing."""
+        """Broadcast a version to every actor; each answers why it loaded the store's copy, or an empty text."""
 
         def open_channel(actors: Sequence[Any]) -> Channel:
             members = (sender.host, sender.port, *actors)
@@ -60,7 +60,7 @@ class Broadcasts:
         )  # fmt: skip
 
     def answered(self, version: int, answers: Sequence[str]) -> None:
-        """What the actors said of a version."""
+        """Take the answers of the actors for a version."""
         causes = [answer for answer in answers if answer]
         if not causes:
             self.num_whole, self._num_refused = self.num_whole + 1, 0
@@ -73,5 +73,5 @@ class Broadcasts:
             self.progress(f"weights of version {version}: {count} took them from the object store: {causes[0]}")
 
     def broke(self) -> None:
-        """The next version needs another group."""
+        """Note that the group broke: the next version needs another one."""
         self._num_refused, self._channel = self._num_refused + 1, None

@@ -1,4 +1,4 @@
-"""Publishing: the weights of one version to every rollout actor, put once, checked by their checksum."""
+"""Publish the weights of one version to every rollout actor: put once, checked by their checksum."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from actors.learner.command_queue import SendingRank, StepReport
 from actors.rollout.pool import RolloutPool
 from actors.weights.broadcasts import Broadcasts
 
-# A transfer that was cut off is an accident; so many versions in a row are none.
+# One failed transfer is an accident; as many versions in a row mean a fault.
 MAX_LOST = 3
 
 
@@ -24,19 +24,19 @@ MAX_LOST = 3
 class Publication:
     version: int
     loads: list[ray.ObjectRef]
-    """One of each actor."""
+    """One load an actor."""
     is_broadcast: bool
 
 
 class WeightSync:
-    """Through the store no more publications are under way than versions that a group may lag behind, and one.
+    """Publish versions. Through the store at most max_staleness + 1 publications are in flight.
 
-    An actor whose load fails goes on with the version that it holds, as long as that may still be sampled with.
+    An actor whose load fails keeps the version that it holds, as long as max_staleness allows that version.
 
     Args:
-        pool: who reads.
+        pool: whose actors load the weights.
         timeout_s: bound of the wait for an earlier publication.
-        progress: told of loads that failed.
+        progress: called with a line for loads that failed.
     """
 
     def __init__(
@@ -50,20 +50,20 @@ class WeightSync:
         self._lock = threading.Lock()
 
     def publish(self, report: StepReport, sender: SendingRank | None = None) -> None:
-        """Submits the loads of a version.
+        """Submit the loads of a version.
 
-        An actor works through its calls in order: what is submitted after this is sampled with this version, so that
-        slots may be given back without waiting for the loads.
+        An actor executes its calls in order: calls submitted after this sample with this version. So the caller may
+        free slots without waiting for the loads.
 
         Args:
-            report: whose weights are put.
-            sender: who can broadcast them; None: every actor takes them from the store.
+            report: of the step whose weights are published.
+            sender: the rank that can broadcast them; None: every actor loads them from the object store.
 
         Raises:
             RuntimeError: the last versions did not reach all actors.
             TimeoutError: an actor did not load an earlier version in time.
         """
-        # Broadcasts go one after the other: when one breaks, the next needs another group.
+        # Broadcast one version at a time: when a broadcast breaks, the next one needs another group.
         broadcasts = sender is not None and not self.broadcasts.has_given_up
         self.wait(most=0 if broadcasts else self.pool.config.train.max_staleness)
         with self._lock:
@@ -72,25 +72,25 @@ class WeightSync:
             else:
                 publication = Publication(report.version, self._load(report), is_broadcast=False)
             self._in_flight.append(publication)
-            # Keeps the reference, and with it the weights, alive until the next version.
+            # Keep the reference, and so the weights, alive until the next version.
             self.latest = report
 
     def reset(self) -> None:
-        """What the learner that was lost had published may not arrive any more, which says nothing of the next one."""
+        """Forget the publications of a lost learner: that they may not arrive says nothing about the next learner."""
         self._in_flight.clear()
         self._num_lost = 0
 
     def join(self, actors: Sequence[Any], stop: threading.Event) -> None:
-        """Lets new actors of the pool serve once they hold the latest version; for another thread than `publish`.
+        """Let new actors of the pool serve once they hold the latest version; for another thread than `publish`.
 
         Raises:
             ValueError: an actor got other bytes than the published ones.
-            TimeoutError: an actor did not load them in time.
+            TimeoutError: an actor did not load the weights in time.
             Stopped: the event was set.
         """
         held: StepReport | None = None
         while True:
-            # Under the lock no version is published: those that serve and those that join hold the same one.
+            # Under the lock no version is published: serving and joining actors hold the same version.
             with self._lock:
                 if held is not None and held is self.latest:
                     self.pool.join(actors)
@@ -104,10 +104,10 @@ class WeightSync:
         return self.pool.load_weights(report.weights_refs[0], report.version, report.checksum, actors)
 
     def wait(self, most: int = 0) -> None:
-        """Blocks until at most so many publications are under way, and says which loads failed.
+        """Block until at most `most` publications are in flight; report the loads that failed.
 
         Raises:
-            RuntimeError: so many versions in a row did not reach all actors that it is no accident.
+            RuntimeError: `MAX_LOST` versions in a row did not reach all actors.
             TimeoutError: an actor did not answer.
         """
         while self._in_flight and (len(self._in_flight) > most or _are_done(self._in_flight[0].loads)):
@@ -119,8 +119,8 @@ class WeightSync:
             self._num_lost = 0
             return
         self._num_lost += 1
-        line = f"{len(causes)} of {len(one.loads)} rollout actors could not load it: {causes[0]}"
-        self.progress(f"weights of version {one.version}: {line}; they go on with the one before")
+        line = f"{len(causes)} of {len(one.loads)} rollout actors could not load them: {causes[0]}"
+        self.progress(f"weights of version {one.version}: {line}; they keep the version before")
         if self._num_lost >= MAX_LOST:
             raise RuntimeError(
                 f"the weights of {MAX_LOST} versions in a row did not reach the rollout pool: {causes[0]}; free memory "
@@ -128,7 +128,7 @@ class WeightSync:
             )
 
     def _causes(self, one: Publication) -> list[str]:
-        """Of the loads that failed, when all are done."""
+        """Wait for all loads; return the causes of those that failed."""
         try:
             answers = wait_all(
                 one.loads,

@@ -5,16 +5,8 @@ import socket
 
 import pytest
 
-from actors.cluster.plan import (
-    SYSTEM_CONFIG,
-    absolute_paths,
-    check_answers,
-    check_disk,
-    check_ranks,
-    check_store,
-    join_ray,
-    stop_notice,
-)
+from actors.cluster.plan import absolute_paths, check_disk, check_ranks, check_store
+from actors.cluster.start import SYSTEM_CONFIG, check_answers, join_ray, stop_notice
 from rlir_ray.families import family_of
 from rlir_ray.run.folder import JOB_VARIABLE
 from rlir_ray.samplers.torch_sampler import TorchSampler

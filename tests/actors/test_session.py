@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from actors.cluster import plan
+from actors.cluster import start
 
 ROOT = Path(__file__).parents[2]
 SESSION = """
 import ray
-from actors.cluster.plan import ray_session
+from actors.cluster.start import ray_session
 with ray_session() as found:
     print(found)
     print("nodes", len(ray.nodes()))
@@ -77,7 +77,7 @@ REFUSED = {
 ADDRESSES = """
 import json, os, sys
 from actors.cluster.doctor import ray_findings
-from actors.cluster.plan import ray_session
+from actors.cluster.start import ray_session
 from rlir_ray.config.sections import Config
 said = []
 for os.environ["RAY_ADDRESS"] in json.loads(sys.argv[1]):
@@ -106,9 +106,9 @@ def test_the_port_of_a_dashboard_is_told_from_that_of_a_head(monkeypatch: pytest
     def refuse(address: str) -> None:
         raise ConnectionError("nobody")
 
-    monkeypatch.setattr(plan, "check_answers", refuse)
+    monkeypatch.setattr(start, "check_answers", refuse)
     with pytest.raises(RuntimeError, match="8265 is the dashboard's port: set RAY_ADDRESS=localhost:6379"):
-        plan.join_ray("localhost:8265")
+        start.join_ray("localhost:8265")
 
 
 def test_a_temporary_folder_too_long_for_a_socket_is_one_line_that_says_so(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ import sys
 import numpy as np
 import ray
 from ray._private import internal_api
-from actors.cluster.plan import start_ray
+from actors.cluster.start import start_ray
 from tests.chaos.test_run import make_pipeline, run
 
 start_ray(num_cpus=4, object_store_memory=100_000_000)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from actors.cluster.plan import SYSTEM_CONFIG
+from actors.cluster.start import SYSTEM_CONFIG
 from rlir_ray.config.load import keys, load_config
 from rlir_ray.data.files import replace_folder, write_json
 from rlir_ray.run.folder import JOB_VARIABLE, MAY_DIFFER, RunFolder, runs_folder
