@@ -1,6 +1,6 @@
 """Admit rollout calls, receive scores, and hand out the groups of a step.
 
-The collector holds references and scores; columns and videos stay in the object store. Legend: G trajectories, F frames.
+The collector holds references and scores, no column and no video. Legend: G trajectories, F frames.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class Broadcasts:
             self.progress(f"weights go through the object store from here on: {causes[0]}")
         elif self._num_refused == 1:
             count = f"{len(causes)} of {len(answers)} rollout actors"
-            self.progress(f"weights of version {version}: {count} took them from the object store: {causes[0]}")
+            self.progress(f"weights of version {version}: {count} loaded them from the object store: {causes[0]}")
 
     def broke(self) -> None:
         """Note that the group broke: the next version needs another one."""

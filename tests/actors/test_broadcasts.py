@@ -101,7 +101,7 @@ def test_after_the_loss_of_an_actor_the_store_serves_one_version_and_the_next_is
     assert run.step() == {2} and run.held() == {run.report.checksum}
     assert run.sync.broadcasts.num_whole == 2
     (line,) = run.lines
-    assert line.startswith("weights of version 2: 2 of 2 rollout actors took them from the object store: ")
+    assert line.startswith("weights of version 2: 2 of 2 rollout actors loaded them from the object store: ")
     assert run.step() == {3} and run.held() == {run.report.checksum}
     assert run.sync.broadcasts.num_whole == 3 and len(run.lines) == 1
 

@@ -41,7 +41,7 @@ def test_a_stopped_run_goes_on_by_the_same_command_with_the_losses_of_one_that_w
     config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, num_actors=2))
     result = Pipeline(config, prompts=tiny_prompt_set, progress=lines.append).train(calibrate=False, evaluate=False)
     assert_same_run(result, config)
-    assert any("goes on after step 2" in line for line in lines)
+    assert any("resumes after step 2" in line for line in lines)
     logged = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
     assert logged == result.metrics and [step["step"] for step in logged] == [1, 2, 3, 4]
     ledger = Ledger.from_json((result.folder / "ledger.json").read_text())

@@ -21,5 +21,5 @@ def test_a_truncated_checkpoint_is_named_and_costs_the_steps_since_the_one_befor
     result = Pipeline(config, prompts=tiny_prompt_set, progress=lines.append).train(calibrate=False, evaluate=False)
     (passed_over,) = (line for line in lines if "passed over" in line)
     assert str(newest) in passed_over and "\n" not in passed_over
-    assert any("goes on after step 2" in line for line in lines)
+    assert any("resumes after step 2" in line for line in lines)
     assert_same_run(result, config)

@@ -56,7 +56,7 @@ def test_a_killed_driver_loses_the_steps_since_its_checkpoint_and_no_group(
     assert point is not None and point.step in (2, 4) and not (tmp_path / "tiny" / "policy").exists()
     second = start(checkpoints, tmp_path, *options)
     try:
-        read_until(second, f"run tiny goes on after step {point.step}, from {point.path}")
+        read_until(second, f"run tiny resumes after step {point.step}, from {point.path}")
         out, _ = second.communicate(timeout=TIMEOUT_S)
     finally:
         second.kill()

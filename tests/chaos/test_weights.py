@@ -97,7 +97,7 @@ def test_after_a_cut_transfer_the_old_version_samples_whole_and_the_next_one_is_
     assert run.sampled() == [3, 3]
     (line,) = run.lines
     assert line.startswith("weights of version 2: 2 of 2 rollout actors could not load it: ") and "\n" not in line
-    assert line.endswith("; they go on with the one before")
+    assert line.endswith("; they keep the version before")
 
 
 @pytest.mark.timeout(180)
