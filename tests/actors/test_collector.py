@@ -164,7 +164,7 @@ def test_what_no_longer_fits_the_budget_after_a_resume_has_failed_with_its_cause
     collector.restore([])
     assert pools.calls == [[0, 1], [2, 3]]
     assert [collector.ledger[group_id].state for group_id in (4, 5)] == ["failed", "failed"]
-    assert collector.ledger[4].cause.startswith("the run went on with less room")
+    assert collector.ledger[4].cause.startswith("the run resumed with less room")
 
 
 def test_a_stop_ends_the_wait(ray_cluster, make_config):

@@ -57,7 +57,7 @@ def train(config: Config, monkeypatch: pytest.MonkeyPatch, lines: list[str], bui
 def check_recovered(result, config: Config, lines: list[str], after: int) -> None:
     (told,) = (line for line in lines if "lost" in line)
     assert told.startswith("the learner was lost in step 4 (learner ")
-    assert told.endswith(f"new ranks go on after step {after} (restart 1 of learner.max_restarts=3)")
+    assert told.endswith(f"new ranks resume after step {after} (restart 1 of learner.max_restarts=3)")
     assert_same_run(result, config)
     ledger = Ledger.from_json((result.folder / "ledger.json").read_text())
     ledger.check()

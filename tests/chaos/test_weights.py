@@ -96,7 +96,7 @@ def test_after_a_cut_transfer_the_old_version_samples_whole_and_the_next_one_is_
     run.publish(3)
     assert run.sampled() == [3, 3]
     (line,) = run.lines
-    assert line.startswith("weights of version 2: 2 of 2 rollout actors could not load it: ") and "\n" not in line
+    assert line.startswith("weights of version 2: 2 of 2 rollout actors could not load them: ") and "\n" not in line
     assert line.endswith("; they keep the version before")
 
 
