@@ -1,100 +1,89 @@
-"""R7 and R8 in whole runs: one group whose rewards are none, or whose scoring never ends, fails with its cause."""
+"""R7 and R8 in whole runs: groups without usable rewards, or whose scoring never ends, fail with their causes."""
 
 import time
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 
 from benchmarks.stages import SleepReward
-from rlir_ray.trajectory import RewardScores
 from tests.chaos.test_run import PER_STEP, ledger_of, make_pipeline, run
 
-BAD_GROUP, NUM_STEPS = 5, 4
+NUM_STEPS = 4
 
 
 class BadReward(SleepReward):
-    """Random rewards; what `spoil` makes of those of one group."""
+    """Random rewards; `spoils` change those of some groups.
 
-    def __init__(self, spoil) -> None:
+    Args:
+        spoils: group id -> what becomes of the group's scores.
+    """
+
+    def __init__(self, spoils) -> None:
         super().__init__(seconds=0.005)
-        self.spoil = spoil
+        self.spoils = spoils
 
     def score(self, videos):
         scores = super().score(videos)
         for index, video in enumerate(videos):
-            if video.group_id == BAD_GROUP:
-                scores[index : index + 1] = self.spoil(scores[index].frame_rewards)
+            if video.group_id in self.spoils:
+                scores[index : index + 1] = self.spoils[video.group_id](scores[index])
         return scores
 
 
-def scored(frame_rewards):
-    return [RewardScores(group_id=BAD_GROUP, frame_rewards=frame_rewards)]
+def with_rewards(change):
+    """A score whose frame rewards are changed."""
+    return lambda score: [replace(score, frame_rewards=change(score.frame_rewards))]
 
 
-def one_is(value, rewards):
-    rewards = rewards.copy()
-    rewards[1, 2] = value
-    return scored(rewards)
+def one_is(value):
+    return with_rewards(lambda rewards: np.where(np.indices(rewards.shape).sum(0) == 0, value, rewards))
 
 
-def without_frames(rewards):
-    return scored(rewards[:, :0])
-
-
-def without_clips(rewards):
-    return scored(rewards[:0])
-
-
-def fewer_frames(rewards):
-    return scored(rewards[:, :-1])
-
-
-def no_score(rewards):
-    return []
-
-
-def none_in_its_place(rewards):
-    return [None]
-
-
-def hang(rewards):
+def hang(score):
     time.sleep(3600)
 
 
-def check_only_the_bad_group_failed(result, cause):
+BAD = {
+    1: (one_is(np.nan), "rewards must be finite numbers, got NaN or infinity"),
+    2: (one_is(-np.inf), "rewards must be finite numbers, got NaN or infinity"),
+    5: (with_rewards(lambda rewards: rewards[:, :0]), "rewards must be finite numbers, got none"),
+    6: (with_rewards(lambda rewards: rewards[:0]), "rewards must be finite numbers, got none"),
+    9: (lambda score: [], "a reward must score every video, got 0 scores of 1 videos"),
+    10: (lambda score: [None], "a reward must give RewardScores for every video, got NoneType"),
+    13: (with_rewards(lambda rewards: rewards[:, :-1]), "frame rewards of group 13 must be (8, 8)"),
+}
+"""Group id -> how its scores are spoilt, and its cause of failure."""
+
+
+def check_only_bad_groups_failed(result, causes):
     ledger = ledger_of(result)
     ledger.check()
     states = {group_id: ledger[group_id].state for group_id in range(ledger.next_group_id)}
-    # Another one took its place.
-    assert states == dict.fromkeys(range(NUM_STEPS * PER_STEP + 1), "trained") | {BAD_GROUP: "failed"}
+    # Other groups take their places.
+    assert states == dict.fromkeys(range(NUM_STEPS * PER_STEP + len(causes)), "trained") | dict.fromkeys(
+        causes, "failed"
+    )
     assert result.num_steps == NUM_STEPS and result.groups["trained"] == NUM_STEPS * PER_STEP
-    assert cause in ledger[BAD_GROUP].cause and "\n" not in ledger[BAD_GROUP].cause
+    for group_id, cause in causes.items():
+        assert cause in ledger[group_id].cause and "\n" not in ledger[group_id].cause
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize(
-    ("spoil", "cause"),
-    [
-        (partial(one_is, np.nan), "rewards must be finite numbers, got NaN or infinity"),
-        (partial(one_is, -np.inf), "rewards must be finite numbers, got NaN or infinity"),
-        (without_frames, "rewards must be finite numbers, got none"),
-        (without_clips, "rewards must be finite numbers, got none"),
-        (no_score, "a reward must score every video, got 0 scores of 1 videos"),
-        (none_in_its_place, "a reward must give RewardScores for every video, got NoneType"),
-        (fewer_frames, "frame rewards of group 5 must be (8, 8)"),
-    ],
-    ids=["NaN", "infinite", "no frames", "no clips", "no score", "None", "fewer frames"],
-)
-def test_a_group_without_usable_rewards_fails_with_its_cause_and_is_replaced(ray_cluster, tmp_path, spoil, cause):
-    pipeline = make_pipeline(tmp_path, f"train.num_steps={NUM_STEPS}", make_reward=partial(BadReward, spoil))
-    check_only_the_bad_group_failed(run(pipeline), cause)
+def test_groups_without_usable_rewards_fail_with_their_causes_and_are_replaced(ray_cluster, tmp_path):
+    spoils = {group_id: spoil for group_id, (spoil, _) in BAD.items()}
+    pipeline = make_pipeline(
+        tmp_path, f"train.num_steps={NUM_STEPS}", "train.max_failed_fraction=0.9",
+        make_reward=partial(BadReward, spoils),
+    )  # fmt: skip
+    check_only_bad_groups_failed(run(pipeline), {group_id: cause for group_id, (_, cause) in BAD.items()})
 
 
 @pytest.mark.timeout(200)
 def test_a_group_whose_scoring_always_hangs_fails_with_its_cause_and_the_run_finishes(ray_cluster, tmp_path):
     pipeline = make_pipeline(
         tmp_path, f"train.num_steps={NUM_STEPS}", "reward.num_replicas=2", "reward.timeout_s=2",
-        make_reward=partial(BadReward, hang),
+        make_reward=partial(BadReward, {5: hang}),
     )  # fmt: skip
-    check_only_the_bad_group_failed(run(pipeline), "or took more than reward.timeout_s=2")
+    check_only_bad_groups_failed(run(pipeline), {5: "or took more than reward.timeout_s=2"})

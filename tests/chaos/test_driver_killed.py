@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -26,8 +27,13 @@ def start(checkpoints: Path, run_dir: Path, *overrides: str) -> subprocess.Popen
     return subprocess.Popen(
         [sys.executable, "-m", "tests.chaos.run_driver", checkpoints, run_dir, *overrides],
         cwd=ROOT, env={**environment, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=hear_hangups,
     )  # fmt: skip
+
+
+def hear_hangups() -> None:
+    """In the new process: tests that run under `nohup` would pass on that SIGHUP is ignored."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def read_until(process: subprocess.Popen[str], line: str) -> None:
