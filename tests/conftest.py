@@ -21,6 +21,18 @@ from tests.fakes import (
 from tests.world import MakeConfig, tiny_config
 
 
+# Tests here start Ray, in this process or in others.
+RAY_FOLDERS = ("actors", "chaos")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that start Ray: `make test` runs the others in two workers first, then these in one process."""
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        if folder in RAY_FOLDERS or "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker("ray")
+
+
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints")

@@ -93,6 +93,7 @@ def test_two_actors_hold_each_version_by_broadcast_and_a_third_that_joins_the_ne
     assert run.sync.broadcasts.num_whole == 4 and run.lines == []
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_after_the_loss_of_an_actor_the_store_serves_one_version_and_the_next_is_broadcast(start):
     run = start("weights.transfer=broadcast")
@@ -106,6 +107,7 @@ def test_after_the_loss_of_an_actor_the_store_serves_one_version_and_the_next_is
     assert run.sync.broadcasts.num_whole == 3 and len(run.lines) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_run_whose_weights_are_broadcast_trains_as_the_local_loop(ray_cluster, make_config):
     config = make_config("weights.transfer=broadcast", "rollout.num_actors=2")
@@ -115,6 +117,7 @@ def test_a_run_whose_weights_are_broadcast_trains_as_the_local_loop(ray_cluster,
     assert pipeline.driver.session.sync.broadcasts.num_whole >= config.train.num_steps
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_without_gpus_the_store_serves_all_versions(start):
     run = start()

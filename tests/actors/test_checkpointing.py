@@ -30,6 +30,7 @@ def run_until(config, step, prompt_set=tiny_prompt_set):
     return pipeline.train(calibrate=False, evaluate=False)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_by_the_same_command_with_the_losses_of_one_that_was_not(ray_cluster, make_config):
     config, lines = make_config("train.num_steps=4", "checkpoint.every=0"), []
     first = run_until(config, 2)

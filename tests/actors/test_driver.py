@@ -70,6 +70,7 @@ def slow(*options):
     return pytest.param(list(options), marks=pytest.mark.slow)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -122,6 +123,7 @@ class SometimesNaN:
         return scores
 
 
+@pytest.mark.slow
 def test_group_with_rewards_that_are_no_numbers_fails_with_its_cause_and_training_goes_on(ray_cluster, make_config):
     options = {"prompts": tiny_prompt_set, "make_reward": SometimesNaN}
     result = Pipeline(make_config(), **options).train(calibrate=False, evaluate=False)
@@ -135,6 +137,7 @@ def test_group_with_rewards_that_are_no_numbers_fails_with_its_cause_and_trainin
     assert "\n" not in str(stop.value)
 
 
+@pytest.mark.slow
 def test_what_was_trained_is_saved_when_a_callback_ends_the_run(ray_cluster, make_config):
     """The step that the learner has begun by then is trained to its end, and counts."""
 
@@ -190,6 +193,7 @@ def test_synchronous_pools_train_as_the_local_loop_and_the_driver_reads_no_paylo
     assert len((result.folder / "metrics.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_two_rollout_actors_two_ranks_and_serve_change_no_loss(ray_cluster, make_config):
     config = make_config(
         "rollout.num_actors=2", "learner.engine=deepspeed", "learner.num_workers=2", "reward.backend=serve",
@@ -243,6 +247,7 @@ def test_overlapped_training_stays_within_max_staleness_and_a_stop_saves_what_th
     assert result.groups["failed"] > 0
 
 
+@pytest.mark.slow
 def test_sampling_goes_on_while_the_loop_waits_for_the_step_before_a_checkpoint(ray_cluster, make_config):
     config = make_config("train.max_staleness=1", "train.num_steps=5", "checkpoint.every=2")
     result = run_pools(config, evaluate=False)
@@ -257,6 +262,7 @@ def test_a_plan_that_does_not_fit_is_refused_before_any_pool_starts(ray_cluster,
     assert pipeline.driver.session.learner is None
 
 
+@pytest.mark.slow
 def test_tokens_sampled_by_vllm_train_in_the_pools_until_they_are_too_far_off(
     needs_vllm, ray_cluster, make_config, checkpoints
 ):
@@ -304,6 +310,7 @@ def build_poisoned_learner(config):
     return PoisonedLearner(engine, make_objective(config, policy), config.train, config.learner)
 
 
+@pytest.mark.slow
 def test_skipped_updates_end_the_run_in_one_line_and_leave_the_checkpoint_of_before(ray_cluster, make_config):
     config = make_config("train.num_steps=6", "train.max_skipped_updates=2", "checkpoint.every=1", "checkpoint.keep=1")
     pipeline = Pipeline(config, prompts=tiny_prompt_set, make_learner=functools.partial(build_poisoned_learner, config))

@@ -63,6 +63,7 @@ def last_line(process: subprocess.Popen[str]) -> str:
     return out.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_pools_run_on_the_nodes_of_their_labels_and_videos_cross_them_in_the_store_alone(
     head: Cluster, checkpoints: Path, tmp_path: Path
 ) -> None:

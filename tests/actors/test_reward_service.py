@@ -95,6 +95,7 @@ def test_pools_of_two_runs_share_the_service_and_get_what_a_pool_of_their_own_gi
     assert not np.allclose(found[0][0].frame_rewards, found[1][0].frame_rewards)
 
 
+@pytest.mark.slow
 def test_a_run_trains_with_the_service_and_needs_no_room_for_replicas(service, make_config):
     config = make_config(
         f"reward.address={ADDRESS}", "reward.backend=serve", "reward.num_cpus=100", "train.num_steps=1"

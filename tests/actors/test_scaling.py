@@ -252,6 +252,7 @@ def wait_until(condition):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_pools_that_grow_and_shrink_while_they_train_change_no_loss_and_lose_no_group(ray_cluster, make_config):
     def scale(metrics):
         if metrics["step"] == 1:
@@ -274,6 +275,7 @@ def test_pools_that_grow_and_shrink_while_they_train_change_no_loss_and_lose_no_
         pipeline.scale_reward(2)
 
 
+@pytest.mark.slow
 def test_a_run_is_scaled_from_another_process_by_its_name(ray_cluster, make_config, monkeypatch, capsys, tmp_path):
     """The command joins the Ray that this process started, which it finds in RAY_ADDRESS or in the run's folder."""
     found = {}

@@ -57,6 +57,7 @@ def test_a_ray_that_ray_start_has_left_here_is_not_joined(short_folder: Path, en
     assert "starts on this machine" in done.stdout and "nodes 1" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_user_without_a_home_folder_starts_ray_with_one_that_stands_in(short_folder: Path) -> None:
     code = NOBODY + SESSION + "import ray.train\nprint('home', os.environ['HOME'])"
     done = run(code, RAY_TMPDIR=str(short_folder), TMPDIR=str(short_folder))

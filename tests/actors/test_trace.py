@@ -21,6 +21,7 @@ def number_in(name):
     return number
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_trace_shows_the_work_of_all_pools_and_every_step_where_its_time_went(ray_cluster, make_config, tmp_path):
     trace = tmp_path / "trace.json"
@@ -50,6 +51,7 @@ def test_a_trace_shows_the_work_of_all_pools_and_every_step_where_its_time_went(
         assert step["overlap/ceiling"] >= 1 and step["overlap/reached"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_steps_that_take_what_is_there_train_all_and_lose_no_group(ray_cluster, make_config):
     config = make_config(f"train.num_steps={NUM_STEPS}", "train.max_staleness=1", "train.stale_policy=drop")

@@ -80,6 +80,7 @@ def test_groups_without_usable_rewards_fail_with_their_causes_and_are_replaced(r
     check_only_bad_groups_failed(run(pipeline), {group_id: cause for group_id, (_, cause) in BAD.items()})
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_a_group_whose_scoring_always_hangs_fails_with_its_cause_and_the_run_finishes(ray_cluster, tmp_path):
     pipeline = make_pipeline(

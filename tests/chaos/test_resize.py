@@ -57,6 +57,7 @@ def num_processes(trace, pool):
     return len({event["pid"] for event in json.loads(trace.read_text())["traceEvents"] if event.get("cat") == pool})
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_pools_that_are_resized_under_load_lose_no_group(ray_cluster, tmp_path):
     def pace(metrics):

@@ -53,6 +53,7 @@ def test_actions_that_frames_do_not_show_are_no_shift() -> None:
     assert found is not None and not found.is_shifted
 
 
+@pytest.mark.slow
 def test_training_a_judge_on_the_order_of_a_gymnasium_loop_is_refused_before_it_begins(tmp_path: Path) -> None:
     for split in ("train", "validation"):
         frames, actions = shifted(moving_square(), -1)

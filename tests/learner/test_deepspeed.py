@@ -92,6 +92,7 @@ def check_skipped(tmp_path: Path, kinds: list[dict[str, object]]) -> None:
             np.testing.assert_array_equal(weights[key], value, err_msg=f"{own}: {key}")
 
 
+@pytest.mark.slow
 def test_an_update_that_is_bad_on_one_rank_is_skipped_on_all_and_leaves_no_trace(tmp_path: Path) -> None:
     check_skipped(tmp_path, [{"zero_stage": 1}, {"zero_stage": 3}])
 
@@ -102,6 +103,7 @@ def test_bad_updates_are_skipped_in_all_stages_and_in_bfloat16(tmp_path: Path) -
     check_skipped(tmp_path, [{"zero_stage": 0}, {"zero_stage": 2}, *half])
 
 
+@pytest.mark.slow
 def test_bfloat16_adds_up_gradients_of_micro_batches_in_float32(tmp_path: Path) -> None:
     runs: dict[str, dict[str, object]] = {
         f"{ranks}_ranks_zero{stage}": {
@@ -135,6 +137,7 @@ def check_resumed(tmp_path: Path, first: dict[str, object], others: dict[str, di
             np.testing.assert_allclose(value, weights[key], atol=1e-6, rtol=0, err_msg=f"{name}: {key}")
 
 
+@pytest.mark.slow
 def test_a_state_goes_on_with_another_stage_another_number_of_ranks_and_another_engine(tmp_path: Path) -> None:
     check_resumed(tmp_path, {"zero_stage": 3}, RESUMED)
 
