@@ -1,4 +1,4 @@
-"""The reward pool, usable alone: a Serve deployment or plain actors behind one interface, which grows and shrinks.
+"""The reward pool, usable alone: replicas of Ray Serve, of the run's own or of a service that several runs share.
 
 A video goes to a replica when it exists, by its reference. A group whose replica dies is scored by another one; the
 caller's future ends once, whatever happened on the way.
@@ -19,10 +19,9 @@ import numpy.typing as npt
 import ray
 
 from actors.cluster.diagnostics import activity
-from actors.reward.backend import ReplicaLost, RewardBackend
-from actors.reward.members import ActorBackend
-from actors.reward.serve import ServeBackend, ServiceBackend
-from actors.reward.serving import Reward, Scored, build_reward
+from actors.reward.calls import ReplicaLost
+from actors.reward.deployment import OwnDeployment, SharedService
+from actors.reward.replica import Reward, Scored, build_reward
 from rlir_ray.config.sections import MAX_ATTEMPTS, Config
 
 # What a reward raises is tried once more: it may have been the moment and not the group.
@@ -33,13 +32,12 @@ STOP_TIMEOUT_S = 60.0
 
 
 class RewardPool:
-    """The inverse reward behind one interface, whatever the backend.
+    """The reward of a run: groups in, scores out.
 
     Args:
         config: `reward`, `world` and the checkpoints are read.
         class_shares: how often each class is commanded, for reward.balance=class.
         make_reward: builds the reward in a replica; None: the configured one.
-        progress: told when an actor does not start.
     """
 
     def __init__(
@@ -47,16 +45,14 @@ class RewardPool:
         config: Config,
         class_shares: Mapping[str, npt.NDArray[np.floating]] | None = None,
         make_reward: Callable[[], Reward] | None = None,
-        progress: Callable[[str], None] | None = None,
     ) -> None:
         if config.reward.address and make_reward is not None:
             raise ValueError(
                 f"make_reward needs a pool of the run's own, got reward.address={config.reward.address}; leave one out"
             )
         self.config = config
-        self.progress = progress or (lambda text: None)
         self.make_reward = make_reward or partial(build_reward, config, class_shares)
-        self.backend: RewardBackend | None = None
+        self.deployment: OwnDeployment | SharedService | None = None
         self._suspects = asyncio.Lock()
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, name="reward pool", daemon=True)
@@ -65,7 +61,7 @@ class RewardPool:
         self._groups: set[asyncio.Task[Any]] = set()
 
     def start(self, stop: threading.Event | None = None) -> None:
-        """Starts the replicas; those of Serve are ready when it returns.
+        """Start the replicas, and wait until they are ready.
 
         Args:
             stop: gives the wait for them up when it is set.
@@ -77,37 +73,35 @@ class RewardPool:
         """
         self._thread.start()
         try:
-            self.backend = self._make_backend(stop or threading.Event())
+            self.deployment = self._deploy(stop or threading.Event())
         except BaseException:
             self._end_loop()
             raise
 
-    def _make_backend(self, stop: threading.Event) -> RewardBackend:
+    def _deploy(self, stop: threading.Event) -> OwnDeployment | SharedService:
         if self.config.reward.address:
-            return ServiceBackend(self.config)
-        if self.config.reward.backend == "serve":
-            return ServeBackend(self.config, self.make_reward, stop)
-        return ActorBackend(self.config, self.make_reward, self.loop, self.progress)
+            return SharedService(self.config)
+        return OwnDeployment(self.config, self.make_reward, stop)
 
     def score(self, video_ref: ray.ObjectRef) -> Future[Scored]:
         """The scores of a group; the replica reads the video, the caller gets G x F floats."""
-        assert self.backend is not None, "start the pool first"
-        return asyncio.run_coroutine_threadsafe(self._score(self.backend, video_ref), self.loop)
+        assert self.deployment is not None, "start the pool first"
+        return asyncio.run_coroutine_threadsafe(self._score(self.deployment, video_ref), self.loop)
 
     def scale(self, num_replicas: int) -> None:
         """Grows or shrinks to a number, which holds from then on; replicas that go finish what they hold."""
-        assert self.backend is not None, "start the pool first"
-        self.backend.scale(num_replicas)
+        assert self.deployment is not None, "start the pool first"
+        self.deployment.scale(num_replicas)
 
     def activity(self) -> str:
         """What its replicas are busy with, for a message; empty of a service that other runs share."""
-        return activity(self.backend.actor_ids()) if self.backend is not None else ""
+        return activity(self.deployment.actor_ids()) if self.deployment is not None else ""
 
     def num_replicas(self) -> int:
         """As many as there are to be; 0 of a service that other runs share."""
-        return self.backend.num_replicas() if self.backend is not None else 0
+        return self.deployment.num_replicas() if self.deployment is not None else 0
 
-    async def _score(self, backend: RewardBackend, video_ref: ray.ObjectRef) -> Scored:
+    async def _score(self, deployment: OwnDeployment | SharedService, video_ref: ray.ObjectRef) -> Scored:
         task = asyncio.current_task()
         assert task is not None
         self._groups.add(task)
@@ -118,7 +112,7 @@ class RewardPool:
             try:
                 # Whoever lost a replica comes again alone: of those that shared it, one may be its end each time.
                 async with self._suspects if attempt > 1 else contextlib.nullcontext():
-                    return await backend.ask(video_ref)
+                    return await deployment.score(video_ref)
             except ReplicaLost as lost:
                 if attempt == MAX_ATTEMPTS:
                     raise RuntimeError(
@@ -154,12 +148,12 @@ class RewardPool:
 
     def stop(self) -> None:
         """Ends the replicas; groups that are not scored yet stay so."""
-        if self.backend is None:
+        if self.deployment is None:
             return
         self._on_loop(self._give_up())
-        self._on_loop(self.backend.drain())
-        self.backend.stop()
-        self.backend = None
+        self._on_loop(self.deployment.drain())
+        self.deployment.stop()
+        self.deployment = None
         self._end_loop()
 
     def _on_loop(self, coroutine: Coroutine[Any, Any, None]) -> None:

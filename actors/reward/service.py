@@ -12,8 +12,8 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from actors.reward.serve import serve_options
-from actors.reward.serving import RewardDeployment, build_reward
+from actors.reward.deployment import serve_options
+from actors.reward.replica import RewardReplica, build_reward
 from rlir_ray.config.load import load_config
 from rlir_ray.config.sections import Config, require
 from rlir_ray.rewards.fingerprint import reward_identity
@@ -64,8 +64,8 @@ def _count(args: dict[str, Any], name: str, default: int) -> int:
     return value
 
 
-class RewardService(RewardDeployment):
-    """The run's deployment with a front for people who are not on the cluster.
+class RewardService(RewardReplica):
+    """The replica of a run with a front for people who are not on the cluster.
 
     Args:
         config: of the reward; runs with another one are refused.
@@ -73,9 +73,7 @@ class RewardService(RewardDeployment):
     """
 
     def __init__(self, config: Config, limits: Limits) -> None:
-        self.reward = build_reward(config, None)
-        super().__init__(lambda: self.reward, config.reward.max_frames, config.reward_timeout_s)
-        self.timeout_s = config.reward_timeout_s
+        super().__init__(partial(build_reward, config, None), config.reward.max_frames, config.reward_timeout_s)
         self.limits = limits
         self.held = reward_identity(config)
 

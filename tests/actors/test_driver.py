@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from actors.pipeline import Pipeline
-from actors.reward.serving import build_reward
+from actors.reward.replica import build_reward
 from actors.rollout.actor import build_sampler
 from rlir_ray.algorithm.ledger import Ledger
 from rlir_ray.families import make_objective, open_policy
@@ -94,7 +94,7 @@ def test_flow_policies_train_in_the_pools_as_in_the_local_loop(ray_cluster, make
 def test_flow_run_over_serve_and_two_ranks_is_judged_and_loses_nothing(ray_cluster, make_config, checkpoints):
     config = make_config(
         *flow_overrides(checkpoints), "rollout.num_actors=2", "learner.engine=deepspeed", "learner.num_workers=2",
-        "reward.backend=serve", "learner.zero_stage=2",
+        "learner.zero_stage=2",
     )  # fmt: skip
     result = run_pools(config, tiny_flow_prompt_set)
     assert_same_run(result, config, tiny_flow_prompt_set, likeliest=0.02)
@@ -147,7 +147,7 @@ def test_what_was_trained_is_saved_when_a_callback_ends_the_run(ray_cluster, mak
     with pytest.raises(LookupError, match="enough"):
         pipeline.train(calibrate=False, evaluate=False)
     point = newest(pipeline.folder.path, pytest.fail)
-    assert point is not None and point.step == pipeline.driver.state.step >= 2
+    assert point is not None and point.step == pipeline.run.step >= 2
     assert (pipeline.folder.path / "policy").is_dir()
     ledger = Ledger.from_json((pipeline.folder.path / "ledger.json").read_text())
     ledger.check()
@@ -192,7 +192,7 @@ def test_synchronous_pools_train_as_the_local_loop_and_the_driver_reads_no_paylo
 
 def test_two_rollout_actors_two_ranks_and_serve_change_no_loss(ray_cluster, make_config):
     config = make_config(
-        "rollout.num_actors=2", "learner.engine=deepspeed", "learner.num_workers=2", "reward.backend=serve",
+        "rollout.num_actors=2", "learner.engine=deepspeed", "learner.num_workers=2",
         "train.kl_coefficient=0.1", "train.advantage=dr_grpo",
     )  # fmt: skip
     assert_same_run(run_pools(config, evaluate=False), config)
@@ -254,7 +254,7 @@ def test_a_plan_that_does_not_fit_is_refused_before_any_pool_starts(ray_cluster,
     pipeline = Pipeline(make_config("rollout.num_actors=40"), prompts=tiny_prompt_set)
     with pytest.raises(ValueError, match=r"must fit 4 CPUs, got 20.75"):
         pipeline.train()
-    assert pipeline.driver.session.learner is None
+    assert not hasattr(pipeline, "rollout")
 
 
 def test_tokens_sampled_by_vllm_train_in_the_pools_until_they_are_too_far_off(
@@ -263,7 +263,7 @@ def test_tokens_sampled_by_vllm_train_in_the_pools_until_they_are_too_far_off(
     def tighten_after_three(metrics):
         if metrics["step"] == 3:
             bound = dataclasses.replace(config.rollout, max_logprob_difference=1e-12)
-            pipeline.driver.config = dataclasses.replace(config, rollout=bound)
+            pipeline.config = dataclasses.replace(config, rollout=bound)
 
     config = make_config(
         f"models.policy={checkpoints / 'vllm_policy'}", "rollout.engine=vllm", "vllm.kv_cache_bytes=16777216",
@@ -275,7 +275,7 @@ def test_tokens_sampled_by_vllm_train_in_the_pools_until_they_are_too_far_off(
     ) as stop:
         pipeline.train(calibrate=False, evaluate=False)
     assert "\n" not in str(stop.value)
-    steps, folder = pipeline.driver.state.metrics, pipeline.folder.path
+    steps, folder = pipeline.metrics, pipeline.folder.path
     # The first step's groups are of the learner's version, later ones lag; what is compared never does.
     assert len(steps) == 3 and steps[0]["ratio/max_abs_log"] < 1e-4 < steps[2]["ratio/max_abs_log"]
     for step in steps:

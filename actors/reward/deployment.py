@@ -1,19 +1,16 @@
-"""Ray Serve as a backend of the reward pool: a deployment of the run's own, or a service that several runs share."""
+"""The Serve deployment behind the reward pool: one of the run's own, or a service that several runs share."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
-import math
 import os
 import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -21,12 +18,12 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import ApplicationStatus
 
-from actors.cluster.diagnostics import ids
-from actors.cluster.errors import import_hint, one_line
+from actors.cluster.compat import keep_version, replica_ids
+from actors.cluster.errors import import_hint
 from actors.cluster.placement import ray_options
 from actors.cluster.waiting import POLL_S, WAY_OUT, Stopped
-from actors.reward.backend import ReplicaLost, is_lost
-from actors.reward.serving import Reward, RewardDeployment, Scored
+from actors.reward.calls import HandleCalls
+from actors.reward.replica import Reward, RewardReplica
 from rlir_ray.config.sections import Config
 from rlir_ray.rewards.fingerprint import check_identity, reward_identity
 
@@ -34,8 +31,6 @@ from rlir_ray.rewards.fingerprint import check_identity, reward_identity
 # again, and ends the driver where answers above a small size lie in the object store (plan.py): Ray 2.60 looks there
 # for the answer to the call that was given up, and finds that nobody owns it.
 MAX_ONGOING = 4096
-# How long the end of a run waits for groups that replicas of Serve are reading: calls given up are those refused above.
-GIVE_UP_S = 10.0
 # Of a question to Serve's controller.
 STATUS_TIMEOUT_S = 30.0
 # How often Serve looks after its replicas; how often one that goes looks whether it has finished, and how long it may
@@ -80,84 +75,7 @@ def frames_a_group(config: Config) -> int:
     return config.train.group_size * (config.world.num_context + config.world.num_frames)
 
 
-@dataclass(eq=False, slots=True)
-class _Asked:
-    """A group that waits for its scores."""
-
-    video_ref: ray.ObjectRef
-    answer: asyncio.Future[Scored]
-
-
-class HandleBackend:
-    """Asks through a Serve handle; each call goes to the replica that has the fewest.
-
-    Args:
-        handle: of a deployment with `score`.
-        timeout_s: bound of an answer, its time in the queue included; infinity: the replicas bound it themselves.
-    """
-
-    def __init__(self, handle: Any, timeout_s: float = math.inf) -> None:
-        self.handle, self.timeout_s = handle, timeout_s
-        self._waiting: list[_Asked] = []
-        self._calls: set[asyncio.Task[None]] = set()
-        self._num_out = 0
-
-    async def ask(self, video_ref: ray.ObjectRef) -> Scored:
-        loop = asyncio.get_running_loop()
-        if not self._waiting:
-            # What else becomes ready in this turn of the loop may go along.
-            loop.call_soon(self._send)
-        answer: asyncio.Future[Scored] = loop.create_future()
-        self._waiting.append(_Asked(video_ref, answer))
-        # Whoever waits may give up; the call goes on (GIVE_UP_S).
-        done, _ = await asyncio.wait([answer], timeout=None if self.timeout_s == math.inf else self.timeout_s)
-        if not done:
-            answer.cancel()
-            raise ReplicaLost(f"no answer within {self.timeout_s:g} s")
-        return await answer
-
-    def groups_a_call(self, num_out: int) -> int:
-        """How many groups may share the next call while so many are out."""
-        return 1
-
-    def _send(self) -> None:
-        while self._waiting:
-            size = self.groups_a_call(self._num_out)
-            self._start(self._waiting[:size])
-            del self._waiting[:size]
-
-    def _start(self, asked: list[_Asked]) -> None:
-        self._num_out += len(asked)
-        call = asyncio.get_running_loop().create_task(self._call(asked))
-        self._calls.add(call)
-        call.add_done_callback(self._calls.discard)
-
-    async def _call(self, asked: list[_Asked]) -> None:
-        found: Sequence[Scored | Exception | None]
-        try:
-            # In a list a reference travels as it is, and the replica gets the video itself.
-            found = await self.handle.score.remote([each.video_ref for each in asked])
-        except Exception as error:
-            # Those that shared a call find out one by one which of them it was.
-            found = [error if len(asked) == 1 else None] * len(asked)
-        self._num_out -= len(asked)
-        for each, scored in zip(asked, found, strict=True):
-            if each.answer.done():
-                continue
-            if scored is None:
-                self._start([each])
-            elif isinstance(scored, Scored):
-                each.answer.set_result(scored)
-            else:
-                each.answer.set_exception(ReplicaLost(one_line(scored)) if is_lost(scored) else scored)
-
-    async def drain(self) -> None:
-        """Waits a while for the calls that are out."""
-        if self._calls:
-            await asyncio.wait(self._calls, timeout=GIVE_UP_S)
-
-
-class ServeBackend(HandleBackend):
+class OwnDeployment(HandleCalls):
     """A Ray Serve deployment of the run's own, reached by its handle alone: no HTTP proxy is started."""
 
     def __init__(self, config: Config, make_reward: Callable[[], Reward], stop: threading.Event) -> None:
@@ -165,9 +83,9 @@ class ServeBackend(HandleBackend):
         self.config, self.make_reward = config, make_reward
         self._num_seen = config.reward.num_replicas
         self.name = f"rlir_reward_{uuid.uuid4().hex[:8]}"
-        self.deployment = serve.deployment(**serve_options(config))(RewardDeployment)
-        # Serve starts all replicas anew when the code's version changes, and takes every call for a new one otherwise.
-        self.deployment._version = self.name
+        self.deployment = serve.deployment(**serve_options(config))(RewardReplica)
+        # Replicas that are there stay when their number changes.
+        keep_version(self.deployment, self.name)
         # With our small inline limit (plan.py) the controller's arguments lie in the object store, which Ray's core
         # reports on the terminal as an error although they stay there as long as the driver does.
         with _quiet_stderr():
@@ -241,15 +159,7 @@ class ServeBackend(HandleBackend):
         return self._num_seen
 
     def actor_ids(self) -> list[str]:
-        prefix = f"SERVE_REPLICA::{self.name}#"
-        named = ray.util.list_named_actors(all_namespaces=True)
-        own = [each["name"] for each in named if each["namespace"] == "serve" and each["name"].startswith(prefix)]
-        found = []
-        for name in own:
-            # One that has just gone has no name any more.
-            with contextlib.suppress(ValueError):
-                found.append(ray.get_actor(name, namespace="serve"))
-        return ids(found)
+        return replica_ids(self.name)
 
     def stop(self) -> None:
         # The handle's threads end the process when they find that Ray has gone before them.
@@ -259,7 +169,7 @@ class ServeBackend(HandleBackend):
             serve.delete(self.name)
 
 
-class ServiceBackend(HandleBackend):
+class SharedService(HandleCalls):
     """A reward service that other runs share: its replicas are not this run's to start, scale or stop."""
 
     def __init__(self, config: Config) -> None:
