@@ -23,7 +23,6 @@ from rlir_ray.rewards.uploads import (
     Limits,
     UploadError,
     clip_report,
-    read_body,
     read_clip,
     read_form,
 )
@@ -88,9 +87,7 @@ class RewardService(RewardReplica):
         if request.method != "POST":
             return _refuse(405, f"a clip must come by POST, got {request.method}; try {CURL}", Allow="POST")
         try:
-            stated_bytes = request.headers.get("content-length")
-            body = await read_body(request.stream(), self.limits, stated_bytes)
-            parts = read_form(request.headers.get("content-type", ""), body)
+            parts = await read_form(request, self.limits)
             return JSONResponse(await self.batches.run(partial(self._score_clip, parts)))
         except UploadError as error:
             return _refuse(error.status, str(error))
