@@ -27,22 +27,22 @@ from actors.reward.replica import Reward, RewardReplica
 from rlir_ray.config.sections import Config
 from rlir_ray.rewards.fingerprint import check_identity, reward_identity
 
-# Groups that a Serve replica takes, more than runs have in flight: it refuses none. A refusal sends the router round
-# again, and ends the driver where answers above a small size lie in the object store (plan.py): Ray 2.60 looks there
-# for the answer to the call that was given up, and finds that nobody owns it.
+# Groups that a replica takes, more than runs have in flight, so that it refuses none. After a refusal the router asks
+# another replica, and where answers above a small size lie in the object store (plan.py) the driver ends: Ray 2.60
+# looks there for the answer to the refused call and finds that nobody owns it.
 MAX_ONGOING = 4096
 # Of a question to Serve's controller.
 STATUS_TIMEOUT_S = 30.0
-# How often Serve looks after its replicas; how often one that goes looks whether it has finished, and how long it may
-# take. What comes to it too late is scored by another.
+# How often Serve checks its replicas; how often a replica that is to end checks whether it has finished its groups, and
+# how long it may take. Another replica scores the groups that are left.
 HEALTH_PERIOD_S, DRAIN_LOOK_S, DRAIN_TIMEOUT_S = 0.5, 0.5, 60.0
-# Serve's autoscaler: how often the queue is looked at, over how long it is averaged, and how long it must stay too
-# long or too short. A replica takes seconds to start, and one that is let go too early must start again.
+# Serve's autoscaler: how often it reads the queue's length, over how long it averages, and how long the queue must be
+# too long or too short before it acts. A replica takes seconds to start, so it is not ended early.
 METRICS_INTERVAL_S, LOOK_BACK_S, UPSCALE_DELAY_S, DOWNSCALE_DELAY_S = 0.5, 2.0, 1.0, 30.0
 
 
 def serve_options(config: Config) -> dict[str, Any]:
-    """Options of the deployment, out of the recipe."""
+    """Return the deployment's options as the recipe sets them."""
     return {
         "ray_actor_options": ray_options(config.reward),
         "max_ongoing_requests": MAX_ONGOING,
@@ -56,7 +56,7 @@ def serve_options(config: Config) -> dict[str, Any]:
 
 
 def count_options(config: Config, num_replicas: int = 0) -> dict[str, Any]:
-    """How many replicas: the number that was set by hand, the recipe's, or as the queue asks."""
+    """Return how many replicas Serve keeps: a number set by hand, the recipe's, or bounds for its autoscaler."""
     reward, (fewest, most) = config.reward, config.reward.bounds
     if num_replicas or fewest == most:
         return {"num_replicas": num_replicas or reward.num_replicas, "autoscaling_config": None}
@@ -101,9 +101,9 @@ class OwnDeployment(HandleCalls):
         super().__init__(serve.get_app_handle(self.name))
 
     def groups_a_call(self, num_out: int) -> int:
-        """As many as a batch takes when every replica has one and the next one waits; a call costs the driver 5 ms.
+        """Return a batch's number of groups once each replica has two batches, since a call costs the driver 5 ms.
 
-        One where Serve's autoscaler counts calls, and where replicas would get nothing while others get more.
+        Below that replicas could get nothing while others get more; and Serve's autoscaler counts calls, not groups.
         """
         if not self._num_replicas:
             return 1
@@ -120,7 +120,7 @@ class OwnDeployment(HandleCalls):
         serve.run_many([target], wait_for_applications_running=False)
 
     def _wait_running(self, stop: threading.Event) -> None:
-        """Unblocked by the replicas, by their failure, or by the user."""
+        """Wait until the replicas are ready or have failed, or the user ends the run."""
         deadline = time.monotonic() + self.config.train.wait_timeout_s
         while (status := self._application().status) != ApplicationStatus.RUNNING:
             if status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
@@ -140,7 +140,7 @@ class OwnDeployment(HandleCalls):
         return _applications()[self.name]
 
     def _cause(self) -> str:
-        """The last line of what Serve tells about a deployment that failed: the error raised in the replica."""
+        """Return the last line of Serve's message about a failed deployment: the error raised in the replica."""
         deployments = self._application().deployments.values()
         lines = [line for each in deployments for line in each.message.splitlines() if line.strip()]
         return lines[-1].strip() if lines else "Serve gives no cause"
@@ -209,7 +209,7 @@ class SharedService(HandleCalls):
 
 
 def _applications() -> dict[str, Any]:
-    """Of Serve, by their names; raises TimeoutError where its controller does not answer."""
+    """Return Serve's applications by their names; raise TimeoutError where its controller does not answer."""
     answer: Future[Any] = Future()
 
     def ask() -> None:
@@ -228,7 +228,7 @@ def _applications() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """Nothing reaches the terminal from inside, compiled code included; exceptions pass."""
+    """Keep what is written inside off the terminal, by compiled code too; exceptions pass."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:

@@ -1,7 +1,7 @@
 """The reward pool, usable alone: replicas of Ray Serve, of the run's own or of a service that several runs share.
 
-A video goes to a replica when it exists, by its reference. A group whose replica dies is scored by another one; the
-caller's future ends once, whatever happened on the way.
+A video goes to a replica by its reference, as soon as it exists. A group whose replica dies is scored by another one;
+the caller's future ends once, whatever happened before.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from actors.reward.deployment import OwnDeployment, SharedService
 from actors.reward.replica import Reward, Scored, build_reward
 from rlir_ray.config.sections import MAX_ATTEMPTS, Config
 
-# What a reward raises is tried once more: it may have been the moment and not the group.
+# A group whose scoring raises is tried once more: the cause may have passed.
 MAX_RAISED = 2
 # How often the wait for videos looks for new ones among them.
 LOOK_S = 0.05
@@ -61,10 +61,10 @@ class RewardPool:
         self._groups: set[asyncio.Task[Any]] = set()
 
     def start(self, stop: threading.Event | None = None) -> None:
-        """Start the replicas, and wait until they are ready.
+        """Start the replicas and wait until they are ready.
 
         Args:
-            stop: gives the wait for them up when it is set.
+            stop: ends the wait when it is set.
 
         Raises:
             RuntimeError: they did not start, with the cause.
@@ -84,21 +84,21 @@ class RewardPool:
         return OwnDeployment(self.config, self.make_reward, stop)
 
     def score(self, video_ref: ray.ObjectRef) -> Future[Scored]:
-        """The scores of a group; the replica reads the video, the caller gets G x F floats."""
+        """Score a group; the replica reads the video, the caller gets G x F floats."""
         assert self.deployment is not None, "start the pool first"
         return asyncio.run_coroutine_threadsafe(self._score(self.deployment, video_ref), self.loop)
 
     def scale(self, num_replicas: int) -> None:
-        """Grows or shrinks to a number, which holds from then on; replicas that go finish what they hold."""
+        """Grow or shrink to a number, which holds from then on; replicas that go finish the groups that they hold."""
         assert self.deployment is not None, "start the pool first"
         self.deployment.scale(num_replicas)
 
     def activity(self) -> str:
-        """What its replicas are busy with, for a message; empty of a service that other runs share."""
+        """Say what the replicas are busy with, for a message; empty for a service that other runs share."""
         return activity(self.deployment.actor_ids()) if self.deployment is not None else ""
 
     def num_replicas(self) -> int:
-        """As many as there are to be; 0 of a service that other runs share."""
+        """Return the wanted number of replicas; 0 for a service that other runs share."""
         return self.deployment.num_replicas() if self.deployment is not None else 0
 
     async def _score(self, deployment: OwnDeployment | SharedService, video_ref: ray.ObjectRef) -> Scored:
@@ -110,7 +110,7 @@ class RewardPool:
         num_raised = 0
         for attempt in range(1, MAX_ATTEMPTS + 1):
             try:
-                # Whoever lost a replica comes again alone: of those that shared it, one may be its end each time.
+                # One at a time: of the groups that shared a dead replica, one may kill every replica that reads it.
                 async with self._suspects if attempt > 1 else contextlib.nullcontext():
                     return await deployment.score(video_ref)
             except ReplicaLost as lost:
@@ -126,17 +126,17 @@ class RewardPool:
         raise AssertionError
 
     async def _until_ready(self, video_ref: ray.ObjectRef) -> None:
-        """A group that is still being sampled is no load of the reward pool, and holds no place in its queue."""
+        """Wait for a video that is still being sampled: meanwhile its group holds no place in a replica's queue."""
         if ray.wait([video_ref], timeout=0, fetch_local=False)[0]:
             return
         ready = self._waiting.setdefault(video_ref, self.loop.create_future())
         if self._watch is None or self._watch.done():
             self._watch = self.loop.create_task(self._watch_videos())
-        # A caller that gives up takes no other along.
+        # Two groups may wait for one video: when one of them is cancelled, the other goes on waiting.
         await asyncio.shield(ready)
 
     async def _watch_videos(self) -> None:
-        """Ends when none is waited for; no video is fetched."""
+        """Wait for videos until no group needs one; no video is fetched."""
         while self._waiting:
             refs = list(self._waiting)
             wait = partial(ray.wait, refs, num_returns=1, timeout=LOOK_S, fetch_local=False)
@@ -147,7 +147,7 @@ class RewardPool:
                 self._waiting.pop(ref).set_result(None)
 
     def stop(self) -> None:
-        """Ends the replicas; groups that are not scored yet stay so."""
+        """End the replicas; groups that are not scored yet stay without scores."""
         if self.deployment is None:
             return
         self._on_loop(self._give_up())
@@ -165,7 +165,7 @@ class RewardPool:
         await asyncio.gather(*self._groups, return_exceptions=True)
 
     def _end_loop(self) -> None:
-        """A thread that still used Ray after its shutdown would end the whole process."""
+        """End the thread: if it used Ray after Ray's shutdown, the whole process would end."""
         self._on_loop(self._cancel_rest())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(STOP_TIMEOUT_S)

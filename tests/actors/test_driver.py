@@ -147,7 +147,7 @@ def test_what_was_trained_is_saved_when_a_callback_ends_the_run(ray_cluster, mak
     with pytest.raises(LookupError, match="enough"):
         pipeline.train(calibrate=False, evaluate=False)
     point = newest(pipeline.folder.path, pytest.fail)
-    assert point is not None and point.step == pipeline.run.step >= 2
+    assert point is not None and point.step == pipeline.driver.state.step >= 2
     assert (pipeline.folder.path / "policy").is_dir()
     ledger = Ledger.from_json((pipeline.folder.path / "ledger.json").read_text())
     ledger.check()
@@ -254,7 +254,7 @@ def test_a_plan_that_does_not_fit_is_refused_before_any_pool_starts(ray_cluster,
     pipeline = Pipeline(make_config("rollout.num_actors=40"), prompts=tiny_prompt_set)
     with pytest.raises(ValueError, match=r"must fit 4 CPUs, got 20.75"):
         pipeline.train()
-    assert not hasattr(pipeline, "rollout")
+    assert pipeline.driver.session.learner is None
 
 
 def test_tokens_sampled_by_vllm_train_in_the_pools_until_they_are_too_far_off(
@@ -263,7 +263,7 @@ def test_tokens_sampled_by_vllm_train_in_the_pools_until_they_are_too_far_off(
     def tighten_after_three(metrics):
         if metrics["step"] == 3:
             bound = dataclasses.replace(config.rollout, max_logprob_difference=1e-12)
-            pipeline.config = dataclasses.replace(config, rollout=bound)
+            pipeline.driver.config = dataclasses.replace(config, rollout=bound)
 
     config = make_config(
         f"models.policy={checkpoints / 'vllm_policy'}", "rollout.engine=vllm", "vllm.kv_cache_bytes=16777216",
@@ -275,7 +275,7 @@ def test_tokens_sampled_by_vllm_train_in_the_pools_until_they_are_too_far_off(
     ) as stop:
         pipeline.train(calibrate=False, evaluate=False)
     assert "\n" not in str(stop.value)
-    steps, folder = pipeline.metrics, pipeline.folder.path
+    steps, folder = pipeline.driver.state.metrics, pipeline.folder.path
     # The first step's groups are of the learner's version, later ones lag; what is compared never does.
     assert len(steps) == 3 and steps[0]["ratio/max_abs_log"] < 1e-4 < steps[2]["ratio/max_abs_log"]
     for step in steps:
