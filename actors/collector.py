@@ -18,7 +18,7 @@ import ray
 from actors.cluster.errors import one_line
 from actors.cluster.waiting import POLL_S, WAY_OUT, Stopped, in_brackets
 from actors.learner.in_flight import InFlightSteps, ReadyGroup
-from actors.reward.serving import Scored
+from actors.reward.replica import Scored
 from actors.rollout.actor import CallReport
 from actors.rollout.pool import GroupRefs
 from rlir_ray.algorithm.admission import Admission, is_stale, staleness

@@ -149,7 +149,7 @@ class Session:
             self._start_reward(self._ask(shares, "the class shares"))
 
     def _start_reward(self, class_shares: dict[str, Any] | None) -> None:
-        self.reward = RewardPool(self.config, class_shares, self.builders.make_reward, self.progress)
+        self.reward = RewardPool(self.config, class_shares, self.builders.make_reward)
         self._parts.callback(self.reward.stop)
         self.reward.start(self.stop)
 

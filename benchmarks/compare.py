@@ -38,7 +38,7 @@ RATIOS = (
     Ratio("learner", ("step", "*", "over_torch"), 0.15, higher_is_better=False),
     Ratio("learner", ("memory", "*", "over_formula"), 0.05, higher_is_better=False),
     Ratio("recovery", ("found", "*", "over_start"), 0.3, higher_is_better=False),
-    Ratio("reward_scaling", ("backends", "*", "throughput", "share_of_linear", "*"), 0.2),
+    Ratio("reward_scaling", ("throughput", "share_of_linear", "*"), 0.2),
     Ratio("rollout_engines", ("engines", "ratios", "tokens_per_processor_s", "*"), 0.15),
     Ratio("flow_rollout", ("cached_over_uncached",), 0.2),
     Ratio("flow_rollout", ("window_over_full_sampling_and_training",), 0.2),

@@ -51,7 +51,7 @@ def measure(sample_s: float, score_s: float, learn_s: float, max_staleness: int,
         config = load_config(
             "doom_tiny_ar",
             [
-                f"run.dir={folder}", "run.name=stages", "reward.backend=actors", "learner.engine=torch",
+                f"run.dir={folder}", "run.name=stages", "learner.engine=torch",
                 f"train.num_steps={num_steps}", "train.max_minutes=0", f"train.max_staleness={max_staleness}",
                 f"train.prompts_per_step={PROMPTS_PER_STEP}", f"rollout.prompts_per_call={PROMPTS_PER_STEP}",
                 "prompts.num_train=64", "prompts.num_heldout=8", f"rollout.num_actors={num_actors}",

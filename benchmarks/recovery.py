@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import state
 
+from actors.cluster.compat import actor_info
 from actors.cluster.diagnostics import ids
 from actors.cluster.start import start_ray
 from actors.reward.pool import RewardPool
@@ -35,7 +35,7 @@ VERSION = 3
 
 
 def kill(actor_id: str) -> None:
-    os.kill(int(state.actors(actor_id)["Pid"]), signal.SIGKILL)
+    os.kill(actor_info(actor_id).process_id, signal.SIGKILL)
 
 
 def seconds_of(
@@ -83,8 +83,8 @@ def measure_reward(config: Config, repeats: int) -> dict[str, Any]:
     prompt = random_prompts(config, "train").prompts[0]
     ((_, video),) = SleepSampler(0.0).sample([prompt], [0], [0], config.train.group_size)
     video_ref = ray.put(video)
-    assert pool.backend is not None
-    found = seconds_of(repeats, started, pool.backend.actor_ids, lambda: pool.score(video_ref).result(TIMEOUT_S))
+    assert pool.deployment is not None
+    found = seconds_of(repeats, started, pool.deployment.actor_ids, lambda: pool.score(video_ref).result(TIMEOUT_S))
     pool.stop()
     return found
 
@@ -96,12 +96,8 @@ def main() -> None:
     options = parser.parse_args()
     load, found = os.getloadavg(), {}
     start_ray(num_cpus=4, object_store_memory=500 << 20)
-    for name, measure, overrides in (
-        ("rollout", measure_rollout, []),
-        ("reward, plain actors", measure_reward, ["reward.backend=actors"]),
-        ("reward, Ray Serve", measure_reward, ["reward.backend=serve"]),
-    ):
-        found[name] = one = measure(load_config("doom_tiny_ar", overrides), options.repeats)
+    for name, measure in (("rollout", measure_rollout), ("reward", measure_reward)):
+        found[name] = one = measure(load_config("doom_tiny_ar"), options.repeats)
         print(f"{name}: {one['median_s']:.2f} s from the kill, {one['without_kill_s']:.2f} s without", flush=True)
     ray.shutdown()
     write_json(options.out, {"found": found, "target_s": TARGET_S, "versions": versions(), "load_average": load})

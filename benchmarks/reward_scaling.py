@@ -1,8 +1,9 @@
-"""The reward pool under load: throughput by the number of replicas, how fast it grows, and Serve beside plain actors.
+"""The reward pool: throughput by the number of replicas, how fast it grows, and what a call costs.
 
-The first two with a scorer that sleeps 20 ms a group, so that replicas do not compete for cores and what is left to
-measure is the pool itself; the third with the shipped tokenizer and inverse dynamics model. A closed loop keeps more
-groups in flight than the replicas hold. Writes JSON with the versions and the load average.
+Throughput and growth with a scorer that sleeps 20 ms a group, so that replicas do not compete for cores and what is
+left to measure is the pool itself; a closed loop keeps more groups in flight than the replicas hold. A call beside the
+same call of a plain actor, in turn in one run, with a scorer that does nothing. At last the shipped tokenizer and
+inverse dynamics model. Writes JSON with the versions and the load average.
 Run: `python benchmarks/reward_scaling.py`.
 """
 
@@ -14,6 +15,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent import futures
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ import ray
 
 from actors.cluster.start import start_ray
 from actors.reward.pool import RewardPool
-from actors.reward.serving import Reward
+from actors.reward.replica import Reward
 from rlir_ray.config.load import load_config
 from rlir_ray.config.sections import Config
 from rlir_ray.data.files import write_json
@@ -39,7 +41,7 @@ TIMEOUT_S = 300.0
 
 
 class SleepScorer:
-    """20 ms a group, whatever is in it.
+    """A scorer that takes as long for each group, whatever is in it.
 
     Args:
         seconds: for each group.
@@ -144,14 +146,12 @@ def all_serving(pool: RewardPool, load: Load, seconds: float) -> float:
 
 
 def measure_throughput(
-    config: Config, backend: str, counts: Sequence[int], refs: Sequence[ray.ObjectRef], options: argparse.Namespace
+    config: Config, counts: Sequence[int], refs: Sequence[ray.ObjectRef], options: argparse.Namespace
 ) -> dict[str, Any]:
     """Steady groups per second at each number of replicas, and their shares of linear."""
     rates = {}
     for count in counts:
-        pool = start_pool(
-            with_reward(config, backend=backend, num_replicas=count), lambda: SleepScorer(options.sleep_s), refs[0]
-        )
+        pool = start_pool(with_reward(config, num_replicas=count), lambda: SleepScorer(options.sleep_s), refs[0])
         load = Load(pool, refs, options.in_flight * count)
         all_serving(pool, load, 1.0)
         start = time.perf_counter()
@@ -159,7 +159,7 @@ def measure_throughput(
         rates[count] = load.rate(start, time.perf_counter())
         load.stop()
         pool.stop()
-        print(backend, count, f"{rates[count]:.1f} groups/s", flush=True)
+        print(count, "replicas:", f"{rates[count]:.1f} groups/s", flush=True)
     shares = {count: rates[count] / (count * rates[counts[0]] / counts[0]) for count in counts}
     return {
         "groups_per_s": {str(count): round(rate, 1) for count, rate in rates.items()},
@@ -170,12 +170,10 @@ def measure_throughput(
 
 
 def measure_rise(
-    config: Config, backend: str, before: int, after: int, refs: Sequence[ray.ObjectRef], options: argparse.Namespace
+    config: Config, before: int, after: int, refs: Sequence[ray.ObjectRef], options: argparse.Namespace
 ) -> dict[str, Any]:
     """Seconds from the call that scales up until the rate has risen by 90 % of what it rises by in the end."""
-    pool = start_pool(
-        with_reward(config, backend=backend, num_replicas=before), lambda: SleepScorer(options.sleep_s), refs[0]
-    )
+    pool = start_pool(with_reward(config, num_replicas=before), lambda: SleepScorer(options.sleep_s), refs[0])
     load = Load(pool, refs, options.in_flight * after)
     all_serving(pool, load, 1.0)
     called = time.perf_counter()
@@ -199,13 +197,13 @@ def measure_rise(
         "call_s": round(returned - called, 3), "seconds_to_90_percent": round(float(reached - called), 2),
         "meets": bool(reached - called <= TARGET_RISE_S),
     }  # fmt: skip
-    print(backend, found, flush=True)
+    print(found, flush=True)
     return found
 
 
-def measure_real(config: Config, backend: str, refs: Sequence[ray.ObjectRef], seconds: float) -> dict[str, float]:
+def measure_real(config: Config, refs: Sequence[ray.ObjectRef], seconds: float) -> dict[str, float]:
     """The shipped reward in one replica: groups per second under load, and seconds for a group that comes alone."""
-    pool = start_pool(with_reward(config, backend=backend, num_replicas=1), None, refs[0])
+    pool = start_pool(with_reward(config, num_replicas=1), None, refs[0])
     alone = []
     for ref in refs[:16]:
         started = time.perf_counter()
@@ -219,18 +217,47 @@ def measure_real(config: Config, backend: str, refs: Sequence[ray.ObjectRef], se
     load.stop()
     pool.stop()
     found = {"groups_per_s": round(rate, 2), "alone_median_s": round(statistics.median(alone), 4)}
-    print(backend, found, flush=True)
+    print(found, flush=True)
+    return found
+
+
+def measure_latency(config: Config, refs: Sequence[ray.ObjectRef], repeats: int) -> dict[str, Any]:
+    """Seconds of a group that comes alone, and of each of 64 that come at once: of the pool, and of a plain actor."""
+    pool = start_pool(with_reward(config, num_replicas=1), lambda: SleepScorer(0.0), refs[0])
+    actor = ray.remote(num_cpus=0)(SleepScorer).remote(0.0)
+
+    def pooled(asked: Sequence[ray.ObjectRef]) -> None:
+        futures.wait([pool.score(ref) for ref in asked], TIMEOUT_S)
+
+    def direct(asked: Sequence[ray.ObjectRef]) -> None:
+        # A reference in a list stays one, as it does on its way to a replica.
+        ray.get([actor.score.remote([ref]) for ref in asked], timeout=TIMEOUT_S)
+
+    found: dict[str, Any] = {}
+    for name, asked in (("alone", refs[:1]), ("at_once", refs)):
+        seconds: dict[str, list[float]] = {"pool": [], "actor": []}
+        for _ in range(repeats):
+            for way, call in (("pool", pooled), ("actor", direct)):
+                started = time.perf_counter()
+                call(asked)
+                seconds[way].append((time.perf_counter() - started) / len(asked))
+        medians = {way: statistics.median(values) for way, values in seconds.items()}
+        found[name] = {f"{way}_s": round(value, 5) for way, value in medians.items()}
+        found[name]["pool_over_actor"] = round(medians["pool"] / medians["actor"], 2)
+    pool.stop()
+    ray.kill(actor)
+    print(found, flush=True)
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backends", nargs="+", default=["serve", "actors"], choices=("serve", "actors"))
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--sleep-s", type=float, default=0.02, help="of the scorer, for each group")
     parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement")
     parser.add_argument("--in-flight", type=int, default=32, help="groups a replica that the loop keeps out")
-    parser.add_argument("--parts", nargs="+", default=["throughput", "rise", "real"])
+    parser.add_argument("--repeats", type=int, default=100, help="calls of the measurement of latency")
+    parser.add_argument("--parts", nargs="+", default=["throughput", "rise", "latency", "real"])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/reward_scaling.json"))
     options = parser.parse_args()
     config = load_config("doom_tiny_ar", ["reward.num_cpus=0.25"])
@@ -238,21 +265,17 @@ def main() -> None:
         "versions": versions(), "load_average": os.getloadavg(), "sleep_s": options.sleep_s,
         "frames_a_group": config.train.group_size * (config.world.num_context + config.world.num_frames),
         "targets": {"share_of_linear": {str(key): value for key, value in TARGETS.items()}, "rise_s": TARGET_RISE_S},
-        "backends": {},
     }  # fmt: skip
     start_ray(num_cpus=16, object_store_memory=300 << 20)
     refs = [ray.put(video) for video in random_videos(config, 64)]
-    for backend in options.backends:
-        part = found["backends"][backend] = {}
-        if "throughput" in options.parts:
-            part["throughput"] = measure_throughput(config, backend, options.replicas, refs, options)
-        if "rise" in options.parts:
-            part["rise"] = [measure_rise(config, backend, *step, refs, options) for step in ((1, 2), (2, 4), (4, 8))]
-        if "real" in options.parts:
-            part["shipped_reward"] = measure_real(config, backend, refs, options.seconds)
-    if "real" in options.parts and len(options.backends) == 2:
-        real = {name: part["shipped_reward"]["groups_per_s"] for name, part in found["backends"].items()}
-        found["serve_over_actors"] = round(real["serve"] / real["actors"], 3)
+    if "throughput" in options.parts:
+        found["throughput"] = measure_throughput(config, options.replicas, refs, options)
+    if "rise" in options.parts:
+        found["rise"] = [measure_rise(config, *step, refs, options) for step in ((1, 2), (2, 4), (4, 8))]
+    if "latency" in options.parts:
+        found["latency"] = measure_latency(config, refs, options.repeats)
+    if "real" in options.parts:
+        found["shipped_reward"] = measure_real(config, refs, options.seconds)
     ray.shutdown()
     found["load_average_after"] = os.getloadavg()
     write_json(options.out, found)

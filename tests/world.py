@@ -17,7 +17,7 @@ MakeConfig = Callable[..., Config]
 
 
 def tiny_config(checkpoints: Path, run_dir: Path, *overrides: str) -> Config:
-    """Two steps of four groups of four; plain actors and the torch engine unless a test asks for others."""
+    """Two steps of four groups of four; the torch engine unless a test asks for another."""
     fixed = [
         f"models.{name}={checkpoints / folder}"
         for name, folder in (
@@ -26,7 +26,7 @@ def tiny_config(checkpoints: Path, run_dir: Path, *overrides: str) -> Config:
     ]  # fmt: skip
     fixed += [
         f"run.dir={run_dir}", "run.name=tiny", f"world.height={HEIGHT}", f"world.width={WIDTH}", "world.num_frames=3",
-        "prompts.num_train=12", "prompts.num_heldout=6", "rollout.prompts_per_call=2", "reward.backend=actors",
+        "prompts.num_train=12", "prompts.num_heldout=6", "rollout.prompts_per_call=2",
         "learner.engine=torch", "train.num_steps=2", "train.group_size=4", "train.prompts_per_step=4",
         "train.max_staleness=0", "train.learning_rate=0.001", "train.wait_timeout_s=250",
         "object_store_budget_bytes=10000000", "evaluation.num_videos=2",

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import state
 
+from actors.cluster import compat
 from actors.cluster.placement import on_node
 from rlir_ray.run.watchdog import STACK_SIGNAL, innermost
 
@@ -21,8 +20,7 @@ MAX_ASKED = 4
 
 def _stacks(process: int) -> str:
     """Signal a process of this node to log its stacks; return what it has logged."""
-    logs = Path(ray._private.worker._global_node.get_logs_dir_path())
-    found = next(iter(logs.glob(f"worker-*-{process}.err")), None)
+    found = next(iter(compat.worker_logs().glob(f"worker-*-{process}.err")), None)
     if found is None:
         return ""
     before, deadline = found.stat().st_size, time.monotonic() + ANSWER_S
@@ -42,18 +40,18 @@ def activity(actor_ids: Sequence[str]) -> str:
 
 
 def ids(actors: Sequence[Any]) -> list[str]:
-    return [actor._actor_id.hex() for actor in actors]
+    return [compat.actor_id(actor) for actor in actors]
 
 
 def _one(actor_id: str) -> str:
     try:
         # Fault tolerance: the caller is about to report a failure, which an error here must not hide.
-        info = state.actors(actor_id)
-        name = f"{info['ActorClassName'].split('.')[-1]} (process {info['Pid']})"
-        if info["State"] != "ALIVE":
-            return f"{name} is {info['State'].lower()}"
-        ask = ray.remote(num_cpus=0, scheduling_strategy=on_node(info["Address"]["NodeID"]))(_stacks)
-        stacks = ray.get(ask.remote(info["Pid"]), timeout=TIMEOUT_S)
+        info = compat.actor_info(actor_id)
+        name = f"{info.class_name.split('.')[-1]} (process {info.process_id})"
+        if info.state != "ALIVE":
+            return f"{name} is {info.state.lower()}"
+        ask = ray.remote(num_cpus=0, scheduling_strategy=on_node(info.node_id))(_stacks)
+        stacks = ray.get(ask.remote(info.process_id), timeout=TIMEOUT_S)
         if not stacks:
             return ""
         where = innermost(stacks)

@@ -7,6 +7,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from actors.cluster.compat import free_resources
+from rlir_ray.config.sections import RewardConfig
 from rlir_ray.run.capacity import Node, PoolConfig, bundle
 
 LEARNER_STRATEGY = "PACK"
@@ -23,7 +25,7 @@ def ray_options(pool_config: PoolConfig, **more: Any) -> dict[str, Any]:
     asked = bundle(pool_config)
     options: dict[str, Any] = {"num_cpus": asked.pop("CPU", 0), "num_gpus": asked.pop("GPU", 0), "resources": asked}
     # Serve spreads its replicas by itself and takes no strategy.
-    if getattr(pool_config, "backend", "") != "serve":
+    if not isinstance(pool_config, RewardConfig):
         options["scheduling_strategy"] = "SPREAD"
     return options | more
 
@@ -57,7 +59,7 @@ def on_node(node: str) -> NodeAffinitySchedulingStrategy:
 
 def cluster_nodes() -> list[Node]:
     """Return the living nodes with their free resources."""
-    free = ray._private.state.available_resources_per_node()
+    free = free_resources()
     return [
         Node(total=dict(node["Resources"]), free=dict(free.get(node["NodeID"], {})))
         for node in ray.nodes()

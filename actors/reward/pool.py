@@ -1,7 +1,7 @@
-"""The reward pool, usable alone: a Serve deployment or plain actors behind one interface, which grows and shrinks.
+"""The reward pool, usable alone: replicas of Ray Serve, of the run's own or of a service that several runs share.
 
-A video goes to a replica when it exists, by its reference. A group whose replica dies is scored by another one; the
-caller's future ends once, whatever happened on the way.
+A video goes to a replica by its reference, as soon as it exists. A group whose replica dies is scored by another one;
+the caller's future ends once, whatever happened before.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ import numpy.typing as npt
 import ray
 
 from actors.cluster.diagnostics import activity
-from actors.reward.backend import ReplicaLost, RewardBackend
-from actors.reward.members import ActorBackend
-from actors.reward.serve import ServeBackend, ServiceBackend
-from actors.reward.serving import Reward, Scored, build_reward
+from actors.reward.calls import ReplicaLost
+from actors.reward.deployment import OwnDeployment, SharedService
+from actors.reward.replica import Reward, Scored, build_reward
 from rlir_ray.config.sections import MAX_ATTEMPTS, Config
 
-# What a reward raises is tried once more: it may have been the moment and not the group.
+# A group whose scoring raises is tried once more: the cause may have passed.
 MAX_RAISED = 2
 # How often the wait for videos looks for new ones among them.
 LOOK_S = 0.05
@@ -33,13 +32,12 @@ STOP_TIMEOUT_S = 60.0
 
 
 class RewardPool:
-    """The inverse reward behind one interface, whatever the backend.
+    """The reward of a run: groups in, scores out.
 
     Args:
         config: `reward`, `world` and the checkpoints are read.
         class_shares: how often each class is commanded, for reward.balance=class.
         make_reward: builds the reward in a replica; None: the configured one.
-        progress: told when an actor does not start.
     """
 
     def __init__(
@@ -47,16 +45,14 @@ class RewardPool:
         config: Config,
         class_shares: Mapping[str, npt.NDArray[np.floating]] | None = None,
         make_reward: Callable[[], Reward] | None = None,
-        progress: Callable[[str], None] | None = None,
     ) -> None:
         if config.reward.address and make_reward is not None:
             raise ValueError(
                 f"make_reward needs a pool of the run's own, got reward.address={config.reward.address}; leave one out"
             )
         self.config = config
-        self.progress = progress or (lambda text: None)
         self.make_reward = make_reward or partial(build_reward, config, class_shares)
-        self.backend: RewardBackend | None = None
+        self.deployment: OwnDeployment | SharedService | None = None
         self._suspects = asyncio.Lock()
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, name="reward pool", daemon=True)
@@ -65,10 +61,10 @@ class RewardPool:
         self._groups: set[asyncio.Task[Any]] = set()
 
     def start(self, stop: threading.Event | None = None) -> None:
-        """Starts the replicas; those of Serve are ready when it returns.
+        """Start the replicas and wait until they are ready.
 
         Args:
-            stop: gives the wait for them up when it is set.
+            stop: ends the wait when it is set.
 
         Raises:
             RuntimeError: they did not start, with the cause.
@@ -77,37 +73,35 @@ class RewardPool:
         """
         self._thread.start()
         try:
-            self.backend = self._make_backend(stop or threading.Event())
+            self.deployment = self._deploy(stop or threading.Event())
         except BaseException:
             self._end_loop()
             raise
 
-    def _make_backend(self, stop: threading.Event) -> RewardBackend:
+    def _deploy(self, stop: threading.Event) -> OwnDeployment | SharedService:
         if self.config.reward.address:
-            return ServiceBackend(self.config)
-        if self.config.reward.backend == "serve":
-            return ServeBackend(self.config, self.make_reward, stop)
-        return ActorBackend(self.config, self.make_reward, self.loop, self.progress)
+            return SharedService(self.config)
+        return OwnDeployment(self.config, self.make_reward, stop)
 
     def score(self, video_ref: ray.ObjectRef) -> Future[Scored]:
-        """The scores of a group; the replica reads the video, the caller gets G x F floats."""
-        assert self.backend is not None, "start the pool first"
-        return asyncio.run_coroutine_threadsafe(self._score(self.backend, video_ref), self.loop)
+        """Score a group; the replica reads the video, the caller gets G x F floats."""
+        assert self.deployment is not None, "start the pool first"
+        return asyncio.run_coroutine_threadsafe(self._score(self.deployment, video_ref), self.loop)
 
     def scale(self, num_replicas: int) -> None:
-        """Grows or shrinks to a number, which holds from then on; replicas that go finish what they hold."""
-        assert self.backend is not None, "start the pool first"
-        self.backend.scale(num_replicas)
+        """Grow or shrink to a number, which holds from then on; replicas that go finish the groups that they hold."""
+        assert self.deployment is not None, "start the pool first"
+        self.deployment.scale(num_replicas)
 
     def activity(self) -> str:
-        """What its replicas are busy with, for a message; empty of a service that other runs share."""
-        return activity(self.backend.actor_ids()) if self.backend is not None else ""
+        """Say what the replicas are busy with, for a message; empty for a service that other runs share."""
+        return activity(self.deployment.actor_ids()) if self.deployment is not None else ""
 
     def num_replicas(self) -> int:
-        """As many as there are to be; 0 of a service that other runs share."""
-        return self.backend.num_replicas() if self.backend is not None else 0
+        """Return the wanted number of replicas; 0 for a service that other runs share."""
+        return self.deployment.num_replicas() if self.deployment is not None else 0
 
-    async def _score(self, backend: RewardBackend, video_ref: ray.ObjectRef) -> Scored:
+    async def _score(self, deployment: OwnDeployment | SharedService, video_ref: ray.ObjectRef) -> Scored:
         task = asyncio.current_task()
         assert task is not None
         self._groups.add(task)
@@ -116,9 +110,9 @@ class RewardPool:
         num_raised = 0
         for attempt in range(1, MAX_ATTEMPTS + 1):
             try:
-                # Whoever lost a replica comes again alone: of those that shared it, one may be its end each time.
+                # One at a time: of the groups that shared a dead replica, one may kill every replica that reads it.
                 async with self._suspects if attempt > 1 else contextlib.nullcontext():
-                    return await backend.ask(video_ref)
+                    return await deployment.score(video_ref)
             except ReplicaLost as lost:
                 if attempt == MAX_ATTEMPTS:
                     raise RuntimeError(
@@ -132,17 +126,17 @@ class RewardPool:
         raise AssertionError
 
     async def _until_ready(self, video_ref: ray.ObjectRef) -> None:
-        """A group that is still being sampled is no load of the reward pool, and holds no place in its queue."""
+        """Wait for a video that is still being sampled: meanwhile its group holds no place in a replica's queue."""
         if ray.wait([video_ref], timeout=0, fetch_local=False)[0]:
             return
         ready = self._waiting.setdefault(video_ref, self.loop.create_future())
         if self._watch is None or self._watch.done():
             self._watch = self.loop.create_task(self._watch_videos())
-        # A caller that gives up takes no other along.
+        # Two groups may wait for one video: when one of them is cancelled, the other goes on waiting.
         await asyncio.shield(ready)
 
     async def _watch_videos(self) -> None:
-        """Ends when none is waited for; no video is fetched."""
+        """Wait for videos until no group needs one; no video is fetched."""
         while self._waiting:
             refs = list(self._waiting)
             wait = partial(ray.wait, refs, num_returns=1, timeout=LOOK_S, fetch_local=False)
@@ -153,13 +147,13 @@ class RewardPool:
                 self._waiting.pop(ref).set_result(None)
 
     def stop(self) -> None:
-        """Ends the replicas; groups that are not scored yet stay so."""
-        if self.backend is None:
+        """End the replicas; groups that are not scored yet stay without scores."""
+        if self.deployment is None:
             return
         self._on_loop(self._give_up())
-        self._on_loop(self.backend.drain())
-        self.backend.stop()
-        self.backend = None
+        self._on_loop(self.deployment.drain())
+        self.deployment.stop()
+        self.deployment = None
         self._end_loop()
 
     def _on_loop(self, coroutine: Coroutine[Any, Any, None]) -> None:
@@ -171,7 +165,7 @@ class RewardPool:
         await asyncio.gather(*self._groups, return_exceptions=True)
 
     def _end_loop(self) -> None:
-        """A thread that still used Ray after its shutdown would end the whole process."""
+        """End the thread: if it used Ray after Ray's shutdown, the whole process would end."""
         self._on_loop(self._cancel_rest())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(STOP_TIMEOUT_S)

@@ -12,8 +12,8 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from actors.reward.serve import serve_options
-from actors.reward.serving import RewardDeployment, build_reward
+from actors.reward.deployment import serve_options
+from actors.reward.replica import RewardReplica, build_reward
 from rlir_ray.config.load import load_config
 from rlir_ray.config.sections import Config, require
 from rlir_ray.rewards.fingerprint import reward_identity
@@ -23,7 +23,6 @@ from rlir_ray.rewards.uploads import (
     Limits,
     UploadError,
     clip_report,
-    read_body,
     read_clip,
     read_form,
 )
@@ -64,8 +63,8 @@ def _count(args: dict[str, Any], name: str, default: int) -> int:
     return value
 
 
-class RewardService(RewardDeployment):
-    """The run's deployment with a front for people who are not on the cluster.
+class RewardService(RewardReplica):
+    """The replica of a run with a front for people who are not on the cluster.
 
     Args:
         config: of the reward; runs with another one are refused.
@@ -73,9 +72,7 @@ class RewardService(RewardDeployment):
     """
 
     def __init__(self, config: Config, limits: Limits) -> None:
-        self.reward = build_reward(config, None)
-        super().__init__(lambda: self.reward, config.reward.max_frames, config.reward_timeout_s)
-        self.timeout_s = config.reward_timeout_s
+        super().__init__(partial(build_reward, config, None), config.reward.max_frames, config.reward_timeout_s)
         self.limits = limits
         self.held = reward_identity(config)
 
@@ -90,9 +87,7 @@ class RewardService(RewardDeployment):
         if request.method != "POST":
             return _refuse(405, f"a clip must come by POST, got {request.method}; try {CURL}", Allow="POST")
         try:
-            stated_bytes = request.headers.get("content-length")
-            body = await read_body(request.stream(), self.limits, stated_bytes)
-            parts = read_form(request.headers.get("content-type", ""), body)
+            parts = await read_form(request, self.limits)
             return JSONResponse(await self.batches.run(partial(self._score_clip, parts)))
         except UploadError as error:
             return _refuse(error.status, str(error))

@@ -8,6 +8,7 @@ import difflib
 import importlib.resources
 import inspect
 import itertools
+import logging
 import textwrap
 from pathlib import Path
 from typing import Any, ClassVar, get_origin, get_type_hints
@@ -18,6 +19,10 @@ from rlir_ray.config.sections import Config, require
 
 # Keys of earlier versions.
 MOVED = {"vllm.max_logprob_difference": "rollout.max_logprob_difference"}
+# Keys of earlier versions that are read over, so that recipes and configurations of old runs still work.
+DROPPED = {"reward.backend": "the reward pool always uses Ray Serve"}
+
+logger = logging.getLogger(__name__)
 
 
 class TextLoader(yaml.SafeLoader):
@@ -91,6 +96,7 @@ def load_config(recipe: str = "", overrides: list[str] | None = None) -> Config:
     layers = _read_recipe(recipe) if recipe else []
     layers += [_read_override(override) for override in overrides or []]
     for layer in layers:
+        _drop_old(layer, "")
         _refuse_unknown(layer, "")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Config), *(_with_lists(layer, "") for layer in layers))
@@ -195,6 +201,22 @@ def _with_lists(values: dict[str, Any], prefix: str) -> dict[str, Any]:
             value = [part.strip() for part in value.split(",") if part.strip()]
         found[key] = value
     return found
+
+
+def _drop_old(values: dict[str, Any], prefix: str) -> None:
+    """Take the keys of `DROPPED` out, with a line for each that says why it is gone."""
+    for key, value in list(values.items()):
+        name = f"{prefix}{key}"
+        if name in DROPPED:
+            tell_dropped(name, value)
+            del values[key]
+        elif isinstance(value, dict):
+            _drop_old(value, f"{name}.")
+
+
+def tell_dropped(name: str, value: Any) -> None:
+    """Say in one line why a key of `DROPPED` is gone."""
+    logger.warning("%s=%s is not read any more: %s; leave it out", name, value, DROPPED[name])
 
 
 def _refuse_unknown(values: dict[str, Any], prefix: str) -> None:

@@ -341,18 +341,16 @@ class LoraConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewardConfig:
-    backend: str = "serve"
-    """`serve`: a Ray Serve deployment; `actors`: plain actors behind the same interface."""
     address: str = ""
     """`serve://NAME`: a reward service of the cluster, which other runs use too; empty: a pool of the run's own."""
     num_replicas: int = 1
-    """Replicas or actors at the start."""
+    """Replicas at the start."""
     min_replicas: int = 0
-    """Fewest that a served pool shrinks to by itself; 0: num_replicas."""
+    """Fewest that the pool shrinks to by itself; 0: num_replicas."""
     max_replicas: int = 0
-    """Most that a served pool grows to by itself; 0: num_replicas. As many as min_replicas: the number is fixed."""
+    """Most that the pool grows to by itself; 0: num_replicas. As many as min_replicas: the number is fixed."""
     target_queue: float = 8.0
-    """Groups a replica, in work and waiting, towards which a served pool scales by itself."""
+    """Groups a replica, in work and waiting, towards which the pool scales by itself."""
     num_cpus: float = 0.25
     """Logical CPUs that Ray sets aside for a replica."""
     num_gpus: float = 0.0
@@ -376,12 +374,11 @@ class RewardConfig:
     discount: float = 0.5
     """Of later frames' rewards, for credit=frame."""
     max_frames: int = 576
-    """Frames decoded and read at once by a replica; a served one gathers as many of the groups that wait."""
+    """Frames decoded and read at once by a replica, which gathers as many of the groups that wait."""
     timeout_s: float = 0.0
     """Groups that take longer to read (of a shared service: to answer) are read again alone. 0: wait_timeout_s / 5."""
 
     def __post_init__(self) -> None:
-        _one_of(("serve", "actors"), reward__backend=self.backend)
         _one_of(RULES, reward__rule=self.rule)
         _one_of(CAMERA_MATCHES, reward__camera=self.camera)
         _one_of(("exact", "soft"), reward__match=self.match)
@@ -410,11 +407,6 @@ class RewardConfig:
             f"must lie between reward.min_replicas={fewest} and reward.max_replicas={most}", self.num_replicas,
             f"set reward.num_replicas={max(self.min_replicas, min(self.num_replicas, most))} or move the bounds",
         )  # fmt: skip
-        for key, value in (("min_replicas", fewest < most), ("address", self.address)):
-            require(
-                self.backend == "serve" or not value, "reward.backend", f"must be serve with reward.{key}",
-                self.backend, f"set reward.backend=serve or leave out reward.{key}",
-            )  # fmt: skip
         if self.address:
             require(
                 self.address.startswith("serve://") and len(self.address) > 8, "reward.address",

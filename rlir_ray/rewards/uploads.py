@@ -1,20 +1,22 @@
 """A clip that comes over HTTP: multipart/form-data to frames and actions, everything bounded before it is decoded.
 
-Knows nothing of servers: bytes in, arrays or an `UploadError` with an HTTP status out. Legend: K frames of a clip.
+Knows nothing of Ray: a request in, arrays or an `UploadError` with an HTTP status out. Legend: K frames of a clip.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from email.message import Message
-from email.parser import BytesHeaderParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException
+from starlette.requests import Request
+from starlette.types import Message, Receive
 
 from rlir_ray.data.recordings import open_recording
 from rlir_ray.data.video import index_video
@@ -55,53 +57,58 @@ class Limits:
     """Of the whole request."""
 
 
-async def read_body(chunks: AsyncIterator[bytes], limits: Limits, stated_bytes: str | None) -> bytes:
-    """The body of a request; reading ends at the limit.
+async def read_form(request: Request, limits: Limits) -> dict[str, bytes]:
+    """Read the parts of a multipart/form-data request by their names; reading ends at the limit.
 
-    Args:
-        chunks: as they come.
-        stated_bytes: the Content-Length header, if there is one.
+    Starlette parses the body as it comes and keeps parts above 1 MiB on disk, so that nothing above the limit is held.
 
     Raises:
-        UploadError: 413, too big.
+        UploadError: 415, another content type; 413, too big; 400, a broken body.
     """
-    if stated_bytes is not None and stated_bytes.isdecimal():
+    content_type = request.headers.get("content-type", "")
+    media_type, options = parse_options_header(content_type)
+    if media_type != b"multipart/form-data" or b"boundary" not in options:
+        raise UploadError(415, f"an upload must be multipart/form-data, got {content_type[:80]!r}; try {CURL}")
+    stated_bytes = request.headers.get("content-length", "")
+    if stated_bytes.isdecimal():
         _check_bytes(int(stated_bytes), limits)
-    body = bytearray()
-    async for chunk in chunks:
-        body += chunk
-        _check_bytes(len(body), limits)
-    return bytes(body)
+    bounded = Request(request.scope, _bounded(request.receive, limits))
+    bounds = {"max_files": MAX_PARTS, "max_fields": MAX_PARTS, "max_part_size": limits.max_bytes}
+    try:
+        async with bounded.form(**bounds) as form:
+            parts = {name: await _content(part) for name, part in form.multi_items()}
+    except MultiPartException as error:
+        if '"name"' in error.message:
+            raise UploadError(400, f"each part of an upload must have a name, got none; try {CURL}") from error
+        raise UploadError(
+            400, f"an upload must be a form of at most {MAX_PARTS} parts, got another ({error.message}); try {CURL}"
+        ) from error
+    if not parts:
+        raise UploadError(400, f"an upload must end with its boundary, got 0 parts of it; try {CURL}")
+    return parts
+
+
+async def _content(part: UploadFile | str) -> bytes:
+    return await part.read() if isinstance(part, UploadFile) else part.encode()
+
+
+def _bounded(receive: Receive, limits: Limits) -> Receive:
+    """Receive a body's chunks until they are more than the limit."""
+    num_bytes = 0
+
+    async def receive_bounded() -> Message:
+        nonlocal num_bytes
+        message = await receive()
+        num_bytes += len(message.get("body", b""))
+        _check_bytes(num_bytes, limits)
+        return message
+
+    return receive_bounded
 
 
 def _check_bytes(num_bytes: int, limits: Limits) -> None:
     if num_bytes > limits.max_bytes:
         raise UploadError(413, f"an upload must have at most {limits.max_bytes} bytes, got {num_bytes}; cut the clip")
-
-
-def read_form(content_type: str, body: bytes) -> dict[str, bytes]:
-    """The parts of a multipart/form-data body by their names (RFC 7578).
-
-    Raises:
-        UploadError: 415, another content type; 400, a broken body.
-    """
-    header = Message()
-    header["Content-Type"] = content_type
-    boundary = header.get_param("boundary")
-    if header.get_content_type() != "multipart/form-data" or not isinstance(boundary, str):
-        raise UploadError(415, f"an upload must be multipart/form-data, got {content_type[:80]!r}; try {CURL}")
-    pieces = (b"\r\n" + body).split(b"\r\n--" + boundary.encode(), MAX_PARTS + 2)
-    # What stands before the first boundary is empty, what follows the last one begins with two dashes.
-    if len(pieces) < 3 or len(pieces) > MAX_PARTS + 2 or not pieces[-1].startswith(b"--"):
-        raise UploadError(400, f"an upload must end with its boundary, got {len(pieces) - 1} parts of it; try {CURL}")
-    parts = {}
-    for piece in pieces[1:-1]:
-        head, gap, content = piece.partition(b"\r\n\r\n")
-        name = BytesHeaderParser().parsebytes(head.lstrip()).get_param("name", header="Content-Disposition")
-        if not gap or not isinstance(name, str):
-            raise UploadError(400, f"each part of an upload must have a name, got none; try {CURL}")
-        parts[name] = content
-    return parts
 
 
 def read_clip(parts: dict[str, bytes], limits: Limits) -> tuple[npt.NDArray[np.uint8], Actions]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rlir_ray.config.load import DROPPED, tell_dropped
 from rlir_ray.config.sections import Config
 from rlir_ray.data.files import number, strict_json, write_json, write_text
 from rlir_ray.run.content import content_of
@@ -73,10 +74,7 @@ MAY_DIFFER = frozenset(
     + ["train.max_failed_fraction", "train.max_skipped_updates"]
     + [f"rollout.{key}" for key in ("num_actors", "num_cpus", "num_gpus", "resources", "num_threads", "timeout_s")]
     + [f"vllm.{key}" for key in ("kv_cache_bytes", "gpu_memory_utilization", "enforce_eager", "max_num_seqs")]
-    + [
-        f"reward.{key}"
-        for key in ("backend", "address", "num_replicas", "min_replicas", "max_replicas", "target_queue")
-    ]
+    + [f"reward.{key}" for key in ("address", "num_replicas", "min_replicas", "max_replicas", "target_queue")]
     + [f"reward.{key}" for key in ("num_cpus", "num_gpus", "resources", "num_threads", "max_frames", "timeout_s")]
     + [f"learner.{key}" for key in ("engine", "num_workers", "zero_stage", "offload_optimizer", "max_restarts")]
     + [f"learner.{key}" for key in ("num_cpus", "use_gpu", "resources", "num_threads")]
@@ -180,6 +178,8 @@ class RunFolder:
 
     def _refuse_other(self) -> None:
         before, now = _flat(json.loads((self.path / "config.json").read_text(encoding="utf-8"))), _flat(self.settings)
+        for key in DROPPED.keys() & before.keys():
+            tell_dropped(key, before[key])
         held = read_content(self.path)
         # Another place of the same content is no other config; earlier versions kept absolute places alone.
         same = {key for key in now if key in before and _place(before[key]) == _place(now[key])} - held.keys()

@@ -13,7 +13,7 @@ import ray
 from actors.checkpointing import _from_json, _to_json
 from actors.cluster.waiting import Stopped
 from actors.collector import Collector
-from actors.reward.serving import Scored
+from actors.reward.replica import Scored
 from actors.rollout.actor import CallReport
 from actors.rollout.pool import GroupRefs
 from rlir_ray.algorithm.admission import Admission

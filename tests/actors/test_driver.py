@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from actors.pipeline import Pipeline
-from actors.reward.serving import build_reward
+from actors.reward.replica import build_reward
 from actors.rollout.actor import build_sampler
 from rlir_ray.algorithm.ledger import Ledger
 from rlir_ray.families import make_objective, open_policy
@@ -95,7 +95,7 @@ def test_flow_policies_train_in_the_pools_as_in_the_local_loop(ray_cluster, make
 def test_flow_run_over_serve_and_two_ranks_is_judged_and_loses_nothing(ray_cluster, make_config, checkpoints):
     config = make_config(
         *flow_overrides(checkpoints), "rollout.num_actors=2", "learner.engine=deepspeed", "learner.num_workers=2",
-        "reward.backend=serve", "learner.zero_stage=2",
+        "learner.zero_stage=2",
     )  # fmt: skip
     result = run_pools(config, tiny_flow_prompt_set)
     assert_same_run(result, config, tiny_flow_prompt_set, likeliest=0.02)
@@ -196,7 +196,7 @@ def test_synchronous_pools_train_as_the_local_loop_and_the_driver_reads_no_paylo
 @pytest.mark.slow
 def test_two_rollout_actors_two_ranks_and_serve_change_no_loss(ray_cluster, make_config):
     config = make_config(
-        "rollout.num_actors=2", "learner.engine=deepspeed", "learner.num_workers=2", "reward.backend=serve",
+        "rollout.num_actors=2", "learner.engine=deepspeed", "learner.num_workers=2",
         "train.kl_coefficient=0.1", "train.advantage=dr_grpo",
     )  # fmt: skip
     assert_same_run(run_pools(config, evaluate=False), config)

@@ -86,7 +86,8 @@ def test_pools_run_on_the_nodes_of_their_labels_and_videos_cross_them_in_the_sto
     finally:
         driver.kill()
     assert told["actors"]["RolloutActor"] == [first]
-    assert told["actors"]["RewardActor"] == told["actors"]["RayTrainWorker"] == [second]
+    assert told["actors"]["RayTrainWorker"] == [second]
+    assert [nodes for name, nodes in told["actors"].items() if "RewardReplica" in name] == [[second]]
     # What holds no resources, or writes into the run's folder, stays with the driver.
     for name in ("PromptActor", "CommandQueue", "EvaluationActor"):
         assert told["actors"][name] == [told["driver"]]
@@ -169,7 +170,7 @@ def test_a_bare_checkout_trains_as_a_job_on_the_nodes_of_its_labels(
     for actor in list_actors(address=f"http://{head.webui_url}", limit=1000):
         actors.setdefault(actor.class_name.split(".")[-1], set()).add(actor.node_id)
     assert actors["RolloutActor"] == actors["RayTrainWorker"] == {first}
-    assert {second} in [nodes for name, nodes in actors.items() if "RewardDeployment" in name]
+    assert {second} in [nodes for name, nodes in actors.items() if "RewardReplica" in name]
 
     # A failure is the job's failure, in one line.
     failed = submit(

@@ -1,5 +1,6 @@
-"""The reward pool alone, over both backends: under load, while it grows and shrinks, and when replicas die."""
+"""The reward pool alone: under load, while it grows and shrinks, and when replicas die."""
 
+import asyncio
 import os
 import time
 from collections import Counter
@@ -11,16 +12,16 @@ import pytest
 import ray
 
 from actors.cluster.errors import one_line
-from actors.reward import serve as reward_serve
+from actors.reward import deployment
+from actors.reward.calls import HandleCalls
+from actors.reward.deployment import count_options, serve_options
 from actors.reward.pool import RewardPool
-from actors.reward.serve import count_options, serve_options
-from actors.reward.serving import RewardActor
+from actors.reward.replica import RewardReplica, build_reward
 from actors.rollout.actor import build_sampler
 from tests.fakes import tiny_prompts
 from tests.own_rewards import DeadlyReward, FastidiousReward, SickeningReward, SleepReward, small_video
 
 TIMEOUT_S = 250
-BACKENDS = ("actors", "serve")
 
 
 @pytest.fixture
@@ -68,16 +69,15 @@ class Load:
             self.scored.append(self.pool.score(ray.put(small_video(len(self.scored)))))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_no_group_is_lost_and_none_scored_twice_while_the_pool_grows_and_shrinks(start_pool, backend, tmp_path):
-    pool = start_pool(partial(SleepReward, tmp_path), f"reward.backend={backend}")
+def test_no_group_is_lost_and_none_scored_twice_while_the_pool_grows_and_shrinks(start_pool, tmp_path):
+    pool = start_pool(partial(SleepReward, tmp_path))
     load = Load(pool)
     load.more(30)
     pool.scale(3)
     load.until(lambda: len(scored_by_process(tmp_path)) == 3)
     pool.scale(1)
     # Under way are 24 groups, some of them with the replicas that go.
-    load.until(lambda: len(pool.backend.actor_ids()) == 1)
+    load.until(lambda: len(pool.deployment.actor_ids()) == 1)
     assert pool.num_replicas() == 1
     load.more(30)
     assert answers(load.scored) == list(range(len(load.scored)))
@@ -91,18 +91,16 @@ def test_no_group_is_lost_and_none_scored_twice_while_the_pool_grows_and_shrinks
     assert sum(len(after[process]) > number for process, number in before.items()) == len(after) - 2
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_groups_whose_replica_dies_are_scored_by_another(start_pool, backend, tmp_path):
-    pool = start_pool(partial(DeadlyReward, tmp_path, 5), f"reward.backend={backend}", "reward.num_replicas=2")
+def test_groups_whose_replica_dies_are_scored_by_another(start_pool, tmp_path):
+    pool = start_pool(partial(DeadlyReward, tmp_path, 5), "reward.num_replicas=2")
     scored = [pool.score(ray.put(small_video(number))) for number in range(40)]
     assert answers(scored) == list(range(40))
     assert len((tmp_path / "met").read_text().split()) == 1
     assert pool.num_replicas() == 2
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_group_that_kills_every_replica_is_given_up_and_the_others_are_scored(start_pool, backend, tmp_path):
-    pool = start_pool(partial(DeadlyReward, tmp_path, 3, always=True), f"reward.backend={backend}")
+def test_a_group_that_kills_every_replica_is_given_up_and_the_others_are_scored(start_pool, tmp_path):
+    pool = start_pool(partial(DeadlyReward, tmp_path, 3, always=True))
     scored = [pool.score(ray.put(small_video(number))) for number in range(8)]
     error = scored.pop(3).exception(TIMEOUT_S)
     assert one_line(error).startswith("RuntimeError: 4 reward replicas in a row died over this group, or took ")
@@ -120,27 +118,35 @@ def test_a_replica_that_sickens_is_replaced_and_its_groups_are_scored_by_the_new
 def test_a_group_that_cannot_be_read_fails_alone_with_its_cause_and_costs_no_replica(start_pool):
     pool = start_pool(partial(FastidiousReward, 3))
     scored = [pool.score(ray.put(small_video(number))) for number in range(8)]
-    member = pool.backend.members[0]
+    replicas = pool.deployment.actor_ids()
     error = scored.pop(3).exception(TIMEOUT_S)
     assert one_line(error) == "ValueError: group 3 cannot be read"
     assert answers(scored) == [0, 1, 2, 4, 5, 6, 7]
-    assert pool.backend.members == [member]
+    assert pool.deployment.actor_ids() == replicas
 
 
-def test_groups_read_together_fail_one_by_one_and_health_tells_a_bad_group_from_a_sick_replica(tmp_path):
+def test_groups_read_together_fail_one_by_one_and_a_sick_replica_ends_its_process(tmp_path, monkeypatch, capsys):
+    exits = []
+    monkeypatch.setattr(os, "_exit", exits.append)
     videos = [small_video(number) for number in range(4)]
-    actor = RewardActor(partial(FastidiousReward, 2))
-    one, two, three, four = actor.score_all(videos)
+    replica = RewardReplica(partial(FastidiousReward, 2), max_frames=100)
+    one, two, three, four = replica.read(videos)
     assert [each.scores.group_id for each in (one, two, four)] == [0, 1, 3]
     assert str(three) == "group 2 cannot be read"
-    actor.check_health()
-    sick = RewardActor(partial(SickeningReward, tmp_path, 2))
-    assert [type(each).__name__ for each in sick.score_all(videos[:2])] == ["Scored", "Scored"]
-    sick.check_health()
-    with pytest.raises(RuntimeError, match="the device is lost"):
-        sick.score(videos[2])
-    with pytest.raises(RuntimeError, match="the device is lost"):
-        sick.check_health()
+    # It still reads what it could read before.
+    assert not exits
+    sick = RewardReplica(partial(SickeningReward, tmp_path, 2), max_frames=100)
+    assert [type(each).__name__ for each in sick.read(videos[:2])] == ["Scored", "Scored"]
+    assert not exits
+    (error,) = sick.read(videos[2:3])
+    assert str(error) == "the device is lost"
+    assert exits == [1] and "the device is lost" in capsys.readouterr().err
+
+
+def test_a_replica_that_could_read_nothing_yet_is_not_called_sick(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "_exit", pytest.fail)
+    (error,) = RewardReplica(partial(SickeningReward, tmp_path, 0), max_frames=100).read([small_video(0)])
+    assert str(error) == "the device is lost"
 
 
 def test_a_reward_that_forgets_a_group_says_so():
@@ -148,8 +154,8 @@ def test_a_reward_that_forgets_a_group_says_so():
         def score(self, videos):
             return []
 
-    with pytest.raises(ValueError, match="must score every video, got 0 scores of 1 videos"):
-        RewardActor(Forgetful).score(small_video(0))
+    (error,) = RewardReplica(Forgetful, max_frames=100).read([small_video(0)])
+    assert str(error).startswith("a reward must score every video, got 0 scores of 1 videos")
 
 
 class Broken:
@@ -157,15 +163,37 @@ class Broken:
         raise ValueError("no such network")
 
 
-def test_a_served_reward_that_cannot_be_built_says_why(start_pool):
+def test_a_reward_that_cannot_be_built_says_why(start_pool):
     with pytest.raises(RuntimeError, match=r"the reward pool did not start: ValueError: no such network; check models"):
-        start_pool(Broken, "reward.backend=serve")
+        start_pool(Broken)
 
 
-def test_plain_actors_that_do_not_start_say_why_instead_of_letting_groups_wait(start_pool):
-    pool = start_pool(Broken)
-    error = pool.score(ray.put(small_video(0))).exception(TIMEOUT_S)
-    assert str(error) == "the reward actors do not start: ValueError: no such network; check models.* and reward.*"
+class FakeHandle:
+    """A handle whose replica answers nothing; remembers what it was asked."""
+
+    def __init__(self):
+        self.score, self.asked = self, []
+
+    def remote(self, video_refs, is_alone):
+        self.asked.append((video_refs, is_alone))
+        return asyncio.get_running_loop().create_future()
+
+
+def test_a_group_that_is_alone_tells_the_replica_not_to_wait_for_others():
+    async def asked(*bursts):
+        handle = FakeHandle()
+        calls = HandleCalls(handle)
+        for burst in bursts:
+            tasks = [asyncio.create_task(calls.score(video)) for video in burst]
+            for _ in range(3):
+                await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        return handle.asked
+
+    assert asyncio.run(asked("a")) == [(["a"], True)]
+    assert asyncio.run(asked("ab")) == [(["a"], False), (["b"], False)]
+    assert asyncio.run(asked("a", "b")) == [(["a"], True), (["b"], False)]
 
 
 @ray.remote(num_cpus=0)
@@ -178,7 +206,7 @@ def video_when_there_is(path):
 def test_a_group_that_is_still_sampled_takes_no_place_in_the_queue(start_pool, tmp_path):
     pool = start_pool(partial(SleepReward, tmp_path))
     late = pool.score(video_when_there_is.remote(tmp_path.parent / "sampled"))
-    # More than a plain actor holds.
+    # More than the pool has replicas.
     late_too = [pool.score(video_when_there_is.remote(tmp_path.parent / "sampled")) for _ in range(4)]
     assert answers([pool.score(ray.put(small_video(number))) for number in range(4)]) == [0, 1, 2, 3]
     assert not late.done()
@@ -186,8 +214,7 @@ def test_a_group_that_is_still_sampled_takes_no_place_in_the_queue(start_pool, t
     assert answers([late, *late_too]) == [7] * 5
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_lost_video_fails_its_group_with_the_cause_and_costs_no_replica(start_pool, backend):
+def test_a_lost_video_fails_its_group_with_the_cause_and_costs_no_replica(start_pool):
     @ray.remote(num_cpus=0)
     def lost():
         raise OSError("the disk is gone")
@@ -197,7 +224,7 @@ def test_a_lost_video_fails_its_group_with_the_cause_and_costs_no_replica(start_
         def sample(self):
             os._exit(1)
 
-    pool = start_pool(partial(FastidiousReward, -1), f"reward.backend={backend}")
+    pool = start_pool(partial(FastidiousReward, -1))
     assert one_line(pool.score(lost.remote()).exception(TIMEOUT_S)) == "OSError: the disk is gone"
     assert pool.score(Sampler.remote().sample.remote()).exception(TIMEOUT_S) is not None
     assert answers([pool.score(ray.put(small_video(1)))]) == [1]
@@ -205,10 +232,8 @@ def test_a_lost_video_fails_its_group_with_the_cause_and_costs_no_replica(start_
 
 
 def test_a_served_pool_follows_its_queue_between_its_bounds(start_pool, tmp_path, monkeypatch):
-    monkeypatch.setattr(reward_serve, "DOWNSCALE_DELAY_S", 0.5)
-    pool = start_pool(
-        partial(SleepReward, tmp_path, 0.02), "reward.backend=serve", "reward.max_replicas=2", "reward.target_queue=4"
-    )
+    monkeypatch.setattr(deployment, "DOWNSCALE_DELAY_S", 0.5)
+    pool = start_pool(partial(SleepReward, tmp_path, 0.02), "reward.max_replicas=2", "reward.target_queue=4")
     assert pool.num_replicas() == 1
     load = Load(pool, in_flight=16)
     load.until(lambda: len(scored_by_process(tmp_path)) == 2)
@@ -220,11 +245,11 @@ def test_a_served_pool_follows_its_queue_between_its_bounds(start_pool, tmp_path
 
 
 def test_the_recipe_says_how_many_replicas_and_whether_they_follow_the_queue(make_config):
-    fixed = serve_options(make_config("reward.backend=serve", "reward.num_replicas=3", "reward.num_cpus=0.5"))
+    fixed = serve_options(make_config("reward.num_replicas=3", "reward.num_cpus=0.5"))
     assert (fixed["num_replicas"], fixed["autoscaling_config"]) == (3, None)
     assert fixed["ray_actor_options"] == {"num_cpus": 0.5, "num_gpus": 0, "resources": {}}
     scaled = make_config(
-        "reward.backend=serve", "reward.num_replicas=2", "reward.min_replicas=1", "reward.max_replicas=5",
+        "reward.num_replicas=2", "reward.min_replicas=1", "reward.max_replicas=5",
         "reward.target_queue=3",
     )  # fmt: skip
     scaling = count_options(scaled)["autoscaling_config"]
@@ -234,19 +259,13 @@ def test_the_recipe_says_how_many_replicas_and_whether_they_follow_the_queue(mak
     assert count_options(scaled, 4) == {"num_replicas": 4, "autoscaling_config": None}
 
 
-def test_serve_and_plain_actors_give_equal_scores(ray_cluster, make_config):
+def test_the_pool_gives_the_scores_that_the_reward_gives_in_this_process(start_pool, make_config):
     config = make_config()
     sampler = build_sampler(config)
     videos = [video for _, video in sampler.sample(tiny_prompts(3, num_frames=3), [0, 1, 2], [0, 1, 2], 4)]
-    found = {}
-    for backend in BACKENDS:
-        pool = RewardPool(make_config(f"reward.backend={backend}"))
-        pool.start()
-        found[backend] = [
-            future.result(TIMEOUT_S).scores for future in [pool.score(ray.put(video)) for video in videos]
-        ]
-        pool.stop()
-    for plain, served in zip(*found.values(), strict=True):
-        assert plain.group_id == served.group_id
-        np.testing.assert_allclose(plain.frame_rewards, served.frame_rewards, atol=1e-6)
-        assert plain.rules == pytest.approx(served.rules, abs=1e-6)
+    pool = start_pool(None)
+    served = [future.result(TIMEOUT_S).scores for future in [pool.score(ray.put(video)) for video in videos]]
+    for here, there in zip(build_reward(config, None).score(videos), served, strict=True):
+        assert here.group_id == there.group_id
+        np.testing.assert_allclose(here.frame_rewards, there.frame_rewards, atol=1e-6)
+        assert here.rules == pytest.approx(there.rules, abs=1e-6)

@@ -14,9 +14,8 @@ from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
 from actors.pipeline import Pipeline
-from actors.reward.backend import ReplicaLost
+from actors.reward.calls import HandleCalls, ReplicaLost
 from actors.reward.pool import RewardPool
-from actors.reward.serve import HandleBackend
 from actors.reward.service import RewardService, build
 from actors.rollout.actor import build_sampler
 from rlir_ray.data.recordings import write_recording
@@ -62,7 +61,7 @@ def post(url, clip, **changed):
 
 
 def test_pools_of_two_runs_share_the_service_and_get_what_a_pool_of_their_own_gives(service, make_config):
-    config = make_config(f"reward.address={ADDRESS}", "reward.backend=serve")
+    config = make_config(f"reward.address={ADDRESS}")
     sampler = build_sampler(config)
     # Both runs have groups 0, 1 and 2, and they are not the same.
     runs = [
@@ -97,9 +96,7 @@ def test_pools_of_two_runs_share_the_service_and_get_what_a_pool_of_their_own_gi
 
 @pytest.mark.slow
 def test_a_run_trains_with_the_service_and_needs_no_room_for_replicas(service, make_config):
-    config = make_config(
-        f"reward.address={ADDRESS}", "reward.backend=serve", "reward.num_cpus=100", "train.num_steps=1"
-    )
+    config = make_config(f"reward.address={ADDRESS}", "reward.num_cpus=100", "train.num_steps=1")
     result = Pipeline(config, prompts=tiny_prompt_set).train(calibrate=False, evaluate=False)
     assert result.groups["trained"] == 4 and result.groups["failed"] == 0
 
@@ -113,7 +110,7 @@ def test_a_run_trains_with_the_service_and_needs_no_room_for_replicas(service, m
     ],
 )
 def test_a_run_that_wants_another_reward_is_refused_in_one_line(service, make_config, overrides, message):
-    pool = RewardPool(make_config(f"reward.address={ADDRESS}", "reward.backend=serve", *overrides))
+    pool = RewardPool(make_config(f"reward.address={ADDRESS}", *overrides))
     with pytest.raises(ValueError, match=message) as refused:
         pool.start()
     assert "\n" not in str(refused.value)
@@ -124,26 +121,26 @@ def test_the_service_and_whoever_asks_it_are_bounded_by_reward_timeout_s(make_co
         def __init__(self):
             self.score = self
 
-        def remote(self, video_refs):
+        def remote(self, video_refs, is_alone):
             return asyncio.get_running_loop().create_future()
 
     with pytest.raises(ReplicaLost, match=r"^no answer within 0.05 s$"):
-        asyncio.run(asyncio.wait_for(HandleBackend(SilentHandle(), timeout_s=0.05).ask("video"), TIMEOUT_S))
+        asyncio.run(asyncio.wait_for(HandleCalls(SilentHandle(), timeout_s=0.05).score("video"), TIMEOUT_S))
     config = make_config("reward.timeout_s=7")
     service = RewardService(config, Limits(height=HEIGHT, width=WIDTH, max_frames=20, max_bytes=1000))
-    assert service.actor.timeout_s == service.timeout_s == 7
+    assert service.timeout_s == 7
 
 
 def test_a_run_bounds_the_answers_of_a_service_by_its_own_timeout(service, make_config):
-    pool = RewardPool(make_config(f"reward.address={ADDRESS}", "reward.backend=serve", "reward.timeout_s=7"))
+    pool = RewardPool(make_config(f"reward.address={ADDRESS}", "reward.timeout_s=7"))
     pool.start()
-    assert pool.backend.timeout_s == 7
+    assert pool.deployment.timeout_s == 7
     pool.stop()
 
 
 def test_a_reward_of_ones_own_cannot_be_anothers_service(make_config):
     with pytest.raises(ValueError, match=r"make_reward needs a pool of the run's own, got reward.address=serve"):
-        RewardPool(make_config(f"reward.address={ADDRESS}", "reward.backend=serve"), make_reward=object)
+        RewardPool(make_config(f"reward.address={ADDRESS}"), make_reward=object)
 
 
 def test_a_clip_is_scored_over_http_frame_by_frame(service, clip):
@@ -206,7 +203,7 @@ def test_the_shipped_configuration_is_one_that_serve_takes_and_binds_to_this_mac
         ({"recipe": "doom_tiny"}, "a recipe must be a shipped name"),
         ({"max_clip_frames": 1}, "max_clip_frames must be a whole number, 2 or more, got 1; use 576"),
         ({"overrides": ["reward.balance=class"]}, "reward.balance must be none in a service"),
-        ({"overrides": ["reward.backend=actors", "reward.max_replicas=3"]}, "reward.backend must be serve"),
+        ({"overrides": ["reward.min_replicas=3"]}, "reward.num_replicas must lie between reward.min_replicas=3"),
     ],
 )
 def test_a_service_that_cannot_be_meant_is_refused_in_one_line(args, message):

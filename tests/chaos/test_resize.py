@@ -7,8 +7,9 @@ from collections import Counter
 from queue import SimpleQueue
 
 import pytest
-from ray._private import state
 
+from actors.cluster.compat import actor_info
+from actors.cluster.diagnostics import ids
 from tests.chaos.test_run import PER_STEP, ledger_of, make_pipeline, run
 
 # Two steps after a size was asked for it must be there; what was ready by then trains for three more.
@@ -38,13 +39,11 @@ class Resizer:
 
     def states(self):
         """What Ray knows of all actors that each pool has had, but for those that are dead."""
-        pools = (
-            self.pipeline.driver.session.rollout.actors,
-            [member.actor for member in self.pipeline.driver.session.reward.backend.members],
-        )
+        session = self.pipeline.driver.session
+        pools = ids(session.rollout.actors), session.reward.deployment.actor_ids()
         for known, actors in zip(self.actors, pools, strict=True):
-            known |= dict.fromkeys(actor._actor_id.hex() for actor in actors)
-        found = [Counter(state.actors(actor)["State"] for actor in known) for known in self.actors]
+            known |= dict.fromkeys(actors)
+        found = [Counter(actor_info(actor).state for actor in known) for known in self.actors]
         return [{name: number for name, number in each.items() if name != "DEAD"} for each in found]
 
 

@@ -12,7 +12,6 @@ from tests.chaos.victims import kill_process
 from tests.own_rewards import FastidiousReward, MoodyReward, SleepReward, StuckReward, small_video
 
 DEADLINE_S = 90
-BACKENDS = ("actors", "serve")
 
 
 @pytest.fixture
@@ -29,15 +28,6 @@ def start_pool(ray_cluster, make_config):
         pool.stop()
 
 
-def replicas(pool):
-    """Handles of the pool's actors, whatever the backend."""
-    if hasattr(pool.backend, "members"):
-        return [member.actor for member in pool.backend.members]
-    names = [each for each in ray.util.list_named_actors(all_namespaces=True) if each["namespace"] == "serve"]
-    own = [each["name"] for each in names if each["name"].startswith(f"SERVE_REPLICA::{pool.backend.name}#")]
-    return [ray.get_actor(name, namespace="serve") for name in own]
-
-
 def submit(pool, numbers):
     return [pool.score(ray.put(small_video(number))) for number in numbers]
 
@@ -48,12 +38,11 @@ def group_ids(futures):
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("state", ["idle", "computing"])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_groups_of_a_killed_replica_are_scored_by_its_successor(start_pool, backend, state, tmp_path):
+def test_groups_of_a_killed_replica_are_scored_by_its_successor(start_pool, state, tmp_path):
     """The only replica of the pool; while it computes one group, the others are queued behind."""
-    pool = start_pool(partial(SleepReward, tmp_path, 0.3), f"reward.backend={backend}")
+    pool = start_pool(partial(SleepReward, tmp_path, 0.3))
     assert group_ids(submit(pool, [0])) == [0]
-    (victim,) = replicas(pool)
+    (victim,) = pool.deployment.actor_ids()
     if state == "idle":
         kill_process(victim)
     scored = submit(pool, range(1, 9))
@@ -67,9 +56,8 @@ def test_groups_of_a_killed_replica_are_scored_by_its_successor(start_pool, back
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_scoring_that_hangs_is_given_to_another_replica(start_pool, backend, tmp_path):
-    pool = start_pool(partial(StuckReward, tmp_path, 3), f"reward.backend={backend}", "reward.timeout_s=2")
+def test_a_scoring_that_hangs_is_given_to_another_replica(start_pool, tmp_path):
+    pool = start_pool(partial(StuckReward, tmp_path, 3), "reward.timeout_s=2")
     assert group_ids(submit(pool, range(6))) == list(range(6))
     assert len((tmp_path / "met").read_text().split()) == 1
 
@@ -84,9 +72,8 @@ def test_a_group_that_always_hangs_fails_with_its_cause_and_takes_no_other_along
     assert group_ids(scored) == [0, 1, 2, 4, 5]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_scoring_that_raises_is_tried_once_more(start_pool, backend, tmp_path):
-    pool = start_pool(partial(MoodyReward, tmp_path, 2), f"reward.backend={backend}")
+def test_a_scoring_that_raises_is_tried_once_more(start_pool, tmp_path):
+    pool = start_pool(partial(MoodyReward, tmp_path, 2))
     assert group_ids(submit(pool, range(4))) == list(range(4))
 
 

@@ -8,8 +8,9 @@ from itertools import accumulate, takewhile
 from pathlib import Path
 
 import pytest
-from ray._private import state
 
+from actors.cluster.compat import actor_info
+from actors.cluster.diagnostics import ids
 from actors.pipeline import Pipeline
 from benchmarks.stages import SleepLearner, SleepReward, SleepSampler, random_prompts
 from rlir_ray.algorithm.ledger import Ledger
@@ -25,7 +26,7 @@ def make_pipeline(folder, *overrides, sample_s=0.01, score_s=0.005, learn_s=0.02
     config = load_config(
         "doom_tiny_ar",
         [
-            f"run.dir={folder}", "run.name=faults", "reward.backend=actors", "learner.engine=torch",
+            f"run.dir={folder}", "run.name=faults", "learner.engine=torch",
             "train.max_minutes=0", f"train.prompts_per_step={PER_STEP}", "rollout.prompts_per_call=2",
             "prompts.num_train=16", "prompts.num_heldout=4", "object_store_budget_bytes=20000000",
             "checkpoint.every=0", "train.wait_timeout_s=120", *overrides,
@@ -61,11 +62,8 @@ def test_a_hundred_steps_with_and_without_kills_account_for_the_same_groups(ray_
     def kill(metrics):
         if metrics["step"] not in due:
             return
-        actors = [
-            *pipeline.driver.session.rollout.actors,
-            *(member.actor for member in pipeline.driver.session.reward.backend.members),
-        ]
-        alive = [actor for actor in actors if state.actors(actor._actor_id.hex())["State"] == "ALIVE"]
+        actors = [*ids(pipeline.driver.session.rollout.actors), *pipeline.driver.session.reward.deployment.actor_ids()]
+        alive = [actor for actor in actors if actor_info(actor).state == "ALIVE"]
         kill_process(chance.choice(alive))
         kills.append(metrics["step"])
 

@@ -1,4 +1,4 @@
-"""How a test ends a process: one whose actor it holds, never one of a name."""
+"""How a test ends a process: that of an actor whose handle or id it holds, never one of a name."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import os
 import signal
 from typing import Any
 
-from ray._private import state
+from actors.cluster.compat import actor_id, actor_info
 
 
 def process_id(actor: Any) -> int:
     """Of the process that an actor lives in now."""
-    return int(state.actors(actor._actor_id.hex())["Pid"])
+    return actor_info(actor if isinstance(actor, str) else actor_id(actor)).process_id
 
 
 def kill_process(actor: Any) -> None:

@@ -20,7 +20,6 @@ TYPED_NAMES = [
     "train.learning_rate",
     "rollout.engine",
     "rollout.num_actors",
-    "reward.backend",
     "reward.num_replicas",
     "reward.rule",
     "learner.num_workers",
@@ -216,8 +215,6 @@ def test_a_recipe_is_laid_over_its_base(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["reward.max_replicas=4", "reward.backend=actors"], "reward.backend must be serve with reward.min_replicas"),
-        (["reward.address=serve://x", "reward.backend=actors"], "reward.backend must be serve with reward.address"),
         (["reward.min_replicas=2"], "reward.num_replicas must lie between .*=2 and .*=1, got 1; set .*num_replicas=2"),
         (["reward.num_replicas=5", "reward.max_replicas=4"], "must lie between .* got 5; set reward.num_replicas=4"),
         (["reward.target_queue=0"], "reward.target_queue must be > 0, got 0"),
@@ -242,6 +239,17 @@ def test_a_key_that_moved_says_where_it_is_now() -> None:
     with pytest.raises(ValueError, match=r"'vllm.max_logprob_difference' .* 'rollout.max_logprob_difference'"):
         load_config("", ["vllm.max_logprob_difference=0.1"])
     assert load_config("", ["rollout.max_logprob_difference=0.1"]).rollout.max_logprob_difference == 0.1
+
+
+@pytest.mark.parametrize("backend", ["serve", "actors"])
+def test_a_backend_of_the_reward_pool_is_read_over_with_one_line(backend: str, tmp_path: Path, caplog) -> None:
+    (tmp_path / "old.yaml").write_text(f"base: doom_tiny_ar\nreward: {{backend: {backend}, num_replicas: 2}}\n")
+    line = f"reward.backend={backend} is not read any more: the reward pool always uses Ray Serve; leave it out"
+    assert load_config(str(tmp_path / "old.yaml")).reward.num_replicas == 2
+    assert [record.getMessage() for record in caplog.records] == [line]
+    caplog.clear()
+    assert load_config("", [f"reward.backend={backend}"]) == load_config()
+    assert [record.getMessage() for record in caplog.records] == [line]
 
 
 def test_bf16_without_zero_is_refused_since_it_would_add_up_gradients_in_bfloat16() -> None:

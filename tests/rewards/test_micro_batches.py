@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from rlir_ray.rewards import micro_batches
 from rlir_ray.rewards.micro_batches import MicroBatches
 
 
@@ -55,6 +56,20 @@ def test_a_burst_is_one_batch_and_a_larger_item_goes_alone() -> None:
     work = Work()
     assert asyncio.run(answers(work, [2, 4, 12, 2])) == [4, 8, 24, 4]
     assert work.batches == [[2, 4, 2], [12]]
+
+
+def test_an_item_that_is_alone_does_not_wait_for_a_burst(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(micro_batches, "GATHER_S", 3600.0)
+
+    async def scenario() -> tuple[int, bool]:
+        batches = MicroBatches[int, int](Work(), size=lambda item: item, max_size=10, kind=lambda item: None)
+        alone = await asyncio.wait_for(batches.submit(2, is_alone=True), 60)
+        waiting = asyncio.create_task(batches.submit(4))
+        done, _ = await asyncio.wait([waiting], timeout=0.1)
+        waiting.cancel()
+        return alone, bool(done)
+
+    assert asyncio.run(scenario()) == (4, False)
 
 
 def test_items_of_two_kinds_share_no_batch() -> None:

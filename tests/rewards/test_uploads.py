@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from starlette.requests import Request
 
 from rlir_ray.config.sections import RewardConfig, WorldConfig
 from rlir_ray.data.recordings import write_recording
 from rlir_ray.rewards.inverse_dynamics import InverseReward
-from rlir_ray.rewards.uploads import Limits, UploadError, clip_report, read_body, read_clip, read_form
+from rlir_ray.rewards.uploads import Limits, UploadError, clip_report, read_clip, read_form
 from rlir_ray.spaces.actions import Actions
 from tests.data.videos import HEIGHT, WIDTH, damage_frame, event, moving_bars, turn, write_pair
 
@@ -43,51 +44,76 @@ def refusal(call: object, *arguments: object) -> tuple[int, str]:
     return caught.value.status, str(caught.value)
 
 
-def test_parts_come_out_of_a_form_byte_for_byte() -> None:
-    parts = {"video": bytes(range(256)) * 3 + b"\r\n--xy", "events": b"", "note": b"\r\n\r\n--xyzz"}
-    # A boundary within a part would end it; one that only begins like it does not.
-    parts["note"] = b"\r\n\r\n-xyz"
-    assert read_form("multipart/form-data; boundary=xyz", form(parts)) == parts
-    assert read_form('multipart/form-data; boundary="x y"', form(parts, "x y")) == parts
+class Body:
+    """A request's body, as chunks that come one by one."""
+
+    def __init__(self, chunks: Sequence[bytes]) -> None:
+        self.chunks, self.num_taken = chunks, 0
+
+    async def receive(self) -> dict[str, object]:
+        chunk = self.chunks[self.num_taken]
+        self.num_taken += 1
+        return {"type": "http.request", "body": chunk, "more_body": self.num_taken < len(self.chunks)}
+
+
+def read(content_type: str, body: Body, **headers: str) -> dict[str, bytes]:
+    named = {"content-type": content_type, **headers}
+    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in named.items()]
+    scope = {"type": "http", "method": "POST", "path": "/score", "headers": raw}
+    return asyncio.run(read_form(Request(scope, body.receive), LIMITS))
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, 2000])
+def test_parts_come_out_of_a_form_byte_for_byte(chunk_size: int) -> None:
+    parts = {"video": bytes(range(256)) * 2 + b"\r\n--xy", "events": b"", "note": b"\r\n\r\n-xyz"}
+    for content_type, boundary in (("boundary=xyz", "xyz"), ('boundary="x y"', "x y")):
+        whole = form(parts, boundary)
+        chunks = [whole[start : start + chunk_size] for start in range(0, len(whole), chunk_size)]
+        assert read(f"multipart/form-data; {content_type}", Body(chunks)) == parts
+
+
+def test_a_part_that_is_no_file_is_read_too() -> None:
+    body = '--xyz\r\nContent-Disposition: form-data; name="events"\r\n\r\n{"key": "ö"}\r\n--xyz--\r\n'.encode()
+    assert read("multipart/form-data; boundary=xyz", Body([body])) == {"events": '{"key": "ö"}'.encode()}
 
 
 @pytest.mark.parametrize(
     ("content_type", "body", "status", "text"),
     [
         ("application/json", b"{}", 415, "must be multipart/form-data, got 'application/json'; try curl"),
+        ("application/x-www-form-urlencoded", b"video=1&events=2", 415, "must be multipart/form-data"),
         ("", b"", 415, "must be multipart/form-data"),
         ("multipart/form-data", b"", 415, "must be multipart/form-data"),
         ("multipart/form-data; boundary=xyz", b"", 400, "must end with its boundary, got 0 parts"),
         ("multipart/form-data; boundary=xyz", b"--xyz\r\nhead", 400, "must end with its boundary"),
+        ("multipart/form-data; boundary=xyz", b"xyz", 400, "must be a form of at most 8 parts, got another (Invalid"),
         ("multipart/form-data; boundary=xyz", b"--xyz\r\n\r\nx\r\n--xyz--", 400, "must have a name, got none"),
-        ("multipart/form-data; boundary=xyz", form({str(i): b"" for i in range(20)}), 400, "must end with its"),
+        ("multipart/form-data; boundary=xyz", form({str(i): b"" for i in range(9)}), 400, "of at most 8 parts, got"),
     ],
 )
 def test_a_broken_form_is_refused(content_type: str, body: bytes, status: int, text: str) -> None:
-    found, why = refusal(read_form, content_type, body)
-    assert found == status and text in why
+    found, why = refusal(read, content_type, Body([body]))
+    assert found == status and text in why, why
+
+
+def test_a_part_that_is_cut_off_is_no_part() -> None:
+    cut = form({"events": b"{}\n", "video": b"x" * 500})[:-100]
+    assert read("multipart/form-data; boundary=xyz", Body([cut])) == {"events": b"{}\n"}
 
 
 def test_a_body_is_read_to_its_limit_and_no_further() -> None:
-    taken = []
-
-    async def chunks(number: int) -> AsyncIterator[bytes]:
-        for index in range(number):
-            taken.append(index)
-            yield b"x" * 300
-
-    async def read(number: int, stated: str | None = None) -> bytes:
-        return await read_body(chunks(number), LIMITS, stated)
-
-    assert len(asyncio.run(read(3, "900"))) == 900
-    taken.clear()
-    status, why = refusal(lambda: asyncio.run(read(1000)))
-    assert (status, why) == (413, "an upload must have at most 1000 bytes, got 1200; cut the clip")
-    assert len(taken) == 4
-    taken.clear()
+    content_type, start = "multipart/form-data; boundary=xyz", form({"video": b""})[: -len(b"\r\n--xyz--\r\n")]
+    body = Body([start, *[b"x" * 300] * 1000])
+    status, why = refusal(read, content_type, body)
+    limit = (1000 - len(start)) // 300 + 1
+    assert status == 413
+    assert why == f"an upload must have at most 1000 bytes, got {len(start) + 300 * limit}; cut the clip"
+    assert body.num_taken == 1 + limit
     # What says at once that it is too big is not read at all.
-    assert refusal(lambda: asyncio.run(read(2, "1001")))[0] == 413
-    assert not taken
+    body = Body([start])
+    with pytest.raises(UploadError, match="got 1001"):
+        read(content_type, body, content_length="1001")
+    assert not body.num_taken
 
 
 def test_a_clip_is_read_with_the_actions_that_lead_into_its_frames(clip: dict[str, bytes]) -> None:

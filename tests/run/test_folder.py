@@ -49,6 +49,22 @@ def test_where_and_how_much_a_run_runs_may_differ(tmp_path):
             RunFolder(_config(tmp_path, other))
 
 
+def test_a_run_that_was_started_with_a_backend_of_the_reward_pool_goes_on_and_says_that_the_key_is_gone(
+    tmp_path, caplog
+):
+    folder = RunFolder(_config(tmp_path)).begin()
+    folder.log_step({"step": 1})
+    stored = json.loads((folder.path / "config.json").read_text())
+    stored["reward"]["backend"] = "actors"
+    write_json(folder.path / "config.json", stored)
+    caplog.clear()
+    assert RunFolder(_config(tmp_path)).begin(step=1).metrics(1) == [{"step": 1}]
+    line = "reward.backend=actors is not read any more: the reward pool always uses Ray Serve; leave it out"
+    assert [record.getMessage() for record in caplog.records] == [line]
+    # It is not kept either.
+    assert "backend" not in json.loads((folder.path / "config.json").read_text())["reward"]
+
+
 def test_every_key_that_may_differ_is_one(tmp_path):
     assert set(keys()) >= MAY_DIFFER
 
