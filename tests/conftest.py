@@ -20,7 +20,6 @@ from tests.fakes import (
 )
 from tests.world import MakeConfig, tiny_config
 
-
 # Tests here start Ray, in this process or in others.
 RAY_FOLDERS = ("actors", "chaos")
 
