@@ -26,13 +26,12 @@ from rlir_ray.trajectory import codes_tensor
 if TYPE_CHECKING:
     from rlir_ray.config.sections import WorldConfig
     from rlir_ray.data.prompts import PromptSet
-    from rlir_ray.idm.correlation_idm import CorrelationInverseDynamics
-    from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
+    from rlir_ray.idm.base import InverseDynamics
     from rlir_ray.models.frame_codec import FrameCodec
     from rlir_ray.samplers import Sampler
     from rlir_ray.trajectory import Prompt
 
-    Readers = Mapping[str, InverseDynamicsModel | CorrelationInverseDynamics]
+    Readers = Mapping[str, InverseDynamics]
 
 # Prompts sampled, decoded and read together: wide enough for the sampler, and bounds the pixels in memory.
 CHUNK = 64
@@ -196,7 +195,7 @@ def _judge(
 
 
 def read_generated(
-    idm: InverseDynamicsModel | CorrelationInverseDynamics,
+    idm: InverseDynamics,
     frames: Tensor,
     world: WorldConfig,
     judge_context: bool = True,
@@ -214,9 +213,7 @@ def read_generated(
 
 
 @torch.no_grad()
-def generated_logits(
-    idm: InverseDynamicsModel | CorrelationInverseDynamics, frames: Tensor, num_frames: int, judge_context: bool
-) -> dict[str, Tensor]:
+def generated_logits(idm: InverseDynamics, frames: Tensor, num_frames: int, judge_context: bool) -> dict[str, Tensor]:
     """What an inverse dynamics model's heads say of the generated frames.
 
     Args:
