@@ -43,9 +43,10 @@ from rlir_ray.data.prompts import NUM_ALIGNED
 from rlir_ray.evaluation.results import BASE, POST_TRAINED, judged_temperatures
 from rlir_ray.families import family_of
 from rlir_ray.learner.step import Learner
-from rlir_ray.local import Reward, check_logprobs, compared
+from rlir_ray.local import check_logprobs, compared
+from rlir_ray.rewards.base import Reward
 from rlir_ray.run.folder import RunFolder, judges_by_reward
-from rlir_ray.run.preflight import check_checkpoints, check_engine, check_world
+from rlir_ray.run.preflight import check_checkpoints, check_engine, check_plugins, check_world
 from rlir_ray.run.tracing import Recording, overlap_metrics, span_since
 from rlir_ray.samplers import Sampler
 
@@ -100,6 +101,7 @@ class Pipeline:
         make_learner: Callable[[], Learner] | None = None,
         trace: Path | None = None,
     ) -> None:
+        check_plugins(config)
         given, config = config, absolute_paths(config)
         self.config = config
         self.frame_shape = check_world(config)

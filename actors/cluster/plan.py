@@ -29,6 +29,7 @@ from rlir_ray.data.prompts import heldout_bytes
 from rlir_ray.data.sources import find_recordings
 from rlir_ray.families import family_of
 from rlir_ray.run.capacity import Node, Pool, bundle, check_capacity, fits, pools_of
+from rlir_ray.run.content import models_read
 from rlir_ray.run.folder import JOB_VARIABLE
 from rlir_ray.trajectory import FrameShape
 
@@ -191,12 +192,9 @@ def absolute_paths(config: Config) -> Config:
     Ray Train's workers run in a folder of their own. `asset:` paths stay: every node resolves them in its package.
     """
     models: dict[str, Any] = {}
-    for entry in dataclasses.fields(config.models):
-        path = getattr(config.models, entry.name)
-        if not path:
-            continue
+    for name, path in models_read(config).items():
         folder = asset_path(path)
-        models[entry.name] = path if path.startswith("asset:") else str(folder.absolute())
+        models[name] = path if path.startswith("asset:") else str(folder.absolute())
     folders = {key: getattr(config.prompts, key) for key in ("path", "heldout_path")}
     for path in folders.values() if config.prompts.source == "recordings" else ():
         # Raises for a folder that is missing, empty or without pairs, before any pool starts.
@@ -318,7 +316,7 @@ def check_disk(config: Config, folder: Path) -> str:
     needed = 2 * _weight_bytes(policy) + REPORT_BYTES
     if not (config.lora.rank or config.models.adapter):
         # Weights, two moments, nft's moving average; one checkpoint more while it is written. An adapter's are small.
-        copies = 4 if config.train.objective == "nft" else 3
+        copies = 3 if config.train.objective == "grpo" else 4
         needed += copies * (config.checkpoint.keep + 1) * _trained_bytes(policy)
     if (free := shutil.disk_usage(folder).free) < needed:
         raise ValueError(

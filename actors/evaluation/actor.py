@@ -20,8 +20,9 @@ from rlir_ray.data.prompts import PromptSet
 from rlir_ray.evaluation.actions import evaluate_policy, evaluate_real
 from rlir_ray.evaluation.results import record_ceiling, record_evaluation
 from rlir_ray.families import family_of, open_codec, open_policy
-from rlir_ray.idm.inverse_dynamics import load_inverse_dynamics
+from rlir_ray.idm.base import load_inverse_dynamics
 from rlir_ray.rewards.calibration import check_alignment, check_gate, gate
+from rlir_ray.run.content import models_read
 
 CALIBRATION_FILE = "calibration.json"
 # Clips are sampled with draws of their own, the same ones in every run.
@@ -47,13 +48,15 @@ class EvaluationActor:
         device = "cuda" if config.evaluation.num_gpus else "cpu"
         self.policy, self._has_loaded = open_policy(config, device).eval(), False
         self.tokenizer = open_codec(config).to(device)
-        folders = {"reward": config.models.reward_idm, "judge": config.models.judge_idm}
+        models = models_read(config)
         self.idms: dict[str, Any] = {
-            name: load_inverse_dynamics(asset_path(folder)).to(device) for name, folder in folders.items()
+            name: load_inverse_dynamics(asset_path(models[key])).to(device)
+            for name, key in (("reward", "reward_idm"), ("judge", "judge_idm"))
+            if key in models
         }
 
     def calibrate(self, prompt_set: PromptSet, train_set: PromptSet) -> dict[str, float]:
-        """Checks both inverse dynamics models on real clips.
+        """Check the inverse dynamics models that the run has on real clips.
 
         Args:
             prompt_set: held out; for all checks.

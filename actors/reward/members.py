@@ -14,8 +14,9 @@ from actors.cluster.errors import import_hint, one_line
 from actors.cluster.lifecycle import as_actor
 from actors.cluster.placement import ray_options
 from actors.reward.backend import ReplicaLost, is_lost
-from actors.reward.serving import Reward, RewardActor, Scored
+from actors.reward.serving import RewardActor, Scored
 from rlir_ray.config.sections import Config
+from rlir_ray.rewards.base import Reward
 
 # Calls that an actor holds: the next one is there when it has finished.
 CALLS_AHEAD = 2

@@ -22,8 +22,9 @@ from actors.cluster.diagnostics import doing
 from actors.reward.backend import ReplicaLost, RewardBackend
 from actors.reward.members import ActorBackend
 from actors.reward.serve import ServeBackend, ServiceBackend
-from actors.reward.serving import Reward, Scored, build_reward
+from actors.reward.serving import Scored, build_reward
 from rlir_ray.config.sections import MAX_ATTEMPTS, Config
+from rlir_ray.rewards.base import Reward
 
 # What a reward raises is tried once more: it may have been the moment and not the group.
 MAX_RAISED = 2

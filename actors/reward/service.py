@@ -50,6 +50,10 @@ def build(args: dict[str, Any]) -> serve.Application:
         config.reward.balance == "none", "reward.balance", "must be none in a service, which knows no prompts",
         config.reward.balance, "set reward.balance=none",
     )  # fmt: skip
+    require(
+        config.reward.name == "inverse", "reward.name", "must be inverse in a service, which takes clips by HTTP",
+        config.reward.name, "leave reward.name out, or give each run a pool of its own",
+    )  # fmt: skip
     limits = Limits(
         height=config.world.height, width=config.world.width,
         max_frames=_count(args, "max_clip_frames", config.reward.max_frames),

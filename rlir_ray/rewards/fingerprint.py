@@ -15,7 +15,7 @@ def reward_identity(config: Config) -> dict[str, str]:
     """
     world, reward = config.world, config.reward
     return {
-        "rollout.engine": "flow" if config.rollout.engine == "flow" else "tokens",
+        "policy.family": config.policy.family,
         "world.height": str(world.height),
         "world.width": str(world.width),
         "world.groups": ",".join(world.groups),
