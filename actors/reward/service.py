@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ray import serve
 from starlette.requests import Request
@@ -28,6 +28,9 @@ from rlir_ray.rewards.uploads import (
     read_form,
 )
 from rlir_ray.run.watchdog import bounded
+
+if TYPE_CHECKING:
+    from rlir_ray.rewards.inverse_dynamics import InverseReward
 
 ARGUMENTS = ("recipe", "overrides", "max_upload_bytes", "max_clip_frames")
 SCORE_PATH = "/score"
@@ -77,7 +80,7 @@ class RewardService(RewardDeployment):
     """
 
     def __init__(self, config: Config, limits: Limits) -> None:
-        self.reward = build_reward(config, None)
+        self.reward = cast("InverseReward", build_reward(config, None))
         super().__init__(lambda: self.reward, config.reward.max_frames, config.reward_timeout_s)
         self.timeout_s = config.reward_timeout_s
         self.limits = limits

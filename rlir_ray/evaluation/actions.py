@@ -18,7 +18,7 @@ from rlir_ray.algorithm.seeds import group_seed
 from rlir_ray.evaluation.following import Following
 from rlir_ray.evaluation.quality import Quality, clip_quality, join_quality
 from rlir_ray.evaluation.results import REAL, RECONSTRUCTED, Evaluation
-from rlir_ray.evaluation.video import Clips
+from rlir_ray.evaluation.video import UNREAD, Clips
 from rlir_ray.idm.decoding import recovered_classes
 from rlir_ray.spaces.actions import Actions, group_classes
 from rlir_ray.trajectory import codes_tensor
@@ -57,7 +57,7 @@ def evaluate_policy(
         sampler: holds the weights and samples at `temperature`.
         prompt_set: P held-out prompts with the real frames.
         tokenizer: decodes the clips.
-        idms: the models by name, `reward` and `judge`.
+        idms: the models by name, out of `reward` and `judge`; without any the evaluation has picture quality alone.
         world: action groups and frame counts.
         temperature: of the sampler, for the record.
         seed: of sampling; the same seed gives every policy the same draws.
@@ -187,7 +187,7 @@ def _judge(
         name=name,
         frames=np.concatenate(frames),
         commanded=commanded[shown],
-        recovered=following[JUDGE].recovered[shown],
+        recovered=following[JUDGE].recovered[shown] if JUDGE in following else np.full_like(commanded[shown], UNREAD),
         groups=world.groups,
         prompt_ids=tuple(prompt_ids[index] for index in shown),
     )
