@@ -20,9 +20,9 @@ from rlir_ray.data.files import write_json
 from rlir_ray.evaluation.results import POST_TRAINED, judged_temperatures
 from rlir_ray.families import family_of
 from rlir_ray.learner.step import Learner
-from rlir_ray.local import Reward
+from rlir_ray.rewards.base import Reward
 from rlir_ray.run.folder import RunFolder
-from rlir_ray.run.preflight import check_checkpoints, check_engine, check_world
+from rlir_ray.run.preflight import check_checkpoints, check_engine, check_plugins, check_world
 from rlir_ray.run.tracing import Recording
 from rlir_ray.samplers import Sampler
 
@@ -77,6 +77,7 @@ class Pipeline:
         make_learner: Callable[[], Learner] | None = None,
         trace: Path | None = None,
     ) -> None:
+        check_plugins(config)
         given, config = config, absolute_paths(config)
         self.config = config
         self.frame_shape = check_world(config)

@@ -29,7 +29,7 @@ from rlir_ray.config.sections import Config
 from rlir_ray.data.prompts import NUM_ALIGNED
 from rlir_ray.evaluation.results import BASE
 from rlir_ray.learner.step import Learner
-from rlir_ray.local import Reward
+from rlir_ray.rewards.base import Reward
 from rlir_ray.run.checkpoint import Checkpoint
 from rlir_ray.run.folder import RunFolder, judges_by_reward
 from rlir_ray.run.tracing import Recording, overlap_metrics

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -22,21 +22,18 @@ from rlir_ray.learner.step import StepBatch, trained_decisions
 from rlir_ray.rewards.classification import accuracy, balanced_accuracy, macro_f1, occurs
 from rlir_ray.samplers import LogprobDifference, difference_metrics
 from rlir_ray.spaces.actions import GROUPS
-from rlir_ray.trajectory import EncodedVideo, Prompt, RewardScores, TrajectoryGroup
+from rlir_ray.trajectory import Prompt, RewardScores, TrajectoryGroup
 
 if TYPE_CHECKING:
     from rlir_ray.config.sections import Config
     from rlir_ray.learner.step import Learner
+    from rlir_ray.rewards.base import Reward
     from rlir_ray.samplers import Sampler
 
 StepCallback = Callable[[int, dict[str, float]], None]
 
 # A step that finds no signal in so many times the groups that it needs will not find it in more.
 MAX_REFILLS = 16
-
-
-class Reward(Protocol):
-    def score(self, videos: Sequence[EncodedVideo]) -> list[RewardScores]: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,21 +181,22 @@ def check_logprobs(config: Config, found: Sequence[LogprobDifference | None]) ->
     Raises:
         RuntimeError: the mean difference is above the bound: the ratios that would be trained on mean nothing.
     """
-    rollout, vllm = config.rollout, config.vllm
+    rollout, vllm, family = config.rollout, config.vllm, config.policy.family
+    engine = rollout.engine if family == "autoregressive" else family
     bound, mean = rollout.max_logprob_difference, difference_metrics(found).get("logprob_difference/mean", 0.0)
     if not bound or mean <= bound:
         return
     if not math.isfinite(mean):
         remedy = "the policy's outputs are not finite: give another models.policy or lower train.learning_rate"
-    elif rollout.engine == "vllm":
+    elif engine == "vllm":
         exact = "" if vllm.dtype == "float32" else "vllm.dtype=float32 or "
         remedy = f"set {exact}rollout.engine=torch, or raise the bound"
-    elif rollout.engine == "torch":
+    elif engine == "torch":
         remedy = "the sampler computes this policy otherwise than transformers does: set rollout.engine=vllm"
     else:
         remedy = "the sampler's cache computes this policy otherwise than a whole pass: give another models.policy"
     raise RuntimeError(
-        f"log-probabilities of the engine {rollout.engine} must be within rollout.max_logprob_difference={bound:g} of "
+        f"log-probabilities of the engine {engine} must be within rollout.max_logprob_difference={bound:g} of "
         f"the learner's model's in the mean, got {mean:.3g}; {remedy}"
     )
 

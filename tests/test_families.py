@@ -42,10 +42,10 @@ def test_flow_checkpoints_of_one_world_are_accepted(make_config, checkpoints):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("models.policy={}/policy", "must be a FlowWorldModel with rollout.engine=flow"),
-        ("models.tokenizer={}/tokenizer", "must be a diffusers AutoencoderKL with rollout.engine=flow, got VQModel"),
+        ("models.policy={}/policy", "must be a FlowWorldModel with policy.family=flow"),
+        ("models.tokenizer={}/tokenizer", "must be a diffusers AutoencoderKL with policy.family=flow, got VQModel"),
         ("world.height=48", "must be for frames of 48x32, got 24x32"),
-        ("rollout.engine=torch", "got a flow model in .*; set rollout.engine=flow"),
+        ("policy.family=autoregressive", "got a flow model in .*; set policy.family=flow"),
     ],
 )
 def test_checkpoints_of_the_other_family_or_world_are_refused(make_config, checkpoints, override, message):
@@ -85,19 +85,19 @@ def test_nfd_recipes_are_of_the_published_sizes(size, millions):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["train.objective=nft", "rollout.engine=flow"], "train.max_advantage must be > 0 with train.objective=nft"),
+        (["train.objective=nft", "policy.family=flow"], "train.max_advantage must be > 0 with train.objective=nft"),
         (
-            ["train.objective=nft", "rollout.engine=flow", "train.max_advantage=5"],
+            ["train.objective=nft", "policy.family=flow", "train.max_advantage=5"],
             "flow.shared_noise must be false with train.objective=nft",
         ),
-        (["train.ratio=guard"], "train.ratio must be plain without rollout.engine=flow"),
+        (["train.ratio=guard"], "train.ratio must be plain without policy.family=flow"),
         (["train.best_and_worst=5"], "must be at most half of train.group_size=8, got 5; set train.best_and_worst=4"),
-        (["rollout.engine=flow", "rollout.temperature=0.9"], "rollout.temperature must be 1 with rollout.engine=flow"),
+        (["policy.family=flow", "rollout.temperature=0.9"], "rollout.temperature must be 1 with policy.family=flow"),
         (["flow.noise_level=0"], "flow.noise_level must be > 0"),
         (["flow.num_steps=1"], "flow.num_steps must be >= 2"),
         (
             [
-                "rollout.engine=flow",
+                "policy.family=flow",
                 "train.objective=nft",
                 "train.max_advantage=5",
                 "flow.shared_noise=false",
@@ -105,12 +105,12 @@ def test_nfd_recipes_are_of_the_published_sizes(size, millions):
             ],
             "train.ratio must be plain with train.objective=nft",
         ),
-        (["rollout.engine=flow", "flow.sde=cps", "train.ratio=guard"], "train.ratio must be plain with flow.sde=cps"),
+        (["policy.family=flow", "flow.sde=cps", "train.ratio=guard"], "train.ratio must be plain with flow.sde=cps"),
         (
-            ["rollout.engine=flow", "flow.sde=cps", "flow.skip_last=false", "train.kl_coefficient=0.1"],
+            ["policy.family=flow", "flow.sde=cps", "flow.skip_last=false", "train.kl_coefficient=0.1"],
             "flow.skip_last must be true with flow.sde=cps and a KL penalty",
         ),
-        (["rollout.engine=flow", "evaluation.top_p=0.8"], "evaluation.top_p must be 1 with rollout.engine=flow"),
+        (["policy.family=flow", "evaluation.top_p=0.8"], "evaluation.top_p must be 1 with policy.family=flow"),
         (["lora.rank=2", "train.kl_coefficient=0.1", "learner.zero_stage=3"], "learner.zero_stage must be < 3"),
         (["train.max_failed_fraction=1"], r"train.max_failed_fraction must be in \[0, 1\)"),
     ],
@@ -125,7 +125,7 @@ def test_every_shipped_recipe_holds_its_steps_in_its_budget(recipe):
     config = load_config(recipe)
     stated, world = config.architecture, config.world
     frame = (stated.tokens_per_frame or 48,)
-    if config.rollout.engine == "flow":
+    if config.policy.family == "flow":
         frame = (stated.latent_channels or 8, world.height // 8, world.width // 8)
     steps = 1 + config.train.max_staleness
     # Where none is stated a run takes what is free: this much on a laptop of 8 GB.

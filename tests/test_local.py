@@ -12,6 +12,7 @@ from rlir_ray.config.sections import (
     Config,
     FlowConfig,
     LearnerConfig,
+    PolicyConfig,
     RewardConfig,
     RolloutConfig,
     TrainConfig,
@@ -118,7 +119,8 @@ def test_an_engine_that_scores_otherwise_than_the_learners_model_ends_the_run() 
     # The mean of .01 and .11 is above the default's .05.
     remedies = {"torch": "set rollout.engine=vllm", "vllm": "set rollout.engine=torch", "flow": "cache"}
     for engine, remedy in remedies.items():
-        config = replace(CONFIG, rollout=RolloutConfig(engine=engine))
+        family, engine_key = ("flow", "torch") if engine == "flow" else ("autoregressive", engine)
+        config = replace(CONFIG, policy=PolicyConfig(family=family), rollout=RolloutConfig(engine=engine_key))
         text = rf"engine {engine} must be within rollout.max_logprob_difference=0.05 .* got 0.06; .*{remedy}"
         with pytest.raises(RuntimeError, match=text) as error:
             check_logprobs(config, [near, far])

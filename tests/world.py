@@ -38,7 +38,7 @@ def flow_overrides(checkpoints: Path) -> list[str]:
     """The same world for the flow family."""
     return [
         f"models.policy={checkpoints / 'flow_policy'}", f"models.tokenizer={checkpoints / 'autoencoder'}",
-        "rollout.engine=flow", "flow.num_steps=4", "flow.window=2", "flow.noise_level=0.5",
+        "policy.family=flow", "flow.num_steps=4", "flow.window=2", "flow.noise_level=0.5",
     ]  # fmt: skip
 
 

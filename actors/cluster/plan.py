@@ -17,6 +17,7 @@ from safetensors import safe_open
 from actors.cluster.placement import cluster_nodes
 from actors.cluster.waiting import Stopped
 from rlir_ray.config.sections import Config, asset_path
+from rlir_ray.data.content import models_read
 from rlir_ray.data.prompts import heldout_bytes
 from rlir_ray.data.sources import find_recordings
 from rlir_ray.families import family_of
@@ -37,12 +38,9 @@ def absolute_paths(config: Config) -> Config:
     Ray Train's workers have another working directory. `asset:` paths stay: every node resolves them in its package.
     """
     models: dict[str, Any] = {}
-    for entry in dataclasses.fields(config.models):
-        path = getattr(config.models, entry.name)
-        if not path:
-            continue
+    for name, path in models_read(config).items():
         folder = asset_path(path)
-        models[entry.name] = path if path.startswith("asset:") else str(folder.absolute())
+        models[name] = path if path.startswith("asset:") else str(folder.absolute())
     folders = {key: getattr(config.prompts, key) for key in ("path", "heldout_path")}
     for path in folders.values() if config.prompts.source == "recordings" else ():
         # This raises for a folder that is missing, empty or without pairs, before any pool starts.
@@ -163,8 +161,8 @@ def check_disk(config: Config, folder: Path) -> str:
     policy = asset_path(config.models.policy)
     needed = 2 * _weight_bytes(policy) + REPORT_BYTES
     if not (config.lora.rank or config.models.adapter):
-        # Weights, two moments, NFT's moving average; one checkpoint more during a write. Adapters are small.
-        copies = 4 if config.train.objective == "nft" else 3
+        # Weights, two moments, an objective's copy; one checkpoint more during a write. Adapters are small.
+        copies = 3 if config.train.objective == "grpo" else 4
         needed += copies * (config.checkpoint.keep + 1) * _trained_bytes(policy)
     if (free := shutil.disk_usage(folder).free) < needed:
         raise ValueError(

@@ -15,12 +15,13 @@ import torch
 from actors.cluster.files import send_folder
 from actors.cluster.placement import node_id
 from rlir_ray.config.sections import Config, asset_path
+from rlir_ray.data.content import models_read
 from rlir_ray.data.files import write_json
 from rlir_ray.data.prompts import PromptSet
 from rlir_ray.evaluation.actions import evaluate_policy, evaluate_real
 from rlir_ray.evaluation.results import record_ceiling, record_evaluation
 from rlir_ray.families import family_of, open_codec, open_policy
-from rlir_ray.idm.inverse_dynamics import load_inverse_dynamics
+from rlir_ray.idm.base import load_inverse_dynamics
 from rlir_ray.rewards.calibration import check_alignment, check_gate, gate
 
 CALIBRATION_FILE = "calibration.json"
@@ -47,13 +48,15 @@ class EvaluationActor:
         device = "cuda" if config.evaluation.num_gpus else "cpu"
         self.policy, self._has_loaded = open_policy(config, device).eval(), False
         self.tokenizer = open_codec(config).to(device)
-        folders = {"reward": config.models.reward_idm, "judge": config.models.judge_idm}
+        models = models_read(config)
         self.idms: dict[str, Any] = {
-            name: load_inverse_dynamics(asset_path(folder)).to(device) for name, folder in folders.items()
+            name: load_inverse_dynamics(asset_path(models[key])).to(device)
+            for name, key in (("reward", "reward_idm"), ("judge", "judge_idm"))
+            if key in models
         }
 
     def calibrate(self, prompt_set: PromptSet, train_set: PromptSet) -> dict[str, float]:
-        """Check both inverse dynamics models on real clips.
+        """Check the inverse dynamics models that the run has on real clips.
 
         Args:
             prompt_set: held-out prompts; for all checks.

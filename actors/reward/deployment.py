@@ -23,8 +23,9 @@ from actors.cluster.errors import import_hint
 from actors.cluster.placement import ray_options
 from actors.cluster.waiting import POLL_S, WAY_OUT, Stopped
 from actors.reward.calls import HandleCalls
-from actors.reward.replica import Reward, RewardReplica
+from actors.reward.replica import RewardReplica
 from rlir_ray.config.sections import Config
+from rlir_ray.rewards.base import Reward
 from rlir_ray.rewards.fingerprint import check_identity, reward_identity
 
 # Groups that a replica takes, more than runs have in flight, so that it refuses none. After a refusal the router asks

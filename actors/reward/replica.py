@@ -14,11 +14,13 @@ import time
 import traceback
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import ray
 
-from rlir_ray.config.sections import Config, asset_path
+from rlir_ray.config.sections import Config
+from rlir_ray.rewards.base import Reward, RewardContext, open_reward
 from rlir_ray.rewards.micro_batches import MicroBatches
 from rlir_ray.run.tracing import Span, span_since
 from rlir_ray.run.watchdog import bounded, show_stack_on_signal
@@ -28,14 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from rlir_ray.rewards.inverse_dynamics import InverseReward
     from rlir_ray.trajectory import EncodedVideo, RewardScores
-
-
-class Reward(Protocol):
-    """What a replica holds."""
-
-    def score(self, videos: list[EncodedVideo]) -> list[RewardScores]: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,22 +44,18 @@ class Scored:
     """Of all groups that were read together."""
 
 
-def build_reward(config: Config, class_shares: Mapping[str, npt.NDArray[np.floating]] | None) -> InverseReward:
-    """Build the inverse reward of the configured checkpoints, on a GPU where the replica has one."""
+def build_reward(config: Config, class_shares: Mapping[str, npt.NDArray[np.floating]] | None) -> Reward:
+    """Build the configured reward, on a GPU where the replica has one."""
     import torch
 
     from rlir_ray.families import family_of, open_codec
-    from rlir_ray.idm.inverse_dynamics import load_inverse_dynamics
-    from rlir_ray.rewards.inverse_dynamics import InverseReward
 
     torch.set_num_threads(config.reward.num_threads)
-    device = "cuda" if config.reward.num_gpus else "cpu"
-    tokenizer = open_codec(config).to(device)
-    idm = load_inverse_dynamics(asset_path(config.models.reward_idm)).to(device)
-    return InverseReward(
-        tokenizer, idm, world=config.world, config=config.reward, class_shares=class_shares, device=device,
-        camera_bins=family_of(config).camera_bins,
+    context = RewardContext(
+        config=config, device="cuda" if config.reward.num_gpus else "cpu", class_shares=class_shares,
+        open_codec=partial(open_codec, config), camera_bins=family_of(config).camera_bins,
     )  # fmt: skip
+    return open_reward(context)
 
 
 def num_frames(video: EncodedVideo) -> int:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ray import serve
 from starlette.requests import Request
@@ -28,6 +28,9 @@ from rlir_ray.rewards.uploads import (
 )
 from rlir_ray.run.watchdog import bounded
 
+if TYPE_CHECKING:
+    from rlir_ray.rewards.inverse_dynamics import InverseReward
+
 ARGUMENTS = ("recipe", "overrides", "max_upload_bytes", "max_clip_frames")
 SCORE_PATH = "/score"
 
@@ -48,6 +51,10 @@ def build(args: dict[str, Any]) -> serve.Application:
     require(
         config.reward.balance == "none", "reward.balance", "must be none in a service, which knows no prompts",
         config.reward.balance, "set reward.balance=none",
+    )  # fmt: skip
+    require(
+        config.reward.name == "inverse", "reward.name", "must be inverse in a service, which takes clips by HTTP",
+        config.reward.name, "leave reward.name out, or give each run a pool of its own",
     )  # fmt: skip
     limits = Limits(
         height=config.world.height, width=config.world.width,
@@ -72,7 +79,8 @@ class RewardService(RewardReplica):
     """
 
     def __init__(self, config: Config, limits: Limits) -> None:
-        super().__init__(partial(build_reward, config, None), config.reward.max_frames, config.reward_timeout_s)
+        self.reward = cast("InverseReward", build_reward(config, None))
+        super().__init__(lambda: self.reward, config.reward.max_frames, config.reward_timeout_s)
         self.limits = limits
         self.held = reward_identity(config)
 

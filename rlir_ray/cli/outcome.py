@@ -26,7 +26,7 @@ def outcome_lines(
     """
     if not num_steps:
         return ["stopped  before the first step; the same command starts again"]
-    lines = [] if interrupted else _result(folder)
+    lines = [] if interrupted else _result(folder, steps)
     lines += [_trained(train, num_steps, steps, interrupted), _groups(groups)]
     lines += [
         f"policy   {folder / 'policy'}",
@@ -38,7 +38,7 @@ def outcome_lines(
     return [*lines, f"stopped  after step {num_steps}; to go on, {again}"]
 
 
-def _result(folder: Path) -> list[str]:
+def _result(folder: Path, steps: Sequence[Mapping[str, float]]) -> list[str]:
     """The figures of the report's headline."""
     if not (folder / FILE).is_file():
         return []
@@ -46,6 +46,13 @@ def _result(folder: Path) -> list[str]:
     base, after = results.find(BASE), results.find(POST_TRAINED)
     if base is None or after is None:
         return []
+    if "judge" not in base.following or "judge" not in after.following:
+        rewards = [step["reward/mean"] for step in steps if "reward/mean" in step]
+        return (
+            [f"result   mean reward {rewards[0]:.3f} in the first step and {rewards[-1]:.3f} in the last"]
+            if rewards
+            else []
+        )
     one, two = base.following["judge"], after.following["judge"]
     judge = "the judge, which is the reward IDM itself," if judges_by_reward(folder) else "the judge"
     return [

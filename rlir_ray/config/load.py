@@ -121,8 +121,26 @@ def _build(node: type, values: dict[str, Any]) -> Any:
         if name in parts:
             built[name] = _build(parts[name], value)  # type: ignore[arg-type]
         else:
+            if name in ("args", "objective_args"):
+                value = _read_scalars(value)
             built[name] = tuple(value) if isinstance(value, list) else value
     return node(**built)
+
+
+def _read_scalars(value: Any) -> Any:
+    """The arguments of a plug-in, whose types the configuration does not know, as plain YAML reads them."""
+    if isinstance(value, dict):
+        return {key: _read_scalars(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_read_scalars(each) for each in value]
+    if not isinstance(value, str):
+        return value
+    try:
+        found = yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
+    # Text that only looks like a mapping or a date stays text.
+    return found if value and isinstance(found, (bool, int, float, type(None))) else value
 
 
 def _read_recipe(recipe: str, read: tuple[Path, ...] = ()) -> list[dict[str, Any]]:

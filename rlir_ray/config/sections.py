@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlir_ray.registry import check_name
 from rlir_ray.spaces.actions import GROUPS
 
 # How agreement is counted, and how camera bins are compared: see `rlir_ray.rewards.agreement`.
@@ -112,11 +113,22 @@ class ModelsConfig:
     adapter: str = ""
     """LoRA adapter on it, as a run with lora.rank > 0 saves it, which is trained on; empty: none, or a fresh one."""
     tokenizer: str = "asset:doom/tokenizer"
-    """Frame tokenizer: a `diffusers` VQModel folder; with rollout.engine=flow an AutoencoderKL one."""
+    """Frame tokenizer: a `diffusers` VQModel folder; with policy.family=flow an AutoencoderKL one."""
     reward_idm: str = "asset:doom/reward_idm"
-    """The inverse dynamics model that rewards."""
+    """The inverse dynamics model that rewards; not read with a reward of your own."""
     judge_idm: str = "asset:doom/judge_idm"
-    """The inverse dynamics model that evaluates; a second opinion only where it is another one than reward_idm."""
+    """The inverse dynamics model that evaluates, best another one than reward_idm; empty: picture quality alone."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PolicyConfig:
+    """What kind of world model the policy is."""
+
+    family: str = "autoregressive"
+    """`autoregressive`: tokens; `flow`: flow matching (diffusion); an installed package's; or package.module:Name."""
+
+    def __post_init__(self) -> None:
+        check_name("families", self.family)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,7 +164,9 @@ class ArchitectureConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptsConfig:
     source: str = "doom"
-    """`doom`: fresh clips recorded from the game at the start; `recordings`: VPT pairs (mp4 + jsonl) of your own."""
+    """`doom`: recorded from the game at the start; `recordings`: VPT pairs of your own; or package.module:Class."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of a source of your own, beside the configuration: {NAME: VALUE}."""
     path: str = ""
     """Recordings for training prompts, with source=recordings: a folder, or a published index (JSON)."""
     heldout_path: str = ""
@@ -167,7 +181,7 @@ class PromptsConfig:
     """Leave out clips whose first frame faces a wall nearer than this (map units): they carry no cue of motion."""
 
     def __post_init__(self) -> None:
-        _one_of(("doom", "recordings"), prompts__source=self.source)
+        check_name("sources", self.source)
         _one_of(("recorded", "sampled"), prompts__actions=self.actions)
         _at_least(1, prompts__num_train=self.num_train, prompts__num_heldout=self.num_heldout)
         if self.source == "recordings":
@@ -182,7 +196,7 @@ class PromptsConfig:
                 self.heldout_path not in ("", self.path), "prompts.heldout_path",
                 "must name another folder than prompts.path", self.heldout_path, "set prompts.heldout_path=DIR",
             )  # fmt: skip
-        else:
+        elif self.source == "doom":
             for key in ("path", "heldout_path"):
                 require(
                     not getattr(self, key), f"prompts.{key}", f"must be empty with prompts.source={self.source}",
@@ -213,7 +227,7 @@ class DataConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutConfig:
     engine: str = "torch"
-    """`torch`: our sampler of tokens, batched; `vllm`: vLLM's; `flow`: sampler of flow (diffusion) world models."""
+    """What samples tokens, with policy.family=autoregressive: `torch`: our sampler, batched; `vllm`: vLLM's."""
     num_actors: int = 1
     """Rollout actors."""
     num_cpus: float = 0.5
@@ -227,25 +241,22 @@ class RolloutConfig:
     prompts_per_call: int = 8
     """Groups sampled together; always the same ones together, whatever the number of actors."""
     temperature: float = 1.0
-    """Of sampling tokens, and of rescoring them; 1 with rollout.engine=flow."""
+    """Of sampling tokens, and of rescoring them; 1 with policy.family=flow."""
     timeout_s: float = 0.0
     """A call that takes longer ends its actor; another one repeats it. 0: train.wait_timeout_s / 5."""
     max_logprob_difference: float = 0.05
     """A step whose mean |engine - learner's model| log-probability is larger ends the run; 0: it is not compared."""
 
     def __post_init__(self) -> None:
-        _one_of(("torch", "vllm", "flow"), rollout__engine=self.engine)
+        if self.engine == "flow":
+            raise ValueError("rollout.engine=flow is policy.family=flow now; set that and leave rollout.engine out")
+        _one_of(("torch", "vllm"), rollout__engine=self.engine)
         _at_least(1, rollout__num_actors=self.num_actors, rollout__num_threads=self.num_threads)
         _at_least(1, rollout__prompts_per_call=self.prompts_per_call)
         _at_least(0, rollout__num_cpus=self.num_cpus, rollout__num_gpus=self.num_gpus)
         _at_least(0, rollout__timeout_s=self.timeout_s, rollout__max_logprob_difference=self.max_logprob_difference)
         _check_resources("rollout.resources", self.resources)
         require(self.temperature > 0, "rollout.temperature", "must be > 0", self.temperature, "use 1.0")
-        if self.engine == "flow":
-            require(
-                self.temperature == 1, "rollout.temperature", "must be 1 with rollout.engine=flow", self.temperature,
-                "explore with flow.noise_level",
-            )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -274,7 +285,7 @@ class VllmConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FlowConfig:
-    """How a flow world model is sampled and rescored; read with rollout.engine=flow."""
+    """How a flow world model is sampled and rescored; read with policy.family=flow."""
 
     num_steps: int = 10
     """Denoising steps of a frame."""
@@ -341,6 +352,10 @@ class LoraConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewardConfig:
+    name: str = "inverse"
+    """`inverse`: agreement with what an inverse dynamics model reads; or package.module:Class, your own."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of a reward of your own: {NAME: VALUE}."""
     address: str = ""
     """`serve://NAME`: a reward service of the cluster, which other runs use too; empty: a pool of the run's own."""
     num_replicas: int = 1
@@ -379,6 +394,7 @@ class RewardConfig:
     """Groups that take longer to read (of a shared service: to answer) are read again alone. 0: wait_timeout_s / 5."""
 
     def __post_init__(self) -> None:
+        check_name("rewards", self.name)
         _one_of(RULES, reward__rule=self.rule)
         _one_of(CAMERA_MATCHES, reward__camera=self.camera)
         _one_of(("exact", "soft"), reward__match=self.match)
@@ -503,7 +519,9 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     """Gradient clipping."""
     objective: str = "grpo"
-    """`grpo`: the clipped surrogate over decisions; `nft`: DiffusionNFT, for flow policies, without SDE steps."""
+    """`grpo`: the clipped surrogate; `nft`: DiffusionNFT, for flow policies; or package.module:Class, your own."""
+    objective_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of an objective of your own, beside what every objective gets: {NAME: VALUE}."""
     ratio: str = "plain"
     """`plain`: policy over behavior; `guard`: GRPO-Guard's normalised one, for SDE steps."""
     importance: str = "auto"
@@ -559,7 +577,7 @@ class TrainConfig:
         _at_least(0, train__max_minutes=self.max_minutes, train__kl_coefficient=self.kl_coefficient)
         _at_least(0, train__weight_decay=self.weight_decay, train__min_reward_std=self.min_reward_std)
         _one_of(("grpo", "batch_std", "dr_grpo"), train__advantage=self.advantage)
-        _one_of(("grpo", "nft"), train__objective=self.objective)
+        check_name("objectives", self.objective)
         _one_of(("wait", "drop"), train__stale_policy=self.stale_policy)
         self._check_importance()
         _one_of(("plain", "guard"), train__ratio=self.ratio)
@@ -646,6 +664,7 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     world: WorldConfig = field(default_factory=WorldConfig)
     models: ModelsConfig = field(default_factory=ModelsConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
     architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -667,17 +686,30 @@ class Config:
         _at_least(0, seed=self.seed)
         self._check_timeouts()
         self._check_adapter()
-        if self.rollout.engine == "flow":
+        self._check_reward()
+        if self.policy.family != "autoregressive":
+            require(
+                self.rollout.engine == "torch", "rollout.engine",
+                f"must be torch with policy.family={self.policy.family}", self.rollout.engine,
+                "leave it out, or set policy.family=autoregressive",
+            )  # fmt: skip
+        if self.policy.family == "flow":
             self._check_flow()
-        else:
-            for key, usual in (("objective", "grpo"), ("ratio", "plain")):
-                value, way_out = getattr(self.train, key), f"set train.{key}={usual}"
-                require(value == usual, f"train.{key}", f"must be {usual} without rollout.engine=flow", value, way_out)
+        elif self.policy.family == "autoregressive":
+            rule = "without policy.family=flow"
+            require(
+                self.train.objective != "nft", "train.objective", f"must be grpo {rule}", "nft",
+                "set train.objective=grpo",
+            )  # fmt: skip
+            require(
+                self.train.ratio == "plain", "train.ratio", f"must be plain {rule}", self.train.ratio,
+                "set train.ratio=plain",
+            )  # fmt: skip
 
     @property
     def importance_level(self) -> str:
         """`none`, `token` or `sequence`: how stale groups are weighed."""
-        return "none" if self.rollout.engine == "flow" else self.train.importance_level
+        return "none" if self.policy.family == "flow" else self.train.importance_level
 
     @property
     def has_clip(self) -> bool:
@@ -719,15 +751,35 @@ class Config:
                 self.learner.zero_stage, "set learner.zero_stage=2",
             )  # fmt: skip
 
+    def _check_reward(self) -> None:
+        if self.reward.name != "inverse":
+            require(
+                not self.reward.address, "reward.address", f"must be empty with reward.name={self.reward.name}",
+                self.reward.address, "leave it out: a service shares the inverse reward",
+            )  # fmt: skip
+            return
+        require(
+            bool(self.models.reward_idm), "models.reward_idm", "must name a folder with reward.name=inverse", "",
+            "set models.reward_idm=PATH, or reward.name=package.module:Class for a reward of your own",
+        )  # fmt: skip
+        require(
+            not self.reward.args, "reward.args", "must be empty with reward.name=inverse", self.reward.args,
+            "use the other reward.* keys",
+        )  # fmt: skip
+
     def _check_flow(self) -> None:
         train, flow = self.train, self.flow
         require(
+            self.rollout.temperature == 1, "rollout.temperature", "must be 1 with policy.family=flow",
+            self.rollout.temperature, "explore with flow.noise_level",
+        )  # fmt: skip
+        require(
             train.importance in ("auto", "none"), "train.importance",
-            "must be none with rollout.engine=flow, whose log-probabilities are means over a latent's numbers",
+            "must be none with policy.family=flow, whose log-probabilities are means over a latent's numbers",
             train.importance, "leave it out",
         )  # fmt: skip
         require(
-            self.evaluation.top_p == 1, "evaluation.top_p", "must be 1 with rollout.engine=flow", self.evaluation.top_p,
+            self.evaluation.top_p == 1, "evaluation.top_p", "must be 1 with policy.family=flow", self.evaluation.top_p,
             "vary evaluation.temperatures instead",
         )  # fmt: skip
         if train.objective == "nft":

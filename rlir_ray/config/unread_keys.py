@@ -18,16 +18,33 @@ class Condition:
 
 
 EXPLORING = ("sde", "noise_level", "window", "skip_last")
+INVERSE = ("rule", "camera", "match", "balance")
 OWN_POOL = (
     *("num_replicas", "min_replicas", "max_replicas", "target_queue", "num_cpus", "num_gpus", "resources"),
     *("num_threads", "max_frames"),
 )
 CONDITIONS = (
     Condition(keys=("vllm.",), is_met=lambda c: c.rollout.engine == "vllm", needs="rollout.engine=vllm"),
-    Condition(keys=("flow.",), is_met=lambda c: c.rollout.engine == "flow", needs="rollout.engine=flow"),
+    Condition(keys=("flow.",), is_met=lambda c: c.policy.family == "flow", needs="policy.family=flow"),
     Condition(
-        keys=tuple(f"flow.{key}" for key in EXPLORING), is_met=lambda c: c.train.objective == "grpo",
-        needs="train.objective=grpo",
+        keys=("rollout.engine",), is_met=lambda c: c.policy.family == "autoregressive",
+        needs="policy.family=autoregressive",
+    ),
+    Condition(
+        keys=tuple(f"reward.{key}" for key in INVERSE), is_met=lambda c: c.reward.name == "inverse",
+        needs="reward.name=inverse",
+    ),
+    Condition(
+        keys=("train.objective_args",), is_met=lambda c: c.train.objective not in ("grpo", "nft"),
+        needs="an objective of your own (train.objective=package.module:Class)",
+    ),
+    Condition(
+        keys=("prompts.args",), is_met=lambda c: c.prompts.source not in ("doom", "recordings"),
+        needs="a source of your own (prompts.source=package.module:Class)",
+    ),
+    Condition(
+        keys=tuple(f"flow.{key}" for key in EXPLORING), is_met=lambda c: c.train.objective != "nft",
+        needs="train.objective=grpo, or one of your own",
     ),
     Condition(
         keys=("flow.window_interval",), is_met=lambda c: c.flow.window_moves == "sliding",

@@ -8,9 +8,10 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,9 @@ from rlir_ray.data.sources import RecordingSource, log_left_out
 from rlir_ray.spaces.actions import Actions
 
 logger = logging.getLogger(__name__)
+
+PromptSplit = Literal["train", "heldout"]
+Progress = Callable[[int, int], None]
 
 # Fewest clips that are taken from a recording before the next is opened: long recordings are slow to decode.
 MIN_CLIPS_OF_RECORDING = 8
@@ -68,6 +72,34 @@ class CutClips:
     """Clips that were left out for their distance to a wall alone, of the recordings that were opened."""
     longest: int = 0
     """Frames of the longest recording that was opened."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipRequest:
+    """What is asked of a source."""
+
+    split: PromptSplit
+    num_clips: int
+    """Exactly as many are returned."""
+    num_whole: int | None
+    """The first clips keep all K frames, as many as this; the others keep C. None: all keep K."""
+    seed: int
+    """The same seed and settings give the same clips."""
+    folder: Path
+    """For files of the source's own; it may not exist yet."""
+    progress: Progress | None = None
+    """Called with the frames that are done and their total."""
+
+
+class Source(Protocol):
+    """A member of the axis `sources`: a class that is built as `Source(config, **prompts.args)`.
+
+    A source may also have `commands(num_frames, generator) -> Actions`, which prompts.actions=sampled draws from;
+    without that method each clip gets the commands of another clip.
+    """
+
+    def clips(self, request: ClipRequest) -> CutClips:
+        """Clips of the world's size, K - 1 actions each; training and held-out clips share none."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------

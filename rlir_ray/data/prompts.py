@@ -1,36 +1,29 @@
-"""Prompts: clips cut from recordings, their first frames encoded, and the actions to command after them.
+"""Prompts: clips of a source, their first frames encoded, and the actions to command after them.
 
-The recordings are fresh ones of the embedded world or a user's own. Knows nothing of policies or rewards.
+Knows nothing of policies or rewards; the source is a plug-in (`prompts.source`).
 Legend: P prompts, C context frames, F generated frames, K = C + F, N tokens a frame, H W pixels.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from rlir_ray.config.sections import Config, WorldConfig
-from rlir_ray.data.clips import Clip, CutClips, cut_clips
-from rlir_ray.data.sources import find_recordings
+from rlir_ray.data.clips import Clip, ClipRequest, CutClips, Progress, PromptSplit, Source
+from rlir_ray.registry import build, load
 from rlir_ray.spaces.actions import GROUPS, Actions, group_classes
 from rlir_ray.trajectory import Prompt, stored_codes
-from rlir_ray.worlds.doom import WORLD_MAPS, DoomWorld, collect, draw_commands
-
-PromptSplit = Literal["train", "heldout"]
-Progress = Callable[[int, int], None]
 
 # Held-out prompts do not depend on the run's seed, so that all runs are judged on the same ones.
 HELDOUT_SEED = 20_250_928
-# Share of the clips that the walls leave, measured on the scripted player; more is recorded where it is too few.
-EXPECTED_SHARE, MAX_ROUNDS = 0.75, 5
 # Training clips whose frames are kept: those on which the calibration checks that actions and frames fit.
 NUM_ALIGNED = 128
 
@@ -95,11 +88,7 @@ class PromptSet:
 def prepare_prompts(
     config: Config, split: PromptSplit, tokenizer: Encoder, folder: Path, progress: Progress | None = None
 ) -> PromptSet:
-    """Cuts exactly the prompts that the configuration asks for; the same ones for the same settings.
-
-    With `prompts.source=doom` fresh episodes are recorded on the world's maps into `folder`/recordings-SPLIT: train
-    prompts with draws of their own (from `config.seed`), held-out ones from starting points and walks that training
-    never sees (from `HELDOUT_SEED`). With `prompts.source=recordings` they come from the user's recordings.
+    """Make exactly the prompts that the configuration asks for; the same ones for the same settings.
 
     Args:
         config: `prompts`, `data`, `world` and `seed` are read.
@@ -110,25 +99,37 @@ def prepare_prompts(
 
     Returns:
         `prompts.num_train` or `prompts.num_heldout` prompts; of training prompts at most the first `NUM_ALIGNED` with
-        their clips. With `prompts.actions=sampled` the commands after the
-        context are drawn by the scripted player's script (doom), or are those of another clip (recordings).
+        their clips. With `prompts.actions=sampled` the commands after the context are drawn by the source, or are
+        those of another clip where the source draws none.
 
     Raises:
-        ValueError: no folder, nothing in it that can be read, or fewer clips than asked for; with `data.strict` a
-            broken recording too.
+        ValueError: the source cannot be built, or does not give as many clips.
     """
     part, train = config.prompts, split == "train"
     num_prompts = part.num_train if train else part.num_heldout
     seed = config.seed if train else HELDOUT_SEED
-    if part.source == "doom":
-        cut = _record_doom(config, split, folder / f"recordings-{split}", num_prompts, seed, progress)
-    else:
-        cut = _from_recordings(config, split, num_prompts, seed)
-    return _prompt_set(cut, _commands(cut.clips, config, seed), tokenizer, config.world)
+    source = open_source(config)
+    request = ClipRequest(
+        split=split, num_clips=num_prompts, num_whole=NUM_ALIGNED if train else None, seed=seed, folder=folder,
+        progress=progress,
+    )  # fmt: skip
+    cut = source.clips(request)
+    if len(cut.clips) != num_prompts:
+        raise ValueError(
+            f"prompts.source={part.source} must give prompts.num_{split}={num_prompts} clips, got {len(cut.clips)}; "
+            f"set prompts.num_{split}={len(cut.clips)} or correct the source"
+        )
+    return _prompt_set(cut, _commands(cut.clips, source, config, seed), tokenizer, config.world)
 
 
-def _num_whole(split: PromptSplit) -> int | None:
-    return NUM_ALIGNED if split == "train" else None
+def open_source(config: Config) -> Source:
+    """The configured source of clips.
+
+    Raises:
+        ValueError: it cannot be imported, lacks a method, or does not take `prompts.args`.
+    """
+    part = config.prompts
+    return build("sources", part.source, part.args, load("sources", part.source), config)
 
 
 def heldout_bytes(config: Config) -> int:
@@ -137,71 +138,18 @@ def heldout_bytes(config: Config) -> int:
     return config.prompts.num_heldout * (world.num_context + world.num_frames) * world.height * world.width * 3
 
 
-def _from_recordings(config: Config, split: PromptSplit, num_prompts: int, seed: int) -> CutClips:
-    """Clips of the user's recordings."""
-    part, length = config.prompts, config.world.num_context + config.world.num_frames
-    key, path = ("path", part.path) if split == "train" else ("heldout_path", part.heldout_path)
-    if not path:
-        raise ValueError(f"prompts.{key} must name a folder of recordings or an index, got ''; set prompts.{key}=PATH")
-    source = find_recordings(Path(path))
-    num_whole = _num_whole(split)
-    cut = cut_clips(source, num_prompts, config.world, part.min_wall_distance, seed, config.data, num_whole)
-    if (num_found := len(cut.clips)) < num_prompts:
-        broken = f"; {len(cut.left_out)} recordings are left out, the first: {cut.left_out[0]}" if cut.left_out else ""
-        ways = [f"set prompts.num_{split}={num_found}"] if num_found else []
-        ways += ["lower world.num_frames"] if cut.longest < length else []
-        ways += ["lower prompts.min_wall_distance"] if cut.num_near_walls else []
-        raise ValueError(
-            f"prompts.num_{split} must be at most the clips of {length} frames that are found, {num_found} in {path} "
-            f"(its longest recording has {cut.longest} frames), got {num_prompts}; "
-            f"{', or '.join([*ways, f'add recordings of {length} frames or more'])}{broken}"
-        )
-    return cut
-
-
-def _record_doom(
-    config: Config, split: PromptSplit, folder: Path, num_prompts: int, seed: int, progress: Progress | None
-) -> CutClips:
-    """Records until there are clips enough; what is there already is kept."""
-    length = config.world.num_context + config.world.num_frames
-    game = DoomWorld(height=config.world.height, width=config.world.width, episode_frames=max(160, 2 * length))
-    per_episode = EXPECTED_SHARE * (game.episode_frames // length)
-    # Few prompts still come from several maps.
-    num_episodes = max(math.ceil(num_prompts / per_episode), min(len(WORLD_MAPS), num_prompts // 4))
-    for _ in range(MAX_ROUNDS):
-        collect(
-            folder,
-            num_frames=num_episodes * game.episode_frames,
-            split="prompts" if split == "train" else "validation",
-            seed=seed,
-            world=game,
-            maps=WORLD_MAPS,
-            progress=progress,
-        )
-        source = find_recordings(folder)
-        distance, num_whole = config.prompts.min_wall_distance, _num_whole(split)
-        cut = cut_clips(source, num_prompts, config.world, distance, seed, config.data, num_whole)
-        if len(cut.clips) == num_prompts:
-            return cut
-        num_episodes = math.ceil(1.5 * num_episodes)
-    raise ValueError(
-        f"prompts.min_wall_distance must leave clips enough, got {config.prompts.min_wall_distance}: {len(cut.clips)} "
-        f"of {num_prompts} in {num_episodes} episodes; lower it (96 is the default)"
-    )
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Commands and contexts
 
 
-def _commands(clips: Sequence[Clip], config: Config, seed: int) -> list[Actions]:
+def _commands(clips: Sequence[Clip], source: Source, config: Config, seed: int) -> list[Actions]:
     """The K - 1 actions of each prompt; those between context frames are always the recorded ones."""
     recorded = [clip.actions for clip in clips]
     if config.prompts.actions == "recorded":
         return recorded
     past, num_frames = config.world.num_context - 1, config.world.num_frames
-    if config.prompts.source == "doom":
-        drawn = [draw_commands(num_frames, np.random.default_rng([seed, 1, index])) for index in range(len(clips))]
+    if draw := getattr(source, "commands", None):
+        drawn = [draw(num_frames, np.random.default_rng([seed, 1, index])) for index in range(len(clips))]
     else:
         # A cycle through all clips in random order: none keeps its own, and the distribution stays the recorded one.
         order = np.random.default_rng([seed, 1]).permutation(len(clips))

@@ -18,7 +18,7 @@ from rlir_ray.algorithm.seeds import group_seed
 from rlir_ray.evaluation.following import Following
 from rlir_ray.evaluation.quality import Quality, clip_quality, join_quality
 from rlir_ray.evaluation.results import REAL, RECONSTRUCTED, Evaluation
-from rlir_ray.evaluation.video import Clips
+from rlir_ray.evaluation.video import UNREAD, Clips
 from rlir_ray.idm.decoding import recovered_classes
 from rlir_ray.spaces.actions import Actions, group_classes
 from rlir_ray.trajectory import codes_tensor
@@ -26,13 +26,12 @@ from rlir_ray.trajectory import codes_tensor
 if TYPE_CHECKING:
     from rlir_ray.config.sections import WorldConfig
     from rlir_ray.data.prompts import PromptSet
-    from rlir_ray.idm.correlation_idm import CorrelationInverseDynamics
-    from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
+    from rlir_ray.idm.base import InverseDynamics
     from rlir_ray.models.frame_codec import FrameCodec
     from rlir_ray.samplers import Sampler
     from rlir_ray.trajectory import Prompt
 
-    Readers = Mapping[str, InverseDynamicsModel | CorrelationInverseDynamics]
+    Readers = Mapping[str, InverseDynamics]
 
 # Prompts sampled, decoded and read together: wide enough for the sampler, and bounds the pixels in memory.
 CHUNK = 64
@@ -58,7 +57,7 @@ def evaluate_policy(
         sampler: holds the weights and samples at `temperature`.
         prompt_set: P held-out prompts with the real frames.
         tokenizer: decodes the clips.
-        idms: the models by name, `reward` and `judge`.
+        idms: the models by name, out of `reward` and `judge`; without any the evaluation has picture quality alone.
         world: action groups and frame counts.
         temperature: of the sampler, for the record.
         seed: of sampling; the same seed gives every policy the same draws.
@@ -188,7 +187,7 @@ def _judge(
         name=name,
         frames=np.concatenate(frames),
         commanded=commanded[shown],
-        recovered=following[JUDGE].recovered[shown],
+        recovered=following[JUDGE].recovered[shown] if JUDGE in following else np.full_like(commanded[shown], UNREAD),
         groups=world.groups,
         prompt_ids=tuple(prompt_ids[index] for index in shown),
     )
@@ -196,7 +195,7 @@ def _judge(
 
 
 def read_generated(
-    idm: InverseDynamicsModel | CorrelationInverseDynamics,
+    idm: InverseDynamics,
     frames: Tensor,
     world: WorldConfig,
     judge_context: bool = True,
@@ -214,9 +213,7 @@ def read_generated(
 
 
 @torch.no_grad()
-def generated_logits(
-    idm: InverseDynamicsModel | CorrelationInverseDynamics, frames: Tensor, num_frames: int, judge_context: bool
-) -> dict[str, Tensor]:
+def generated_logits(idm: InverseDynamics, frames: Tensor, num_frames: int, judge_context: bool) -> dict[str, Tensor]:
     """What an inverse dynamics model's heads say of the generated frames.
 
     Args:

@@ -24,7 +24,7 @@ from rlir_ray.evaluation.fvd import I3D, MIN_FRAMES
 from rlir_ray.evaluation.lpips import LPIPS
 from rlir_ray.evaluation.policy_row import PolicyRow, evaluate_row
 from rlir_ray.families import family_of, open_codec, open_policy
-from rlir_ray.idm.inverse_dynamics import load_inverse_dynamics
+from rlir_ray.idm.base import load_inverse_dynamics
 from rlir_ray.models.adapters import is_adapter_folder
 from rlir_ray.models.architectures import stated_architecture
 from rlir_ray.rewards.calibration import check_alignment

@@ -35,8 +35,7 @@ from rlir_ray.trajectory import codes_tensor
 if TYPE_CHECKING:
     from rlir_ray.config.sections import WorldConfig
     from rlir_ray.data.clips import Clip
-    from rlir_ray.idm.correlation_idm import CorrelationInverseDynamics
-    from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
+    from rlir_ray.idm.base import InverseDynamics
     from rlir_ray.models.frame_codec import FrameCodec
     from rlir_ray.samplers import Sampler
 
@@ -75,7 +74,7 @@ def evaluate_row(
     *,
     seed: int,
     chunk: int,
-    idm: InverseDynamicsModel | CorrelationInverseDynamics | None = None,
+    idm: InverseDynamics | None = None,
     judge_context: bool = False,
     lpips: LPIPS | None = None,
     i3d: I3D | None = None,

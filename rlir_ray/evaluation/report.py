@@ -41,6 +41,10 @@ JUDGE_IS_REWARD = (
     "The judge is the reward IDM itself, whose readings training raises: a gain may be what this one model likes. "
     "models.judge_idm names another one for a second opinion."
 )
+JUDGED = (
+    ': <span class="key" style="background:#188038">green</span> where the judge recovered it from the clip, '
+    '<span class="key" style="background:#c5221f">red</span> where it did not'
+)
 CSS = """
 :root{color-scheme:light}*{box-sizing:border-box}
 body{margin:0 auto;max-width:1080px;padding:2.2rem 1.2rem 4rem;background:#fff;color:#202124;
@@ -79,7 +83,7 @@ def write_report(run_dir: Path) -> Path:
     results, steps = Results.load(run_dir), read_metrics(run_dir)
     sections = (
         _headline(results, steps, judges_by_reward(run_dir)),
-        _videos(run_dir),
+        _videos(run_dir, any("judge" in each.following for each in results.evaluations)),
         following_table(results),
         comparison_table(results.comparisons),
         group_table(results),
@@ -116,6 +120,12 @@ def _headline(results: Results, steps: Sequence[dict[str, float]], is_judge_rewa
     base, after = results.find(BASE), results.find(POST_TRAINED)
     if base is None or after is None:
         return '<p class="headline">This run has not been evaluated before and after post-training.</p>'
+    if "judge" not in base.following or "judge" not in after.following:
+        return (
+            f'<p class="headline">{_reward_change(steps)}</p><p class="note">{_budget(steps)}{after.num_prompts} '
+            "held-out prompts that training never saw. The run has no models.judge_idm: its policies are compared "
+            "by picture quality alone.</p>"
+        )
     one, two = base.following["judge"], after.following["judge"]
     changes = compare(base, after).following["judge"].values()
     verdict = (
@@ -134,6 +144,14 @@ def _headline(results: Results, steps: Sequence[dict[str, float]], is_judge_rewa
     )
 
 
+def _reward_change(steps: Sequence[dict[str, float]]) -> str:
+    """The mean reward of the first and of the last step."""
+    rewards = [step["reward/mean"] for step in steps if "reward/mean" in step]
+    if not rewards:
+        return "The policy was evaluated without a judge of its actions."
+    return f"The mean reward is {rewards[0]:.3f} in the first step and {rewards[-1]:.3f} in the last."
+
+
 def _budget(steps: Sequence[dict[str, float]]) -> str:
     if not steps:
         return ""
@@ -141,7 +159,7 @@ def _budget(steps: Sequence[dict[str, float]]) -> str:
     return f"{len(steps)} steps of reinforcement learning in {minutes:.1f} minutes. "
 
 
-def _videos(run_dir: Path) -> str:
+def _videos(run_dir: Path, is_judged: bool) -> str:
     files = sorted((run_dir / FOLDER).glob("*.mp4"))
     if not files:
         return ""
@@ -154,9 +172,8 @@ def _videos(run_dir: Path) -> str:
     )
     return (
         "<h2>Real, before, after</h2><p>The same first frame and the same commands, prompts spread evenly over the set."
-        ' Below each frame the action commanded for it: <span class="key" style="background:#188038">green</span> where'
-        ' the judge recovered it from the clip, <span class="key" style="background:#c5221f">red</span> where it did '
-        "not; an outline means that none of the keys is commanded. A click stops a video or plays it.</p>"
+        f" Below each frame the action commanded for it{JUDGED if is_judged else ''}; an outline means that none of "
+        "the keys is commanded. A click stops a video or plays it.</p>"
         f'<div class="videos">{videos}</div>'
     )
 

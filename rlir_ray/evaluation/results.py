@@ -38,7 +38,7 @@ class Evaluation:
     """`base`, `supervised` or `post-trained`; of the ceiling `real` or `reconstructed`; or a name of the user's."""
     seed: int
     following: dict[str, Following]
-    """By inverse dynamics model: `reward` and `judge`."""
+    """By inverse dynamics model: `reward` and `judge`, where the run has them."""
     quality: Quality
     temperature: float | None = None
     """Of sampling; None for clips that were not sampled."""
@@ -47,7 +47,7 @@ class Evaluation:
 
     @property
     def num_prompts(self) -> int:
-        return len(next(iter(self.following.values())).commanded)
+        return len(self.quality.brightness)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -110,7 +110,11 @@ def compare(before: Evaluation, after: Evaluation) -> Comparison:
         before_temperature=before.temperature,
         after=after.name,
         after_temperature=after.temperature,
-        following={idm: following_changes(before.following[idm], after.following[idm]) for idm in after.following},
+        following={
+            idm: following_changes(before.following[idm], part)
+            for idm, part in after.following.items()
+            if idm in before.following
+        },
         quality=quality_changes(before.quality, after.quality),
     )
 

@@ -17,7 +17,10 @@ ROW_NAMES = {
 
 def following_table(results: Results) -> str:
     rows = []
-    for evaluation in [*results.evaluations, *_ceiling(results)]:
+    shown = [*results.evaluations, *_ceiling(results)]
+    if not any(evaluation.following for evaluation in shown):
+        return ""
+    for evaluation in shown:
         cells = [_row_name(evaluation)]
         for idm in ("judge", "reward"):
             part = evaluation.following.get(idm)
@@ -33,6 +36,7 @@ def following_table(results: Results) -> str:
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> str:
+    comparisons = [each for each in comparisons if each.following]
     if not comparisons:
         return ""
     rows = []
@@ -47,7 +51,8 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
 
 
 def group_table(results: Results) -> str:
-    columns = [each for each in (results.find(BASE), results.find(POST_TRAINED), results.ceiling.get(REAL)) if each]
+    found = (results.find(BASE), results.find(POST_TRAINED), results.ceiling.get(REAL))
+    columns = [each for each in found if each and "judge" in each.following]
     if not columns:
         return ""
     tables = [evaluation.following["judge"].per_group for evaluation in columns]

@@ -28,6 +28,8 @@ FRAMES_PER_SECOND = 4
 HOLD_FRAMES = 3  # the last frame rests before the loop begins again
 PANEL_WIDTH = 256
 HEADER, FOOTER, GAP = 22, 30, 8
+# The class of a clip that no judge has read.
+UNREAD = -1
 INK, PAPER, PALE, GREEN, RED = (32, 33, 36), (255, 255, 255), (222, 224, 228), (24, 128, 56), (197, 34, 31)
 KEYS = {"forward": "W", "back": "S", "left": "A", "right": "D", "sneak": "SHIFT", "sprint": "CTRL", "jump": "JUMP",
         "attack": "FIRE", "use": "USE", "drop": "DROP", "inventory": "E"}  # fmt: skip
@@ -131,7 +133,10 @@ def side_by_side(clips: Sequence[Clips], index: int, frame: int) -> Image:
 
 
 def _panel(clips: Clips, index: int, frame: int, title: str) -> Image:
-    """Title, enlarged frame, and the keys commanded for it: green where the judge recovered them, red where not."""
+    """Title, enlarged frame, and the keys commanded for it: green where the judge recovered them, red where not.
+
+    Keys are black where no judge read the clip.
+    """
     from PIL import Image, ImageDraw
 
     shot = _enlarged(clips.frames[index, frame])
@@ -179,7 +184,7 @@ def draw_keys(
     left, top, right, bottom = box
     width = (right - left) / len(groups)
     for column, name in enumerate(groups):
-        color = GREEN if commanded[column] == recovered[column] else RED
+        color = GREEN if commanded[column] == recovered[column] else INK if recovered[column] == UNREAD else RED
         label, idle = key_label(name, int(commanded[column]))
         key = (left + column * width + 1, top, left + (column + 1) * width - 4, bottom)
         draw.rounded_rectangle(key, 5, fill=PAPER if idle else color, outline=color, width=1 if idle else 0)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from rlir_ray.algorithm.flow_steps import noise_levels
 from rlir_ray.algorithm.losses import (
     guarded_log_ratio,
     kl_loss,
@@ -24,7 +25,7 @@ from rlir_ray.algorithm.losses import (
     policy_gradient_loss,
 )
 from rlir_ray.algorithm.off_policy import decoupled_loss
-from rlir_ray.config.sections import TrainConfig
+from rlir_ray.config.sections import Config, TrainConfig
 from rlir_ray.learner.state import State
 from rlir_ray.models.flow_streams import interpolate
 from rlir_ray.models.rescoring import Forward, Rescore, Scores, stream_velocities
@@ -51,7 +52,26 @@ class Columns:
     """B, for what an objective draws: of the trajectory and the step, whatever the rank."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectiveParts:
+    """What an objective is made of."""
+
+    config: Config
+    policy: nn.Module
+    """The module that trains."""
+    rescore: Rescore
+    """Of the policy's family."""
+    reference: Forward | None
+    """The forward pass of the frozen reference; None where train.kl_coefficient is 0."""
+
+
 class Objective(Protocol):
+    """A member of the axis `objectives`: its class is built by `from_parts(parts, **train.objective_args)`."""
+
+    @classmethod
+    def from_parts(cls, parts: ObjectiveParts) -> Objective:
+        """The objective of a run."""
+
     def loss(self, forward: Forward, columns: Columns, num_decisions: int) -> tuple[Tensor, Metrics]:
         """A scalar to be summed over micro-batches and ranks, and its metrics; `forward` carries the gradient."""
 
@@ -88,6 +108,13 @@ class PolicyGradient:
                 f"{'no ' if reference is None else 'a '}reference; give both or neither"
             )
         self.sampling_policy, self.rescore, self.train, self.reference = policy, rescore, train, reference
+
+    @classmethod
+    def from_parts(cls, parts: ObjectiveParts) -> PolicyGradient:
+        # What `auto` means depends on the family: a flow log-probability is a mean over a latent's numbers, so that its
+        # ratio is no importance weight.
+        train = replace(parts.config.train, importance=parts.config.importance_level)
+        return cls(parts.policy, parts.rescore, train, parts.reference)
 
     def loss(self, forward: Forward, columns: Columns, num_decisions: int) -> tuple[Tensor, Metrics]:
         mask = columns.loss_mask
@@ -166,6 +193,11 @@ class DiffusionNFT:
     def __init__(self, policy: nn.Module, levels: Tensor, train: TrainConfig, reference: Forward | None = None) -> None:
         self.policy, self.levels, self.train, self.reference = policy, levels, train, reference
         self.sampling_policy = copy.deepcopy(policy).requires_grad_(False).eval()
+
+    @classmethod
+    def from_parts(cls, parts: ObjectiveParts) -> DiffusionNFT:
+        levels = noise_levels(parts.config.flow.num_steps, parts.config.flow.shift)[:-1]
+        return cls(parts.policy, levels, parts.config.train, parts.reference)
 
     def loss(self, forward: Forward, columns: Columns, num_decisions: int) -> tuple[Tensor, Metrics]:
         record = columns.record

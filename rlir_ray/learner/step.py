@@ -138,7 +138,7 @@ class Learner:
             The finite metrics of the whole step, the same on every rank; `updates/skipped` is 1 or 0.
         """
         shapes = [
-            (len(advantages.rows), group.loss_mask.shape[1], _layout(group.record))
+            (len(advantages.rows), group.loss_mask.shape[1], layout(group.record))
             for group, advantages in zip(batch.groups, batch.advantages, strict=True)
         ]
         own = micro_batches(shapes, self.learner.decision_budget)
@@ -304,7 +304,7 @@ def stack(batch: StepBatch, micro: MicroBatch, step: int, device: torch.device) 
     )  # fmt: skip
 
 
-def _layout(record: Record) -> tuple[tuple[int, ...], ...]:
+def layout(record: Record) -> tuple[tuple[int, ...], ...]:
     """Trajectories are stacked only with those whose columns have the same shapes."""
     columns = [getattr(record, entry.name) for entry in dataclasses.fields(record)]
     return tuple(column.shape[1:] for column in columns if column is not None)

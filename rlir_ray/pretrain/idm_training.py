@@ -16,8 +16,9 @@ import torch
 
 from rlir_ray.data.files import strict_json, write_json
 from rlir_ray.data.recordings import Recording
+from rlir_ray.idm.base import load_inverse_dynamics
 from rlir_ray.idm.correlation_idm import CorrelationInverseDynamics, correlation_config
-from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel, load_inverse_dynamics
+from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
 from rlir_ray.idm.vpt_config import small_vpt_config
 from rlir_ray.pretrain.device import open_device
 from rlir_ray.pretrain.finished import finished_report

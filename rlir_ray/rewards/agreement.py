@@ -8,7 +8,7 @@ Legend: G trajectories of a group, F frames, K classes of one action group.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +17,20 @@ from torch import Tensor
 
 from rlir_ray.config.sections import CAMERA_MATCHES, RULES
 from rlir_ray.idm.decoding import class_tables
-from rlir_ray.spaces.actions import DEGREES_PER_PIXEL, GROUPS, VPT_CAMERA, Actions, group_classes, token_camera_bins
+from rlir_ray.spaces.actions import (
+    DEGREES_PER_PIXEL,
+    GROUPS,
+    VPT_CAMERA,
+    Actions,
+    CameraBins,
+    group_classes,
+    token_camera_bins,
+)
 
 # Bounds of a class weight before normalisation: a class of one frame in a thousand must not own the reward.
 MIN_WEIGHT, MAX_WEIGHT = 0.2, 5.0
 # All angles of the recorders, whose mouse moves by pixels.
 ANGLES = np.arange(-600, 601) * DEGREES_PER_PIXEL
-
-CameraBins = Callable[[npt.ArrayLike], npt.NDArray[np.int64]]
-"""Degrees to what a world model is told of them."""
 
 
 def agreement(

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from rlir_ray.idm.base import InverseDynamics
 from rlir_ray.idm.decoding import recovered_classes
 from rlir_ray.rewards.classification import confusion, known_mean, macro_f1, occurs
-from rlir_ray.rewards.inverse_dynamics import InverseDynamics
 from rlir_ray.spaces.actions import GROUPS, Actions, group_classes
 
 SHIFTS = (-1, 0, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rlir_ray.config.sections import Config, asset_path
-from rlir_ray.run.content import checkpoint_content
+from rlir_ray.data.content import checkpoint_content
 
 
 def reward_identity(config: Config) -> dict[str, str]:
@@ -15,7 +15,7 @@ def reward_identity(config: Config) -> dict[str, str]:
     """
     world, reward = config.world, config.reward
     return {
-        "rollout.engine": "flow" if config.rollout.engine == "flow" else "tokens",
+        "policy.family": config.policy.family,
         "world.height": str(world.height),
         "world.width": str(world.width),
         "world.groups": ",".join(world.groups),

@@ -16,14 +16,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rlir_ray.config.sections import asset_path
+from rlir_ray.idm.base import InverseDynamics, load_inverse_dynamics
 from rlir_ray.idm.decoding import class_tables, group_probabilities, recovered_classes
-from rlir_ray.rewards.agreement import CameraBins, accepted_classes, agreement, class_weights, every_rule, frame_weights
+from rlir_ray.rewards.agreement import accepted_classes, agreement, class_weights, every_rule, frame_weights
 from rlir_ray.rewards.classification import confusion
-from rlir_ray.spaces.actions import GROUPS, Actions, group_classes, token_camera_bins
+from rlir_ray.spaces.actions import GROUPS, Actions, CameraBins, group_classes, token_camera_bins
 from rlir_ray.trajectory import EncodedVideo, RewardScores, codes_tensor
 
 if TYPE_CHECKING:
     from rlir_ray.config.sections import RewardConfig, WorldConfig
+    from rlir_ray.rewards.base import RewardContext
 
 
 class Decoder(Protocol):
@@ -31,13 +34,6 @@ class Decoder(Protocol):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Encoded frames [n, ...] to uint8 [n, H, W, 3]."""
-
-
-class InverseDynamics(Protocol):
-    """What a reward needs of an inverse dynamics model."""
-
-    def logits(self, frames: Tensor) -> dict[str, Tensor]:
-        """uint8 [B, F, H, W, 3] to buttons [B, F, 20, 2] and camera [B, F, 2, 11]; index k leads into frame k."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +66,8 @@ class InverseReward:
         ValueError: `balance=class` without shares or with another rule than `groups`.
     """
 
+    reads_idm = True
+
     def __init__(
         self,
         tokenizer: Decoder,
@@ -96,6 +94,16 @@ class InverseReward:
         self.weights: dict[str, npt.NDArray[np.float32]] | None = None
         if config.balance == "class" and class_shares is not None:
             self.weights = {name: class_weights(class_shares[name]) for name in world.groups}
+
+    @classmethod
+    def from_context(cls, context: RewardContext) -> InverseReward:
+        """The inverse reward of the configured checkpoints."""
+        config, device = context.config, context.device
+        idm = load_inverse_dynamics(asset_path(config.models.reward_idm)).to(device)
+        return cls(
+            context.open_codec().to(device), idm, world=config.world, config=config.reward,
+            class_shares=context.class_shares, device=device, camera_bins=context.camera_bins,
+        )  # fmt: skip
 
     def score(self, videos: Sequence[EncodedVideo]) -> list[RewardScores]:
         """Rewards of whole groups, read together.

@@ -16,8 +16,8 @@ from typing import Any
 
 from rlir_ray.config.load import DROPPED, tell_dropped
 from rlir_ray.config.sections import Config
+from rlir_ray.data.content import content_of
 from rlir_ray.data.files import number, strict_json, write_json, write_text
-from rlir_ray.run.content import content_of
 from rlir_ray.run.home import stand_in
 from rlir_ray.run.versions import versions
 
@@ -82,6 +82,7 @@ MAY_DIFFER = frozenset(
     + [f"weights.{key}" for key in ("transfer", "bucket_bytes")]
 )
 ALSO_MAY_DIFFER = ("run.", "checkpoint.", "evaluation.")
+PLUGIN_ARGUMENTS = ("args", "objective_args")
 LOCK = ".lock"
 
 
@@ -177,7 +178,8 @@ class RunFolder:
         return content_of(self.config)
 
     def _refuse_other(self) -> None:
-        before, now = _flat(json.loads((self.path / "config.json").read_text(encoding="utf-8"))), _flat(self.settings)
+        before = _upgraded(_flat(json.loads((self.path / "config.json").read_text(encoding="utf-8"))))
+        now = _flat(self.settings)
         for key in DROPPED.keys() & before.keys():
             tell_dropped(key, before[key])
         held = read_content(self.path)
@@ -267,6 +269,15 @@ def judges_by_reward(run: Path) -> bool:
     return judge is not None and judge == held.get("models.reward_idm")
 
 
+def _upgraded(settings: dict[str, Any]) -> dict[str, Any]:
+    """Flat settings of an earlier version under today's keys: rollout.engine=flow named a family."""
+    if "policy.family" in settings or "rollout.engine" not in settings:
+        return settings
+    is_flow = settings["rollout.engine"] == "flow"
+    engine = "torch" if is_flow else settings["rollout.engine"]
+    return settings | {"policy.family": "flow" if is_flow else "autoregressive", "rollout.engine": engine}
+
+
 def _place(value: Any) -> Any:
     """A path, or any other text, in the form in which two of them are compared."""
     return os.path.abspath(value) if isinstance(value, str) and value else value
@@ -275,5 +286,7 @@ def _place(value: Any) -> Any:
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in settings.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        # The arguments of a plug-in are one value: each of them may come and go.
+        is_part = isinstance(value, dict) and key not in PLUGIN_ARGUMENTS
+        found |= _flat(value, f"{prefix}{key}.") if is_part else {prefix + key: value}
     return found

@@ -6,7 +6,7 @@ Legend: F frames, B buttons.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -31,6 +31,8 @@ KEY_NAMES = {
     **{str(slot): f"hotbar.{slot}" for slot in range(1, 10)},
 }  # fmt: skip
 BUTTON_KEYS = {name: f"key.keyboard.{key}" for key, name in KEY_NAMES.items()}
+CameraBins = Callable[[npt.ArrayLike], npt.NDArray[np.int64]]
+"""Degrees to what a world model is told of them."""
 MOUSE_NAMES = ("attack", "use", "pickItem")
 
 # Pressed together these mean nothing; cancelled one pair after the other, in this order (MineWorld's raw loader).

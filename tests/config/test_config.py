@@ -125,7 +125,7 @@ def test_a_saved_config_is_a_recipe(tmp_path):
         ("reward.rule=best", "reward.rule must be one of groups, joint, fields, got 'best'"),
         ("learner.zero_stage=4", "learner.zero_stage must be 0..3, got 4"),
         ("rollout.temperature=0", "rollout.temperature must be > 0"),
-        ("rollout.engine=vlm", "rollout.engine must be one of torch, vllm, flow, got 'vlm'"),
+        ("rollout.engine=vlm", "rollout.engine must be one of torch, vllm, got 'vlm'"),
         ("vllm.dtype=float16", "vllm.dtype must be one of float32, bfloat16, got 'float16'; try vllm.dtype=float32"),
         ("vllm.gpu_memory_utilization=1.2", r"vllm.gpu_memory_utilization must be in \(0, 1\), got 1.2; use 0.7"),
         ("vllm.max_num_seqs=0", "vllm.max_num_seqs must be >= 1, got 0"),
@@ -262,8 +262,8 @@ def test_bf16_without_zero_is_refused_since_it_would_add_up_gradients_in_bfloat1
 @pytest.mark.parametrize("level", ["token", "sequence"])
 @pytest.mark.parametrize("sde", ["flow_grpo", "dance_grpo", "cps"])
 def test_flow_policies_take_no_importance_weights_and_clip_around_the_behavior_policy(level: str, sde: str) -> None:
-    flow = ["rollout.engine=flow", f"flow.sde={sde}"]
-    with pytest.raises(ValueError, match=rf"train.importance must be none with rollout.engine=flow.* got '{level}'"):
+    flow = ["policy.family=flow", f"flow.sde={sde}"]
+    with pytest.raises(ValueError, match=rf"train.importance must be none with policy.family=flow.* got '{level}'"):
         load_config("", [*flow, f"train.importance={level}"])
     config = load_config("", flow)
     assert config.importance_level == "none" and config.has_clip

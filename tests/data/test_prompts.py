@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from actors.prompts import PromptActor
 
+from actors.rollout.prompts import PromptActor
 from rlir_ray.config.load import load_config
 from rlir_ray.config.sections import Config
 from rlir_ray.data import prompts as prompts_module

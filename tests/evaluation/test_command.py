@@ -20,7 +20,7 @@ from rlir_ray.evaluation.command import EvaluationRequest, evaluate, find_recipe
 from rlir_ray.evaluation.mineworld import NO_WEIGHTS
 from rlir_ray.evaluation.policy_row import evaluate_row
 from rlir_ray.families import open_policy
-from rlir_ray.idm.inverse_dynamics import load_inverse_dynamics
+from rlir_ray.idm.base import load_inverse_dynamics
 from rlir_ray.models.adapters import save_policy
 from rlir_ray.run.folder import RunFolder
 from rlir_ray.samplers.torch_sampler import TorchSampler

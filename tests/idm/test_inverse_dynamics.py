@@ -10,17 +10,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.idm_throughput import straight_loop
+from rlir_ray.idm.base import load_inverse_dynamics, resize_frames
 from rlir_ray.idm.correlation_idm import (
     CorrelationInverseDynamics,
     correlation_config,
     correlation_volume,
     displacement_index,
 )
-from rlir_ray.idm.inverse_dynamics import (
-    InverseDynamicsModel,
-    load_inverse_dynamics,
-    resize_frames,
-)
+from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
 from rlir_ray.idm.vpt_config import VPT_CONFIG, small_vpt_config
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -80,7 +77,7 @@ def test_saved_models_load_as_what_they_were(
 
 def test_unknown_architecture_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architecture": "oracle"}')
-    with pytest.raises(ValueError, match="architecture must be vpt or correlation"):
+    with pytest.raises(ValueError, match=r"architecture must be one of vpt, correlation, or package\.module:Name"):
         load_inverse_dynamics(tmp_path)
 
 

@@ -10,8 +10,8 @@ import torch
 
 from rlir_ray.algorithm.advantages import GroupAdvantages
 from rlir_ray.algorithm.flow_steps import noise_levels
-from rlir_ray.config.sections import Config, FlowConfig, LearnerConfig, LoraConfig, RolloutConfig, TrainConfig
-from rlir_ray.families import family_of
+from rlir_ray.config.sections import Config, FlowConfig, LearnerConfig, LoraConfig, PolicyConfig, TrainConfig
+from rlir_ray.families import make_objective
 from rlir_ray.learner.objectives import DiffusionNFT, Objective, PolicyGradient
 from rlir_ray.learner.step import Learner, StepBatch, trained_decisions
 from rlir_ray.learner.torch_engine import TorchEngine
@@ -218,10 +218,10 @@ def test_token_sampler_merges_the_adapter_that_the_learner_trains() -> None:
     assert (merged_weight(layer) - layer.weight).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("family", ["torch", "flow"])
+@pytest.mark.parametrize("family", ["autoregressive", "flow"])
 def test_saved_adapter_opens_in_its_librarys_layout(family: str, tmp_path) -> None:
     def make() -> torch.nn.Module:
-        return tiny_world_model() if family == "torch" else tiny_flow_model()
+        return tiny_world_model() if family == "autoregressive" else tiny_flow_model()
 
     policy = make()
     add_adapter(policy, LORA)
@@ -229,15 +229,15 @@ def test_saved_adapter_opens_in_its_librarys_layout(family: str, tmp_path) -> No
         for name, weight in policy.named_parameters():
             if is_adapter_weight(name):
                 weight.normal_()
-    config = Config(rollout=RolloutConfig(engine=family), train=TRAIN)
+    config = Config(policy=PolicyConfig(family=family), train=TRAIN)
     learner = Learner(
-        TorchEngine(policy, TRAIN, config.learner), family_of(config).objective(config, policy, None), TRAIN,
+        TorchEngine(policy, TRAIN, config.learner), make_objective(config, policy), TRAIN,
         config.learner,
     )  # fmt: skip
     learner.save(tmp_path / "policy")
     files = {path.name for path in (tmp_path / "policy").iterdir()}
     expected = {"adapter_config.json", "adapter_model.safetensors"}
-    assert expected <= files if family == "torch" else files == {"pytorch_lora_weights.safetensors"}
+    assert expected <= files if family == "autoregressive" else files == {"pytorch_lora_weights.safetensors"}
     again = make()
     add_adapter(again, LoraConfig(), str(tmp_path / "policy"))
     for name, value in weights_of(policy).items():

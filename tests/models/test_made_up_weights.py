@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from rlir_ray.config.sections import LoraConfig
+from rlir_ray.idm.base import load_inverse_dynamics
 from rlir_ray.idm.correlation_idm import CorrelationInverseDynamics
-from rlir_ray.idm.inverse_dynamics import load_inverse_dynamics
 from rlir_ray.models.adapters import add_adapter, save_policy
 from rlir_ray.models.autoencoder import FrameAutoencoder
 from rlir_ray.models.autoregressive import WorldModel

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rlir_ray.data.recordings import Recording, write_recording
-from rlir_ray.idm.inverse_dynamics import load_inverse_dynamics
+from rlir_ray.idm.base import load_inverse_dynamics
 from rlir_ray.pretrain import idm_training
 from rlir_ray.pretrain.idm import InverseDynamicsTraining, main
 from rlir_ray.pretrain.idm_figures import compare, cut_clips, evaluate_inverse_dynamics, held_out_figures

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from rlir_ray.config.load import load_config
-from rlir_ray.config.sections import asset_path
+from rlir_ray.config.sections import PolicyConfig, asset_path
 from rlir_ray.rewards.fingerprint import check_identity, reward_identity
 
 
@@ -41,5 +41,5 @@ def test_another_reward_is_refused_with_the_key_and_both_values(override, messag
 
 def test_another_family_of_codes_is_another_reward():
     config = load_config("doom_tiny_ar")
-    flow = reward_identity(replace(config, rollout=replace(config.rollout, engine="flow")))
-    assert flow["rollout.engine"] != reward_identity(config)["rollout.engine"]
+    flow = reward_identity(replace(config, policy=PolicyConfig(family="flow")))
+    assert flow["policy.family"] != reward_identity(config)["policy.family"]

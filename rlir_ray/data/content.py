@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rlir_ray.config.sections import Config, asset_path
 from rlir_ray.data.sources import find_recordings, pair
+from rlir_ray.registry import load
 
 PROMPT_PATHS = ("path", "heldout_path")
 SETTINGS = ("config.json", "tokenizer.json", "adapter_config.json")
@@ -37,14 +38,24 @@ def recordings_content(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def models_read(config: Config) -> dict[str, str]:
+    """Key of `models` -> path, of each checkpoint that a run opens: without a reward IDM that its reward never reads.
+
+    Raises:
+        ValueError: the reward cannot be imported, or has no `score`.
+    """
+    models = {entry.name: getattr(config.models, entry.name) for entry in dataclasses.fields(config.models)}
+    unread = set() if getattr(load("rewards", config.reward.name), "reads_idm", False) else {"reward_idm"}
+    return {name: path for name, path in models.items() if path and name not in unread}
+
+
 def content_of(config: Config) -> dict[str, str]:
     """Configuration key -> content, of each checkpoint and source of recordings that a configuration names.
 
     Raises:
         ValueError: one is not there.
     """
-    models = {f"models.{entry.name}": getattr(config.models, entry.name) for entry in dataclasses.fields(config.models)}
-    found = {key: checkpoint_content(asset_path(path)) for key, path in models.items() if path}
+    found = {f"models.{name}": checkpoint_content(asset_path(path)) for name, path in models_read(config).items()}
     if config.prompts.source == "recordings":
         found |= {f"prompts.{key}": recordings_content(Path(getattr(config.prompts, key))) for key in PROMPT_PATHS}
     return found

@@ -1,0 +1,73 @@
+"""Autoregressive world models: tokens of frames and actions in one sequence (MineWorld's form)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from rlir_ray.config.sections import Config, asset_path
+from rlir_ray.families import Family, compares
+from rlir_ray.models.compatibility import check_token_world
+from rlir_ray.models.frame_codec import FrameCodec
+from rlir_ray.models.rescoring import Rescore, TokenRescorer
+from rlir_ray.samplers import Sampler
+from rlir_ray.spaces.actions import TOKENS_PER_ACTION, token_camera_bins
+from rlir_ray.trajectory import FrameShape
+
+
+def _open_world_model(folder: Path) -> nn.Module:
+    from rlir_ray.models.autoregressive import WorldModel
+
+    return WorldModel.from_pretrained(folder)
+
+
+def _tokenizer() -> type[FrameCodec]:
+    from rlir_ray.models.tokenizer import FrameTokenizer
+
+    return FrameTokenizer
+
+
+def _token_sampler(config: Config, policy: Any) -> Sampler:
+    if config.rollout.engine == "vllm":
+        from rlir_ray.samplers.vllm import VllmSampler
+
+        return VllmSampler(
+            policy, asset_path(config.models.policy), config.vllm, temperature=config.rollout.temperature,
+            num_frames=config.world.num_context + config.world.num_frames, compares=compares(config),
+        )  # fmt: skip
+    from rlir_ray.samplers.torch_sampler import TorchSampler
+
+    return TorchSampler(policy, temperature=config.rollout.temperature, compares=compares(config))
+
+
+def _token_evaluation_sampler(config: Config, policy: Any, temperature: float) -> Sampler:
+    from rlir_ray.samplers.torch_sampler import TorchSampler
+
+    return TorchSampler(policy, temperature=temperature, top_p=config.evaluation.top_p, compares=False)
+
+
+def _token_sampling(config: Config) -> str:
+    settings = config.evaluation
+    return f"temperature {settings.temperatures[0]:g}, top-p {settings.top_p:g}, raster decoding"
+
+
+def _token_group_bytes(config: Config, frame: FrameShape) -> int:
+    world, (num_tokens,) = config.world, frame
+    num_frames = world.num_context + world.num_frames
+    length = num_frames * num_tokens + (num_frames - 1) * TOKENS_PER_ACTION
+    columns = 4 * length + 5 * world.num_frames * num_tokens  # int32 tokens; float32 and bool decisions
+    code_bytes = 4 if config.architecture.num_codes > 1 << 16 else 2  # as `stored_codes`
+    return config.train.group_size * (columns + code_bytes * num_frames * num_tokens)
+
+
+def _token_rescorer(config: Config) -> Rescore:
+    return TokenRescorer(config.rollout.temperature)
+
+
+FAMILY = Family(
+    open_policy=_open_world_model, codec=_tokenizer, check_world=check_token_world, rollout_sampler=_token_sampler,
+    evaluation_sampler=_token_evaluation_sampler, rescorer=_token_rescorer, sampling_text=_token_sampling,
+    camera_bins=token_camera_bins, group_bytes=_token_group_bytes,
+)  # fmt: skip

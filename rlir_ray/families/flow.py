@@ -1,0 +1,69 @@
+"""Flow world models: latents of frames, denoised by flow matching (Next-Frame Diffusion's form)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlir_ray.config.sections import Config
+from rlir_ray.families import Family, compares
+from rlir_ray.models.compatibility import check_flow_world
+from rlir_ray.models.frame_codec import FrameCodec
+from rlir_ray.models.rescoring import FlowRescorer, Rescore
+from rlir_ray.samplers import Sampler
+from rlir_ray.spaces.actions import flow_camera_bins
+from rlir_ray.trajectory import FrameShape
+
+
+def _open_flow_model(folder: Path) -> nn.Module:
+    from rlir_ray.models.flow import open_flow_model
+
+    return open_flow_model(folder)
+
+
+def _autoencoder() -> type[FrameCodec]:
+    from rlir_ray.models.autoencoder import FrameAutoencoder
+
+    return FrameAutoencoder
+
+
+def _flow_sampler(config: Config, policy: Any) -> Sampler:
+    from rlir_ray.samplers.flow import FlowSampler
+
+    explore, keep_means = config.train.objective != "nft", config.train.ratio == "guard"
+    return FlowSampler(policy, config.flow, explore=explore, keep_means=keep_means, compares=compares(config))
+
+
+def _flow_evaluation_sampler(config: Config, policy: Any, temperature: float) -> Sampler:
+    from rlir_ray.samplers.flow import FlowSampler
+
+    return FlowSampler(policy, config.flow, explore=False, noise_scale=temperature)
+
+
+def _flow_sampling(config: Config) -> str:
+    return f"{config.flow.num_steps} denoising steps a frame, noise scale {config.evaluation.temperatures[0]:g}"
+
+
+def _flow_group_bytes(config: Config, frame: FrameShape) -> int:
+    world, size = config.world, int(torch.Size(frame).numel())
+    num_frames, num_past = world.num_frames, world.num_context + world.num_frames - 1
+    window = 0 if config.train.objective == "nft" else config.flow.window
+    states = num_frames * (window + 1) * 4 * (size + 1)  # float32 latents and their levels
+    means = num_frames * window * 4 * size if config.train.ratio == "guard" else 0
+    history = num_past * 4 * (size + 1) + (num_past + 1) * 9  # with its levels; uint8 actions
+    decisions = 5 * num_frames * window if window else num_frames  # float32 and bool, or bool alone
+    return config.train.group_size * (states + means + history + decisions + 2 * (num_past + 1) * size)
+
+
+def _flow_rescorer(config: Config) -> Rescore:
+    return FlowRescorer(config.flow)
+
+
+FAMILY = Family(
+    open_policy=_open_flow_model, codec=_autoencoder, check_world=check_flow_world, rollout_sampler=_flow_sampler,
+    evaluation_sampler=_flow_evaluation_sampler, rescorer=_flow_rescorer, sampling_text=_flow_sampling,
+    camera_bins=flow_camera_bins, group_bytes=_flow_group_bytes,
+)  # fmt: skip

@@ -1,0 +1,130 @@
+"""Whether the checkpoints of a policy and of its frame codec fit each other and the world."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from rlir_ray.config.sections import ArchitectureConfig, Config, asset_path
+from rlir_ray.models.architectures import flow_architecture, is_flow_model, policy_architecture
+from rlir_ray.models.autoregressive import sequence_length
+from rlir_ray.trajectory import FrameShape
+
+
+def check_token_world(config: Config) -> FrameShape:
+    """Whether a token model and its tokenizer are of the configured world.
+
+    Raises:
+        ValueError: another family, vocabulary, frame size, or number of tokens.
+    """
+    policy_folder, folder = asset_path(config.models.policy), asset_path(config.models.tokenizer)
+    policy = read_settings(policy_folder, "config.json", "models.policy")
+    vq_model = read_settings(folder, "config.json", "models.tokenizer")
+    if is_flow_model(policy):
+        raise ValueError(
+            f"models.policy must be a token model with policy.family={config.policy.family}, got a flow model in "
+            f"{policy_folder}; set policy.family=flow"
+        )
+    if "vocab_size" not in policy:
+        raise ValueError(
+            f"models.policy must be a LlamaForCausalLM, got another config.json in {policy_folder}; give a "
+            "world model's folder"
+        )
+    if missing := {"block_out_channels", "num_vq_embeddings"} - vq_model.keys():
+        raise ValueError(
+            f"models.tokenizer must be a diffusers VQModel, got a config.json without {sorted(missing)[0]} in "
+            f"{folder}; give a tokenizer's folder"
+        )
+    height, width = _grid(config, folder, vq_model)
+    tokens_per_frame = height * width
+    held = policy_architecture(policy)
+    if not held.tokens_per_frame:
+        raise ValueError(
+            f"models.policy must say how many tokens a frame has, got a config.json without it in {policy_folder}; add "
+            f'"tokens_per_frame": {tokens_per_frame} there'
+        )
+    wanted, got = (vq_model["num_vq_embeddings"], tokens_per_frame), (held.num_codes, held.tokens_per_frame)
+    _check_architecture(config.architecture, held)
+    length = sequence_length(config.world.num_context + config.world.num_frames, tokens_per_frame)
+    if 0 < held.max_positions < length:
+        raise ValueError(
+            f"models.policy must hold a clip's {length} tokens, got max_position_embeddings={held.max_positions}; "
+            "lower world.num_frames"
+        )
+    if got != wanted:
+        raise ValueError(
+            f"models.policy must fit the tokenizer's {wanted[0]} codes and {wanted[1]} tokens a frame, got {got[0]} "
+            f"and {got[1]}; choose checkpoints that were trained together"
+        )
+    return (tokens_per_frame,)
+
+
+def check_flow_world(config: Config) -> FrameShape:
+    """Whether a flow model and its autoencoder are of the configured world.
+
+    Raises:
+        ValueError: another family, frame size, or shape of latents.
+    """
+    policy_folder, folder = asset_path(config.models.policy), asset_path(config.models.tokenizer)
+    policy = read_settings(policy_folder, "config.json", "models.policy")
+    autoencoder = read_settings(folder, "config.json", "models.tokenizer")
+    if not is_flow_model(policy):
+        raise ValueError(
+            f"models.policy must be a FlowWorldModel with policy.family=flow, got another config.json in "
+            f"{policy_folder}; give a flow model's folder or set policy.family=autoregressive"
+        )
+    if autoencoder.get("_class_name") != "AutoencoderKL":
+        raise ValueError(
+            f"models.tokenizer must be a diffusers AutoencoderKL with policy.family=flow, got "
+            f"{autoencoder.get('_class_name', 'another config.json')} in {folder}; give an autoencoder's folder"
+        )
+    wanted = (autoencoder["latent_channels"], *_grid(config, folder, autoencoder))
+    got = tuple(policy[f"latent_{name}"] for name in ("channels", "height", "width"))
+    if got != wanted:
+        raise ValueError(
+            f"models.policy must fit the autoencoder's latents {wanted}, got {got}; choose checkpoints that were "
+            "trained together"
+        )
+    _check_architecture(config.architecture, flow_architecture(policy))
+    return got
+
+
+def _grid(config: Config, folder: Path, codec: dict[str, Any]) -> tuple[int, int]:
+    """Rows and columns that a frame is encoded into; the tokenizer's or autoencoder's size must be the world's."""
+    world = config.world
+    stem = {"height": world.height, "width": world.width, "pixel_unshuffle": 1}
+    if (folder / "tokenizer.json").is_file():
+        stem = read_settings(folder, "tokenizer.json", "models.tokenizer")
+    if (stem["height"], stem["width"]) != (world.height, world.width):
+        raise ValueError(
+            f"models.tokenizer must be for frames of {world.height}x{world.width}, got "
+            f"{stem['height']}x{stem['width']}; set world.height={stem['height']} world.width={stem['width']} "
+            "or choose another tokenizer"
+        )
+    factor = stem["pixel_unshuffle"] * 2 ** (len(codec["block_out_channels"]) - 1)
+    return world.height // factor, world.width // factor
+
+
+def _check_architecture(stated: ArchitectureConfig, held: ArchitectureConfig) -> None:
+    for entry in dataclasses.fields(stated):
+        wanted, got = getattr(stated, entry.name), getattr(held, entry.name)
+        if wanted and wanted != got:
+            raise ValueError(
+                f"models.policy must have architecture.{entry.name}={wanted}, got {got}; choose the recipe of its size "
+                f"or set architecture.{entry.name}={got}"
+            )
+
+
+def read_settings(folder: Path, file: str, what: str) -> dict[str, Any]:
+    """A JSON file of a checkpoint.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        return json.loads((folder / file).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        found = type(error).__name__
+        raise ValueError(f"{what} must hold a readable {file}, got {found} in {folder}; check models.*") from None

@@ -1,0 +1,190 @@
+"""Named plug-ins: what the configuration may name on each axis, and how a name becomes a class.
+
+A name is a built-in one, one that an installed package offers as an entry point (`rlir_ray.rewards`, ...), or
+`package.module:Name`. Nothing is imported before `load`: this file knows the plug-ins by their names only.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Axis:
+    """One kind of plug-in."""
+
+    group: str
+    """Of entry points."""
+    key: str
+    """The configuration key that names a member."""
+    members: Mapping[str, str]
+    """Built-in name -> `package.module:Name`."""
+    needs: tuple[str, ...]
+    """The names that a member must have."""
+    is_class: bool = True
+    """A member is a class; otherwise an object."""
+
+
+AXES = {
+    "families": Axis(
+        group="rlir_ray.families",
+        key="policy.family",
+        members={"autoregressive": "rlir_ray.families.autoregressive:FAMILY", "flow": "rlir_ray.families.flow:FAMILY"},
+        needs=(
+            *("open_policy", "codec", "check_world", "rollout_sampler", "evaluation_sampler", "rescorer"),
+            *("sampling_text", "camera_bins", "group_bytes"),
+        ),
+        is_class=False,
+    ),
+    "idms": Axis(
+        group="rlir_ray.idms",
+        key="architecture",
+        members={
+            "vpt": "rlir_ray.idm.inverse_dynamics:InverseDynamicsModel",
+            "correlation": "rlir_ray.idm.correlation_idm:CorrelationInverseDynamics",
+        },
+        needs=("from_pretrained", "logits"),
+    ),
+    "rewards": Axis(
+        group="rlir_ray.rewards",
+        key="reward.name",
+        members={"inverse": "rlir_ray.rewards.inverse_dynamics:InverseReward"},
+        needs=("score",),
+    ),
+    "objectives": Axis(
+        group="rlir_ray.objectives",
+        key="train.objective",
+        members={
+            "grpo": "rlir_ray.learner.objectives:PolicyGradient",
+            "nft": "rlir_ray.learner.objectives:DiffusionNFT",
+        },
+        needs=("from_parts", "loss", "end_step", "state", "load_state"),
+    ),
+    "sources": Axis(
+        group="rlir_ray.sources",
+        key="prompts.source",
+        members={
+            "doom": "rlir_ray.worlds.doom_source:DoomSource",
+            "recordings": "rlir_ray.data.recorded_source:RecordedSource",
+        },
+        needs=("clips",),
+    ),
+}
+
+
+def known(axis: str) -> list[str]:
+    """The short names of an axis: the built-in ones, then those of installed packages."""
+    offered = {point.name for point in _entry_points(axis)} - AXES[axis].members.keys()
+    return [*AXES[axis].members, *sorted(offered)]
+
+
+def check_name(axis: str, name: str) -> None:
+    """Check that a name is a known short name or has the form `package.module:Name`. Import nothing.
+
+    Raises:
+        ValueError: it is neither; the known names and the nearest one are named.
+    """
+    if name in AXES[axis].members:
+        return
+    module, _, attribute = name.partition(":")
+    if all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
+        return
+    names = known(axis)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1, cutoff=0.0) or names
+        raise ValueError(
+            f"{AXES[axis].key} must be one of {', '.join(names)}, or package.module:Name, got {name!r}; did you mean "
+            f"{near[0]}?"
+        )
+
+
+def load(axis: str, name: str) -> Any:
+    """Import a member and check that it has what its axis needs.
+
+    Raises:
+        ValueError: the name is unknown, its module cannot be imported, the module does not hold it, or it lacks a
+            method of the axis' protocol.
+    """
+    check_name(axis, name)
+    member = _import(axis, name, _target(axis, name))
+    if AXES[axis].is_class and not inspect.isclass(member):
+        found = type(member).__name__
+        raise ValueError(f"{AXES[axis].key}={name} must name a class, got a {found}; name the class itself")
+    if lacking := [need for need in AXES[axis].needs if not hasattr(member, need)]:
+        raise ValueError(
+            f"{AXES[axis].key}={name} must have {', '.join(AXES[axis].needs)}, got none named {', '.join(lacking)}; "
+            f"add {lacking[0]} (rlir_ray.testing checks the rest)"
+        )
+    return member
+
+
+def build(axis: str, name: str, args: Mapping[str, Any], make: Any, *parts: Any) -> Any:
+    """Call `make(*parts, **args)`, which builds a member.
+
+    Args:
+        axis, name: of the member, for the error.
+        args: the user's, out of the configuration.
+        make: the member's class, or its class method that builds it.
+        parts: what this axis gives each member.
+
+    Raises:
+        ValueError: the arguments do not fit the signature.
+    """
+    try:
+        inspect.signature(make).bind(*parts, **args)
+    except TypeError as error:
+        part = AXES[axis].key.partition(".")[0]
+        raise ValueError(
+            f"{AXES[axis].key}={name} must take the arguments that {part} gives it, got {dict(args)}: {error}; compare "
+            f"them with {getattr(make, '__qualname__', make)}{inspect.signature(make)}"
+        ) from None
+    return make(*parts, **args)
+
+
+def _target(axis: str, name: str) -> str:
+    """`package.module:Name` of a name that `check_name` accepts."""
+    if ":" in name:
+        return name
+    if name in AXES[axis].members:
+        return AXES[axis].members[name]
+    offered = sorted({point.value for point in _entry_points(axis) if point.name == name})
+    if len(offered) > 1:
+        raise ValueError(
+            f"{AXES[axis].key}={name} must be offered by one package, got {' and '.join(offered)}; name one of these"
+        )
+    return offered[0]
+
+
+def _entry_points(axis: str) -> list[importlib.metadata.EntryPoint]:
+    return list(importlib.metadata.entry_points(group=AXES[axis].group))
+
+
+def _import(axis: str, name: str, target: str) -> Any:
+    module_name, _, attribute = target.partition(":")
+    label = f"{AXES[axis].key}={name}"
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{label} must be importable, got no module {error.name!r}; install it, put its folder on PYTHONPATH, or "
+            "start in that folder"
+        ) from error
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"{label} must be importable, got {type(error).__name__} in module {module_name!r}: {first}; correct that "
+            "module"
+        ) from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            near = difflib.get_close_matches(part, [each for each in vars(found) if each[0] != "_"], 1)
+            way_out = f"did you mean {near[0]}?" if near else "correct the name"
+            raise ValueError(f"{label} must be in module {module_name}, got no {part!r} there; {way_out}")
+        found = getattr(found, part)
+    return found

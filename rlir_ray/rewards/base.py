@@ -1,0 +1,56 @@
+"""What a reward is, and how the configured one is built. Knows nothing of pools."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rlir_ray.registry import build, load
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from rlir_ray.config.sections import Config
+    from rlir_ray.spaces.actions import CameraBins
+    from rlir_ray.trajectory import EncodedVideo, RewardScores
+
+
+class Reward(Protocol):
+    """A member of the axis `rewards`: its class is built in each replica of the reward pool.
+
+    A class that has `from_context` is built by `from_context(context, **reward.args)`, any other one as
+    `Class(**reward.args)`. A class that reads models.reward_idm says so by `reads_idm = True`.
+    """
+
+    def score(self, videos: Sequence[EncodedVideo]) -> list[RewardScores]:
+        """One `RewardScores` for each video, in their order; `frame_rewards` is [G, F], higher is better."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewardContext:
+    """What a reward may need of its run."""
+
+    config: Config
+    device: str
+    """`cuda` where the replica has a GPU, otherwise `cpu`."""
+    class_shares: Mapping[str, npt.NDArray[np.floating]] | None
+    """How often training commands each class, by action group; None without reward.balance=class."""
+    open_codec: Callable[[], Any]
+    """Opens the `FrameCodec` that decodes frames, on the CPU."""
+    camera_bins: CameraBins
+    """What the world model is told of the camera's angles."""
+
+
+def open_reward(context: RewardContext) -> Reward:
+    """Build the configured reward.
+
+    Raises:
+        ValueError: it cannot be imported, has no `score`, or does not take `reward.args`.
+    """
+    settings = context.config.reward
+    member = load("rewards", settings.name)
+    if make := getattr(member, "from_context", None):
+        return build("rewards", settings.name, settings.args, make, context)
+    return build("rewards", settings.name, settings.args, member)
