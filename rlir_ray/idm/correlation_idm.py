@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlir_ray.idm.inverse_dynamics import frames_at_once, resize_frames, save_model
+from rlir_ray.idm.common import frames_at_once, resize_frames, save_model
 from rlir_ray.idm.vpt_network import Heads, Logits
 from rlir_ray.models.checkpoints import assign_weights, read_state_dict
 
