@@ -78,11 +78,13 @@ def test_a_trained_judge_reads_the_panning_world(tmp_path: Path, caplog: pytest.
     assert {"config.json", "model.safetensors", "training.json"} <= {file.name for file in tmp_path.iterdir()}
 
 
-def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", ["correlation", "vpt"])  # the latter shares a weight between two modules
+def test_an_interrupted_training_ends_with_the_same_weights(architecture: str, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, architecture=architecture, hidden_size=32, steps=6)
     train, held_out = recordings(3, seed=0), recordings(2, seed=50)
-    train_inverse_dynamics(train, held_out, tmp_path / "whole", SETTINGS)
-    often = replace(SETTINGS, checkpoint_every_s=0.0)
-    with interrupted_after_state(10):
+    train_inverse_dynamics(train, held_out, tmp_path / "whole", settings)
+    often = replace(settings, checkpoint_every_s=0.0)
+    with interrupted_after_state(3):
         train_inverse_dynamics(train, held_out, tmp_path / "parts", often)
     train_inverse_dynamics(train, held_out, tmp_path / "parts", often)
     whole, parts = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts"))
