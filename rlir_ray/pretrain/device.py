@@ -40,8 +40,8 @@ def open_accelerator(name: str, precision: str) -> Accelerator:
         torch.cuda.set_device(device)  # accelerate takes the current one
     # One process may run several trainings, but accelerate keeps the first one's device and precision.
     AcceleratorState._reset_state(reset_partial_state=True)
-    # It reports each file of each saved state, and each weight that two modules share, which is loaded into both.
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    # It reports each file of each saved state.
+    logging.getLogger("accelerate").setLevel(logging.WARNING)
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
     if accelerator.device.type != device.type:
         raise ValueError(f"--device must be cpu or {accelerator.device.type} on this machine, got {name!r}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from rlir_ray.data.files import give_usual_mode, write_json
+from rlir_ray.data.files import write_json
 from rlir_ray.pretrain.finished import FREE_SETTINGS
 
 logger = logging.getLogger(__name__)
@@ -34,8 +34,8 @@ def save_state(accelerator: Accelerator, folder: Path, *, step: int, elapsed_s: 
         return
     part = folder / "state.part"
     shutil.rmtree(part, ignore_errors=True)
-    accelerator.save_state(str(part))
-    give_usual_mode(part)
+    # As safetensors, accelerate would drop VPT's empty weights, which it takes for copies of one weight.
+    accelerator.save_state(str(part), safe_serialization=False)
     write_json(part / FACTS, {"step": step, "elapsed_s": elapsed_s, "settings": settings})
     part.rename(final)  # a state under its final name is whole
     for path in older:

@@ -78,7 +78,7 @@ def test_a_trained_judge_reads_the_panning_world(tmp_path: Path, caplog: pytest.
     assert {"config.json", "model.safetensors", "training.json"} <= {file.name for file in tmp_path.iterdir()}
 
 
-@pytest.mark.parametrize("architecture", ["correlation", "vpt"])  # the latter shares a weight between two modules
+@pytest.mark.parametrize("architecture", ["correlation", "vpt"])  # the latter has empty weights
 def test_an_interrupted_training_ends_with_the_same_weights(architecture: str, tmp_path: Path) -> None:
     settings = replace(SETTINGS, architecture=architecture, hidden_size=32, steps=6)
     train, held_out = recordings(3, seed=0), recordings(2, seed=50)
