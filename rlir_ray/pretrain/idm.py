@@ -19,11 +19,11 @@ from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel, load_inverse_dyn
 from rlir_ray.idm.vpt_config import small_vpt_config
 from rlir_ray.pretrain.device import open_device
 from rlir_ray.pretrain.encode import read_splits
-from rlir_ray.pretrain.finished import finished_report
 from rlir_ray.pretrain.idm_figures import CLIP_FRAMES, Model, cut_clips, evaluate_inverse_dynamics, held_out_figures
 from rlir_ray.pretrain.idm_loss import class_weights, head_weights, inverse_dynamics_loss
 from rlir_ray.pretrain.loop import train
 from rlir_ray.pretrain.settings import InverseDynamicsTraining
+from rlir_ray.pretrain.state import finished_report
 from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task
 from rlir_ray.pretrain.warnings import judge_warning
 from rlir_ray.pretrain.windows import NUM_BINS, Reconstruct, draw_windows, label_frames

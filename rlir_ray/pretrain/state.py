@@ -1,22 +1,54 @@
-"""The saved states of a training: a folder each, whole or not there. Knows nothing of what is trained."""
+"""What a training's folder tells: whether it is finished, and the saved states to resume from.
+
+A state is a folder, whole or not there. Knows nothing of what is trained.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
 from rlir_ray.data.files import write_json
-from rlir_ray.pretrain.finished import FREE_SETTINGS
 
 logger = logging.getLogger(__name__)
 
+# How long it took, where, and how it was watched; all else is what the weights are made with.
+FREE_SETTINGS = ("minutes", "num_steps", "evaluate_every_s", "threads", "device")
 # What `accelerate` saves is beside it: weights, optimiser and random states.
 FACTS = "training_state.json"
+
+
+def finished_report(folder: Path, settings: Any, *, extendable: bool = False) -> dict[str, Any] | None:
+    """What training.json holds, or None where something is left to train.
+
+    Args:
+        folder: of the training.
+        settings: a dataclass, as training.json holds it under `settings`.
+        extendable: a training that is asked for more `minutes` than it had goes on.
+
+    Raises:
+        ValueError: a finished training of other settings.
+    """
+    path = folder / "training.json"
+    if not path.is_file():
+        return None
+    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    held, asked = report["settings"], json.loads(json.dumps(asdict(settings)))
+    changed = [name for name in asked if name not in FREE_SETTINGS and held.get(name, asked[name]) != asked[name]]
+    if changed:
+        raise ValueError(
+            f"{folder} was trained with another {', '.join(changed)}; repeat them, remove it or choose another folder"
+        )
+    if extendable and asked["minutes"] > (held["minutes"] or 0):
+        return None
+    logger.info("%s is trained already; remove it to train again", folder)
+    return report
 
 
 def save_state(accelerator: Accelerator, folder: Path, *, step: int, elapsed_s: float, settings: Any) -> None:

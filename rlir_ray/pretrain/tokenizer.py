@@ -21,12 +21,11 @@ from torch import Tensor, nn
 from rlir_ray.models.tokenizer import FrameTokenizer, build_tokenizer
 from rlir_ray.pretrain.codebook import CodeAverages
 from rlir_ray.pretrain.encode import encode_splits, read_splits
-from rlir_ray.pretrain.finished import finished_report
 from rlir_ray.pretrain.loop import train
-from rlir_ray.pretrain.pictures import Clips, draw_pairs, long_enough, reconstruction_loss
+from rlir_ray.pretrain.pictures import Clips, draw_pairs, long_enough, picture_figures, reconstruction_loss
 from rlir_ray.pretrain.settings import TokenizerTraining
+from rlir_ray.pretrain.state import finished_report
 from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task
-from rlir_ray.pretrain.tokenizer_figures import evaluate_tokenizer, perplexity
 from rlir_ray.run.progress import figure_words
 
 logger = logging.getLogger(__name__)
@@ -139,6 +138,35 @@ class TokenizerTask(Task):
 def _vectors(latents: Tensor) -> Tensor:
     """[N, D, h, w] to [N * h * w, D]."""
     return latents.flatten(2).transpose(1, 2).flatten(0, 1)
+
+
+def evaluate_tokenizer(tokenizer: FrameTokenizer, frames: npt.NDArray[np.uint8]) -> dict[str, float]:
+    """What encoding and decoding does to pictures.
+
+    Args:
+        tokenizer: anything with `encode`, `decode` and `num_codes`.
+        frames: uint8 [N, H, W, 3].
+
+    Returns:
+        `psnr` (dB, mean over frames), `codes_used` (share of the codebook chosen at least once), `perplexity` (of the
+        choice of codes), `brightness` and `brightness_real` (mean of the pixels, 0..255), `sharpness_ratio` (mean
+        absolute image gradient over the real one; below 1 is blurred).
+    """
+    real = torch.from_numpy(np.ascontiguousarray(frames))
+    tokens = tokenizer.encode(real)
+    decoded = tokenizer.decode(tokens)
+    counts = torch.bincount(tokens.flatten(), minlength=tokenizer.num_codes)
+    return {
+        **picture_figures(decoded, real),
+        "codes_used": float((counts > 0).double().mean()),
+        "perplexity": perplexity(counts),
+    }
+
+
+def perplexity(counts: Tensor) -> float:
+    """How many codes the choice spreads over, as if evenly; counts [K]."""
+    share = counts.double() / counts.sum()
+    return float(torch.exp(-(share * share.clamp(min=1e-12).log()).sum()))
 
 
 def run_command(chosen: dict[str, Any], settings: TokenizerTraining) -> None:

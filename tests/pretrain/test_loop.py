@@ -35,7 +35,7 @@ class LineTask(Task):
     def __init__(self, settings: LineTraining = LineTraining(), precision: str = "fp32") -> None:
         torch.manual_seed(0)
         self.products: list[Tensor] = []
-        self.bad_loss = math.inf
+        self.bad_step, self.bad = -1, ""
         super().__init__(
             settings, nn.Linear(1, 1, bias=False), length=Length.of(settings), curve_every=Every(steps=3),
             save_every=Every(steps=2), device="cpu", precision=precision,
@@ -53,7 +53,10 @@ class LineTask(Task):
             outputs = self.model(inputs)
         self.products.append(outputs.detach())
         loss = (outputs.float() - 2 * inputs).square().mean()
-        return loss + (math.nan if progress.step == self.bad_loss else 0.0), {"number": progress.step}
+        if progress.step == self.bad_step:
+            # The square root is 0, and its gradient infinite times 0.
+            loss = loss + (math.nan if self.bad == "loss" else (self.model.weight * 0).sum().sqrt())
+        return loss, {"number": progress.step}
 
     def save(self, folder: Path, final: Mapping[str, Any], steps: int, elapsed_s: float) -> dict[str, Any]:
         torch.save(self.model.state_dict(), folder / "line.pt")
@@ -103,10 +106,19 @@ def full_disk(*arguments: object) -> None:
     raise OSError("no space left on device")
 
 
-def test_a_loss_that_is_not_finite_ends_the_training_before_the_update_and_saves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("loss", "the loss must be finite, got nan at step 3; give"),
+        ("gradient", "gradients must be finite, got NaN or infinity in weight; give"),
+    ],
+)
+def test_a_number_that_is_not_finite_ends_the_training_before_the_update_and_saves_nothing(
+    bad: str, message: str, tmp_path: Path
+) -> None:
     task = LineTask()
-    task.bad_loss = 3
-    with pytest.raises(ValueError, match=r"the loss must be finite, got nan at step 3; give") as refusal:
+    task.bad_step, task.bad = 3, bad
+    with pytest.raises(ValueError, match=message) as refusal:
         train(task, tmp_path)
     assert "\n" not in str(refusal.value)
     assert bool(task.model.weight.isfinite().all())

@@ -14,8 +14,7 @@ from rlir_ray.pretrain.command import main
 from rlir_ray.pretrain.encode import encode_recordings
 from rlir_ray.pretrain.pictures import reconstruction_loss
 from rlir_ray.pretrain.settings import TokenizerTraining
-from rlir_ray.pretrain.tokenizer import train_tokenizer
-from rlir_ray.pretrain.tokenizer_figures import evaluate_tokenizer
+from rlir_ray.pretrain.tokenizer import evaluate_tokenizer, train_tokenizer
 from rlir_ray.spaces.actions import Actions
 from tests.pretrain.interruption import Interrupted, interrupted_after_state
 
