@@ -127,13 +127,12 @@ def _probe(folder: Path) -> None:
 
 
 def _pretrain(arguments: argparse.Namespace, rest: list[str]) -> None:
-    import importlib
+    from rlir_ray.pretrain.command import main
 
     if arguments.model is None:
         arguments.parser.print_help()
         return
-    module = importlib.import_module(f"rlir_ray.pretrain.{arguments.model.replace('-', '_')}")
-    module.main([*rest, *(["--help"] if arguments.help else [])])
+    main(arguments.model, [*rest, *(["--help"] if arguments.help else [])])
 
 
 def _assets(arguments: argparse.Namespace, rest: list[str]) -> None:

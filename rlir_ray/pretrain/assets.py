@@ -12,10 +12,11 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rlir_ray.data.files import give_usual_mode, replace_folder, write_json
 from rlir_ray.pretrain.arguments import add_settings, build_parser, take_settings
+from rlir_ray.pretrain.settings import SPLITS
 from rlir_ray.run.versions import versions
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SPLITS: tuple[Literal["train", "validation"], ...] = ("train", "validation")
 MODELS = ("tokenizer", "world_model", "autoencoder", "flow_model", "reward_idm", "judge_idm")
 # What a model's folder needs to be opened, and how it was made.
 PUBLISHED = ("config.json", "generation_config.json", "tokenizer.json", "training.json", "curve.jsonl")
@@ -119,8 +119,8 @@ def _train_tokenizer(work: Path, plan: AssetsPlan) -> None:
 
     from rlir_ray.data.recordings import load_recordings
     from rlir_ray.models.tokenizer import FrameTokenizer
-    from rlir_ray.pretrain.tokenizer import TokenizerTraining
-    from rlir_ray.pretrain.tokenizer_training import train_tokenizer
+    from rlir_ray.pretrain.settings import TokenizerTraining
+    from rlir_ray.pretrain.tokenizer import train_tokenizer
 
     recordings = work / "recordings"
     if not (work / "tokenizer" / "training.json").is_file():
@@ -145,8 +145,8 @@ def _encode_world(codec: FrameCodec, work: Path, out: Path) -> None:
 
 def _train_inverse_dynamics(work: Path, plan: AssetsPlan) -> None:
     from rlir_ray.data.recordings import load_recordings
-    from rlir_ray.pretrain.idm import InverseDynamicsTraining
-    from rlir_ray.pretrain.idm_training import reconstruction, train_inverse_dynamics
+    from rlir_ray.pretrain.idm import reconstruction, train_inverse_dynamics
+    from rlir_ray.pretrain.settings import InverseDynamicsTraining
 
     todo = [name for name in ("reward_idm", "judge_idm") if not (work / name / "training.json").is_file()]
     if not todo:
@@ -166,8 +166,8 @@ def _train_inverse_dynamics(work: Path, plan: AssetsPlan) -> None:
 
 
 def _train_world_model(work: Path, plan: AssetsPlan) -> None:
-    from rlir_ray.pretrain.world_model import WorldModelTraining
-    from rlir_ray.pretrain.world_model_training import load_tokens, train_world_model
+    from rlir_ray.pretrain.settings import WorldModelTraining
+    from rlir_ray.pretrain.world_model import load_tokens, train_world_model
 
     if (work / "world_model" / "training.json").is_file():
         return
@@ -182,8 +182,8 @@ def _train_autoencoder(work: Path, plan: AssetsPlan) -> None:
 
     from rlir_ray.data.recordings import load_recordings
     from rlir_ray.models.autoencoder import FrameAutoencoder
-    from rlir_ray.pretrain.autoencoder import AutoencoderTraining
-    from rlir_ray.pretrain.autoencoder_training import train_autoencoder
+    from rlir_ray.pretrain.autoencoder import train_autoencoder
+    from rlir_ray.pretrain.settings import AutoencoderTraining
 
     if not (work / "autoencoder" / "training.json").is_file():
         logger.info("training the autoencoder")
@@ -194,8 +194,8 @@ def _train_autoencoder(work: Path, plan: AssetsPlan) -> None:
 
 
 def _train_flow_model(work: Path, plan: AssetsPlan) -> None:
-    from rlir_ray.pretrain.flow import FlowTraining
-    from rlir_ray.pretrain.flow_training import load_latents, train_flow
+    from rlir_ray.pretrain.flow import load_latents, train_flow
+    from rlir_ray.pretrain.settings import FlowTraining
 
     if (work / "flow_model" / "training.json").is_file():
         return

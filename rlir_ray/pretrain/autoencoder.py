@@ -1,97 +1,138 @@
-"""Settings of an autoencoder's training, and its command: `python -m rlir_ray pretrain autoencoder`.
+"""Trains the frame autoencoder of a new world from its recordings. Knows nothing of actions.
 
-Heavy imports come after the arguments are read, so that help is instant.
+Legend: N frames, D channels of a latent, H W pixels, h w grid.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from rlir_ray.pretrain.arguments import add_action_shift, add_settings, build_parser, check_settings, take_settings
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rlir_ray.models.autoencoder import FrameAutoencoder, build_autoencoder
+from rlir_ray.pretrain.encode import encode_splits, read_splits
+from rlir_ray.pretrain.loop import cosine_rate, train
+from rlir_ray.pretrain.pictures import Clips, draw_pairs, long_enough, picture_figures, reconstruction_loss
+from rlir_ray.pretrain.settings import AutoencoderTraining
+from rlir_ray.pretrain.state import finished_report
+from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task
+from rlir_ray.run.progress import figure_words
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AutoencoderTraining:
-    """How an autoencoder is trained."""
-
-    latent_channels: int = 8
-    """Channels of a latent."""
-    pixel_unshuffle: int = 4
-    """Pixels folded into channels before the first convolution."""
-    block_channels: tuple[int, ...] = (48, 96)
-    """Channels of each block; every block but the last halves the picture."""
-    norm_groups: int = 4
-    """Groups of each group norm; few groups are far faster on a CPU."""
-    batch_pairs: int = 16
-    """Pairs of neighbouring frames in one step."""
-    minutes: float = 0.0
-    """Wall-clock length of the training; the schedule then follows the clock instead of num_steps."""
-    num_steps: int = 4000
-    """Optimiser steps, where minutes is 0."""
-    learning_rate: float = 2e-3
-    """Highest one; it rises for 2 % of the training and falls to a hundredth along a cosine."""
-    kl_weight: float = 1e-4
-    """Weight of the divergence from a normal distribution, which makes decoding robust to small errors of a latent."""
-    squared_weight: float = 4.0
-    """Weight of the squared error beside the absolute one."""
-    gradient_weight: float = 0.25
-    """Weight of the error of image gradients at two scales, which keeps edges and texture."""
-    change_weight: float = 0.5
-    """Weight of the error of the change between neighbouring frames, which actions are read from."""
-    evaluate_every_s: float = 120.0
-    """Seconds between two evaluations, each with a checkpoint."""
-    seed: int = 0
-    """Of the weights and of the order of the frames."""
-    device: str = ""
-    """Torch device; empty: a GPU where there is one, else the CPU."""
-
-    def __post_init__(self) -> None:
-        check_settings(self)
+# Held-out frames for the curve, and frames of the training recordings for the scale of the latents.
+NUM_CURVE, NUM_SCALED = 512, 4096
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """`python -m rlir_ray pretrain autoencoder`."""
-    parser = build_parser(
-        "pretrain autoencoder",
-        "Trains an autoencoder of frames on DATA/train, scores it on DATA/validation; goes on where it stopped.",
-        "--data work/assets/recordings --out runs/autoencoder --minutes 20",
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder with train/ and validation/ recordings")
-    parser.add_argument("--out", type=Path, required=True, help="folder that receives the autoencoder")
-    parser.add_argument("--latents", type=Path, help="folder that receives train.npz and validation.npz, encoded")
-    add_action_shift(parser)
-    parser.add_argument("--threads", type=int, default=1, help="torch threads")
-    add_settings(parser, AutoencoderTraining)
-    chosen = vars(parser.parse_args(argv))
-    settings = take_settings(chosen, AutoencoderTraining)
-    import numpy as np
-    import torch
+def train_autoencoder(
+    clips: Clips, validation: npt.NDArray[np.uint8], out_dir: Path | str, settings: AutoencoderTraining
+) -> FrameAutoencoder:
+    """Train an autoencoder and write it with its held-out figures.
 
-    from rlir_ray.data.recordings import load_recordings
-    from rlir_ray.pretrain.autoencoder_training import train_autoencoder
-    from rlir_ray.pretrain.encode import encode_recordings
-    from rlir_ray.run.progress import counted, progress_bar
+    Resume from the last saved state, and leave a finished training as it is.
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    torch.set_num_threads(chosen["threads"])
-    logger.info("reading the recordings of %s", chosen["data"])
-    recordings = {
-        split: load_recordings(chosen["data"] / split, chosen["action_shift"]) for split in ("train", "validation")
-    }
-    held_out = np.concatenate([recording.frames for recording in recordings["validation"]])
-    clips = [recording.frames for recording in recordings["train"]]
-    autoencoder = train_autoencoder(clips, held_out, chosen["out"], settings)
-    for split, recorded in recordings.items() if chosen["latents"] else ():
-        with progress_bar(f"encoding {split}") as show:
-            shown = counted(recorded, len(recorded), show, "recordings")
-            count = encode_recordings(autoencoder, shown, chosen["latents"] / f"{split}.npz")
-        logger.info("%d frames encoded into %s", count, chosen["latents"] / f"{split}.npz")
+    Args:
+        clips: recordings, uint8 [F, H, W, 3] each, of one size, at least two frames long.
+        validation: held-out frames, uint8 [N, H, W, 3].
+        out_dir: receives the autoencoder (float16), `curve.jsonl`, `training.json` and, until it is done, `state-*`.
+        settings: see `AutoencoderTraining`.
+
+    Returns:
+        The autoencoder as read back from `out_dir`.
+
+    Raises:
+        ValueError: no recordings, or a saved state or a finished training of other settings.
+    """
+    out_dir = Path(out_dir)
+    if not finished_report(out_dir, settings):
+        train(AutoencoderTask(clips, validation, settings), out_dir)
+    return FrameAutoencoder.from_pretrained(out_dir)
 
 
-if __name__ == "__main__":
-    main()
+class AutoencoderTask(Task):
+    """An autoencoder on pairs of neighbouring frames."""
+
+    name = "autoencoder"
+    model: FrameAutoencoder
+
+    def __init__(self, clips: Clips, validation: npt.NDArray[np.uint8], settings: AutoencoderTraining) -> None:
+        self.clips, self.validation = long_enough(clips, "an autoencoder"), validation
+        torch.manual_seed(settings.seed)
+        height, width = self.clips[0].shape[1:3]
+        model = build_autoencoder(
+            height=height, width=width, latent_channels=settings.latent_channels, norm_groups=settings.norm_groups,
+            block_channels=settings.block_channels, pixel_unshuffle=settings.pixel_unshuffle,
+        ).train()  # fmt: skip
+        every = Every(seconds=settings.evaluate_every_s)
+        super().__init__(
+            settings, model, length=Length.of(settings), curve_every=every, save_every=every, device=settings.device
+        )
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        rate = self.settings.learning_rate
+        return torch.optim.AdamW(self.model.parameters(), rate, (0.9, 0.99), weight_decay=1e-4)
+
+    def learning_rate(self, share: float) -> float:
+        return float(self.settings.learning_rate * cosine_rate(share, least=0.01))
+
+    def loss(self, progress: Progress, autocast: Autocast) -> tuple[Tensor, Mapping[str, Tensor | float]]:
+        settings = self.settings
+        torch.manual_seed(settings.seed + progress.step)  # the posterior is drawn from
+        pixels = self.model.scale(draw_pairs(self.clips, settings.batch_pairs, settings.seed, progress.step))
+        with autocast():
+            posterior = self.model.posterior(pixels)
+            decoded = self.model.pixels(posterior.sample()).float()
+        reconstruction = reconstruction_loss(
+            decoded, pixels, squared_weight=settings.squared_weight, gradient_weight=settings.gradient_weight,
+            change_weight=settings.change_weight,
+        )  # fmt: skip
+        divergence = posterior.kl().mean() / posterior.mean[0].numel()
+        return reconstruction + settings.kl_weight * divergence, {"kl": divergence.detach()}
+
+    def evaluate(self) -> dict[str, Any]:
+        return {"validation_psnr": evaluate_autoencoder(self.model, _spread(self.validation, NUM_CURVE))["psnr"]}
+
+    def save(self, folder: Path, final: Mapping[str, Any], steps: int, elapsed_s: float) -> dict[str, Any]:
+        _set_scale(self.model, self.clips)
+        # Held-out figures are those of the stored float16 weights, which is what users get.
+        self.model.save_pretrained(folder, torch.float16)
+        figures = evaluate_autoencoder(FrameAutoencoder.from_pretrained(folder), self.validation)
+        logger.info("%s: %s", folder, figure_words(figures))
+        frames = {"train_frames": sum(map(len, self.clips)), "validation_frames": len(self.validation)}
+        return {**frames, "validation": figures}
+
+
+def run_command(chosen: dict[str, Any], settings: AutoencoderTraining) -> None:
+    """Train on the recordings that `pretrain autoencoder` was given, and encode them."""
+    recordings = read_splits(chosen["data"], chosen["action_shift"])
+    clips = {split: [one.frames for one in recorded] for split, recorded in recordings.items()}
+    held_out = np.concatenate(clips["validation"])
+    autoencoder = train_autoencoder(clips["train"], held_out, chosen["out"], settings)
+    if chosen["latents"]:
+        encode_splits(autoencoder, recordings, chosen["latents"])
+
+
+def _set_scale(model: FrameAutoencoder, clips: Clips) -> None:
+    """The mean and standard deviation of each latent channel over the training recordings."""
+    model.set_scale(torch.zeros(1), torch.ones(1))
+    share = min(1.0, NUM_SCALED / sum(map(len, clips)))
+    frames = np.concatenate([_spread(clip, max(1, round(share * len(clip)))) for clip in clips])
+    latents = model.eval().encode(torch.from_numpy(frames))  # [N, D, h, w]
+    model.set_scale(latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
+    model.to("cpu")
+
+
+def _spread(frames: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.uint8]:
+    return frames[np.linspace(0, len(frames) - 1, min(count, len(frames))).astype(np.int64)]
+
+
+def evaluate_autoencoder(model: FrameAutoencoder, frames: npt.NDArray[np.uint8]) -> dict[str, float]:
+    """What encoding and decoding does to pictures uint8 [N, H, W, 3]; see `picture_figures`."""
+    real = torch.from_numpy(np.ascontiguousarray(frames))
+    return picture_figures(model.decode(model.encode(real)).cpu(), real)

@@ -5,10 +5,8 @@ Legend: M latent vectors, D size of a code, K codes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # A code that takes less than this share of what would be fair says little and starts again.
 DEAD_SHARE = 0.1
@@ -16,14 +14,31 @@ DEAD_SHARE = 0.1
 FRESH_SHARE = 0.3
 
 
-@dataclass
-class CodeAverages:
-    """Moving averages over steps."""
+class CodeAverages(nn.Module):
+    """Moving averages over steps.
+
+    Args:
+        num_codes: K.
+        code_size: D.
+    """
 
     counts: Tensor
     """[K], how often a code was chosen."""
     sums: Tensor
     """[K, D], the latents that chose it."""
+    is_started: Tensor
+    """Whether the codebook exists."""
+
+    def __init__(self, num_codes: int, code_size: int) -> None:
+        super().__init__()
+        self.register_buffer("counts", torch.zeros(num_codes))
+        self.register_buffer("sums", torch.zeros(num_codes, code_size))
+        self.register_buffer("is_started", torch.zeros((), dtype=torch.bool))
+
+    @property
+    def started(self) -> bool:
+        """Whether the codebook exists."""
+        return bool(self.is_started)
 
     @torch.no_grad()
     def start(self, codebook: Tensor, vectors: Tensor, seed: int) -> None:
@@ -32,6 +47,7 @@ class CodeAverages:
         codebook.copy_(centres)
         self.counts.fill_(1.0)
         self.sums.copy_(centres)
+        self.is_started.fill_(True)
 
     @torch.no_grad()
     def follow(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rlir_ray.data.recordings import Recording
+from rlir_ray.data.recordings import Recording, load_recordings
 from rlir_ray.models.frame_codec import FrameCodec
+from rlir_ray.pretrain.settings import SPLITS
+from rlir_ray.run.progress import counted, progress_bar
 from rlir_ray.trajectory import stored_codes
+
+logger = logging.getLogger(__name__)
 
 
 def encode_recordings(codec: FrameCodec, recordings: Iterable[Recording], out_file: Path | str) -> int:
@@ -60,6 +65,21 @@ def encode_recordings(codec: FrameCodec, recordings: Iterable[Recording], out_fi
         np.savez(file, episode_starts=starts, names=np.array(names), **arrays)
     part.replace(out_file)
     return sum(lengths)
+
+
+def read_splits(data: Path, action_shift: int) -> dict[str, list[Recording]]:
+    """Read the recordings of each split in the folder `data`."""
+    logger.info("reading the recordings of %s", data)
+    return {split: load_recordings(data / split, action_shift) for split in SPLITS}
+
+
+def encode_splits(codec: FrameCodec, recordings: Mapping[str, Sequence[Recording]], folder: Path) -> None:
+    """Encode the recordings of each split into a file of its name in `folder`."""
+    for split, recorded in recordings.items():
+        with progress_bar(f"encoding {split}") as show:
+            shown = counted(recorded, len(recorded), show, "recordings")
+            count = encode_recordings(codec, shown, folder / f"{split}.npz")
+        logger.info("%d frames encoded into %s", count, folder / f"{split}.npz")
 
 
 def window_starts(episode_starts: npt.NDArray[np.int64], num_recorded: int, num_frames: int) -> npt.NDArray[np.int64]:

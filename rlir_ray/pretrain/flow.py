@@ -1,91 +1,224 @@
-"""Settings of a flow world model's training, and its command: `python -m rlir_ray pretrain flow`.
+"""Trains a flow world model on recordings as latents, from scratch or onwards from a checkpoint.
 
-Heavy imports come after the arguments are read, so that help is instant.
+Diffusion forcing (https://arxiv.org/abs/2407.01392): every frame has a noise level of its own. A frame is seen twice:
+denoised from a level that is logit-normal, and as history of the later frames at a low one, as it will be in a rollout.
+Knows nothing of autoencoders, rewards or Ray. Legend: B windows, W frames of a window, D h w a latent.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from rlir_ray.pretrain.arguments import add_settings, build_parser, check_settings, take_settings
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from rlir_ray.data.files import give_usual_mode
+from rlir_ray.models.flow_streams import interpolate, two_streams
+from rlir_ray.pretrain.encode import window_starts
+from rlir_ray.pretrain.loop import cosine_rate
+from rlir_ray.pretrain.loop import train as train_task
+from rlir_ray.pretrain.settings import SPLITS, FlowTraining
+from rlir_ray.pretrain.state import finished_report
+from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task
+from rlir_ray.pretrain.warnings import loss_figures, world_model_warning
+from rlir_ray.spaces.actions import Actions, exclusive_classes, no_action_classes
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FlowTraining:
-    """How a flow world model is trained."""
+if TYPE_CHECKING:
+    from rlir_ray.models.flow import FlowWorldModel
 
-    patch_size: int = 2
-    """A token stands for so many latents squared."""
-    hidden_size: int = 224
-    """Width."""
-    num_layers: int = 6
-    """Blocks."""
-    num_heads: int = 4
-    """Attention heads."""
-    num_frames: int = 9
-    """Frames of a window."""
-    batch_size: int = 16
-    """Windows in a step."""
-    history_noise: float = 0.3
-    """Highest noise level of a frame that others are denoised after; each has its own, uniform from 0."""
-    level_mean: float = 0.0
-    """Of the logit of a denoised frame's noise level."""
-    level_std: float = 1.0
-    """Of the same (Stable Diffusion 3's logit-normal distribution)."""
-    learning_rate: float = 1e-3
-    """Highest one; it rises for 2 % of the training and falls to a twentieth along a cosine."""
-    weight_decay: float = 0.01
-    """AdamW."""
-    max_grad_norm: float = 1.0
-    """Gradient clipping."""
-    average_decay: float = 0.999
-    """Of the moving average of the weights, which is what is kept."""
-    minutes: float = 0.0
-    """Wall-clock length of the training; the schedule then follows the clock instead of num_steps."""
-    num_steps: int = 1000
-    """Optimiser steps, where minutes is 0."""
-    precision: str = "bf16"
-    """`bf16` (autocast) or `fp32`."""
-    evaluate_every_s: float = 240.0
-    """Seconds between two evaluations, each with a checkpoint."""
-    num_validation: int = 192
-    """Held-out windows, evenly spaced over the recordings."""
-    init: str = ""
-    """Checkpoint folder to start from."""
-    seed: int = 0
-    """Of the weights, of the order of the windows and of the noise."""
-    device: str = ""
-    """Torch device; empty: a GPU where there is one, else the CPU."""
-
-    def __post_init__(self) -> None:
-        check_settings(self)
+logger = logging.getLogger(__name__)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """`python -m rlir_ray pretrain flow`."""
-    parser = build_parser(
-        "pretrain flow",
-        "Trains a flow world model on encoded recordings; goes on where it stopped.",
-        "--data work/assets/latents --out runs/flow --minutes 60",
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder with train.npz and validation.npz")
-    parser.add_argument("--out", type=Path, required=True, help="folder that receives the model")
-    parser.add_argument("--threads", type=int, default=2, help="torch threads")
-    add_settings(parser, FlowTraining)
-    chosen = vars(parser.parse_args(argv))
-    settings = take_settings(chosen, FlowTraining)
-    import torch
+@dataclass(frozen=True)
+class LatentRecordings:
+    """Recordings as latents [n, D, h, w], the classes of the actions int64 [n, 9] leading into each frame."""
 
-    from rlir_ray.pretrain.flow_training import load_latents, train_flow
+    latents: npt.NDArray[np.floating[Any]]
+    actions: npt.NDArray[np.int64]
+    episode_starts: npt.NDArray[np.int64]
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    torch.set_num_threads(chosen["threads"])
-    train, validation = (load_latents(chosen["data"] / f"{split}.npz") for split in ("train", "validation"))
+    def windows(self, starts: npt.NDArray[np.int64], num_frames: int) -> tuple[Tensor, Tensor]:
+        """Latents float32 [B, W, D, h, w] and actions int64 [B, W, 9] of the windows that begin at `starts`."""
+        rows = starts[:, None] + np.arange(num_frames)
+        actions = self.actions[rows]
+        # What led into a window's first frame is not known in a rollout either.
+        actions[:, 0] = no_action_classes()
+        return torch.from_numpy(self.latents[rows].astype(np.float32)), torch.from_numpy(actions)
+
+
+def load_latents(path: Path | str) -> LatentRecordings:
+    """Reads a file of `encode_recordings`; the action at index k leads into frame k."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"a file of latents must exist, got {path}; encode the recordings with an autoencoder first")
+    with np.load(path, allow_pickle=False) as file:
+        if "latents" not in file:
+            raise ValueError(f"{path} must hold latents, got {sorted(file)}; encode with an autoencoder")
+        latents, episode_starts = file["latents"], file["episode_starts"].astype(np.int64)
+        actions = Actions(file["buttons"].astype(np.bool_), file["camera"].astype(np.float32))
+    return LatentRecordings(latents, exclusive_classes(actions), episode_starts)
+
+
+def train_flow(
+    train: LatentRecordings, validation: LatentRecordings, out_dir: Path | str, settings: FlowTraining
+) -> FlowWorldModel:
+    """Train a flow model; resume from the last saved state, and leave a finished training as it is.
+
+    Args:
+        train, validation: recordings as latents of one autoencoder.
+        out_dir: receives the model, `curve.jsonl` and `training.json`, and `state-*` until it is done.
+        settings: see `FlowTraining`.
+
+    Returns:
+        The moving average of the weights, on the CPU, in evaluation mode.
+
+    Raises:
+        ValueError: no episode of a window's length, or a saved state or a finished training of other settings.
+    """
+    from rlir_ray.models.flow import open_flow_model
+
+    out_dir = Path(out_dir)
+    report = finished_report(out_dir, settings) or train_task(FlowTask(train, validation, settings), out_dir)
+    if warning := world_model_warning(report["final"]):
+        logger.warning(warning)
+    return open_flow_model(out_dir)
+
+
+class FlowTask(Task):
+    """A flow model and the moving average of its weights, which is what is kept."""
+
+    name = "flow"
+
+    def __init__(self, train: LatentRecordings, validation: LatentRecordings, settings: FlowTraining) -> None:
+        self.train, self.validation = train, validation
+        self.starts = window_starts(train.episode_starts, len(train.latents), settings.num_frames)
+        model = _start(settings, train.latents.shape[1:])
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.average_decay))
+        every = Every(seconds=settings.evaluate_every_s)
+        super().__init__(
+            settings, model, length=Length.of(settings), curve_every=every, save_every=every, device=settings.device,
+            precision=settings.precision, max_grad_norm=settings.max_grad_norm,
+        )  # fmt: skip
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {"model": self.model, "average": self.average}
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        rate, decay = self.settings.learning_rate, self.settings.weight_decay
+        return torch.optim.AdamW(self.model.parameters(), rate, (0.9, 0.95), weight_decay=decay, fused=True)
+
+    def learning_rate(self, share: float) -> float:
+        return float(self.settings.learning_rate * cosine_rate(share))
+
+    def loss(self, progress: Progress, autocast: Autocast) -> tuple[Tensor, Mapping[str, Tensor | float]]:
+        settings, device = self.settings, self.device
+        rows = np.random.default_rng([settings.seed, progress.step]).choice(self.starts, settings.batch_size)
+        generator = torch.Generator().manual_seed(settings.seed + progress.step)
+        latents, actions = self.train.windows(rows, settings.num_frames)
+        with autocast():
+            return flow_loss(self.model, latents.to(device), actions.to(device), generator, settings), {}
+
+    def after_update(self) -> None:
+        self.average.update_parameters(self.model)
+
+    def evaluate(self) -> dict[str, Any]:
+        return validate(self.average.module, self.validation, self.settings)
+
+    def save(self, folder: Path, final: Mapping[str, Any], steps: int, elapsed_s: float) -> dict[str, Any]:
+        kept: FlowWorldModel = self.average.module.to("cpu").eval()
+        kept.save_pretrained(folder)
+        give_usual_mode(folder)
+        return {
+            "parameters": sum(weight.numel() for weight in kept.parameters()), "train_frames": len(self.train.latents),
+            "windows_seen": steps * self.settings.batch_size, "final": final,
+        }  # fmt: skip
+
+
+def run_command(chosen: dict[str, Any], settings: FlowTraining) -> None:
+    """Train on the files that `pretrain flow` was given."""
+    train, validation = (load_latents(chosen["data"] / f"{split}.npz") for split in SPLITS)
     train_flow(train, validation, chosen["out"], settings)
 
 
-if __name__ == "__main__":
-    main()
+def _start(settings: FlowTraining, latent_shape: tuple[int, ...]) -> FlowWorldModel:
+    from rlir_ray.models.flow import FlowWorldModel, open_flow_model
+
+    torch.manual_seed(settings.seed)
+    if settings.init:
+        model = open_flow_model(settings.init)
+        if model.latent_shape != tuple(latent_shape):
+            raise ValueError(
+                f"the recordings must have latents of {model.latent_shape} as {settings.init}, got {latent_shape}; "
+                "encode them with its autoencoder"
+            )
+        return model.train()
+    channels, height, width = latent_shape
+    return FlowWorldModel(
+        latent_channels=channels, latent_height=height, latent_width=width, patch_size=settings.patch_size,
+        hidden_size=settings.hidden_size, num_layers=settings.num_layers, num_heads=settings.num_heads,
+    )  # fmt: skip
+
+
+def flow_loss(
+    model: FlowWorldModel, latents: Tensor, actions: Tensor, generator: torch.Generator, settings: FlowTraining
+) -> Tensor:
+    """Mean squared error of the velocities of all frames but the first; see `flow_losses`."""
+    return flow_losses(model, latents, actions, generator, settings).mean()
+
+
+def flow_losses(
+    model: FlowWorldModel, latents: Tensor, actions: Tensor, generator: torch.Generator, settings: FlowTraining
+) -> Tensor:
+    """Mean squared error of the velocities of all frames but the first, of each window: float32 [B].
+
+    Flow matching (https://arxiv.org/abs/2210.02747) with logit-normal levels (https://arxiv.org/abs/2403.03206).
+
+    Args:
+        model: the flow model.
+        latents: float32 [B, W, D, h, w].
+        actions: int64 [B, W, 9].
+        generator: draws levels and noise, on the CPU.
+        settings: gives their distributions.
+    """
+
+    def draw(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator).to(like.device)
+
+    past, frames = latents[:, :-1], latents[:, 1:]
+    past_levels = torch.rand(past.shape[:2], generator=generator).to(past.device) * settings.history_noise
+    levels = torch.sigmoid(draw(frames[:, :, 0, 0, 0]) * settings.level_std + settings.level_mean)
+    noise = draw(frames)
+    history = interpolate(past, draw(past), past_levels)
+    velocities = two_streams(
+        model, history, past_levels, actions[:, :-1], interpolate(frames, noise, levels)[:, :, None],
+        levels[:, :, None], actions[:, 1:], first_place=1,
+    )[:, :, 0]  # fmt: skip
+    return (velocities - (noise - frames)).square().flatten(1).mean(1)
+
+
+@torch.no_grad()
+def validate(model: FlowWorldModel, recordings: LatentRecordings, settings: FlowTraining) -> dict[str, float]:
+    """Held-out loss in float32, with the same levels and noise at each call.
+
+    Returns:
+        As `loss_figures`: `validation_loss`, and `validation_loss_wrong_actions` where each window has the actions of
+        another one: what the actions tell is the difference.
+    """
+    starts = window_starts(recordings.episode_starts, len(recordings.latents), settings.num_frames)
+    chosen = starts[np.linspace(0, len(starts) - 1, min(settings.num_validation, len(starts))).astype(np.int64)]
+    latents, actions = recordings.windows(chosen, settings.num_frames)
+    found = []
+    for told in (actions, actions.roll(len(chosen) // 2, 0)):
+        generator = torch.Generator().manual_seed(settings.seed)
+        batches = zip(latents.split(32), told.split(32), strict=True)
+        device = next(model.parameters()).device
+        losses = [flow_losses(model, x.to(device), a.to(device), generator, settings) for x, a in batches]
+        found.append(torch.cat(losses).cpu().numpy())
+    return loss_figures(*found)

@@ -1,125 +1,211 @@
-"""Settings of an inverse dynamics model's training, and its command: `python -m rlir_ray pretrain idm`.
-
-Heavy imports come after the arguments are read, so that help is instant.
-"""
+"""Trains inverse dynamics models on recordings: the reward model and the held-out judge of a new world."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from rlir_ray.pretrain.arguments import add_action_shift, add_settings, build_parser, check_settings, take_settings
-from rlir_ray.spaces.actions import GROUPS
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlir_ray.data.causality import check_causality
+from rlir_ray.data.recordings import Recording
+from rlir_ray.idm.base import load_inverse_dynamics
+from rlir_ray.idm.correlation_idm import CorrelationInverseDynamics, correlation_config
+from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
+from rlir_ray.idm.vpt_config import small_vpt_config
+from rlir_ray.pretrain.device import open_device
+from rlir_ray.pretrain.encode import read_splits
+from rlir_ray.pretrain.idm_figures import CLIP_FRAMES, Model, cut_clips, evaluate_inverse_dynamics, held_out_figures
+from rlir_ray.pretrain.idm_loss import class_weights, head_weights, inverse_dynamics_loss
+from rlir_ray.pretrain.loop import train
+from rlir_ray.pretrain.settings import InverseDynamicsTraining
+from rlir_ray.pretrain.state import finished_report
+from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task
+from rlir_ray.pretrain.warnings import judge_warning
+from rlir_ray.pretrain.windows import NUM_BINS, Reconstruct, draw_windows, label_frames
+from rlir_ray.run.progress import figure_words
 
 logger = logging.getLogger(__name__)
 
-GROUPS_IN_USE = ("forward_back", "jump", "use_attack", "yaw")
+NUM_CURVE_CLIPS = 192
 
 
-@dataclass(frozen=True)
-class InverseDynamicsTraining:
-    """How an inverse dynamics model is trained."""
+def build_model(
+    architecture: str,
+    height: int,
+    width: int,
+    seed: int,
+    *,
+    hidden_size: int = 256,
+    num_layers: int = 2,
+    num_heads: int = 4,
+    convolution_width: int = 1,
+) -> Model:
+    """A fresh small model of the given architecture and sizes; see `InverseDynamicsTraining`.
 
-    architecture: str = "vpt"
-    """`vpt`: the published form, which rewards; `correlation`: the judge's."""
-    groups: tuple[str, ...] = GROUPS_IN_USE
-    """Action groups that the world uses: forward_back, left_right, sprint_sneak, use_attack, jump, drop, inventory,
-    hotbar, pitch, yaw."""
-    init: str = ""
-    """Checkpoint folder to start from; its architecture and sizes hold."""
-    hidden_size: int = 256
-    """Width of a frame's features."""
-    num_layers: int = 2
-    """`vpt`: transformer blocks; `correlation`: convolutions over time."""
-    num_heads: int = 4
-    """Attention heads of `vpt`."""
-    convolution_width: int = 1
-    """Channels of the convolutions, in multiples of the small model's."""
-    seed: int = 1
-    """Of weights, windows and augmentation."""
-    minutes: float = 15.0
-    """Training time, over all resumptions; 0 with steps set."""
-    steps: int = 0
-    """Optimiser steps; 0: as many as the minutes hold."""
-    clips_per_step: int = 20
-    """Windows in one optimiser step."""
-    window_frames: tuple[int, ...] = (9, 9, 16)
-    """Window lengths, drawn step by step."""
-    learning_rate: float = 1.5e-3
-    """Peak, after the warm-up; falls to 0 as a cosine."""
-    weight_decay: float = 0.02
-    """Of AdamW."""
-    warmup: float = 0.03
-    """Share of the training that warms up."""
-    max_gradient_norm: float = 1.0
-    """Gradients are clipped to this length."""
-    idle_heads_weight: float = 0.05
-    """Loss weight of heads outside the groups."""
-    augmentation: float = 1.0
-    """Strength of light, blur and noise changes; 0: none."""
-    reconstructed_share: float = 0.5
-    """Windows read through the tokenizer, if any."""
-    evaluate_every_s: float = 60.0
-    """Seconds between points of the curve."""
-    checkpoint_every_s: float = 60.0
-    """Seconds between checkpoints."""
-    threads: int = 1
-    """Of torch."""
-    device: str = ""
-    """Torch device; empty: a GPU where there is one, else the CPU."""
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-        if self.architecture not in ("vpt", "correlation"):
-            raise ValueError(f"--architecture must be vpt or correlation, got {self.architecture!r}; choose one")
-        if not self.groups or (unknown := [name for name in self.groups if name not in GROUPS]):
-            got = ",".join(unknown) if self.groups else "none"
-            raise ValueError(f"--groups must be of {', '.join(GROUPS)}, got {got}; name those that the world uses")
+    Raises:
+        ValueError: an unknown architecture, or sizes that do not fit each other.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if architecture == "vpt":
+            config = small_vpt_config(height, width)
+            channels = convolution_width * config["net"]["img_shape"][2]
+            config["net"] |= {
+                "hidsize": hidden_size, "n_recurrence_layers": num_layers, "attention_heads": num_heads,
+                "impala_width": convolution_width, "img_shape": [height, width, channels],
+                "conv3d_params": {**config["net"]["conv3d_params"], "outchan": channels},
+            }  # fmt: skip
+            return InverseDynamicsModel(config)
+        if architecture == "correlation":
+            config = correlation_config(height, width)
+            sizes = {"channels": convolution_width * config["channels"], "hidden": hidden_size}
+            return CorrelationInverseDynamics({**config, **sizes, "num_temporal_blocks": num_layers})
+    raise ValueError(f"architecture must be vpt or correlation, got {architecture!r}; choose one")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """`python -m rlir_ray pretrain idm`."""
-    parser = build_parser(
-        "pretrain idm",
-        "Trains an inverse dynamics model on DATA/train and scores it on DATA/validation; goes on where it stopped. "
-        "Event k of a recording must lead INTO frame k.",
-        "--data work/assets/recordings --out runs/idm --architecture vpt --minutes 30",
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder with train/ and validation/ recordings")
-    parser.add_argument("--out", type=Path, required=True, help="folder that receives the model")
-    add_action_shift(parser)
-    parser.add_argument(
-        "--no-probe",
-        action="store_true",
-        help="do not measure first, for half a minute, which event leads into a frame",
-    )
-    parser.add_argument("--tokenizer", type=Path, help="the world's tokenizer: a share of the clips is read through it")
-    add_settings(parser, InverseDynamicsTraining)
-    chosen = vars(parser.parse_args(argv))
-    settings = take_settings(chosen, InverseDynamicsTraining)
-    from rlir_ray.data.causality import check_causality
-    from rlir_ray.data.recordings import load_recordings
-    from rlir_ray.pretrain.idm_training import reconstruction, train_inverse_dynamics
-    from rlir_ray.run.progress import figure_words
+def _start(settings: InverseDynamicsTraining, height: int, width: int) -> Model:
+    """A fresh model, or the one of `settings.init`, in training mode.
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    Raises:
+        ValueError: `settings.init` is no folder of an inverse dynamics model.
+    """
+    if settings.init:
+        if not (Path(settings.init) / "config.json").is_file():
+            raise ValueError(f"--init must be the folder of an inverse dynamics model, got {settings.init}; check it")
+        return load_inverse_dynamics(settings.init).train()
+    return build_model(
+        settings.architecture, height, width, settings.seed, hidden_size=settings.hidden_size,
+        num_layers=settings.num_layers, num_heads=settings.num_heads, convolution_width=settings.convolution_width,
+    )  # fmt: skip
+
+
+def learning_rate_at(progress: float, settings: InverseDynamicsTraining) -> float:
+    """Linear warm-up, then a cosine to 0. Progress runs from 0 to 1."""
+    if progress < settings.warmup:
+        return settings.learning_rate * (progress + 1e-3) / (settings.warmup + 1e-3)
+    share = min(1.0, (progress - settings.warmup) / (1 - settings.warmup))
+    return settings.learning_rate * (1 + math.cos(math.pi * share)) / 2
+
+
+def train_inverse_dynamics(
+    recordings: Sequence[Recording],
+    validation: Sequence[Recording],
+    path: str | Path,
+    settings: InverseDynamicsTraining,
+    reconstruct: Reconstruct | None = None,
+) -> dict[str, Any]:
+    """Train a model and write config.json, model.safetensors, training.json and curve.jsonl into `path`.
+
+    Resume from the last saved state. Leave a finished training as it is, unless more minutes are asked for than it
+    had: then extend it.
+
+    Args:
+        recordings: trained on, held in memory.
+        validation: scored, never trained on.
+        path: folder of the result.
+        settings: see `InverseDynamicsTraining`.
+        reconstruct: uint8 [F, H, W, 3] to the same through the world's tokenizer; a share of the windows is read so.
+
+    Returns:
+        The held-out figures that training.json holds.
+
+    Raises:
+        ValueError: no recordings, none long enough, or a saved state or a finished training of other settings.
+    """
+    folder = Path(path)
+    report = finished_report(folder, settings, extendable=not settings.steps)
+    if report is None:
+        torch.set_num_threads(settings.threads)
+        report = train(InverseDynamicsTask(recordings, validation, settings, reconstruct), folder)
+    figures: dict[str, Any] = report["held_out"]
+    if warning := judge_warning(figures["gate"], settings.groups):
+        logger.warning(warning)
+    return figures
+
+
+class InverseDynamicsTask(Task):
+    """An inverse dynamics model on windows of recordings, some of them read through a tokenizer."""
+
+    name = "inverse dynamics model"
+    keep_state = True
+    model: Model
+
+    def __init__(
+        self,
+        recordings: Sequence[Recording],
+        validation: Sequence[Recording],
+        settings: InverseDynamicsTraining,
+        reconstruct: Reconstruct | None,
+    ) -> None:
+        self.validation, self.reconstruct = validation, reconstruct
+        self.data = label_frames(recordings)
+        self.clips = cut_clips(validation, CLIP_FRAMES, NUM_CURVE_CLIPS)
+        on_buttons, on_camera = head_weights(settings.groups, settings.idle_heads_weight)
+        self.button_weights = class_weights(self.data.buttons, 2) * on_buttons[:, None]
+        self.camera_weights = class_weights(self.data.camera, NUM_BINS) * on_camera[:, None]
+        height, width = self.data.frames.shape[1:3]
+        super().__init__(
+            settings, _start(settings, height, width).train(), length=Length(settings.minutes, settings.steps),
+            curve_every=Every(seconds=settings.evaluate_every_s), device=settings.device,
+            save_every=Every(seconds=settings.checkpoint_every_s), max_grad_norm=settings.max_gradient_norm,
+        )  # fmt: skip
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        return torch.optim.AdamW(trained, weight_decay=self.settings.weight_decay, betas=(0.9, 0.98))
+
+    def learning_rate(self, share: float) -> float:
+        return learning_rate_at(share, self.settings)
+
+    def loss(self, progress: Progress, autocast: Autocast) -> tuple[Tensor, Mapping[str, Tensor | float]]:
+        settings, device = self.settings, self.device
+        rng = np.random.default_rng([settings.seed, progress.step])
+        num_frames = int(rng.choice(settings.window_frames))
+        frames, buttons, camera = draw_windows(
+            self.data, rng, settings.clips_per_step, num_frames, augmentation=settings.augmentation,
+            reconstructed_share=settings.reconstructed_share, reconstruct=self.reconstruct,
+        )  # fmt: skip
+        with autocast():
+            logits = self.model.logits(frames)
+        weights = self.button_weights.to(device), self.camera_weights.to(device)
+        return inverse_dynamics_loss(logits, buttons.to(device), camera.to(device), *weights), {}
+
+    def evaluate(self) -> dict[str, Any]:
+        return {"held_out": evaluate_inverse_dynamics(self.model, *self.clips, self.settings.groups)["+0"]}
+
+    def words(self, line: Mapping[str, Any]) -> dict[str, float | None]:
+        held_out = {f"held-out {name}": value for name, value in line["held_out"]["mean"].items()}
+        return {**({"loss": line["loss"]} if "loss" in line else {}), **held_out}
+
+    def save(self, folder: Path, final: Mapping[str, Any], steps: int, elapsed_s: float) -> dict[str, Any]:
+        self.model.eval().save_pretrained(folder)
+        return {"held_out": held_out_figures(self.model, self.validation, self.settings.groups, self.reconstruct)}
+
+
+def run_command(chosen: dict[str, Any], settings: InverseDynamicsTraining) -> None:
+    """Train on the recordings that `pretrain idm` was given, after a look at which event leads into a frame."""
     reconstruct = reconstruction(chosen["tokenizer"], settings.device) if chosen["tokenizer"] else None
-    logger.info("reading the recordings of %s", chosen["data"])
-    train, validation = (
-        load_recordings(chosen["data"] / split, chosen["action_shift"]) for split in ("train", "validation")
-    )
+    recordings, validation = read_splits(chosen["data"], chosen["action_shift"]).values()
     if not chosen["no_probe"]:
         logger.info("measuring which event leads into a frame")
-        pairs = [(each.frames, each.actions) for each in train]
+        pairs = [(each.frames, each.actions) for each in recordings]
         way_out = "--action-shift={shift}, or --no-probe if you know better"
         check_causality(pairs, str(chosen["data"] / "train"), action_shift=chosen["action_shift"], way_out=way_out)
-    logger.info("%d recordings, %d held out", len(train), len(validation))
-    figures = train_inverse_dynamics(train, validation, chosen["out"], settings, reconstruct)
+    logger.info("%d recordings, %d held out", len(recordings), len(validation))
+    figures = train_inverse_dynamics(recordings, validation, chosen["out"], settings, reconstruct)
     logger.info("held out: %s", figure_words(figures["shifts"]["+0"]["mean"]))
     logger.info("macro-F1 by kind of clip: %s", figure_words(figures["gate"]))
 
 
-if __name__ == "__main__":
-    main()
+def reconstruction(tokenizer: str | Path, device: str = "cpu") -> Reconstruct:
+    """Frames as a saved tokenizer gives them back: uint8 [F, H, W, 3] to the same."""
+    from rlir_ray.models.tokenizer import FrameTokenizer
+
+    model = FrameTokenizer.from_pretrained(tokenizer).to(open_device(device))
+    return lambda frames: model.decode(model.encode(torch.from_numpy(frames))).cpu().numpy()

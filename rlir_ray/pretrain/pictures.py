@@ -17,6 +17,19 @@ Clips = Sequence[npt.NDArray[np.uint8]]
 """Recordings, uint8 [F, H, W, 3] each."""
 
 
+def long_enough(clips: Clips, trained: str) -> Clips:
+    """Return the clips of two frames or more.
+
+    Raises:
+        ValueError: there are none for the training of `trained`.
+    """
+    if found := [clip for clip in clips if len(clip) >= 2]:
+        return found
+    raise ValueError(
+        f"{trained} trains on recordings of at least 2 frames, got none; make some with: python -m rlir_ray collect"
+    )
+
+
 def draw_pairs(clips: Clips, num_pairs: int, seed: int, step: int) -> Tensor:
     """uint8 [2 * num_pairs, H, W, 3], first frames then the frames that follow; a function of seed and step."""
     ends = np.cumsum([len(clip) - 1 for clip in clips])

@@ -1,106 +1,178 @@
-"""Settings of a tokenizer's training, and its command: `python -m rlir_ray pretrain tokenizer`.
+"""Trains the frame tokenizer of a new world from its recordings.
 
-Heavy imports come after the arguments are read, so that help is instant.
+An autoencoder first, then a codebook started by k-means and kept by moving averages. Knows nothing of actions.
+Legend: N frames, C H W, h w grid, D size of a code.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from rlir_ray.pretrain.arguments import add_action_shift, add_settings, build_parser, check_settings, take_settings
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rlir_ray.models.tokenizer import FrameTokenizer, build_tokenizer
+from rlir_ray.pretrain.codebook import CodeAverages
+from rlir_ray.pretrain.encode import encode_splits, read_splits
+from rlir_ray.pretrain.loop import train
+from rlir_ray.pretrain.pictures import Clips, draw_pairs, long_enough, picture_figures, reconstruction_loss
+from rlir_ray.pretrain.settings import TokenizerTraining
+from rlir_ray.pretrain.state import finished_report
+from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task
+from rlir_ray.run.progress import figure_words
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TokenizerTraining:
-    """How a tokenizer is trained."""
-
-    num_codes: int = 512
-    """Size of the codebook, which is the world model's image vocabulary."""
-    code_size: int = 16
-    """Dimensions of a code."""
-    pixel_unshuffle: int = 4
-    """Pixels folded into channels before the first convolution."""
-    block_channels: tuple[int, ...] = (48, 96)
-    """Channels of each block; every block but the last halves the picture."""
-    norm_groups: int = 4
-    """Groups of each group norm; few groups are far faster on a CPU."""
-    batch_pairs: int = 16
-    """Pairs of neighbouring frames in one step."""
-    num_steps: int = 4000
-    """Optimiser steps, where minutes is 0."""
-    minutes: float = 0.0
-    """Wall-clock length of the training; the schedule then follows the clock instead of `num_steps`."""
-    lr: float = 2e-3
-    """Highest learning rate; it rises for 2 % of the training and falls to zero along a cosine."""
-    unquantized_share: float = 0.2
-    """Share of the training that runs as a plain autoencoder, before the codebook exists."""
-    restart_until: float = 0.8
-    """Share of the training after which unused codes are left alone."""
-    codebook_decay: float = 0.98
-    """Decay of the codebook's moving averages, a step."""
-    commitment_weight: float = 0.25
-    """Weight of the pull of the encoder towards its codes."""
-    squared_weight: float = 4.0
-    """Weight of the squared error beside the absolute one."""
-    gradient_weight: float = 0.25
-    """Weight of the error of image gradients at two scales, which keeps edges and texture."""
-    change_weight: float = 0.5
-    """Weight of the error of the change between neighbouring frames, which actions are read from."""
-    checkpoint_every: int = 200
-    """Steps between two checkpoints."""
-    seed: int = 0
-    """Seed of the weights and of the order of the frames."""
-    device: str = ""
-    """Torch device; empty: a GPU where there is one, else the CPU."""
-
-    def __post_init__(self) -> None:
-        check_settings(self)
+CURVE_STEPS = 20
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """`python -m rlir_ray pretrain tokenizer`."""
-    parser = build_parser(
-        "pretrain tokenizer",
-        "Trains a frame tokenizer on DATA/train, scores it on DATA/validation; goes on where it stopped.",
-        "--data work/assets/recordings --out runs/tokenizer --tokens runs/tokens --minutes 20",
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder with train/ and validation/ recordings")
-    parser.add_argument("--out", type=Path, required=True, help="folder that receives the tokenizer")
-    parser.add_argument("--tokens", type=Path, help="folder that receives train.npz and validation.npz, encoded")
-    add_action_shift(parser)
-    parser.add_argument("--threads", type=int, default=1, help="torch threads")
-    add_settings(parser, TokenizerTraining)
-    chosen = vars(parser.parse_args(argv))
-    settings = take_settings(chosen, TokenizerTraining)
-    import numpy as np
-    import torch
+def train_tokenizer(
+    clips: Clips, validation: npt.NDArray[np.uint8], out_dir: Path | str, settings: TokenizerTraining
+) -> FrameTokenizer:
+    """Train a tokenizer and write it with its held-out figures.
 
-    from rlir_ray.data.recordings import load_recordings
-    from rlir_ray.pretrain.encode import encode_recordings
-    from rlir_ray.pretrain.tokenizer_training import train_tokenizer
-    from rlir_ray.run.progress import counted, progress_bar
+    Resume from the last saved state, and leave a finished training as it is.
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    torch.set_num_threads(chosen["threads"])
-    logger.info("reading the recordings of %s", chosen["data"])
-    recordings = {
-        split: load_recordings(chosen["data"] / split, chosen["action_shift"]) for split in ("train", "validation")
+    Args:
+        clips: recordings, uint8 [F, H, W, 3] each, of one size, at least two frames long.
+        validation: held-out frames, uint8 [N, H, W, 3].
+        out_dir: receives the tokenizer (float16), `curve.jsonl`, `training.json` and, until it is done, `state-*`.
+        settings: see `TokenizerTraining`.
+
+    Returns:
+        The tokenizer as read back from `out_dir`.
+
+    Raises:
+        ValueError: no recordings, or a saved state or a finished training of other settings.
+    """
+    out_dir = Path(out_dir)
+    if not finished_report(out_dir, settings):
+        train(TokenizerTask(clips, validation, settings), out_dir)
+    return FrameTokenizer.from_pretrained(out_dir)
+
+
+class TokenizerTask(Task):
+    """A tokenizer on pairs of neighbouring frames, without its codebook for a first share of the training."""
+
+    name = "tokenizer"
+    model: FrameTokenizer
+
+    def __init__(self, clips: Clips, validation: npt.NDArray[np.uint8], settings: TokenizerTraining) -> None:
+        self.clips, self.validation = long_enough(clips, "a tokenizer"), validation
+        torch.manual_seed(settings.seed)
+        height, width = self.clips[0].shape[1:3]
+        model = build_tokenizer(
+            height=height, width=width, num_codes=settings.num_codes, code_size=settings.code_size,
+            block_channels=settings.block_channels, pixel_unshuffle=settings.pixel_unshuffle,
+            norm_groups=settings.norm_groups,
+        ).train()  # fmt: skip
+        # The moving averages own the codebook; the optimiser must not touch it.
+        model.codebook.requires_grad_(False)
+        self.averages = CodeAverages(settings.num_codes, settings.code_size)
+        super().__init__(
+            settings, model, length=Length.of(settings), curve_every=Every(steps=CURVE_STEPS),
+            save_every=Every(steps=settings.checkpoint_every), device=settings.device,
+        )  # fmt: skip
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {"model": self.model, "averages": self.averages}
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        weights = [weight for weight in self.model.parameters() if weight.requires_grad]
+        return torch.optim.AdamW(weights, lr=self.settings.lr, betas=(0.9, 0.99), weight_decay=1e-4)
+
+    def learning_rate(self, share: float) -> float:
+        return float(self.settings.lr * min(1.0, share / 0.02 + 0.01) * 0.5 * (1 + math.cos(math.pi * share)))
+
+    def loss(self, progress: Progress, autocast: Autocast) -> tuple[Tensor, Mapping[str, Tensor | float]]:
+        settings = self.settings
+        pixels = self.model.scale(draw_pairs(self.clips, settings.batch_pairs, settings.seed, progress.step))
+        with autocast():
+            latents = self.model.latents(pixels).float()
+        quantized, commitment = self._quantize(latents, progress)
+        with autocast():
+            decoded = self.model.pixels(quantized)
+        reconstruction = reconstruction_loss(
+            decoded.float(), pixels, squared_weight=settings.squared_weight, gradient_weight=settings.gradient_weight,
+            change_weight=settings.change_weight,
+        )  # fmt: skip
+        # Pixels span 2, hence the peak 4 of the squared error.
+        error = (decoded.detach().float().clamp(-1, 1) - pixels).square().mean((1, 2, 3))
+        metrics = {"commitment": commitment.detach(), "psnr": 10 * torch.log10(4 / error).mean()}
+        if self.averages.started:
+            metrics["perplexity"] = perplexity(self.averages.counts)
+        return reconstruction + settings.commitment_weight * commitment, metrics
+
+    def _quantize(self, latents: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
+        """Return the latents' codes, with the latents' gradients, and the commitment loss; move the codebook."""
+        settings, model, averages = self.settings, self.model, self.averages
+        if not averages.started:
+            if progress.share < settings.unquantized_share:
+                return latents, latents.new_zeros(())
+            averages.start(model.codebook, _vectors(latents.detach()), settings.seed)
+        tokens = model.nearest_codes(latents.detach())
+        codes = model.lookup(tokens).detach()
+        restart = progress.share < settings.restart_until and progress.step % 10 == 0
+        averages.follow(
+            model.codebook, _vectors(latents.detach()), tokens.flatten(), settings.codebook_decay,
+            restart_seed=settings.seed + progress.step if restart else None,
+        )  # fmt: skip
+        return latents + (codes - latents).detach(), F.mse_loss(latents, codes)
+
+    def save(self, folder: Path, final: Mapping[str, Any], steps: int, elapsed_s: float) -> dict[str, Any]:
+        # Held-out figures are those of the stored float16 weights, which is what users get.
+        self.model.save_pretrained(folder, torch.float16)
+        figures = evaluate_tokenizer(FrameTokenizer.from_pretrained(folder), self.validation)
+        logger.info("%s: %s", folder, figure_words(figures))
+        frames = {"train_frames": sum(map(len, self.clips)), "validation_frames": len(self.validation)}
+        return {**frames, "validation": figures}
+
+
+def _vectors(latents: Tensor) -> Tensor:
+    """[N, D, h, w] to [N * h * w, D]."""
+    return latents.flatten(2).transpose(1, 2).flatten(0, 1)
+
+
+def evaluate_tokenizer(tokenizer: FrameTokenizer, frames: npt.NDArray[np.uint8]) -> dict[str, float]:
+    """What encoding and decoding does to pictures.
+
+    Args:
+        tokenizer: anything with `encode`, `decode` and `num_codes`.
+        frames: uint8 [N, H, W, 3].
+
+    Returns:
+        `psnr` (dB, mean over frames), `codes_used` (share of the codebook chosen at least once), `perplexity` (of the
+        choice of codes), `brightness` and `brightness_real` (mean of the pixels, 0..255), `sharpness_ratio` (mean
+        absolute image gradient over the real one; below 1 is blurred).
+    """
+    real = torch.from_numpy(np.ascontiguousarray(frames))
+    tokens = tokenizer.encode(real)
+    decoded = tokenizer.decode(tokens)
+    counts = torch.bincount(tokens.flatten(), minlength=tokenizer.num_codes)
+    return {
+        **picture_figures(decoded, real),
+        "codes_used": float((counts > 0).double().mean()),
+        "perplexity": perplexity(counts),
     }
-    held_out = np.concatenate([recording.frames for recording in recordings["validation"]])
-    tokenizer = train_tokenizer(
-        [recording.frames for recording in recordings["train"]], held_out, chosen["out"], settings
-    )
-    for split, recorded in recordings.items() if chosen["tokens"] else ():
-        with progress_bar(f"encoding {split}") as show:
-            shown = counted(recorded, len(recorded), show, "recordings")
-            count = encode_recordings(tokenizer, shown, chosen["tokens"] / f"{split}.npz")
-        logger.info("%d frames encoded into %s", count, chosen["tokens"] / f"{split}.npz")
 
 
-if __name__ == "__main__":
-    main()
+def perplexity(counts: Tensor) -> float:
+    """How many codes the choice spreads over, as if evenly; counts [K]."""
+    share = counts.double() / counts.sum()
+    return float(torch.exp(-(share * share.clamp(min=1e-12).log()).sum()))
+
+
+def run_command(chosen: dict[str, Any], settings: TokenizerTraining) -> None:
+    """Train on the recordings that `pretrain tokenizer` was given, and encode them."""
+    recordings = read_splits(chosen["data"], chosen["action_shift"])
+    clips = {split: [one.frames for one in recorded] for split, recorded in recordings.items()}
+    tokenizer = train_tokenizer(clips["train"], np.concatenate(clips["validation"]), chosen["out"], settings)
+    if chosen["tokens"]:
+        encode_splits(tokenizer, recordings, chosen["tokens"])

@@ -1,91 +1,215 @@
-"""Settings of a world model's training, and its command: `python -m rlir_ray pretrain world-model`.
+"""Trains an autoregressive world model on tokenised recordings, from scratch or onwards from a checkpoint.
 
-Heavy imports come after the arguments are read, so that help is instant.
+Knows nothing of tokenizers, rewards or Ray. Legend: W frames of a window, N tokens a frame, L sequence length.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from rlir_ray.pretrain.arguments import add_settings, build_parser, check_settings, take_settings
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
 
-SPLITS = ("train", "validation")
+from rlir_ray.models.autoregressive import WorldModel, assemble, image_positions
+from rlir_ray.models.block_attention import set_block_attention
+from rlir_ray.pretrain.encode import window_starts
+from rlir_ray.pretrain.loop import cosine_rate
+from rlir_ray.pretrain.loop import train as train_task
+from rlir_ray.pretrain.settings import SPLITS, WorldModelTraining
+from rlir_ray.pretrain.state import finished_report
+from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task
+from rlir_ray.pretrain.warnings import loss_figures, world_model_warning
+from rlir_ray.spaces.actions import Actions, action_tokens
+from rlir_ray.trajectory import stored_codes
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WorldModelTraining:
-    """How a world model is trained."""
-
-    num_codes: int = 512
-    """Image ids, the tokenizer's codebook; with init the checkpoint's count holds."""
-    hidden_size: int = 192
-    """Width."""
-    intermediate_size: int = 512
-    """Width of the SwiGLU."""
-    num_layers: int = 5
-    """Decoder layers."""
-    num_heads: int = 3
-    """Query heads."""
-    num_key_value_heads: int = 1
-    """Key-value heads."""
-    num_frames: int = 9
-    """Frames of a window, context included."""
-    batch_size: int = 16
-    """Windows in a step."""
-    learning_rate: float = 2e-3
-    """Highest one; it rises for 2 % of the training and falls to a twentieth along a cosine."""
-    weight_decay: float = 0.1
-    """Of matrices, AdamW."""
-    max_grad_norm: float = 1.0
-    """Gradient clipping."""
-    context_weight: float = 0.1
-    """Loss weight of the first frame's tokens, which a rollout is always given."""
-    minutes: float = 0.0
-    """Wall-clock length of the training; the schedule then follows the clock instead of num_steps."""
-    num_steps: int = 1000
-    """Optimiser steps, where minutes is 0."""
-    precision: str = "bf16"
-    """`bf16` (autocast) or `fp32`."""
-    evaluate_every_s: float = 150.0
-    """Seconds between two evaluations, each with a checkpoint."""
-    num_validation: int = 48
-    """Held-out windows, evenly spaced over the recordings."""
-    init: str = ""
-    """Checkpoint folder to start from."""
-    seed: int = 0
-    """Of the weights and of the order of the windows."""
-    device: str = ""
-    """Torch device; empty: a GPU where there is one, else the CPU."""
-
-    def __post_init__(self) -> None:
-        check_settings(self)
+logger = logging.getLogger(__name__)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """`python -m rlir_ray pretrain world-model`."""
-    parser = build_parser(
-        "pretrain world-model",
-        "Trains an autoregressive world model on tokenised recordings; goes on where it stopped.",
-        "--data work/assets/tokens --out runs/world_model --minutes 60",
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder with train.npz and validation.npz")
-    parser.add_argument("--out", type=Path, required=True, help="folder that receives the model")
-    parser.add_argument("--threads", type=int, default=2, help="torch threads")
-    add_settings(parser, WorldModelTraining)
-    chosen = vars(parser.parse_args(argv))
-    settings = take_settings(chosen, WorldModelTraining)
-    import torch
+@dataclass(frozen=True)
+class TokenRecordings:
+    """Recordings as tokens: image tokens [n, N], action tokens int64 [n, 11] leading into each frame."""
 
-    from rlir_ray.pretrain.world_model_training import load_tokens, train_world_model
+    images: npt.NDArray[np.generic]
+    actions: npt.NDArray[np.int64]
+    episode_starts: npt.NDArray[np.int64]
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    torch.set_num_threads(chosen["threads"])
+    def window_starts(self, num_frames: int) -> npt.NDArray[np.int64]:
+        """First frames of all windows that stay inside one episode."""
+        return window_starts(self.episode_starts, len(self.images), num_frames)
+
+    def windows(self, starts: npt.NDArray[np.int64], num_frames: int) -> Tensor:
+        """int64 [B, L] sequences of the windows that begin at `starts`."""
+        rows = starts[:, None] + np.arange(num_frames)
+        images = torch.from_numpy(self.images[rows].astype(np.int64))
+        # The action at a window's first frame leads into it, and is left out.
+        return assemble(images, torch.from_numpy(self.actions[rows[:, 1:]]))
+
+
+def load_tokens(path: Path | str, num_codes: int) -> TokenRecordings:
+    """Reads a token file.
+
+    Args:
+        path: npz with integer tokens [n, N], episode_starts int64 [E], buttons bool [n, 23] and camera float32 [n, 2];
+            the action at index k leads into frame k.
+        num_codes: image ids; action ids come after them.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"a token file must exist, got {path}; encode the recordings first")
+    with np.load(path, allow_pickle=False) as file:
+        images, episode_starts = file["tokens"], file["episode_starts"].astype(np.int64)
+        actions = Actions(file["buttons"].astype(np.bool_), file["camera"].astype(np.float32))
+    if images.dtype.kind not in "iu":
+        raise ValueError(f"{path} must hold integer tokens, got {images.dtype}; encode with the world's own tokenizer")
+    least, most = int(images.min(initial=0)), int(images.max(initial=0))
+    if least < 0 or most >= num_codes or len(images) != len(actions):
+        raise ValueError(
+            f"{path} must hold tokens below {num_codes} and one action a frame, got tokens {least}..{most}, "
+            f"{len(images)} frames and {len(actions)} actions; encode with the world's own tokenizer"
+        )
+    return TokenRecordings(stored_codes(images), action_tokens(actions, num_codes), episode_starts)
+
+
+def train_world_model(
+    train: TokenRecordings, validation: TokenRecordings, out_dir: Path | str, settings: WorldModelTraining
+) -> WorldModel:
+    """Train a world model; resume from the last saved state, and leave a finished training as it is.
+
+    Args:
+        train, validation: token recordings of one tokenizer.
+        out_dir: receives the model, `curve.jsonl` and `training.json`, and `state-*` until it is done.
+        settings: see `WorldModelTraining`.
+
+    Returns:
+        The trained model on the CPU, in evaluation mode.
+
+    Raises:
+        ValueError: no episode of a window's length, or a saved state or a finished training of other settings.
+    """
+    out_dir = Path(out_dir)
+    report = finished_report(out_dir, settings) or train_task(WorldModelTask(train, validation, settings), out_dir)
+    if warning := world_model_warning(report["final"]):
+        logger.warning(warning)
+    return WorldModel.from_pretrained(out_dir)
+
+
+class WorldModelTask(Task):
+    """A world model on windows of token recordings."""
+
+    name = "world model"
+    model: WorldModel
+
+    def __init__(self, train: TokenRecordings, validation: TokenRecordings, settings: WorldModelTraining) -> None:
+        self.train, self.validation = train, validation
+        self.starts = train.window_starts(settings.num_frames)
+        every = Every(seconds=settings.evaluate_every_s)
+        super().__init__(
+            settings, _start(settings, train.images.shape[1]), length=Length.of(settings), curve_every=every,
+            save_every=every, device=settings.device, precision=settings.precision,
+            max_grad_norm=settings.max_grad_norm,
+        )  # fmt: skip
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        matrices = [weight for weight in self.model.parameters() if weight.ndim > 1]
+        vectors = [weight for weight in self.model.parameters() if weight.ndim <= 1]
+        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+        rate, decay = self.settings.learning_rate, self.settings.weight_decay
+        return torch.optim.AdamW(groups, rate, (0.9, 0.95), weight_decay=decay, fused=True)
+
+    def learning_rate(self, share: float) -> float:
+        return float(self.settings.learning_rate * cosine_rate(share))
+
+    def loss(self, progress: Progress, autocast: Autocast) -> tuple[Tensor, Mapping[str, Tensor | float]]:
+        """Return the loss; its metric is the generated frames' mean negative log-probability a token, nats."""
+        settings, per_frame = self.settings, self.model.tokens_per_frame
+        rows = np.random.default_rng([settings.seed, progress.step]).choice(self.starts, settings.batch_size)
+        tokens = self.train.windows(rows, settings.num_frames).to(self.device)
+        num_first = per_frame - 1  # nothing stands before the very first token
+        positions = image_positions(settings.num_frames, per_frame).to(tokens.device)[1:]
+        # torch's kernel is the better one in float32 and on GPUs.
+        set_block_attention(self.model, enabled=settings.precision == "bf16" and tokens.device.type == "cpu")
+        with autocast():
+            logprobs = self.model.logprobs(tokens, positions)  # [B, W * N - 1]
+        generated = -logprobs[:, num_first:].mean()
+        first = settings.context_weight * logprobs[:, :num_first].sum() / logprobs[:, num_first:].numel()
+        return generated - first, {"loss": generated.detach()}
+
+    def evaluate(self) -> dict[str, Any]:
+        return validate(self.model, self.validation, self.settings.num_validation, self.settings.num_frames)
+
+    def save(self, folder: Path, final: Mapping[str, Any], steps: int, elapsed_s: float) -> dict[str, Any]:
+        model = self.model.to("cpu").eval()
+        set_block_attention(model, enabled=False)
+        model.save_pretrained(folder)
+        window_tokens = self.train.windows(np.zeros(1, np.int64), self.settings.num_frames).shape[1]
+        tokens_seen = steps * self.settings.batch_size * window_tokens
+        return {
+            "parameters": sum(weight.numel() for weight in model.parameters()), "train_frames": len(self.train.images),
+            "train_windows": len(self.starts), "tokens_seen": tokens_seen,
+            "tokens_per_s": round(tokens_seen / max(elapsed_s, 1e-9), 1), "final": final,
+        }  # fmt: skip
+
+
+def run_command(chosen: dict[str, Any], settings: WorldModelTraining) -> None:
+    """Train on the files that `pretrain world-model` was given."""
     train, validation = (load_tokens(chosen["data"] / f"{split}.npz", settings.num_codes) for split in SPLITS)
     train_world_model(train, validation, chosen["out"], settings)
 
 
-if __name__ == "__main__":
-    main()
+def _start(settings: WorldModelTraining, tokens_per_frame: int) -> WorldModel:
+    torch.manual_seed(settings.seed)
+    if settings.init:
+        model = WorldModel.from_pretrained(settings.init)
+        if model.tokens_per_frame != tokens_per_frame or model.num_codes != settings.num_codes:
+            raise ValueError(
+                f"the recordings must have the {model.tokens_per_frame} tokens a frame and {model.num_codes} codes of "
+                f"{settings.init}, got {tokens_per_frame} and {settings.num_codes}; encode them with its tokenizer"
+            )
+        return model.train()
+    model = WorldModel.create(
+        num_codes=settings.num_codes,
+        tokens_per_frame=tokens_per_frame,
+        hidden_size=settings.hidden_size,
+        intermediate_size=settings.intermediate_size,
+        num_layers=settings.num_layers,
+        num_heads=settings.num_heads,
+        num_key_value_heads=settings.num_key_value_heads,
+    )
+    # Residual branches start smaller the more of them there are (GPT-2).
+    with torch.no_grad():
+        for layer in model.llama.model.layers:
+            for branch in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                branch.weight.mul_((2 * settings.num_layers) ** -0.5)
+    return model
+
+
+@torch.no_grad()
+def validate(
+    model: WorldModel, recordings: TokenRecordings, num_windows: int, num_frames: int, batch_size: int = 16
+) -> dict[str, float]:
+    """Mean negative log-probability of the tokens of all frames but the first, nats, in float32.
+
+    Returns:
+        As `loss_figures`: `validation_loss`, and `validation_loss_wrong_actions` where each window has the actions of
+        another one: what the actions tell is the difference.
+    """
+    starts = recordings.window_starts(num_frames)
+    chosen = starts[np.linspace(0, len(starts) - 1, min(num_windows, len(starts))).astype(np.int64)]
+    tokens = recordings.windows(chosen, num_frames)
+    wrong = tokens.clone()
+    is_image = torch.zeros(tokens.shape[1], dtype=torch.bool)
+    is_image[image_positions(num_frames, model.tokens_per_frame)] = True
+    wrong[:, ~is_image] = tokens[:, ~is_image].roll(len(tokens) // 2, 0)
+    set_block_attention(model, enabled=False)
+    losses = []
+    for sequences in (tokens, wrong):
+        batches = sequences.to(model.llama.device).split(batch_size)
+        scored = torch.cat([model(batch, (num_frames - 1) * model.tokens_per_frame) for batch in batches])
+        losses.append(-scored.mean(1).cpu().numpy())
+    return loss_figures(*losses)

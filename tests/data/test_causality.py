@@ -9,7 +9,7 @@ import pytest
 
 from rlir_ray.data.causality import check_causality, probe_causality
 from rlir_ray.data.recordings import write_recording
-from rlir_ray.pretrain.idm import main
+from rlir_ray.pretrain.command import main
 from rlir_ray.spaces.actions import BUTTONS, INDEX, Actions
 
 
@@ -60,7 +60,7 @@ def test_training_a_judge_on_the_order_of_a_gymnasium_loop_is_refused_before_it_
         write_recording(tmp_path / split / "a", frames, actions.to_events())
     command = ["--data", str(tmp_path), "--out", str(tmp_path / "idm"), "--groups", "left_right", "--steps", "1"]
     with pytest.raises(ValueError, match=r"event k-1 .*; set --action-shift=-1, or --no-probe"):
-        main(command)
+        main("idm", command)
     assert not (tmp_path / "idm").exists()
 
 

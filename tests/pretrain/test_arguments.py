@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from rlir_ray.pretrain.arguments import add_settings, build_parser, take_settings
-from rlir_ray.pretrain.autoencoder import AutoencoderTraining
+from rlir_ray.pretrain.command import COMMANDS
 from rlir_ray.pretrain.device import open_device
-from rlir_ray.pretrain.flow import FlowTraining
-from rlir_ray.pretrain.idm import InverseDynamicsTraining
-from rlir_ray.pretrain.tokenizer import TokenizerTraining
-from rlir_ray.pretrain.world_model import WorldModelTraining
+from rlir_ray.pretrain.settings import (
+    AutoencoderTraining,
+    FlowTraining,
+    InverseDynamicsTraining,
+    TokenizerTraining,
+    WorldModelTraining,
+)
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,8 @@ def test_numbers_that_no_training_can_use_are_refused_in_one_line(training):
         with pytest.raises(ValueError, match="--minutes") as error:
             training(**wrong)
         assert "\n" not in str(error.value)
-    batch = {"tokenizer": "batch_pairs", "autoencoder": "batch_pairs", "idm": "clips_per_step"}
-    name = batch.get(training.__module__.split(".")[-1], "batch_size")
+    names = ("batch_size", "batch_pairs", "clips_per_step")
+    name = next(name for name in names if name in training.__dataclass_fields__)
     with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} must be a finite number >= 1, got 0"):
         training(**{name: 0})
     # By steps, where there are no minutes.
@@ -75,11 +78,18 @@ def test_a_device_that_is_not_there_is_refused():
             open_device(name)
 
 
-def test_help_of_the_trainers_loads_nothing_heavy():
-    modules = [f"rlir_ray.pretrain.{name}" for name in ("tokenizer", "idm", "world_model", "assets")]
-    code = f"import sys, {', '.join(modules)}\nprint([m for m in ('torch', 'av', 'rich') if m in sys.modules])"
+@pytest.mark.parametrize("model", COMMANDS)
+def test_help_of_the_trainers_loads_nothing_heavy(model):
+    code = (
+        "import sys, rlir_ray.pretrain.assets\n"
+        "from rlir_ray.pretrain.command import main\n"
+        f"try: main('{model}', ['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'av', 'rich', 'accelerate') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout == "[]\n"
+    assert f"python -m rlir_ray pretrain {model} --data" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_help_holds_each_fields_line_and_the_example():

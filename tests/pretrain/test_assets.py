@@ -16,7 +16,8 @@ def work(tmp_path):
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
         (folder / "training.json").write_text(json.dumps({"held_out": name}))
-        (folder / "checkpoint.pt").write_text("not shipped")
+        (folder / "state-00000001").mkdir()
+        (folder / "state-00000001" / "pytorch_model.bin").write_text("not shipped")
         save_file({"weight": torch.full((4,), 1 / 3), "ids": torch.arange(3)}, folder / "model.safetensors")
     for folder in ("recordings", "recordings_world"):
         for split in assets.SPLITS:
@@ -38,7 +39,7 @@ def test_models_are_shipped_in_half_precision_with_their_story(work, tmp_path):
     assert json.loads((tmp_path / "out" / "made.json").read_text()) == made
     assert made["models"]["judge_idm"] == {"held_out": "judge_idm"}
     assert made["recordings"]["recordings_world/train"] == {"summary": {"num_frames": 3}}
-    assert not list((tmp_path / "out").rglob("checkpoint.pt"))
+    assert not list((tmp_path / "out").rglob("state*"))
 
 
 def test_an_unfinished_model_is_not_published_and_the_old_assets_stay(work, tmp_path):

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from rlir_ray.models.autoencoder import FrameAutoencoder, build_autoencoder
-from rlir_ray.pretrain.autoencoder import AutoencoderTraining
-from rlir_ray.pretrain.autoencoder_training import evaluate_autoencoder, train_autoencoder
+from rlir_ray.pretrain.autoencoder import evaluate_autoencoder, train_autoencoder
+from rlir_ray.pretrain.settings import AutoencoderTraining
 from tests.fakes import tiny_autoencoder
 
 TINY = AutoencoderTraining(
@@ -46,7 +46,7 @@ def test_training_learns_the_pictures_and_the_scale_of_its_latents(tmp_path) -> 
     torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), atol=0.02, rtol=0)
     report = json.loads((tmp_path / "training.json").read_text())
     assert report["steps"] == 150 and report["validation"]["psnr"] == pytest.approx(after, abs=0.1)
-    assert not (tmp_path / "checkpoint.pt").exists()
+    assert not list(tmp_path.glob("state*"))
     # Finished: it is opened, not trained again; with other settings it is refused.
     again = train_autoencoder(made, held_out, tmp_path, replace(TINY, num_steps=300))
     torch.testing.assert_close(again.encode(torch.from_numpy(held_out)), trained.encode(torch.from_numpy(held_out)))

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +10,14 @@ import torch
 
 from rlir_ray.data.recordings import Recording, write_recording
 from rlir_ray.idm.base import load_inverse_dynamics
-from rlir_ray.pretrain import idm_training
-from rlir_ray.pretrain.idm import InverseDynamicsTraining, main
+from rlir_ray.pretrain.command import main
+from rlir_ray.pretrain.idm import build_model, train_inverse_dynamics
 from rlir_ray.pretrain.idm_figures import compare, cut_clips, evaluate_inverse_dynamics, held_out_figures
 from rlir_ray.pretrain.idm_loss import class_weights, inverse_dynamics_loss
-from rlir_ray.pretrain.idm_training import build_model, train_inverse_dynamics
+from rlir_ray.pretrain.settings import InverseDynamicsTraining
 from rlir_ray.pretrain.warnings import judge_warning
 from rlir_ray.spaces.actions import Actions
+from tests.pretrain.interruption import interrupted_after_state
 
 SETTINGS = InverseDynamicsTraining(
     architecture="correlation", groups=("yaw",), minutes=0, steps=20, clips_per_step=4, window_frames=(4,), seed=3
@@ -78,33 +78,26 @@ def test_a_trained_judge_reads_the_panning_world(tmp_path: Path, caplog: pytest.
     assert {"config.json", "model.safetensors", "training.json"} <= {file.name for file in tmp_path.iterdir()}
 
 
-def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("architecture", ["correlation", "vpt"])  # the latter has empty weights
+def test_an_interrupted_training_ends_with_the_same_weights(architecture: str, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, architecture=architecture, hidden_size=32, steps=6)
     train, held_out = recordings(3, seed=0), recordings(2, seed=50)
-    train_inverse_dynamics(train, held_out, tmp_path / "whole", SETTINGS)
-    steps = idm_training._steps
-
-    def stopping_steps(*arguments: object) -> Iterator[float]:
-        for index, loss in enumerate(steps(*arguments)):  # type: ignore[arg-type]
-            yield loss
-            if index == 0:  # after the checkpoint at step 10
-                raise KeyboardInterrupt
-
-    often = replace(SETTINGS, checkpoint_every_s=0.0)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(idm_training, "_steps", stopping_steps)
+    train_inverse_dynamics(train, held_out, tmp_path / "whole", settings)
+    often = replace(settings, checkpoint_every_s=0.0)
+    with interrupted_after_state(3):
         train_inverse_dynamics(train, held_out, tmp_path / "parts", often)
     train_inverse_dynamics(train, held_out, tmp_path / "parts", often)
     whole, parts = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts"))
     assert whole == parts
 
 
-def test_a_checkpoint_and_a_training_of_other_settings_are_refused(tmp_path: Path) -> None:
+def test_a_state_and_a_training_of_other_settings_are_refused(tmp_path: Path) -> None:
     settings = replace(SETTINGS, steps=1)
     train_inverse_dynamics(recordings(1, 0), recordings(1, 9), tmp_path, settings)
     with pytest.raises(ValueError, match="was trained with another seed; repeat them"):
         train_inverse_dynamics(recordings(1, 0), recordings(1, 9), tmp_path, replace(settings, seed=4))
     (tmp_path / "training.json").unlink()
-    with pytest.raises(ValueError, match="goes on with the settings it began with"):
+    with pytest.raises(ValueError, match="must keep its settings, got another seed; repeat them"):
         train_inverse_dynamics(recordings(1, 0), recordings(1, 9), tmp_path, replace(settings, seed=4))
 
 
@@ -116,7 +109,9 @@ def test_a_finished_training_is_left_as_it_is_and_goes_on_with_more_minutes(tmp_
     assert (tmp_path / "training.json").read_text() == report
     train_inverse_dynamics(recordings(1, 0), recordings(1, 9), tmp_path, replace(settings, minutes=0.01))
     longer = json.loads((tmp_path / "training.json").read_text())
-    assert longer["steps"] > json.loads(report)["steps"]
+    first = json.loads(report)["steps"]
+    assert longer["steps"] > first
+    assert [path.name for path in tmp_path.glob("state*")] == [f"state-{longer['steps']:08d}"]
 
 
 def test_clips_through_a_tokenizer_are_scored_apart() -> None:
@@ -157,14 +152,14 @@ def test_the_command_takes_groups_sizes_and_a_checkpoint_to_start_from(tmp_path:
             write_recording(tmp_path / "data" / split / one.name, one.frames, one.events)
     short = ["--data", str(tmp_path / "data"), "--steps", "1", "--clips-per-step", "2", "--device", "cpu"]
     sizes = ["--architecture", "correlation", "--hidden-size", "32", "--num-layers", "1", "--convolution-width", "2"]
-    main([*short, *sizes, "--out", str(tmp_path / "first"), "--groups", "yaw,left_right"])
+    main("idm", [*short, *sizes, "--out", str(tmp_path / "first"), "--groups", "yaw,left_right"])
     first = json.loads((tmp_path / "first" / "training.json").read_text())
     assert set(first["held_out"]["shifts"]["+0"]) == {"yaw", "left_right", "mean"}
     config = load_inverse_dynamics(tmp_path / "first").config
     assert (config["hidden"], config["num_temporal_blocks"], config["channels"]) == (32, 1, 128)
     # A checkpoint's architecture and sizes hold, and a learning rate of 0 leaves its weights.
     start = ["--init", str(tmp_path / "first"), "--groups", "yaw", "--learning-rate", "0"]
-    main([*short, *start, "--out", str(tmp_path / "second")])
+    main("idm", [*short, *start, "--out", str(tmp_path / "second")])
     one, other = (load_inverse_dynamics(tmp_path / name).state_dict() for name in ("first", "second"))
     for name, weight in one.items():
         torch.testing.assert_close(weight, other[name], msg=name)

@@ -10,12 +10,13 @@ import torch
 from rlir_ray.data.recordings import Recording, list_recordings, read_recordings, write_recording
 from rlir_ray.models.tokenizer import build_tokenizer
 from rlir_ray.pretrain.codebook import kmeans
+from rlir_ray.pretrain.command import main
 from rlir_ray.pretrain.encode import encode_recordings
 from rlir_ray.pretrain.pictures import reconstruction_loss
-from rlir_ray.pretrain.tokenizer import TokenizerTraining, main
-from rlir_ray.pretrain.tokenizer_figures import evaluate_tokenizer
-from rlir_ray.pretrain.tokenizer_training import train_tokenizer
+from rlir_ray.pretrain.settings import TokenizerTraining
+from rlir_ray.pretrain.tokenizer import evaluate_tokenizer, train_tokenizer
 from rlir_ray.spaces.actions import Actions
+from tests.pretrain.interruption import Interrupted, interrupted_after_state
 
 TINY = TokenizerTraining(
     num_codes=16, code_size=4, pixel_unshuffle=4, block_channels=(8, 16), batch_pairs=4, num_steps=60,
@@ -60,39 +61,24 @@ def test_training_beats_the_mean_colour_and_uses_its_codes(tmp_path) -> None:
     assert curve[-1]["loss"] < curve[0]["loss"]
 
 
-class Interrupted(Exception):
-    pass
-
-
-def test_interrupted_training_goes_on_to_the_same_weights(tmp_path, monkeypatch) -> None:
-    from rlir_ray.pretrain import tokenizer_training as room
-
+def test_interrupted_training_goes_on_to_the_same_weights(tmp_path) -> None:
     clips, validation = moving_squares(0), np.concatenate(moving_squares(1))
     whole = train_tokenizer(clips, validation, tmp_path / "whole", TINY)
-
-    save = room._save_checkpoint
-
-    def save_then_stop(state, path) -> None:
-        save(state, path)
-        raise Interrupted
-
-    monkeypatch.setattr(room, "_save_checkpoint", save_then_stop)
-    with pytest.raises(Interrupted):
+    # After the codebook was started, whose averages must be resumed too.
+    with interrupted_after_state(2):
         train_tokenizer(clips, validation, tmp_path / "halves", TINY)
-    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "halves").glob("state*")] == ["state-00000040"]
     resumed = train_tokenizer(clips, validation, tmp_path / "halves", TINY)
     for (name, first), second in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(first, second), name
-    assert not (tmp_path / "halves" / "checkpoint.pt").exists()
+    assert not list((tmp_path / "halves").glob("state*"))
 
 
-def test_checkpoint_of_other_settings_is_refused_by_name(tmp_path, monkeypatch) -> None:
-    from rlir_ray.pretrain import tokenizer_training as room
-
+def test_a_state_of_other_settings_is_refused_by_name(tmp_path) -> None:
     clips, validation = moving_squares(0), np.concatenate(moving_squares(1))
-    state = room._start((16, 24), TINY)
-    room._save_checkpoint(state, tmp_path / "checkpoint.pt")
-    with pytest.raises(ValueError, match="was made with another lr; repeat them or choose another folder"):
+    with interrupted_after_state():
+        train_tokenizer(clips, validation, tmp_path, TINY)
+    with pytest.raises(ValueError, match="must keep its settings, got another lr; repeat them, remove"):
         train_tokenizer(clips, validation, tmp_path, replace(TINY, lr=1e-4))
 
 
@@ -204,7 +190,7 @@ def test_broken_recordings_alone_are_refused_before_anything_is_written(tmp_path
             (tmp_path / "data" / split).mkdir(parents=True, exist_ok=True)
             (tmp_path / "data" / split / f"broken.{ending}").write_text("{}")
     with pytest.raises(ValueError, match="must hold a recording that can be read, got 1 broken ones; make some with"):
-        main(["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")])
+        main("tokenizer", ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 
 

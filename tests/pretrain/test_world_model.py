@@ -12,10 +12,12 @@ import torch
 
 from rlir_ray.models.autoregressive import WorldModel, split_frames
 from rlir_ray.models.block_attention import block_attention
+from rlir_ray.pretrain.command import main
+from rlir_ray.pretrain.settings import WorldModelTraining
 from rlir_ray.pretrain.warnings import loss_figures, world_model_warning
-from rlir_ray.pretrain.world_model import WorldModelTraining, main
-from rlir_ray.pretrain.world_model_training import TokenRecordings, load_tokens, train_world_model
+from rlir_ray.pretrain.world_model import TokenRecordings, load_tokens, train_world_model
 from rlir_ray.spaces.actions import BUTTONS, INDEX
+from tests.pretrain.interruption import Interrupted
 
 SETTINGS = WorldModelTraining(
     num_codes=8, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=2, num_key_value_heads=1, num_frames=3,
@@ -97,10 +99,6 @@ def test_a_loss_with_wrong_actions_equals_its_own_within_two_paired_errors() -> 
     assert "not finite" in world_model_warning({})
 
 
-class Interrupted(Exception):
-    """Stands for a session that ends."""
-
-
 @dataclasses.dataclass(frozen=True)
 class InterruptedRecordings(TokenRecordings):
     """Ends the training when its curve has three lines."""
@@ -128,7 +126,7 @@ def test_resumed_training_ends_where_an_unbroken_one_does(
     resumed = train_world_model(*recordings, out, settings)
     for (name, weight), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         torch.testing.assert_close(weight, other, msg=name)
-    assert not (out / "checkpoint.pt").exists()
+    assert not list(out.glob("state*"))
 
 
 def test_a_finished_training_is_left_as_it_is(
@@ -150,9 +148,10 @@ def test_command_line_continues_from_a_checkpoint(
 ) -> None:
     first = train_world_model(*recordings, tmp_path / "first", dataclasses.replace(SETTINGS, num_steps=2))
     main(
+        "world-model",
         ["--data", str(tmp_path), "--out", str(tmp_path / "second"), "--init", str(tmp_path / "first"),
          "--num-codes", "8", "--num-frames", "3", "--num-steps", "1", "--learning-rate", "1e-6",
-         "--precision", "bf16", "--threads", "1"]
+         "--precision", "bf16", "--threads", "1"],
     )  # fmt: skip
     second = WorldModel.from_pretrained(tmp_path / "second")
     for weight, other in zip(first.parameters(), second.parameters(), strict=True):

@@ -1,0 +1,124 @@
+"""The command of all trainings: `python -m rlir_ray pretrain MODEL`.
+
+Heavy imports come after the arguments are read, so that help is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlir_ray.pretrain.arguments import add_action_shift, add_settings, build_parser, take_settings
+from rlir_ray.pretrain.settings import (
+    AutoencoderTraining,
+    FlowTraining,
+    InverseDynamicsTraining,
+    TokenizerTraining,
+    WorldModelTraining,
+)
+
+RECORDINGS = "folder with train/ and validation/ recordings"
+CODES = "folder with train.npz and validation.npz"
+
+
+@dataclass(frozen=True)
+class Command:
+    """The arguments of one model's training.
+
+    Args:
+        settings: a dataclass; the module of the model takes it in `run_command`.
+        data, out: help of the two folders.
+        description, example: of the help.
+        add_options: adds what the model alone has.
+        threads: torch threads, by default; None: `settings` has them.
+    """
+
+    settings: type
+    data: str
+    out: str
+    description: str
+    example: str
+    add_options: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+    threads: int | None = None
+
+
+def main(model: str, argv: Sequence[str] | None = None) -> None:
+    """Run `python -m rlir_ray pretrain MODEL`, a key of `COMMANDS`."""
+    command = COMMANDS[model]
+    chosen = vars(_parser(model, command).parse_args(argv))
+    settings: Any = take_settings(chosen, command.settings)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    if command.threads:
+        import torch
+
+        torch.set_num_threads(chosen["threads"])
+    importlib.import_module(f"rlir_ray.pretrain.{model.replace('-', '_')}").run_command(chosen, settings)
+
+
+def _parser(model: str, command: Command) -> argparse.ArgumentParser:
+    parser = build_parser(f"pretrain {model}", command.description, command.example)
+    parser.add_argument("--data", type=Path, required=True, help=command.data)
+    parser.add_argument("--out", type=Path, required=True, help=f"folder that receives the {command.out}")
+    command.add_options(parser)
+    if command.threads:
+        parser.add_argument("--threads", type=int, default=command.threads, help="torch threads")
+    add_settings(parser, command.settings)
+    return parser
+
+
+def _add_codes(option: str) -> Callable[[argparse.ArgumentParser], None]:
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(option, type=Path, help="folder that receives train.npz and validation.npz, encoded")
+        add_action_shift(parser)
+
+    return add
+
+
+def _add_probe(parser: argparse.ArgumentParser) -> None:
+    add_action_shift(parser)
+    parser.add_argument(
+        "--no-probe",
+        action="store_true",
+        help="do not measure first, for half a minute, which event leads into a frame",
+    )
+    parser.add_argument("--tokenizer", type=Path, help="the world's tokenizer: a share of the clips is read through it")
+
+
+COMMANDS = {
+    "tokenizer": Command(
+        TokenizerTraining, RECORDINGS, "tokenizer",
+        "Trains a frame tokenizer on DATA/train, scores it on DATA/validation; goes on where it stopped.",
+        "--data work/assets/recordings --out runs/tokenizer --tokens runs/tokens --minutes 20",
+        _add_codes("--tokens"), threads=1,
+    ),
+    "autoencoder": Command(
+        AutoencoderTraining, RECORDINGS, "autoencoder",
+        "Trains an autoencoder of frames on DATA/train, scores it on DATA/validation; goes on where it stopped.",
+        "--data work/assets/recordings --out runs/autoencoder --minutes 20",
+        _add_codes("--latents"), threads=1,
+    ),
+    "idm": Command(
+        InverseDynamicsTraining, RECORDINGS, "model",
+        "Trains an inverse dynamics model on DATA/train and scores it on DATA/validation; goes on where it stopped. "
+        "Event k of a recording must lead INTO frame k.",
+        "--data work/assets/recordings --out runs/idm --architecture vpt --minutes 30",
+        _add_probe,
+    ),
+    "world-model": Command(
+        WorldModelTraining, CODES, "model",
+        "Trains an autoregressive world model on tokenised recordings; goes on where it stopped.",
+        "--data work/assets/tokens --out runs/world_model --minutes 60",
+        threads=2,
+    ),
+    "flow": Command(
+        FlowTraining, CODES, "model",
+        "Trains a flow world model on encoded recordings; goes on where it stopped.",
+        "--data work/assets/latents --out runs/flow --minutes 60",
+        threads=2,
+    ),
+}  # fmt: skip

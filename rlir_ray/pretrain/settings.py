@@ -1,0 +1,262 @@
+"""Settings of the trainings of base models.
+
+Loads no heavy library, so that help is instant.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rlir_ray.pretrain.arguments import check_settings
+from rlir_ray.spaces.actions import GROUPS
+
+SPLITS: tuple[Literal["train", "validation"], ...] = ("train", "validation")
+GROUPS_IN_USE = ("forward_back", "jump", "use_attack", "yaw")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerTraining:
+    """How a tokenizer is trained."""
+
+    num_codes: int = 512
+    """Size of the codebook, which is the world model's image vocabulary."""
+    code_size: int = 16
+    """Dimensions of a code."""
+    pixel_unshuffle: int = 4
+    """Pixels folded into channels before the first convolution."""
+    block_channels: tuple[int, ...] = (48, 96)
+    """Channels of each block; every block but the last halves the picture."""
+    norm_groups: int = 4
+    """Groups of each group norm; few groups are far faster on a CPU."""
+    batch_pairs: int = 16
+    """Pairs of neighbouring frames in one step."""
+    num_steps: int = 4000
+    """Optimiser steps, where minutes is 0."""
+    minutes: float = 0.0
+    """Wall-clock length of the training; the schedule then follows the clock instead of `num_steps`."""
+    lr: float = 2e-3
+    """Highest learning rate; it rises for 2 % of the training and falls to zero along a cosine."""
+    unquantized_share: float = 0.2
+    """Share of the training that runs as a plain autoencoder, before the codebook exists."""
+    restart_until: float = 0.8
+    """Share of the training after which unused codes are left alone."""
+    codebook_decay: float = 0.98
+    """Decay of the codebook's moving averages, a step."""
+    commitment_weight: float = 0.25
+    """Weight of the pull of the encoder towards its codes."""
+    squared_weight: float = 4.0
+    """Weight of the squared error beside the absolute one."""
+    gradient_weight: float = 0.25
+    """Weight of the error of image gradients at two scales, which keeps edges and texture."""
+    change_weight: float = 0.5
+    """Weight of the error of the change between neighbouring frames, which actions are read from."""
+    checkpoint_every: int = 200
+    """Steps between two checkpoints."""
+    seed: int = 0
+    """Seed of the weights and of the order of the frames."""
+    device: str = ""
+    """Torch device; empty: a GPU where there is one, else the CPU."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AutoencoderTraining:
+    """How an autoencoder is trained."""
+
+    latent_channels: int = 8
+    """Channels of a latent."""
+    pixel_unshuffle: int = 4
+    """Pixels folded into channels before the first convolution."""
+    block_channels: tuple[int, ...] = (48, 96)
+    """Channels of each block; every block but the last halves the picture."""
+    norm_groups: int = 4
+    """Groups of each group norm; few groups are far faster on a CPU."""
+    batch_pairs: int = 16
+    """Pairs of neighbouring frames in one step."""
+    minutes: float = 0.0
+    """Wall-clock length of the training; the schedule then follows the clock instead of num_steps."""
+    num_steps: int = 4000
+    """Optimiser steps, where minutes is 0."""
+    learning_rate: float = 2e-3
+    """Highest one; it rises for 2 % of the training and falls to a hundredth along a cosine."""
+    kl_weight: float = 1e-4
+    """Weight of the divergence from a normal distribution, which makes decoding robust to small errors of a latent."""
+    squared_weight: float = 4.0
+    """Weight of the squared error beside the absolute one."""
+    gradient_weight: float = 0.25
+    """Weight of the error of image gradients at two scales, which keeps edges and texture."""
+    change_weight: float = 0.5
+    """Weight of the error of the change between neighbouring frames, which actions are read from."""
+    evaluate_every_s: float = 120.0
+    """Seconds between two evaluations, each with a checkpoint."""
+    seed: int = 0
+    """Of the weights and of the order of the frames."""
+    device: str = ""
+    """Torch device; empty: a GPU where there is one, else the CPU."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True)
+class InverseDynamicsTraining:
+    """How an inverse dynamics model is trained."""
+
+    architecture: str = "vpt"
+    """`vpt`: the published form, which rewards; `correlation`: the judge's."""
+    groups: tuple[str, ...] = GROUPS_IN_USE
+    """Action groups that the world uses: forward_back, left_right, sprint_sneak, use_attack, jump, drop, inventory,
+    hotbar, pitch, yaw."""
+    init: str = ""
+    """Checkpoint folder to start from; its architecture and sizes hold."""
+    hidden_size: int = 256
+    """Width of a frame's features."""
+    num_layers: int = 2
+    """`vpt`: transformer blocks; `correlation`: convolutions over time."""
+    num_heads: int = 4
+    """Attention heads of `vpt`."""
+    convolution_width: int = 1
+    """Channels of the convolutions, in multiples of the small model's."""
+    seed: int = 1
+    """Of weights, windows and augmentation."""
+    minutes: float = 15.0
+    """Training time, over all resumptions; 0 with steps set."""
+    steps: int = 0
+    """Optimiser steps; 0: as many as the minutes hold."""
+    clips_per_step: int = 20
+    """Windows in one optimiser step."""
+    window_frames: tuple[int, ...] = (9, 9, 16)
+    """Window lengths, drawn step by step."""
+    learning_rate: float = 1.5e-3
+    """Peak, after the warm-up; falls to 0 as a cosine."""
+    weight_decay: float = 0.02
+    """Of AdamW."""
+    warmup: float = 0.03
+    """Share of the training that warms up."""
+    max_gradient_norm: float = 1.0
+    """Gradients are clipped to this length."""
+    idle_heads_weight: float = 0.05
+    """Loss weight of heads outside the groups."""
+    augmentation: float = 1.0
+    """Strength of light, blur and noise changes; 0: none."""
+    reconstructed_share: float = 0.5
+    """Windows read through the tokenizer, if any."""
+    evaluate_every_s: float = 60.0
+    """Seconds between points of the curve."""
+    checkpoint_every_s: float = 60.0
+    """Seconds between checkpoints."""
+    threads: int = 1
+    """Of torch."""
+    device: str = ""
+    """Torch device; empty: a GPU where there is one, else the CPU."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.architecture not in ("vpt", "correlation"):
+            raise ValueError(f"--architecture must be vpt or correlation, got {self.architecture!r}; choose one")
+        if not self.groups or (unknown := [name for name in self.groups if name not in GROUPS]):
+            got = ",".join(unknown) if self.groups else "none"
+            raise ValueError(f"--groups must be of {', '.join(GROUPS)}, got {got}; name those that the world uses")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorldModelTraining:
+    """How a world model is trained."""
+
+    num_codes: int = 512
+    """Image ids, the tokenizer's codebook; with init the checkpoint's count holds."""
+    hidden_size: int = 192
+    """Width."""
+    intermediate_size: int = 512
+    """Width of the SwiGLU."""
+    num_layers: int = 5
+    """Decoder layers."""
+    num_heads: int = 3
+    """Query heads."""
+    num_key_value_heads: int = 1
+    """Key-value heads."""
+    num_frames: int = 9
+    """Frames of a window, context included."""
+    batch_size: int = 16
+    """Windows in a step."""
+    learning_rate: float = 2e-3
+    """Highest one; it rises for 2 % of the training and falls to a twentieth along a cosine."""
+    weight_decay: float = 0.1
+    """Of matrices, AdamW."""
+    max_grad_norm: float = 1.0
+    """Gradient clipping."""
+    context_weight: float = 0.1
+    """Loss weight of the first frame's tokens, which a rollout is always given."""
+    minutes: float = 0.0
+    """Wall-clock length of the training; the schedule then follows the clock instead of num_steps."""
+    num_steps: int = 1000
+    """Optimiser steps, where minutes is 0."""
+    precision: str = "bf16"
+    """`bf16` (autocast) or `fp32`."""
+    evaluate_every_s: float = 150.0
+    """Seconds between two evaluations, each with a checkpoint."""
+    num_validation: int = 48
+    """Held-out windows, evenly spaced over the recordings."""
+    init: str = ""
+    """Checkpoint folder to start from."""
+    seed: int = 0
+    """Of the weights and of the order of the windows."""
+    device: str = ""
+    """Torch device; empty: a GPU where there is one, else the CPU."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FlowTraining:
+    """How a flow world model is trained."""
+
+    patch_size: int = 2
+    """A token stands for so many latents squared."""
+    hidden_size: int = 224
+    """Width."""
+    num_layers: int = 6
+    """Blocks."""
+    num_heads: int = 4
+    """Attention heads."""
+    num_frames: int = 9
+    """Frames of a window."""
+    batch_size: int = 16
+    """Windows in a step."""
+    history_noise: float = 0.3
+    """Highest noise level of a frame that others are denoised after; each has its own, uniform from 0."""
+    level_mean: float = 0.0
+    """Of the logit of a denoised frame's noise level."""
+    level_std: float = 1.0
+    """Of the same (Stable Diffusion 3's logit-normal distribution)."""
+    learning_rate: float = 1e-3
+    """Highest one; it rises for 2 % of the training and falls to a twentieth along a cosine."""
+    weight_decay: float = 0.01
+    """AdamW."""
+    max_grad_norm: float = 1.0
+    """Gradient clipping."""
+    average_decay: float = 0.999
+    """Of the moving average of the weights, which is what is kept."""
+    minutes: float = 0.0
+    """Wall-clock length of the training; the schedule then follows the clock instead of num_steps."""
+    num_steps: int = 1000
+    """Optimiser steps, where minutes is 0."""
+    precision: str = "bf16"
+    """`bf16` (autocast) or `fp32`."""
+    evaluate_every_s: float = 240.0
+    """Seconds between two evaluations, each with a checkpoint."""
+    num_validation: int = 192
+    """Held-out windows, evenly spaced over the recordings."""
+    init: str = ""
+    """Checkpoint folder to start from."""
+    seed: int = 0
+    """Of the weights, of the order of the windows and of the noise."""
+    device: str = ""
+    """Torch device; empty: a GPU where there is one, else the CPU."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
