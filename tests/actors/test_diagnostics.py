@@ -43,5 +43,5 @@ def test_a_wait_that_was_too_long_names_the_line_where_the_actor_stands(ray_clus
     pool.stop()
     message = str(late.value)
     assert message.startswith("waited 1 s for a group (0 of 1 answered) (RolloutActor (process ")
-    assert "is at actors/test_stacks.py:" in message and "in sample); look into Ray's logs" in message
+    assert "is at actors/test_diagnostics.py:" in message and "in sample); look into Ray's logs" in message
     assert "\n" not in message

@@ -12,7 +12,7 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from actors.cluster.lifecycle import as_actor
-from actors.learner.command_queue import CommandQueue, SaveCommand, StepReport, split_step
+from actors.learner.queue import CommandQueue, SaveCommand, StepReport, split_step
 from actors.learner.group import LearnerGroup
 from actors.rollout.actor import RolloutActor, build_sampler
 from actors.rollout.pool import RolloutPool
@@ -173,13 +173,13 @@ def test_a_learner_is_placed_when_its_own_ranks_are_and_not_when_another_group_o
     ended = threading.Event()
     learner._thread = threading.Thread(target=ended.wait, daemon=True)
     learner._thread.start()
-    learner.command_queue = as_actor(CommandQueue).remote(2)
+    learner.queue = as_actor(CommandQueue).remote(2)
     others = placement_group([{"CPU": 0.1}] * 2)
     try:
         assert others.wait(60)
         with pytest.raises(TimeoutError, match="waited 10 s for places of 2 learner ranks"):
             learner.wait_placed()
-        ray.get([learner.command_queue.register.remote(rank, f"actor {rank}") for rank in range(2)], timeout=60)
+        ray.get([learner.queue.register.remote(rank, f"actor {rank}") for rank in range(2)], timeout=60)
         learner.wait_placed()
     finally:
         remove_placement_group(others)
