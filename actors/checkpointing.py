@@ -21,7 +21,7 @@ from actors.learner.in_flight import ReadyGroup
 from actors.rollout.actor import CallReport
 from rlir_ray.algorithm.ledger import Ledger
 from rlir_ray.algorithm.seeds import prompt_index
-from rlir_ray.config.sections import CheckpointConfig, TrainConfig
+from rlir_ray.config import CheckpointConfig, TrainConfig
 from rlir_ray.data.files import write_json
 from rlir_ray.run.checkpoint import (
     DRIVER,

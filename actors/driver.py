@@ -37,7 +37,7 @@ from actors.weights.sync import WeightSync
 from rlir_ray.algorithm.admission import Admission
 from rlir_ray.algorithm.ledger import FILE as LEDGER
 from rlir_ray.algorithm.ledger import SkippedUpdates
-from rlir_ray.config.sections import Config, TrainConfig
+from rlir_ray.config import Config, TrainConfig
 from rlir_ray.data.files import write_json
 from rlir_ray.data.prompts import NUM_ALIGNED
 from rlir_ray.evaluation.results import BASE, POST_TRAINED, judged_temperatures

@@ -24,8 +24,8 @@ import ray
 from actors.cluster.plan import start_ray
 from actors.reward.pool import RewardPool
 from actors.reward.serving import Reward
+from rlir_ray.config import Config
 from rlir_ray.config.load import load_config
-from rlir_ray.config.sections import Config
 from rlir_ray.data.files import write_json
 from rlir_ray.run.versions import versions
 from rlir_ray.spaces.actions import BUTTONS, Actions

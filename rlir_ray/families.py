@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from rlir_ray.algorithm.flow_steps import noise_levels
-from rlir_ray.config.sections import Config, asset_path
+from rlir_ray.config import Config, asset_path
 from rlir_ray.learner.objectives import DiffusionNFT, Objective, PolicyGradient
 from rlir_ray.models.adapters import add_adapter, has_adapter, without_adapter
 from rlir_ray.models.frame_codec import FrameCodec

@@ -15,7 +15,7 @@ from actors.cluster.lifecycle import as_actor
 from actors.cluster.placement import ray_options
 from actors.reward.backend import ReplicaLost, is_lost
 from actors.reward.serving import Reward, RewardActor, Scored
-from rlir_ray.config.sections import Config
+from rlir_ray.config import Config
 
 # Calls that an actor holds: the next one is there when it has finished.
 CALLS_AHEAD = 2

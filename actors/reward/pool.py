@@ -23,7 +23,7 @@ from actors.reward.backend import ReplicaLost, RewardBackend
 from actors.reward.members import ActorBackend
 from actors.reward.serve import ServeBackend, ServiceBackend
 from actors.reward.serving import Reward, Scored, build_reward
-from rlir_ray.config.sections import MAX_ATTEMPTS, Config
+from rlir_ray.config import MAX_ATTEMPTS, Config
 
 # What a reward raises is tried once more: it may have been the moment and not the group.
 MAX_RAISED = 2

@@ -27,7 +27,7 @@ from actors.cluster.placement import ray_options
 from actors.cluster.waiting import POLL_S, WAY_OUT, Stopped
 from actors.reward.backend import ReplicaLost, is_lost
 from actors.reward.serving import Reward, RewardDeployment, Scored
-from rlir_ray.config.sections import Config
+from rlir_ray.config import Config
 from rlir_ray.rewards.fingerprint import check_identity, reward_identity
 
 # Groups that a Serve replica takes, more than runs have in flight: it refuses none. A refusal sends the router round

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
 
-from rlir_ray.config.sections import Config, asset_path
+from rlir_ray.config import Config, asset_path
 from rlir_ray.rewards.micro_batches import MicroBatches
 from rlir_ray.run.tracing import Span, span_since
 from rlir_ray.run.watchdog import bounded, show_stack_on_signal

@@ -9,7 +9,7 @@ import ray
 
 from actors.learner.command_queue import BroadcastOrder, SendingRank, StepReport
 from actors.rollout.pool import RolloutPool
-from rlir_ray.config.sections import Config
+from rlir_ray.config import Config
 from rlir_ray.transfer.broadcast import Channel
 
 # So many versions in a row that did not go by broadcast will not; the store serves them sooner.

@@ -1,23 +1,17 @@
-"""Reads configurations: YAML recipes and dotted overrides, merged onto the defaults; and lists their keys."""
+"""Reads configurations: YAML recipes and dotted overrides, merged; the sections check what comes out."""
 
 from __future__ import annotations
 
-import ast
-import dataclasses
 import difflib
 import importlib.resources
-import inspect
-import itertools
-import textwrap
 from pathlib import Path
-from typing import Any, ClassVar, get_origin, get_type_hints
+from typing import Any, ClassVar
 
 import yaml
 
-from rlir_ray.config.sections import Config, require
-
-# Keys of earlier versions.
-MOVED = {"vllm.max_logprob_difference": "rollout.max_logprob_difference"}
+from rlir_ray.config.config import Config
+from rlir_ray.config.messages import require
+from rlir_ray.config.schema import entries
 
 
 class TextLoader(yaml.SafeLoader):
@@ -35,43 +29,15 @@ class TextLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def keys(node: type = Config, prefix: str = "") -> list[str]:
-    """All dotted keys of the tree."""
-    found = []
-    for entry in dataclasses.fields(node):
-        part = entry.default_factory if dataclasses.is_dataclass(entry.default_factory) else None
-        found += keys(part, f"{prefix}{entry.name}.") if part else [prefix + entry.name]  # type: ignore[arg-type]
-    return found
-
-
-def field_lines(node: type) -> dict[str, str]:
-    """The one-line string under each field of a dataclass, read from its source."""
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(node))).body
-    assert isinstance(tree, ast.ClassDef)
-    lines = {}
-    for item, after in itertools.pairwise(tree.body):
-        if isinstance(item, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(item.target, ast.Name):
-            lines[item.target.id] = ast.literal_eval(after.value)
-    return lines
-
-
-def describe(node: type = Config, prefix: str = "") -> dict[str, str]:
-    """Each dotted key with its one line, for `--keys`."""
-    lines = {prefix + name: text for name, text in field_lines(node).items()}
-    for entry in dataclasses.fields(node):
-        if dataclasses.is_dataclass(part := entry.default_factory):
-            lines |= describe(part, f"{prefix}{entry.name}.")  # type: ignore[arg-type]
-    return lines
-
-
-def _is_part(entry: dataclasses.Field[Any]) -> bool:
-    return dataclasses.is_dataclass(entry.default_factory)
-
-
 def recipes() -> list[str]:
     """Names of the shipped recipes."""
     folder = importlib.resources.files("rlir_ray") / "recipes"
     return sorted(Path(str(item)).stem for item in folder.iterdir() if str(item).endswith(".yaml"))
+
+
+def keys() -> list[str]:
+    """All dotted keys."""
+    return list(entries(Config))
 
 
 def load_config(recipe: str = "", overrides: list[str] | None = None) -> Config:
@@ -85,38 +51,30 @@ def load_config(recipe: str = "", overrides: list[str] | None = None) -> Config:
     Raises:
         ValueError: an unknown recipe or key (the nearest valid one is named), a wrong type or range.
     """
+    layers = _read_recipe(recipe) if recipe else []
+    layers += [_read_override(override) for override in overrides or []]
+    settings = _merge(layers)
+    settings["recipe"] = settings.get("recipe") or Path(recipe).stem
+    return Config(**settings)
+
+
+def _merge(layers: list[dict[str, Any]]) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    layers = _read_recipe(recipe) if recipe else []
-    layers += [_read_override(override) for override in overrides or []]
-    for layer in layers:
-        _refuse_unknown(layer, "")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), *(_with_lists(layer, "") for layer in layers))
-        container: Any = OmegaConf.to_container(merged)
+        merged: Any = OmegaConf.to_container(OmegaConf.merge({}, *layers))
     except OmegaConfBaseException as error:
-        # Of a list's entry OmegaConf names neither key nor value.
-        text = str(error.msg or error).splitlines()[0] if error.full_key else "a list holds a value of another type"
-        raise ValueError(f"{error.full_key or 'settings'}: {text}; give a value of that type") from None
+        text = str(error.msg or error).splitlines()[0]
+        raise ValueError(
+            f"{error.full_key or 'settings'} must be plain values, got {text}; leave out ${{...}} and ???"
+        ) from None
     except TypeError as error:
         # OmegaConf's own errors do not cover a list in a mapping's place.
         raise ValueError(
             f"settings must keep lists and mappings apart, got {error}; write {{NAME: VALUE}} for a mapping"
         ) from None
-    container["recipe"] = container["recipe"] or Path(recipe).stem
-    return _build(Config, container)
-
-
-def _build(node: type, values: dict[str, Any]) -> Any:
-    parts = {entry.name: entry.default_factory for entry in dataclasses.fields(node) if _is_part(entry)}
-    built = {}
-    for name, value in values.items():
-        if name in parts:
-            built[name] = _build(parts[name], value)  # type: ignore[arg-type]
-        else:
-            built[name] = tuple(value) if isinstance(value, list) else value
-    return node(**built)
+    return merged  # type: ignore[no-any-return]
 
 
 def _read_recipe(recipe: str, read: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
@@ -152,12 +110,12 @@ def _read_override(override: str) -> dict[str, Any]:
     require("=" in override, "an override", "must be KEY=VALUE", override, "for example train.num_steps=10")
     key, _, text = override.partition("=")
     is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    entry = entries(Config).get(key)
     # What stands for text is taken as it is, also where YAML would read a number, a comment or a mapping.
-    value: Any = text if _key_types().get(key) is str and not is_quoted else _parse(text, override)
-    first, *rest = key.split(".")
-    for part in reversed(rest):
+    value: Any = text if entry and entry.is_text and not is_quoted else _parse(text, override)
+    for part in reversed(key.split(".")):
         value = {part: value}
-    return {first: value}
+    return value  # type: ignore[no-any-return]
 
 
 def _parse(text: str, source: str) -> Any:
@@ -172,39 +130,3 @@ def _parse(text: str, source: str) -> Any:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ValueError(f"settings must be YAML, got {source!r} ({problem}); check brackets and quotes") from None
     return "" if value is None else value
-
-
-def _key_types(node: type = Config, prefix: str = "") -> dict[str, Any]:
-    """The type of each dotted key."""
-    hints = get_type_hints(node)
-    found: dict[str, Any] = {}
-    for entry in dataclasses.fields(node):
-        name = prefix + entry.name
-        found |= _key_types(hints[entry.name], f"{name}.") if _is_part(entry) else {name: hints[entry.name]}
-    return found
-
-
-def _with_lists(values: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """The same settings, with a list where a key that takes one has ``a,b`` or ``a``."""
-    types, found = _key_types(), {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and name not in types:
-            value = _with_lists(value, f"{name}.")
-        elif isinstance(value, str) and get_origin(types[name]) is tuple:
-            value = [part.strip() for part in value.split(",") if part.strip()]
-        found[key] = value
-    return found
-
-
-def _refuse_unknown(values: dict[str, Any], prefix: str) -> None:
-    known = keys()
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and any(k.startswith(name + ".") for k in known):
-            _refuse_unknown(value, name + ".")
-        elif name in MOVED:
-            raise ValueError(f"{name!r} holds for every engine now and is {MOVED[name]!r}; set that instead")
-        elif name not in known:
-            near = difflib.get_close_matches(name, known, 1, cutoff=0.0)
-            raise ValueError(f"{name!r} is not a configuration key; did you mean {near[0]!r}?")

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rlir_ray.config.sections import Config, WorldConfig
+from rlir_ray.config import Config, WorldConfig
 from rlir_ray.data.clips import Clip, CutClips, cut_clips
 from rlir_ray.data.sources import find_recordings
 from rlir_ray.spaces.actions import GROUPS, Actions, group_classes

@@ -24,7 +24,7 @@ from rlir_ray.algorithm.losses import (
     policy_gradient_loss,
 )
 from rlir_ray.algorithm.off_policy import decoupled_loss
-from rlir_ray.config.sections import TrainConfig
+from rlir_ray.config import TrainConfig
 from rlir_ray.learner.state import State
 from rlir_ray.models.flow_streams import interpolate
 from rlir_ray.models.rescoring import Forward, Rescore, Scores, stream_velocities

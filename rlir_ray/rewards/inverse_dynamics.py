@@ -23,7 +23,7 @@ from rlir_ray.spaces.actions import GROUPS, Actions, group_classes, token_camera
 from rlir_ray.trajectory import EncodedVideo, RewardScores, codes_tensor
 
 if TYPE_CHECKING:
-    from rlir_ray.config.sections import RewardConfig, WorldConfig
+    from rlir_ray.config import RewardConfig, WorldConfig
 
 
 class Decoder(Protocol):

@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from rlir_ray.config.sections import ArchitectureConfig, Config, asset_path
+from rlir_ray.config import ArchitectureConfig, Config, asset_path
 from rlir_ray.models.architectures import flow_architecture, is_flow_model, policy_architecture
 from rlir_ray.models.autoregressive import sequence_length
 from rlir_ray.models.checkpoints import check_finite

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlir_ray.algorithm.losses import combine, normalise, policy_gradient_loss, ratio_metrics, ratio_quantiles
 from rlir_ray.algorithm.off_policy import decoupled_loss, importance_weights
-from rlir_ray.config.sections import TrainConfig
+from rlir_ray.config import TrainConfig
 
 WIDE = {"max_weight": 1e9, "min_ratio": 0.0, "max_ratio": 1e9}
 

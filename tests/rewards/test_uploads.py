@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlir_ray.config.sections import RewardConfig, WorldConfig
+from rlir_ray.config import RewardConfig, WorldConfig
 from rlir_ray.data.recordings import write_recording
 from rlir_ray.rewards.inverse_dynamics import InverseReward
 from rlir_ray.rewards.uploads import Limits, UploadError, clip_report, read_body, read_clip, read_form

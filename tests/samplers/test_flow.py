@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rlir_ray.algorithm.flow_steps import SDE_KINDS, noise_levels, ode_step
-from rlir_ray.config.sections import FlowConfig
+from rlir_ray.config import FlowConfig
 from rlir_ray.models.flow import FrameCache
 from rlir_ray.models.rescoring import FlowRescorer
 from rlir_ray.samplers.flow import FlowSampler, window_start
