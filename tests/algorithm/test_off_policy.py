@@ -161,5 +161,5 @@ def test_auto_corrects_what_can_be_stale_and_has_a_ratio() -> None:
     assert TrainConfig(max_staleness=0, importance="sequence").importance_level == "sequence"
     with pytest.raises(ValueError, match=r"train.ratio must be plain with train.importance"):
         TrainConfig(ratio="guard", importance="token")
-    with pytest.raises(ValueError, match=r"train.max_importance must be >= 1, got 0.5"):
+    with pytest.raises(ValueError, match=r"train.max_importance must be a finite number >= 1, got 0.5"):
         TrainConfig(max_importance=0.5)
