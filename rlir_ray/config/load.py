@@ -30,18 +30,18 @@ class TextLoader(yaml.SafeLoader):
 
 
 def recipes() -> list[str]:
-    """Names of the shipped recipes."""
+    """List the names of the shipped recipes."""
     folder = importlib.resources.files("rlir_ray") / "recipes"
     return sorted(Path(str(item)).stem for item in folder.iterdir() if str(item).endswith(".yaml"))
 
 
 def keys() -> list[str]:
-    """All dotted keys."""
+    """List all dotted keys."""
     return list(entries(Config))
 
 
 def load_config(recipe: str = "", overrides: list[str] | None = None) -> Config:
-    """The resolved configuration.
+    """Resolve the configuration.
 
     Args:
         recipe: a shipped recipe's name, a path of a YAML file, or empty for the defaults. A recipe may name another
@@ -78,7 +78,7 @@ def _merge(layers: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _read_recipe(recipe: str, read: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
-    """A recipe's layers, those of its bases first.
+    """Read a recipe's layers, those of its bases first.
 
     Args:
         read: the recipes whose base it is.
@@ -111,7 +111,7 @@ def _read_override(override: str) -> dict[str, Any]:
     key, _, text = override.partition("=")
     is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
     entry = entries(Config).get(key)
-    # What stands for text is taken as it is, also where YAML would read a number, a comment or a mapping.
+    # Keep a text as it is, also where YAML would read a number, a comment or a mapping.
     value: Any = text if entry and entry.is_text and not is_quoted else _parse(text, override)
     for part in reversed(key.split(".")):
         value = {part: value}
@@ -119,7 +119,7 @@ def _read_override(override: str) -> dict[str, Any]:
 
 
 def _parse(text: str, source: str) -> Any:
-    """YAML whose scalars all stay text: the type of its key says how one is read, so that a name 007 stays 007.
+    """Read YAML but keep each scalar as text: the type of the key decides later, so that a name 007 stays 007.
 
     Raises:
         ValueError: it is no YAML, or has a key twice.

@@ -24,16 +24,16 @@ def require(rule: bool, key: str, text: str, value: object, remedy: str) -> None
 
 
 def broken_rule() -> PydanticCustomError:
-    """What the validator of a type raises; the rule and the way out are in the schema of the type."""
+    """Create the error of a type's validator; the rule and the way out are in the schema of the type."""
     return PydanticCustomError("rule", "breaks the rule of its type")
 
 
 def one_line(error: ValidationError, node: type, section: str) -> str:
-    """The first thing that is wrong.
+    """Describe the first problem.
 
     Args:
-        node: what was to be built.
-        section: its name; empty for the whole configuration.
+        node: the class that was built.
+        section: name of the class in the tree; empty for the whole configuration.
     """
     problems = error.errors(include_url=False)
     problem = next((problem for problem in problems if problem["type"] == UNKNOWN), problems[0])
@@ -55,7 +55,7 @@ def unknown_key(name: str, known: list[str]) -> str:
 
 def _broken(problem: ErrorDetails, known: dict[str, Entry], prefix: str) -> str:
     names = [str(name) for name in problem["loc"]]
-    # What follows the key tells a part of its value.
+    # Names after the key lead to a part of its value.
     length = next((end for end in range(1, len(names) + 1) if prefix + ".".join(names[:end]) in known), 0)
     key, value = prefix + ".".join(names[: length or None]), problem["input"]
     if not length:

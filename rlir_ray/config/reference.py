@@ -31,12 +31,12 @@ HEAD = "| Key | Type | Values | Default | Description |\n| --- | --- | --- | ---
 
 
 def config_schema() -> dict[str, Any]:
-    """JSON schema of a recipe."""
+    """Build the JSON schema of a recipe."""
     return TypeAdapter(Config).json_schema()
 
 
 def configuration_page() -> str:
-    """The reference page in Markdown: a table a section, a row a key."""
+    """Write the reference page in Markdown: a table for each section, a row for each key."""
     known = entries(Config)
     single = [entry for key, entry in known.items() if "." not in key]
     parts = [INTRODUCTION, "## Whole run\n", HEAD + _rows(single)]
@@ -47,7 +47,7 @@ def configuration_page() -> str:
 
 
 def keys_help() -> str:
-    """The keys in plain text, for `--keys`."""
+    """List the keys in plain text, for `--keys`."""
     lines = ["configuration keys, with their defaults (a recipe may set others):"]
     for key, entry in entries(Config).items():
         takes = f"{entry.kind}: {entry.values}" if entry.values else entry.kind

@@ -86,7 +86,7 @@ class Entry:
 
     @property
     def way_out(self) -> str:
-        """What to do where a value breaks the rule."""
+        """A remedy for a value that breaks the rule."""
         if way_out := self.schema.get("way_out"):
             return str(way_out).format(key=self.key)
         if self.choices:
@@ -100,13 +100,13 @@ class Entry:
         return f"use {shown(self.default)}"
 
     def part(self, where: str, key: str) -> Entry:
-        """What a part of the value takes; `where` is `ITEM`, `VALUE` or `NAME`."""
+        """Describe a part of the value; `where` is `ITEM`, `VALUE` or `NAME`."""
         default = self.default[0] if where == ITEM and self.default else None
         return Entry(key=key, schema=self.schema[where], default=default)
 
 
 def shown(value: object) -> str:
-    """A value as it is written in an override."""
+    """Write a value as an override does."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
@@ -116,14 +116,14 @@ def shown(value: object) -> str:
 
 @functools.cache
 def entries(node: type, prefix: str = "") -> dict[str, Entry]:
-    """All keys of a section, or of the whole configuration, by their dotted names."""
+    """List the keys of a section, or of the whole configuration, by their dotted names."""
     schema = TypeAdapter(node).json_schema()
     return _entries(schema, schema.get("$defs", {}), node(), prefix)
 
 
 @functools.cache
 def sections(node: type) -> dict[str, str]:
-    """The sections of the whole configuration, with what their classes say of them."""
+    """List the sections of the whole configuration, with the descriptions of their classes."""
     schema = TypeAdapter(node).json_schema()
     parts = {name: _part(field, schema["$defs"]) for name, field in schema["properties"].items()}
     return {name: str(part.get("description", "")) for name, part in parts.items() if part}
@@ -141,7 +141,7 @@ def _entries(schema: dict[str, Any], definitions: dict[str, Any], default: Any, 
 
 
 def _part(field: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a section; empty: the field is a key."""
+    """Find the schema of a section; empty: the field is a key."""
     return definitions[field["$ref"].rpartition("/")[2]] if "$ref" in field else {}
 
 

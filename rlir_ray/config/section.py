@@ -1,4 +1,4 @@
-"""What the sections of the configuration are made of: the decorator that checks them, and the types of their fields.
+"""The decorator that makes a section of the configuration, and the types of the fields.
 
 Layers and overrides hold texts, code holds values: numbers and lists are read from either.
 """
@@ -24,7 +24,7 @@ Section = TypeVar("Section")
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(dataclasses.field,))
 def section(name: str) -> Callable[[type[Section]], type[Section]]:
-    """A frozen dataclass that checks itself when it is built, and says in one line what is wrong.
+    """Make a frozen dataclass that checks its values when it is built; an error is one line.
 
     Args:
         name: of the section, for the keys in messages; empty for the whole configuration.
@@ -58,7 +58,7 @@ def _read(kind: type[int] | type[float]) -> BeforeValidator:
 
 
 def _read_list(value: object) -> object:
-    """``a,b`` or ``a`` stands for a list."""
+    """Read ``a,b`` or ``a`` as a list."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
