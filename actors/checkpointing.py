@@ -22,7 +22,7 @@ from actors.rollout.actor import CallReport
 from rlir_ray.algorithm.ledger import FILE as LEDGER
 from rlir_ray.algorithm.ledger import Ledger
 from rlir_ray.algorithm.seeds import prompt_index
-from rlir_ray.config.sections import CheckpointConfig, TrainConfig
+from rlir_ray.config import CheckpointConfig, TrainConfig
 from rlir_ray.data.files import write_json
 from rlir_ray.run.checkpoint import (
     DRIVER,

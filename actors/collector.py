@@ -24,7 +24,7 @@ from actors.rollout.pool import GroupRefs
 from rlir_ray.algorithm.admission import Admission, is_stale, staleness
 from rlir_ray.algorithm.ledger import END_STATES, FAILED, NO_SIGNAL, STALE, TRAINED, Failures, Ledger, skipped_cause
 from rlir_ray.algorithm.seeds import group_seed, prompt_index
-from rlir_ray.config.sections import Config
+from rlir_ray.config import Config
 from rlir_ray.local import check_signal, group_signal, reward_metrics
 from rlir_ray.run.tracing import Recording, Span, waited_for
 from rlir_ray.samplers import difference_metrics

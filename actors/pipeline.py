@@ -15,7 +15,7 @@ from actors.cluster.waiting import Stopped, stop_on_signals
 from actors.driver import Driver
 from actors.rollout.prompts import PromptSource
 from actors.session import Builders, Session, not_training
-from rlir_ray.config.sections import Config
+from rlir_ray.config import Config
 from rlir_ray.data.files import write_json
 from rlir_ray.evaluation.results import POST_TRAINED, judged_temperatures
 from rlir_ray.families import family_of

@@ -25,7 +25,7 @@ from actors.reward.pool import RewardPool
 from actors.rollout.pool import RolloutPool
 from actors.rollout.prompts import WATCHING, ConfiguredPrompts, PromptActor, PromptSource, PromptWatch
 from actors.weights.sync import WeightSync
-from rlir_ray.config.sections import Config
+from rlir_ray.config import Config
 from rlir_ray.data.prompts import NUM_ALIGNED
 from rlir_ray.evaluation.results import BASE
 from rlir_ray.learner.step import Learner

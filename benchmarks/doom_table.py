@@ -45,8 +45,8 @@ def main() -> None:
 
 def train_both(arguments: argparse.Namespace, overrides: list[str]) -> Path:
     """Runs the trainings that are missing, one a core; returns the RL run's folder."""
+    from rlir_ray.config import asset_path
     from rlir_ray.config.load import load_config
-    from rlir_ray.config.sections import asset_path
 
     config = load_config(arguments.recipe, overrides)
     folder = Path(config.run.dir).absolute() / arguments.name

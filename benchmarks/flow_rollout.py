@@ -22,7 +22,7 @@ import torch
 from rlir_ray.algorithm.advantages import GroupAdvantages
 from rlir_ray.algorithm.batching import micro_batches
 from rlir_ray.algorithm.flow_steps import noise_levels, ode_step
-from rlir_ray.config.sections import FlowConfig
+from rlir_ray.config import FlowConfig
 from rlir_ray.data.files import write_json
 from rlir_ray.learner.step import StepBatch, stack
 from rlir_ray.models.flow import FlowWorldModel, open_flow_model

@@ -19,8 +19,8 @@ import torch
 from benchmarks.flow_rollout import random_prompts as flow_prompts
 from benchmarks.rollout_engines import random_prompts as token_prompts
 from rlir_ray.algorithm.advantages import GroupAdvantages
+from rlir_ray.config import Config
 from rlir_ray.config.load import load_config
-from rlir_ray.config.sections import Config
 from rlir_ray.data.files import write_json
 from rlir_ray.families import make_objective
 from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel

@@ -29,8 +29,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.stages import SleepSampler, random_prompts
 from rlir_ray.algorithm.advantages import GroupAdvantages
+from rlir_ray.config import LearnerConfig, TrainConfig
 from rlir_ray.config.load import load_config
-from rlir_ray.config.sections import LearnerConfig, TrainConfig
 from rlir_ray.data.files import write_json
 from rlir_ray.learner.objectives import PolicyGradient
 from rlir_ray.learner.step import Engine, Learner, StepBatch

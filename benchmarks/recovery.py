@@ -23,8 +23,8 @@ from actors.cluster.start import start_ray
 from actors.reward.pool import RewardPool
 from actors.rollout.pool import RolloutPool
 from benchmarks.stages import SleepSampler, random_prompts
+from rlir_ray.config import Config
 from rlir_ray.config.load import load_config
-from rlir_ray.config.sections import Config
 from rlir_ray.data.files import write_json
 from rlir_ray.families import open_policy
 from rlir_ray.run.versions import versions

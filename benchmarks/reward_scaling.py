@@ -25,8 +25,8 @@ import ray
 
 from actors.cluster.start import start_ray
 from actors.reward.pool import RewardPool
+from rlir_ray.config import Config
 from rlir_ray.config.load import load_config
-from rlir_ray.config.sections import Config
 from rlir_ray.data.files import write_json
 from rlir_ray.rewards.base import Reward
 from rlir_ray.run.versions import versions

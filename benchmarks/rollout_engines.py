@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlir_ray.config.sections import VllmConfig
+from rlir_ray.config import VllmConfig
 from rlir_ray.data.files import write_json
 from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.run.versions import versions

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rlir_ray.config.sections import Config
+from rlir_ray.config import Config
 from rlir_ray.data.prompts import PromptSet, PromptSplit
 from rlir_ray.learner.state import State
 from rlir_ray.learner.step import StepBatch

@@ -30,8 +30,8 @@ from actors.rollout.pool import RolloutPool
 from actors.weights.sync import WeightSync
 from benchmarks.stages import SleepLearner, SleepSampler, random_prompts
 from rlir_ray.algorithm.advantages import GroupAdvantages
+from rlir_ray.config import FlowConfig
 from rlir_ray.config.load import load_config
-from rlir_ray.config.sections import FlowConfig
 from rlir_ray.data.files import write_json
 from rlir_ray.learner.step import StepBatch
 from rlir_ray.models.autoregressive import WorldModel

@@ -1,18 +1,18 @@
 """Reinforcement learning with inverse rewards for action-conditioned video world models.
 
-`Pipeline` is the one name that reaches into `actors`, and only when it is asked for: all else works without Ray.
+Names are imported when they are asked for. `Pipeline` alone reaches into `actors`: all else works without Ray.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rlir_ray.config.load import load_config
-from rlir_ray.config.sections import Config
 from rlir_ray.run.installed import check_actors, version
 
 if TYPE_CHECKING:
     from actors.pipeline import Pipeline
+    from rlir_ray.config import Config
+    from rlir_ray.config.load import load_config
 
 __all__ = ["Config", "Pipeline", "__version__", "load_config"]
 
@@ -25,4 +25,12 @@ def __getattr__(name: str) -> Any:
         from actors.pipeline import Pipeline
 
         return Pipeline
+    if name == "Config":
+        from rlir_ray.config import Config
+
+        return Config
+    if name == "load_config":
+        from rlir_ray.config.load import load_config
+
+        return load_config
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -25,7 +25,7 @@ from rlir_ray.spaces.actions import GROUPS
 from rlir_ray.trajectory import Prompt, RewardScores, TrajectoryGroup
 
 if TYPE_CHECKING:
-    from rlir_ray.config.sections import Config
+    from rlir_ray.config import Config
     from rlir_ray.learner.step import Learner
     from rlir_ray.rewards.base import Reward
     from rlir_ray.samplers import Sampler

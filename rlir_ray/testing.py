@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rlir_ray.algorithm.advantages import GroupAdvantages
 from rlir_ray.algorithm.batching import micro_batches
-from rlir_ray.config.sections import Config, TrainConfig
+from rlir_ray.config import Config, TrainConfig
 from rlir_ray.data.clips import Clip, ClipRequest, PromptSplit
 from rlir_ray.data.prompts import open_source
 from rlir_ray.families import family_of, make_objective

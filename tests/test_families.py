@@ -93,8 +93,8 @@ def test_nfd_recipes_are_of_the_published_sizes(size, millions):
         (["train.ratio=guard"], "train.ratio must be plain without policy.family=flow"),
         (["train.best_and_worst=5"], "must be at most half of train.group_size=8, got 5; set train.best_and_worst=4"),
         (["policy.family=flow", "rollout.temperature=0.9"], "rollout.temperature must be 1 with policy.family=flow"),
-        (["flow.noise_level=0"], "flow.noise_level must be > 0"),
-        (["flow.num_steps=1"], "flow.num_steps must be >= 2"),
+        (["flow.noise_level=0"], "flow.noise_level must be a finite number > 0"),
+        (["flow.num_steps=1"], "flow.num_steps must be a whole number >= 2"),
         (
             [
                 "policy.family=flow",
@@ -112,7 +112,7 @@ def test_nfd_recipes_are_of_the_published_sizes(size, millions):
         ),
         (["policy.family=flow", "evaluation.top_p=0.8"], "evaluation.top_p must be 1 with policy.family=flow"),
         (["lora.rank=2", "train.kl_coefficient=0.1", "learner.zero_stage=3"], "learner.zero_stage must be < 3"),
-        (["train.max_failed_fraction=1"], r"train.max_failed_fraction must be in \[0, 1\)"),
+        (["train.max_failed_fraction=1"], r"train.max_failed_fraction must be a finite number in \[0, 1\)"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(overrides, message):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlir_ray.algorithm.ledger import Ledger
-from rlir_ray.config.sections import (
+from rlir_ray.config import (
     Config,
     FlowConfig,
     LearnerConfig,

@@ -14,8 +14,8 @@ from actors.pipeline import Pipeline
 from actors.rollout.actor import build_sampler
 from docs.examples.family import NextFrame
 from docs.examples.reward import Brightness
+from rlir_ray.config import Config
 from rlir_ray.config.load import load_config
-from rlir_ray.config.sections import Config
 from rlir_ray.data.prompts import prepare_prompts
 from rlir_ray.evaluation.report import write_report
 from rlir_ray.families import make_objective, open_codec, open_policy

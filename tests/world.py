@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from rlir_ray.config import Config
 from rlir_ray.config.load import load_config
-from rlir_ray.config.sections import Config
 from rlir_ray.data.prompts import PromptSet, PromptSplit
 from tests.fakes import HEIGHT, WIDTH, tiny_flow_prompts, tiny_prompts
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from actors.cluster.placement import cluster_nodes
 from actors.cluster.plan import check_disk, check_ranks, check_store, free_store
 from actors.cluster.start import ray_session
-from rlir_ray.config.sections import Config
+from rlir_ray.config import Config
 from rlir_ray.run.capacity import Node, check_capacity, pools_of
 from rlir_ray.run.doctor import Finding, judged
 from rlir_ray.run.folder import runs_folder

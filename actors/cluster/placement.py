@@ -8,7 +8,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.cluster.compat import free_resources
-from rlir_ray.config.sections import RewardConfig
+from rlir_ray.config import RewardConfig
 from rlir_ray.run.capacity import Node, PoolConfig, bundle
 
 LEARNER_STRATEGY = "PACK"

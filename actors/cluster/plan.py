@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from actors.cluster.placement import cluster_nodes
 from actors.cluster.waiting import Stopped
-from rlir_ray.config.sections import Config, asset_path
+from rlir_ray.config import Config, asset_path
 from rlir_ray.data.content import models_read
 from rlir_ray.data.prompts import heldout_bytes
 from rlir_ray.data.sources import find_recordings

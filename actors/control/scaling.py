@@ -12,7 +12,7 @@ from actors.cluster.waiting import Stopped
 from actors.reward.pool import RewardPool
 from actors.rollout.pool import RolloutPool
 from actors.weights.sync import WeightSync
-from rlir_ray.config.sections import require
+from rlir_ray.config import require
 
 # Fractions of CPUs and GPUs are added up with rounding errors.
 ROUNDING = 1e-4

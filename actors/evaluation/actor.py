@@ -14,7 +14,7 @@ import torch
 
 from actors.cluster.files import send_folder
 from actors.cluster.placement import node_id
-from rlir_ray.config.sections import Config, asset_path
+from rlir_ray.config import Config, asset_path
 from rlir_ray.data.content import models_read
 from rlir_ray.data.files import write_json
 from rlir_ray.data.prompts import PromptSet

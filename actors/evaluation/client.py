@@ -14,7 +14,7 @@ from actors.cluster.placement import node_cpus, node_id, on_node, ray_options
 from actors.cluster.waiting import wait_all
 from actors.evaluation.actor import EvaluationActor
 from actors.learner.command_queue import StepReport
-from rlir_ray.config.sections import Config
+from rlir_ray.config import Config
 from rlir_ray.evaluation.results import BASE, judged_temperatures
 
 

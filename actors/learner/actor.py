@@ -19,7 +19,7 @@ from actors.cluster.placement import node_id
 from actors.learner.command_queue import CheckpointCommand, Failure, SaveCommand, StepCommand
 from actors.learner.rank_queue import POST_TIMEOUT_S, FetchedCommand, RankQueue
 from actors.learner.sender import start_sending
-from rlir_ray.config.sections import Config
+from rlir_ray.config import Config
 from rlir_ray.families import make_objective, open_policy
 from rlir_ray.learner.step import Engine, Learner, StepBatch, trained_decisions
 from rlir_ray.learner.torch_engine import TorchEngine

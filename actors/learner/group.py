@@ -35,7 +35,7 @@ from actors.learner.command_queue import (
     split_step,
 )
 from rlir_ray.algorithm.advantages import GroupAdvantages
-from rlir_ray.config.sections import Config
+from rlir_ray.config import Config
 from rlir_ray.learner.step import Learner
 from rlir_ray.run.capacity import bundle
 from rlir_ray.run.checkpoint import Files

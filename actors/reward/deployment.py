@@ -24,7 +24,7 @@ from actors.cluster.placement import ray_options
 from actors.cluster.waiting import POLL_S, WAY_OUT, Stopped
 from actors.reward.calls import HandleCalls
 from actors.reward.replica import RewardReplica
-from rlir_ray.config.sections import Config
+from rlir_ray.config import Config
 from rlir_ray.rewards.base import Reward
 from rlir_ray.rewards.fingerprint import check_identity, reward_identity
 

@@ -22,7 +22,7 @@ from actors.cluster.diagnostics import activity
 from actors.reward.calls import ReplicaLost
 from actors.reward.deployment import OwnDeployment, SharedService
 from actors.reward.replica import Scored, build_reward
-from rlir_ray.config.sections import MAX_ATTEMPTS, Config
+from rlir_ray.config import MAX_ATTEMPTS, Config
 from rlir_ray.rewards.base import Reward
 
 # A group whose scoring raises is tried once more: the cause may have passed.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from rlir_ray.config.sections import Config
+from rlir_ray.config import Config
 from rlir_ray.rewards.base import Reward, RewardContext, open_reward
 from rlir_ray.rewards.micro_batches import MicroBatches
 from rlir_ray.run.tracing import Span, span_since

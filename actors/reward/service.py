@@ -14,8 +14,8 @@ from starlette.responses import JSONResponse
 
 from actors.reward.deployment import serve_options
 from actors.reward.replica import RewardReplica, build_reward
+from rlir_ray.config import Config, require
 from rlir_ray.config.load import load_config
-from rlir_ray.config.sections import Config, require
 from rlir_ray.rewards.fingerprint import reward_identity
 from rlir_ray.rewards.uploads import (
     CURL,

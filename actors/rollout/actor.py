@@ -11,7 +11,7 @@ import ray
 import torch
 
 from actors.cluster.errors import one_line
-from rlir_ray.config.sections import Config
+from rlir_ray.config import Config
 from rlir_ray.families import family_of, open_policy
 from rlir_ray.run.tracing import Span, span_since
 from rlir_ray.run.watchdog import bounded, show_stack_on_signal

@@ -15,7 +15,7 @@ from actors.cluster.lifecycle import as_actor, stop_actors
 from actors.cluster.placement import ray_options
 from actors.cluster.waiting import wait_all
 from actors.rollout.actor import RECEIVING, Published, RolloutActor, build_sampler
-from rlir_ray.config.sections import MAX_ATTEMPTS, Config
+from rlir_ray.config import MAX_ATTEMPTS, Config
 from rlir_ray.samplers import Sampler
 from rlir_ray.transfer.broadcast import Channel
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import ray
 
-from rlir_ray.config.sections import Config
+from rlir_ray.config import Config
 from rlir_ray.data.prompts import PromptSet, PromptSplit, prepare_prompts
 from rlir_ray.families import open_codec
 from rlir_ray.trajectory import Prompt

@@ -9,7 +9,7 @@ import ray
 
 from actors.learner.command_queue import BroadcastCommand, SendingRank, StepReport
 from actors.rollout.pool import RolloutPool
-from rlir_ray.config.sections import Config
+from rlir_ray.config import Config
 from rlir_ray.transfer.broadcast import Channel
 
 # After so many failed broadcasts in a row the object store is faster than further tries.

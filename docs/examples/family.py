@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlir_ray.config.sections import Config, asset_path
+from rlir_ray.config import Config, asset_path
 from rlir_ray.families import Family
 from rlir_ray.idm.base import save_model
 from rlir_ray.models.checkpoints import assign_weights, read_state_dict

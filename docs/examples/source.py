@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rlir_ray.config.sections import Config
+from rlir_ray.config import Config
 from rlir_ray.data.clips import Clip, ClipAddress, ClipRequest, CutClips
 from rlir_ray.spaces.actions import BUTTONS, Actions
 

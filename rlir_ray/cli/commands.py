@@ -196,7 +196,7 @@ def _convert(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _scale(arguments: argparse.Namespace, rest: list[str]) -> None:
-    from rlir_ray.config.sections import require
+    from rlir_ray.config import require
     from rlir_ray.run.address import AUTH_VARIABLE, find_run
 
     what = f"the number of {arguments.pool} actors"
@@ -229,20 +229,6 @@ class _traceback_to:
                 error.add_note(f"full log: {self.log}")
 
 
-def _keys_help() -> str:
-    from rlir_ray.config.load import describe
-    from rlir_ray.config.sections import Config
-
-    default = Config()
-    lines = []
-    for key, text in describe().items():
-        value: object = default
-        for part in key.split("."):
-            value = getattr(value, part)
-        lines.append(f"  {key}={value}\n      {text}")
-    return "configuration keys, with their defaults (a recipe may set others):\n" + "\n".join(lines)
-
-
 HANDLERS: dict[str, Command] = {
     "train": _train, "scale": _scale, "doctor": _doctor, "eval": _evaluate, "convert": _convert,
     "collect": _collect, "pretrain": _pretrain, "assets": _assets, "report": _report, "ledger": _ledger,
@@ -271,7 +257,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if rest and arguments.command not in ("train", "doctor", "pretrain", "assets", "eval"):
         parser.error(f"unknown arguments: {' '.join(rest)}")
     if getattr(arguments, "keys", False):
-        print(_keys_help())
+        from rlir_ray.config.reference import keys_help
+
+        print(keys_help())
         return
     try:
         ensure_home()

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rlir_ray.config.sections import TrainConfig
+    from rlir_ray.config import TrainConfig
 
 
 # Off a terminal silence never lasts much longer; on one the clock of the stage moves every TICK_S.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rlir_ray.config.sections import TrainConfig
+from rlir_ray.config import TrainConfig
 from rlir_ray.evaluation.results import BASE, FILE, POST_TRAINED, Results
 from rlir_ray.run.folder import judges_by_reward
 

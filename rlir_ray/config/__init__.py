@@ -1,0 +1,38 @@
+"""The configuration: one tree of frozen dataclasses, a file a section, each with a line for every field."""
+
+from rlir_ray.config.config import MAX_ATTEMPTS, Config
+from rlir_ray.config.learner import LearnerConfig, WeightsConfig
+from rlir_ray.config.messages import require
+from rlir_ray.config.models import ArchitectureConfig, LoraConfig, ModelsConfig, PolicyConfig, asset_path
+from rlir_ray.config.reward import CAMERA_MATCHES, RULES, RewardConfig
+from rlir_ray.config.rollout import FlowConfig, RolloutConfig, VllmConfig
+from rlir_ray.config.run import CheckpointConfig, EvaluationConfig, RunConfig
+from rlir_ray.config.train import TrainConfig
+from rlir_ray.config.world import MAX_ACTION_SHIFT, DataConfig, PromptsConfig, WorldConfig
+
+__all__ = [
+    "ArchitectureConfig",
+    "CAMERA_MATCHES",
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "EvaluationConfig",
+    "FlowConfig",
+    "LearnerConfig",
+    "LoraConfig",
+    "MAX_ACTION_SHIFT",
+    "MAX_ATTEMPTS",
+    "ModelsConfig",
+    "PolicyConfig",
+    "PromptsConfig",
+    "RULES",
+    "RewardConfig",
+    "RolloutConfig",
+    "RunConfig",
+    "TrainConfig",
+    "VllmConfig",
+    "WeightsConfig",
+    "WorldConfig",
+    "asset_path",
+    "require",
+]

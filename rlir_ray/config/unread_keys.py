@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rlir_ray.config.sections import Config
+from rlir_ray.config import Config
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rlir_ray.config.sections import DataConfig, WorldConfig
+from rlir_ray.config import DataConfig, WorldConfig
 from rlir_ray.data.recordings import RecordingFile, nothing_readable, open_recording
 from rlir_ray.data.sources import RecordingSource, log_left_out
 from rlir_ray.spaces.actions import Actions

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from pathlib import Path
 
-from rlir_ray.config.sections import Config, asset_path
+from rlir_ray.config import Config, asset_path
 from rlir_ray.data.sources import find_recordings, pair
 from rlir_ray.registry import load
 

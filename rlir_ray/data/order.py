@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from rlir_ray.config.sections import WorldConfig
+from rlir_ray.config import WorldConfig
 from rlir_ray.data.clips import ClipAddress, clip_starts, open_in
 from rlir_ray.data.sources import RecordingSource
 

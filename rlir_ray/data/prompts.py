@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rlir_ray.config.sections import Config, WorldConfig
+from rlir_ray.config import Config, WorldConfig
 from rlir_ray.data.clips import Clip, ClipRequest, CutClips, Progress, PromptSplit, Source
 from rlir_ray.registry import build, load
 from rlir_ray.spaces.actions import GROUPS, Actions, group_classes

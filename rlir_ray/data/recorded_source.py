@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlir_ray.config.sections import Config
+from rlir_ray.config import Config
 from rlir_ray.data.clips import ClipRequest, CutClips, cut_clips
 from rlir_ray.data.sources import find_recordings
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from rlir_ray.config.sections import DataConfig, WorldConfig
+from rlir_ray.config import DataConfig, WorldConfig
 from rlir_ray.data.clips import Clip, ClipAddress, clip_starts, open_in, read_clip
 from rlir_ray.data.sources import RecordingSource
 

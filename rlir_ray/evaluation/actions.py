@@ -24,7 +24,7 @@ from rlir_ray.spaces.actions import Actions, group_classes
 from rlir_ray.trajectory import codes_tensor
 
 if TYPE_CHECKING:
-    from rlir_ray.config.sections import WorldConfig
+    from rlir_ray.config import WorldConfig
     from rlir_ray.data.prompts import PromptSet
     from rlir_ray.idm.base import InverseDynamics
     from rlir_ray.models.frame_codec import FrameCodec

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from transformers.utils.logging import disable_progress_bar
 
+from rlir_ray.config import Config, asset_path
 from rlir_ray.config.load import load_config, recipes
-from rlir_ray.config.sections import Config, asset_path
 from rlir_ray.data.clips import Clip
 from rlir_ray.data.files import write_json
 from rlir_ray.data.recordings import nothing_readable

@@ -33,7 +33,7 @@ from rlir_ray.evaluation.quality import Quality, clip_quality, join_quality
 from rlir_ray.trajectory import codes_tensor
 
 if TYPE_CHECKING:
-    from rlir_ray.config.sections import WorldConfig
+    from rlir_ray.config import WorldConfig
     from rlir_ray.data.clips import Clip
     from rlir_ray.idm.base import InverseDynamics
     from rlir_ray.models.frame_codec import FrameCodec

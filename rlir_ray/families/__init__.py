@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from rlir_ray.config.sections import Config, asset_path
+from rlir_ray.config import Config, asset_path
 from rlir_ray.learner.objectives import Objective, ObjectiveParts
 from rlir_ray.models.adapters import add_adapter, has_adapter, without_adapter
 from rlir_ray.models.frame_codec import FrameCodec

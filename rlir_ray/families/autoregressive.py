@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from rlir_ray.config.sections import Config, asset_path
+from rlir_ray.config import Config, asset_path
 from rlir_ray.families import Family, compares
 from rlir_ray.models.compatibility import check_token_world
 from rlir_ray.models.frame_codec import FrameCodec

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlir_ray.config.sections import Config
+from rlir_ray.config import Config
 from rlir_ray.families import Family, compares
 from rlir_ray.models.compatibility import check_flow_world
 from rlir_ray.models.frame_codec import FrameCodec

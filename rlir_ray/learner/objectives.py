@@ -25,7 +25,7 @@ from rlir_ray.algorithm.losses import (
     policy_gradient_loss,
 )
 from rlir_ray.algorithm.off_policy import decoupled_loss
-from rlir_ray.config.sections import Config, TrainConfig
+from rlir_ray.config import Config, TrainConfig
 from rlir_ray.learner.state import State
 from rlir_ray.models.flow_streams import interpolate
 from rlir_ray.models.rescoring import Forward, Rescore, Scores, stream_velocities
@@ -113,7 +113,7 @@ class PolicyGradient:
     def from_parts(cls, parts: ObjectiveParts) -> PolicyGradient:
         # What `auto` means depends on the family: a flow log-probability is a mean over a latent's numbers, so that its
         # ratio is no importance weight.
-        train = replace(parts.config.train, importance=parts.config.importance_level)
+        train = replace(parts.config.train, importance=parts.config.importance_level)  # type: ignore[arg-type]
         return cls(parts.policy, parts.rescore, train, parts.reference)
 
     def loss(self, forward: Forward, columns: Columns, num_decisions: int) -> tuple[Tensor, Metrics]:

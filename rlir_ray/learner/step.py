@@ -25,7 +25,7 @@ from rlir_ray.algorithm.advantages import GroupAdvantages
 from rlir_ray.algorithm.batching import MicroBatch, micro_batches
 from rlir_ray.algorithm.losses import combine, is_maximum, normalise
 from rlir_ray.algorithm.seeds import trajectory_seed
-from rlir_ray.config.sections import LearnerConfig, TrainConfig
+from rlir_ray.config import LearnerConfig, TrainConfig
 from rlir_ray.learner.objectives import Columns, Objective
 from rlir_ray.learner.state import Part, State, trained_parameters
 from rlir_ray.models.adapters import save_policy

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlir_ray.config.sections import LearnerConfig, TrainConfig
+from rlir_ray.config import LearnerConfig, TrainConfig
 from rlir_ray.learner.state import MOMENTS, WEIGHT, State, check_fits, num_updates, trained_parameters, with_count
 from rlir_ray.transfer.weights import Weights, to_numpy
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlir_ray.config.sections import LoraConfig
+from rlir_ray.config import LoraConfig
 from rlir_ray.data.files import give_usual_mode
 from rlir_ray.models.checkpoints import check_fit, only_errors, read_state_dict
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rlir_ray.config.sections import ArchitectureConfig
+from rlir_ray.config import ArchitectureConfig
 from rlir_ray.models.autoregressive import NUM_EXTRA_IDS
 
 

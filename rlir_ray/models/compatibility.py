@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rlir_ray.config.sections import ArchitectureConfig, Config, asset_path
+from rlir_ray.config import ArchitectureConfig, Config, asset_path
 from rlir_ray.models.architectures import flow_architecture, is_flow_model, policy_architecture
 from rlir_ray.models.autoregressive import sequence_length
 from rlir_ray.trajectory import FrameShape

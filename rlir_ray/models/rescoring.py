@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from rlir_ray.algorithm.flow_steps import sde_step
-from rlir_ray.config.sections import FlowConfig
+from rlir_ray.config import FlowConfig
 from rlir_ray.models.flow_streams import two_streams
 from rlir_ray.trajectory import FlowRecord, TokenRecord
 

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
+import inspect
+import itertools
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any, TypeGuard, TypeVar
 
-from rlir_ray.config.load import field_lines
-
 Settings = TypeVar("Settings")
+
+
+def field_lines(node: type) -> dict[str, str]:
+    """The one-line string under each field of a dataclass, read from its source."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(node))).body
+    assert isinstance(tree, ast.ClassDef)
+    lines = {}
+    for item, after in itertools.pairwise(tree.body):
+        if isinstance(item, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(item.target, ast.Name):
+            lines[item.target.id] = ast.literal_eval(after.value)
+    return lines
 
 
 def build_parser(command: str, description: str, example: str) -> argparse.ArgumentParser:

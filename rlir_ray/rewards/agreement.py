@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rlir_ray.config.sections import CAMERA_MATCHES, RULES
+from rlir_ray.config import CAMERA_MATCHES, RULES
 from rlir_ray.idm.decoding import class_tables
 from rlir_ray.spaces.actions import (
     DEGREES_PER_PIXEL,

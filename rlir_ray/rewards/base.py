@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from rlir_ray.config.sections import Config
+    from rlir_ray.config import Config
     from rlir_ray.spaces.actions import CameraBins
     from rlir_ray.trajectory import EncodedVideo, RewardScores
 

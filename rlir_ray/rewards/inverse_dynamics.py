@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rlir_ray.config.sections import asset_path
+from rlir_ray.config import asset_path
 from rlir_ray.idm.base import InverseDynamics, load_inverse_dynamics
 from rlir_ray.idm.decoding import class_tables, group_probabilities, recovered_classes
 from rlir_ray.rewards.agreement import accepted_classes, agreement, class_weights, every_rule, frame_weights
@@ -25,7 +25,7 @@ from rlir_ray.spaces.actions import GROUPS, Actions, CameraBins, group_classes, 
 from rlir_ray.trajectory import EncodedVideo, RewardScores, codes_tensor
 
 if TYPE_CHECKING:
-    from rlir_ray.config.sections import RewardConfig, WorldConfig
+    from rlir_ray.config import RewardConfig, WorldConfig
     from rlir_ray.rewards.base import RewardContext
 
 

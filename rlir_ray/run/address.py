@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlir_ray.config.sections import RunConfig
+from rlir_ray.config import RunConfig
 from rlir_ray.run.folder import job_home
 
 # In the run's folder, while it trains.

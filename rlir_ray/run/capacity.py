@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rlir_ray.config.sections import Config, EvaluationConfig, LearnerConfig, RewardConfig, RolloutConfig
+from rlir_ray.config import Config, EvaluationConfig, LearnerConfig, RewardConfig, RolloutConfig
 
 PoolConfig = RolloutConfig | RewardConfig | LearnerConfig | EvaluationConfig
 

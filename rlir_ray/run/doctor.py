@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rlir_ray.config.sections import Config
+from rlir_ray.config import Config
 from rlir_ray.run.home import stand_in
 from rlir_ray.run.versions import TESTED_PACKAGES
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rlir_ray.config import Config
 from rlir_ray.config.load import DROPPED, tell_dropped
-from rlir_ray.config.sections import Config
 from rlir_ray.data.content import content_of
 from rlir_ray.data.files import number, strict_json, write_json, write_text
 from rlir_ray.run.home import stand_in

@@ -6,7 +6,7 @@ import importlib.metadata
 
 from safetensors import SafetensorError, safe_open
 
-from rlir_ray.config.sections import Config, asset_path
+from rlir_ray.config import Config, asset_path
 from rlir_ray.data.content import models_read
 from rlir_ray.families import family_of
 from rlir_ray.idm.base import architecture_of

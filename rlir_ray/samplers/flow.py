@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rlir_ray.algorithm.flow_steps import noise_levels, ode_step, sde_step
-from rlir_ray.config.sections import FlowConfig
+from rlir_ray.config import FlowConfig
 from rlir_ray.models.rescoring import FlowRescorer
 from rlir_ray.samplers import LogprobDifference
 from rlir_ray.samplers.calls import check_call

@@ -30,7 +30,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.triton_utils import dispatcher
 
 from rlir_ray.algorithm.seeds import frame_seed
-from rlir_ray.config.sections import VllmConfig
+from rlir_ray.config import VllmConfig
 from rlir_ray.models.adapters import is_adapter_weight, merged_weight
 from rlir_ray.models.autoregressive import NUM_EXTRA_IDS, WorldModel, sequence_length
 from rlir_ray.models.rescoring import TokenRescorer

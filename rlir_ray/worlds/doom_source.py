@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from rlir_ray.config.sections import Config
+from rlir_ray.config import Config
 from rlir_ray.data.clips import ClipRequest, CutClips, cut_clips
 from rlir_ray.data.sources import find_recordings
 from rlir_ray.spaces.actions import Actions

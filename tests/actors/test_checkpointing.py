@@ -11,7 +11,7 @@ from actors.cluster.files import local_copy
 from actors.cluster.placement import node_id
 from actors.pipeline import Pipeline
 from rlir_ray.algorithm.ledger import Ledger
-from rlir_ray.config.sections import CheckpointConfig, TrainConfig
+from rlir_ray.config import CheckpointConfig, TrainConfig
 from rlir_ray.run.checkpoint import LEARNER, check, describe_files, newest, partial_folder
 from rlir_ray.run.folder import LOCK, RunFolder
 from tests.actors.test_driver import assert_same_run, run_pools

@@ -79,7 +79,7 @@ ADDRESSES = """
 import json, os, sys
 from actors.cluster.doctor import ray_findings
 from actors.cluster.start import ray_session
-from rlir_ray.config.sections import Config
+from rlir_ray.config import Config
 said = []
 for os.environ["RAY_ADDRESS"] in json.loads(sys.argv[1]):
     (finding,) = ray_findings(Config())

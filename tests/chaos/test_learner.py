@@ -13,7 +13,7 @@ from actors.learner.actor import build_learner
 from actors.learner.group import LearnerLost
 from actors.pipeline import Pipeline
 from rlir_ray.algorithm.ledger import Ledger
-from rlir_ray.config.sections import Config
+from rlir_ray.config import Config
 from rlir_ray.learner.step import Learner
 from tests.actors.test_driver import assert_same_run
 from tests.world import tiny_prompt_set

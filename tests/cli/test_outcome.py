@@ -4,7 +4,7 @@ import json
 import re
 
 from rlir_ray.cli.outcome import outcome_lines
-from rlir_ray.config.sections import TrainConfig
+from rlir_ray.config import TrainConfig
 from tests.evaluation.test_report import write_run
 
 STEPS = [{"step": step, "time/step_s": 30.0} for step in (1, 2, 3)]

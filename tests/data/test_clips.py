@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlir_ray.config.sections import DataConfig, WorldConfig
+from rlir_ray.config import DataConfig, WorldConfig
 from rlir_ray.data import clips as clips_module
 from rlir_ray.data.clips import Clip, ClipAddress, CutClips, cut_clips, read_clip
 from rlir_ray.data.order import clip_addresses, clip_order

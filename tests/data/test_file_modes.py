@@ -6,7 +6,7 @@ import stat
 import numpy as np
 import pytest
 
-from rlir_ray.config.sections import LoraConfig
+from rlir_ray.config import LoraConfig
 from rlir_ray.models.adapters import add_adapter, save_policy
 from rlir_ray.run.checkpoint import save_arrays
 from tests.fakes import tiny_autoencoder, tiny_flow_model, tiny_idm, tiny_tokenizer, tiny_world_model

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from actors.rollout.prompts import PromptActor
+from rlir_ray.config import Config
 from rlir_ray.config.load import load_config
-from rlir_ray.config.sections import Config
 from rlir_ray.data import prompts as prompts_module
 from rlir_ray.data.clips import clip_starts, cut_clips
 from rlir_ray.data.prompts import heldout_bytes, prepare_prompts

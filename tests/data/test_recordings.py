@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlir_ray.config.sections import DataConfig, WorldConfig
+from rlir_ray.config import DataConfig, WorldConfig
 from rlir_ray.data.clips import ClipAddress, cut_clips, read_clip
 from rlir_ray.data.recordings import (
     list_recordings,

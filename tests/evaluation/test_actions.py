@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlir_ray.config.sections import WorldConfig
+from rlir_ray.config import WorldConfig
 from rlir_ray.data.prompts import PromptSet
 from rlir_ray.evaluation import actions as evaluation_actions
 from rlir_ray.evaluation.actions import evaluate_policy, evaluate_real, spread

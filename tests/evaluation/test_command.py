@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rlir_ray.cli.commands import main
-from rlir_ray.config.sections import DataConfig, WorldConfig
+from rlir_ray.config import DataConfig, WorldConfig
 from rlir_ray.data.recordings import write_recording
 from rlir_ray.data.sources import find_recordings
 from rlir_ray.data.spread import spread_clips
@@ -234,6 +234,6 @@ def test_a_converted_mineworld_checkpoint_is_evaluated_by_its_validation_clips(
 
 
 def load_architecture_fields() -> list[str]:
-    from rlir_ray.config.sections import ArchitectureConfig
+    from rlir_ray.config import ArchitectureConfig
 
     return [entry.name for entry in dataclasses.fields(ArchitectureConfig)]

@@ -20,7 +20,7 @@ import torch
 
 from rlir_ray.algorithm.advantages import GroupAdvantages
 from rlir_ray.algorithm.batching import split_groups
-from rlir_ray.config.sections import LearnerConfig, TrainConfig
+from rlir_ray.config import LearnerConfig, TrainConfig
 from rlir_ray.learner.objectives import PolicyGradient
 from rlir_ray.learner.step import Engine, Learner, StepBatch, trained_decisions
 from rlir_ray.learner.torch_engine import TorchEngine

@@ -10,7 +10,7 @@ import torch
 
 from rlir_ray.algorithm.advantages import GroupAdvantages
 from rlir_ray.algorithm.flow_steps import noise_levels
-from rlir_ray.config.sections import Config, FlowConfig, LearnerConfig, LoraConfig, PolicyConfig, TrainConfig
+from rlir_ray.config import Config, FlowConfig, LearnerConfig, LoraConfig, PolicyConfig, TrainConfig
 from rlir_ray.families import make_objective
 from rlir_ray.learner.objectives import DiffusionNFT, Objective, PolicyGradient
 from rlir_ray.learner.step import Learner, StepBatch, trained_decisions

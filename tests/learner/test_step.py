@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rlir_ray.algorithm.advantages import GroupAdvantages
-from rlir_ray.config.sections import LearnerConfig, TrainConfig
+from rlir_ray.config import LearnerConfig, TrainConfig
 from rlir_ray.learner.objectives import PolicyGradient
 from rlir_ray.learner.step import Learner, StepBatch, learning_rate_at, save_whole, trained_decisions
 from rlir_ray.learner.torch_engine import TorchEngine

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from rlir_ray.config.sections import LoraConfig
+from rlir_ray.config import LoraConfig
 from rlir_ray.idm.base import load_inverse_dynamics
 from rlir_ray.idm.correlation_idm import CorrelationInverseDynamics
 from rlir_ray.models.adapters import add_adapter, save_policy

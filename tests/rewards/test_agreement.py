@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlir_ray.config.sections import RULES
+from rlir_ray.config import RULES
 from rlir_ray.idm.decoding import class_tables
 from rlir_ray.rewards.agreement import accepted_classes, agreement, class_weights, compare, every_rule, frame_weights
 from rlir_ray.spaces.actions import BUTTONS, GROUPS, INDEX, VPT_CAMERA, Actions, flow_camera_bins, token_camera_bins

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from rlir_ray.config import PolicyConfig, asset_path
 from rlir_ray.config.load import load_config
-from rlir_ray.config.sections import PolicyConfig, asset_path
 from rlir_ray.rewards.fingerprint import check_identity, reward_identity
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlir_ray.config.sections import RewardConfig, WorldConfig
+from rlir_ray.config import RewardConfig, WorldConfig
 from rlir_ray.rewards.inverse_dynamics import InverseReward
 from rlir_ray.spaces.actions import VPT_CAMERA, Actions
 from rlir_ray.trajectory import EncodedVideo

@@ -12,7 +12,7 @@ import pytest
 import torch
 from starlette.requests import Request
 
-from rlir_ray.config.sections import RewardConfig, WorldConfig
+from rlir_ray.config import RewardConfig, WorldConfig
 from rlir_ray.data.recordings import write_recording
 from rlir_ray.rewards.inverse_dynamics import InverseReward
 from rlir_ray.rewards.uploads import Limits, UploadError, clip_report, read_clip, read_form

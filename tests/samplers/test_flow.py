@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rlir_ray.algorithm.flow_steps import SDE_KINDS, noise_levels, ode_step
-from rlir_ray.config.sections import FlowConfig
+from rlir_ray.config import FlowConfig
 from rlir_ray.models.flow import FrameCache
 from rlir_ray.models.rescoring import FlowRescorer
 from rlir_ray.samplers.flow import FlowSampler, window_start
@@ -159,14 +159,14 @@ def test_prompts_of_another_autoencoder_are_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"noise_level": 0.0}, "flow.noise_level must be > 0"),
-        ({"window": 0}, "flow.window must be >= 1"),
-        ({"num_steps": 1}, "flow.num_steps must be >= 2"),
+        ({"noise_level": 0.0}, "flow.noise_level must be a finite number > 0"),
+        ({"window": 0}, "flow.window must be a whole number >= 1"),
+        ({"num_steps": 1}, "flow.num_steps must be a whole number >= 2"),
         ({"window": 4}, "flow.window must be at most the 3 steps that may explore, got 4; set flow.window=3"),
         ({"window": 5, "skip_last": False}, "at most the 4 steps"),
         ({"sde": "cps", "noise_level": 1.0}, "must be < 1 with flow.sde=cps"),
         ({"sde": "ddim"}, "flow.sde must be one of"),
-        ({"history_noise": 1.0}, r"flow.history_noise must be in \[0, 1\)"),
+        ({"history_noise": 1.0}, r"flow.history_noise must be a finite number in \[0, 1\)"),
     ],
 )
 def test_settings_that_cannot_train_are_refused_when_they_are_read(changes: dict[str, object], message: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlir_ray.config.sections import LoraConfig
+from rlir_ray.config import LoraConfig
 from rlir_ray.models.adapters import add_adapter
 from rlir_ray.models.autoregressive import NUM_EXTRA_IDS, WorldModel, split_frames
 from rlir_ray.samplers.torch_sampler import Decoder, TorchSampler, draw_tokens, keep_likeliest

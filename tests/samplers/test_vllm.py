@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlir_ray.config.sections import LoraConfig, VllmConfig
+from rlir_ray.config import LoraConfig, VllmConfig
 from rlir_ray.models.adapters import add_adapter
 from rlir_ray.models.autoregressive import decision_positions, split_frames
 from rlir_ray.samplers import LogprobDifference

@@ -1,0 +1,72 @@
+"""What users read of a bad setting: key, rule, value and way out, in one line."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+from pydantic_core import PydanticCustomError
+
+from rlir_ray.config.schema import ITEM, NAME, VALUE, Entry, entries
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
+
+# Keys of earlier versions.
+MOVED = {"vllm.max_logprob_difference": "rollout.max_logprob_difference"}
+UNKNOWN = "unexpected_keyword_argument"
+
+
+def require(rule: bool, key: str, text: str, value: object, remedy: str) -> None:
+    if not rule:
+        raise ValueError(f"{key} {text}, got {value!r}; {remedy}")
+
+
+def broken_rule() -> PydanticCustomError:
+    """Create the error of a type's validator; the rule and the way out are in the schema of the type."""
+    return PydanticCustomError("rule", "breaks the rule of its type")
+
+
+def one_line(error: ValidationError, node: type, section: str) -> str:
+    """Describe the first problem.
+
+    Args:
+        node: the class that was built.
+        section: name of the class in the tree; empty for the whole configuration.
+    """
+    problems = error.errors(include_url=False)
+    problem = next((problem for problem in problems if problem["type"] == UNKNOWN), problems[0])
+    prefix = f"{section}." if section else ""
+    if problem["type"] == "value_error":
+        # `require` wrote the whole line.
+        return str(problem["ctx"]["error"])
+    if problem["type"] == UNKNOWN:
+        return unknown_key(prefix + ".".join(map(str, problem["loc"])), list(entries(node, prefix)))
+    return _broken(problem, entries(node, prefix), prefix)
+
+
+def unknown_key(name: str, known: list[str]) -> str:
+    if name in MOVED:
+        return f"{name!r} holds for every engine now and is {MOVED[name]!r}; set that instead"
+    near = difflib.get_close_matches(name, known, 1, cutoff=0.0)
+    return f"{name!r} is not a configuration key; did you mean {near[0]!r}?"
+
+
+def _broken(problem: ErrorDetails, known: dict[str, Entry], prefix: str) -> str:
+    names = [str(name) for name in problem["loc"]]
+    # Names after the key lead to a part of its value.
+    length = next((end for end in range(1, len(names) + 1) if prefix + ".".join(names[:end]) in known), 0)
+    key, value = prefix + ".".join(names[: length or None]), problem["input"]
+    if not length:
+        return f"{key} must be a section of keys, got {value!r}; write {key}.KEY=VALUE"
+    entry = _of_part(known[key], names[length:])
+    return f"{entry.key} must be {entry.rule}, got {value!r}; {entry.way_out}"
+
+
+def _of_part(entry: Entry, names: list[str]) -> Entry:
+    if not names:
+        return entry
+    if names[-1] == "[key]":
+        return entry.part(NAME, entry.key)
+    return entry.part(ITEM, entry.key) if ITEM in entry.schema else entry.part(VALUE, f"{entry.key}.{names[0]}")

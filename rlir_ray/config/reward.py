@@ -1,0 +1,108 @@
+"""The reward pool, and how agreement becomes a reward."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Annotated, Literal, Self, get_args
+
+from pydantic import Field, model_validator
+
+from rlir_ray.config.messages import require
+from rlir_ray.config.section import (
+    FLOAT,
+    Arguments,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Resources,
+    RewardName,
+    section,
+)
+
+# How agreement is counted, and how camera bins are compared: see `rlir_ray.rewards.agreement`.
+Rule = Literal["groups", "joint", "fields"]
+CameraMatch = Literal["exact", "within", "cell", "ignore"]
+RULES: tuple[str, ...] = get_args(Rule)
+CAMERA_MATCHES: tuple[str, ...] = get_args(CameraMatch)
+
+
+@section("reward")
+class RewardConfig:
+    name: RewardName = "inverse"
+    """`inverse`: agreement with what an inverse dynamics model reads; or package.module:Class, your own."""
+    args: Arguments = field(default_factory=dict)
+    """Arguments of a reward of your own: {NAME: VALUE}."""
+    address: str = ""
+    """`serve://NAME`: a reward service of the cluster, which other runs use too; empty: a pool of the run's own."""
+    num_replicas: PositiveInt = 1
+    """Replicas at the start."""
+    min_replicas: NonNegativeInt = 0
+    """Fewest that the pool shrinks to by itself; 0: num_replicas."""
+    max_replicas: NonNegativeInt = 0
+    """Most that the pool grows to by itself; 0: num_replicas. As many as min_replicas: the number is fixed."""
+    target_queue: PositiveFloat = 8.0
+    """Groups a replica, in work and waiting, towards which the pool scales by itself."""
+    num_cpus: NonNegativeFloat = 0.25
+    """Logical CPUs that Ray sets aside for a replica."""
+    num_gpus: NonNegativeFloat = 0.0
+    """GPUs for a replica."""
+    resources: Resources = field(default_factory=dict)
+    """Custom resources that a replica takes of its node, which say where it runs: {reward_node: 0.01}."""
+    num_threads: PositiveInt = 1
+    """Torch threads of a replica."""
+    rule: Rule = "groups"
+    """What agrees: `groups`: mean over exclusive groups; `joint`: all at once; `fields`: mean over buttons and axes."""
+    camera: CameraMatch = "exact"
+    """Camera bins: `exact`, `within` camera_tolerance, in the commanded quantiser's `cell`, or `ignore` them."""
+    camera_tolerance: NonNegativeInt = 1
+    """Bins, for camera=within."""
+    match: Literal["exact", "soft"] = "soft"
+    """`exact`: recovered class equals the commanded one; `soft`: the IDM's probability of the commanded class."""
+    balance: Literal["none", "class"] = "none"
+    """`class`: weigh a frame's group by the inverse frequency of the commanded class; `none`."""
+    credit: Literal["clip", "frame"] = "frame"
+    """`clip`: all of a clip's decisions get its mean reward; `frame`: a frame's get the rewards from it on."""
+    discount: Annotated[float, Field(strict=True, ge=0, le=1), FLOAT] = 0.5
+    """Of later frames' rewards, for credit=frame."""
+    max_frames: PositiveInt = 576
+    """Frames decoded and read at once by a replica, which gathers as many of the groups that wait."""
+    timeout_s: NonNegativeFloat = 0.0
+    """Groups that take longer to read (of a shared service: to answer) are read again alone. 0: wait_timeout_s / 5."""
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """Fewest and most replicas; the same number where the pool does not scale by itself."""
+        return self.min_replicas or self.num_replicas, self.max_replicas or self.num_replicas
+
+    @model_validator(mode="after")
+    def _check_scaling(self) -> Self:
+        fewest, most = self.bounds
+        require(
+            fewest <= self.num_replicas <= most,
+            "reward.num_replicas",
+            f"must lie between reward.min_replicas={fewest} and reward.max_replicas={most}",
+            self.num_replicas,
+            f"set reward.num_replicas={max(self.min_replicas, min(self.num_replicas, most))} or move the bounds",
+        )
+        return self
+
+    @model_validator(mode="after")
+    def _check_address(self) -> Self:
+        if not self.address:
+            return self
+        require(
+            self.address.startswith("serve://") and len(self.address) > 8,
+            "reward.address",
+            "must be serve://NAME, the name of a Serve application",
+            self.address,
+            "use serve://rlir_reward",
+        )
+        require(
+            self.balance == "none",
+            "reward.balance",
+            "must be none with reward.address, which serves many runs",
+            self.balance,
+            "set reward.balance=none or leave out reward.address",
+        )
+        return self

@@ -1,0 +1,126 @@
+"""The training: its length, its groups, its objective and its bounds."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from rlir_ray.config.messages import require
+from rlir_ray.config.section import (
+    FLOAT,
+    INT,
+    Arguments,
+    FractionBelowOne,
+    NonNegativeFloat,
+    NonNegativeInt,
+    ObjectiveName,
+    OpenFraction,
+    PositiveFloat,
+    PositiveInt,
+    section,
+)
+
+
+@section("train")
+class TrainConfig:
+    num_steps: PositiveInt = 40
+    """Optimiser steps."""
+    max_minutes: NonNegativeFloat = 0.0
+    """Stop after the step that passes this many minutes; 0: no limit."""
+    group_size: Annotated[int, Field(strict=True, ge=2), INT] = 8
+    """G, trajectories of a prompt."""
+    prompts_per_step: PositiveInt = 8
+    """Groups of one optimiser step."""
+    max_staleness: NonNegativeInt = 1
+    """Versions that a group may lag behind the learner when it is consumed; 0: synchronous."""
+    stale_policy: Literal["wait", "drop"] = "wait"
+    """`wait`: groups train in the order of admission, none grows too old; `drop`: as they come, too old ones go."""
+    learning_rate: PositiveFloat = 1e-4
+    """AdamW."""
+    warmup_steps: NonNegativeInt = 3
+    """Steps over which the learning rate rises from 0."""
+    weight_decay: NonNegativeFloat = 0.0
+    """AdamW."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradient clipping."""
+    objective: ObjectiveName = "grpo"
+    """`grpo`: the clipped surrogate; `nft`: DiffusionNFT, for flow policies; or package.module:Class, your own."""
+    objective_args: Arguments = field(default_factory=dict)
+    """Arguments of an objective of your own, beside what every objective gets: {NAME: VALUE}."""
+    ratio: Literal["plain", "guard"] = "plain"
+    """`plain`: policy over behavior; `guard`: GRPO-Guard's normalised one, for SDE steps."""
+    importance: Literal["auto", "none", "token", "sequence"] = "auto"
+    """Weights of stale groups: `none`: the clip acts instead; by `token` or `sequence`; `auto`: token for tokens."""
+    max_importance: Annotated[float, Field(strict=True, ge=1), FLOAT] = 2.0
+    """Importance weights are truncated here."""
+    min_ratio: FractionBelowOne = 0.125
+    """With importance weights: decisions (or clips) whose ratio to the behavior policy is lower do not train ..."""
+    max_ratio: Annotated[float, Field(strict=True, gt=1), FLOAT] = 8.0
+    """... nor those whose ratio is higher."""
+    clip_low: OpenFraction = 0.2
+    """Stale groups without importance weights: the ratio is clipped at 1 - clip_low ..."""
+    clip_high: PositiveFloat = 0.28
+    """... and 1 + clip_high (DAPO's separate upper clip)."""
+    kl_coefficient: NonNegativeFloat = 0.0
+    """Of KL(policy || reference): k3 for tokens, of means for SDE steps, of velocities for `nft`; 0: no reference."""
+    advantage: Literal["grpo", "batch_std", "dr_grpo"] = "grpo"
+    """Minus the group's mean; `grpo`: over its deviation; `batch_std`: the step's (Flow-GRPO); `dr_grpo`: no more."""
+    max_advantage: NonNegativeFloat = 0.0
+    """Advantages are clamped to ± this; 0: they are not. `nft` needs it."""
+    best_and_worst: NonNegativeInt = 0
+    """Train only this many best and as many worst clips of each group (DanceGRPO); 0: all."""
+    nft_beta: PositiveFloat = 1.0
+    """How far DiffusionNFT's implicit policies lie from the sampling one."""
+    nft_levels: PositiveInt = 2
+    """Noise levels at which DiffusionNFT compares each frame in a step."""
+    nft_decay: FractionBelowOne = 0.5
+    """Highest decay of the sampling policy, a moving average of the trained one; it rises by 0.001 a step to it."""
+    max_failed_fraction: FractionBelowOne = 0.1
+    """More failed groups than this share of any hundred end the run; fewer are counted and replaced."""
+    max_skipped_updates: PositiveInt = 3
+    """So many updates in a row that are skipped, because a loss or a gradient is not finite, end the run."""
+    min_reward_std: NonNegativeFloat = 1e-6
+    """A group whose rewards vary less carries no signal: it is dropped and replaced."""
+    wait_timeout_s: PositiveFloat = 600.0
+    """Bound of every wait for a pool."""
+
+    @property
+    def importance_level(self) -> str:
+        """`none`, `token` or `sequence`: what `auto` means here."""
+        if self.importance != "auto":
+            return self.importance
+        return "token" if self.max_staleness and self.objective == "grpo" and self.ratio == "plain" else "none"
+
+    @model_validator(mode="after")
+    def _check_advantages(self) -> Self:
+        require(
+            2 * self.best_and_worst <= self.group_size,
+            "train.best_and_worst",
+            f"must be at most half of train.group_size={self.group_size}",
+            self.best_and_worst,
+            f"set train.best_and_worst={self.group_size // 2}",
+        )
+        require(
+            self.objective != "nft" or self.max_advantage > 0,
+            "train.max_advantage",
+            "must be > 0 with train.objective=nft, whose weights are shares of it",
+            self.max_advantage,
+            "use 5.0",
+        )
+        return self
+
+    @model_validator(mode="after")
+    def _check_importance(self) -> Self:
+        if self.importance in ("auto", "none"):
+            return self
+        for key, value, usual in (("objective", self.objective, "grpo"), ("ratio", self.ratio, "plain")):
+            require(
+                value == usual,
+                f"train.{key}",
+                f"must be {usual} with train.importance, which weighs ratios of log-probabilities",
+                value,
+                f"set train.{key}={usual} or leave importance out",
+            )
+        return self
