@@ -85,10 +85,15 @@ def train_flow(
     from rlir_ray.models.flow import open_flow_model
 
     out_dir = Path(out_dir)
-    report = finished_report(out_dir, settings) or train_task(FlowTask(train, validation, settings), out_dir)
+    report = finished_report(out_dir, settings)
+    if report:
+        model = open_flow_model(out_dir)
+    else:
+        task = FlowTask(train, validation, settings)
+        report, model = train_task(task, out_dir), task.average.module
     if warning := world_model_warning(report["final"]):
         logger.warning(warning)
-    return open_flow_model(out_dir)
+    return model
 
 
 class FlowTask(Task):

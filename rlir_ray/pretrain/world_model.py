@@ -93,10 +93,15 @@ def train_world_model(
         ValueError: no episode of a window's length, or a saved state or a finished training of other settings.
     """
     out_dir = Path(out_dir)
-    report = finished_report(out_dir, settings) or train_task(WorldModelTask(train, validation, settings), out_dir)
+    report = finished_report(out_dir, settings)
+    if report:
+        model = WorldModel.from_pretrained(out_dir)
+    else:
+        task = WorldModelTask(train, validation, settings)
+        report, model = train_task(task, out_dir), task.model
     if warning := world_model_warning(report["final"]):
         logger.warning(warning)
-    return WorldModel.from_pretrained(out_dir)
+    return model
 
 
 class WorldModelTask(Task):
