@@ -173,7 +173,7 @@ def _import(axis: str, name: str, target: str) -> Any:
     except ModuleNotFoundError as error:
         raise ValueError(
             f"{label} must be importable, got no module {error.name!r}; install it, put its folder on PYTHONPATH, or "
-            "start in that folder"
+            "start `python -m rlir_ray` in its folder"
         ) from error
     except Exception as error:
         first = (str(error).splitlines() or [""])[0]

@@ -91,7 +91,7 @@ def test_family_of_ones_own_keeps_the_contract_and_trains(own_config, tmp_path: 
 
 
 def test_pipeline_with_a_reward_from_yaml_needs_no_inverse_dynamics_model(ray_cluster, own_config) -> None:
-    config = own_config()
+    config = own_config("train.objective=docs.examples.objective:Reinforce")
     result = Pipeline(config, prompts=tiny_prompt_set).train()
     assert result.groups["trained"] == 8 and 0 < result.metrics[0]["reward/mean"] < 1
     assert result.metrics[0]["reward/mean"] == pytest.approx(

@@ -1,0 +1,47 @@
+"""The guides to plug-ins show the examples that the tests run, and commands that the configuration takes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from rlir_ray.config.load import load_config
+from rlir_ray.config.unread_keys import refuse_unread
+from rlir_ray.registry import AXES, load
+
+ROOT = Path(__file__).parents[1]
+GUIDES = {"reward": "rewards", "objective": "objectives", "source": "sources", "idm": "idms", "model": "families"}
+COMMAND = re.compile(r"```bash\npython -m rlir_ray train --recipe (.*?)\n```")
+
+
+def text_of(guide: str) -> str:
+    return (ROOT / "docs" / "guides" / f"own_{guide}.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_guide_includes_its_example_and_names_its_member_and_entry_point(guide: str) -> None:
+    text = text_of(guide)
+    (path,) = re.findall(r'--8<-- "(.*?)"', text)
+    assert (ROOT / path).is_file()
+    (group,), (module, name) = re.findall(r'entry-points\."(.*?)"', text), re.findall(r'= "(my_\w+):(\w+)"', text)[0]
+    assert group == AXES[GUIDES[guide]].group
+    assert module == f"my_{Path(path).stem}"
+    assert load(GUIDES[guide], f"docs.examples.{Path(path).stem}:{name}")
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_command_of_the_guide_is_taken(guide: str) -> None:
+    (command,) = COMMAND.findall(text_of(guide))
+    recipe, *overrides = shlex.split(command)
+    recipe = "doom_tiny_ar" if recipe == "my_recipe.yaml" else recipe
+    refuse_unread(load_config(recipe, overrides), overrides)
+
+
+def test_recipe_of_the_reward_guide_is_taken(tmp_path: Path) -> None:
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", text_of("reward"), re.DOTALL)
+    (tmp_path / "own.yaml").write_text(recipe, encoding="utf-8")
+    config = load_config(str(tmp_path / "own.yaml"))
+    assert config.reward.args == {"target": 0.6} and not config.models.reward_idm
