@@ -23,7 +23,7 @@ from rlir_ray.models.checkpoints import assign_weights, read_state_dict
 if TYPE_CHECKING:
     from rlir_ray.idm.correlation_idm import CorrelationInverseDynamics
 
-# Pixels that pass through the convolutions at once: on a CPU as many as its caches hold, on a GPU as its memory bears.
+# Pixels in one pass of the convolutions: on a CPU bounded by the caches, on a GPU by the memory.
 CPU_PIXELS, GPU_PIXELS = 1 << 17, 1 << 22
 
 
@@ -35,7 +35,7 @@ class InverseDynamicsModel(nn.Module):
             `VPT_CONFIG` is the published size. Keys that are left out take the published code's defaults.
 
     Raises:
-        ValueError: the config describes a network that this class is not.
+        ValueError: this class cannot build the network that the config describes.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -49,7 +49,7 @@ class InverseDynamicsModel(nn.Module):
         self.pi_head = Heads(net["hidsize"], float(config["pi_head"]["temperature"]))
 
     def logits(self, frames: Tensor, max_frames: int | None = None) -> Logits:
-        """Reads the actions of clips of any length.
+        """Read the actions of clips of any length.
 
         Args:
             frames: uint8 [B, F, H, W, 3] RGB on any device; of another size than `img_shape` they are resized first.
@@ -64,12 +64,12 @@ class InverseDynamicsModel(nn.Module):
         return self.pi_head(self.net(images, max_frames or frames_at_once(images)))
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Writes config.json and model.safetensors into the folder `path`."""
+        """Write config.json and model.safetensors into the folder `path`."""
         save_model(self, self.config, path)
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> InverseDynamicsModel:
-        """Reads a folder written by `save_pretrained`, or any with config.json and model.safetensors.
+        """Read a folder written by `save_pretrained`, or any with config.json and model.safetensors.
 
         Raises:
             ValueError: the config describes another network, or the weights do not fit it; all keys are named.
@@ -79,25 +79,25 @@ class InverseDynamicsModel(nn.Module):
 
     @classmethod
     def from_state(cls, config: dict[str, Any], state: Mapping[str, Tensor]) -> InverseDynamicsModel:
-        """A model of the given weights, which are taken over as float32, in evaluation mode.
+        """Build a model from the given weights, converted to float32, in evaluation mode.
 
         Raises:
             ValueError: as in `from_pretrained`.
         """
-        with torch.device("meta"):  # the weights are there already: none are drawn
+        with torch.device("meta"):  # skips drawing random weights, which `state` would replace
             model = cls(config)
         assign_weights(model, state, "the inverse dynamics model", torch.float32)
         return model.eval()
 
 
 def frames_at_once(frames: Tensor) -> int:
-    """How many frames [..., H, W, 3] are best read together on their device."""
+    """Return how many frames [..., H, W, 3] one pass should read on their device."""
     pixels = CPU_PIXELS if frames.device.type == "cpu" else GPU_PIXELS
     return max(1, pixels // (frames.shape[-3] * frames.shape[-2]))
 
 
 def resize_frames(frames: Tensor, height: int, width: int) -> Tensor:
-    """uint8 [B, F, H, W, 3] -> uint8 [B, F, height, width, 3], bilinear without antialias, rounded, as VPT resizes."""
+    """Resize to uint8 [B, F, height, width, 3] as VPT does: bilinear without antialias, rounded."""
     if frames.ndim != 5 or frames.shape[-1] != 3 or frames.dtype != torch.uint8 or not frames.numel():
         raise ValueError(
             f"frames must be uint8 [B, F, H, W, 3] and not empty, got {frames.dtype} {tuple(frames.shape)}; "
@@ -118,7 +118,7 @@ def resize_frames(frames: Tensor, height: int, width: int) -> Tensor:
 
 
 def save_model(model: nn.Module, config: dict[str, Any], path: str | Path) -> None:
-    """Writes config.json and model.safetensors; the weights as float32."""
+    """Write config.json and model.safetensors; the weights as float32."""
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().float().cpu().contiguous() for name, value in model.state_dict().items()}
@@ -128,7 +128,7 @@ def save_model(model: nn.Module, config: dict[str, Any], path: str | Path) -> No
 
 
 def load_inverse_dynamics(path: str | Path) -> InverseDynamicsModel | CorrelationInverseDynamics:
-    """Loads the architecture that the folder's config.json names ("vpt" where it names none)."""
+    """Load the architecture that the folder's config.json names ("vpt" where it names none)."""
     architecture = json.loads((Path(path) / "config.json").read_text(encoding="utf-8")).get("architecture", "vpt")
     if architecture == "vpt":
         return InverseDynamicsModel.from_pretrained(path)
