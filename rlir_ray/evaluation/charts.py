@@ -12,7 +12,7 @@ COLORS = ("#1a56db", "#c2410c", "#15803d", "#7e22ce", "#6b7280")
 
 
 def line_chart(title: str, steps: Sequence[float], series: Mapping[str, Sequence[float]], *, zero: bool = False) -> str:
-    """An SVG element of curves over steps.
+    """Draw curves over steps as an SVG element.
 
     Args:
         title: stands above.
@@ -55,7 +55,7 @@ def _grid(ticks: Sequence[float], bottom: float, low: float, high: float) -> lis
 
 
 def nice_ticks(low: float, high: float, count: int = 3) -> list[float]:
-    """About `count` steps of 1, 2 or 5 times a power of ten, that enclose low..high.
+    """Return ticks that enclose low..high, about `count` steps of 1, 2 or 5 times a power of ten.
 
     Example: ``nice_ticks(0.62, 0.71)`` is ``[0.6, 0.65, 0.7, 0.75]``.
     """
