@@ -1,4 +1,4 @@
-"""Whether checkpoints are whole, of one world and of the configured one: asked before anything is loaded."""
+"""Checks before loading: checkpoints are complete and belong to the configured world."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from rlir_ray.trajectory import FrameShape
 
 
 def check_checkpoints(config: Config) -> None:
-    """Whether the weights of all models are there, whole and finite, and both inverse dynamics models are such.
+    """Check that the weights of all models exist, are complete and finite, and that both IDMs are inverse dynamics
+    models.
 
     Reads every weight once, one at a time.
 
@@ -59,7 +60,7 @@ def check_checkpoints(config: Config) -> None:
 
 
 def check_engine(config: Config) -> None:
-    """Whether the rollout engine is installed, and built for what its actors are given.
+    """Check that the rollout engine is installed, and built for the device of its actors.
 
     Raises:
         ValueError: vLLM is missing, or built for a GPU that rollout.num_gpus does not give it, or for none.
@@ -99,7 +100,7 @@ def _read_json(folder: Path, file: str, what: str) -> dict[str, Any]:
 
 
 def check_world(config: Config) -> FrameShape:
-    """Whether policy and tokenizer are of one world, and of the configured one. Returns the shape of an encoded frame.
+    """Check that policy and tokenizer belong to the configured world; return the shape of an encoded frame.
 
     Raises:
         ValueError: another family, vocabulary, frame size, or number of tokens or latents.
@@ -176,7 +177,7 @@ def _check_flow(config: Config, policy: dict[str, Any], autoencoder: dict[str, A
 
 
 def _grid(config: Config, folder: Path, codec: dict[str, Any]) -> tuple[int, int]:
-    """Rows and columns that a frame is encoded into; the tokenizer's or autoencoder's size must be the world's."""
+    """Return rows and columns of an encoded frame; the tokenizer's or autoencoder's size must be the world's."""
     world = config.world
     stem = {"height": world.height, "width": world.width, "pixel_unshuffle": 1}
     if (folder / "tokenizer.json").is_file():
