@@ -14,7 +14,7 @@ WIDE = argparse.RawDescriptionHelpFormatter
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All commands with their help."""
+    """Build the parser of all commands with their help."""
     parser = argparse.ArgumentParser(
         prog="python -m rlir_ray",
         formatter_class=WIDE,
