@@ -98,7 +98,7 @@ class Engine(Protocol):
         """Return a context in which the trained parameters are whole; every rank must enter."""
 
     def state(self) -> Weights:
-        """Return whole weights and moments in the format of `rlir_ray.learner.state`; every rank calls, rank 0 gets it."""
+        """Return whole weights and moments, as `rlir_ray.learner.state` says; every rank calls, rank 0 gets them."""
 
     def load_state(self, state: State) -> None:
         """Load a state that any engine wrote; every rank calls with the same state.

@@ -51,8 +51,9 @@ class LayerWeights:
 class Decoder:
     """Forward pass of a LLaMA, prepared for decoding.
 
-    Norm weights are folded into the matrices that follow them. The two halves that RoPE rotates are interleaved, so that
-    a rotation is one complex product. Keys and queries get the same permutation, so that their products do not change.
+    Norm weights are folded into the matrices that follow them. The two halves that RoPE rotates are interleaved, so
+    that a rotation is one complex product. Keys and queries get the same permutation, so that their products do not
+    change.
 
     Args:
         model: the decoder copies its weights.

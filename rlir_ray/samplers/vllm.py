@@ -185,8 +185,8 @@ class VllmSampler:
     """Sampler of autoregressive world models in vLLM, on the device of vLLM's build.
 
     The draws of a group depend on its own seed only. Its log-probabilities also depend, by rounding, on the other clips
-    in the same engine steps. Therefore the same call gives exactly the same groups. Another call with the same group may
-    differ in draws that are decided by rounding.
+    in the same engine steps. Therefore the same call gives exactly the same groups. Another call with the same group
+    may differ in draws that are decided by rounding.
 
     Args:
         policy: the sampler loads published weights into this model and then transfers them to vLLM. The model also
