@@ -43,10 +43,10 @@ from rlir_ray.data.prompts import NUM_ALIGNED
 from rlir_ray.evaluation.results import BASE, POST_TRAINED, judged_temperatures
 from rlir_ray.families import family_of
 from rlir_ray.learner.step import Learner
-from rlir_ray.local import Reward, check_logprobs, compared
+from rlir_ray.local import Reward, check_logprobs, normalised_advantages
 from rlir_ray.run.folder import RunFolder, judges_by_reward
 from rlir_ray.run.preflight import check_checkpoints, check_engine, check_world
-from rlir_ray.run.tracing import Recording, overlap_metrics, span_since
+from rlir_ray.run.tracing import TraceRecorder, overlap_metrics, span_since
 from rlir_ray.samplers import Sampler
 
 Callback = Callable[[dict[str, float]], None]
@@ -113,7 +113,7 @@ class Pipeline:
         self.progress = progress or (lambda stage: None)
         self.make_reward, self.make_sampler, self.make_learner = make_reward, make_sampler, make_learner
         self.prompt_source = prompts or ConfiguredPrompts(config, self.folder.path)
-        self.trace, self.recording = trace, Recording(is_kept=trace is not None)
+        self.trace, self.recording = trace, TraceRecorder(is_kept=trace is not None)
         self.checkpoints = Checkpoints(self.folder.path, config.checkpoint, self.progress)
         self.run = RunState()
         self.metrics: list[dict[str, float]] = []
@@ -320,7 +320,7 @@ class Pipeline:
         wait = self.recording.add("driver", f"wait for the groups of step {ordered + 1}", span_since(started))
         check_logprobs(self.config, [group.report.difference for group in groups])
         # Sampling and scoring of the groups that were admitted ahead go on meanwhile.
-        advantages = compared(self.config, [group.advantages for group in groups])
+        advantages = normalised_advantages(self.config, [group.advantages for group in groups])
         self.under_way.order(OrderedStep(groups, wait), advantages)
         del groups
         # The next order waits at the learner, which so need not wait for us; but nothing may follow what ends here.

@@ -91,7 +91,7 @@ def train_local(
 
         learn_started = time.monotonic()
         groups = [scored.group for scored in ready]  # behavior_logprobs and loss_mask [G, T]
-        advantages = compared(config, [scored.advantages for scored in ready])  # type: ignore[misc]  # [rows, F]
+        advantages = normalised_advantages(config, [scored.advantages for scored in ready])  # type: ignore[misc]  # [rows, F]
         metrics = learner.step(StepBatch(groups, advantages, trained_decisions(groups, advantages)))
         sampler.load_weights(learner.weights(), version=step)
         for scored in ready:
@@ -157,7 +157,7 @@ def group_signal(config: Config, scores: RewardScores) -> npt.NDArray[np.float32
     )  # fmt: skip
 
 
-def compared(config: Config, groups: Sequence[npt.NDArray[np.float32]]) -> list[GroupAdvantages]:
+def normalised_advantages(config: Config, groups: Sequence[npt.NDArray[np.float32]]) -> list[GroupAdvantages]:
     """Normalise, clamp and select the advantages of a step's groups, [G, F] each, as configured."""
     train = config.train
     return step_advantages(

@@ -12,7 +12,7 @@ import ray
 from ray._private import state
 
 from actors.cluster.placement import on_node
-from rlir_ray.run.watchdog import STACK_SIGNAL, innermost
+from rlir_ray.run.watchdog import STACK_SIGNAL, innermost_frame
 
 # A process that is stuck answers a signal at once; the node must still start a worker that asks.
 ANSWER_S, TIMEOUT_S = 2.0, 20.0
@@ -56,7 +56,7 @@ def _one(actor_id: str) -> str:
         stacks = ray.get(ask.remote(info["Pid"]), timeout=TIMEOUT_S)
         if not stacks:
             return ""
-        where = innermost(stacks)
+        where = innermost_frame(stacks)
         return f"{name} is at {where}" if where else f"{name} waits for work"
     except Exception:
         return ""

@@ -20,7 +20,7 @@ from actors.cluster.placement import node_id, on_node
 from actors.cluster.plan import check_answers
 from actors.cluster.waiting import POLL_S
 from actors.control.actor import Answer, RunControl, ScaleOrder
-from rlir_ray.run.address import ADDRESS_FILE, Whereabouts, write_address
+from rlir_ray.run.address import ADDRESS_FILE, RunAddress, write_address
 
 NAMESPACE = "rlir_ray"
 # A driver answers between two looks; more than this means that it is gone or stuck.
@@ -87,7 +87,7 @@ class Control:
 # The user's side
 
 
-def scale_run(run: Whereabouts, pool: str, number: int) -> str:
+def scale_run(run: RunAddress, pool: str, number: int) -> str:
     """Scales a pool of a run that trains, from any process of a machine of its cluster.
 
     Args:
@@ -119,7 +119,7 @@ def scale_run(run: Whereabouts, pool: str, number: int) -> str:
 
 
 @contextlib.contextmanager
-def _joined(run: Whereabouts) -> Iterator[None]:
+def _joined(run: RunAddress) -> Iterator[None]:
     """The run's Ray for the time inside; this process's own if it is in it already."""
     if ray.is_initialized():
         own = ray.get_runtime_context().gcs_address

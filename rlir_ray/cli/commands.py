@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from rlir_ray.cli.parser import build_parser
-from rlir_ray.cli.streams import make_standard_streams_last
+from rlir_ray.cli.streams import protect_standard_streams
 from rlir_ray.run.home import ensure_home
 from rlir_ray.run.installed import check_actors
 
@@ -264,7 +264,7 @@ def _fail(error: BaseException, code: int) -> NoReturn:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted."""
-    make_standard_streams_last()
+    protect_standard_streams()
     # Ray's usage report is the user's choice, not ours.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     parser = build_parser()

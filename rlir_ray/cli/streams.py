@@ -12,7 +12,7 @@ from typing import Any, TextIO
 GONE = (errno.EPIPE, errno.EIO)
 
 
-class LastingFile(io.FileIO):
+class ProtectedStream(io.FileIO):
     """File that writes to a console or pipe until it is closed, and drops later output."""
 
     def write(self, data: Any) -> int:
@@ -28,7 +28,7 @@ class LastingFile(io.FileIO):
             return len(memoryview(data).cast("B"))
 
 
-def lasting(stream: TextIO | None, descriptor: int) -> TextIO:
+def protected(stream: TextIO | None, descriptor: int) -> TextIO:
     """Return the stream, wrapped so that a closed pipe or an unencodable character does not end the program.
 
     Args:
@@ -38,15 +38,15 @@ def lasting(stream: TextIO | None, descriptor: int) -> TextIO:
     if stream is None:
         return open(os.devnull, "w", encoding="utf-8")
     stream.flush()
-    file = LastingFile(descriptor, "w", closefd=False)
+    file = ProtectedStream(descriptor, "w", closefd=False)
     return io.TextIOWrapper(
         io.BufferedWriter(file), encoding=stream.encoding, errors="backslashreplace", line_buffering=True
     )
 
 
-def make_standard_streams_last() -> None:
+def protect_standard_streams() -> None:
     """Replace the standard streams of this process; keep streams that a test or another program has set."""
     if sys.stdout is sys.__stdout__:
-        sys.stdout = lasting(sys.stdout, 1)
+        sys.stdout = protected(sys.stdout, 1)
     if sys.stderr is sys.__stderr__:
-        sys.stderr = lasting(sys.stderr, 2)
+        sys.stderr = protected(sys.stderr, 2)

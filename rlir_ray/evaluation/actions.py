@@ -167,7 +167,7 @@ def _judge(
 ) -> tuple[dict[str, Following], Quality, Clips]:
     """Read P clips, given in chunks uint8 [b, C + F, H, W, 3], against P commands."""
     commanded = np.stack([group_classes(each, world.groups)[-world.num_frames :] for each in actions])  # [P, F, K]
-    shown = spread(len(prompt_ids), num_videos)
+    shown = evenly_spaced(len(prompt_ids), num_videos)
     recovered: dict[str, list[npt.NDArray[np.int64]]] = {idm: [] for idm in idms}
     qualities: list[Quality] = []
     sizes: list[int] = []
@@ -238,7 +238,7 @@ def generated_logits(
     return {head: values[:, -num_frames:] for head, values in logits.items()}
 
 
-def spread(num_prompts: int, count: int) -> list[int]:
+def evenly_spaced(num_prompts: int, count: int) -> list[int]:
     """Return the indices of up to `count` evenly spaced prompts; the choice does not depend on the results."""
     return [int(index) for index in np.unique(np.linspace(0, num_prompts - 1, min(count, num_prompts)).round())]
 

@@ -59,10 +59,10 @@ def nice_ticks(low: float, high: float, count: int = 3) -> list[float]:
 
     Example: ``nice_ticks(0.62, 0.71)`` is ``[0.6, 0.65, 0.7, 0.75]``.
     """
-    spread = high - low
-    if spread <= 0:
-        spread = abs(high) or 1.0
-    raw = spread / count
+    value_range = high - low
+    if value_range <= 0:
+        value_range = abs(high) or 1.0
+    raw = value_range / count
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

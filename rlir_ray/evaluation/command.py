@@ -18,8 +18,8 @@ from rlir_ray.config.sections import Config, asset_path
 from rlir_ray.data.clips import Clip
 from rlir_ray.data.files import write_json
 from rlir_ray.data.recordings import nothing_readable
+from rlir_ray.data.round_robin import round_robin_clips
 from rlir_ray.data.sources import MAX_LOGGED, find_recordings
-from rlir_ray.data.spread import spread_clips
 from rlir_ray.evaluation.fvd import I3D, MIN_FRAMES
 from rlir_ray.evaluation.lpips import LPIPS
 from rlir_ray.evaluation.policy_row import PolicyRow, evaluate_row
@@ -80,14 +80,14 @@ def evaluate(request: EvaluationRequest, chunk: int = 0) -> PolicyRow:
     left_out: list[str] = []
     idm = load_inverse_dynamics(config.models.judge_idm).to(device) if config.models.judge_idm else None
     if idm is not None:
-        for line in alignment_lines(idm, spread_clips(source, NUM_ALIGNED, world, config.data), config):
+        for line in alignment_lines(idm, round_robin_clips(source, NUM_ALIGNED, world, config.data), config):
             print(line)
     policy, tokenizer = open_policy(config, device).eval(), open_codec(config)
     settings = config.evaluation
     sampler = family_of(config).evaluation_sampler(config, policy, settings.temperatures[0])
     with progress_bar("evaluating") as show, _named_when_broken(source, left_out):
         row = evaluate_row(
-            spread_clips(source, num_clips, world, config.data, left_out), sampler, tokenizer.to(device), world,
+            round_robin_clips(source, num_clips, world, config.data, left_out), sampler, tokenizer.to(device), world,
             seed=SEED, chunk=chunk or config.rollout.prompts_per_call * 8, idm=idm,
             judge_context=settings.judge_context, lpips=lpips, i3d=i3d,
             progress=lambda done: show(done / num_clips, f"{done} clips"),

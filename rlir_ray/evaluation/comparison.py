@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rlir_ray.evaluation.following import Following, spread, standard_error
+from rlir_ray.evaluation.following import Following, bootstrap_std, standard_error
 from rlir_ray.evaluation.quality import FIGURES, Quality
 
 
@@ -36,7 +36,7 @@ def following_changes(before: Following, after: Following) -> dict[str, Change]:
     resampled = after.resampled_macro_f1 - before.resampled_macro_f1
     return {
         "accuracy": _change(after.prompt_accuracy - before.prompt_accuracy),
-        "macro_f1": Change(mean=after.macro_f1 - before.macro_f1, se=spread(resampled)),
+        "macro_f1": Change(mean=after.macro_f1 - before.macro_f1, se=bootstrap_std(resampled)),
     }
 
 

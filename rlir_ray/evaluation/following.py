@@ -76,7 +76,7 @@ class Following:
     @cached_property
     def macro_f1_se(self) -> float:
         """Standard error from resampled prompts."""
-        return spread(self.resampled_macro_f1)
+        return bootstrap_std(self.resampled_macro_f1)
 
     @cached_property
     def resampled_macro_f1(self) -> npt.NDArray[np.float64]:
@@ -148,7 +148,7 @@ def standard_error(values: npt.NDArray[np.float64]) -> float:
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
 
 
-def spread(resampled: npt.NDArray[np.float64]) -> float:
+def bootstrap_std(resampled: npt.NDArray[np.float64]) -> float:
     """Compute the standard deviation over the finite resamples; NaN for fewer than two."""
     known = resampled[~np.isnan(resampled)]
     return float(known.std(ddof=1)) if len(known) > 1 else float("nan")

@@ -244,9 +244,9 @@ class GradientWatch:
         self._names = list(trained)
         self._is_bad = torch.zeros(len(trained), device=device)
         for place, weight in enumerate(trained.values()):
-            weight.register_hook(functools.partial(self._look, place))
+            weight.register_hook(functools.partial(self._record, place))
 
-    def _look(self, place: int, gradient: Tensor) -> None:
+    def _record(self, place: int, gradient: Tensor) -> None:
         self._is_bad[place] += ~gradient.sum().isfinite()
 
     def first_bad(self, engine: Engine) -> str:

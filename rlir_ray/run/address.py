@@ -25,7 +25,7 @@ def write_address(folder: Path, address: str, actor: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Whereabouts:
+class RunAddress:
     """Address of a running run, as far as other processes can tell."""
 
     address: str
@@ -55,7 +55,7 @@ def find_folder(run: str) -> Path:
     return known[0]
 
 
-def find_run(run: str) -> Whereabouts:
+def find_run(run: str) -> RunAddress:
     """Find the address of a run by its folder or, on other nodes than its driver's, by its name.
 
     Raises:
@@ -69,7 +69,7 @@ def find_run(run: str) -> Whereabouts:
             # The dashboard's address, which `ray job submit` takes; the Ray of this machine is meant.
             address = "auto" if address.startswith("http") else address
             refusal = f"--run must name a run that trains, got {run!r}, which none in the Ray at {address} is called"
-            return Whereabouts(address=address, auth_mode="", actor=run, refusal=f"{refusal}; give its run.name")
+            return RunAddress(address=address, auth_mode="", actor=run, refusal=f"{refusal}; give its run.name")
         if not known:
             raise ValueError(
                 f"--run must name a run, got {run!r}; give a name below {below}/ or a run's folder, or set RAY_ADDRESS "
@@ -82,6 +82,6 @@ def find_run(run: str) -> Whereabouts:
     )
     try:
         content = json.loads((folder / ADDRESS_FILE).read_text(encoding="utf-8"))
-        return Whereabouts(**content, refusal=refusal)
+        return RunAddress(**content, refusal=refusal)
     except (OSError, TypeError, UnicodeDecodeError, json.JSONDecodeError):
         raise ValueError(refusal) from None

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rlir_ray.data.files import give_usual_mode, replace_folder, write_json, write_text
-from rlir_ray.run.folder import CHECKPOINTS, no_way_on, step_folders
+from rlir_ray.run.folder import CHECKPOINTS, cannot_resume, step_folders
 from rlir_ray.trajectory import FlowRecord, TokenRecord, TrajectoryGroup
 
 FORMAT = 1
@@ -146,7 +146,7 @@ def newest(run: Path, report: Callable[[str], None]) -> Checkpoint | None:
         except ValueError as error:
             passed_over.append(error)
     if passed_over:
-        raise no_way_on(run, f"none of {len(passed_over)}, the newest because {passed_over[0]}")
+        raise cannot_resume(run, f"none of {len(passed_over)}, the newest because {passed_over[0]}")
     return None
 
 

@@ -44,7 +44,7 @@ class Finding:
         return f"{self.level:<5} {self.check:<14} {self.text}"
 
 
-def judged(check: str, ask: Callable[[], str], level: Level = "fail") -> Finding:
+def run_check(check: str, ask: Callable[[], str], level: Level = "fail") -> Finding:
     """Run a check; return its answer, or its error, which holds the remedy."""
     try:
         return Finding("ok", check, ask())
@@ -60,14 +60,14 @@ def machine_findings(config: Config) -> Iterator[Finding]:
     yield _python()
     yield from _home()
     yield from version_findings(file)
-    yield judged("devices", _devices)
+    yield run_check("devices", _devices)
     yield _shared_memory(config)
     install = f"pip install -c {file} deepspeed"
     yield import_finding("deepspeed", config.learner.engine == "deepspeed", install)
     yield import_finding("vllm", config.rollout.engine == "vllm", "make install-vllm")
-    yield judged("engine", lambda: _engine(config))
-    yield judged("video codec", _video_codec)
-    yield judged("checkpoints", lambda: _checkpoints(config))
+    yield run_check("engine", lambda: _engine(config))
+    yield run_check("video codec", _video_codec)
+    yield run_check("checkpoints", lambda: _checkpoints(config))
 
 
 def _python() -> Finding:

@@ -37,7 +37,7 @@ def step_folders(run: Path) -> dict[int, Path]:
     return {int(match[1]): path for match, path in matches if match}
 
 
-def no_way_on(run: Path, got: str) -> ValueError:
+def cannot_resume(run: Path, got: str) -> ValueError:
     """Return the error for a run that cannot be resumed and must not be overwritten."""
     return ValueError(
         f"run.name={run.name} must be new or hold a checkpoint that can be read, got {got}; move {run} away or choose "
@@ -68,7 +68,7 @@ def job_home() -> Path:
 
 
 # Keys that may change when a run resumes: they set where and how long a run trains, not what it computes.
-MAY_DIFFER = frozenset(
+RESUME_OVERRIDABLE = frozenset(
     ["object_store_budget_bytes", "train.num_steps", "train.max_minutes", "train.wait_timeout_s"]
     + ["train.max_failed_fraction", "train.max_skipped_updates"]
     + [f"rollout.{key}" for key in ("num_actors", "num_cpus", "num_gpus", "resources", "num_threads", "timeout_s")]
@@ -83,14 +83,14 @@ MAY_DIFFER = frozenset(
     + [f"learner.{key}" for key in ("decision_budget", "gradient_checkpointing")]
     + [f"weights.{key}" for key in ("transfer", "bucket_bytes")]
 )
-ALSO_MAY_DIFFER = ("run.", "checkpoint.", "evaluation.")
+RESUME_OVERRIDABLE_SECTIONS = ("run.", "checkpoint.", "evaluation.")
 LOCK = ".lock"
 
 
-def may_differ(key: str) -> bool:
+def resume_overridable(key: str) -> bool:
     """Return whether a run may resume with another value of a configuration key."""
     # A dictionary's keys are below its own: rollout.resources.rollout_node.
-    return key.startswith(ALSO_MAY_DIFFER) or ".".join(key.split(".")[:2]) in MAY_DIFFER
+    return key.startswith(RESUME_OVERRIDABLE_SECTIONS) or ".".join(key.split(".")[:2]) in RESUME_OVERRIDABLE
 
 
 class RunFolder:
@@ -185,7 +185,7 @@ class RunFolder:
         same = {key for key in now if key in before and _place(before[key]) == _place(now[key])} - held.keys()
         same |= {key for key, content in held.items() if self.content.get(key) == content}
         # Keys that only one of the two knows are another version's.
-        changed = [key for key in now if key in before and key not in same and not may_differ(key)]
+        changed = [key for key in now if key in before and key not in same and not resume_overridable(key)]
         if changed:
             raise ValueError(
                 f"run.name={self.path.name} exists with another config ({changed[0]} differs); choose another run.name"
@@ -196,9 +196,9 @@ class RunFolder:
     def _refuse_loss(self) -> None:
         """Reject a folder whose checkpoints or policy a start from the beginning would overwrite."""
         if folders := step_folders(self.path):
-            raise no_way_on(self.path, f"{folders[max(folders)].name}, which it does not go on from")
+            raise cannot_resume(self.path, f"{folders[max(folders)].name}, which it does not go on from")
         if (self.path / "policy").exists():
-            raise no_way_on(self.path, "a saved policy and none")
+            raise cannot_resume(self.path, "a saved policy and none")
 
     def _write_yaml(self, settings: dict[str, Any]) -> None:
         from omegaconf import OmegaConf

@@ -73,7 +73,7 @@ def waited_for(wait: Span, sampled: Iterable[Span], scored: Iterable[Span]) -> d
     }  # fmt: skip
 
 
-class Recording:
+class TraceRecorder:
     """Spans of all pools on one clock; kept for chrome://tracing or https://ui.perfetto.dev on request.
 
     Args:

@@ -187,7 +187,7 @@ class _Rollout:
     def generate(self, frame: int) -> None:
         """Denoise the next frame of every clip."""
         if frame:
-            self._remember(frame - 1)
+            self._cache_frame(frame - 1)
         place = torch.tensor([self.num_context + frame])
         action = self.actions[:, self.num_context + frame, None]
         x = self.draws.start[:, frame]  # [B, D, h, w]
@@ -216,7 +216,7 @@ class _Rollout:
         self.means.append(means)
         self.logprobs.append(logprobs)
 
-    def _remember(self, frame: int) -> None:
+    def _cache_frame(self, frame: int) -> None:
         """Read a generated frame, slightly noised, into the cache."""
         seen = self._as_history(self.frames[frame], self.draws.history[:, frame])[:, None]
         place = self.num_context + frame

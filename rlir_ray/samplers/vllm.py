@@ -212,7 +212,7 @@ class VllmSampler:
         self.policy_version = 0
         self.difference: LogprobDifference | None = None
         self.engine = start_engine(folder, settings, sequence_length(num_frames, policy.tokens_per_frame))
-        self._hand_over(0)
+        self._transfer_weights(0)
 
     def load_weights(self, weights: Received, version: int, published: str = "") -> None:
         """Load the weights of a version; on an error restore the previous version.
@@ -224,23 +224,23 @@ class VllmSampler:
         """
         before = load_weights(self.policy, weights, published)
         try:
-            self._hand_over(version)
+            self._transfer_weights(version)
         except BaseException:
             load_weights(self.policy, before)
-            self._hand_over(self.policy_version)
+            self._transfer_weights(self.policy_version)
             raise
         self.policy_version = version
 
-    def _hand_over(self, version: int) -> None:
+    def _transfer_weights(self, version: int) -> None:
         """Transfer the policy's weights to the engine and reset its prefix cache."""
         self.engine.collective_rpc("start_weight_update")
         update = {"weights": checkpoint_weights(self.policy.llama)}
         self.engine.collective_rpc("update_weights", kwargs={"update_info": update})
         self.engine.collective_rpc("finish_weight_update")
         self.engine.set_weight_version(str(version))
-        self._forget()
+        self._reset_cache()
 
-    def _forget(self) -> None:
+    def _reset_cache(self) -> None:
         if not self.engine.reset_prefix_cache():
             raise RuntimeError("vLLM must forget its prefix cache between calls, got requests that still hold it")
 
@@ -264,7 +264,7 @@ class VllmSampler:
             for row in range(group_size)
         ]
         # A cache from an earlier call would change which tokens are computed together, and with them the rounding.
-        self._forget()
+        self._reset_cache()
         self._generate(clips)
         frames = torch.tensor([clip.frames for clip in clips])  # [P * G, F, N]
         logprobs = torch.tensor([clip.logprobs for clip in clips], dtype=torch.float32)  # [P * G, T]
@@ -282,7 +282,7 @@ class VllmSampler:
             while in_flight:
                 for answer in self.engine.step():
                     clip = in_flight.pop(answer.request_id)
-                    self._take(clip, answer.outputs[0])
+                    self._append_frame(clip, answer.outputs[0])
                     if len(clip.frames) < len(clip.seeds):
                         in_flight[self._request(clip)] = clip
         except BaseException:
@@ -302,7 +302,7 @@ class VllmSampler:
         self.engine.add_request(name, tokens_input(clip.tokens), parameters)
         return name
 
-    def _take(self, clip: _Clip, found: Any) -> None:
+    def _append_frame(self, clip: _Clip, found: Any) -> None:
         """Append a drawn frame to its clip, and the action that leads into the next frame."""
         drawn = list(found.token_ids)
         if len(drawn) != self.policy.tokens_per_frame:

@@ -13,7 +13,7 @@ from rlir_ray.data.clips import Clip, ClipAddress, clip_starts, open_in, read_cl
 from rlir_ray.data.sources import RecordingSource
 
 
-def spread_clips(
+def round_robin_clips(
     source: RecordingSource, num_clips: int, world: WorldConfig, data: DataConfig, left_out: list[str] | None = None
 ) -> Iterator[Clip]:
     """Yield one clip of each recording before a second clip of any; open only the needed recordings.
