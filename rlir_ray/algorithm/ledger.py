@@ -173,7 +173,7 @@ class Failures:
         self._last.append(bool(cause))
         if cause and sum(self._last) > self.max_failures:
             raise RuntimeError(
-                f"{sum(self._last)} of the last {len(self._last)} groups failed, the last one with: {cause}; mend "
+                f"{sum(self._last)} of the last {len(self._last)} groups failed, the last one with: {cause}; fix "
                 f"that, or raise train.max_failed_fraction={self.max_failures / FAILURE_WINDOW:g}"
             )
 

@@ -205,7 +205,7 @@ def nothing_readable(path: Path, left_out: Sequence[str]) -> str:
     """Return the error for a source whose recordings are all broken."""
     return (
         f"{path} must hold a recording that can be read, got {len(left_out)} broken ones; make some with: python -m "
-        f"rlir_ray collect --out DIR, or mend the first: {left_out[0]}"
+        f"rlir_ray collect --out DIR, or fix the first: {left_out[0]}"
     )
 
 
