@@ -163,7 +163,7 @@ def check(folder: Path, *, digests: bool = True) -> Checkpoint:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         found, files = manifest["format"], manifest["files"]
         if found != FORMAT:
-            raise ValueError(f"{folder} must be of format {FORMAT}, got {found} (resume with the version that wrote it)")
+            raise ValueError(f"{folder} must be of format {FORMAT}, got {found} (resume with its own version)")
         for name, expected in files.items():
             _check_file(folder / name, expected, digests)
         return Checkpoint(path=folder, step=int(manifest["step"]), policy_version=int(manifest["policy_version"]))
