@@ -26,7 +26,7 @@ from rlir_ray.algorithm.ledger import END_STATES, FAILED, NO_SIGNAL, STALE, TRAI
 from rlir_ray.algorithm.seeds import group_seed, prompt_index
 from rlir_ray.config import Config
 from rlir_ray.local import check_signal, group_signal, reward_metrics
-from rlir_ray.run.tracing import Recording, Span, waited_for
+from rlir_ray.run.tracing import Span, TraceRecorder, waited_for
 from rlir_ray.samplers import difference_metrics
 from rlir_ray.trajectory import RewardScores
 
@@ -58,7 +58,7 @@ class Collector:
         prompt_ids: Sequence[str],
         group_bytes: int,
         stop: threading.Event,
-        recording: Recording | None = None,
+        recording: TraceRecorder | None = None,
         progress: Callable[[str], None] = lambda text: None,
         activity: Callable[[], str] = lambda: "",
         learner: InFlightSteps | None = None,
@@ -66,7 +66,7 @@ class Collector:
         self.learner = learner
         self.config, self.ledger, self.admission, self.submit = config, ledger, admission, submit
         self.prompt_ids, self.group_bytes, self.stop = prompt_ids, group_bytes, stop
-        self.recording, self.progress, self.activity = recording or Recording(), progress, activity
+        self.recording, self.progress, self.activity = recording or TraceRecorder(), progress, activity
         self._in_flight: dict[int, tuple[GroupRefs, futures.Future[Scored]]] = {}
         self._ready: dict[int, ReadyGroup] = {}
         self._failures = Failures(config.train.max_failed_fraction)

@@ -19,7 +19,7 @@ from actors.learner.in_flight import InFlightSteps, SubmittedStep
 from actors.session import Session
 from rlir_ray.algorithm.admission import Admission
 from rlir_ray.algorithm.ledger import SkippedUpdates
-from rlir_ray.local import check_logprobs, compared
+from rlir_ray.local import check_logprobs, normalised_advantages
 from rlir_ray.run.tracing import span_since
 
 
@@ -97,7 +97,9 @@ class Driver:
         wait = self.session.recording.add("driver", f"wait for the groups of step {submitted + 1}", wait)
         check_logprobs(self.config, [group.report.difference for group in groups])
         # Meanwhile the pools sample and score the groups that were admitted ahead.
-        in_flight.submit(SubmittedStep(groups, wait), compared(self.config, [group.advantages for group in groups]))
+        in_flight.submit(
+            SubmittedStep(groups, wait), normalised_advantages(self.config, [group.advantages for group in groups])
+        )
         del groups
         # Keep one step queued so that the learner never idles, except before a checkpoint or an evaluation.
         in_flight.drain(most=0 if self._is_barrier(submitted + 1) else 1)

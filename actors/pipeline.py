@@ -23,7 +23,7 @@ from rlir_ray.learner.step import Learner
 from rlir_ray.rewards.base import Reward
 from rlir_ray.run.folder import RunFolder
 from rlir_ray.run.preflight import check_checkpoints, check_engine, check_plugins, check_world
-from rlir_ray.run.tracing import Recording
+from rlir_ray.run.tracing import TraceRecorder
 from rlir_ray.samplers import Sampler
 
 Callback = Callable[[dict[str, float]], None]
@@ -126,7 +126,7 @@ class Pipeline:
 
     def _train(self, checkpoints: Checkpoints, state: RunState, calibrate: bool, evaluate: bool) -> TrainResult:
         interrupted = False
-        recording = Recording(is_kept=self.trace is not None)
+        recording = TraceRecorder(is_kept=self.trace is not None)
         session = Session(self.config, self.folder, self.builders, recording, self.progress, self._stop)
         self.driver = driver = Driver(session, checkpoints, state, self._log)
         with contextlib.ExitStack() as leaving:
@@ -155,7 +155,7 @@ class Pipeline:
                 raise
         return self._result(driver.state, interrupted=interrupted)
 
-    def _leave(self, driver: Driver, recording: Recording) -> None:
+    def _leave(self, driver: Driver, recording: TraceRecorder) -> None:
         """Save what there is, whatever ended the run."""
         driver.save_rest()
         driver.state.ledger.fail_in_flight("the run ended before it was trained")

@@ -32,7 +32,7 @@ from rlir_ray.learner.step import Learner
 from rlir_ray.rewards.base import Reward
 from rlir_ray.run.checkpoint import Checkpoint
 from rlir_ray.run.folder import RunFolder, judges_by_reward
-from rlir_ray.run.tracing import Recording, overlap_metrics
+from rlir_ray.run.tracing import TraceRecorder, overlap_metrics
 from rlir_ray.samplers import Sampler
 
 
@@ -63,7 +63,7 @@ class Session:
         config: Config,
         folder: RunFolder,
         builders: Builders,
-        recording: Recording,
+        recording: TraceRecorder,
         progress: Callable[[str], None],
         stop: threading.Event,
     ) -> None:

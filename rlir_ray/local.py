@@ -1,6 +1,7 @@
 """The whole algorithm in one process, without Ray: the reference that the driver matches at `max_staleness=0`.
 
-Sample groups, score them, turn rewards into advantages, update the policy, give the sampler the new weights; again.
+Each step samples groups, scores them, turns rewards into advantages, updates the policy and loads the new weights into
+the sampler.
 Legend: G trajectories of a group, T decisions of a trajectory, F generated frames.
 """
 
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 
 StepCallback = Callable[[int, dict[str, float]], None]
 
-# A step that finds no signal in so many times the groups that it needs will not find it in more.
+# A step gives up after sampling this many times the groups that it needs: the policy or the reward gives no signal, and
+# more groups would not change that.
 MAX_REFILLS = 16
 
 
@@ -43,7 +45,7 @@ class ScoredGroup:
     advantages: npt.NDArray[np.float32] | None
     """[G, F]; None: the group failed or carries no signal."""
     difference: LogprobDifference | None
-    """Of the sampler's log-probabilities, where it compares them."""
+    """Difference of log-probabilities between sampler and model; None: the sampler does not compare them."""
 
 
 def train_local(
@@ -55,16 +57,16 @@ def train_local(
     callbacks: Sequence[StepCallback] = (),
     ledger: Ledger | None = None,
 ) -> list[dict[str, float]]:
-    """Trains for `train.num_steps` steps, or until the one that passes `train.max_minutes`.
+    """Train for `train.num_steps` steps; stop earlier after the first step that ends beyond `train.max_minutes`.
 
     Args:
-        config: seed, prompts a step, group size, credit and advantage; the rest is in the four objects.
+        config: seed, prompts a step, group size, credit and advantage; the other objects hold their own settings.
         prompts: training prompts.
-        sampler: starts with the learner's weights, as version 0.
+        sampler: holds the learner's weights, as version 0.
         reward: scores encoded videos.
-        learner: of one rank.
-        callbacks: called after each step with its number, from 1, and its metrics.
-        ledger: filled if given.
+        learner: the only rank.
+        callbacks: called after each step with the step's number, from 1, and its metrics.
+        ledger: records the groups of this run; None: a new ledger.
 
     Returns:
         The metrics of each step.
@@ -72,7 +74,7 @@ def train_local(
     Raises:
         ValueError: a step finds no group with signal.
         RuntimeError: too many of the last groups failed, too many updates in a row were skipped, or the sampler's
-            log-probabilities are others than the learner's model's.
+            log-probabilities differ too much from the learner's.
     """
     ledger = ledger if ledger is not None else Ledger()
     started, history = time.monotonic(), []
@@ -86,7 +88,7 @@ def train_local(
 
         learn_started = time.monotonic()
         groups = [scored.group for scored in ready]  # behavior_logprobs and loss_mask [G, T]
-        advantages = compared(config, [scored.advantages for scored in ready])  # type: ignore[misc]  # [rows, F]
+        advantages = normalised_advantages(config, [scored.advantages for scored in ready])  # type: ignore[misc]  # [rows, F]
         metrics = learner.step(StepBatch(groups, advantages, trained_decisions(groups, advantages)))
         sampler.load_weights(learner.weights(), version=step)
         for scored in ready:
@@ -110,9 +112,12 @@ def train_local(
 def step_groups(
     config: Config, prompts: Sequence[Prompt], sampler: Sampler, reward: Reward, ledger: Ledger, failures: Failures
 ) -> list[ScoredGroup]:
-    """All groups of one step, in the order of their numbers: those that train, and those that failed or lack signal.
+    """Sample and score the groups of one step until enough groups carry signal.
 
-    Admits `rollout.prompts_per_call` groups at a time, then as many as are still missing.
+    Each pass samples the groups that are still missing, at most `rollout.prompts_per_call` at a time.
+
+    Returns:
+        All groups in the order of their numbers, also groups that failed or carry no signal.
     """
     seen: list[ScoredGroup] = []
     while missing := config.train.prompts_per_step - sum(scored.advantages is not None for scored in seen):
@@ -142,15 +147,15 @@ def step_groups(
 
 
 def group_signal(config: Config, scores: RewardScores) -> npt.NDArray[np.float32] | None:
-    """Advantages [G, F] of one group under the configured credit and normalisation; None: no signal."""
+    """Compute the advantages [G, F] of one group under the configured credit and normalisation; None: no signal."""
     return advantages_from_rewards(
         scores.frame_rewards, credit=config.reward.credit, discount=config.reward.discount,
         kind=config.train.advantage, min_reward_std=config.train.min_reward_std,
     )  # fmt: skip
 
 
-def compared(config: Config, groups: Sequence[npt.NDArray[np.float32]]) -> list[GroupAdvantages]:
-    """What a step trains with, out of its groups' advantages [G, F]."""
+def normalised_advantages(config: Config, groups: Sequence[npt.NDArray[np.float32]]) -> list[GroupAdvantages]:
+    """Normalise, clamp and select the advantages of a step's groups, [G, F] each, as configured."""
     train = config.train
     return step_advantages(
         groups, kind=train.advantage, max_advantage=train.max_advantage, best_and_worst=train.best_and_worst
@@ -158,11 +163,11 @@ def compared(config: Config, groups: Sequence[npt.NDArray[np.float32]]) -> list[
 
 
 def check_signal(config: Config, num_seen: int, num_missing: int) -> None:
-    """Bounds the search for groups with signal.
+    """Bound the search for groups with signal.
 
     Args:
-        num_seen: groups that were scored for the step, those that it will train included.
-        num_missing: groups with signal that it still lacks; none: there is nothing to search for.
+        num_seen: groups that were scored for the step, with and without signal.
+        num_missing: groups with signal that the step still lacks; 0: the search is over.
 
     Raises:
         ValueError: a step has seen `MAX_REFILLS` times the groups that it needs, and still lacks some.
@@ -176,10 +181,10 @@ def check_signal(config: Config, num_seen: int, num_missing: int) -> None:
 
 
 def check_logprobs(config: Config, found: Sequence[LogprobDifference | None]) -> None:
-    """Whether the rollout engine scored a step's groups as the learner's model does.
+    """Check that the rollout engine and the learner's model agree on the log-probabilities of a step's groups.
 
     Raises:
-        RuntimeError: the mean difference is above the bound: the ratios that would be trained on mean nothing.
+        RuntimeError: the mean difference is above the bound, so that ratios would be meaningless.
     """
     rollout, vllm, family = config.rollout, config.vllm, config.policy.family
     engine = rollout.engine if family == "autoregressive" else family
@@ -202,16 +207,16 @@ def check_logprobs(config: Config, found: Sequence[LogprobDifference | None]) ->
 
 
 def reward_metrics(scores: Sequence[RewardScores], discount: float) -> dict[str, float]:
-    """What the rewards say about the groups of a step, those without signal included.
+    """Summarise the rewards of a step's groups, with and without signal.
 
-    `reward/std` is the mean over groups of the standard deviation between a group's clips; `credit/clip_std` and
-    `credit/frame_std` are that of what each credit would compare, whichever one is in use; `rule/balanced` is the mean
-    over action groups and commanded classes of the share that was recovered. It and `follow/*` are over the action
-    groups that occur, and absent without one.
+    `reward/std` is the standard deviation between a group's clips, averaged over groups. `credit/clip_std` and
+    `credit/frame_std` are the same for the returns under each credit, whichever credit is configured. `rule/balanced`
+    is the share of recovered commands, averaged over commanded classes and action groups. `rule/balanced` and
+    `follow/*` cover the action groups that occur in the commands; if none occurs, these metrics are absent.
 
     Args:
-        scores: of the groups.
-        discount: of credit by frame.
+        scores: scores of the groups.
+        discount: discount of credit by frame.
     """
     clips = [group.frame_rewards.mean(axis=1) for group in scores]  # [G] each
     metrics = {
@@ -225,7 +230,7 @@ def reward_metrics(scores: Sequence[RewardScores], discount: float) -> dict[str,
         metrics[f"rule/{rule}"] = float(np.mean([group.rules[rule] for group in scores]))
     names = sorted(scores[0].confusion)
     pooled = {name: np.sum([group.confusion[name] for group in scores], 0) for name in names}  # [C, C] each
-    # A reward of the user's may have groups of its own, whose class 0 is "none".
+    # A user's reward may define its own action groups; their class 0 means "none".
     null = {name: GROUPS[name].null_class if name in GROUPS else 0 for name in names}
     counts = [count for name, count in pooled.items() if occurs(count, null[name])]
     if counts:

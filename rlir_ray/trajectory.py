@@ -1,6 +1,6 @@
-"""The payload: prompts, what a rollout leaves for the learner and for the rewards, and what those say.
+"""The payload: prompts, the trajectories for the learner, the videos for the rewards, and the rewards' scores.
 
-Frozen dataclasses of numpy arrays, so that the object store hands them over without a copy.
+All are frozen dataclasses of numpy arrays, because the object store shares numpy arrays without a copy.
 Legend: G trajectories of a group, T decisions, C context and F generated frames, N tokens a frame, L tokens in all,
 S SDE steps of a frame, D h w a latent.
 """
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FrameShape = tuple[int, ...]
-"""Of an encoded frame: (tokens,) or (channels, height, width)."""
+"""Shape of an encoded frame: (tokens,) or (channels, height, width)."""
 Array = TypeVar("Array")
-"""numpy in the store, torch at the learner's device."""
+"""A numpy array in the object store, a torch tensor on the learner's device."""
 
 
 def _require(rule: bool, what: str, got: object) -> None:
@@ -31,7 +31,7 @@ def _require(rule: bool, what: str, got: object) -> None:
 
 
 def _nbytes(payload: Any) -> int:
-    """Bytes of all arrays that a payload holds, those of its parts included."""
+    """Sum the bytes of all arrays of a payload and its parts."""
     if isinstance(payload, np.ndarray):
         return payload.nbytes
     if not isinstance(payload, Actions | TokenRecord | FlowRecord | Prompt | TrajectoryGroup | EncodedVideo):
@@ -53,7 +53,7 @@ class Prompt:
     context: npt.NDArray[np.generic]
     """The encoded context frames, as `stored_codes`: tokens [C, N], or latents [C, D, h, w]."""
     actions: Actions
-    """C - 1 + F actions; action i leads into frame i + 1, the last F of them are commanded."""
+    """C - 1 + F actions; action i leads into frame i + 1, the last F actions are commanded."""
 
     def __post_init__(self) -> None:
         _require(self.context.ndim in (2, 4), "prompt context must be [C, N] or [C, D, h, w]", self.context.shape)
@@ -71,7 +71,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class TokenRecord(Generic[Array]):
-    """What rescoring an autoregressive rollout needs.
+    """The data that rescoring an autoregressive rollout needs.
 
     Example: 8 clips of 1 + 8 frames with 48 tokens a frame and 11 action tokens between: ``tokens [8, 520]``.
     """
@@ -82,25 +82,25 @@ class TokenRecord(Generic[Array]):
 
 @dataclass(frozen=True, slots=True)
 class FlowRecord(Generic[Array]):
-    """What rescoring the SDE steps of a flow rollout needs: the very values that each step saw.
+    """The data that rescoring the SDE steps of a flow rollout needs: exactly the inputs of each step.
 
     Example: 8 clips of 1 + 8 frames, a window of 3 steps, latents 8 x 6 x 8: ``latents [8, 8, 4, 8, 6, 8]``,
     ``history [8, 8, 8, 6, 8]``.
     """
 
     latents: Array
-    """float32 [G, F, S + 1, D, h, w], before each step of the window and after its last; without one (S = 0) the
-    finished frame."""
+    """float32 [G, F, S + 1, D, h, w], latents before each step of the window and after the last step; without a window
+    (S = 0) the finished frame."""
     levels: Array
-    """float32 [G, F, S + 1], their noise levels."""
+    """float32 [G, F, S + 1], noise levels of `latents`."""
     history: Array
-    """float32 [G, C + F - 1, D, h, w], the frames as later ones saw them, their slight noise included."""
+    """float32 [G, C + F - 1, D, h, w], each frame as later frames saw it, with its slight noise."""
     history_levels: Array
-    """float32 [G, C + F - 1], of that noise."""
+    """float32 [G, C + F - 1], levels of the noise in `history`."""
     actions: Array
-    """uint8 [G, C + F, 9], the `exclusive_classes` that lead into each frame; none into the first."""
+    """uint8 [G, C + F, 9], the `exclusive_classes` that lead into each frame; no action leads into the first."""
     means: Array | None = None
-    """float32 [G, F, S, D, h, w], of each step under the weights that sampled; None: the objective asks for none."""
+    """float32 [G, F, S, D, h, w], mean of each step under the behavior policy; None: the objective needs no means."""
 
 
 Record = TokenRecord[npt.NDArray[np.generic]] | FlowRecord[npt.NDArray[np.generic]]
@@ -108,7 +108,7 @@ Record = TokenRecord[npt.NDArray[np.generic]] | FlowRecord[npt.NDArray[np.generi
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrajectoryGroup:
-    """The G trajectories of one prompt, with what is needed to rescore every decision.
+    """The G trajectories of one prompt, with all data that rescoring their decisions needs.
 
     Example: G = 8 clips of 8 generated frames: with 48 tokens a frame ``behavior_logprobs [8, 384]``, with a window of
     3 SDE steps ``[8, 24]``; ``loss_mask`` all true.
@@ -118,14 +118,15 @@ class TrajectoryGroup:
     group_id: int
     seed: int
     policy_version: int
-    """Version of the weights that sampled; staleness is computed from it when the group is consumed."""
+    """Version of the weights that sampled; the driver computes staleness from this version when it consumes the
+    group."""
     record: Record
-    """Its family's columns."""
+    """The columns of the model's family."""
     behavior_logprobs: npt.NDArray[np.float32] | None
-    """[G, T], tokens: over the restricted vocabulary and at the temperature of sampling, T = F * N; SDE steps: mean
-    over the latent's numbers, T = F * S. Frame after frame. None: the objective asks for none (DiffusionNFT)."""
+    """[G, T], frame after frame. Tokens: over the restricted vocabulary, at the sampling temperature, T = F * N. SDE
+    steps: mean over the latent's numbers, T = F * S. None: the objective needs no log-probabilities (DiffusionNFT)."""
     loss_mask: npt.NDArray[np.bool_]
-    """[G, T], the decisions that train; without log-probabilities T = F, a decision a frame."""
+    """[G, T], the decisions that train; without log-probabilities T = F, one decision a frame."""
 
     def __post_init__(self) -> None:
         size, mask = self.group_size, self.loss_mask
@@ -142,7 +143,7 @@ class TrajectoryGroup:
         return len(getattr(self.record, fields(self.record)[0].name))
 
     def not_finite(self) -> str:
-        """Why the group cannot train, in one line: NaN or infinity where it counts; empty: there is none."""
+        """Say in one line which column holds NaN or infinity, so that the group cannot train; empty: all are finite."""
         logprobs = self.behavior_logprobs
         if logprobs is not None and not np.isfinite(logprobs[self.loss_mask]).all():
             return f"behavior log-probabilities {NOT_FINITE}"
@@ -164,11 +165,11 @@ class TrajectoryGroup:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedVideo:
-    """What a reward reads: the encoded frames of a group and the actions that were commanded."""
+    """The input of a reward: the encoded frames of a group and its commanded actions."""
 
     group_id: int
     codes: npt.NDArray[np.generic]
-    """Context first, as `stored_codes`: tokens [G, C + F, N], or latents [G, C + F, D, h, w]."""
+    """Context frames first, as `stored_codes`: tokens [G, C + F, N], or latents [G, C + F, D, h, w]."""
     num_context: int
     actions: Actions
     """C - 1 + F actions, shared by the group; action i leads into frame i + 1."""
@@ -192,10 +193,10 @@ class EncodedVideo:
 
 
 def stored_codes(codes: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-    """Encoded frames in the narrowest type that holds them, of any shape.
+    """Convert encoded frames of any shape to the narrowest type that holds all values.
 
-    Tokens as uint16, or uint32 where one is above 65,535; latents as float16, which is finer than their decoder, or
-    float32 where one is beyond its 65,504.
+    Tokens become uint16, or uint32 if a token is above 65,535. Latents become float16, which is more precise than their
+    decoder needs, or float32 if a value is beyond float16's 65,504.
 
     Raises:
         ValueError: a token is negative or above 4,294,967,295.
@@ -211,8 +212,8 @@ def stored_codes(codes: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
 
 
 def codes_tensor(videos: Sequence[EncodedVideo]) -> Tensor:
-    """The encoded frames of videos of one length, int64 [clips, C + F, N] or float32 [clips, C + F, D, h, w]."""
-    # Here: whoever hands payloads on, or scores them without torch, starts without it.
+    """Stack the encoded frames of videos of one length, int64 [clips, C + F, N] or float32 [clips, C + F, D, h, w]."""
+    # Imported here: processes that only pass payloads on, or score them without torch, need not load torch.
     import torch
 
     codes = np.concatenate([video.codes for video in videos])
@@ -221,7 +222,7 @@ def codes_tensor(videos: Sequence[EncodedVideo]) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewardScores:
-    """What a reward says about one group; small, so that it may pass through the driver."""
+    """The result of a reward for one group; small, so that it may pass through the driver."""
 
     group_id: int
     frame_rewards: npt.NDArray[np.float32]
@@ -231,7 +232,7 @@ class RewardScores:
     confusion: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
     """Action group -> [classes, classes] counts, rows commanded, columns recovered."""
     failure: str = ""
-    """Why the group could not be scored, in one line; it is failed and counted, and training goes on."""
+    """Why the group could not be scored, in one line; the ledger counts the group as failed, and training goes on."""
 
     def __post_init__(self) -> None:
         _require(self.frame_rewards.ndim == 2, "frame rewards must be [G, F]", self.frame_rewards.shape)
@@ -241,11 +242,11 @@ class RewardScores:
 
     @classmethod
     def failed(cls, group_id: int, cause: str) -> RewardScores:
-        """Scores that are none."""
+        """Return the scores of a group that could not be scored."""
         return cls(group_id=group_id, frame_rewards=np.zeros((0, 0), np.float32), failure=cause)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for a checkpoint; `from_json` reads them."""
+        """Return plain values for a checkpoint; `from_json` reads them."""
         return {
             "group_id": self.group_id, "frame_rewards": self.frame_rewards.tolist(),
             "rules": {name: float(value) for name, value in self.rules.items()},
@@ -262,10 +263,10 @@ class RewardScores:
 
 
 def check_scores(scores: Sequence[RewardScores], videos: Sequence[EncodedVideo]) -> None:
-    """Whether a reward, which may be a user's own, has scored every video, clip by clip and frame by frame.
+    """Check that a reward has scored every clip and frame of every video; the reward may be a user's own.
 
     Raises:
-        ValueError: it has not.
+        ValueError: scores are missing, in another order, or of another type or shape.
     """
     if len(scores) != len(videos):
         raise ValueError(f"a reward must score every video, got {len(scores)} scores of {len(videos)} videos")

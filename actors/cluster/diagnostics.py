@@ -11,7 +11,7 @@ import ray
 
 from actors.cluster import compat
 from actors.cluster.placement import on_node
-from rlir_ray.run.watchdog import STACK_SIGNAL, innermost
+from rlir_ray.run.watchdog import STACK_SIGNAL, innermost_frame
 
 # A stuck process answers the signal at once; the node must first start a worker that sends it.
 ANSWER_S, TIMEOUT_S = 2.0, 20.0
@@ -54,7 +54,7 @@ def _one(actor_id: str) -> str:
         stacks = ray.get(ask.remote(info.process_id), timeout=TIMEOUT_S)
         if not stacks:
             return ""
-        where = innermost(stacks)
+        where = innermost_frame(stacks)
         return f"{name} is at {where}" if where else f"{name} waits for work"
     except Exception:
         return ""

@@ -10,7 +10,7 @@ from actors.cluster.plan import check_disk, check_ranks, check_store, free_store
 from actors.cluster.start import ray_session
 from rlir_ray.config import Config
 from rlir_ray.run.capacity import Node, check_capacity, pools_of
-from rlir_ray.run.doctor import Finding, judged
+from rlir_ray.run.doctor import Finding, run_check
 from rlir_ray.run.folder import runs_folder
 from rlir_ray.run.preflight import check_world
 
@@ -18,7 +18,7 @@ from rlir_ray.run.preflight import check_world
 def ray_findings(config: Config) -> Iterator[Finding]:
     """Whether Ray starts or answers, on the path that `train` takes; then whether the plan fits it."""
     with contextlib.ExitStack() as session:
-        answer = judged("ray", lambda: session.enter_context(ray_session()))
+        answer = run_check("ray", lambda: session.enter_context(ray_session()))
         yield answer
         if answer.level != "fail":
             yield from _plan_findings(config, cluster_nodes(), free_store(config))
@@ -39,11 +39,11 @@ def _plan_findings(config: Config, nodes: list[Node], store_bytes: int) -> Itera
         folder = runs_folder(config.run.dir)
         return check_disk(config, next(path for path in (folder, *folder.parents) if path.is_dir()))
 
-    yield judged("plan", plan)
+    yield run_check("plan", plan)
     try:
         check_world(config)
     except ValueError:
         # Sizes are those of the checkpoints, of which another finding has told.
         return
-    yield judged("object store", store)
-    yield judged("disk", disk)
+    yield run_check("object store", store)
+    yield run_check("disk", disk)

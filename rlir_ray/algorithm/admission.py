@@ -1,31 +1,31 @@
-"""Admission of groups: slots bound how far they may lag behind the learner, a byte budget bounds what they hold.
+"""Admission of groups: slots bound the staleness of groups, a byte budget bounds their memory.
 
-A slot is taken when a group is admitted and given back when the group has ended: dropped, or trained and the weights of
-that step handed to the rollout pool, where no later call is sampled before its actor holds them. With
-`prompts_per_step * (max_staleness + 1)` slots and groups consumed in the order of admission, no group is born too old;
-staleness is measured all the same when a group is consumed.
+A group takes a slot when it is admitted. It frees the slot when it is dropped, or when it is trained and the weights of
+its step have been sent to the rollout pool (an actor samples nothing more before it holds these weights). There are
+`prompts_per_step * (max_staleness + 1)` slots, and groups are consumed in the order of admission. Therefore no group is
+too stale when it is sampled. The driver still measures staleness when it consumes a group.
 """
 
 from __future__ import annotations
 
 
 def staleness(learner_version: int, policy_version: int) -> int:
-    """Versions that a group lags behind the learner, at consumption."""
+    """Count the versions between a group's weights and the learner's, when the group is consumed."""
     return learner_version - policy_version
 
 
 def is_stale(learner_version: int, policy_version: int, max_staleness: int) -> bool:
-    """Whether a group is too old to be trained on."""
+    """Return whether a group is too stale to train on."""
     return staleness(learner_version, policy_version) > max_staleness
 
 
 class Admission:
-    """Counts slots and bytes of the groups in flight.
+    """Slots and bytes of the groups in flight.
 
     Args:
-        max_staleness: versions that a group may lag behind; 0 gives one step's slots.
+        max_staleness: versions that a group may lag behind the learner; 0 gives the slots of one step.
         prompts_per_step: groups of one optimiser step.
-        budget_bytes: bytes of groups in flight, `object_store_budget_bytes`.
+        budget_bytes: most bytes of all groups in flight, `object_store_budget_bytes`.
     """
 
     def __init__(self, max_staleness: int, prompts_per_step: int, budget_bytes: int) -> None:
@@ -48,10 +48,10 @@ class Admission:
         return self.num_slots - self.in_flight
 
     def available(self, nbytes_each: int = 0) -> int:
-        """Groups of `nbytes_each` bytes that may be admitted now: as slots and bytes allow.
+        """Count the groups of `nbytes_each` bytes that slots and bytes admit now.
 
         Raises:
-            ValueError: the budget cannot hold the groups of one step, which would wait forever.
+            ValueError: the budget cannot hold the groups of one step; the step would wait forever.
         """
         if nbytes_each * self.prompts_per_step > self.budget_bytes:
             raise ValueError(
@@ -66,14 +66,14 @@ class Admission:
         return num_groups <= self.available(nbytes_each)
 
     def admit(self, group_id: int, nbytes: int = 0) -> None:
-        """Takes a slot; `nbytes` is an estimate until `resize` says what the group really holds."""
+        """Take a slot; `nbytes` is an estimate until `resize` sets the measured size."""
         assert group_id not in self._bytes, f"group {group_id} was admitted twice"
         assert self.can_admit(1, nbytes), f"group {group_id} was admitted without room"
         self._bytes[group_id] = nbytes
         self.peak_bytes = max(self.peak_bytes, self.bytes_in_flight)
 
     def resize(self, group_id: int, nbytes: int) -> None:
-        """Replaces the estimate of a group in flight by its measured size."""
+        """Replace the estimated size of a group in flight by the measured size."""
         assert group_id in self._bytes, f"group {group_id} is not in flight"
         self._bytes[group_id] = nbytes
         self.peak_bytes = max(self.peak_bytes, self.bytes_in_flight)

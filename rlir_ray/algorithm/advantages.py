@@ -16,7 +16,7 @@ Floats = npt.NDArray[np.floating]
 
 @dataclass(frozen=True, slots=True)
 class GroupAdvantages:
-    """Which trajectories of a group train, and how.
+    """The trajectories of a group that train, and their advantages.
 
     Example: the best and the worst of eight clips of eight frames: ``rows == [3, 6]``, ``values [2, 8]``.
     """
@@ -34,23 +34,24 @@ class GroupAdvantages:
 
     @classmethod
     def of_all(cls, values: npt.NDArray[np.float32]) -> GroupAdvantages:
-        """Every trajectory trains; values [G, F]."""
+        """Train every trajectory; values [G, F]."""
         return cls(values, np.arange(len(values)))
 
 
 def returns(frame_rewards: Floats, credit: str, discount: float) -> npt.NDArray[np.float64]:
-    """What each frame's decisions are credited with.
+    """Compute the return that is credited to the decisions of each frame.
 
     RLIR (https://arxiv.org/abs/2509.23958) credits a clip with its mean reward. Credit by frame is reward-to-go
-    (https://arxiv.org/abs/1506.02438, section 2). It leaves the expected gradient the same, at discount 1 and up to
-    the number of frames, only where a frame cannot change the rewards of the frames before it: under a judge that
-    reads frame k from frames 0 to k alone. VPT's and ours also see later frames, so that there it is a bias for less
-    variance: how a frame helps its predecessors to be read is not credited.
+    (https://arxiv.org/abs/1506.02438, section 2). At discount 1 it keeps the expected gradient, up to the factor F, if
+    a frame cannot change the rewards of earlier frames. This holds for an IDM that reads frame k from frames 0 to k
+    alone. VPT's IDM and ours also see later frames. With them, credit by frame trades a bias for less variance: a
+    frame gets no credit for making earlier frames easier to read.
 
     Args:
         frame_rewards: [G, F].
-        credit: `clip`: every frame gets the clip's mean; `frame`: the discounted sum of the rewards from it on.
-        discount: of a frame's successors, in [0, 1]; `frame` only.
+        credit: `clip`: every frame gets the clip's mean reward; `frame`: every frame gets the discounted sum of its
+            own reward and the later ones.
+        discount: factor for each later frame, in [0, 1]; `frame` only.
 
     Returns:
         [G, F].
@@ -67,27 +68,27 @@ def returns(frame_rewards: Floats, credit: str, discount: float) -> npt.NDArray[
 
 
 def has_signal(group_returns: Floats, min_reward_std: float) -> bool:
-    """Whether a group's trajectories differ by more than rounding; one that does not is dropped before the learner.
+    """Return whether the trajectories of a group differ by more than rounding; other groups are dropped.
 
     Args:
-        group_returns: [G, F], what is compared between trajectories: the result of `returns`.
-        min_reward_std: the least standard deviation within the group that counts.
+        group_returns: [G, F], from `returns`.
+        min_reward_std: a group must have a larger standard deviation than this.
     """
     return _pooled_std(_centred(group_returns)) > min_reward_std
 
 
 def group_advantages(group_returns: Floats, kind: str) -> npt.NDArray[np.float32]:
-    """Returns relative to the group.
+    """Compute the returns relative to the group.
 
     Args:
         group_returns: [G, F].
         kind: a key of `KINDS`: `grpo` subtracts each frame's group mean and divides by the group's standard deviation
             (https://arxiv.org/abs/2402.03300); `dr_grpo` subtracts the mean only (https://arxiv.org/abs/2503.20783);
-            `batch_std` too, and `step_advantages` divides by the step's.
+            `batch_std` subtracts the mean, and `step_advantages` divides by the standard deviation of the step.
 
     Returns:
-        [G, F], zeros where the group does not vary. The standard deviation is the population's, pooled over all frames,
-        so that frames on which the group nearly agrees are not blown up.
+        [G, F], zeros where the group does not vary. The standard deviation is the population's, pooled over all frames:
+        dividing each frame by its own deviation would amplify frames on which the trajectories nearly agree.
     """
     centred = _centred(group_returns)
     if kind not in KINDS:
@@ -101,19 +102,19 @@ def _over_own_std(centred: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 KINDS = {"grpo": _over_own_std, "batch_std": lambda centred: centred, "dr_grpo": lambda centred: centred}
-"""train.advantage -> what becomes of a group's centred returns."""
+"""train.advantage -> function from a group's centred returns to its advantages."""
 
 
 def step_advantages(
     groups: Sequence[npt.NDArray[np.float32]], *, kind: str, max_advantage: float = 0.0, best_and_worst: int = 0
 ) -> list[GroupAdvantages]:
-    """What a step trains with, once all its groups are there.
+    """Compute the advantages of a step from all its groups: normalise, clamp and select.
 
     Args:
-        groups: [G, F] each, of `group_advantages`.
-        kind: of the same; `batch_std` divides by the standard deviation of all of them together.
-        max_advantage: clamps, where above 0.
-        best_and_worst: keeps so many of each end of a group, where above 0.
+        groups: [G, F] each, from `group_advantages`.
+        kind: as for `group_advantages`; `batch_std` divides by the standard deviation over all groups of the step.
+        max_advantage: clamp to this size; 0: do not clamp.
+        best_and_worst: train only this many of the best and of the worst trajectories of a group; 0: train all.
     """
     scaled = over_batch_std(groups) if kind == "batch_std" else list(groups)
     if max_advantage > 0:
@@ -125,19 +126,19 @@ def step_advantages(
 
 
 def over_batch_std(groups: Sequence[npt.NDArray[np.float32]]) -> list[npt.NDArray[np.float32]]:
-    """Centred returns over the standard deviation of a step's groups together, [G, F] each.
+    """Divide centred returns by the standard deviation over all groups of a step, [G, F] each.
 
-    Groups that agree then weigh less than with their own deviation. Flow-GRPO (https://arxiv.org/abs/2505.05470)
-    divides by that of the batch's raw rewards, in which the differences between prompts count too; here they do not.
+    A group with a small deviation weighs less than under `grpo`. Flow-GRPO (https://arxiv.org/abs/2505.05470) divides
+    by the deviation of the raw rewards, which includes the differences between prompts; this function excludes them.
     """
     std = _pooled_std(np.concatenate([group.ravel() for group in groups]).astype(np.float64))
     return [(group / std).astype(np.float32) if std > 0 else np.zeros_like(group) for group in groups]
 
 
 def best_and_worst_rows(group: Floats, count: int) -> npt.NDArray[np.int64]:
-    """Rows of the `count` highest and the `count` lowest of [G, F] by their mean, in order.
+    """Select the rows of [G, F] with the `count` highest and the `count` lowest means, in ascending order of row.
 
-    DanceGRPO (https://arxiv.org/abs/2505.07818) trains those: the ones between say little for their cost.
+    DanceGRPO (https://arxiv.org/abs/2505.07818) trains these only: the rows between add little signal for their cost.
     """
     order = np.argsort(group.mean(axis=1), kind="stable")
     return np.sort(np.concatenate([order[:count], order[len(order) - count :]]))
@@ -146,7 +147,7 @@ def best_and_worst_rows(group: Floats, count: int) -> npt.NDArray[np.int64]:
 def advantages_from_rewards(
     frame_rewards: Floats, *, credit: str, discount: float, kind: str, min_reward_std: float
 ) -> npt.NDArray[np.float32] | None:
-    """Rewards of one group to its advantages, [G, F] to [G, F]; None: the group carries no signal."""
+    """Turn the rewards of one group into advantages, [G, F] to [G, F]; None: the group carries no signal."""
     group_returns = returns(frame_rewards, credit, discount)
     return group_advantages(group_returns, kind) if has_signal(group_returns, min_reward_std) else None
 

@@ -1,7 +1,8 @@
-"""Who trains what: groups over ranks, and a rank's trajectories into micro-batches. Numbers only, no tensors.
+"""Batching: assign groups to ranks, and cut a rank's trajectories into micro-batches. Numbers only, no tensors.
 
-A rank's micro-batches hold every trajectory once, no more than the decision budget at a time (one trajectory at least).
-All ranks run the same number of them, since each one may be a collective call: the shorter ranks add empty ones.
+The micro-batches of a rank hold every trajectory once. Each holds at most the decision budget, but at least one
+trajectory. All ranks run the same number of micro-batches, because each one may contain a collective call: a rank with
+fewer adds empty micro-batches.
 """
 
 from __future__ import annotations
@@ -15,27 +16,27 @@ class Row:
     """One trajectory of a rank."""
 
     group: int
-    """Place in the rank's list of groups."""
+    """Index in the rank's list of groups."""
     trajectory: int
-    """Place among the group's trajectories that train."""
+    """Index among the group's trajectories that train."""
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
     rows: tuple[Row, ...]
     is_empty: bool = False
-    """Padding: its rows are run for the sake of the other ranks and train nothing."""
+    """Padding: the rank runs these rows to keep collective calls aligned, and trains nothing on them."""
 
 
 def split_groups(sizes: Sequence[int], num_ranks: int) -> list[list[int]]:
-    """Places of the groups of each rank: every group once, each to the rank that has the least to do, in order.
+    """Assign every group, in order, to the rank with the least work; return the indices of each rank's groups.
 
     Args:
-        sizes: decisions of each group, or anything else that measures its work.
+        sizes: decisions of each group, or another measure of its work.
         num_ranks: learner ranks.
 
     Raises:
-        ValueError: a rank would have nothing to do.
+        ValueError: a rank would get no group.
     """
     if len(sizes) < num_ranks:
         raise ValueError(
@@ -43,7 +44,7 @@ def split_groups(sizes: Sequence[int], num_ranks: int) -> list[list[int]]:
             f"set train.prompts_per_step={num_ranks} or more"
         )
     shares: list[list[int]] = [[] for _ in range(num_ranks)]
-    # Groups first, decisions second: otherwise empty groups could leave a rank without any.
+    # Each rank first gets one group, whatever its size: otherwise groups without decisions could leave a rank empty.
     loads = [(0, 0, rank) for rank in range(num_ranks)]
     for place, size in enumerate(sizes):
         load, count, rank = min(loads) if place >= num_ranks else loads[place]
@@ -55,13 +56,13 @@ def split_groups(sizes: Sequence[int], num_ranks: int) -> list[list[int]]:
 def micro_batches(
     shapes: Sequence[tuple[int, int, Hashable]], decision_budget: int, num_batches: int | None = None
 ) -> list[MicroBatch]:
-    """Cuts a rank's trajectories into micro-batches, in order.
+    """Cut a rank's trajectories into micro-batches, in order.
 
     Args:
-        shapes: of each group of the rank the trajectories that train, the decisions of one, and its layout, whatever
-            else must be equal where trajectories are stacked.
-        decision_budget: decisions, masked ones included, that one forward and backward pass holds.
-        num_batches: pad with empty ones up to this number, the largest over all ranks.
+        shapes: for each group of the rank: the number of trajectories that train, the decisions of one trajectory, and
+            its layout. Only trajectories with equal layouts can be stacked.
+        decision_budget: most decisions, masked ones included, of one forward and backward pass.
+        num_batches: pad with empty micro-batches up to this number, the largest over all ranks.
     """
     batches: list[MicroBatch] = []
     rows: list[Row] = []

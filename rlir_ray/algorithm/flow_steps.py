@@ -1,7 +1,8 @@
-"""Steps of a flow model's sampler: noise levels, the ODE step, and SDE steps that are drawn or rescored.
+"""Steps of a flow model's sampler: noise levels, the ODE step, and the SDE step, which is drawn or rescored.
 
-A level s runs from 1 (noise) to 0 (data), x = (1 - s) data + s noise, and a velocity is noise - data. Tensors and
-floats only; knows nothing of models. Everything is float32: a mean over hundreds of numbers is compared to 1e-5.
+A level s runs from 1 (noise) to 0 (data): x = (1 - s) data + s noise. A velocity is noise - data. Tensors and floats
+only; no models. All arithmetic is float32, because drawn and rescored log-probabilities (means over hundreds of
+numbers) must agree to 1e-5.
 Legend: ... any leading dimensions, D h w a latent.
 """
 
@@ -20,28 +21,28 @@ class FlowStep:
     """One SDE step."""
 
     latents: Tensor
-    """[..., D, h, w], the next ones: given or drawn."""
+    """[..., D, h, w], the next latents: given or drawn."""
     mean: Tensor
-    """[..., D, h, w], of their distribution."""
+    """[..., D, h, w], mean of the next latents."""
     std: Tensor
-    """[..., 1, 1, 1], of each number."""
+    """[..., 1, 1, 1], standard deviation of each number."""
     logprobs: Tensor
-    """[...], mean over the latent's numbers."""
+    """[...], mean log-probability over the latent's numbers."""
 
 
 def noise_levels(num_steps: int, shift: float = 1.0) -> Tensor:
-    """Levels of a sampler of `num_steps` steps, float32 [num_steps + 1], from 1 to 0.
+    """Return the levels of a sampler of `num_steps` steps, float32 [num_steps + 1], from 1 to 0.
 
     Args:
         num_steps: at least 1.
-        shift: above 1 more steps go to high levels (Stable Diffusion 3, https://arxiv.org/abs/2403.03206, eq. 23).
+        shift: above 1, more steps lie at high levels (Stable Diffusion 3, https://arxiv.org/abs/2403.03206, eq. 23).
     """
     levels = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
     return (shift * levels / (1 + (shift - 1) * levels)).float()
 
 
 def ode_step(latents: Tensor, velocity: Tensor, level: Tensor, next_level: Tensor) -> Tensor:
-    """Euler's step between two levels, [...] both."""
+    """Take Euler's step between two levels, [...] each."""
     return latents.float() + _wide(next_level - level) * velocity.float()
 
 
@@ -56,16 +57,16 @@ def sde_step(
     noise: Tensor | None = None,
     next_latents: Tensor | None = None,
 ) -> FlowStep:
-    """Draws an SDE step, or scores one that was drawn; both in the same arithmetic.
+    """Draw an SDE step, or score a drawn one. Both use the same arithmetic, so that the first ratio is 1.
 
     Args:
         kind: a key of `SDE_KINDS`.
-        latents: [..., D, h, w], where the step begins.
-        velocity: [..., D, h, w], the model's answer there.
-        level, next_level: [...], falling.
+        latents: [..., D, h, w], before the step.
+        velocity: [..., D, h, w], the model's velocity at `latents`.
+        level, next_level: [...], `next_level` is lower.
         noise_level: strength of the noise, in each kind's own unit.
-        noise: [..., D, h, w], standard normal; draws the next latents.
-        next_latents: [..., D, h, w], scored; exactly one of the two is given.
+        noise: [..., D, h, w], standard normal; draw the next latents with this noise.
+        next_latents: [..., D, h, w], score these latents. Give exactly one of `noise` and `next_latents`.
 
     Returns:
         The step; `logprobs` carries the gradient of `velocity`.
@@ -78,27 +79,27 @@ def sde_step(
     drawn = mean + std * noise.float() if noise is not None else None
     following = next_latents.float() if next_latents is not None else drawn
     assert following is not None
-    # What was drawn is a constant: the gradient is that of its probability.
+    # The drawn latents are a constant: only their probability carries the gradient.
     logprobs = rule.logprobs(following.detach() - mean, std).mean((-3, -2, -1))
     return FlowStep(following, mean, std, logprobs)
 
 
 def _wide(levels: Tensor) -> Tensor:
-    """[...] to [..., 1, 1, 1]."""
+    """Reshape [...] to [..., 1, 1, 1]."""
     return levels.float()[..., None, None, None]
 
 
 def _flow_grpo(x: Tensor, v: Tensor, s: Tensor, s_next: Tensor, noise_level: float) -> tuple[Tensor, Tensor]:
-    """Flow-GRPO (https://arxiv.org/abs/2505.05470, eq. 9)."""
+    """Compute Flow-GRPO's distribution (https://arxiv.org/abs/2505.05470, eq. 9)."""
     dt = s_next - s
-    # At the level 1 the formula divides by zero; the authors' code puts the second level there.
+    # At level 1 the formula divides by zero; like the authors' code, use the next level there.
     rate = torch.sqrt(s / (1 - torch.where(s == 1, s_next, s))) * noise_level
     mean = x * (1 + rate**2 / (2 * s) * dt) + v * (1 + rate**2 * (1 - s) / (2 * s)) * dt
     return mean, rate * torch.sqrt(-dt)
 
 
 def _dance_grpo(x: Tensor, v: Tensor, s: Tensor, s_next: Tensor, noise_level: float) -> tuple[Tensor, Tensor]:
-    """DanceGRPO (https://arxiv.org/abs/2505.07818, eq. 8)."""
+    """Compute DanceGRPO's distribution (https://arxiv.org/abs/2505.07818, eq. 8)."""
     dt = s_next - s
     data = x - s * v
     score = -(x - (1 - s) * data) / s**2
@@ -107,19 +108,22 @@ def _dance_grpo(x: Tensor, v: Tensor, s: Tensor, s_next: Tensor, noise_level: fl
 
 
 def _cps(x: Tensor, v: Tensor, s: Tensor, s_next: Tensor, noise_level: float) -> tuple[Tensor, Tensor]:
-    """Coefficients-preserving sampling (https://arxiv.org/abs/2509.05952): as much noise as the next level holds."""
+    """Compute the distribution of coefficients-preserving sampling (https://arxiv.org/abs/2509.05952).
+
+    The next latents hold exactly as much noise as the next level says.
+    """
     data, noise = x - s * v, x + (1 - s) * v
     angle = noise_level * math.pi / 2
     return (1 - s_next) * data + s_next * math.cos(angle) * noise, s_next * math.sin(angle)
 
 
 def _normal(error: Tensor, std: Tensor) -> Tensor:
-    """Logarithm of the normal density."""
+    """Compute the logarithm of the normal density."""
     return -(error**2) / (2 * std**2) - torch.log(std) - 0.5 * math.log(2 * math.pi)
 
 
 def _squared(error: Tensor, std: Tensor) -> Tensor:
-    """Without the density's constants, as the authors of CPS score a step: no division by the last step's zero."""
+    """Score a step as the authors of CPS do, without the density's constants: the last step's std is zero."""
     return -(error**2)
 
 

@@ -14,7 +14,8 @@ NO_SIGNAL = "no_signal"
 FAILED = "failed"
 END_STATES = (TRAINED, STALE, NO_SIGNAL, FAILED)
 
-# A pool that fails now and then is worked around; one that keeps failing is broken. Groups over which failures count.
+# Failures are counted over this many groups. A run survives occasional failures of a pool, but a pool that keeps
+# failing is broken, and the run must end.
 FAILURE_WINDOW = 100
 
 
@@ -26,7 +27,7 @@ class Entry:
     prompt_id: str
     state: str = IN_FLIGHT
     cause: str = ""
-    """Why it failed; empty otherwise."""
+    """Cause of a failure; empty in other states."""
 
 
 class Ledger:
@@ -40,7 +41,7 @@ class Ledger:
 
     @property
     def next_group_id(self) -> int:
-        """Groups are numbered in the order of admission."""
+        """Number of the next group: groups are numbered in the order of admission."""
         return len(self._entries)
 
     @property
@@ -51,20 +52,20 @@ class Ledger:
         return self._entries[group_id]
 
     def admit(self, group_id: int, prompt_id: str) -> None:
-        """Opens a group's line.
+        """Add the entry of a group.
 
         Raises:
-            ValueError: it was admitted before.
+            ValueError: the group was admitted before.
         """
         if group_id in self._entries:
             raise ValueError(f"a group is admitted once, got group {group_id} again; number groups with next_group_id")
         self._entries[group_id] = Entry(group_id=group_id, prompt_id=prompt_id)
 
     def finish(self, group_id: int, state: str, cause: str = "") -> None:
-        """Closes a group's line, once.
+        """Set the end state of a group, once.
 
         Raises:
-            ValueError: an unknown state or group, a line that is closed already, or a failure without its cause.
+            ValueError: an unknown state or group, a group that has already ended, or a failure without a cause.
         """
         if state not in END_STATES:
             raise ValueError(f"a group's end must be one of {', '.join(END_STATES)}, got {state!r}; use one of them")
@@ -78,19 +79,19 @@ class Ledger:
         self._entries[group_id] = Entry(group_id=group_id, prompt_id=entry.prompt_id, state=state, cause=cause)
 
     def fail_in_flight(self, cause: str) -> list[int]:
-        """Ends all groups in flight as failed; for a stop, or after reading a checkpoint. Returns their numbers."""
+        """End all groups in flight as failed and return their numbers; for a stop, or after reading a checkpoint."""
         lost = self.in_flight
         for group_id in lost:
             self.finish(group_id, FAILED, cause)
         return lost
 
     def counts(self) -> dict[str, int]:
-        """Groups in each state; zeros included."""
+        """Count the groups in each state; zeros included."""
         counted = Counter(entry.state for entry in self._entries.values())
         return {state: counted[state] for state in (IN_FLIGHT, *END_STATES)}
 
     def check(self) -> None:
-        """Raises ValueError unless every admitted group has ended."""
+        """Raise ValueError unless every admitted group has ended."""
         if self.in_flight:
             raise ValueError(
                 f"every admitted group must end, got {len(self.in_flight)} in flight, first {self.in_flight[0]}; "
@@ -98,11 +99,11 @@ class Ledger:
             )
 
     def causes(self) -> dict[str, int]:
-        """How many groups failed of each cause, the most frequent first."""
+        """Count the failed groups by cause, the most frequent cause first."""
         return dict(Counter(entry.cause for entry in self._entries.values() if entry.state == FAILED).most_common())
 
     def missing(self) -> list[int]:
-        """Numbers below the highest one that were never admitted."""
+        """Return the group numbers below the highest number that were never admitted."""
         return sorted(set(range(max(self._entries, default=-1) + 1)) - set(self._entries))
 
     def to_json(self) -> str:
@@ -111,10 +112,10 @@ class Ledger:
 
     @classmethod
     def from_json(cls, text: str) -> Ledger:
-        """Reads what `to_json` wrote.
+        """Read the text that `to_json` wrote.
 
         Raises:
-            ValueError: it is not a ledger, or its states are not ours.
+            ValueError: the text is not a ledger, or contains an unknown state.
         """
         ledger = cls()
         try:
@@ -129,14 +130,14 @@ class Ledger:
 
 
 def account(ledger: Ledger, is_open: bool) -> tuple[list[str], str]:
-    """What became of every group, for a person.
+    """List for a person how all groups ended.
 
     Args:
-        ledger: of a run.
-        is_open: the run trains, or was killed: groups in flight will end when it goes on.
+        ledger: the run's ledger.
+        is_open: the run still trains, or was killed and can resume: its groups in flight will end later.
 
     Returns:
-        Lines, and what is wrong in one line; empty: every group is accounted for.
+        Lines, and the first error in one line; an empty error: every group is accounted for.
     """
     counts = ledger.counts()
     lines = [f"{count:>8}  {state.replace('_', ' ')}" for state, count in counts.items()]
@@ -153,10 +154,10 @@ def account(ledger: Ledger, is_open: bool) -> tuple[list[str], str]:
 
 
 class Failures:
-    """Whether so many of the last groups failed that the run must end.
+    """Counter of failed groups, which ends the run when too many of the last groups failed.
 
     Args:
-        max_fraction: of any `FAILURE_WINDOW` groups in a row that may fail; below 1.
+        max_fraction: fraction of any `FAILURE_WINDOW` consecutive groups that may fail; below 1.
     """
 
     def __init__(self, max_fraction: float) -> None:
@@ -164,24 +165,24 @@ class Failures:
         self._last: deque[bool] = deque(maxlen=FAILURE_WINDOW)
 
     def add(self, cause: str = "") -> None:
-        """Takes the next group: why it failed, or nothing.
+        """Count the next group; `cause` says why the group failed, and is empty if it did not.
 
         Raises:
-            RuntimeError: one too many failed.
+            RuntimeError: too many of the last groups failed.
         """
         self._last.append(bool(cause))
         if cause and sum(self._last) > self.max_failures:
             raise RuntimeError(
-                f"{sum(self._last)} of the last {len(self._last)} groups failed, the last one with: {cause}; mend "
+                f"{sum(self._last)} of the last {len(self._last)} groups failed, the last one with: {cause}; fix "
                 f"that, or raise train.max_failed_fraction={self.max_failures / FAILURE_WINDOW:g}"
             )
 
 
 class SkippedUpdates:
-    """Whether so many updates in a row were skipped that the run must end.
+    """Counter of skipped updates, which ends the run when too many in a row were skipped.
 
     Args:
-        most: skipped updates in a row that end it.
+        most: this many skipped updates in a row end the run.
     """
 
     def __init__(self, most: int) -> None:
@@ -192,10 +193,10 @@ class SkippedUpdates:
         return self.num_in_a_row >= self.most
 
     def add(self, step: int, cause: str) -> None:
-        """Takes the update of the next step: why it was skipped, or nothing.
+        """Count the update of a step; `cause` says why the update was skipped, and is empty if it was done.
 
         Raises:
-            RuntimeError: one too many was skipped.
+            RuntimeError: too many updates in a row were skipped.
         """
         self.num_in_a_row = self.num_in_a_row + 1 if cause else 0
         if self.is_too_many:
@@ -206,5 +207,5 @@ class SkippedUpdates:
 
 
 def skipped_cause(cause: str) -> str:
-    """Why the groups of a skipped update failed."""
+    """Return the cause that the ledger records for the groups of a skipped update."""
     return f"update skipped: {cause}"

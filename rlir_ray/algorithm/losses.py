@@ -1,6 +1,6 @@
-"""Losses over decisions: tensors and floats in, a loss and metrics out. Never asks what kind of model decided.
+"""Losses over decisions: tensors and floats in, a loss and metrics out. They do not depend on the model family.
 
-Metrics are sums over decisions, or maxima where the name says `max`, so that they add up over micro-batches and ranks.
+Metrics are sums over decisions, or maxima if the name contains `max`, so that micro-batches and ranks can be combined.
 Legend: B trajectories, T decisions.
 """
 
@@ -13,29 +13,29 @@ from torch import Tensor
 
 Metrics = dict[str, Tensor]
 
-# Log-ratios are cut here before they are exponentiated, and a decision's KL there (verl): one decision that two
-# implementations score far apart must not make a loss or a figure infinite.
+# The bounds of a log-ratio before `exp`, and of a decision's KL (both as in verl): one decision that sampler and
+# learner score very differently must not make a loss or a metric infinite.
 MAX_LOG_RATIO, MAX_KL = 20.0, 10.0
 
 
 def plain_log_ratio(policy_logprobs: Tensor, behavior_logprobs: Tensor) -> Tensor:
-    """Logarithm of policy over behavior, [B, T] each; the first carries the gradient."""
-    # The exponential of a difference of bfloat16 log-probabilities would be noise.
+    """Compute log(policy / behavior), [B, T] each; `policy_logprobs` carries the gradient."""
+    # In bfloat16 the difference of two log-probabilities is mostly rounding error.
     return policy_logprobs.float() - behavior_logprobs.float()
 
 
 def guarded_log_ratio(
     policy_logprobs: Tensor, behavior_logprobs: Tensor, policy_means: Tensor, behavior_means: Tensor, stds: Tensor
 ) -> Tensor:
-    """GRPO-Guard's normalised log-ratio of SDE steps: mean zero at any step, variance that does not depend on it.
+    """Compute GRPO-Guard's normalised log-ratio of SDE steps (https://arxiv.org/abs/2510.22319, RatioNorm).
 
-    A plain log-ratio has mean -|d|^2 / (2 std^2), d the difference of the means, so that good samples escape the clip
-    (https://arxiv.org/abs/2510.22319, RatioNorm).
+    Its mean is zero and its variance is the same at every step. A plain log-ratio has the mean -|d|^2 / (2 std^2),
+    where d is the difference of the means: most ratios are below 1, and the upper clip does not act on good samples.
 
     Args:
         policy_logprobs, behavior_logprobs: [B, T], means over the latent's numbers.
-        policy_means, behavior_means: [B, T, N], of the steps' distributions; N numbers a latent.
-        stds: [B, T], their standard deviation.
+        policy_means, behavior_means: [B, T, N], means of the steps' distributions; N numbers a latent.
+        stds: [B, T], standard deviations of both distributions.
     """
     _same_shapes(policy_logprobs, behavior_logprobs, stds)
     distance = (policy_means.float() - behavior_means.float()).square().mean(-1)  # [B, T]
@@ -50,7 +50,7 @@ def policy_gradient_loss(
     clip_low: float,
     clip_high: float,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Clipped surrogate over decisions, normalised by the global number of decisions.
+    """Compute the clipped surrogate over decisions, normalised by the global number of decisions.
 
     PPO (https://arxiv.org/abs/1707.06347, eq. 7) with a separate upper clip and token-level normalisation
     (DAPO, https://arxiv.org/abs/2503.14476, eq. 8).
@@ -64,10 +64,10 @@ def policy_gradient_loss(
         clip_high: the ratio is clipped at 1 + clip_high.
 
     Returns:
-        The loss, a scalar to be summed over micro-batches and ranks, and its metrics.
+        The loss, a scalar to sum over micro-batches and ranks, and its metrics.
     """
     _same_shapes(log_ratio, advantages, loss_mask)
-    # Masked entries may hold anything, even infinities: a zero there keeps them out of loss and gradient.
+    # Masked entries may hold any value, even infinity: zeros keep them out of the loss and its gradient.
     log_ratio = torch.where(loss_mask, log_ratio, 0.0)  # [B, T]
     ratio = torch.exp(log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO))
     clipped_ratio = torch.clamp(ratio, 1 - clip_low, 1 + clip_high)
@@ -85,11 +85,11 @@ def policy_gradient_loss(
 
 
 def ratio_metrics(log_ratio: Tensor, loss_mask: Tensor) -> Metrics:
-    """How far the policy has gone from the one that sampled.
+    """Measure the distance between the current policy and the behavior policy.
 
-    `ratio/kl` is KL(behavior || policy), whose samples these are, by the k3 estimate: ratio - 1 - log ratio
-    (http://joschu.net/blog/kl-approx.html), clamped as in verl. `ratio/histogram` counts decisions by their log-ratio,
-    for the quantiles that `normalise` reads out of it.
+    `ratio/kl` estimates KL(behavior || policy) by k3, ratio - 1 - log ratio (http://joschu.net/blog/kl-approx.html),
+    clamped as in verl. `ratio/histogram` counts decisions by log-ratio; `normalise` computes quantiles from this
+    histogram, because quantiles themselves cannot be summed over micro-batches and ranks.
 
     Args:
         log_ratio: [B, T], policy over behavior, without gradient.
@@ -111,13 +111,13 @@ def ratio_metrics(log_ratio: Tensor, loss_mask: Tensor) -> Metrics:
 
 
 def _log_ratio_edges() -> Tensor:
-    """Of the histogram's bins: twenty for each decade of the log-ratio's size, from 1e-6 to 10, on both sides of 0."""
+    """Return the edges of the histogram's bins: twenty a decade of |log ratio|, from 1e-6 to 10, on both sides of 0."""
     positive = torch.logspace(-6, 1, 7 * 20 + 1)
     return torch.cat([-positive.flip(0), positive])
 
 
 def ratio_quantiles(histogram: Tensor) -> dict[str, float]:
-    """The ratio's quantiles out of `ratio/histogram`; a log-ratio is known within a tenth of its size.
+    """Compute the ratio's quantiles from `ratio/histogram`; a log-ratio is exact to a tenth of its size.
 
     Example: a third of the decisions each at the log-ratios -.1, 0 and .1: `ratio/q50` is 1, `ratio/q99` about 1.1.
     """
@@ -131,7 +131,7 @@ def ratio_quantiles(histogram: Tensor) -> dict[str, float]:
 def kl_loss(
     policy_logprobs: Tensor, ref_logprobs: Tensor, loss_mask: Tensor, num_decisions: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The k3 estimate of KL(policy || reference), mean over the global number of decisions.
+    """Estimate KL(policy || reference) by k3; the mean over the global number of decisions.
 
     GRPO (https://arxiv.org/abs/2402.03300, eq. 4): exp(d) - d - 1 with d = log reference - log policy; never negative.
 
@@ -151,15 +151,16 @@ def kl_loss(
 def mean_kl_loss(
     policy_means: Tensor, ref_means: Tensor, stds: Tensor, loss_mask: Tensor, num_decisions: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """KL(policy || reference) of SDE steps, exact: two normal distributions that differ in their means only.
+    """Compute KL(policy || reference) of SDE steps exactly: both are normal distributions with the same deviation.
 
-    Flow-GRPO (https://arxiv.org/abs/2505.05470, section 4.3); mean over the latent's numbers, as the log-probabilities.
-    The authors' code leaves the length of the step out of the deviation: their coefficients act several times weaker.
+    Flow-GRPO (https://arxiv.org/abs/2505.05470, section 4.3). The KL is the mean over the latent's numbers, like the
+    log-probabilities. The authors' code omits the step's length in the deviation: the same coefficient acts several
+    times weaker there.
 
     Args:
-        policy_means: [B, T, N], of the steps' distributions, N numbers a latent; carries the gradient.
+        policy_means: [B, T, N], means of the steps' distributions, N numbers a latent; carries the gradient.
         ref_means: [B, T, N], under the frozen reference policy.
-        stds: [B, T], of both.
+        stds: [B, T], standard deviations of both distributions.
         loss_mask: bool [B, T].
         num_decisions: unmasked decisions of the whole step.
     """
@@ -178,23 +179,24 @@ def nft_errors(
     optimality: Tensor,
     beta: float,
 ) -> Tensor:
-    """DiffusionNFT's negative-aware fine-tuning: the forward process alone, no log-probability.
+    """Compute DiffusionNFT's errors (https://arxiv.org/abs/2509.16117, eq. 8), which need no log-probabilities.
 
-    Two implicit policies lie on either side of the sampling one; the better a clip, the more the one on the policy's
-    side has to predict it, the worse, the more the other (https://arxiv.org/abs/2509.16117, eq. 8). Each squared error
-    is divided by the mean absolute one, which weighs all noise levels alike (the authors' code).
+    NFT defines two implicit policies: the positive one lies on the current policy's side of the sampling policy, the
+    negative one on the other side. The positive policy learns to predict good clips, the negative policy bad clips.
+    Each squared error is divided by the mean absolute error, so that all noise levels weigh the same (as in the
+    authors' code).
 
     Args:
-        velocities: [..., N], of the policy, N numbers a latent; carries the gradient.
-        old_velocities: [..., N], of the sampling policy.
+        velocities: [..., N], the policy's velocities, N numbers a latent; carries the gradient.
+        old_velocities: [..., N], the sampling policy's velocities.
         noisy: [..., N], the clip's latents at `levels`.
         levels: [...].
-        clean: [..., N], what was sampled.
-        optimality: [...], in [0, 1], r: one half is an average clip.
-        beta: how far the implicit policies lie from the sampling one.
+        clean: [..., N], the sampled latents.
+        optimality: [...], in [0, 1], the paper's r: one half is an average clip.
+        beta: distance of the implicit policies from the sampling policy.
 
     Returns:
-        [...], the error of each noised latent; the objective weighs and sums them.
+        [...], the error of each noised latent; the objective weighs and sums the errors.
     """
     implicit = (beta * velocities + (1 - beta) * old_velocities, (1 + beta) * old_velocities - beta * velocities)
     errors = []
@@ -206,7 +208,7 @@ def nft_errors(
 
 
 def optimality(advantages: Tensor, max_advantage: float) -> Tensor:
-    """DiffusionNFT's r of advantages in ± `max_advantage`: their place in [0, 1]."""
+    """Compute DiffusionNFT's r: map advantages from ± `max_advantage` to [0, 1]."""
     return (advantages / (2 * max_advantage) + 0.5).clamp(0, 1)
 
 
@@ -214,12 +216,12 @@ QUANTILES = {"ratio/q01": 0.01, "ratio/q50": 0.5, "ratio/q99": 0.99}
 
 
 def is_maximum(name: str) -> bool:
-    """Whether a metric is combined by maximum; all others are sums."""
+    """Return whether a metric is combined by maximum; all others are summed."""
     return "max" in name
 
 
 def combine(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Metrics of several micro-batches in one."""
+    """Combine the metrics of several micro-batches."""
     return {
         name: torch.stack([part[name] for part in parts]).amax(0) if is_maximum(name) else sum(p[name] for p in parts)
         for name in parts[0]
@@ -227,10 +229,10 @@ def combine(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def normalise(totals: Mapping[str, Tensor], num_decisions: int) -> dict[str, float]:
-    """Sums to means over the step's decisions; maxima and the count itself stay.
+    """Turn sums into means over the step's decisions; keep maxima and the count of decisions.
 
-    Adds the ratio's quantiles, and where decisions were weighed the effective sample size: the share of decisions that,
-    equally weighted, would say as much (Kish: the square of the mean weight over the mean of its square).
+    Add the ratio's quantiles. If decisions were weighted, add Kish's effective sample size, as a share of the
+    decisions: the squared mean weight over the mean squared weight.
     """
     metrics = {name: float(value) for name, value in totals.items() if name != "ratio/histogram"}
     kept = {name for name in metrics if is_maximum(name) or name == "decisions"}

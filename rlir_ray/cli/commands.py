@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from rlir_ray.cli.parser import build_parser
-from rlir_ray.cli.streams import make_standard_streams_last
+from rlir_ray.cli.streams import protect_standard_streams
 from rlir_ray.run.home import ensure_home
 from rlir_ray.run.installed import check_actors
 
 INTERRUPTED = 130
-# What these say means nothing without their names; they are never raised for a person.
+# Messages of these errors need the error's name; they are bugs, never meant for a user.
 NAMELESS = (LookupError, AttributeError, TypeError, ArithmeticError, AssertionError)
 Command = Callable[[argparse.Namespace, list[str]], None]
 
@@ -28,7 +28,7 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
     from rlir_ray.config.unread_keys import refuse_unread
 
     if not arguments.recipe:
-        # The defaults alone would train without a limit of time, whatever world was meant.
+        # The defaults alone would train without a time limit, on a world that the user may not mean.
         raise ValueError(
             f"train needs a recipe, got none; add --recipe doom_tiny_ar, another of {', '.join(recipes())}, or "
             "a FILE.yaml of your own"
@@ -45,7 +45,7 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
         pipeline = Pipeline(config, callbacks=[view.step], progress=view.stage, trace=arguments.trace)
         with _traceback_to(pipeline.folder.path / "run.log"):
             result = pipeline.train()
-            # A run that was finished before has its report, unless it ended while it was written.
+            # A finished run already has its report, unless the run ended while writing it.
             if not result.interrupted and not (result.was_finished and (result.folder / "report.html").is_file()):
                 from rlir_ray.evaluation.report import write_report
 
@@ -113,7 +113,7 @@ def _collect(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _probe(folder: Path) -> None:
-    """Measures which event of the recordings leads into a frame, and says so."""
+    """Measure which event of the recordings leads into a frame, and print the result."""
     from rlir_ray.data.causality import MAX_RECORDINGS, check_causality
     from rlir_ray.data.recordings import list_recordings, read_recordings
 
@@ -155,7 +155,7 @@ def _ledger(arguments: argparse.Namespace, rest: list[str]) -> None:
     folder = find_folder(arguments.run)
     if not (folder / FILE).is_file():
         raise ValueError(f"a run must hold {FILE}, got none in {folder}; it is written with the first checkpoint")
-    # A run that was killed could not remove its address; its groups in flight end when it goes on.
+    # A killed run could not remove its address; its groups in flight end when the run resumes.
     is_open = (folder / ADDRESS_FILE).exists()
     lines, fault = account(Ledger.from_json((folder / FILE).read_text(encoding="utf-8")), is_open)
     print("\n".join(lines))
@@ -178,9 +178,9 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _convert(arguments: argparse.Namespace, rest: list[str]) -> None:
-    # Both libraries tell of progress and of defaults; what a user needs is said below.
+    # Silence both libraries' progress and defaults; the lines below give all that a user needs.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # Loaded beside transformers; it would announce a device that nothing here uses.
+    # transformers loads DeepSpeed, which would announce a device that this command does not use.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from rlir_ray.published.convert import convert_mineworld, convert_vpt_idm
 
@@ -203,7 +203,7 @@ def _scale(arguments: argparse.Namespace, rest: list[str]) -> None:
     require(arguments.number >= 1, what, "must be >= 1", arguments.number, "scale to 1 or more")
     run = find_run(arguments.run)
     if run.auth_mode:
-        # A Ray that a run starts lets in only who shows its token; Ray reads the mode when it is imported.
+        # A run's own Ray requires its token; set the mode before Ray is imported, because Ray reads it then.
         os.environ.setdefault(AUTH_VARIABLE, run.auth_mode)
     check_actors()
     from actors.control.commands import scale_run
@@ -212,7 +212,7 @@ def _scale(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 class _traceback_to:
-    """Keeps the traceback of what goes wrong inside in a log file; the user gets one line of it."""
+    """Context that writes the traceback of an error to a log file; the user sees one line."""
 
     def __init__(self, log: Path) -> None:
         self.log = log
@@ -222,7 +222,7 @@ class _traceback_to:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None and not isinstance(error, KeyboardInterrupt):
-            # On a full disk the error itself matters more than its log.
+            # If the disk is full, show the error itself rather than a failed write of its log.
             with contextlib.suppress(OSError):
                 with self.log.open("a", encoding="utf-8") as lines:
                     lines.writelines(traceback.format_exception(error))
@@ -236,7 +236,7 @@ HANDLERS: dict[str, Command] = {
 
 
 def _fail(error: BaseException, code: int) -> NoReturn:
-    # An error that crossed processes carries the one that was raised there; Ray's own end with it.
+    # An error from another process carries the original error as its cause.
     cause = getattr(error, "cause", None) or error
     text = [line.strip() for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
     line = text[-1 if type(cause).__module__.startswith("ray.") else 0]
@@ -248,8 +248,8 @@ def _fail(error: BaseException, code: int) -> NoReturn:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs a command. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted."""
-    make_standard_streams_last()
+    """Run a command. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    protect_standard_streams()
     # Ray's usage report is the user's choice, not ours.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     parser = build_parser()

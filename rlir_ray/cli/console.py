@@ -1,4 +1,4 @@
-"""What a person sees of a run: a line a stage, a line a step; on a terminal the present stage stays live below."""
+"""Console output of a run: a line a stage, a line a step; a terminal also shows the present stage live."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rlir_ray.config import TrainConfig
 
 
-# Off a terminal silence never lasts much longer; on one the clock of the stage moves every TICK_S.
+# Without a terminal, a line shows at least this often that the run works; on a terminal the clock moves every TICK_S.
 STILL_EVERY_S, TICK_S = 30.0, 1.0
 
 
@@ -23,20 +23,20 @@ class StepView:
         self.config = config
         # Wide enough that a step stays one line in a log file.
         self.console = Console(highlight=False, soft_wrap=True)
-        # Of Braille characters where the encoding has them.
+        # The spinner with Braille characters needs a Unicode encoding.
         spinner = "dots" if self.console.encoding.startswith("utf") else "line"
         self.status = self.console.status("", spinner=spinner) if self.console.is_terminal else None
         self.started = self.said = time.monotonic()
         self.present = ""
-        """The stage that lasts."""
+        """The present stage."""
         self._closed = threading.Event()
         self._ticking: threading.Thread | None = None
         self.first_step: float | None = None
         self.steps_before = 0
-        """Of a run that goes on."""
+        """Steps done before this command resumed the run."""
 
     def stage(self, text: str) -> None:
-        """Announces what the run is doing now."""
+        """Announce the run's present stage."""
         from rich.markup import escape
 
         # A path may hold what looks like markup.
@@ -53,7 +53,7 @@ class StepView:
         return _clock(time.monotonic() - self.started)
 
     def _tick(self) -> None:
-        """Says that the run is still at work, until `close`."""
+        """Show regularly that the run is still working, until `close`."""
         while not self._closed.wait(TICK_S):
             if self.status:
                 self.status.update(f"{self._elapsed()}  {self.present}")
@@ -62,7 +62,7 @@ class StepView:
                 self.console.print(f"[dim]{self._elapsed()}[/]  still at work (last: {self.present})")
 
     def step(self, metrics: dict[str, float]) -> None:
-        """One line for one optimiser step."""
+        """Print the line of one optimiser step."""
         if self.first_step is None:
             self.first_step = time.monotonic() - metrics.get("time/step_s", 0.0)
             self.steps_before = int(metrics["step"]) - 1
@@ -70,7 +70,7 @@ class StepView:
         self.console.print(self.line(metrics))
 
     def line(self, metrics: dict[str, float]) -> str:
-        """The step's line.
+        """Format the step's line.
 
         Args:
             metrics: names as in metrics.jsonl; absent ones are left out.
@@ -97,7 +97,7 @@ class StepView:
         return "  ".join(cells)
 
     def seconds_left(self, step: int) -> float:
-        """From the mean time of the steps so far; the time limit wins where it comes first."""
+        """Estimate the remaining time from the mean time of the steps so far, bounded by the time limit."""
         elapsed = time.monotonic() - (self.first_step or self.started)
         left = elapsed / max(step - self.steps_before, 1) * (self.config.num_steps - step)
         if self.config.max_minutes:

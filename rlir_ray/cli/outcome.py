@@ -1,4 +1,4 @@
-"""The last lines of a run: what came of it, where everything is, and how to go on."""
+"""The last lines of a run: its result, its files, and the command to resume."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def outcome_lines(
     folder: Path, train: TrainConfig, num_steps: int, steps: Sequence[Mapping[str, float]], groups: Mapping[str, int],
     *, interrupted: bool = False, made_up_name: str = "",
 ) -> list[str]:  # fmt: skip
-    """Lines for the console.
+    """Build the lines for the console.
 
     Args:
         folder: of the run.

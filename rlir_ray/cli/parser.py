@@ -14,7 +14,7 @@ WIDE = argparse.RawDescriptionHelpFormatter
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All commands with their help."""
+    """Build the parser of all commands with their help."""
     parser = argparse.ArgumentParser(
         prog="python -m rlir_ray",
         formatter_class=WIDE,
@@ -49,7 +49,7 @@ def _add_train(commands: Commands) -> None:
         help="post-train a world model",
         formatter_class=WIDE,
         description="Post-trains a world model by RL with inverse rewards, evaluates it before and after on prompts\n"
-        "that training never saw, and writes runs/NAME/report.html. The same command again goes on with a run that\n"
+        "that training never saw, and writes runs/NAME/report.html. The same command resumes a run that\n"
         "was stopped, from its newest checkpoint.",
         epilog="examples:\n  python -m rlir_ray train --recipe doom_tiny_ar run.name=first\n"
         "  python -m rlir_ray train --recipe my.yaml train.max_staleness=0 rollout.num_actors=2\n"
@@ -186,7 +186,7 @@ def _add_report(commands: Commands) -> None:
 def _add_ledger(commands: Commands) -> None:
     ledger = commands.add_parser(
         "ledger",
-        help="what became of every group of a run",
+        help="show how every group of a run ended",
         formatter_class=WIDE,
         description="Prints a run's groups by state and by cause of failure, and checks that every one that was\n"
         "admitted ended once, and that no number is missing. Exit code 1 if not.",

@@ -1,4 +1,4 @@
-"""Standard output and error that outlive their console or pipe, in any locale."""
+"""Standard output and error that survive a closed console or pipe, in any locale."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import os
 import sys
 from typing import Any, TextIO
 
-# Of a pipe that nobody reads, and of a terminal that was closed.
+# Errors of a pipe that nobody reads, and of a closed terminal.
 GONE = (errno.EPIPE, errno.EIO)
 
 
-class LastingFile(io.FileIO):
-    """Writes to a console or pipe until that goes away, and from then on nowhere."""
+class ProtectedStream(io.FileIO):
+    """File that writes to a console or pipe until it is closed, and drops later output."""
 
     def write(self, data: Any) -> int:
         try:
@@ -22,14 +22,14 @@ class LastingFile(io.FileIO):
             if error.errno not in GONE:
                 raise
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            # For all that writes to the same descriptor, libraries in C included.
+            # Redirect the descriptor itself, because C libraries write to it too.
             os.dup2(nowhere, self.fileno())
             os.close(nowhere)
             return len(memoryview(data).cast("B"))
 
 
-def lasting(stream: TextIO | None, descriptor: int) -> TextIO:
-    """The same stream, such that neither its end nor a character that its encoding lacks ends the program.
+def protected(stream: TextIO | None, descriptor: int) -> TextIO:
+    """Return the stream, wrapped so that a closed pipe or an unencodable character does not end the program.
 
     Args:
         stream: standard output or error of this process; None: it was closed before the start.
@@ -38,15 +38,15 @@ def lasting(stream: TextIO | None, descriptor: int) -> TextIO:
     if stream is None:
         return open(os.devnull, "w", encoding="utf-8")
     stream.flush()
-    file = LastingFile(descriptor, "w", closefd=False)
+    file = ProtectedStream(descriptor, "w", closefd=False)
     return io.TextIOWrapper(
         io.BufferedWriter(file), encoding=stream.encoding, errors="backslashreplace", line_buffering=True
     )
 
 
-def make_standard_streams_last() -> None:
-    """Replaces the standard streams of this process; those that a test or a program has put there stay."""
+def protect_standard_streams() -> None:
+    """Replace the standard streams of this process; keep streams that a test or another program has set."""
     if sys.stdout is sys.__stdout__:
-        sys.stdout = lasting(sys.stdout, 1)
+        sys.stdout = protected(sys.stdout, 1)
     if sys.stderr is sys.__stderr__:
-        sys.stderr = lasting(sys.stderr, 2)
+        sys.stderr = protected(sys.stderr, 2)

@@ -1,7 +1,8 @@
-"""Which event leads into which frame: a small probe that sees two neighbouring frames and nothing else.
+"""Alignment of events and frames, measured by a small probe that sees only two neighbouring frames.
 
-An inverse dynamics model with a wide view learns any shift that its recordings have, and then finds it right. A pair of
-frames shows the action that led from the one to the other, so that the shift at which it is read best is the true one.
+An inverse dynamics model that sees many frames learns any shift in its recordings, so that it cannot detect a shift. A
+pair of frames shows the action that led from the one to the other, so that the shift at which it is read best is the
+true one.
 Legend: F frames, H W pixels, B pairs.
 """
 
@@ -20,17 +21,17 @@ from torch.nn import functional
 from rlir_ray.spaces.actions import GROUPS, Actions, group_classes
 
 SHIFTS = (-1, 0, 1)
-# Frames are brought to this size at most: motion shows, and a step takes milliseconds.
+# Larger frames are reduced to this size: motion stays visible, and a training step takes milliseconds.
 HEIGHT, WIDTH = 48, 64
-# Pairs that are read, half of them where actions change: elsewhere all shifts say the same.
+# Most pairs to read. Half of them are taken where actions change: elsewhere all shifts give the same action.
 MAX_PAIRS = 6000
 HELD_OUT = 0.25
-# So many recordings of a folder are enough.
+# Most recordings of a folder to read; more would only take longer.
 MAX_RECORDINGS = 50
-# Fewer frames tell nothing; nor does a class of which fewer are seen.
+# Fewest frames, and fewest samples of a class, for a meaningful result.
 MIN_FRAMES, MIN_OF_CLASS = 600, 20
 BATCH = 96
-# Another shift than 0 must be read better by this much, and by this many standard errors.
+# A shift other than 0 is reported if its recall is better by this much, and by this many standard errors.
 MIN_LEAD, MIN_ERRORS = 0.05, 4.0
 NUM_RESAMPLES = 200
 
@@ -58,7 +59,7 @@ def probe_causality(
     recordings: Iterable[tuple[npt.NDArray[np.uint8], Actions]], *, seconds: float = 30.0, seed: int = 0,
     max_steps: int = 1500,
 ) -> Causality | None:  # fmt: skip
-    """Reads the action of event k + shift out of the frames k - 1 and k, at the shifts -1, 0 and +1.
+    """Read the action of event k + shift out of the frames k - 1 and k, at the shifts -1, 0 and +1.
 
     Args:
         recordings: frames uint8 [F, H, W, 3] and F actions of each; the last quarter of each is held out.
@@ -82,7 +83,7 @@ def check_causality(
     recordings: Iterable[tuple[npt.NDArray[np.uint8], Actions]], source: str, *, action_shift: int = 0,
     way_out: str = "--action-shift={shift}", seconds: float = 30.0,
 ) -> Causality | None:  # fmt: skip
-    """`probe_causality`, for those who are about to learn from the recordings.
+    """Run `probe_causality` before training, and reject recordings whose events are shifted.
 
     Args:
         recordings: as `probe_causality` takes them, read with `action_shift`.
@@ -122,7 +123,7 @@ class _Pairs:
 def _draw_pairs(
     recordings: Iterable[tuple[npt.NDArray[np.uint8], Actions]], random: np.random.Generator
 ) -> _Pairs | None:
-    """At most `MAX_PAIRS`, spread over the recordings; None: too few."""
+    """Draw at most `MAX_PAIRS` pairs, evenly from all recordings; None: there are too few."""
     recordings = list(recordings)
     total = sum(len(actions) for _, actions in recordings)
     if total < MIN_FRAMES:
@@ -156,7 +157,7 @@ def _draw_pairs(
 
 
 def _small_pairs(pictures: npt.NDArray[np.uint8], places: npt.NDArray[np.int64]) -> Tensor:
-    """uint8 [n, 6, h, w] of the frames at `places` and those before them."""
+    """Stack the frames at `places` and the frames before them, reduced, as uint8 [n, 6, h, w]."""
     parts = []
     for some in np.array_split(places, max(1, len(places) // 64)):
         pixels = torch.from_numpy(np.concatenate([pictures[some - 1], pictures[some]], -1)).permute(0, 3, 1, 2).float()
@@ -182,7 +183,7 @@ class _Probe(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(128, len(SHIFTS) * count) for name, count in num_classes.items()})
 
     def forward(self, pairs: Tensor) -> dict[str, Tensor]:
-        """uint8 [B, 6, h, w] to logits [B, shifts, classes] of each group."""
+        """Map uint8 [B, 6, h, w] to logits [B, shifts, classes] of each group."""
         pixels = pairs.float() / 128 - 1
         features = self.trunk(torch.cat([pixels, pixels[:, 3:] - pixels[:, :3]], 1))
         return {name: head(features).unflatten(1, (len(SHIFTS), -1)) for name, head in self.heads.items()}
@@ -237,7 +238,7 @@ def _scores(
     read: Mapping[str, npt.NDArray[np.int64]],
     rows: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.float64] | None:
-    """[shifts]: recall where a group changes, mean over its classes and over groups; None: none changes."""
+    """Compute the recall at each shift where a group changes, mean over classes and groups; None: no group changes."""
     found: list[Sequence[float]] = []
     for name, table in tables.items():
         true, guess = table[rows], read[name][rows]

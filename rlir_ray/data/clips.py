@@ -1,4 +1,4 @@
-"""Clips cut from recordings: where one may begin, and its frames at the world's size. Knows nothing of prompts.
+"""Clips cut from recordings: possible first frames, and frames at the world's size. Independent of prompts.
 
 Legend: C context frames, F generated frames, K = C + F, H W pixels.
 """
@@ -33,7 +33,7 @@ MIN_CLIPS_OF_RECORDING = 8
 
 @dataclass(frozen=True, order=True, slots=True)
 class ClipAddress:
-    """Where a clip is, within one source.
+    """Address of a clip within one source.
 
     Example: ``ClipAddress("8.0/player-1", 320)``, whose prompt is ``8.0/player-1:320``.
     """
@@ -61,15 +61,15 @@ class Clip:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CutClips:
-    """Clips of a source, and what was left out on the way."""
+    """Clips of a source, and the recordings and clips that were skipped."""
 
     clips: list[Clip]
     left_out: tuple[str, ...]
-    """A line for each recording that is broken or not whole: file, line and reason."""
+    """One line for each broken or incomplete recording: file, line and reason."""
     num_recordings: int
-    """Recordings of the source, those that were left out among them."""
+    """Recordings of the source, including the skipped ones."""
     num_near_walls: int = 0
-    """Clips that were left out for their distance to a wall alone, of the recordings that were opened."""
+    """Clips of the opened recordings that were skipped only because they face a near wall."""
     longest: int = 0
     """Frames of the longest recording that was opened."""
 
@@ -109,10 +109,10 @@ class Source(Protocol):
 def read_clip(
     source: RecordingSource, address: ClipAddress, world: WorldConfig, data: DataConfig | None = None
 ) -> Clip:
-    """The clip at an address. Arguments as in `cut_clips`.
+    """Read the clip at an address. Arguments as in `cut_clips`.
 
     Raises:
-        ValueError: the source has no such recording, the recording no such frames, or one of them is broken.
+        ValueError: the recording or its frames do not exist, or are broken.
     """
     data = data or DataConfig()
     recording = open_in(source, address.recording, data.action_shift)
@@ -120,7 +120,7 @@ def read_clip(
 
 
 def open_in(source: RecordingSource, name: str, action_shift: int = 0) -> RecordingFile:
-    """A recording by its name within a source; the shift and errors as `open_recording`."""
+    """Open a recording by its name within a source; shift and errors as in `open_recording`."""
     if name not in source.videos:
         raise ValueError(
             f"{source.path} must hold the recording that a clip is cut from, got none named {name!r}; "
@@ -130,12 +130,12 @@ def open_in(source: RecordingSource, name: str, action_shift: int = 0) -> Record
 
 
 def clip_starts(events: Sequence[dict[str, Any]], world: WorldConfig, min_wall_distance: float) -> list[int]:
-    """First frames of the clips of a recording that may serve as prompts, a clip's length apart."""
+    """Return the first frames of the clips of a recording that may serve as prompts, a clip's length apart."""
     length = world.num_context + world.num_frames
     return [
         start
         for start in range(0, len(events) - length + 1, length)
-        # A bare wall carries no cue of motion; a cursor and an inventory are no actions of the player.
+        # A bare wall shows no motion, and in an open GUI the mouse does not turn the camera.
         if _wall_distance(events[start]) >= min_wall_distance
         and not any(event.get("isGuiOpen") for event in events[start : start + length])
     ]
@@ -155,11 +155,11 @@ def _cut(recording: RecordingFile, start: int, world: WorldConfig, resize: str) 
 
 
 def _resize(frames: npt.NDArray[np.uint8], height: int, width: int, resize: str) -> npt.NDArray[np.uint8]:
-    """uint8 [K, H, W, 3] to the world's size; `resize` as in `DataConfig`."""
+    """Resize uint8 [K, H, W, 3] to the world's size; `resize` as in `DataConfig`."""
     if frames.shape[1:3] == (height, width):
         return frames
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
-    # Without antialiasing and with pixel centres at halves, which is what cv2's INTER_LINEAR does.
+    # No antialiasing and half-pixel centres, to match cv2's INTER_LINEAR.
     resized = torch.nn.functional.interpolate(pixels, (height, width), mode=resize)
     return resized.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
@@ -177,7 +177,7 @@ def cut_clips(
     data: DataConfig | None = None,
     num_whole: int | None = None,
 ) -> CutClips:
-    """Clips that do not overlap, spread evenly over recordings; only these are decoded.
+    """Cut clips that do not overlap, evenly from all recordings; only the frames of these clips are decoded.
 
     Args:
         source: of the recordings.
@@ -206,7 +206,7 @@ def cut_clips(
     spare: list[ClipAddress] = []
     broken: dict[str, str] = {}
     num_near_walls = longest = 0
-    # One recording is open at a time, and no more are opened than are needed.
+    # Only one recording is open at a time, and only the needed recordings are opened.
     for name in (names[index] for index in rng.permutation(len(names))):
         try:
             recording = open_in(source, name, data.action_shift)
@@ -221,7 +221,7 @@ def cut_clips(
         spare += [ClipAddress(name, start) for start in starts[quota:]]
         if len(clips) == num_clips:
             break
-    # Too few recordings: more of each.
+    # With too few recordings, take more clips of each.
     for name, addresses in itertools.groupby(spare, lambda address: address.recording):
         if len(clips) == num_clips:
             break
@@ -231,7 +231,7 @@ def cut_clips(
             clips += _cut_all(recording, taken, world, data, num_whole, len(clips))
         except ValueError as error:
             _leave_out(name, error, broken, data)
-            # Of a broken recording no clip is kept.
+            # Drop all clips of a broken recording.
             clips = [clip for clip in clips if clip.address.recording != name]
     left_out = (*source.left_out, *broken.values())
     if broken and len(broken) == len(names):

@@ -1,4 +1,4 @@
-"""Digests of checkpoints and recordings, which stay the same where a project is moved."""
+"""Digests of checkpoints and recordings, which do not change when a project is moved."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SETTINGS = ("config.json", "tokenizer.json", "adapter_config.json")
 
 
 def checkpoint_content(folder: Path) -> str:
-    """Hexadecimal sha256, shortened, over the settings and weights of a checkpoint."""
+    """Compute a hexadecimal sha256, shortened, over the settings and weights of a checkpoint."""
     digest = hashlib.sha256()
     names = [*SETTINGS, *sorted(path.name for path in folder.glob("*.safetensors"))]
     for path in (folder / name for name in names):
@@ -26,7 +26,7 @@ def checkpoint_content(folder: Path) -> str:
 
 
 def recordings_content(path: Path) -> str:
-    """The same over names and sizes: hours of video are not read for it.
+    """Compute the digest of recordings over names and sizes only: reading hours of video would take too long.
 
     Raises:
         ValueError: as `find_recordings`.
@@ -50,10 +50,10 @@ def models_read(config: Config) -> dict[str, str]:
 
 
 def content_of(config: Config) -> dict[str, str]:
-    """Configuration key -> content, of each checkpoint and source of recordings that a configuration names.
+    """Return configuration key -> content, of each checkpoint and source of recordings that a configuration names.
 
     Raises:
-        ValueError: one is not there.
+        ValueError: a checkpoint or source does not exist.
     """
     found = {f"models.{name}": checkpoint_content(asset_path(path)) for name, path in models_read(config).items()}
     if config.prompts.source == "recordings":

@@ -1,4 +1,4 @@
-"""Files that other programs read: written whole or not at all, strict JSON, readable like any other new file."""
+"""Files for other programs: atomic writes, strict JSON, and the usual file mode."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes strict JSON atomically; raises as `write_text`."""
+    """Write strict JSON atomically; raises as `write_text`."""
     write_text(path, strict_json(content, indent=1) + "\n")
 
 
 def strict_json(content: Any, indent: int | None = None) -> str:
-    """JSON that any program reads: a number that is NaN or infinite is written as null."""
+    """Return JSON that any program can read: NaN and infinity become null."""
     return json.dumps(_finite_or_none(content), indent=indent, allow_nan=False)
 
 
@@ -30,12 +30,12 @@ def _finite_or_none(content: Any) -> Any:
 
 
 def number(value: float | None) -> float:
-    """A number that `strict_json` wrote: null is NaN."""
+    """Read a number that `strict_json` wrote: null becomes NaN."""
     return math.nan if value is None else value
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file atomically.
+    """Write a file atomically.
 
     Raises:
         ValueError: the disk is full or not writable.
@@ -52,7 +52,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def replace_folder(temporary: Path, final: Path) -> None:
-    """Puts a finished folder in the place of an older one of the same name."""
+    """Rename a finished folder to its final name, replacing an older folder."""
     old = final.with_name(final.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
@@ -62,9 +62,9 @@ def replace_folder(temporary: Path, final: Path) -> None:
 
 
 def give_usual_mode(folder: Path | str) -> None:
-    """Gives the safetensors files of a folder the mode that the umask gives a new file there."""
+    """Give the safetensors files of a folder the mode that the umask gives a new file there."""
     folder = Path(folder)
-    # A file's own mode says it without changing the umask, which all threads share.
+    # A probe file shows the usual mode; reading the umask would change it for all threads.
     probe = folder / ".mode"
     probe.unlink(missing_ok=True)
     probe.touch()

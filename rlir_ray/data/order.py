@@ -21,7 +21,7 @@ STREAM = 2
 def clip_addresses(
     source: RecordingSource, world: WorldConfig, min_wall_distance: float = 0.0, *, strict: bool = False
 ) -> tuple[list[ClipAddress], tuple[str, ...]]:
-    """All clips of a source that do not overlap, without decoding a frame.
+    """Return all clips of a source that do not overlap, without decoding a frame.
 
     Args:
         source: of the recordings.
@@ -49,7 +49,7 @@ def clip_addresses(
 
 
 def clip_order(addresses: Sequence[ClipAddress], seed: int, position: int = 0) -> Iterator[ClipAddress]:
-    """The endless order of clips: each once an epoch, and another permutation in each epoch.
+    """Return the endless order of clips: each once an epoch, and another permutation in each epoch.
 
     Args:
         addresses: as `clip_addresses` gives them; their own order does not matter.

@@ -1,8 +1,8 @@
-"""Recordings in the VPT format: NAME.mp4 and NAME.jsonl, one event a frame. Knows nothing of who played.
+"""Recordings in the VPT format: NAME.mp4 and NAME.jsonl, one event a frame.
 
-**Event k leads INTO frame k**: it holds what was pressed while frame k came about; event 0 is the null action. A
-Gymnasium loop has another order (an observation, then the action that is taken in it): write its action beside the
-next observation, or read what is there with `action_shift=-1` (`data.action_shift`).
+**Event k leads INTO frame k**: it holds the input between frames k - 1 and k; event 0 is the null action. A
+Gymnasium loop has another order (an observation, then the action taken after it): write an action beside the
+next observation, or read existing files with `action_shift=-1` (`data.action_shift`).
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# Full colour resolution and a low rate factor: small frames have no detail to spare.
+# Full colour resolution and a low rate factor, because compression would destroy the detail of small frames.
 CODEC, PIXEL_FORMAT = "libx264", "yuv444p"
 CODEC_OPTIONS = {"crf": "6", "preset": "superfast", "bf": "0", "g": "32", "threads": "1"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecordingFile:
-    """One recording on disk: its events are read, its frames when they are asked for.
+    """A recording on disk: events are in memory, frames are read on demand.
 
     Args:
         name: its path below the source that it comes from, or its file name, without an ending.
@@ -57,7 +57,7 @@ class RecordingFile:
         return len(self.events)
 
     def read(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
-        """Frames [start, stop), uint8 [n, H, W, 3], RGB.
+        """Return frames [start, stop), uint8 [n, H, W, 3], RGB.
 
         Raises:
             ValueError: no such frames, or damaged ones; names the file.
@@ -84,7 +84,7 @@ class Recording:
 def write_recording(
     path_stem: Path, frames: npt.NDArray[np.uint8], events: Iterable[dict[str, Any]], fps: int = 7
 ) -> None:
-    """Writes PATH_STEM.mp4 and PATH_STEM.jsonl; a pair that is there under its name is whole.
+    """Write PATH_STEM.mp4 and PATH_STEM.jsonl; a pair that is there under its name is whole.
 
     Example, a Gymnasium loop::
 
@@ -120,13 +120,13 @@ def write_recording(
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
     part_lines.write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
-    # The events last: a pair is taken for finished when both are there.
+    # Rename the events last: a recording counts as finished when both files exist.
     part_video.rename(video)
     part_lines.rename(lines)
 
 
 def open_recording(path: Path, name: str = "", action_shift: int = 0) -> RecordingFile:
-    """One recording, no frame of which is decoded yet.
+    """Open one recording without decoding a frame.
 
     Args:
         path: of the mp4, of the jsonl, or of both without their ending.
@@ -151,21 +151,21 @@ def open_recording(path: Path, name: str = "", action_shift: int = 0) -> Recordi
             f"{lines_path}: {len(events)} events for the {len(video)} frames of {video_path.name}, it needs one a "
             "frame; record or download the pair again"
         )
-    # A name says more than the place of a file that was put elsewhere.
+    # The name holds the recorder's version even if the file was moved to another folder.
     events = repair_events(events, recorder_version(name) or recorder_version(stem.absolute()))
     actions, num_frames = Actions.from_events(events).shifted(action_shift), len(events) - max(0, action_shift)
     return RecordingFile(name=name or stem.name, video=video, events=events[:num_frames], actions=actions[:num_frames])
 
 
 def read_recording(path: Path, name: str = "", action_shift: int = 0) -> Recording:
-    """One recording with all its frames. Arguments and errors as `open_recording`."""
+    """Read one recording with all its frames. Arguments and errors as `open_recording`."""
     opened = open_recording(path, name, action_shift)
     frames = opened.read(0, len(opened))
     return Recording(name=opened.name, frames=frames, events=opened.events, actions=opened.actions)
 
 
 def read_recordings(paths: Iterable[Path], *, strict: bool = False) -> Iterator[Recording]:
-    """The recordings at `paths` in order; a broken one is left out with one line in the log.
+    """Yield the recordings at `paths` in order; a broken recording is skipped with one line in the log.
 
     Args:
         paths: as `list_recordings` gives them.
@@ -181,7 +181,7 @@ def read_recordings(paths: Iterable[Path], *, strict: bool = False) -> Iterator[
 
 
 def load_recordings(folder: Path, action_shift: int = 0) -> list[Recording]:
-    """All recordings of a folder or an index; broken ones are left out with a line in the log.
+    """Load all recordings of a folder or an index; broken recordings are skipped with a line in the log.
 
     Args:
         folder: or index.
@@ -202,17 +202,17 @@ def load_recordings(folder: Path, action_shift: int = 0) -> list[Recording]:
 
 
 def nothing_readable(path: Path, left_out: Sequence[str]) -> str:
-    """What to say of a source whose recordings are all broken."""
+    """Return the error for a source whose recordings are all broken."""
     return (
         f"{path} must hold a recording that can be read, got {len(left_out)} broken ones; make some with: python -m "
-        f"rlir_ray collect --out DIR, or mend the first: {left_out[0]}"
+        f"rlir_ray collect --out DIR, or fix the first: {left_out[0]}"
     )
 
 
 def _readable(
     items: Iterable[tuple[str, Path]], left_out: list[str], strict: bool, action_shift: int = 0
 ) -> Iterator[Recording]:
-    """Of names and paths; a line for each broken recording is appended to `left_out`."""
+    """Yield the recordings of names and paths; append a line for each broken recording to `left_out`."""
     for name, path in items:
         try:
             recording = read_recording(path, name, action_shift)
@@ -226,7 +226,7 @@ def _readable(
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """All events of a jsonl as they were written.
+    """Return all events of a jsonl as they were written.
 
     Raises:
         ValueError: the file cannot be read, or a line is no event; names the file and the line.

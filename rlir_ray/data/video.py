@@ -25,7 +25,7 @@ VIDEO_ERRORS = (av.FFmpegError, IndexError, ValueError)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoFile:
-    """Where the frames of a video are.
+    """Index of a video's frames.
 
     Example: with two B frames, shown as 0 1 2 3 and stored as 0 3 1 2: ``packets == [0, 2, 3, 1]``.
     """
@@ -47,7 +47,7 @@ class VideoFile:
         return len(self.timestamps)
 
     def read(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
-        """Frames [start, stop), uint8 [n, H, W, 3], RGB; decodes from the keyframe before them on.
+        """Return frames [start, stop), uint8 [n, H, W, 3], RGB; decoding starts at the preceding keyframe.
 
         Raises:
             ValueError: no such frames, or a damaged one among those decoded; names the file.
@@ -67,7 +67,7 @@ class VideoFile:
             raise ValueError(f"{self.path}: no readable video ({_reason(error)}); {WAY_OUT}") from error
 
     def _decode(self, keyframe: int, start: int, stop: int) -> Iterator[npt.NDArray[np.uint8]]:
-        """What can be had of frames [start, stop) when decoding begins at `keyframe`; 0 is the file's beginning."""
+        """Decode frames [start, stop) from `keyframe` on, as far as possible; 0 is the start of the file."""
         first = int(self.packets[keyframe]) if keyframe > 0 else 0
         last = int(self.packets[start:stop].max())
         wanted = {int(timestamp) for timestamp in self.timestamps[start:stop]}
@@ -88,7 +88,7 @@ class VideoFile:
 
 
 def _as_shown(frame: Any) -> npt.NDArray[np.uint8]:
-    """RGB as a player shows it: the file may ask to turn what was recorded upright or on its side."""
+    """Convert a frame to RGB and apply the rotation that the file asks for, as a player does."""
     if matrix := frame.side_data.get(SideDataType.DISPLAYMATRIX):
         a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32).astype(float)
         if a * d < b * c:
@@ -100,7 +100,7 @@ def _as_shown(frame: Any) -> npt.NDArray[np.uint8]:
 
 
 def _decoded(container: Any, stream: Any, first_time: int, last_time: int) -> Iterator[Any]:
-    """Decoded frames of the packets from `first_time` to `last_time`, and not one packet more."""
+    """Yield the decoded frames of the packets from `first_time` to `last_time`, and not one packet more."""
     for packet in container.demux(stream):
         if packet.size == 0:
             break
@@ -115,7 +115,7 @@ def _decoded(container: Any, stream: Any, first_time: int, last_time: int) -> It
 
 
 def index_video(path: Path) -> VideoFile:
-    """Reads the packets of an mp4 without decoding them.
+    """Read the packets of an mp4 without decoding them.
 
     Raises:
         ValueError: the file is no video, is cut off or has damaged packets.
@@ -150,12 +150,12 @@ def index_video(path: Path) -> VideoFile:
 
 
 def _reason(error: Exception) -> str:
-    """FFmpeg's own words without its error number and the path, which the message has already."""
+    """Return FFmpeg's message without its error number and path, because our message already holds the path."""
     return getattr(error, "strerror", None) or str(error)
 
 
 def _check_packets(packets: list[Any], num_expected: int) -> None:
-    """A fragmented mp4 does not say how many packets it has: `num_expected` is 0."""
+    """Check that no packet is damaged or missing; `num_expected` is 0 for a fragmented mp4, which states no number."""
     if len(packets) < num_expected:
         raise ValueError(f"{len(packets)} of {num_expected} frames are there")
     if any(packet.is_corrupt for packet in packets):
@@ -168,7 +168,7 @@ def _check_packets(packets: list[Any], num_expected: int) -> None:
 
 
 def _check_boxes(path: Path) -> None:
-    """An mp4 is a row of boxes, each of which begins with its size: the last one has to end with the file."""
+    """Check that an mp4 is not cut off: each box starts with its size, and the last box must end with the file."""
     end = path.stat().st_size
     with path.open("rb") as file:
         position = 0

@@ -1,6 +1,6 @@
-"""Events of the VPT recorder: a line of the jsonl to an event, and what the recorder got wrong put right.
+"""Events of the VPT recorder: parse a line of the jsonl, and repair known errors of the recorder.
 
-Pure functions that change no event of the caller's. Knows nothing of files and frames.
+Pure functions that never modify their arguments; independent of files and frames.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from pathlib import PurePath
 from typing import Any
 
 ATTACK = 0  # the recorder's number of the left mouse button
-# Of mouse motion while a GUI is open, by the version of the recorder, as published with VPT's data loader; else 1.
+# Scale of mouse motion in an open GUI by version of the recorder, as in VPT's data loader; 1 for other versions.
 GUI_MOUSE_SCALES = {"5.7": 0.5, "5.8": 0.5, "6.7": 2.0, "6.8": 2.0, "6.9": 2.0}
 
 VERSION = re.compile(r"\d+\.\d+")
-# MineWorld's lines print the camera as numpy does: array([0., 1.5]), with or without a dtype.
+# MineWorld's files hold the camera as a printed numpy array: array([0., 1.5]), with or without a dtype.
 PRINTED_ARRAY = re.compile(r"(?:np\.|numpy\.)?array\((\[[^()\[\]]*\])(?:,\s*dtype=[\w.]+)?\)")
 
 
 def parse_event(line: str) -> dict[str, Any]:
-    """One line of a recording: the VPT recorder's JSON object, or MineWorld's, which may be a Python literal.
+    """Parse one line of a recording: the VPT recorder's JSON object, or MineWorld's, which may be a Python literal.
 
     Raises:
-        ValueError: it is neither, or a part that is read as an action is of another kind.
+        ValueError: the line is neither, or a field of an action has a wrong type.
     """
     try:
         event = json.loads(line)
@@ -48,7 +48,7 @@ def _parse_literal(line: str) -> Any:
 
 
 def _check_event(event: dict[str, Any]) -> None:
-    """What actions are read from must be readable; a null counts as nothing pressed."""
+    """Check the types of all fields that hold actions; null means nothing pressed."""
     mouse, keyboard = event.get("mouse"), event.get("keyboard")
     for key, part in (("mouse", mouse), ("keyboard", keyboard)):
         if part is not None and not isinstance(part, dict):
@@ -75,23 +75,23 @@ def _is_number(value: object) -> bool:
 
 
 def recorder_version(path: PurePath | str) -> str:
-    """The version of the recorder: the nearest parent folder that is named like one ("6.9"); "" where none is."""
+    """Return the recorder's version: the nearest parent folder that is named like a version ("6.9"), or ""."""
     names = (parent.name for parent in PurePath(path).parents)
     return next((name for name in names if VERSION.fullmatch(name)), "")
 
 
 def repair_events(events: Sequence[dict[str, Any]], version: str = "") -> list[dict[str, Any]]:
-    """All that is known to be wrong in VPT recordings, put right as VPT's own data loader does.
+    """Repair all known errors of VPT recordings, as VPT's own data loader does.
 
     Args:
-        events: of one recording, from its beginning.
-        version: of the recorder, as `recorder_version` gives it.
+        events: all events of one recording from its start.
+        version: the recorder's version, from `recorder_version`.
     """
     return scale_gui_mouse(add_hotbar_keys(release_stuck_attack(events)), GUI_MOUSE_SCALES.get(version, 1.0))
 
 
 def release_stuck_attack(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Attack that is down when the recording starts is released until it is pressed anew."""
+    """Release an attack button that is down when the recording starts, until the player presses the button again."""
     repaired = list(events)
     if not events or _new_buttons(events[0]) != [ATTACK]:
         return repaired
@@ -109,7 +109,7 @@ def _new_buttons(event: dict[str, Any]) -> list[int]:
 
 
 def add_hotbar_keys(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A slot that is chosen with the scroll wheel shows only in the `hotbar` field: its number key is added."""
+    """Add the number key of a slot chosen with the scroll wheel, which only the `hotbar` field shows."""
     repaired, last_slot = list(events), None
     for index, event in enumerate(events):
         slot = event.get("hotbar")
@@ -124,7 +124,7 @@ def add_hotbar_keys(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def scale_gui_mouse(events: Sequence[dict[str, Any]], scale: float) -> list[dict[str, Any]]:
-    """Mouse motion in an open GUI, which some recorders wrote in another unit than that of the turning camera."""
+    """Scale mouse motion in an open GUI, which some recorders wrote in another unit than camera motion."""
     if scale == 1:
         return list(events)
     return [

@@ -1,6 +1,6 @@
-"""Evaluation: sample a clip for each held-out prompt, let the judges read it, compare with the commands.
+"""Evaluation: sample a clip for each held-out prompt, recover its actions, compare them with the commands.
 
-Real clips, as they are and through the tokenizer, give the ceiling. Knows nothing of pools or folders.
+Real clips, unchanged and reconstructed by the tokenizer, give the ceiling. Independent of pools and folders.
 Legend: P prompts, C context frames, F generated frames, N tokens a frame, K action groups.
 """
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     Readers = Mapping[str, InverseDynamics]
 
-# Prompts sampled, decoded and read together: wide enough for the sampler, and bounds the pixels in memory.
+# Prompts per chunk: enough to keep the sampler busy, few enough to bound the pixels in memory.
 CHUNK = 64
 JUDGE = "judge"
 
@@ -51,7 +51,7 @@ def evaluate_policy(
     num_videos: int = 6,
     judge_context: bool = True,
 ) -> tuple[Evaluation, Clips]:
-    """Samples one clip for each prompt and judges it.
+    """Sample one clip for each prompt and evaluate the clip.
 
     Args:
         sampler: holds the weights and samples at `temperature`.
@@ -73,7 +73,7 @@ def evaluate_policy(
         ValueError: an inverse dynamics model gives values that are not finite.
     """
     commands = [prompt.actions for prompt in prompt_set.prompts]
-    # A clip that was commanded otherwise than the recording has no real counterpart.
+    # A clip with other commands than the recording has no real counterpart.
     as_recorded = all(_equal(*pair) for pair in zip(commands, prompt_set.recorded, strict=True))
     following, quality, clips = _judge(
         name,
@@ -107,7 +107,7 @@ def evaluate_real(
     num_videos: int = 6,
     judge_context: bool = True,
 ) -> tuple[dict[str, Evaluation], Clips]:
-    """The ceiling: the judges on the recorded clips and actions, as they are and through the tokenizer.
+    """Evaluate the recorded clips and actions, unchanged and reconstructed by the tokenizer; the result is the ceiling.
 
     Args:
         prompt_set, tokenizer, idms, world, num_videos, judge_context: as in `evaluate_policy`.
@@ -149,7 +149,7 @@ def _reconstructed(frames: npt.NDArray[np.uint8], tokenizer: FrameCodec) -> Iter
 
 
 def decode_clips(tokenizer: FrameCodec, codes: Tensor) -> Tensor:
-    """Encoded clips [b, n, ...] to uint8 [b, n, H, W, 3], on the CPU."""
+    """Decode clips [b, n, ...] to uint8 [b, n, H, W, 3], on the CPU."""
     return tokenizer.decode(codes.flatten(0, 1).to(tokenizer.device)).cpu().unflatten(0, codes.shape[:2])
 
 
@@ -164,9 +164,9 @@ def _judge(
     num_videos: int,
     judge_context: bool,
 ) -> tuple[dict[str, Following], Quality, Clips]:
-    """Reads P clips, given in chunks uint8 [b, C + F, H, W, 3], against P commands."""
+    """Read P clips, given in chunks uint8 [b, C + F, H, W, 3], against P commands."""
     commanded = np.stack([group_classes(each, world.groups)[-world.num_frames :] for each in actions])  # [P, F, K]
-    shown = spread(len(prompt_ids), num_videos)
+    shown = evenly_spaced(len(prompt_ids), num_videos)
     recovered: dict[str, list[npt.NDArray[np.int64]]] = {idm: [] for idm in idms}
     qualities: list[Quality] = []
     sizes: list[int] = []
@@ -200,7 +200,7 @@ def read_generated(
     world: WorldConfig,
     judge_context: bool = True,
 ) -> npt.NDArray[np.int64]:
-    """The classes that an inverse dynamics model reads in the generated frames, int64 [B, F, K].
+    """Recover the classes of the generated frames with an inverse dynamics model, int64 [B, F, K].
 
     Args:
         idm, frames, judge_context: as in `generated_logits`.
@@ -235,8 +235,8 @@ def generated_logits(idm: InverseDynamics, frames: Tensor, num_frames: int, judg
     return {head: values[:, -num_frames:] for head, values in logits.items()}
 
 
-def spread(num_prompts: int, count: int) -> list[int]:
-    """Up to `count` prompts spread evenly over the set: no one picked them by their result."""
+def evenly_spaced(num_prompts: int, count: int) -> list[int]:
+    """Return the indices of up to `count` evenly spaced prompts; the choice does not depend on the results."""
     return [int(index) for index in np.unique(np.linspace(0, num_prompts - 1, min(count, num_prompts)).round())]
 
 

@@ -12,7 +12,7 @@ COLORS = ("#1a56db", "#c2410c", "#15803d", "#7e22ce", "#6b7280")
 
 
 def line_chart(title: str, steps: Sequence[float], series: Mapping[str, Sequence[float]], *, zero: bool = False) -> str:
-    """An SVG element of curves over steps.
+    """Draw curves over steps as an SVG element.
 
     Args:
         title: stands above.
@@ -55,14 +55,14 @@ def _grid(ticks: Sequence[float], bottom: float, low: float, high: float) -> lis
 
 
 def nice_ticks(low: float, high: float, count: int = 3) -> list[float]:
-    """About `count` steps of 1, 2 or 5 times a power of ten, that enclose low..high.
+    """Return ticks that enclose low..high, about `count` steps of 1, 2 or 5 times a power of ten.
 
     Example: ``nice_ticks(0.62, 0.71)`` is ``[0.6, 0.65, 0.7, 0.75]``.
     """
-    spread = high - low
-    if spread <= 0:
-        spread = abs(high) or 1.0
-    raw = spread / count
+    value_range = high - low
+    if value_range <= 0:
+        value_range = abs(high) or 1.0
+    raw = value_range / count
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -18,8 +18,8 @@ from rlir_ray.config.load import load_config, recipes
 from rlir_ray.data.clips import Clip
 from rlir_ray.data.files import write_json
 from rlir_ray.data.recordings import nothing_readable
+from rlir_ray.data.round_robin import round_robin_clips
 from rlir_ray.data.sources import MAX_LOGGED, find_recordings
-from rlir_ray.data.spread import spread_clips
 from rlir_ray.evaluation.fvd import I3D, MIN_FRAMES
 from rlir_ray.evaluation.lpips import LPIPS
 from rlir_ray.evaluation.policy_row import PolicyRow, evaluate_row
@@ -35,15 +35,15 @@ from rlir_ray.run.versions import versions
 if TYPE_CHECKING:
     from rlir_ray.data.sources import RecordingSource
 
-# Draws of their own, the same ones in every evaluation.
+# A seed of its own, so that every evaluation uses the same draws.
 SEED = 20_250_928
-# Real clips on which the recordings' actions are tried one frame earlier and later.
+# Real clips on which the alignment check shifts the recordings' actions by one frame.
 NUM_ALIGNED = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationRequest:
-    """What the user asked for; empty paths stand for what the recipe says."""
+    """The user's options; an empty path means the recipe's path."""
 
     policy: str
     data: str
@@ -58,7 +58,7 @@ class EvaluationRequest:
 
 
 def evaluate(request: EvaluationRequest, chunk: int = 0) -> PolicyRow:
-    """Generates and judges the clips, prints the row, and writes it as JSON where asked for.
+    """Generate and evaluate the clips, print the row, and write it as JSON if requested.
 
     Args:
         request: of the user.
@@ -71,7 +71,7 @@ def evaluate(request: EvaluationRequest, chunk: int = 0) -> PolicyRow:
     num_clips = request.num_clips or config.prompts.num_heldout
     check_request(request, config, num_clips)
     check_world(config)
-    # Its bars, one a model, say nothing that the user waits for.
+    # transformers shows one bar a model, which is noise in our output.
     disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     lpips = LPIPS(request.lpips, device=device) if request.lpips else None
@@ -80,14 +80,14 @@ def evaluate(request: EvaluationRequest, chunk: int = 0) -> PolicyRow:
     left_out: list[str] = []
     idm = load_inverse_dynamics(config.models.judge_idm).to(device) if config.models.judge_idm else None
     if idm is not None:
-        for line in alignment_lines(idm, spread_clips(source, NUM_ALIGNED, world, config.data), config):
+        for line in alignment_lines(idm, round_robin_clips(source, NUM_ALIGNED, world, config.data), config):
             print(line)
     policy, tokenizer = open_policy(config, device).eval(), open_codec(config)
     settings = config.evaluation
     sampler = family_of(config).evaluation_sampler(config, policy, settings.temperatures[0])
     with progress_bar("evaluating") as show, _named_when_broken(source, left_out):
         row = evaluate_row(
-            spread_clips(source, num_clips, world, config.data, left_out), sampler, tokenizer.to(device), world,
+            round_robin_clips(source, num_clips, world, config.data, left_out), sampler, tokenizer.to(device), world,
             seed=SEED, chunk=chunk or config.rollout.prompts_per_call * 8, idm=idm,
             judge_context=settings.judge_context, lpips=lpips, i3d=i3d,
             progress=lambda done: show(done / num_clips, f"{done} clips"),
@@ -99,7 +99,7 @@ def evaluate(request: EvaluationRequest, chunk: int = 0) -> PolicyRow:
 
 
 def check_request(request: EvaluationRequest, config: Config, num_clips: int) -> None:
-    """What can be said before anything is loaded.
+    """Reject a request that cannot work before models are loaded.
 
     Raises:
         ValueError: there are too few clips or frames for what is asked.
@@ -115,7 +115,7 @@ def check_request(request: EvaluationRequest, config: Config, num_clips: int) ->
 
 @contextmanager
 def _named_when_broken(source: RecordingSource, left_out: list[str]) -> Iterator[None]:
-    """Of recordings that are all broken the first reason is the error."""
+    """If all recordings are broken, raise the reason of the first."""
     try:
         yield
     except ValueError:
@@ -132,7 +132,7 @@ def _folder(path: str, option: str) -> Path:
 
 
 def resolve_config(request: EvaluationRequest) -> Config:
-    """The recipe with the request's checkpoints in it, as absolute folders.
+    """Load the recipe and set the request's checkpoints, as absolute folders.
 
     Raises:
         ValueError: no recipe is given and none fits the policy, or a folder does not exist.
@@ -144,7 +144,7 @@ def resolve_config(request: EvaluationRequest) -> Config:
     tokenizer = request.tokenizer or (str(policy / "tokenizer") if (policy / "tokenizer").is_dir() else "")
     judge = request.idm or config.models.judge_idm
     if not request.idm and judge and not judge.startswith("asset:") and not Path(judge).is_dir():
-        # A recipe's own folder that is not there: figures without the model are still figures.
+        # The recipe's judge does not exist: evaluate without it instead of failing.
         judge = ""
     # An adapter lies on the policy that its run started from.
     checkpoint = {"adapter": str(policy)} if is_adapter_folder(policy) else {"policy": str(policy)}
@@ -158,7 +158,7 @@ def resolve_config(request: EvaluationRequest) -> Config:
 
 
 def _at_home(config: Config, policy: Path) -> Config:
-    """A run's relative folders, looked for here and then in the folders that its policy lies below."""
+    """Resolve a run's relative folders, first here and then in the parent folders of its policy."""
     found = {entry.name: getattr(config.models, entry.name) for entry in dataclasses.fields(config.models)}
     for name, path in found.items():
         places = [home / path for home in policy.absolute().parents]
@@ -168,7 +168,7 @@ def _at_home(config: Config, policy: Path) -> Config:
 
 
 def find_recipe(policy: Path) -> str:
-    """The configuration of the run that a policy comes from, or the shipped recipe of its size.
+    """Find the configuration of the policy's run, or else the shipped recipe of the policy's size.
 
     Raises:
         ValueError: there is neither.
@@ -196,7 +196,7 @@ def _is_folder(named: str, folder: Path) -> bool:
 
 
 def alignment_lines(idm: Any, clips: Iterator[Clip], config: Config) -> list[str]:
-    """A warning where the recordings' actions fit their frames best one frame away: every figure below rests on it."""
+    """Warn if the recordings' actions fit their frames best one frame away: this would make every figure wrong."""
     real = list(clips)
     if not real or config.world.num_context + config.world.num_frames < 4:
         return []
@@ -211,7 +211,7 @@ def alignment_lines(idm: Any, clips: Iterator[Clip], config: Config) -> list[str
 def summary_lines(
     row: PolicyRow, config: Config, num_clips: int, source: RecordingSource, left_out: list[str]
 ) -> list[str]:
-    """What was compared, and the row."""
+    """Return lines with the policy, the recordings and the row."""
     world = config.world
     lines = [
         f"{row.num_clips} clips of {world.num_context} given + {world.num_frames} generated frames, "
@@ -226,7 +226,7 @@ def summary_lines(
 
 
 def write_row(out: Path, row: PolicyRow, config: Config, left_out: list[str]) -> None:
-    """The row with everything that it was made with."""
+    """Write the row as JSON, with the configuration and the skipped recordings."""
     out.parent.mkdir(parents=True, exist_ok=True)
     content = {"row": row.to_json(), "left_out": left_out, "seed": SEED, "config": config.to_dict()}
     write_json(out, {**content, "versions": versions()})

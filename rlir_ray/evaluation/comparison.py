@@ -1,6 +1,6 @@
 """Two evaluations over the same prompts: paired differences and their standard errors.
 
-Prompts are compared with themselves, so that what makes a prompt hard cancels. Knows nothing of models or files.
+Each prompt is compared with itself, so that the difficulty of a prompt cancels. Independent of models and files.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rlir_ray.evaluation.following import Following, spread, standard_error
+from rlir_ray.evaluation.following import Following, bootstrap_std, standard_error
 from rlir_ray.evaluation.quality import FIGURES, Quality
 
 
@@ -23,7 +23,7 @@ class Change:
 
 
 def following_changes(before: Following, after: Following) -> dict[str, Change]:
-    """Of `accuracy` and `macro_f1`.
+    """Compute the changes of `accuracy` and `macro_f1`.
 
     Raises:
         ValueError: the two were not read on the same prompts and commands.
@@ -36,12 +36,12 @@ def following_changes(before: Following, after: Following) -> dict[str, Change]:
     resampled = after.resampled_macro_f1 - before.resampled_macro_f1
     return {
         "accuracy": _change(after.prompt_accuracy - before.prompt_accuracy),
-        "macro_f1": Change(mean=after.macro_f1 - before.macro_f1, se=spread(resampled)),
+        "macro_f1": Change(mean=after.macro_f1 - before.macro_f1, se=bootstrap_std(resampled)),
     }
 
 
 def quality_changes(before: Quality, after: Quality) -> dict[str, Change]:
-    """Of the figures that both have, over the same prompts."""
+    """Compute the changes of the figures that both have, over the same prompts."""
     pairs = {figure: (getattr(before, figure), getattr(after, figure)) for figure in FIGURES}
     return {figure: _change(two - one) for figure, (one, two) in pairs.items() if one is not None and two is not None}
 

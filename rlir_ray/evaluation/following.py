@@ -1,4 +1,5 @@
-"""How well the commanded actions are recovered from videos: accuracy, macro-F1, their errors and paired differences.
+"""Action following, the recovery of commanded actions from videos: accuracy, macro-F1, their errors and paired
+differences.
 
 Numpy only; knows nothing of models. Legend: P clips (one a prompt), F generated frames, K action groups, C classes.
 """
@@ -23,7 +24,7 @@ BOOTSTRAP_SEED = 0  # the same resamples everywhere, so that paired differences 
 
 @dataclass(frozen=True, kw_only=True)
 class Following:
-    """What one inverse dynamics model read in P clips, and the figures that follow from it.
+    """The classes that one inverse dynamics model recovered in P clips, and the figures computed from these classes.
 
     Means are over the groups that occur, those of which anything but "none" was commanded; without one they are NaN.
 
@@ -75,7 +76,7 @@ class Following:
     @cached_property
     def macro_f1_se(self) -> float:
         """Standard error from resampled prompts."""
-        return spread(self.resampled_macro_f1)
+        return bootstrap_std(self.resampled_macro_f1)
 
     @cached_property
     def resampled_macro_f1(self) -> npt.NDArray[np.float64]:
@@ -106,7 +107,7 @@ class Following:
         return np.ones((1, len(self.commanded)), np.int64)
 
     def group_macro_f1(self, weights: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """Macro-F1 of each group over prompts that count several times: int [R, P] to float64 [R, K].
+        """Compute macro-F1 of each group over weighted prompts: weights int [R, P] to float64 [R, K].
 
         NaN where a group never occurs.
         """
@@ -117,7 +118,7 @@ class Following:
         return np.stack(columns, -1)
 
     def to_json(self) -> dict[str, Any]:
-        """The figures, null for those of nothing, and the classes that they follow from."""
+        """Return the figures (null if undefined) and the classes that they are computed from."""
         figures = {name: or_none(getattr(self, name)) for name in FIGURES}
         per_group = {
             name: {figure: or_none(value) for figure, value in part.items()} for name, part in self.per_group.items()
@@ -134,7 +135,7 @@ class Following:
 
 
 def _to_text(classes: npt.NDArray[np.int64]) -> list[str]:
-    """A line for each clip, a word for each frame, a base-36 digit for each group: "0105 1105 ..."."""
+    """Format classes: a line for each clip, a word for each frame, a base-36 digit for each group: "0105 1105 ..."."""
     return [" ".join("".join(np.base_repr(index, 36) for index in frame) for frame in clip) for clip in classes]
 
 
@@ -143,17 +144,17 @@ def _from_text(lines: Sequence[str]) -> npt.NDArray[np.int64]:
 
 
 def standard_error(values: npt.NDArray[np.float64]) -> float:
-    """Of the mean of independent values [P]; NaN for fewer than two."""
+    """Compute the standard error of the mean of independent values [P]; NaN for fewer than two."""
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
 
 
-def spread(resampled: npt.NDArray[np.float64]) -> float:
-    """Standard deviation over the resamples that have the figure; NaN for fewer than two of them."""
+def bootstrap_std(resampled: npt.NDArray[np.float64]) -> float:
+    """Compute the standard deviation over the finite resamples; NaN for fewer than two."""
     known = resampled[~np.isnan(resampled)]
     return float(known.std(ddof=1)) if len(known) > 1 else float("nan")
 
 
 def resamples(num_prompts: int) -> npt.NDArray[np.int64]:
-    """How often each prompt is drawn in each bootstrap resample, int64 [NUM_RESAMPLES, num_prompts]."""
+    """Draw bootstrap resamples; return how often each contains each prompt, int64 [NUM_RESAMPLES, num_prompts]."""
     generator = np.random.default_rng(BOOTSTRAP_SEED)
     return generator.multinomial(num_prompts, np.full(num_prompts, 1 / num_prompts), size=NUM_RESAMPLES)

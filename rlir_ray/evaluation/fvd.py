@@ -49,7 +49,7 @@ class I3D:
 
     @torch.no_grad()
     def __call__(self, clips: Tensor) -> npt.NDArray[np.float64]:
-        """What the network makes of the clips.
+        """Compute the network's features of clips.
 
         Args:
             clips: uint8 [B, F, H, W, 3] RGB, at least 10 frames.
@@ -84,7 +84,7 @@ class I3D:
 
 
 def i3d_input(clips: Tensor) -> Tensor:
-    """Clips as I3D takes them: the shorter side resized to 224, the middle of the longer one kept.
+    """Convert clips to I3D's input: resize the shorter side to 224, crop the middle of the longer side.
 
     Args:
         clips: uint8 [B, F, H, W, 3].
@@ -104,7 +104,7 @@ def i3d_input(clips: Tensor) -> Tensor:
 
 
 def fvd(i3d: I3D, generated: Tensor, real: Tensor) -> float:
-    """The distance of generated from real clips; comparable only at the same number of clips and frames.
+    """Compute the distance of generated from real clips; comparable only at equal numbers of clips and frames.
 
     Args:
         i3d: the network.
@@ -122,7 +122,7 @@ def fvd(i3d: I3D, generated: Tensor, real: Tensor) -> float:
 
 
 def frechet_distance(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
-    """The squared Fréchet distance of two Gaussians: |mu1 - mu2|² + Tr(S1 + S2 - 2 (S1 S2)^(1/2)).
+    """Compute the squared Fréchet distance of two Gaussians: |mu1 - mu2|² + Tr(S1 + S2 - 2 (S1 S2)^(1/2)).
 
     Means and covariances (over n - 1) are those of the features. The root's trace is the sum of the singular values of
     R1 R2ᵀ, where S = Rᵀ R: their squares are the eigenvalues of S1 S2. It is exact to rounding where S1 S2 is singular,
@@ -146,5 +146,5 @@ def frechet_distance(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64
 
 
 def _covariance_root(features: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """R [min(B, D), D] with Rᵀ R the covariance of features [B, D]."""
+    """Return R [min(B, D), D], where Rᵀ R is the covariance of features [B, D]."""
     return np.linalg.qr((features - features.mean(0)) / math.sqrt(len(features) - 1)).R

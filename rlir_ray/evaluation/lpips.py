@@ -63,7 +63,7 @@ class LPIPS:
 
     @torch.no_grad()
     def __call__(self, one: Tensor, other: Tensor) -> Tensor:
-        """Compares picture by picture.
+        """Compare picture by picture.
 
         Args:
             one, other: uint8 [n, H, W, 3] RGB, sides of at least 31.
@@ -91,7 +91,7 @@ class LPIPS:
         return torch.cat([self._distances(*chunk).cpu() for chunk in chunks])
 
     def _distances(self, one: Tensor, other: Tensor) -> Tensor:
-        """[n]: over the layers, the sum of the spatial mean of the weighted squared differences."""
+        """Return [n]: over the layers, the sum of the spatial mean of the weighted squared differences."""
         distances = torch.zeros(len(one), device=self.device)
         layers = zip(self.heads.values(), self._activations(one), self._activations(other), strict=True)
         for head, first, second in layers:
@@ -119,7 +119,7 @@ def shipped_heads() -> Path:
 
 
 def _read(path: Path, shapes: Mapping[str, tuple[int, ...]], what: str, device: torch.device) -> dict[str, Tensor]:
-    """The tensors named in `shapes`, in that order, float32."""
+    """Return the tensors named in `shapes`, in that order, float32."""
     state = read_state_dict(path)
     wrong = [f"{key} is missing" for key in shapes if key not in state]
     wrong += [

@@ -32,7 +32,7 @@ FIGURES = tuple(f"{figure}_{average}" for average in ("micro", "macro") for figu
 
 
 def action_following(predicted: Sequence[Clip], recorded: Sequence[Clip]) -> dict[str, Any]:
-    """How well the recorded actions are recovered, as MineWorld's evaluator counts it.
+    """Compute the recovery of the recorded actions as MineWorld's evaluator does.
 
     Precision, recall and F1 of each task are scikit-learn's, over the frames of all clips: micro is the accuracy; macro
     is the mean over the classes that occur in either, 0 for what divides by nothing.
@@ -65,7 +65,7 @@ def action_following(predicted: Sequence[Clip], recorded: Sequence[Clip]) -> dic
 
 
 def following_in_use(predicted: Sequence[Clip], recorded: Sequence[Clip]) -> dict[str, Any]:
-    """What `action_following` says, averaged over what the recordings use.
+    """Average the result of `action_following` over the tasks that the recordings use.
 
     MineWorld's own means count 1 for a task that never occurs, and 0 for a camera axis that never turns.
 
@@ -92,7 +92,7 @@ def following_in_use(predicted: Sequence[Clip], recorded: Sequence[Clip]) -> dic
 
 
 def _pooled(predicted: Sequence[Clip], recorded: Sequence[Clip]) -> tuple[Columns, Columns]:
-    """The frames of all clips, one side after the other: a button bool [N], the camera float64 [N, 2]."""
+    """Return the frames of all clips, one side after the other: a button bool [N], the camera float64 [N, 2]."""
     if len(predicted) != len(recorded) or not len(recorded):
         raise ValueError(
             f"predicted and recorded must have as many clips, at least one, got {len(predicted)} and {len(recorded)}; "
@@ -113,7 +113,7 @@ def _pooled(predicted: Sequence[Clip], recorded: Sequence[Clip]) -> tuple[Column
 
 
 def _read(clip: Clip, where: str) -> Columns:
-    """The columns that count: a button bool [F], the camera float64 [F, 2]."""
+    """Return the columns that count: a button bool [F], the camera float64 [F, 2]."""
     names = [name for members in TASKS.values() for name in members]
     if missing := [name for name in (*names, CAMERA) if name not in clip]:
         raise ValueError(f"a clip must hold every judged button and the camera, {where} lacks {missing}; add zeros")
@@ -141,13 +141,13 @@ def _shown(values: npt.NDArray[Any]) -> str:
 
 
 def _classes(columns: Columns, members: Sequence[str]) -> npt.NDArray[np.int64]:
-    """int64 [N]."""
+    """Return int64 [N]."""
     pressed = np.stack([columns[name] for name in members], -1)
     return np.where(pressed.sum(-1) == 1, pressed.argmax(-1) + 1, 0)
 
 
 def _figures(counts: npt.NDArray[np.int64]) -> dict[str, float]:
-    """The six figures of a confusion [C, C], rows recorded, columns predicted."""
+    """Return the six figures of a confusion [C, C], rows recorded, columns predicted."""
     hits, recorded, predicted = np.diag(counts), counts.sum(1), counts.sum(0)
     macro = {
         "precision": hits / np.maximum(predicted, 1),
@@ -165,7 +165,7 @@ def _figures(counts: npt.NDArray[np.int64]) -> dict[str, float]:
 
 
 def actions_clip(actions: Actions, *, whole_degrees: bool = False) -> Columns:
-    """Commanded actions as a clip.
+    """Return commanded actions as a clip.
 
     Args:
         actions: F frames, those that were generated.
@@ -181,7 +181,7 @@ def actions_clip(actions: Actions, *, whole_degrees: bool = False) -> Columns:
 
 
 def logits_clips(logits: Mapping[str, Tensor]) -> list[Columns]:
-    """What an inverse dynamics model reads, as clips: each head's most probable value.
+    """Return an inverse dynamics model's recovered actions as clips: each head's most probable value.
 
     Args:
         logits: buttons [B, F, 20, 2] and camera [B, F, 2, 11]. MineWorld's evaluator shows the model the generated
@@ -200,7 +200,7 @@ def logits_clips(logits: Mapping[str, Tensor]) -> list[Columns]:
 
 
 def readings_clips(buttons: npt.NDArray[np.integer], camera: npt.NDArray[np.integer]) -> list[Columns]:
-    """Values of an inverse dynamics model's heads as clips.
+    """Return values of an inverse dynamics model's heads as clips.
 
     Args:
         buttons: int [B, F, 20], 1 for pressed, in the order of `JUDGED_BUTTONS`.
@@ -216,7 +216,7 @@ def readings_clips(buttons: npt.NDArray[np.integer], camera: npt.NDArray[np.inte
 
 
 def _clip(buttons: npt.NDArray[Any], camera: npt.NDArray[np.floating]) -> Columns:
-    """[F, 23] and [F, 2]."""
+    """Return [F, 23] and [F, 2]."""
     columns = zip(BUTTONS, buttons.T.astype(np.int64), strict=True)
     return {**dict(columns), CAMERA: camera}
 
@@ -231,7 +231,7 @@ MEANS = {"P": "precision_macro", "R": "recall_macro", "F1": "f1_macro", "camera"
 
 
 def in_use_lines(in_use: Mapping[str, Any]) -> list[str]:
-    """The action figures over the tasks in use, for a terminal, and what the published row is that follows.
+    """Return the action figures over the tasks in use, for a terminal, and what the published row is that follows.
 
     Args:
         in_use: of `following_in_use`.
@@ -254,7 +254,7 @@ def table_lines(
     lpips: float | None = None,
     fvd: float | None = None,
 ) -> list[str]:
-    """The row of MineWorld's main table, for a terminal.
+    """Return the row of MineWorld's main table, for a terminal.
 
     Args:
         following: of `action_following`; P, R and F1 are its macro means over the tasks, camera is in bins. None where
@@ -278,7 +278,7 @@ def table_lines(
 
 
 def _columns(cells: Mapping[str, str]) -> list[str]:
-    """A header and a row, in columns of one width."""
+    """Return a header and a row, in columns of one width."""
     widths = [max(len(name), len(text)) for name, text in cells.items()]
     return [
         "  ".join(f"{text:>{width}}" for text, width in zip(texts, widths, strict=True))

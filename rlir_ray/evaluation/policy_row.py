@@ -50,14 +50,14 @@ class PolicyRow:
     psnr: float
     ssim: float
     following: dict[str, Any] | None
-    """As `action_following` gives it: MineWorld's means, over its seven tasks."""
+    """Result of `action_following`: MineWorld's means, over its seven tasks."""
     following_in_use: dict[str, Any] | None = None
-    """As `following_in_use` gives it: over the tasks that the recordings use."""
+    """Result of `following_in_use`: means over the tasks that the recordings use."""
     lpips: float | None = None
     fvd: float | None = None
 
     def lines(self) -> list[str]:
-        """The figures over the tasks in use, and the published columns, for a terminal."""
+        """Return the figures over the tasks in use, and the published columns, for a terminal."""
         figures = {"fps": self.fps, "psnr": self.psnr, "ssim": self.ssim, "lpips": self.lpips, "fvd": self.fvd}
         published = table_lines(self.following, **figures)  # type: ignore[arg-type]
         return [*(in_use_lines(self.following_in_use) if self.following_in_use else ()), *published]
@@ -80,7 +80,7 @@ def evaluate_row(
     i3d: I3D | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> PolicyRow:
-    """Generates each clip's last F frames from its first C and its recorded actions, and judges them.
+    """Generate the last F frames of each clip from its first C frames and its recorded actions, and evaluate them.
 
     Args:
         clips: of K frames of the world's size.
@@ -124,7 +124,7 @@ def evaluate_row(
 
 
 class _Rows:
-    """What the chunks leave."""
+    """The accumulated figures of all chunks."""
 
     def __init__(self) -> None:
         self.num_clips, self.sampling_s = 0, 0.0

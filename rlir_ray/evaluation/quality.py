@@ -38,7 +38,7 @@ class Quality:
         return None if values is None else float(values.mean())
 
     def to_json(self) -> dict[str, Any]:
-        """``{figure: {"mean", "clips": [P]}}``, or null for a figure that is missing."""
+        """Return ``{figure: {"mean", "clips": [P]}}``, or null for a missing figure."""
         found: dict[str, Any] = {}
         for figure in FIGURES:
             values = getattr(self, figure)
@@ -56,7 +56,7 @@ FIGURES = tuple(entry.name for entry in fields(Quality))
 
 
 def clip_quality(frames: Tensor, num_frames: int, real: Tensor | None = None) -> Quality:
-    """Quality of some clips.
+    """Compute the quality of some clips.
 
     Args:
         frames: uint8 [B, C + F, H, W, 3].
@@ -77,12 +77,12 @@ def clip_quality(frames: Tensor, num_frames: int, real: Tensor | None = None) ->
 
 
 def _mean(values: Tensor) -> Tensor:
-    """[B, ...] to [B]."""
+    """Average [B, ...] over all but the first dimension, to [B]."""
     return values.flatten(1).mean(1)
 
 
 def _against(generated: Tensor, real: Tensor) -> dict[str, Tensor]:
-    """PSNR and SSIM of each frame, averaged over the frames of a clip, [B]; float [B, F, H, W, 3]."""
+    """Compute PSNR and SSIM of each frame, averaged over the frames of a clip, [B]; float [B, F, H, W, 3]."""
     # torchmetrics takes seconds to import.
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
@@ -94,7 +94,7 @@ def _against(generated: Tensor, real: Tensor) -> dict[str, Tensor]:
 
 
 def join_quality(parts: Sequence[Quality]) -> Quality:
-    """The clips of several parts in one; a figure that a part lacks is missing."""
+    """Join the clips of several parts; a figure that one part lacks is missing."""
     joined: dict[str, Any] = {}
     for figure in FIGURES:
         values = [getattr(part, figure) for part in parts]

@@ -68,7 +68,7 @@ details{margin:.5rem 0}summary{cursor:pointer}pre{font-size:.82rem;overflow-x:au
 
 
 def write_report(run_dir: Path) -> Path:
-    """Writes report.html from evaluation.json, metrics.jsonl, calibration.json, config.json, versions.json and videos.
+    """Write report.html from evaluation.json, metrics.jsonl, calibration.json, config.json, versions.json and videos.
 
     Args:
         run_dir: a run's folder; of the files only evaluation.json must be there.
@@ -108,7 +108,7 @@ def write_report(run_dir: Path) -> Path:
 
 
 def report_picture(run_dir: Path, index: int = 0) -> Path:
-    """Writes report.png: moments of one prompt's clips, rows real, before, after."""
+    """Write report.png: moments of one prompt's clips, rows real, before, after."""
     return contact_strip(run_dir, Path(run_dir) / PICTURE, index)
 
 

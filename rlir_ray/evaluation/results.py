@@ -1,4 +1,5 @@
-"""What evaluations leave in a run's folder: `evaluation.json` and the clips of the report, written as they come.
+"""Results of evaluations in a run's folder: `evaluation.json` and the clips of the report, written after each
+evaluation.
 
 Knows nothing of models. The order of the names is the order of the report's table.
 """
@@ -41,9 +42,9 @@ class Evaluation:
     """By inverse dynamics model: `reward` and `judge`, where the run has them."""
     quality: Quality
     temperature: float | None = None
-    """Of sampling; None for clips that were not sampled."""
+    """Sampling temperature; None for clips that were not sampled."""
     policy_version: int | None = None
-    """Of the weights that sampled; None for clips that were not sampled."""
+    """Version of the weights that sampled; None for clips that were not sampled."""
 
     @property
     def num_prompts(self) -> int:
@@ -100,7 +101,7 @@ def _changes(content: dict[str, Any]) -> dict[str, Change]:
 
 
 def compare(before: Evaluation, after: Evaluation) -> Comparison:
-    """Paired differences ± standard errors.
+    """Compute paired differences ± standard errors.
 
     Raises:
         ValueError: they were not evaluated on the same prompts and commands.
@@ -120,10 +121,10 @@ def compare(before: Evaluation, after: Evaluation) -> Comparison:
 
 
 def compare_all(evaluations: Sequence[Evaluation]) -> list[Comparison]:
-    """Each model against those that come before it in `NAMES`.
+    """Compare each model with the models before it in `NAMES`.
 
-    At equal temperatures, and the first of its own temperatures against every one of theirs: a gain that a lower
-    temperature gives as well is none.
+    Compare at equal temperatures, and the model's first temperature with every temperature of the others: a gain that
+    a lower temperature also gives is not a gain of training.
     """
     found = []
     known = [evaluation for evaluation in evaluations if evaluation.name in NAMES]
@@ -148,7 +149,7 @@ class Results:
     comparisons: list[Comparison] = field(default_factory=list)
 
     def find(self, name: str) -> Evaluation | None:
-        """A model's evaluation at the first of its temperatures, the headline; None where it was not evaluated."""
+        """Return a model's evaluation at its first temperature, the headline; None: the model was not evaluated."""
         return next((evaluation for evaluation in self.evaluations if evaluation.name == name), None)
 
     def save(self, run_dir: Path) -> None:
@@ -161,7 +162,7 @@ class Results:
 
     @classmethod
     def load(cls, run_dir: Path) -> Results:
-        """Reads a run's folder.
+        """Read a run's folder.
 
         Raises:
             ValueError: the run has no evaluation.
@@ -182,20 +183,20 @@ def _load_or_new(run_dir: Path) -> Results:
 
 
 def judged_temperatures(run_dir: Path, name: str, policy_version: int) -> set[float | None]:
-    """Temperatures at which a model was judged with the weights of this version."""
+    """Return the temperatures at which a model was evaluated with the weights of this version."""
     found = _load_or_new(run_dir).evaluations
     return {each.temperature for each in found if (each.name, each.policy_version) == (name, policy_version)}
 
 
 def record_ceiling(run_dir: Path, ceiling: dict[str, Evaluation], clips: Clips) -> None:
-    """Keeps what `evaluate_real` found, and the real clips for the report."""
+    """Save the results of `evaluate_real`, and the real clips for the report."""
     results = _load_or_new(run_dir)
     Results(ceiling=ceiling, evaluations=results.evaluations, comparisons=results.comparisons).save(run_dir)
     save_clips(run_dir, clips)
 
 
 def record_evaluation(run_dir: Path, evaluation: Evaluation, clips: Clips | None = None) -> None:
-    """Keeps what `evaluate_policy` found, in the place of an earlier one of the same name and temperature.
+    """Save the results of `evaluate_policy`, replacing an evaluation of the same name and temperature.
 
     Args:
         run_dir: a run's folder.

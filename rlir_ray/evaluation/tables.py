@@ -128,7 +128,7 @@ def _row_class(evaluation: Evaluation) -> str:
 
 
 def figure_text(value: float | None, form: str = ".3f") -> str:
-    """A figure, or a dash for that of nothing."""
+    """Format a figure; a missing figure becomes a dash."""
     return "–" if value is None or math.isnan(value) else f"{value:{form}}"
 
 
@@ -138,7 +138,7 @@ def _pm(value: float, error: float, digits: int = 3, sign: str = "") -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
-    """Cells are HTML already; a row is its class and its cells."""
+    """Build an HTML table; cells are HTML already, a row is its CSS class and its cells."""
     titles = "".join(f"<th>{title}</th>" for title in head)
     body = "".join(f'<tr class="{kind}">{"".join(f"<td>{cell}</td>" for cell in row)}</tr>' for kind, row in rows)
     return f'<div class="wide"><table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>'

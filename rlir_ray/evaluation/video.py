@@ -60,7 +60,7 @@ class Clips:
 
 
 def save_clips(run_dir: Path, clips: Clips) -> Path:
-    """Writes videos/NAME.npz below a run's folder."""
+    """Write videos/NAME.npz below a run's folder."""
     path = Path(run_dir) / FOLDER / f"{clips.name}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
@@ -73,7 +73,7 @@ def save_clips(run_dir: Path, clips: Clips) -> Path:
 
 
 def load_clips(run_dir: Path) -> list[Clips]:
-    """The clips that a run's folder holds, in the order of `TITLES`."""
+    """Return the clips that a run's folder holds, in the order of `TITLES`."""
     found = []
     for name in TITLES:
         path = Path(run_dir) / FOLDER / f"{name}.npz"
@@ -91,7 +91,7 @@ def load_clips(run_dir: Path) -> list[Clips]:
 
 
 def write_videos(run_dir: Path) -> list[Path]:
-    """Writes videos/NN.mp4 (H.264, looping well): for each prompt all clips that the folder holds, side by side.
+    """Write videos/NN.mp4 (H.264, looping well): for each prompt all clips that the folder holds, side by side.
 
     Returns:
         The files, in the order of the prompts; none without clips.
@@ -107,7 +107,7 @@ def write_videos(run_dir: Path) -> list[Path]:
 
 
 def write_mp4(path: Path, pictures: Sequence[npt.NDArray[np.uint8]]) -> None:
-    """H.264, yuv420p, which browsers play. Pictures uint8 [H, W, 3] of even height and width."""
+    """Write H.264 in yuv420p, which browsers play. Pictures uint8 [H, W, 3] of even height and width."""
     import av
 
     height, width, _ = pictures[0].shape
@@ -121,7 +121,7 @@ def write_mp4(path: Path, pictures: Sequence[npt.NDArray[np.uint8]]) -> None:
 
 
 def side_by_side(clips: Sequence[Clips], index: int, frame: int) -> Image:
-    """One frame of one prompt: a panel for each of the clips, left to right, on white."""
+    """Draw one frame of one prompt: a panel for each of the clips, left to right, on white."""
     from PIL import Image
 
     panels = [_panel(each, index, frame, TITLES.get(each.name, each.name)) for each in clips]
@@ -154,7 +154,7 @@ def _panel(clips: Clips, index: int, frame: int, title: str) -> Image:
 
 
 def _enlarged(frame: npt.NDArray[np.uint8]) -> Image:
-    """Whole multiples of the pixels, up to `PANEL_WIDTH`, without smoothing."""
+    """Enlarge a frame by a whole factor, up to `PANEL_WIDTH`, without smoothing."""
     from PIL import Image
 
     factor = max(1, PANEL_WIDTH // frame.shape[1])
@@ -174,7 +174,8 @@ def draw_keys(
     commanded: npt.NDArray[np.int64],
     recovered: npt.NDArray[np.int64],
 ) -> None:
-    """A key for each action group: filled while an action is commanded, outlined for none; green recovered, red not.
+    """Draw a key for each action group: filled while an action is commanded, outlined for none; green recovered, red
+    not.
 
     Args:
         draw: of the picture.
@@ -196,7 +197,7 @@ def draw_keys(
 
 
 def key_label(group: str, index: int) -> tuple[str, bool]:
-    """What a key says, and whether nothing is commanded: of an idle group all its keys, of a camera axis its name."""
+    """Return a key's label (all keys of an idle group, the name of a camera axis) and whether nothing is commanded."""
     members = GROUPS[group].members
     if GROUPS[group].camera_axis is not None:
         return ("look" if group == "pitch" else "turn"), index == VPT_CAMERA.null_bin
@@ -207,7 +208,7 @@ def key_label(group: str, index: int) -> tuple[str, bool]:
 
 
 def _draw_arrow(draw: ImageDraw, center: tuple[float, float], group: str, index: int) -> None:
-    """An arrow whose length is the commanded turn: right or down for bins above the null bin."""
+    """Draw an arrow whose length is the commanded turn: right or down for bins above the null bin."""
     steps = index - VPT_CAMERA.null_bin
     sign, half = (1 if steps > 0 else -1), 7 + 1.6 * abs(steps)
     neck = half - 7
@@ -218,7 +219,7 @@ def _draw_arrow(draw: ImageDraw, center: tuple[float, float], group: str, index:
 
 
 def contact_strip(run_dir: Path, path: Path, index: int = 0, num_columns: int = 4) -> Path:
-    """Writes a PNG of one prompt: rows real, before, after; columns moments of the clip, keys below each.
+    """Write a PNG of one prompt: rows real, before, after; columns moments of the clip, keys below each.
 
     Raises:
         ValueError: the run's folder holds no clips.

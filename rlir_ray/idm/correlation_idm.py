@@ -1,6 +1,7 @@
-"""A second inverse dynamics model, unlike the VPT form: correlation volumes between neighbouring frames.
+"""A second inverse dynamics model of another design than VPT's: correlation volumes between neighbouring frames.
 
-It judges what the first one rewarded. After FlowNet's correlation layer (arXiv 1504.06852); same `logits` interface.
+It evaluates policies that were trained with VPT's model as the reward: a second design is not fooled by the same
+errors. After FlowNet's correlation layer (arXiv 1504.06852); same `logits` interface.
 Legend: B clips, F frames, N = B * F.
 """
 
@@ -69,7 +70,7 @@ class CorrelationInverseDynamics(nn.Module):
         self.pi_head = Heads(hidden, config["temperature"])
 
     def logits(self, frames: Tensor, max_frames: int | None = None) -> Logits:
-        """Reads the actions of clips of any length; arguments and result as `InverseDynamicsModel.logits`."""
+        """Read the actions of clips of any length; arguments and result as `InverseDynamicsModel.logits`."""
         device = self.pi_head.buttons["linear_layer"].weight.device
         images = resize_frames(frames.to(device), *self.config["img_shape"])
         at_once = max(1, (max_frames or frames_at_once(images)) // images.shape[1])
@@ -78,14 +79,14 @@ class CorrelationInverseDynamics(nn.Module):
         return self.pi_head(self.norm(self.temporal(x).transpose(1, 2)))
 
     def _embed(self, frames: Tensor) -> Tensor:
-        """uint8 [B, F, H, W, 3] -> [B, F, hidden]."""
+        """Embed frames, uint8 [B, F, H, W, 3] -> [B, F, hidden]."""
         num_clips, num_frames = frames.shape[:2]
         images = (frames.flatten(0, 1).permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(
             memory_format=torch.channels_last
         )
         features = self.features(images)  # [N, C, h, w]
         current = features.permute(0, 2, 3, 1).flatten(1, 2).unflatten(0, (num_clips, num_frames))  # [B, F, cells, C]
-        # Frame 0 has nothing before it and is compared with itself.
+        # Frame 0 has no previous frame and is compared with itself.
         before = torch.cat([current[:, :1], current[:, :-1]], 1)
         volume = correlation_volume(current.flatten(0, 1), before.flatten(0, 1), self.index)  # [N, cells, D]
         stacked = torch.cat([volume, current.flatten(0, 1), before.flatten(0, 1)], -1)
@@ -94,12 +95,12 @@ class CorrelationInverseDynamics(nn.Module):
         return embedded.unflatten(0, (num_clips, num_frames))
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Writes config.json and model.safetensors into the folder `path`."""
+        """Write config.json and model.safetensors into the folder `path`."""
         save_model(self, self.config, path)
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> CorrelationInverseDynamics:
-        """Reads a folder written by `save_pretrained`.
+        """Read a folder written by `save_pretrained`.
 
         Raises:
             ValueError: the weights do not fit the config, or are not finite.
@@ -111,7 +112,7 @@ class CorrelationInverseDynamics(nn.Module):
 
 
 def correlation_config(height: int = 48, width: int = 64) -> dict[str, Any]:
-    """The judge of the small worlds, about 1.3 M parameters."""
+    """Return the config of the small worlds' evaluation model, about 1.3 M parameters."""
     return {
         "img_shape": [height, width], "channels": 64, "hidden": 256, "reach": [3, 5], "num_temporal_blocks": 2,
         "temperature": 1.0,
@@ -119,8 +120,8 @@ def correlation_config(height: int = 48, width: int = 64) -> dict[str, Any]:
 
 
 def displacement_index(height: int, width: int, up: int, across: int) -> tuple[tuple[int, int], Tensor]:
-    """For each cell the flat index of each neighbour within reach, int64 [height * width, (2 up + 1)(2 across + 1)];
-    neighbours outside the picture point at one padding cell, height * width. Also returns (height, width)."""
+    """Return the flat index of each neighbour within reach of each cell, int64 [height * width, (2 up + 1)(2 across +
+    1)]; neighbours outside the picture point at one padding cell, height * width. Also returns (height, width)."""
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     down, right = torch.meshgrid(torch.arange(-up, up + 1), torch.arange(-across, across + 1), indexing="ij")
     row, column = rows.reshape(-1, 1) + down.reshape(1, -1), columns.reshape(-1, 1) + right.reshape(1, -1)
@@ -129,7 +130,7 @@ def displacement_index(height: int, width: int, up: int, across: int) -> tuple[t
 
 
 def correlation_volume(current: Tensor, before: Tensor, index: Tensor) -> Tensor:
-    """Cosine similarity of each cell with its neighbourhood in the frame before.
+    """Compute the cosine similarity of each cell with its neighbourhood in the previous frame.
 
     Args:
         current, before: [N, cells, C].

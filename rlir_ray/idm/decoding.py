@@ -1,6 +1,6 @@
-"""What an inverse dynamics model's heads say of each action group: classes, or their probabilities.
+"""Decoding of an inverse dynamics model's heads: the class of each action group, or the classes' probabilities.
 
-Contradicting buttons cancel on this side exactly as they do on the commands' (`rlir_ray.spaces.actions`).
+Contradicting buttons cancel each other, exactly as in the commands (`rlir_ray.spaces.actions`).
 Legend: B clips, F frames, K classes of one action group, n buttons that decide one, M = 2^n combinations of them.
 """
 
@@ -22,7 +22,7 @@ Logits = Mapping[str, Tensor]
 
 
 def recovered_classes(logits: Logits, groups: Sequence[str]) -> Tensor:
-    """The class that is read in each frame: every head's most probable value, contradictions cancelled.
+    """Decode the class of each group in each frame: every head's most probable value, contradictions cancelled.
 
     Args:
         logits: buttons [B, F, 20, 2] and camera [B, F, 2, 11].
@@ -37,7 +37,7 @@ def recovered_classes(logits: Logits, groups: Sequence[str]) -> Tensor:
 
 
 def class_tables(classes: Tensor, groups: Sequence[str]) -> dict[str, Tensor]:
-    """Classes int [..., len(groups)] as tables: action group -> float32 [..., K], 1 at the class and 0 elsewhere."""
+    """Encode classes int [..., len(groups)] one-hot: action group -> float32 [..., K]."""
     return {
         name: functional.one_hot(classes[..., column].long(), GROUPS[name].num_classes).float()
         for column, name in enumerate(groups)
@@ -45,7 +45,7 @@ def class_tables(classes: Tensor, groups: Sequence[str]) -> dict[str, Tensor]:
 
 
 def group_probabilities(logits: Logits, groups: Sequence[str]) -> dict[str, Tensor]:
-    """Class probabilities of the groups, the heads being independent.
+    """Compute the class probabilities of the groups; the heads are treated as independent.
 
     A class's probability is the sum over all combinations of the buttons that lead to it once contradictions are
     cancelled. So of forward/back: p(forward) (1 - p(back)), p(back) (1 - p(forward)), and the rest for class 0.
@@ -75,7 +75,7 @@ def group_probabilities(logits: Logits, groups: Sequence[str]) -> dict[str, Tens
 
 @dataclass(frozen=True)
 class _Combinations:
-    """All states of the buttons that decide a group: columns [n], pressed float32 [M, n], classes int64 [M, 1]."""
+    """Combinations of the buttons that decide a group: columns [n], pressed float32 [M, n], classes int64 [M, 1]."""
 
     columns: list[int]
     pressed: npt.NDArray[np.float32]

@@ -24,7 +24,7 @@ class InverseDynamicsModel(nn.Module):
             `VPT_CONFIG` is the published size. Keys that are left out take the published code's defaults.
 
     Raises:
-        ValueError: the config describes a network that this class is not.
+        ValueError: this class cannot build the network that the config describes.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -38,7 +38,7 @@ class InverseDynamicsModel(nn.Module):
         self.pi_head = Heads(net["hidsize"], float(config["pi_head"]["temperature"]))
 
     def logits(self, frames: Tensor, max_frames: int | None = None) -> Logits:
-        """Reads the actions of clips of any length.
+        """Read the actions of clips of any length.
 
         Args:
             frames: uint8 [B, F, H, W, 3] RGB on any device; of another size than `img_shape` they are resized first.
@@ -53,12 +53,12 @@ class InverseDynamicsModel(nn.Module):
         return self.pi_head(self.net(images, max_frames or frames_at_once(images)))
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Writes config.json and model.safetensors into the folder `path`."""
+        """Write config.json and model.safetensors into the folder `path`."""
         save_model(self, self.config, path)
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> InverseDynamicsModel:
-        """Reads a folder written by `save_pretrained`, or any with config.json and model.safetensors.
+        """Read a folder written by `save_pretrained`, or any with config.json and model.safetensors.
 
         Raises:
             ValueError: the config describes another network, or the weights do not fit it; all keys are named.
@@ -68,12 +68,12 @@ class InverseDynamicsModel(nn.Module):
 
     @classmethod
     def from_state(cls, config: dict[str, Any], state: Mapping[str, Tensor]) -> InverseDynamicsModel:
-        """A model of the given weights, which are taken over as float32, in evaluation mode.
+        """Build a model from the given weights, converted to float32, in evaluation mode.
 
         Raises:
             ValueError: as in `from_pretrained`.
         """
-        with torch.device("meta"):  # the weights are there already: none are drawn
+        with torch.device("meta"):  # skips drawing random weights, which `state` would replace
             model = cls(config)
         assign_weights(model, state, "the inverse dynamics model", torch.float32)
         return model.eval()

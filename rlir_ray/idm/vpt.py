@@ -12,7 +12,7 @@ from rlir_ray.models.checkpoints import read_plain_pickle, read_state_dict
 
 
 def load_vpt(weights: Path | str, *, model: Path | str = "", config: Path | str = "") -> InverseDynamicsModel:
-    """The published model, in evaluation mode on the CPU.
+    """Load the published model, in evaluation mode on the CPU.
 
     Args:
         weights: the `.weights` file, or the same tensors as safetensors.
@@ -30,7 +30,7 @@ def load_vpt(weights: Path | str, *, model: Path | str = "", config: Path | str 
 
 
 def read_kwargs(path: Path | str) -> dict[str, Any]:
-    """The config that a published `.model` file describes.
+    """Return the config that a published `.model` file describes.
 
     Raises:
         ValueError: it is no pickle of plain values, or has another layout than the published one.
@@ -39,7 +39,7 @@ def read_kwargs(path: Path | str) -> dict[str, Any]:
 
 
 def read_config(path: Path | str) -> dict[str, Any]:
-    """The config in a JSON file: ours, or the published file's content as JSON.
+    """Read the config from a JSON file: ours, or the published file's content as JSON.
 
     Raises:
         ValueError: no such file, no JSON, or neither layout.

@@ -46,7 +46,7 @@ FIXED = {
 
 
 def complete_net(net: Mapping[str, Any]) -> dict[str, Any]:
-    """Published `net` kwargs with the published code's defaults filled in.
+    """Fill in the published code's defaults for missing `net` kwargs.
 
     Raises:
         ValueError: they describe a network that `InverseDynamicsModel` is not.
@@ -94,7 +94,7 @@ def _keeps_size(conv3d: Mapping[str, Any]) -> bool:
 
 
 def small_vpt_config(height: int = 48, width: int = 64) -> dict[str, Any]:
-    """A VPT-form config of about 2 M parameters for small worlds, with temperature 1 (soft rewards read it)."""
+    """Return a VPT-form config of about 2 M parameters for small worlds, with temperature 1 (soft rewards read it)."""
     net = {
         **VPT_CONFIG["net"], "attention_heads": 4, "attention_memory_size": 16, "timesteps": 16, "hidsize": 256,
         "conv3d_params": {"inchan": 3, "outchan": 16, "kernel_size": [5, 1, 1], "padding": [2, 0, 0]},

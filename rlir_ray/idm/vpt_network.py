@@ -150,9 +150,9 @@ class RecurrentBlock(nn.Module):
 
 
 def _start_with_differences(conv3d: nn.Module) -> None:
-    """Three quarters of the filters begin as differences between frames, lest still pictures drown the motion.
+    """Start three quarters of the filters as differences between frames; otherwise still content hides the motion.
 
-    Not in the published code: there, training is long enough to find them.
+    The published code does not do this, because its training is long enough to learn such filters.
     """
     weight, bias = conv3d.get_parameter("weight"), conv3d.get_parameter("bias")  # [C, 3, k, 1, 1]
     still = len(weight) // 4
@@ -176,7 +176,7 @@ class InverseDynamicsNet(nn.Module):
         self.img_process = ImageProcess(ImpalaCNN(channels, height, width, widths, normed=conv3d is not None), hidden)
         blocks = [RecurrentBlock(net) for _ in range(net["n_recurrence_layers"])]
         self.recurrent_layer = nn.ModuleDict({"blocks": nn.Sequential(*blocks)})
-        # The published forward evaluates lastlayer and drops the result: here for the file's sake only.
+        # The published forward computes lastlayer and drops the result; kept only so that published weights fit.
         self.lastlayer = _dense(hidden, hidden).requires_grad_(False)
         self.final_ln = nn.LayerNorm(hidden)
 
@@ -184,19 +184,19 @@ class InverseDynamicsNet(nn.Module):
         num_frames = frames.shape[1]
         rows = []
         for clips in frames.split(max(1, max_frames // num_frames)):
-            # A clip that is longer than the bound is read in parts.
+            # A clip longer than the bound is processed in parts, to bound the memory.
             parts = [self._features(clips, *part) for part in _spans(num_frames, max_frames)]
             rows.append(torch.cat(parts, 1))
         return self.final_ln(F.relu(self.recurrent_layer["blocks"](torch.cat(rows))))
 
     def _features(self, clips: Tensor, start: int, stop: int) -> Tensor:
-        """Of the frames from start to stop, [B, stop - start, E]."""
+        """Compute the features of the frames from start to stop, [B, stop - start, E]."""
         if not hasattr(self, "conv3d_layer"):
             images = clips[:, start:stop].flatten(0, 1).permute(0, 3, 1, 2).float() / 255  # channels last in memory
             return self.img_process(images).unflatten(0, (len(clips), -1))
         layer = self.conv3d_layer.layer
         half = layer.kernel_size[0] // 2
-        # Frames beyond the clip's ends are black, those beyond a part's ends are the neighbours.
+        # Pad with black frames at the ends of the clip, and with real neighbours at the ends of a part.
         seen = clips[:, max(0, start - half) : stop + half]
         missing = (max(0, half - start), max(0, stop + half - clips.shape[1]))
         pixels = F.pad(seen, (0, 0, 0, 0, 0, 0, *missing)).float()
@@ -213,7 +213,7 @@ class InverseDynamicsNet(nn.Module):
 
 
 def _spans(length: int, longest: int) -> list[tuple[int, int]]:
-    """0..length in spans of at most `longest`."""
+    """Split 0..length into spans of at most `longest`."""
     return [(start, min(start + longest, length)) for start in range(0, length, longest)]
 
 

@@ -17,7 +17,7 @@ from rlir_ray.learner.state import MOMENTS, WEIGHT, State, check_fits, num_updat
 from rlir_ray.learner.torch_engine import load_plain_state, plain_state
 from rlir_ray.transfer.weights import Weights, to_numpy
 
-# Named before the import, or DeepSpeed warns that it found no accelerator.
+# Set before the import; otherwise DeepSpeed warns that it found no accelerator.
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 import deepspeed
@@ -30,17 +30,20 @@ from deepspeed.utils import (
     safe_set_local_optimizer_state,
 )
 
-# DeepSpeed's default of 5e8 elements is allocated whole by ZeRO 2 and 3: 2 GB that a small model never fills.
+# ZeRO 2 and 3 allocate a whole bucket. DeepSpeed's default of 5e8 elements is 2 GB, which a small model never fills.
 MAX_BUCKET_ELEMENTS = 50_000_000
 
 
 class DeepSpeedEngine:
-    """Args:
-    model: the policy, on this rank's device, the same on every rank.
-    train: weight decay and gradient clipping.
-    learner: ZeRO stage, offload, precision.
+    """Engine of one rank under DeepSpeed.
 
-    RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are set, or the process group exists (Ray Train makes it).
+    RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT must be set, or the process group must exist (Ray Train
+    creates it).
+
+    Args:
+        model: the policy, on this rank's device, the same on every rank.
+        train: weight decay and gradient clipping.
+        learner: ZeRO stage, offload, precision.
     """
 
     def __init__(self, model: torch.nn.Module, train: TrainConfig, learner: LearnerConfig) -> None:
@@ -55,7 +58,7 @@ class DeepSpeedEngine:
         self._engine, *_ = deepspeed.initialize(
             model=model, optimizer=self._optimizer, config=_settings(model, train, learner)
         )
-        # Stage 0 with bfloat16 makes the moments by a step without gradients, which would count as an update.
+        # Stage 0 with bfloat16 has created the moments by a step without gradients, which would count as an update.
         self._optimizer.state.clear()
 
     @property
@@ -67,18 +70,18 @@ class DeepSpeedEngine:
 
     def backward(self, loss: Tensor, last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(last)
-        # DeepSpeed averages over ranks; the loss is a rank's part of a sum.
+        # DeepSpeed averages gradients over ranks, but the loss is this rank's part of a sum.
         self._engine.backward(loss * self._num_ranks)
 
     def optimizer_step(self, learning_rate: float) -> float:
         for options in self._optimizer.param_groups:
             options["lr"] = learning_rate
-        # Plain ZeRO 0 clips with torch and keeps no norm; its gradients are averaged and whole on every rank by now.
+        # ZeRO 0 clips with torch and keeps no norm. Every rank holds the whole averaged gradients here.
         own_norm = self._gradient_norm() if self._zero_stage == 0 else None
         if own_norm is not None and not math.isfinite(own_norm):
             self._engine.zero_grad()
             return own_norm
-        # From stage 1 on DeepSpeed itself leaves out an update whose norm is not finite.
+        # From stage 1 on, DeepSpeed itself skips an update whose norm is not finite.
         self._engine.step()
         grad_norm = self._engine.get_global_grad_norm()
         return float(own_norm if grad_norm is None else grad_norm)  # type: ignore[arg-type]
@@ -108,7 +111,7 @@ class DeepSpeedEngine:
             self._make_moments(0)
         state: Weights = {}
         for name, weight in weights.items():
-            # One at a time on the device; every rank takes part.
+            # Gather one parameter at a time, to bound the memory on the device; every rank takes part.
             for part, whole in (
                 (WEIGHT, safe_get_full_fp32_param(weight)),
                 *((key, safe_get_full_optimizer_state(weight, key)) for key in MOMENTS),
@@ -141,12 +144,12 @@ class DeepSpeedEngine:
                     weight.copy_(torch.tensor(state[f"{WEIGHT}/{name}"]))
 
     def _masters(self, weights: dict[str, torch.nn.Parameter]) -> dict[str, Tensor]:
-        """At stage 0 the optimiser holds whole float32 weights: the module's own, or copies of bfloat16 ones."""
+        """Return stage 0's float32 weights: the module's own weights, or copies of bfloat16 weights."""
         held = [weight for group in self._optimizer.param_groups for weight in group["params"]]
         return dict(zip(weights, held, strict=True))
 
     def _make_moments(self, count: int) -> None:
-        """AdamW makes its moments in its first step, and DeepSpeed links weights to them after it."""
+        """Create AdamW's moments before the first step, so that DeepSpeed can link weights to them."""
         zero = self._engine.optimizer
         for partition in _own_partitions(zero):
             moments = {key: torch.zeros_like(partition) for key in MOMENTS}
@@ -155,14 +158,14 @@ class DeepSpeedEngine:
             zero._lazy_init_hp_params_optimizer_state()
 
     def _set_own(self, weight: torch.nn.Parameter, whole: Tensor, part: str) -> None:
-        """This rank's share of a weight or of one of its moments."""
+        """Set this rank's share of a weight or of one of its moments."""
         if self._zero_stage < 3:
             if part == WEIGHT:
                 safe_set_full_fp32_param(weight, whole)
             else:
                 safe_set_full_optimizer_state(weight, whole, part)
             return
-        # The last rank's share is padded; DeepSpeed's setter of whole values reads past their end there.
+        # The last rank's share is padded, and DeepSpeed's setter of whole values would read past their end there.
         size = weight.ds_tensor.numel()  # type: ignore[attr-defined]
         padded = torch.zeros(size * self._num_ranks)
         padded[: whole.numel()] = whole.flatten()
@@ -174,13 +177,13 @@ class DeepSpeedEngine:
 
 
 def _own_partitions(zero: Any) -> list[Tensor]:
-    """This rank's float32 weights: each kind of DeepSpeed's optimisers has a name of its own for them."""
+    """Return this rank's float32 weights; each of DeepSpeed's optimisers has its own name for them."""
     names = ("fp32_partitioned_groups_flat", "fp32_groups_flat_partition", "single_partition_of_fp32_groups")
     return next(list(getattr(zero, name)) for name in names if hasattr(zero, name))
 
 
 def _settings(model: torch.nn.Module, train: TrainConfig, learner: LearnerConfig) -> dict[str, Any]:
-    """DeepSpeed's own configuration. Accumulation and normalisation are the learner's, so that it counts one batch."""
+    """Return DeepSpeed's configuration; the learner accumulates and normalises, so that DeepSpeed counts one batch."""
     num_elements = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     zero: dict[str, Any] = {
         "stage": learner.zero_stage,
@@ -194,20 +197,20 @@ def _settings(model: torch.nn.Module, train: TrainConfig, learner: LearnerConfig
         "gradient_accumulation_steps": 1,
         "gradient_clipping": train.max_grad_norm,
         "zero_optimization": zero,
-        # A torch AdamW: DeepSpeed's CPU and fused ones take minutes to compile.
+        # Use torch's AdamW: DeepSpeed's CPU and fused versions take minutes to compile.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         # Without the check, stages 1 and 2 would update with a gradient that is not finite.
         "bf16": {"enabled": learner.precision == "bf16", "check_grad_overflow": True},
-        # DeepSpeed adds micro-batches up in the weights' type otherwise: in bfloat16 small ones vanish in large sums.
+        # By default DeepSpeed sums gradients in the weights' type: in bfloat16 small gradients vanish in large sums.
         "data_types": {"grad_accum_dtype": "fp32"},
     }
 
 
 def init_distributed(backend: str) -> None:
-    """Joins the process group, or takes the one that exists."""
-    # DeepSpeed would compile shared-memory collectives for CPUs: two minutes of g++, a lock that a killed process
-    # leaves behind for ever, and ranks that spin while they wait. Gloo's own serve as well where ranks are few.
+    """Join the process group, or use the existing one."""
+    # DeepSpeed would compile shared-memory collectives for CPUs. That costs two minutes of g++, a killed process leaves
+    # a lock behind that blocks forever, and waiting ranks spin. With few ranks, gloo's collectives are as fast.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     warnings.filterwarnings("ignore", message=".*is deprecated. Please use `torch.distributed", category=FutureWarning)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)

@@ -1,4 +1,4 @@
-"""What a step optimises: a loss over the columns of a micro-batch, and what the samplers get to hold after it.
+"""Objectives: the loss of a micro-batch, and the policy whose weights the samplers get after a step.
 
 Legend: B trajectories, T decisions, F generated frames, S noise levels, N numbers of a latent.
 """
@@ -41,7 +41,7 @@ class Columns:
     """A micro-batch on the learner's device."""
 
     record: TokenRecord[Tensor] | FlowRecord[Tensor]
-    """B rows."""
+    """The columns to rescore, B rows."""
     behavior_logprobs: Tensor | None
     """[B, T]."""
     loss_mask: Tensor
@@ -49,7 +49,7 @@ class Columns:
     advantages: Tensor
     """[B, T]."""
     seeds: list[int]
-    """B, for what an objective draws: of the trajectory and the step, whatever the rank."""
+    """[B], seeds for an objective's draws; they depend on the trajectory and the step, not on the rank."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,28 +73,28 @@ class Objective(Protocol):
         """The objective of a run."""
 
     def loss(self, forward: Forward, columns: Columns, num_decisions: int) -> tuple[Tensor, Metrics]:
-        """A scalar to be summed over micro-batches and ranks, and its metrics; `forward` carries the gradient."""
+        """Return a scalar to sum over micro-batches and ranks, and its metrics; `forward` carries the gradient."""
 
     def end_step(self, step: int, gathered: Gathered) -> None:
-        """After the update of a step, counted from 1; inside `gathered()` what trains is whole on every rank."""
+        """Act after the update of a step, counted from 1; in `gathered()` trained parameters are whole on each rank."""
 
     @property
     def sampling_policy(self) -> nn.Module:
-        """Whose weights the samplers get."""
+        """The module whose weights the samplers get."""
 
     def state(self) -> Weights:
-        """What it remembers from step to step, apart from the policy that trains."""
+        """Return the objective's own state between steps, without the trained policy."""
 
     def load_state(self, state: State) -> None:
-        """Remembers what another one did; raises ValueError where that does not fit."""
+        """Load the state of another objective of the same kind; raise ValueError if it does not fit."""
 
 
 class PolicyGradient:
-    """GRPO and its kin: the clipped surrogate over decisions, with a penalty for leaving the reference.
+    """GRPO and its variants: the clipped surrogate over decisions, with a KL penalty towards the reference.
 
     Args:
         policy: the module that trains.
-        rescore: of its family.
+        rescore: rescoring of the policy's family.
         train: ratio, clipping and penalty.
         reference: the forward pass of the frozen reference; None when `kl_coefficient` is 0.
     """
@@ -125,7 +125,7 @@ class PolicyGradient:
                 log_ratio, advantages, mask, num_decisions, self.train.clip_low, self.train.clip_high
             )
             if not self.train.max_staleness:
-                # One update on fresh groups: the ratio is 1, and the share that is clipped says nothing.
+                # With one update on fresh groups the ratio is always 1: a clip fraction would be meaningless.
                 del metrics["ratio/clip_fraction"]
         else:
             loss, metrics = decoupled_loss(
@@ -151,7 +151,7 @@ class PolicyGradient:
 
 
 def _divergence(scores: Scores, ref: Scores, mask: Tensor, num_decisions: int) -> tuple[Tensor, Metrics]:
-    """Exact where the distributions are known, the k3 estimate where only the drawn token's probability is."""
+    """Compute the KL to the reference: exact for SDE steps, the k3 estimate for tokens."""
     if scores.means is None or ref.means is None or scores.stds is None:
         return kl_loss(scores.logprobs, ref.logprobs, mask, num_decisions)
     return mean_kl_loss(scores.means, ref.means, scores.stds, mask, num_decisions)
@@ -163,7 +163,7 @@ def _plain(scores: Scores, columns: Columns) -> tuple[Tensor, Tensor]:
 
 
 def _guard(scores: Scores, columns: Columns) -> tuple[Tensor, Tensor]:
-    """GRPO-Guard (https://arxiv.org/abs/2510.22319) also divides each step's loss by how far the step goes."""
+    """Return GRPO-Guard's log-ratio, and advantages divided by each step's length (https://arxiv.org/abs/2510.22319)."""
     assert isinstance(columns.record, FlowRecord) and columns.record.means is not None
     assert scores.means is not None and scores.stds is not None and scores.gaps is not None
     assert columns.behavior_logprobs is not None
@@ -173,19 +173,19 @@ def _guard(scores: Scores, columns: Columns) -> tuple[Tensor, Tensor]:
 
 
 RATIOS: dict[str, Callable[[Scores, Columns], tuple[Tensor, Tensor]]] = {"plain": _plain, "guard": _guard}
-"""train.ratio -> log-ratio [B, T], and the advantages [B, T] that go with it."""
+"""train.ratio -> function that returns the log-ratio [B, T] and the advantages [B, T] for the loss."""
 
 
 class DiffusionNFT:
     """DiffusionNFT (https://arxiv.org/abs/2509.16117): no SDE, no stored log-probabilities.
 
-    Clean clips are noised again, to levels of the sampler's own, and the policy is pulled to predict the good ones and
-    away from the bad ones. The samplers hold a moving average of the policy; with groups that lag behind, the implicit
-    policies lie around the newest one.
+    The objective adds noise to clean clips at the sampler's levels. It trains the policy towards the prediction of good
+    clips and away from the prediction of bad clips. The samplers hold a moving average of the policy. The implicit
+    policies are built around the newest average, also for stale groups.
 
     Args:
         policy: the module that trains, a `FlowWorldModel`.
-        levels: [K], of the sampler's steps, all above 0.
+        levels: [K], levels of the sampler's steps, all above 0.
         train: beta, levels a frame, decay, bound of the advantages and penalty.
         reference: the forward pass of the frozen reference; None when `kl_coefficient` is 0.
     """
@@ -227,7 +227,7 @@ class DiffusionNFT:
         return loss + self.train.kl_coefficient * penalty, metrics | {"loss/kl": penalty.detach() * num_decisions}
 
     def _draw(self, seeds: list[int], clean: Tensor) -> tuple[Tensor, Tensor]:
-        """Levels and noise of each trajectory's frames."""
+        """Draw levels and noise of each trajectory's frames from the trajectory's seed."""
         num_frames, num_levels, parts = clean.shape[1], self.train.nft_levels, []
         for seed in seeds:
             generator = torch.Generator().manual_seed(seed)
@@ -240,7 +240,7 @@ class DiffusionNFT:
 
     @torch.no_grad()
     def end_step(self, step: int, gathered: Gathered) -> None:
-        """The sampling policy follows, the faster the earlier (the authors' first schedule)."""
+        """Move the sampling policy towards the policy, faster in early steps (the authors' first schedule)."""
         decay = min(0.001 * step, self.train.nft_decay)
         with gathered():
             for old, new in zip(self.sampling_policy.parameters(), self.policy.parameters(), strict=True):
@@ -255,5 +255,5 @@ class DiffusionNFT:
 
 
 def _masked_mean(values: Tensor, mask: Tensor, num_decisions: int) -> Tensor:
-    """Sum over the frames that train of the mean over their levels, [B, F, S] and [B, F], by the global count."""
+    """Average [B, F, S] over levels, sum over the frames in `mask` [B, F], and divide by the global count."""
     return torch.where(mask, values.mean(-1), 0.0).sum() / num_decisions

@@ -1,7 +1,7 @@
-"""What an engine's state is made of: float32 weights and AdamW's moments, whole and by name, whatever sharded them.
+"""The state of an engine: whole float32 weights and AdamW moments by name.
 
 A state is a flat mapping: `weight/NAME`, `exp_avg/NAME`, `exp_avg_sq/NAME` of each parameter that trains, and
-`num_updates`. Any engine, number of ranks and ZeRO stage writes the same one and reads it.
+`num_updates`. All engines, numbers of ranks and ZeRO stages write and read this same format.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NUM_UPDATES = "num_updates"
 
 
 class Part(State):
-    """Some entries of a state, read when they are asked for: a state may be a file larger than a rank's memory."""
+    """Some entries of a state, read lazily: a state may be a file that is larger than a rank's memory."""
 
     def __init__(self, whole: State, names: Collection[str]) -> None:
         self._whole, self._names = whole, names
@@ -44,10 +44,10 @@ def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def check_fits(state: State, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Whether a state is of a policy whose trained parameters have these names and shapes.
+    """Check that a state fits a policy whose trained parameters have these names and shapes.
 
     Raises:
-        ValueError: it is of another one.
+        ValueError: the state belongs to another policy.
     """
     expected = {f"{part}/{name}" for part in (WEIGHT, *MOMENTS) for name in shapes} | {NUM_UPDATES}
     if differing := sorted(expected ^ set(state)):

@@ -1,4 +1,4 @@
-"""One optimiser step over groups, whatever the engine and the number of ranks. Knows nothing of Ray or of versions.
+"""One optimiser step over groups, for any engine and number of ranks. Independent of Ray and of policy versions.
 
 Legend: B trajectories of a micro-batch, G of a group, T decisions, F generated frames.
 """
@@ -32,7 +32,7 @@ from rlir_ray.models.adapters import save_policy
 from rlir_ray.trajectory import Record, TrajectoryGroup
 from rlir_ray.transfer.weights import Weights, check_finite, weights_of
 
-# In a learner's state, besides the engine's.
+# Keys of a learner's state, beside the engine's keys.
 NUM_STEPS, OBJECTIVE = "num_steps", "objective/"
 
 
@@ -46,9 +46,9 @@ class StepBatch:
 
     groups: list[TrajectoryGroup]
     advantages: list[GroupAdvantages]
-    """Of each group; a frame's value is that of all its T / F decisions."""
+    """Advantages of each group; all T / F decisions of a frame share the frame's value."""
     num_decisions: int
-    """Decisions of the whole step that train, over all ranks: the sum of `trained_decisions`."""
+    """Trained decisions of the whole step, over all ranks: the sum of `trained_decisions`."""
 
     def __post_init__(self) -> None:
         if not self.groups or len(self.groups) != len(self.advantages):
@@ -66,12 +66,12 @@ class StepBatch:
 
 
 def trained_decisions(groups: Sequence[TrajectoryGroup], advantages: Sequence[GroupAdvantages]) -> int:
-    """Decisions that train: unmasked ones of the rows that have advantages."""
+    """Count the decisions that train: the unmasked decisions of rows with advantages."""
     return sum(int(group.loss_mask[each.rows].sum()) for group, each in zip(groups, advantages, strict=True))
 
 
 class Engine(Protocol):
-    """Where gradients are accumulated, reduced over ranks and applied."""
+    """The optimiser's backend: accumulates gradients, reduces them over ranks and updates the weights."""
 
     module: torch.nn.Module
     rank: int
@@ -80,45 +80,48 @@ class Engine(Protocol):
     def device(self) -> torch.device: ...
 
     def forward(self, *inputs: Any) -> Tensor:
-        """The policy's forward pass."""
+        """Run the policy's forward pass."""
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        """Accumulates the gradient of a loss that is summed over micro-batches and ranks."""
+        """Accumulate the gradient of a loss that is summed over micro-batches and ranks."""
 
     def optimizer_step(self, learning_rate: float) -> float:
-        """Clips, updates, forgets the gradient; returns its norm before clipping, the same on every rank.
+        """Clip the gradient, update, and clear the gradient; return its norm before clipping, equal on every rank.
 
-        Where the norm is not finite, weights and moments stay as they are.
+        If the norm is not finite, skip the update: weights and moments do not change.
         """
 
     def reduce(self, values: Tensor, maximum: bool) -> Tensor:
-        """Sum or maximum over ranks."""
+        """Return the sum or maximum over ranks."""
 
     def gathered(self) -> AbstractContextManager[None]:
-        """Inside it the module's parameters that train are whole; every rank enters."""
+        """Return a context in which the trained parameters are whole; every rank must enter."""
 
     def state(self) -> Weights:
-        """Weights and moments, whole, as `rlir_ray.learner.state` says; every rank calls, rank 0 gets it."""
+        """Return whole weights and moments, as `rlir_ray.learner.state` says; every rank calls, rank 0 gets them."""
 
     def load_state(self, state: State) -> None:
-        """Takes a state that any engine wrote; every rank calls with the same one.
+        """Load a state that any engine wrote; every rank calls with the same state.
 
         Raises:
-            ValueError: it is of another policy.
+            ValueError: the state belongs to another policy.
         """
 
 
 def learning_rate_at(step: int, learning_rate: float, warmup_steps: int) -> float:
-    """Linear warmup, then constant. `step` counts from 0; step 0 of 3 warmup steps has a third."""
+    """Return the learning rate of a step: linear warmup, then constant.
+
+    `step` counts from 0; step 0 of 3 warmup steps has a third of the learning rate.
+    """
     return learning_rate * min(1.0, (step + 1) / warmup_steps) if warmup_steps else learning_rate
 
 
 class Learner:
-    """Turns groups and advantages into an update of the policy. Every rank holds one and calls it alike.
+    """Learner of one rank: updates the policy from groups and advantages. All ranks make the same calls.
 
     Args:
         engine: holds the policy.
-        objective: of that policy.
+        objective: objective of the same policy.
         train: step and learning rate.
         learner: decision budget.
     """
@@ -128,14 +131,14 @@ class Learner:
         self.train, self.learner = train, learner
         self.num_steps = 0
         self.skipped = ""
-        """Why the last update was skipped, the same on every rank; empty: it was done."""
+        """Why the last update was skipped, equal on every rank; empty: the update was done."""
         self._watch = GradientWatch(engine.module, engine.device)
 
     def step(self, batch: StepBatch) -> dict[str, float]:
-        """One update, skipped on every rank where a loss, one of its figures or a gradient is not finite on any.
+        """Do one update; all ranks skip it if a loss, a metric or a gradient is not finite on any rank.
 
         Returns:
-            The finite metrics of the whole step, the same on every rank; `updates/skipped` is 1 or 0.
+            The finite metrics of the whole step, equal on every rank; `updates/skipped` is 1 or 0.
         """
         shapes = [
             (len(advantages.rows), group.loss_mask.shape[1], layout(group.record))
@@ -149,7 +152,7 @@ class Learner:
             loss, metrics = self.objective.loss(self.engine.forward, columns, batch.num_decisions)
             if not _are_finite([loss, *metrics.values()]):
                 bad_group = min(bad_group, batch.groups[micro.rows[0].group].group_id)
-                # Its gradients become NaN on this rank, and in their sum over ranks: all ranks skip the update.
+                # Gradients become NaN on this rank, and so does their sum over ranks: all ranks skip the update.
                 loss = loss * math.nan
             self.engine.backward(loss, last=number == most)
             parts.append(metrics)
@@ -165,10 +168,11 @@ class Learner:
         return metrics | {"updates/skipped": float(bool(self.skipped))}
 
     def _cause(self, bad_group: float) -> str:
-        """Of a skipped update, the same on every rank.
+        """Return the cause of a skipped update, equal on every rank.
 
         Args:
-            bad_group: the first one in a micro-batch of this rank whose loss is not finite; infinity: all are.
+            bad_group: number of this rank's first group in a micro-batch with a loss that is not finite; infinity: all
+                losses are finite.
         """
         first = -float(self.engine.reduce(torch.tensor(-bad_group, dtype=torch.float64), maximum=True))
         bad_gradient = self._watch.first_bad(self.engine)
@@ -177,10 +181,10 @@ class Learner:
         return f"gradient of {bad_gradient} is not finite" if bad_gradient else "the gradient's norm is not finite"
 
     def weights(self) -> Weights:
-        """What the samplers get, gathered: every rank calls, rank 0 gets it, the others an empty dict.
+        """Gather the weights for the samplers; every rank calls, rank 0 gets the weights, other ranks an empty dict.
 
         Raises:
-            ValueError: some are not finite.
+            ValueError: a weight is not finite.
         """
         with self.engine.gathered():
             weights = weights_of(self.objective.sampling_policy) if self.engine.rank == 0 else {}
@@ -188,10 +192,10 @@ class Learner:
         return weights
 
     def state(self) -> Weights:
-        """All that the next step depends on, gathered: every rank calls, rank 0 gets it, the others an empty dict.
+        """Gather the state for a checkpoint; every rank calls, rank 0 gets the state, other ranks an empty dict.
 
         Raises:
-            ValueError: some of it is not finite.
+            ValueError: a value is not finite.
         """
         state = self.engine.state()
         if self.engine.rank != 0:
@@ -201,10 +205,10 @@ class Learner:
         return state | memory | {NUM_STEPS: np.array(self.num_steps, np.int64)}
 
     def load_state(self, state: State) -> None:
-        """Goes on where another learner wrote its state; every rank calls with the same one.
+        """Resume from the state of another learner; every rank calls with the same state.
 
         Raises:
-            ValueError: it is of another policy or another objective, or not finite.
+            ValueError: the state belongs to another policy or objective, or a value is not finite.
         """
         check_finite(state, "what a checkpoint holds")
         memory = {name: state[name] for name in state if name.startswith(OBJECTIVE)}
@@ -214,12 +218,12 @@ class Learner:
         self.num_steps = int(state[NUM_STEPS])
 
     def save(self, folder: str | Path) -> None:
-        """Saves what the samplers got with `save_pretrained`; every rank calls, rank 0 writes.
+        """Save the sampling policy with `save_pretrained`; every rank calls, rank 0 writes.
 
-        The folder appears whole or not at all.
+        The folder appears complete or not at all.
 
         Raises:
-            ValueError: it cannot be written, or is not finite.
+            ValueError: the folder cannot be written, or a weight is not finite.
         """
         with self.engine.gathered():
             if self.engine.rank == 0:
@@ -228,11 +232,11 @@ class Learner:
 
 
 class GradientWatch:
-    """Remembers whose gradients were not finite, without waiting for the device.
+    """Record of the parameters whose gradients were not finite, kept on the device so that nothing waits for it.
 
     Args:
-        module: whose parameters are watched; those that train.
-        device: of the engine.
+        module: its trained parameters are watched.
+        device: the engine's device.
     """
 
     def __init__(self, module: torch.nn.Module, device: torch.device) -> None:
@@ -240,25 +244,25 @@ class GradientWatch:
         self._names = list(trained)
         self._is_bad = torch.zeros(len(trained), device=device)
         for place, weight in enumerate(trained.values()):
-            weight.register_hook(functools.partial(self._look, place))
+            weight.register_hook(functools.partial(self._record, place))
 
-    def _look(self, place: int, gradient: Tensor) -> None:
+    def _record(self, place: int, gradient: Tensor) -> None:
         self._is_bad[place] += ~gradient.sum().isfinite()
 
     def first_bad(self, engine: Engine) -> str:
-        """The first parameter with one on any rank, or nothing; forgets them. Every rank calls."""
+        """Return the first parameter with a bad gradient on any rank, or "", and clear the record. Every rank calls."""
         found = engine.reduce(self._is_bad, maximum=True).nonzero().flatten().tolist()
         self._is_bad.zero_()
         return self._names[found[0]] if found else ""
 
 
 def _are_finite(tensors: Sequence[Tensor]) -> bool:
-    # One question to the device.
+    # One tensor, so that the host waits for the device only once.
     return bool(torch.cat([tensor.detach().flatten().float() for tensor in tensors]).isfinite().all())
 
 
 def save_whole(model: Any, folder: Path) -> None:
-    """Saved into a neighbouring folder, which then takes the place of `folder`."""
+    """Save into a temporary folder beside `folder`, then rename it, so that `folder` is never half-written."""
     partial = folder.with_name(f".{folder.name}.partial")
     previous = folder.with_name(f".{folder.name}.previous")
     try:
@@ -272,14 +276,14 @@ def save_whole(model: Any, folder: Path) -> None:
         shutil.rmtree(previous, ignore_errors=True)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
-        # safetensors reports a full disk in an error of its own, which names no file.
+        # safetensors reports a full disk by its own error type, which names no file.
         if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
             raise
         raise ValueError(f"a policy must be saved whole, got {error} at {folder}; make room or set run.dir") from None
 
 
 def stack(batch: StepBatch, micro: MicroBatch, step: int, device: torch.device) -> Columns:
-    """The columns of a micro-batch, one row a trajectory; B rows."""
+    """Stack the columns of a micro-batch, one row a trajectory; B rows."""
     rows = [(batch.groups[row.group], batch.advantages[row.group], row.trajectory) for row in micro.rows]
     places = [int(advantages.rows[number]) for _, advantages, number in rows]
     groups = [group for group, _, _ in rows]
@@ -311,5 +315,5 @@ def layout(record: Record) -> tuple[tuple[int, ...], ...]:
 
 
 def _per_decision(advantages: npt.NDArray[np.float32], group: TrajectoryGroup) -> npt.NDArray[np.float32]:
-    """[F] to [T]: each frame's advantage for all its decisions."""
+    """Repeat each frame's advantage for all its decisions, [F] to [T]."""
     return np.repeat(advantages, group.loss_mask.shape[1] // len(advantages)).astype(np.float32)

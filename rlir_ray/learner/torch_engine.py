@@ -1,4 +1,4 @@
-"""The plain engine: one process, torch AdamW. Also the reference that DeepSpeed must match."""
+"""The torch engine: one process, torch's AdamW. It is also the reference that DeepSpeed must match."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from rlir_ray.transfer.weights import Weights, to_numpy
 
 
 class TorchEngine:
-    """Args:
-    model: the policy, on the device where it trains.
-    train: weight decay and gradient clipping.
-    learner: precision; `bf16` computes under autocast and keeps float32 weights.
+    """Engine of a single process in torch.
+
+    Args:
+        model: the policy, on the device where it trains.
+        train: weight decay and gradient clipping.
+        learner: precision; `bf16` computes under autocast and keeps float32 weights.
     """
 
     rank = 0
@@ -65,11 +67,11 @@ class TorchEngine:
 
 
 def plain_state(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> Weights:
-    """Of an optimiser that holds whole float32 weights, by their names."""
+    """Return the state of an optimiser that holds whole float32 weights, by name."""
     state: Weights = {}
     count = 0
     for name, weight in weights.items():
-        # A weight without a gradient so far has no moments.
+        # A weight that has had no gradient yet has no moments.
         own = optimizer.state.get(weight) or {key: torch.zeros_like(weight) for key in MOMENTS} | {"step": 0}
         state |= {f"{key}/{name}": to_numpy(own[key]) for key in MOMENTS} | {f"{WEIGHT}/{name}": to_numpy(weight)}
         count = max(count, int(own["step"]))
@@ -78,10 +80,10 @@ def plain_state(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer)
 
 @torch.no_grad()
 def load_plain_state(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, state: State) -> None:
-    """The reverse.
+    """Load a state that `plain_state` wrote into the weights and the optimiser.
 
     Raises:
-        ValueError: the state is of another policy.
+        ValueError: the state belongs to another policy.
     """
     check_fits(state, {name: tuple(weight.shape) for name, weight in weights.items()})
     for name, weight in weights.items():

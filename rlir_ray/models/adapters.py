@@ -1,6 +1,6 @@
-"""LoRA adapters on world models, through peft: added, left out for the reference, merged where needed, saved.
+"""LoRA adapters on world models, through peft: add, bypass for the reference, merge and save.
 
-Both families' models carry their library's own adapter methods; a WorldModel's are those of its LLaMA.
+Models of both families use the adapter methods of their own library; a WorldModel uses those of its LLaMA.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ NAME = "default"
 # Where each library keeps an adapter's weights, and what peft puts before their names.
 ADAPTER_WEIGHTS = {"llama": "adapter_model.safetensors", "flow": "pytorch_lora_weights.safetensors"}
 PEFT_PREFIX = "base_model.model."
-# The two matrices that samplers merge; DoRA, biases and copies of whole layers are another function.
+# The two matrices that samplers can merge; adapters with DoRA, biases or whole layers compute another function.
 PLAIN_LORA = re.compile(r"\.lora_[AB]\.weight$")
 
 
 def add_adapter(model: nn.Module, lora: LoraConfig, folder: str = "") -> None:
-    """Freezes a model and gives it an adapter: fresh, or out of a folder that `save_policy` wrote.
+    """Freeze a model and add an adapter: a fresh one, or one that `save_policy` wrote.
 
     Args:
         model: a `WorldModel` or a `FlowWorldModel`.
-        lora: of rank 1 or more for a fresh adapter; a saved one keeps its own.
-        folder: of a saved adapter; empty: a fresh one, which changes nothing yet.
+        lora: settings of a fresh adapter, rank 1 or more; a saved adapter keeps its own settings.
+        folder: folder of a saved adapter; empty: add a fresh adapter, which does not change the model's output yet.
 
     Raises:
-        ValueError: a target that the model has no layer of, or a saved adapter of another model.
+        ValueError: the model has no layer for a target, or the saved adapter belongs to another model.
     """
     carrier = _carrier(model)
     model.requires_grad_(False)
@@ -56,7 +56,7 @@ def add_adapter(model: nn.Module, lora: LoraConfig, folder: str = "") -> None:
                 f"lora.targets must name linear layers of the policy, got {unknown[0]!r}; choose from "
                 f"{', '.join(sorted(names))}"
             )
-        # The same in every process: an adapter starts with random numbers on one of its two sides.
+        # One of an adapter's two matrices starts with random numbers, which must be equal in every process.
         with torch.random.fork_rng():
             torch.manual_seed(0)
             carrier.add_adapter(
@@ -69,10 +69,10 @@ def add_adapter(model: nn.Module, lora: LoraConfig, folder: str = "") -> None:
 
 
 def _load(carrier: Any, folder: str) -> None:
-    """Each library's own layout; both would draw weights for names that the file lacks.
+    """Load an adapter in its library's layout; reject missing names, for which the library would draw random weights.
 
     Raises:
-        ValueError: no weights, of another form than plain LoRA, or others than the adapter's on this model.
+        ValueError: the folder holds no weights, another form than plain LoRA, or weights that do not fit this model.
     """
     of_flow = hasattr(carrier, "load_lora_adapter")
     name = ADAPTER_WEIGHTS["flow" if of_flow else "llama"]
@@ -100,24 +100,24 @@ def _load(carrier: Any, folder: str) -> None:
 
 
 def _adapter_weights(carrier: nn.Module) -> dict[str, Tensor]:
-    """Under the names of an adapter's file."""
+    """Return the adapter's weights, named as in an adapter's file."""
     return {
         name.replace(f".{NAME}.", "."): value for name, value in carrier.named_parameters() if is_adapter_weight(name)
     }
 
 
 def is_adapter_folder(folder: Path) -> bool:
-    """Whether a folder holds an adapter rather than a whole policy."""
+    """Return whether a folder holds an adapter rather than a whole policy."""
     return any((folder / name).is_file() for name in ADAPTER_FILES)
 
 
 def _carrier(model: nn.Module) -> Any:
-    """The library's model, which has the adapter methods."""
+    """Return the library's model, which has the adapter methods."""
     return getattr(model, "llama", model)
 
 
 def is_adapter_weight(name: str) -> bool:
-    """Whether a parameter of this name belongs to an adapter."""
+    """Return whether a parameter of this name belongs to an adapter."""
     return ".lora_" in name
 
 
@@ -126,7 +126,7 @@ def has_adapter(model: nn.Module) -> bool:
 
 
 def without_adapter(model: nn.Module) -> Callable[..., Tensor]:
-    """The forward pass of the model that the adapter lies on: a reference policy that takes no memory."""
+    """Return the forward pass of the model without its adapter: a reference policy that needs no memory."""
     carrier = _carrier(model)
 
     def forward(*inputs: Any) -> Tensor:
@@ -140,7 +140,7 @@ def without_adapter(model: nn.Module) -> Callable[..., Tensor]:
 
 
 def merged_weight(linear: nn.Module) -> Tensor:
-    """A linear layer's weight with its adapter added, detached."""
+    """Return a linear layer's weight with its adapter added, detached."""
     weight: Tensor = linear.weight.detach()  # type: ignore[operator,union-attr,assignment]
     if not hasattr(linear, "get_delta_weight"):
         return weight
@@ -149,16 +149,16 @@ def merged_weight(linear: nn.Module) -> Tensor:
 
 
 def bias_of(linear: nn.Module) -> Tensor | None:
-    """A linear layer's bias, detached; None: it has none. Adapters with a bias of their own are refused."""
+    """Return a linear layer's bias, detached; None: there is none. Adapters with biases are rejected when loaded."""
     bias: Tensor | None = linear.bias  # type: ignore[assignment]
     return None if bias is None else bias.detach()
 
 
 def save_policy(model: Any, folder: Path) -> None:
-    """A policy's folder, or that of its adapter alone, in the layout of its library.
+    """Save a policy, or its adapter alone, in the layout of its library.
 
-    peft's (adapter_config.json, adapter_model.safetensors) for a LLaMA, diffusers' (pytorch_lora_weights.safetensors)
-    for a flow model.
+    An adapter has peft's layout (adapter_config.json, adapter_model.safetensors) for a LLaMA, and diffusers' layout
+    (pytorch_lora_weights.safetensors) for a flow model.
     """
     if not (isinstance(model, nn.Module) and has_adapter(model)):
         model.save_pretrained(folder)

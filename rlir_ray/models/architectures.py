@@ -1,4 +1,4 @@
-"""The size of a policy as its config.json states it, for checks before anything is loaded. Knows no weights."""
+"""The size of a policy as its config.json states it, for checks before weights are loaded."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from rlir_ray.models.autoregressive import NUM_EXTRA_IDS
 
 
 def is_flow_model(settings: Mapping[str, Any]) -> bool:
-    """Whether a config.json is a FlowWorldModel's."""
+    """Return whether a config.json is a FlowWorldModel's."""
     return settings.get("_class_name") == "FlowWorldModel"
 
 
 def stated_architecture(settings: Mapping[str, Any]) -> ArchitectureConfig:
-    """Of either family."""
+    """Return the size that a config.json of either family states."""
     return flow_architecture(settings) if is_flow_model(settings) else policy_architecture(settings)
 
 
 def policy_architecture(settings: Mapping[str, Any]) -> ArchitectureConfig:
-    """The size that a LlamaForCausalLM's config.json states; 0 where it says nothing."""
+    """Return the size that a LlamaForCausalLM's config.json states; 0 where it says nothing."""
     return ArchitectureConfig(
         num_codes=max(0, settings.get("vocab_size", 0) - NUM_EXTRA_IDS),
         tokens_per_frame=settings.get("tokens_per_frame", 0),
@@ -34,7 +34,7 @@ def policy_architecture(settings: Mapping[str, Any]) -> ArchitectureConfig:
 
 
 def flow_architecture(settings: Mapping[str, Any]) -> ArchitectureConfig:
-    """The size that a FlowWorldModel's config.json states."""
+    """Return the size that a FlowWorldModel's config.json states."""
     height, width, patch = (settings[name] for name in ("latent_height", "latent_width", "patch_size"))
     return ArchitectureConfig(
         tokens_per_frame=height * width // patch**2,

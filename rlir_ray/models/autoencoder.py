@@ -1,6 +1,6 @@
 """Frames to continuous latents and back: a `diffusers.AutoencoderKL`, with an optional pixel-unshuffle stem before it.
 
-Latents leave it with zero mean and unit variance in each channel, which is the scale of a flow model's noise.
+Encoded latents have zero mean and unit variance in each channel, which is the scale of a flow model's noise.
 Legend: N frames, H W pixels, D channels of a latent, h w grid.
 """
 
@@ -37,11 +37,11 @@ class FrameAutoencoder(FrameCodec):
         return (int(self.model.config["latent_channels"]), *self.grid)
 
     def encode(self, frames: Tensor) -> Tensor:
-        """uint8 [N, H, W, 3] to float32 [N, D, h, w], the posterior's mean at unit scale."""
+        """Encode uint8 [N, H, W, 3] as float32 [N, D, h, w], the posterior's mean at unit scale."""
         return self._encode_parts(frames, lambda pixels: self._normalise(self.posterior(pixels).mode()))
 
     def decode(self, codes: Tensor) -> Tensor:
-        """float [N, D, h, w] at unit scale to uint8 [N, H, W, 3], rounded as a viewer would get the pictures.
+        """Decode float [N, D, h, w] at unit scale to uint8 [N, H, W, 3], rounded as a viewer would get the pictures.
 
         Raises:
             ValueError: another shape, or latents that are not finite.
@@ -57,22 +57,22 @@ class FrameAutoencoder(FrameCodec):
             )
         return self._decode_parts(codes, lambda part: self.pixels(self._denormalise(part.to(self.device, self.dtype))))
 
-    # The steps, differentiable: training uses them.
+    # The differentiable steps of encoding and decoding, which training uses.
 
     def posterior(self, pixels: Tensor) -> Any:
-        """[N, 3, H, W] in [-1, 1] to the model's distribution over latents (`mode`, `sample`, `kl`), unscaled."""
+        """Encode [N, 3, H, W] in [-1, 1] as the model's unscaled distribution over latents (`mode`, `sample`, `kl`)."""
         return self.model.encode(self.fold(pixels)).latent_dist
 
     def pixels(self, latents: Tensor) -> Tensor:
-        """Unscaled latents [N, D, h, w] to [N, 3, H, W]."""
+        """Decode unscaled latents [N, D, h, w] to [N, 3, H, W]."""
         return self.unfold(self.model.decode(latents).sample)
 
     def set_scale(self, mean: Tensor, std: Tensor) -> None:
-        """Takes the mean and standard deviation of each channel, [D] both, over the data."""
+        """Take the mean and standard deviation of each channel, [D] both, over the data."""
         self.model.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
 
     def _scale(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation, [D or 1, 1, 1] both."""
+        """Return mean and standard deviation, [D or 1, 1, 1] both."""
         config = self.model.config
         mean = config["latents_mean"] or [config["shift_factor"] or 0.0]
         std = config["latents_std"] or [1 / config["scaling_factor"]]
@@ -97,7 +97,7 @@ def build_autoencoder(
     norm_groups: int = 4,
     pixel_unshuffle: int = 4,
 ) -> FrameAutoencoder:
-    """A fresh autoencoder with random weights (drawn from torch's global generator).
+    """Return a fresh autoencoder with random weights (drawn from torch's global generator).
 
     Args:
         height, width: pixels of a frame.

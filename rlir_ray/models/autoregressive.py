@@ -21,18 +21,18 @@ from rlir_ray.spaces.actions import NUM_ACTION_TOKENS, TOKENS_PER_ACTION
 if TYPE_CHECKING:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-# MineWorld's vocabulary holds two ids after its 68 action ids that nothing uses.
+# MineWorld's vocabulary ends with two unused ids after the 68 action ids.
 NUM_EXTRA_IDS = NUM_ACTION_TOKENS + 2
 MAX_POSITIONS = 8192
 
 
 def sequence_length(num_frames: int, tokens_per_frame: int) -> int:
-    """L of a sequence of `num_frames` frames, context included."""
+    """Return L, the length of a sequence of `num_frames` frames, context included."""
     return num_frames * (tokens_per_frame + TOKENS_PER_ACTION) - TOKENS_PER_ACTION
 
 
 def count_frames(length: int, tokens_per_frame: int) -> int:
-    """The inverse of `sequence_length`."""
+    """Return the number of frames of a sequence, the inverse of `sequence_length`."""
     num_frames, rest = divmod(length + TOKENS_PER_ACTION, tokens_per_frame + TOKENS_PER_ACTION)
     if rest or num_frames < 1:
         raise ValueError(
@@ -43,13 +43,13 @@ def count_frames(length: int, tokens_per_frame: int) -> int:
 
 
 def image_positions(num_frames: int, tokens_per_frame: int, first_frame: int = 0) -> Tensor:
-    """Positions of the image tokens of the frames from `first_frame` on, int64 [(num_frames - first_frame) * N]."""
+    """Return positions of the image tokens from `first_frame` on, int64 [(num_frames - first_frame) * N]."""
     starts = torch.arange(first_frame, num_frames) * (tokens_per_frame + TOKENS_PER_ACTION)
     return (starts[:, None] + torch.arange(tokens_per_frame)).flatten()
 
 
 def decision_positions(length: int, num_decisions: int, tokens_per_frame: int) -> Tensor:
-    """Positions of the decided tokens, int64 [T]: the image tokens of the last T / N frames.
+    """Return positions of the decided tokens, int64 [T]: the image tokens of the last T / N frames.
 
     Raises:
         ValueError: the decisions are no whole frames, or leave no context frame.
@@ -65,7 +65,7 @@ def decision_positions(length: int, num_decisions: int, tokens_per_frame: int) -
 
 
 def assemble(frames: Tensor, actions: Tensor) -> Tensor:
-    """Interleaves frames and actions.
+    """Interleave frames and actions.
 
     Args:
         frames: int [..., n, N], image tokens.
@@ -84,15 +84,15 @@ def assemble(frames: Tensor, actions: Tensor) -> Tensor:
 
 
 def split_frames(tokens: Tensor, tokens_per_frame: int) -> Tensor:
-    """The image tokens of sequences, [..., L] to [..., n, N]."""
+    """Return the image tokens of sequences, [..., L] to [..., n, N]."""
     num_frames = count_frames(tokens.shape[-1], tokens_per_frame)
     return tokens[..., image_positions(num_frames, tokens_per_frame)].unflatten(-1, (num_frames, tokens_per_frame))
 
 
 class WorldModel(nn.Module):
-    """A `transformers` LLaMA that says how likely the decided image tokens are.
+    """A `transformers` LLaMA that computes the log-probabilities of the decided image tokens.
 
-    Its folder opens with `LlamaForCausalLM.from_pretrained`; config.json holds `tokens_per_frame` besides. A
+    `LlamaForCausalLM.from_pretrained` opens the saved folder; its config.json also holds `tokens_per_frame`. A
     configuration with fields that the samplers do not compute raises a ValueError.
 
     Example: 512 codes, 48 tokens a frame: vocabulary 582; 9 frames are a sequence of 520 tokens with 384 decisions.
@@ -110,7 +110,7 @@ class WorldModel(nn.Module):
         return self.llama.config
 
     def forward(self, tokens: Tensor, num_decisions: int, temperature: float = 1.0) -> Tensor:
-        """Log-probabilities of the decided tokens, over the image ids only and after the temperature.
+        """Return log-probabilities of the decided tokens, over the image ids only and after the temperature.
 
         Args:
             tokens: int64 [B, L], whole sequences.
@@ -124,19 +124,20 @@ class WorldModel(nn.Module):
         return self.logprobs(tokens, positions, temperature)
 
     def logprobs(self, tokens: Tensor, positions: Tensor, temperature: float = 1.0) -> Tensor:
-        """As `forward`, for the image tokens at the given positions (all > 0), int64 [T]."""
+        """Compute the same as `forward` for the image tokens at the given positions (all > 0), int64 [T]."""
         hidden = self.llama.model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state  # [B, L - 1, E]
-        # A position is decided by the state before it. Only those states pass through the head.
+        # The state before a position predicts its token. Only the states of decisions pass through the head, to save
+        # memory.
         logits = self.llama.lm_head(hidden[:, positions - 1])[..., : self.num_codes]  # [B, T, K]
-        # float32: sampler and learner must agree on log-probabilities whatever the precision of the weights.
+        # float32, because sampler and learner must agree on log-probabilities at any precision of the weights.
         logits = logits.float() / temperature
         decided = logits.gather(-1, tokens[:, positions, None]).squeeze(-1)
         return decided - logits.logsumexp(-1)
 
     def enable_gradient_checkpointing(self) -> None:
-        """Keeps no activations inside a layer for the backward pass."""
+        """Recompute the activations inside layers in the backward pass, to save memory."""
         self.llama.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        # transformers does so in training mode alone; the model drops nothing out, so that nothing else changes.
+        # transformers checkpoints in training mode only. The model has no dropout, so that nothing else changes.
         self.llama.train()
 
     @classmethod
@@ -152,7 +153,7 @@ class WorldModel(nn.Module):
         num_key_value_heads: int = 1,
         max_positions: int = MAX_POSITIONS,
     ) -> WorldModel:
-        """A fresh model with random weights (torch's global generator), untied head, MineWorld's constants."""
+        """Return a fresh model with random weights (torch's global generator), untied head, MineWorld's constants."""
         from transformers import LlamaConfig, LlamaForCausalLM
 
         if num_heads % num_key_value_heads or hidden_size % num_heads:
@@ -179,14 +180,14 @@ class WorldModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, *, tokens_per_frame: int | None = None) -> WorldModel:
-        """Opens a LlamaForCausalLM folder, in float32 and evaluation mode, on the CPU.
+        """Open a LlamaForCausalLM folder, in float32 and evaluation mode, on the CPU.
 
         Args:
             folder: holds config.json and safetensors.
-            tokens_per_frame: for folders whose config.json does not say it.
+            tokens_per_frame: needed if the folder's config.json has no `tokens_per_frame`.
 
         Raises:
-            ValueError: no such folder, a config with unknown fields, or weights that do not fit it or are not finite.
+            ValueError: no such folder, unknown fields in the config, or weights that do not fit or are not finite.
         """
         from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -212,7 +213,7 @@ class WorldModel(nn.Module):
         return cls(open_library_model(load, folder, "the policy")).eval()
 
     def save_pretrained(self, folder: Path | str, dtype: torch.dtype = torch.float32) -> None:
-        """Writes the folder; bfloat16 halves the file and rounds the weights."""
+        """Write the folder; bfloat16 halves the file and rounds the weights."""
         state = {name: value.detach().to(dtype) for name, value in self.llama.state_dict().items()}
         self.llama.save_pretrained(folder, state_dict=state)
         give_usual_mode(folder)

@@ -1,7 +1,7 @@
 """Causal attention in blocks of queries, from plain matrix products: for training on CPUs in bfloat16.
 
-Torch's CPU kernel multiplies small tiles and does not use bfloat16 well: at 16 x 519 tokens and 3 heads of 64, forward
-and backward took it 176 ms on one core, this 70 ms.
+Torch's CPU kernel multiplies small tiles and is slow in bfloat16: at 16 x 519 tokens and 3 heads of 64, forward
+and backward take 176 ms on one core with torch's kernel and 70 ms with these products.
 Legend: B sequences, L length, H query heads, V key-value heads, D head size.
 """
 
@@ -22,13 +22,13 @@ BLOCK = 128
 
 
 def block_attention(queries: Tensor, keys: Tensor, values: Tensor, scale: float, block: int = BLOCK) -> Tensor:
-    """softmax(QK' * scale)V under the causal mask.
+    """Compute softmax(QK' * scale)V under the causal mask.
 
     Args:
         queries: [B, H, L, D].
         keys, values: [B, V, L, D]; H is a multiple of V.
         scale: 1 / sqrt(D) in LLaMA.
-        block: queries of one product; it reads the keys up to its own end only.
+        block: queries in one block; a block reads only the keys up to its own end.
 
     Returns:
         [B, L, H, D]. Scores are rounded to the dtype of the inputs.
@@ -58,7 +58,7 @@ def _attend(
 
 
 def set_block_attention(model: WorldModel, enabled: bool) -> None:
-    """Lets the model attend in blocks, or as transformers does by default."""
+    """Use attention in blocks, or the default attention of transformers."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, _attend)

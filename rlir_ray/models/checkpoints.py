@@ -1,4 +1,4 @@
-"""Reading other people's checkpoints: nothing untrusted is unpickled, and what does not fit is named key by key."""
+"""Reading other people's checkpoints: no untrusted pickle is executed, and errors name each key that does not fit."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
-# Keys named in an error or a warning; the number of all is always said.
+# Most keys that an error or a warning names; the message always gives the total number.
 NUM_NAMED = 6
 
 
 def read_state_dict(path: Path | str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, on the CPU in the precision that they have there.
+    """Read the tensors of a checkpoint to the CPU, in their stored precision.
 
     Args:
         path: safetensors, or a torch file that holds a state dict, itself or under `state_dict`. Torch files are read
             with `weights_only=True`.
 
     Raises:
-        ValueError: no such file, a broken one, or one that holds more than tensors and plain containers.
+        ValueError: the file is missing or broken, or holds other objects than tensors and plain containers.
     """
     path = Path(path)
     if not path.is_file():
@@ -54,10 +54,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> Any:
     try:
-        # Of files in torch's zip form only what is used is read.
+        # Files in torch's zip format can be memory-mapped: only the used tensors are read.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        # Torch's own text is a page long and names a way to run the file's code; what it refused is in it.
+        # Torch's message is a page long and suggests to run the file's code; extract only the rejected name.
         refused = re.search(r"GLOBAL (\S+)", str(error))
         found = refused.group(1).rstrip(":") if refused else "something else"
         raise ValueError(
@@ -72,17 +72,18 @@ def _read_torch(path: Path) -> Any:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Admits containers, numbers and strings: everything else needs a global, and a global is code."""
+    """Unpickler for containers, numbers and strings; rejects globals, because a global can run code."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
         raise ValueError(f"{module}.{name}")
 
 
 def read_plain_pickle(path: Path | str) -> Any:
-    """A pickle of dicts, lists, tuples, numbers and strings, as VPT's `.model` files are.
+    """Read a pickle of dicts, lists, tuples, numbers and strings, such as VPT's `.model` files.
 
     Raises:
-        ValueError: no such file, a broken one, or one that holds anything else, which is named and never made.
+        ValueError: the file is missing or broken, or holds other objects; the error names the object, which is never
+        created.
     """
     path = Path(path)
     if not path.is_file():
@@ -96,20 +97,20 @@ def read_plain_pickle(path: Path | str) -> Any:
                 "trust it, or write its net kwargs into a JSON file and give that with --config"
             ) from None
         except Exception as error:
-            # A pickle is a program: what is no pickle fails in as many ways as there are instructions.
+            # A pickle is a program, so that a broken file can raise almost any exception.
             found = re.split(r"[.,:;]\s", str(error))[0]
             raise ValueError(f"a .model file must be a whole pickle, got {found} in {path}; copy it again") from None
 
 
 def open_library_model(load: Callable[..., tuple[Any, Any]], folder: Path | str, what: str) -> Any:
-    """A model out of the folder of transformers or diffusers, with nothing made up.
+    """Open a model folder of transformers or diffusers, and reject missing or unknown weights.
 
-    Both libraries draw random weights for names that a checkpoint lacks, and leave out those that they do not know.
+    By default both libraries draw random weights for missing names and ignore unknown names.
 
     Args:
-        load: the class's `from_pretrained`, with the options besides.
-        folder: of config.json and safetensors.
-        what: of the errors.
+        load: the class's `from_pretrained` with its options.
+        folder: holds config.json and safetensors.
+        what: name of the model in error messages.
 
     Raises:
         ValueError: names are missing, unexpected or of another shape, or weights are not finite; they are listed.
@@ -124,7 +125,7 @@ def open_library_model(load: Callable[..., tuple[Any, Any]], folder: Path | str,
         raise ValueError(f"{what} must be whole, got {cause} in {folder}; copy the folder again") from error
     _check_names(
         f"{what} in {folder}", missing=sorted(found["missing_keys"]),
-        # A buffer that older versions of transformers stored; it follows from the config.
+        # Older versions of transformers stored this buffer, which is computed from the config.
         unexpected=(name for name in sorted(found["unexpected_keys"]) if not name.endswith("rotary_emb.inv_freq")),
         wrong=(f"{name} {list(got)} instead of {list(own)}" for name, got, own in sorted(found["mismatched_keys"])),
     )  # fmt: skip
@@ -134,7 +135,7 @@ def open_library_model(load: Callable[..., tuple[Any, Any]], folder: Path | str,
 
 @contextmanager
 def only_errors(library: str) -> Iterator[None]:
-    """Without the library's own table of names, many lines long: the error has them."""
+    """Hide the library's own table of names, which is many lines long; our error names the keys."""
     log = logging.getLogger(library)
     before = log.level
     log.setLevel(logging.ERROR)
@@ -170,7 +171,7 @@ def _check_names(what: str, *, missing: Iterable[str], wrong: Iterable[str], une
 
 
 def check_fit(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], what: str) -> None:
-    """Whether a checkpoint has exactly the tensors that a model wants, and finite ones.
+    """Check that a checkpoint has exactly the tensors of a model, and that all are finite.
 
     Raises:
         ValueError: names are missing, unexpected or of another shape, or weights are not finite; they are listed.
@@ -192,11 +193,11 @@ def _wrong_shapes(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
 
 
 def assign_weights(model: nn.Module, state: Mapping[str, Tensor], what: str, dtype: torch.dtype | None = None) -> None:
-    """Puts weights into a model, which may be on the meta device; they are not copied where `dtype` is theirs.
+    """Assign weights to a model, which may be on the meta device; tensors that already have `dtype` are not copied.
 
     Args:
         model: all its parameters and persistent buffers must be among the weights.
-        state: name -> tensor; what the model has no place for is left out with a warning.
+        state: name -> tensor; names that the model lacks are skipped with a warning.
         what: of the error and the warning.
         dtype: of floating weights in the model; None: as stored.
 

@@ -1,7 +1,7 @@
-"""World models over continuous latents: a transformer that denoises a frame given the frames before it (NFD's form).
+"""World models over continuous latents: a transformer that denoises a frame given earlier frames (NFD's form).
 
-Next-Frame Diffusion (https://arxiv.org/abs/2506.01380): full attention inside a frame, none to later ones; every frame
-has its own noise level and action. Flow matching: at level s a latent is (1 - s) data + s noise, and the model says
+Next-Frame Diffusion (https://arxiv.org/abs/2506.01380): full attention inside a frame, none to later frames; each frame
+has its own noise level and action. Flow matching: at level s a latent is (1 - s) data + s noise, and the model predicts
 noise - data. Legend: B clips, M frames of a pass, D h w a latent, N tokens a frame, L = M * N, E width, H heads.
 """
 
@@ -23,21 +23,21 @@ from torch.nn import functional
 from rlir_ray.models.checkpoints import open_library_model
 from rlir_ray.spaces.actions import CLASS_COUNTS
 
-# Frequencies of the embedding of a noise level, which is multiplied by as many steps as diffusion models count.
+# Frequencies of the noise level's embedding. The level is scaled to 0..1000, the step numbers of diffusion models.
 NUM_FREQUENCIES, LEVEL_SCALE = 128, 1000.0
 
 
 @dataclass(frozen=True, slots=True)
 class FrameCache:
-    """Keys and values of frames that were read; each layer's are [B, H, frames * N, E / H]."""
+    """Keys and values of the frames read so far, [B, H, frames * N, E / H] in each layer."""
 
     keys: list[Tensor]
     values: list[Tensor]
     places: Tensor
-    """int64 [frames], where in the clip; on the CPU, so that no mask waits for a GPU."""
+    """int64 [frames], indices of the frames in the clip; on the CPU, so that building a mask never waits for a GPU."""
 
     def repeat(self, times: int) -> FrameCache:
-        """The same for `times` copies of each clip, one after the other."""
+        """Repeat each clip's entries `times` times, copies of a clip side by side."""
         keys, values = ([part.repeat_interleave(times, 0) for part in parts] for parts in (self.keys, self.values))
         return FrameCache(keys, values, self.places)
 
@@ -52,7 +52,7 @@ class FrameCache:
 class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """Args:
     latent_channels, latent_height, latent_width: D, h, w of the autoencoder's latents.
-    patch_size: a token stands for so many latents squared.
+    patch_size: a token stands for so many latents in each direction.
     hidden_size: E.
     num_layers: blocks.
     num_heads: H; the head size E / H must be even and at least 6.
@@ -105,7 +105,7 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Every block starts as the identity and the velocity as zero (adaLN-zero, https://arxiv.org/abs/2212.09748)."""
+        """Start every block as the identity and the velocity as zero (adaLN-zero, https://arxiv.org/abs/2212.09748)."""
         for table in self.actions:
             nn.init.normal_(table.weight, std=0.02)
         for layer in (*(block.modulation for block in self.blocks), self.final_modulation, self.head):
@@ -126,13 +126,13 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         visible: Tensor | None = None,
         cache: FrameCache | None = None,
     ) -> Tensor:
-        """The velocity of each frame.
+        """Compute the velocity of each frame.
 
         Args:
-            latents: float [B, M, D, h, w], noisy ones.
+            latents: float [B, M, D, h, w], noisy latents.
             levels: float [B, M], noise levels in [0, 1].
             actions: int64 [B, M, 9], `spaces.actions.exclusive_classes` of the action that leads into each frame.
-            places: int64 [M] on the CPU, where in the clip each frame stands; None: 0, 1, 2, ...
+            places: int64 [M] on the CPU, index of each frame in the clip; None: 0, 1, 2, ...
             visible: bool [M, cached + M] on the CPU, which frames (columns) each frame (row) attends to; None: itself
                 and those at earlier places, in the cache and in the pass.
             cache: of frames that were read before.
@@ -151,7 +151,7 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         visible: Tensor | None = None,
         cache: FrameCache | None = None,
     ) -> tuple[Tensor, FrameCache]:
-        """As `forward`, with what later frames need of these."""
+        """Compute the velocities as `forward` does; also return the cache entries of these frames."""
         if places is None:
             places = torch.arange(latents.shape[1])
         known = places if cache is None else torch.cat([cache.places, places])
@@ -162,7 +162,7 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         turns = rotations(places, self.grid, self.head_size).to(latents.device)  # [L, head size / 2]
         condition = functional.silu(self._condition(levels, actions))  # [B, M, E]
         x = self.embed(self._patches(latents))  # [B, L, E]
-        # A pass over one frame with its past alone needs no mask, which the fast kernels like better.
+        # A pass over one frame and its past needs no mask, and the fast kernels require that there is none.
         mask = None if bool(visible.all()) else self._mask(visible.to(x.device), x.dtype)
         kept = FrameCache([], [], places)
         for number, block in enumerate(self.blocks):
@@ -184,7 +184,7 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         return added.repeat_interleave(self.tokens_per_frame, 0).repeat_interleave(self.tokens_per_frame, 1)
 
     def _condition(self, levels: Tensor, actions: Tensor) -> Tensor:
-        """Noise level and action of each frame, [B, M, E]."""
+        """Embed noise level and action of each frame, [B, M, E]."""
         exponents = torch.arange(NUM_FREQUENCIES, device=levels.device, dtype=torch.float32) / NUM_FREQUENCIES
         angles = levels.float()[..., None] * LEVEL_SCALE * torch.exp(-math.log(10_000) * exponents)
         waves = torch.cat([angles.cos(), angles.sin()], -1).to(self.dtype)
@@ -192,12 +192,12 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         return self.level(waves) + torch.stack(tables).sum(0)
 
     def _patches(self, latents: Tensor) -> Tensor:
-        """[B, M, D, h, w] to [B, L, D * patch²]."""
+        """Cut latents [B, M, D, h, w] into patches [B, L, D * patch²]."""
         folded = functional.pixel_unshuffle(latents.to(self.dtype).flatten(0, 1), self.patch_size)
         return folded.flatten(2).transpose(1, 2).reshape(len(latents), -1, folded.shape[1])
 
     def _latents(self, patches: Tensor, num_frames: int) -> Tensor:
-        """The inverse of `_patches`."""
+        """Join patches to latents, the inverse of `_patches`."""
         folded = patches.reshape(len(patches) * num_frames, *self.grid, -1).permute(0, 3, 1, 2)
         return functional.pixel_shuffle(folded, self.patch_size).unflatten(0, (len(patches), num_frames))
 
@@ -219,7 +219,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, condition: Tensor, turns: Tensor, mask: Tensor | None, past: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """x [B, L, E], condition [B, M, E], turns [L, head size], mask [L, past + L]; also its keys and values."""
+        """Map x [B, L, E] by condition [B, M, E], turns [L, head size], mask [L, past + L]; add keys and values."""
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(condition).chunk(6, -1)
         qkv = self.to_qkv(modulate(normalise(x), shift, scale)).unflatten(-1, (3, self.num_heads, -1))
         queries, keys, values = (part.transpose(1, 2) for part in qkv.unbind(2))  # [B, H, L, head size]
@@ -234,10 +234,10 @@ class Block(nn.Module):
 
 
 def rotations(places: Tensor, grid: tuple[int, int], head_size: int) -> Tensor:
-    """3D rotary embedding: a head's pairs are shared out among time, height and width.
+    """Compute a 3D rotary embedding, which divides a head's pairs among time, height and width.
 
-    RoFormer (https://arxiv.org/abs/2104.09864), along three axes: height and width get a third of the pairs each, time
-    what is left.
+    RoFormer (https://arxiv.org/abs/2104.09864) along three axes: height and width get a third of the pairs each, time
+    gets what is left.
 
     Args:
         places: int64 [M], where in the clip each frame stands.
@@ -251,7 +251,7 @@ def rotations(places: Tensor, grid: tuple[int, int], head_size: int) -> Tensor:
     axes = torch.meshgrid(places, *(torch.arange(size) for size in grid), indexing="ij")
     angles = []
     for axis, num_pairs in zip(axes, (head_size // 2 - 2 * side, side, side), strict=True):
-        # Tens of frames and of rows, not thousands of words: slower turns than 100's would not tell them apart.
+        # Base 100 instead of 10,000: with tens of frames and rows, slower rotations would not separate positions.
         rates = 100.0 ** -(torch.arange(num_pairs) / num_pairs)
         angles.append(axis.flatten()[:, None] * rates)
     whole = torch.cat(angles, -1)
@@ -259,7 +259,7 @@ def rotations(places: Tensor, grid: tuple[int, int], head_size: int) -> Tensor:
 
 
 def turn(x: Tensor, scale: Tensor, turns: Tensor) -> Tensor:
-    """Normalises each head's vector and rotates its pairs, in float32.
+    """Normalise each head's vector and rotate its pairs, in float32.
 
     Args:
         x: [B, H, L, head size], queries or keys.
@@ -272,23 +272,23 @@ def turn(x: Tensor, scale: Tensor, turns: Tensor) -> Tensor:
 
 
 def normalise(x: Tensor) -> Tensor:
-    """Layer norm without weights."""
+    """Apply a layer norm without weights."""
     return functional.layer_norm(x, x.shape[-1:], eps=1e-6)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """[B, M * N, E] by each frame's [B, M, E]."""
+    """Scale and shift tokens [B, M * N, E] by each frame's factors [B, M, E]."""
     frames = x.unflatten(1, (shift.shape[1], -1))
     return (frames * (1 + scale[:, :, None]) + shift[:, :, None]).flatten(1, 2)
 
 
 def gated(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
-    """x plus a branch [B, M * N, E] times each frame's gate [B, M, E]."""
+    """Add a branch [B, M * N, E], times each frame's gate [B, M, E], to x."""
     return x + (branch.unflatten(1, (gate.shape[1], -1)) * gate[:, :, None]).flatten(1, 2)
 
 
 def open_flow_model(folder: Any) -> FlowWorldModel:
-    """Opens a folder that `save_pretrained` wrote, in float32 and evaluation mode, on the CPU.
+    """Open a folder that `save_pretrained` wrote, in float32 and evaluation mode, on the CPU.
 
     Raises:
         ValueError: a config with unknown fields, or weights that do not fit it or are not finite.

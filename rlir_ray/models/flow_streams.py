@@ -1,6 +1,6 @@
-"""One pass over a history and over frames that are denoised after it; what training and rescoring compute.
+"""One pass over a history and the noisy frames that follow it; training and rescoring use this pass.
 
-Knows the forward pass of a flow model by its arguments only. Legend: B clips, P frames of history, F denoised frames,
+Depends only on the arguments of a flow model's forward pass. Legend: B clips, P frames of history, F denoised frames,
 S noise levels of each, D h w a latent.
 """
 
@@ -16,7 +16,7 @@ Velocity = Callable[..., Tensor]
 
 
 def interpolate(latents: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
-    """Latents at noise levels: [..., D, h, w] twice and [...] to [..., D, h, w]."""
+    """Mix latents and noise [..., D, h, w] at levels [...]; the result is [..., D, h, w]."""
     share = levels[..., None, None, None]
     return (1 - share) * latents + share * noise
 
@@ -31,10 +31,10 @@ def two_streams(
     actions: Tensor,
     first_place: int,
 ) -> Tensor:
-    """Velocities of frames at several noise levels each, all after the same history, in one pass.
+    """Compute velocities of frames at several noise levels each, all after the same history, in one pass.
 
-    The history reads itself as a rollout does; a noisy frame reads the history before it, and itself. So one pass
-    gives what a rollout computes frame by frame, at every frame and level.
+    The frames of the history attend to each other as in a rollout; a noisy frame attends to the history before it and
+    to gives what a rollout computes frame by frame, at every frame and level.
 
     Args:
         velocity: the forward pass of a `FlowWorldModel`, or of an engine around one.

@@ -1,4 +1,4 @@
-"""What tokenizers and autoencoders of single frames share: pixels to the model's scale and back, and their folder.
+"""Base class of tokenizers and autoencoders of single frames: scaling of pixels, and saving and loading.
 
 Knows nothing of codes or latents. Legend: N frames, H W pixels, h w grid.
 """
@@ -26,7 +26,7 @@ STEM_FILE = "tokenizer.json"
 class FrameCodec(nn.Module, ABC):
     """A `diffusers` autoencoder of pictures, with an optional pixel-unshuffle stem before it.
 
-    A subclass says what a frame is encoded as: `encode` (uint8 [N, H, W, 3] to codes [N, ...]) and its inverse
+    A subclass defines the encoding: `encode` (uint8 [N, H, W, 3] to codes [N, ...]) and its inverse
     `decode`, rounded as a viewer would get the pictures.
 
     Args:
@@ -38,7 +38,7 @@ class FrameCodec(nn.Module, ABC):
     """
 
     what: ClassVar[str]
-    """In errors."""
+    """Name of the codec in error messages."""
 
     def __init__(self, model: Any, *, height: int, width: int, pixel_unshuffle: int = 1, max_frames: int = 256) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class FrameCodec(nn.Module, ABC):
                 f"the {self.what} must have in_channels = 3 * pixel_unshuffle**2, got {model.config['in_channels']} "
                 f"and pixel_unshuffle {pixel_unshuffle}; correct {STEM_FILE} beside the model"
             )
-        # channels_last is what CPU convolutions in bf16 are fast in.
+        # CPU convolutions in bf16 are fast in channels_last only.
         self.model = model.to(memory_format=torch.channels_last)
         self.height, self.width = height, width
         self.pixel_unshuffle = pixel_unshuffle
@@ -62,33 +62,33 @@ class FrameCodec(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, frames: Tensor) -> Tensor:
-        """uint8 [N, H, W, 3] to what stands for the frames, [N, ...]."""
+        """Encode frames uint8 [N, H, W, 3] as codes [N, ...]."""
 
     @abstractmethod
     def decode(self, codes: Tensor) -> Tensor:
-        """The inverse of `encode`, uint8 [N, H, W, 3]."""
+        """Decode codes to frames uint8 [N, H, W, 3], the inverse of `encode`."""
 
     @torch.no_grad()
     def _encode_parts(self, frames: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
-        """Checks frames and encodes their pixels [n, 3, H, W] in parts."""
+        """Check frames and encode their pixels [n, 3, H, W] in parts."""
         if frames.dtype != torch.uint8 or frames.shape[1:] != (self.height, self.width, 3):
             raise ValueError(
                 f"the {self.what} reads uint8 frames [N, {self.height}, {self.width}, 3], got {frames.dtype} "
                 f"{list(frames.shape)}; resize the video to the size that the {self.what} was trained on"
             )
-        # One frame stands in for none, so that the shape of an empty result is right.
+        # Without frames, encode one black frame to get the shape of an empty result.
         parts = [encode(self.scale(part)) for part in (frames if len(frames) else frames.new_zeros(
             (1, self.height, self.width, 3))).split(self.max_frames)]  # fmt: skip
         return torch.cat(parts)[: len(frames)]
 
     @torch.no_grad()
     def _decode_parts(self, codes: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
-        """Decodes codes to pixels [n, 3, H, W] in parts, and those to frames."""
+        """Decode codes to pixels [n, 3, H, W] in parts, and convert the pixels to frames."""
         if not len(codes):
             return torch.zeros((0, self.height, self.width, 3), dtype=torch.uint8, device=codes.device)
         return torch.cat([self.unscale(decode(part)) for part in codes.split(self.max_frames)])
 
-    # The steps, differentiable where they can be: training uses them.
+    # The steps of encoding and decoding, which training uses; differentiable where possible.
 
     @property
     def dtype(self) -> torch.dtype:
@@ -99,31 +99,31 @@ class FrameCodec(nn.Module, ABC):
         return next(self.model.parameters()).device
 
     def scale(self, frames: Tensor) -> Tensor:
-        """uint8 [N, H, W, 3] to the floats [N, 3, H, W] in [-1, 1] that the model is trained on."""
+        """Convert uint8 [N, H, W, 3] to floats [N, 3, H, W] in [-1, 1], the model's input."""
         pixels = frames.to(self.device).permute(0, 3, 1, 2).to(self.dtype)
         return (pixels / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
     def unscale(self, pixels: Tensor) -> Tensor:
-        """The inverse of `scale`, with rounding."""
+        """Convert pixels to frames, the inverse of `scale`, with rounding."""
         return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
     def fold(self, pixels: Tensor) -> Tensor:
-        """[N, 3, H, W] to the model's pictures."""
+        """Fold pixels [N, 3, H, W] into the model's channels."""
         return F.pixel_unshuffle(pixels, self.pixel_unshuffle)
 
     def unfold(self, pictures: Tensor) -> Tensor:
-        """The inverse of `fold`."""
+        """Unfold the model's channels to pixels, the inverse of `fold`."""
         return F.pixel_shuffle(pictures, self.pixel_unshuffle)
 
     def save_pretrained(self, folder: Path | str, dtype: torch.dtype = torch.float32) -> None:
-        """Writes a folder that the `diffusers` class opens, with the stem in a file beside it.
+        """Write a folder that the `diffusers` class opens, with the stem in a file beside it.
 
         Args:
             folder: is created where missing.
             dtype: of the stored weights; float16 halves the file.
         """
         folder = Path(folder)
-        # Of a copy, so that rounding to float16 leaves the live weights alone; the plain `to` does not warn of it.
+        # Convert a copy, so that the model keeps its weights; nn.Module's own `to` does not warn about float16.
         nn.Module.to(copy.deepcopy(self.model), dtype).save_pretrained(folder)
         give_usual_mode(folder)
         stem = {"height": self.height, "width": self.width, "pixel_unshuffle": self.pixel_unshuffle}
@@ -132,13 +132,13 @@ class FrameCodec(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def model_class(cls) -> Any:
-        """The `diffusers` class, imported when asked for."""
+        """Return the `diffusers` class; imported here because the import is slow."""
 
     @classmethod
     def from_pretrained(
         cls, folder: Path | str, *, height: int | None = None, width: int | None = None, max_frames: int = 256
     ) -> Self:
-        """Opens a folder written by `save_pretrained`, or a plain `diffusers` one when `height` and `width` are given.
+        """Open a folder written by `save_pretrained`, or a plain `diffusers` one when `height` and `width` are given.
 
         Returns:
             The codec in float32 and evaluation mode, on the CPU.
@@ -162,7 +162,7 @@ class FrameCodec(nn.Module, ABC):
 def block_settings(
     block_channels: tuple[int, ...], layers_per_block: int, norm_groups: int, pixel_unshuffle: int
 ) -> dict[str, Any]:
-    """What the `diffusers` autoencoders of pictures are built with, whatever lies between encoder and decoder.
+    """Return the arguments that all `diffusers` autoencoders of pictures share.
 
     Args:
         block_channels: channels of each block; every block but the last halves the picture.

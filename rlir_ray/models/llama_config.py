@@ -1,4 +1,4 @@
-"""Which LlamaConfig fields every implementation of a policy here computes; any other field is refused by name."""
+"""The LlamaConfig fields that every implementation of a policy supports; other fields are rejected by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COMPUTED = {
     "num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps", "attention_bias", "mlp_bias",
     "tie_word_embeddings", "rope_parameters", "tokens_per_frame",
 }  # fmt: skip
-# These change no log-probability: notes, initial weights, precision on disk, and settings of generation and training
+# These fields change no log-probability: notes, initial weights, precision on disk, and settings of generation and
 # that nothing here reads. `pretraining_tp` only splits the same matrix products.
 HARMLESS = {
     "transformers_version", "architectures", "model_type", "_name_or_path", "name_or_path", "dtype", "torch_dtype",
@@ -21,7 +21,7 @@ HARMLESS = {
     "pretraining_tp", "id2label", "label2id", "problem_type", "return_dict", "output_hidden_states",
     "output_attentions", "chunk_size_feed_forward",
 }  # fmt: skip
-# Their frequencies do not depend on the length of a sequence, so they are the same token by token and all at once.
+# Frequencies of these types do not depend on the length of a sequence, so that decoding and a full pass agree.
 ROPE_TYPES = {"default", "linear", "yarn", "llama3"}
 ROPE_FIELDS = {
     "rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings", "attention_factor", "beta_fast",
@@ -30,14 +30,14 @@ ROPE_FIELDS = {
 
 
 def check_llama_config(config: LlamaConfig) -> None:
-    """Whether sampler and learner compute the same model of a configuration.
+    """Check that sampler and learner compute the same model from a configuration.
 
     Raises:
-        ValueError: a field that is set to something else than its default, and that is not known here.
+        ValueError: an unsupported field differs from its default.
     """
     defaults = type(config)().to_dict()
     for name, value in config.to_dict().items():
-        # Fields that transformers does not declare are off where they are empty.
+        # A field that transformers does not declare has no default: an empty value means off.
         off = value == defaults[name] if name in defaults else not value
         if name not in COMPUTED | HARMLESS and not off:
             raise ValueError(_refusal(name, f"{value!r}"))

@@ -1,4 +1,4 @@
-"""How the decisions of a micro-batch are scored under some weights: one function for each family of world models.
+"""Rescoring: score the decisions of a micro-batch under given weights, one function for each family of world models.
 
 Legend: B trajectories, T decisions, F generated frames, S SDE steps of each, N numbers of a latent.
 """
@@ -17,12 +17,12 @@ from rlir_ray.models.flow_streams import two_streams
 from rlir_ray.trajectory import FlowRecord, TokenRecord
 
 Forward = Callable[..., Tensor]
-"""The forward pass of a policy or a reference, through whatever engine holds it."""
+"""The forward pass of a policy or a reference, called through its engine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Decisions under some weights."""
+    """Scores of decisions under given weights."""
 
     logprobs: Tensor
     """[B, T]."""
@@ -31,16 +31,16 @@ class Scores:
     stds: Tensor | None = None
     """[B, T], of SDE steps, the same under all weights."""
     gaps: Tensor | None = None
-    """[B, T], how far an SDE step goes down in noise level."""
+    """[B, T], the drop in noise level of each SDE step."""
 
 
 Rescore = Callable[[Forward, Any, int], Scores]
-"""Forward pass, its family's record and T to scores."""
+"""Function from a forward pass, a record of the same family and T to scores."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenRescorer:
-    """Tokens: softmax over the image ids, at the temperature of sampling."""
+    """Rescorer of tokens: softmax over the image ids at the sampling temperature."""
 
     temperature: float
 
@@ -50,7 +50,7 @@ class TokenRescorer:
 
 @dataclass(frozen=True, slots=True)
 class FlowRescorer:
-    """SDE steps: with the very latents, levels and history that they saw."""
+    """Rescorer of SDE steps: uses exactly the stored latents, levels and history of each step."""
 
     config: FlowConfig
 
@@ -70,7 +70,7 @@ class FlowRescorer:
 
 
 def stream_velocities(forward: Forward, record: FlowRecord[Tensor], noisy: Tensor, levels: Tensor) -> Tensor:
-    """Velocities of noisy generated frames [B, F, S, D, h, w] at levels [B, F, S] after a record's history."""
+    """Compute velocities of noisy generated frames [B, F, S, D, h, w] at levels [B, F, S] after a record's history."""
     num_frames, actions = record.latents.shape[1], record.actions.long()
     first = actions.shape[1] - num_frames
     return two_streams(

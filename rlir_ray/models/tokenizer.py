@@ -40,11 +40,11 @@ class FrameTokenizer(FrameCodec):
         return self.model.quantize.embedding.weight
 
     def encode(self, frames: Tensor) -> Tensor:
-        """uint8 [N, H, W, 3] to int64 [N, tokens_per_frame], in raster order, each below `num_codes`."""
+        """Encode uint8 [N, H, W, 3] as int64 [N, tokens_per_frame], in raster order, each below `num_codes`."""
         return self._encode_parts(frames, lambda pixels: self.nearest_codes(self.latents(pixels)))
 
     def decode(self, codes: Tensor) -> Tensor:
-        """int [N, tokens_per_frame] to uint8 [N, H, W, 3], rounded as a viewer would get the pictures."""
+        """Decode int [N, tokens_per_frame] to uint8 [N, H, W, 3], rounded as a viewer would get the pictures."""
         if codes.ndim != 2 or codes.shape[1] != self.tokens_per_frame:
             raise ValueError(f"the tokenizer decodes tokens [N, {self.tokens_per_frame}], got {list(codes.shape)}")
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.num_codes:
@@ -54,27 +54,27 @@ class FrameTokenizer(FrameCodec):
             )
         return self._decode_parts(codes, lambda part: self.pixels(self.lookup(part)))
 
-    # The steps, differentiable where they can be: training uses them.
+    # The steps of encoding and decoding, which training uses; differentiable where possible.
 
     def latents(self, pixels: Tensor) -> Tensor:
-        """[N, 3, H, W] in [-1, 1] to continuous latents [N, D, h, w], before quantisation."""
+        """Encode [N, 3, H, W] in [-1, 1] as continuous latents [N, D, h, w], before quantisation."""
         return self.model.encode(self.fold(pixels)).latents
 
     def pixels(self, latents: Tensor) -> Tensor:
-        """Latents [N, D, h, w], quantised or not, to [N, 3, H, W]."""
-        # Not `model.decode`: with `lookup_from_codebook`, as MineWorld's config has it, that takes indices.
+        """Decode latents [N, D, h, w], quantised or not, to [N, 3, H, W]."""
+        # Not `model.decode`, which takes indices if `lookup_from_codebook` is set, as in MineWorld's config.
         spatial_norm = latents if self.model.config["norm_type"] == "spatial" else None
         return self.unfold(self.model.decoder(self.model.post_quant_conv(latents), spatial_norm))
 
     def nearest_codes(self, latents: Tensor) -> Tensor:
-        """Latents [N, D, h, w] to the indices of their nearest codes, int64 [N, h * w]."""
+        """Find the nearest codes of latents [N, D, h, w]; return their indices, int64 [N, h * w]."""
         vectors = latents.flatten(2).transpose(1, 2).to(self.codebook.dtype)  # [N, h * w, D]
-        # The squared distance without |z|², which no choice of code changes.
+        # The squared distance without |z|², which is the same for all codes.
         scores = vectors @ self.codebook.T - self.codebook.square().sum(1) / 2
         return scores.argmax(2)
 
     def lookup(self, tokens: Tensor) -> Tensor:
-        """int [N, h * w] to codes [N, D, h, w]."""
+        """Look up the codes [N, D, h, w] of tokens int [N, h * w]."""
         codes = self.codebook[tokens.long()]  # [N, h * w, D]
         return codes.transpose(1, 2).reshape(len(tokens), -1, *self.grid)
 
@@ -90,7 +90,7 @@ def build_tokenizer(
     norm_groups: int = 4,
     pixel_unshuffle: int = 4,
 ) -> FrameTokenizer:
-    """A fresh tokenizer with random weights (drawn from torch's global generator).
+    """Return a fresh tokenizer with random weights (drawn from torch's global generator).
 
     Args:
         height, width: pixels of a frame.

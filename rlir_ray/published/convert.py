@@ -1,4 +1,4 @@
-"""Published checkpoints to folders that `transformers`, vLLM, `diffusers` and this project open. Behind `convert`."""
+"""The `convert` command: published checkpoints to folders for `transformers`, vLLM, `diffusers` and this project."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TOKENIZER_FOLDER = "tokenizer"
 
 
 def convert_vpt_idm(out: Path, *, weights: Path, model: str = "", config: str = "") -> list[str]:
-    """Writes config.json and model.safetensors, for `InverseDynamicsModel.from_pretrained` and `models.*_idm`.
+    """Write config.json and model.safetensors, for `InverseDynamicsModel.from_pretrained` and `models.*_idm`.
 
     Args:
         out: a new folder.
@@ -35,7 +35,7 @@ def convert_vpt_idm(out: Path, *, weights: Path, model: str = "", config: str = 
 
 
 def convert_mineworld(out: Path, *, checkpoint: Path, config: Path, tokenizer_config: str = "") -> list[str]:
-    """Writes what the checkpoint holds, in its stored precision.
+    """Write what the checkpoint holds, in its stored precision.
 
     The world model goes to `out` as a LlamaForCausalLM folder, its VQ model to `out`/tokenizer; a VQ model alone to
     `out` itself.
@@ -75,10 +75,10 @@ def convert_mineworld(out: Path, *, checkpoint: Path, config: Path, tokenizer_co
 
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder to write into, which gets its name when all is written.
+    """Yield a temporary folder, which is renamed to `out` when all files are written.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: `out` already exists.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out must be a new folder, got {out} with content; give another or remove it")

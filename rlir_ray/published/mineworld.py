@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 LLAMA_PREFIX = "transformer."
 VQ_PREFIXES = ("tokenizer.model.", "model.")
-# Of the published transformer_config: what is the file's own, or another name for it here.
+# Fields of the published transformer_config that are not LlamaConfig fields.
 NOT_LLAMA = ("torch_dtype", "token_num", "image_num", "frame")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MineWorldCheckpoint:
-    """What a checkpoint held, in evaluation mode on the CPU and in its stored precision."""
+    """The models of a checkpoint, in evaluation mode on the CPU and in their stored precision."""
 
     llama: LlamaForCausalLM | None
     """`config.tokens_per_frame` is set where the published config says it."""
@@ -38,7 +38,7 @@ class MineWorldCheckpoint:
 def load_mineworld(
     checkpoint: Path | str, config: Path | str, *, tokenizer_config: Path | str = ""
 ) -> MineWorldCheckpoint:
-    """The models of a published checkpoint.
+    """Load the models of a published checkpoint.
 
     Args:
         checkpoint: the `.ckpt` file; of the world model, of the VQ model alone, or of both.
@@ -66,7 +66,7 @@ def load_mineworld(
 
 
 def build_llama(settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> LlamaForCausalLM:
-    """A LlamaForCausalLM of the published `transformer_config` and the given weights.
+    """Build a LlamaForCausalLM from the published `transformer_config` and the given weights.
 
     Raises:
         ValueError: the settings describe no LLaMA or fewer layers, or weights are missing or mis-shaped.
@@ -81,7 +81,7 @@ def build_llama(settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> Lla
             eos_token_id=None,
         )
     except Exception as error:
-        # transformers checks the values in several ways, each with an error of its own.
+        # transformers raises several types of errors for invalid values.
         found = " ".join(str(error).split())
         raise ValueError(f"transformer_config must describe a LLaMA, got {found}; correct --config") from None
     if beyond := {name.split(".")[2] for name in state if name.startswith("model.layers.")} - {
@@ -96,14 +96,14 @@ def build_llama(settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> Lla
     with torch.device("meta"):
         llama = LlamaForCausalLM(config)
     assign_weights(llama, state, "the world model")
-    # Made on the meta device too, and never stored.
+    # The rotary embedding was created on the meta device and is not in the checkpoint: create it again.
     llama.model.rotary_emb = type(llama.model.rotary_emb)(config)
     config.dtype = llama.lm_head.weight.dtype
     return llama.eval()
 
 
 def build_vq_model(settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> VQModel:
-    """A VQModel of its config.json and the given weights.
+    """Build a VQModel from its config.json and the given weights.
 
     Raises:
         ValueError: weights are missing or mis-shaped.
@@ -116,7 +116,7 @@ def build_vq_model(settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> 
 
 
 def transformer_settings(settings: Mapping[str, Any], config: Path | str) -> Mapping[str, Any]:
-    """The LLaMA's settings out of the published YAML, or of its inner parts.
+    """Find the LLaMA's settings in the published YAML or its inner parts.
 
     Raises:
         ValueError: they are not there.
@@ -161,7 +161,7 @@ def _find_vq_settings(settings: dict[str, Any], config: Path, checkpoint: Path, 
         return settings
     named = settings.get("model", {}).get("params", settings).get("tokenizer_config", {})
     relative = Path(named.get("params", {}).get("config_path", "vae/config.json"))
-    # The published path starts at the repository's root; files are often kept otherwise.
+    # The published path is relative to the repository's root, but users often keep the files elsewhere.
     roots = (Path(), config.parent, config.parent.parent, checkpoint.parent, checkpoint.parent.parent)
     places = [root / path for root in roots for path in (relative, Path(*relative.parts[-2:]))]
     found = next((place for place in places if place.is_file()), None)

@@ -1,4 +1,4 @@
-"""Where a run that trains can be reached: a file in its folder, or its name in the Ray of RAY_ADDRESS. No Ray here."""
+"""The address of a running run: a file in its folder, or its name in the Ray of RAY_ADDRESS. No Ray here."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 from rlir_ray.config import RunConfig
 from rlir_ray.run.folder import job_home
 
-# In the run's folder, while it trains.
+# This file is in the run's folder only while the run trains.
 ADDRESS_FILE = "ray.json"
 AUTH_VARIABLE = "RAY_AUTH_MODE"
 
 
 def write_address(folder: Path, address: str, actor: str) -> None:
-    """For this user alone, as all that says how to reach a Ray."""
+    """Write the run's address, readable by this user alone, because the address gives access to its Ray."""
     content = {"address": address, "auth_mode": os.environ.get(AUTH_VARIABLE, ""), "actor": actor}
     path = folder / ADDRESS_FILE
     path.unlink(missing_ok=True)
@@ -29,23 +29,23 @@ class RunAddress:
     """Of a run that trains, as far as can be told from outside."""
 
     address: str
-    """Of its Ray."""
+    """Address of the run's Ray."""
     auth_mode: str
-    """RAY_AUTH_MODE of the run; empty: not known, the caller's own environment says it."""
+    """RAY_AUTH_MODE of the run; empty: unknown, use the caller's own environment."""
     actor: str
     refusal: str
-    """What to say when nobody answers there."""
+    """Error message if nobody answers at the address."""
 
 
 def _folders(run: str) -> list[Path]:
-    """Those that a name or a path may mean, and that hold a run."""
+    """Return the folders that a name or a path may mean and that hold a run."""
     below = RunConfig().dir
     folders = (Path(below) / run, job_home() / below / run, Path(run))
     return [each for each in folders if run and (each / "config.json").is_file()]
 
 
 def find_folder(run: str) -> Path:
-    """The folder of a run, by its name or its path.
+    """Find the folder of a run by its name or its path.
 
     Raises:
         ValueError: there is none.
@@ -59,10 +59,10 @@ def find_run(run: str) -> RunAddress:
     """Where a run is, by its folder or, on other nodes than its driver's, by its name.
 
     Raises:
-        ValueError: there is none, or its folder says that it does not train.
+        ValueError: there is no such run, or the run does not train.
     """
     below, known = RunConfig().dir, _folders(run)
-    # One that has ended must not hide another of its name that trains.
+    # A run that has ended must not hide a running run of the same name.
     folder = next((each for each in known if (each / ADDRESS_FILE).is_file()), None)
     if folder is None:
         if run and (address := os.environ.get("RAY_ADDRESS", "")):

@@ -1,4 +1,4 @@
-"""Whether the nodes of a cluster hold the pools: what is asked, what there is, and the smallest change that fits.
+"""Capacity check: whether the nodes of a cluster can hold the pools, and otherwise the smallest change that fits.
 
 Plain values; knows nothing of Ray. A bundle is what one actor takes of one node: CPU, GPU and custom resources.
 """
@@ -17,7 +17,7 @@ PoolConfig = RolloutConfig | RewardConfig | LearnerConfig | EvaluationConfig
 
 # Ray counts in ten-thousandths: sums of shares that differ by less are equal.
 TOLERANCE = 1e-5
-# Shares that are proposed have two decimals; on a large cluster only so many are tried.
+# Proposed shares have two decimals.
 SHARE = 0.01
 MAX_SHARES = 32
 UNITS = {"CPU": "CPUs", "GPU": "GPUs"}
@@ -33,7 +33,7 @@ class Pool:
     """Its key that says how many; empty: there is one."""
     count: int
     bundle: dict[str, float]
-    """Of one actor."""
+    """Resources of one actor."""
 
     def text(self, resource: str) -> str:
         count = f"{self.name}.{self.count_key}={self.count}" if self.count_key else self.name
@@ -44,7 +44,7 @@ class Pool:
 class Node:
     total: dict[str, float]
     free: dict[str, float]
-    """What other jobs leave of it now."""
+    """Resources that other jobs leave free now."""
 
     @classmethod
     def idle(cls, total: Mapping[str, float]) -> Node:
@@ -52,7 +52,7 @@ class Node:
 
 
 def bundle(part: PoolConfig) -> dict[str, float]:
-    """What one actor of a pool takes of its node; without zeros."""
+    """Return the resources that one actor of a pool takes of its node; without zeros."""
     if isinstance(part, EvaluationConfig):
         asked = {"GPU": part.num_gpus}
     else:
@@ -62,8 +62,8 @@ def bundle(part: PoolConfig) -> dict[str, float]:
 
 
 def pools_of(config: Config) -> list[Pool]:
-    """All that takes resources."""
-    # A shared service has its replicas already.
+    """Return all pools that take resources."""
+    # The replicas of a shared reward service run elsewhere.
     num_replicas = 0 if config.reward.address else config.reward.num_replicas
     parts: list[tuple[str, str, int, PoolConfig]] = [
         ("rollout", "num_actors", config.rollout.num_actors, config.rollout),
@@ -76,7 +76,7 @@ def pools_of(config: Config) -> list[Pool]:
 
 
 def fits(pools: Sequence[Pool], nodes: Sequence[Node]) -> bool:
-    """Whether the pools find room in what is free, in some order, each actor on the tightest node that holds it."""
+    """Return whether the free resources hold the pools in some order, each actor on the fullest node that fits."""
     return any(_find_room(order, nodes) for order in itertools.permutations(pools))
 
 
@@ -87,7 +87,7 @@ def _find_room(pools: Sequence[Pool], nodes: Sequence[Node]) -> bool:
             holding = [node for node in free if _holds(node, pool.bundle)]
             if not holding:
                 return False
-            # CPUs beside GPUs stay for those that need both.
+            # Prefer nodes without GPUs: their GPU nodes' CPUs stay free for actors that need both.
             tightest = min(holding, key=lambda node: (node.get("GPU", 0.0), node.get("CPU", 0.0)))
             for name, amount in pool.bundle.items():
                 tightest[name] -= amount
@@ -99,10 +99,10 @@ def _holds(amounts: Mapping[str, float], asked: Mapping[str, float]) -> bool:
 
 
 def check_capacity(pools: list[Pool], nodes: Sequence[Node]) -> None:
-    """Whether the pools find room.
+    """Check that the nodes can hold the pools.
 
     Raises:
-        ValueError: what is asked, what there is, and the smallest change that fits.
+        ValueError: they cannot; the message gives the request, the resources, and the smallest change that fits.
     """
     if fits(pools, nodes):
         return
@@ -120,7 +120,7 @@ def _check_names(pools: Sequence[Pool], nodes: Sequence[Node]) -> None:
     for pool in pools:
         for name, amount in pool.bundle.items():
             if name not in known and name not in UNITS:
-                # What Ray itself gives every node is no label of a user's.
+                # Resources that Ray adds to every node are not labels of a user.
                 labels = sorted(name for name in known - UNITS.keys() if ":" not in name and "memory" not in name)
                 there = ", ".join(labels) or "none"
                 raise ValueError(
@@ -152,7 +152,7 @@ def _amounts(nodes: Sequence[Node]) -> tuple[list[dict[str, float]], list[dict[s
 
 def _asked_names(pools: Sequence[Pool]) -> list[str]:
     names = {name for pool in pools for name in pool.bundle}
-    # What is dearest first: a machine without GPUs should hear of them before it hears of its cores.
+    # The most expensive resource first: on a machine without GPUs the message must name GPUs before cores.
     return sorted(names, key=lambda name: (name not in UNITS, name != "GPU", name))
 
 
@@ -166,7 +166,7 @@ def _bundle_text(pool: Pool) -> str:
 
 
 def _nodes_text(pools: Sequence[Pool], nodes: Sequence[Node]) -> str:
-    """What is free of the resources in question, equal nodes together."""
+    """List the free amounts of the requested resources, equal nodes together."""
     names = _asked_names(pools)
     found = Counter(
         _amounts_text({name: node.free[name] for name in names if node.free.get(name)}) or "nothing" for node in nodes
@@ -183,7 +183,7 @@ def _amounts_text(amounts: Mapping[str, float]) -> str:
 
 
 def _changes(pools: list[Pool], nodes: Sequence[Node]) -> Iterator[tuple[str, list[Pool]]]:
-    """Changes with their texts, the smaller ones first; not all of them fit."""
+    """Yield changes with their texts, smaller changes first; not all of them fit."""
     first = ""
     if not any(node.total.get("GPU") for node in nodes):
         first, pools = _without_gpus(pools)
@@ -198,7 +198,7 @@ def _changes_of_pools(pools: list[Pool], nodes: Sequence[Node]) -> Iterator[tupl
             yield _fewer(pools, pool, nodes)
     for name, key in (("CPU", "num_cpus"), ("GPU", "num_gpus")):
         for pool in pools:
-            # A rank has whole GPUs.
+            # A learner rank needs a whole GPU.
             if name in pool.bundle and (pool.name, name) != ("learner", "GPU"):
                 for share in _shares(pools, pool, name, nodes):
                     smaller = replace(pool, bundle={**pool.bundle, name: share})
@@ -219,7 +219,7 @@ def _without_gpus(pools: Sequence[Pool]) -> tuple[str, list[Pool]]:
 
 
 def _fewer(pools: Sequence[Pool], pool: Pool, nodes: Sequence[Node]) -> tuple[str, list[Pool]]:
-    """As many actors of this pool as find room, one at least."""
+    """Reduce a pool to as many actors as fit, at least one."""
     least, most = 1, pool.count - 1
     while least < most:
         middle = (least + most + 1) // 2
@@ -231,7 +231,7 @@ def _fewer(pools: Sequence[Pool], pool: Pool, nodes: Sequence[Node]) -> tuple[st
 
 
 def _shares(pools: Sequence[Pool], pool: Pool, name: str, nodes: Sequence[Node]) -> list[float]:
-    """Smaller shares of a resource for the actors of one pool, the larger ones first: parts of nodes, and the rest."""
+    """Return smaller shares of a resource for a pool's actors, larger shares first: parts of nodes, and the rest."""
     free = [node.free.get(name, 0.0) for node in nodes]
     parts = {amount / count for amount in set(free) for count in range(1, pool.count + 1)}
     own = pool.count * pool.bundle[name]
@@ -240,7 +240,7 @@ def _shares(pools: Sequence[Pool], pool: Pool, name: str, nodes: Sequence[Node])
 
 
 def _smaller_shares(pools: Sequence[Pool], nodes: Sequence[Node]) -> Iterator[tuple[str, list[Pool]]]:
-    """All CPU shares, lowered alike."""
+    """Yield changes that lower all CPU shares by the same factor."""
     free, asked = sum(node.free.get("CPU", 0.0) for node in nodes), _asked(pools, "CPU")
     factor = min(1.0, free / asked) if asked else 0.0
     while factor > 0.01:

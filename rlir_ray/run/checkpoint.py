@@ -1,4 +1,4 @@
-"""Checkpoints: folders that appear whole or not at all, checked by a manifest when they are read. No Ray here.
+"""Checkpoints: folders that appear complete or not at all, verified by a manifest when they are read. No Ray here.
 
 `checkpoints/step_00000012/` holds learner.safetensors, a file for each group that was ready but not trained,
 driver.json, and manifest.json with the size and the digest of every other file. `checkpoints/latest` names the newest.
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rlir_ray.data.files import give_usual_mode, replace_folder, write_json, write_text
-from rlir_ray.run.folder import CHECKPOINTS, no_way_on, step_folders
+from rlir_ray.run.folder import CHECKPOINTS, cannot_resume, step_folders
 from rlir_ray.trajectory import FlowRecord, TokenRecord, TrajectoryGroup
 
 FORMAT = 1
@@ -34,7 +34,7 @@ Files = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """A whole one."""
+    """A complete checkpoint."""
 
     path: Path
     step: int
@@ -47,10 +47,10 @@ def step_name(step: int) -> str:
 
 
 def partial_folder(run: Path, step: int) -> Path:
-    """An empty folder in which the files of a checkpoint are gathered; `seal` makes a checkpoint of it.
+    """Create an empty folder for the files of a checkpoint; `seal` turns the folder into a checkpoint.
 
     Raises:
-        ValueError: it cannot be made.
+        ValueError: the folder cannot be created.
     """
     partial = run / CHECKPOINTS / f".{step_name(step)}.partial"
     try:
@@ -62,7 +62,7 @@ def partial_folder(run: Path, step: int) -> Path:
 
 
 def describe_files(paths: Iterable[Path]) -> Files:
-    """Sizes and digests, by name."""
+    """Compute the size and digest of each file, by name."""
     return {path.name: {"bytes": path.stat().st_size, "blake2b": _digest(path)} for path in paths}
 
 
@@ -75,7 +75,7 @@ def _digest(path: Path) -> str:
 
 
 def seal(partial: Path, files: Files, *, step: int, policy_version: int, keep: int) -> Checkpoint:
-    """Makes a checkpoint of a folder whose files are there, moves `latest` to it, and removes older ones.
+    """Turn a folder with all its files into a checkpoint, point `latest` to it, and remove older checkpoints.
 
     Args:
         files: what `describe_files` says of the files in it.
@@ -100,7 +100,7 @@ def seal(partial: Path, files: Files, *, step: int, policy_version: int, keep: i
 
 
 def _sync(path: Path) -> None:
-    """Onto the disk: what is renamed or named later must not be there before what it stands for."""
+    """Flush a file to the disk: a later rename must not reach the disk before the file's content."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -110,7 +110,8 @@ def _sync(path: Path) -> None:
 
 def _remove_others(run: Path, step: int, keep: int) -> None:
     known = step_folders(run)
-    # One that cannot be read is no reserve. It stays, for the disk may only be away, until enough newer ones are whole.
+    # An unreadable checkpoint does not count. Keep it until enough newer ones are complete: the disk may only be
+    # offline.
     whole = [number for number in sorted(known) if number <= step and _looks_whole(known[number])]
     oldest = whole[-keep] if len(whole) >= keep else 0
     for number, folder in known.items():
@@ -127,14 +128,14 @@ def _looks_whole(folder: Path) -> bool:
 
 
 def newest(run: Path, report: Callable[[str], None]) -> Checkpoint | None:
-    """The newest whole checkpoint of a run; None where there is none.
+    """Find the newest complete checkpoint of a run; None: the run has no checkpoint.
 
     Args:
         run: its folder.
-        report: gets a line for each checkpoint that is passed over.
+        report: receives a line for each skipped checkpoint.
 
     Raises:
-        ValueError: there are some, and none can be read.
+        ValueError: the run has checkpoints, but none can be read.
     """
     passed_over: list[ValueError] = []
     for _, folder in sorted(step_folders(run).items(), reverse=True):
@@ -145,24 +146,24 @@ def newest(run: Path, report: Callable[[str], None]) -> Checkpoint | None:
         except ValueError as error:
             passed_over.append(error)
     if passed_over:
-        raise no_way_on(run, f"none of {len(passed_over)}, the newest because {passed_over[0]}")
+        raise cannot_resume(run, f"none of {len(passed_over)}, the newest because {passed_over[0]}")
     return None
 
 
 def check(folder: Path, *, digests: bool = True) -> Checkpoint:
-    """Whether a checkpoint is whole, by its manifest.
+    """Check by its manifest that a checkpoint is complete.
 
     Args:
-        digests: reads every byte of it; false: the manifest and the sizes alone.
+        digests: read every byte; false: check the manifest and the sizes alone.
 
     Raises:
-        ValueError: what is wrong with it, in one line.
+        ValueError: the first error, in one line.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         found, files = manifest["format"], manifest["files"]
         if found != FORMAT:
-            raise ValueError(f"{folder} must be of format {FORMAT}, got {found} (the version that wrote it can go on)")
+            raise ValueError(f"{folder} must be of format {FORMAT}, got {found} (resume with its own version)")
         for name, expected in files.items():
             _check_file(folder / name, expected, digests)
         return Checkpoint(path=folder, step=int(manifest["step"]), policy_version=int(manifest["policy_version"]))
@@ -186,7 +187,7 @@ def _check_file(path: Path, expected: Mapping[str, Any], digest: bool) -> None:
 
 
 class ArrayFile(Mapping[str, npt.NDArray[np.generic]]):
-    """The arrays of a safetensors file, each read when it is asked for."""
+    """The arrays of a safetensors file, each read on demand."""
 
     def __init__(self, path: Path) -> None:
         from safetensors import safe_open
@@ -207,7 +208,7 @@ class ArrayFile(Mapping[str, npt.NDArray[np.generic]]):
 
 
 def save_arrays(path: Path, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
-    """Writes a safetensors file.
+    """Write a safetensors file.
 
     Raises:
         ValueError: the disk is full.
@@ -227,7 +228,7 @@ def group_file(group_id: int) -> str:
 
 
 def save_group(folder: Path, group: TrajectoryGroup) -> None:
-    """Writes a group's columns.
+    """Write a group's columns.
 
     Raises:
         ValueError: the disk is full.
@@ -244,7 +245,7 @@ def save_group(folder: Path, group: TrajectoryGroup) -> None:
 
 
 def load_group(path: Path) -> TrajectoryGroup:
-    """Reads what `save_group` wrote."""
+    """Read what `save_group` wrote."""
     with np.load(path, allow_pickle=False) as arrays:
         about = json.loads(str(arrays["about"]))
         record = {name.removeprefix("record."): arrays[name] for name in arrays if name.startswith("record.")}

@@ -1,4 +1,4 @@
-"""What this machine has and lacks for a recipe: one finding a check. `actors/cluster/doctor.py` asks Ray.
+"""Checks of this machine for a recipe, one finding a check. `actors/cluster/doctor.py` checks Ray.
 
 The tested versions are those of the constraints file that `make install` gives to pip.
 """
@@ -38,14 +38,14 @@ class Finding:
     """`fail`: the recipe cannot run."""
     check: str
     text: str
-    """What was found; unless all is well, the remedy after a semicolon."""
+    """The finding; if not ok, followed by a semicolon and the remedy."""
 
     def line(self) -> str:
         return f"{self.level:<5} {self.check:<14} {self.text}"
 
 
-def judged(check: str, ask: Callable[[], str], level: Level = "fail") -> Finding:
-    """What a check says, or how it refuses; its refusals hold their remedies."""
+def run_check(check: str, ask: Callable[[], str], level: Level = "fail") -> Finding:
+    """Run a check; return its answer, or its error, which holds the remedy."""
     try:
         return Finding("ok", check, ask())
     except ImportError as error:
@@ -55,19 +55,19 @@ def judged(check: str, ask: Callable[[], str], level: Level = "fail") -> Finding
 
 
 def machine_findings(config: Config) -> Iterator[Finding]:
-    """Python and packages, devices, shared memory, engines, codec and checkpoints."""
+    """Check Python and packages, devices, shared memory, engines, codec and checkpoints."""
     file = _constraints_file()
     yield _python()
     yield from _home()
     yield from version_findings(file)
-    yield judged("devices", _devices)
+    yield run_check("devices", _devices)
     yield _shared_memory(config)
     install = f"pip install -c {file} deepspeed"
     yield import_finding("deepspeed", config.learner.engine == "deepspeed", install)
     yield import_finding("vllm", config.rollout.engine == "vllm", "make install-vllm")
-    yield judged("engine", lambda: _engine(config))
-    yield judged("video codec", _video_codec)
-    yield judged("checkpoints", lambda: _checkpoints(config))
+    yield run_check("engine", lambda: _engine(config))
+    yield run_check("video codec", _video_codec)
+    yield run_check("checkpoints", lambda: _checkpoints(config))
 
 
 def _python() -> Finding:
@@ -85,12 +85,12 @@ def _home() -> Iterator[Finding]:
 
 
 def _constraints_file() -> Path:
-    """As the Makefile chooses it."""
+    """Choose the constraints file as the Makefile does."""
     return CONSTRAINTS / ("gpu.txt" if shutil.which("nvidia-smi") else "cpu.txt")
 
 
 def version_findings(file: Path) -> Iterator[Finding]:
-    """The installed versions against those of a constraints file, a line for each that differs."""
+    """Compare the installed versions with a constraints file; yield a finding for each difference."""
     if not file.is_file():
         yield Finding("warn", "versions", f"not compared, {file} is missing; run this in a checkout")
         return
@@ -100,7 +100,7 @@ def version_findings(file: Path) -> Iterator[Finding]:
     )
     for name, tested in pins:
         try:
-            # A build's own mark, as in 2.13.0+cpu, is no other version.
+            # Ignore the build's suffix, as in 2.13.0+cpu.
             found = importlib.metadata.version(name).split("+")[0]
         except importlib.metadata.PackageNotFoundError:
             if name in TESTED_PACKAGES:
@@ -134,7 +134,7 @@ def _shared_memory(config: Config) -> Finding:
     text = f"{_gb(usage.free)} GB free of {_gb(usage.total)} GB in {SHARED_MEMORY}"
     if usage.free >= max(asked, LEAST_STORE_BYTES):
         return Finding("ok", "shared memory", text)
-    # Ray then puts its store on disk, which works and is slow.
+    # With too little shared memory, Ray puts its store on disk, which is slow.
     remedy = "docker run --shm-size, in Kubernetes an emptyDir of medium Memory, or lower object_store_budget_bytes"
     return Finding("warn", "shared memory", f"{text}, Ray's store asks for {max(asked, LEAST_STORE_BYTES)}; {remedy}")
 
@@ -144,7 +144,7 @@ def _gb(num_bytes: float) -> str:
 
 
 def import_finding(module: str, needed: bool, remedy: str) -> Finding:
-    """Whether a library can be imported, in a process of its own: some of them never come back, or end the process."""
+    """Check that a library can be imported, in a separate process: some imports hang, or end the process."""
     level: Level = "fail" if needed else "warn"
     if importlib.util.find_spec(module) is None:
         if not needed:

@@ -1,4 +1,4 @@
-"""A run's folder: the resolved config, versions and seed, the step log, and what the run leaves behind."""
+"""A run's folder: the resolved config, versions and seed, the step log, and the run's results."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 def step_folders(run: Path) -> dict[int, Path]:
-    """The checkpoints of a run by step, whether they can be read or not."""
+    """Return the checkpoints of a run by step, whether they can be read or not."""
     root = run / CHECKPOINTS
     matches = [(STEP_FOLDER.fullmatch(path.name), path) for path in root.iterdir()] if root.is_dir() else []
     return {int(match[1]): path for match, path in matches if match}
 
 
-def no_way_on(run: Path, got: str) -> ValueError:
-    """Of a run that has nothing to go on from, while a start from the beginning would overwrite what it left."""
+def cannot_resume(run: Path, got: str) -> ValueError:
+    """Return the error for a run that cannot be resumed and must not be overwritten."""
     return ValueError(
         f"run.name={run.name} must be new or hold a checkpoint that can be read, got {got}; move {run} away or choose "
         "another run.name"
@@ -47,7 +47,7 @@ def no_way_on(run: Path, got: str) -> ValueError:
 
 
 def runs_folder(run_dir: str) -> Path:
-    """Where runs are kept, absolute.
+    """Return the absolute folder of all runs.
 
     A submitted job works in a copy of the checkout, which Ray removes with the job: there a relative folder is below
     the home folder.
@@ -64,12 +64,12 @@ def runs_folder(run_dir: str) -> Path:
 
 
 def job_home() -> Path:
-    """What the relative folders of submitted jobs are below."""
+    """Return the base of relative folders in submitted jobs."""
     return Path.home() / "rlir_ray"
 
 
-# Where and how much a run runs, and what is done beside it: these may differ between a run's two commands.
-MAY_DIFFER = frozenset(
+# Keys that may change when a run resumes: they set where and how long a run trains, not what it computes.
+RESUME_OVERRIDABLE = frozenset(
     ["object_store_budget_bytes", "train.num_steps", "train.max_minutes", "train.wait_timeout_s"]
     + ["train.max_failed_fraction", "train.max_skipped_updates"]
     + [f"rollout.{key}" for key in ("num_actors", "num_cpus", "num_gpus", "resources", "num_threads", "timeout_s")]
@@ -81,15 +81,15 @@ MAY_DIFFER = frozenset(
     + [f"learner.{key}" for key in ("decision_budget", "gradient_checkpointing")]
     + [f"weights.{key}" for key in ("transfer", "bucket_bytes")]
 )
-ALSO_MAY_DIFFER = ("run.", "checkpoint.", "evaluation.")
+RESUME_OVERRIDABLE_SECTIONS = ("run.", "checkpoint.", "evaluation.")
 PLUGIN_ARGUMENTS = ("args", "objective_args")
 LOCK = ".lock"
 
 
-def may_differ(key: str) -> bool:
-    """Whether a run may go on with another value of a configuration key."""
+def resume_overridable(key: str) -> bool:
+    """Return whether a run may resume with another value of a configuration key."""
     # A dictionary's keys are below its own: rollout.resources.rollout_node.
-    return key.startswith(ALSO_MAY_DIFFER) or ".".join(key.split(".")[:2]) in MAY_DIFFER
+    return key.startswith(RESUME_OVERRIDABLE_SECTIONS) or ".".join(key.split(".")[:2]) in RESUME_OVERRIDABLE
 
 
 class RunFolder:
@@ -120,7 +120,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the folder for this process for the time inside, or until it is killed.
+        """Lock the folder for this process; the lock ends with the context or the process.
 
         Raises:
             ValueError: another process trains in it.
@@ -136,10 +136,10 @@ class RunFolder:
             yield
 
     def begin(self, step: int = 0) -> RunFolder:
-        """Starts, or goes on after a step: what an earlier run left of later ones goes.
+        """Start a run, or resume it after a step and remove the results of later steps.
 
         Raises:
-            ValueError: it is to start where a policy or checkpoints are.
+            ValueError: the run is to start from the beginning, but the folder holds a policy or checkpoints.
         """
         if not step:
             self._refuse_loss()
@@ -154,11 +154,11 @@ class RunFolder:
         return self
 
     def metrics(self, step: int) -> list[dict[str, float]]:
-        """Of the steps up to this one, as they were logged."""
+        """Read the logged metrics of the steps up to this one."""
         return [metrics for metrics in read_metrics(self.path) if metrics["step"] <= step]
 
     def cut(self, step: int) -> None:
-        """Forgets the steps after this one in metrics.jsonl and TensorBoard."""
+        """Remove the steps after this one from metrics.jsonl and TensorBoard."""
         self.close()
         path, kept = self.path / "metrics.jsonl", self.metrics(step)
         path.unlink(missing_ok=True)
@@ -174,7 +174,7 @@ class RunFolder:
 
     @functools.cached_property
     def content(self) -> dict[str, str]:
-        """Of the checkpoints and recordings that the run uses."""
+        """Return the digests of the checkpoints and recordings that the run uses."""
         return content_of(self.config)
 
     def _refuse_other(self) -> None:
@@ -187,7 +187,7 @@ class RunFolder:
         same = {key for key in now if key in before and _place(before[key]) == _place(now[key])} - held.keys()
         same |= {key for key, content in held.items() if self.content.get(key) == content}
         # Keys that only one of the two knows are another version's.
-        changed = [key for key in now if key in before and key not in same and not may_differ(key)]
+        changed = [key for key in now if key in before and key not in same and not resume_overridable(key)]
         if changed:
             raise ValueError(
                 f"run.name={self.path.name} exists with another config ({changed[0]} differs); choose another run.name"
@@ -196,11 +196,11 @@ class RunFolder:
             self._refuse_loss()
 
     def _refuse_loss(self) -> None:
-        """A start from the beginning would overwrite these."""
+        """Reject a folder whose checkpoints or policy a start from the beginning would overwrite."""
         if folders := step_folders(self.path):
-            raise no_way_on(self.path, f"{folders[max(folders)].name}, which it does not go on from")
+            raise cannot_resume(self.path, f"{folders[max(folders)].name}, which it does not go on from")
         if (self.path / "policy").exists():
-            raise no_way_on(self.path, "a saved policy and none")
+            raise cannot_resume(self.path, "a saved policy and none")
 
     def _write_yaml(self, settings: dict[str, Any]) -> None:
         from omegaconf import OmegaConf
@@ -208,7 +208,7 @@ class RunFolder:
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)))
 
     def log_step(self, metrics: dict[str, float]) -> None:
-        """Appends one step to metrics.jsonl and to TensorBoard; `metrics["step"]` numbers it.
+        """Append one step to metrics.jsonl and to TensorBoard; `metrics["step"]` numbers it.
 
         Raises:
             ValueError: the disk is full.
@@ -239,7 +239,7 @@ class RunFolder:
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
-    """The steps in a run's metrics.jsonl, without lines that were cut off when their writer was killed."""
+    """Read the steps in a run's metrics.jsonl; skip lines that were cut off when their writer was killed."""
     path = run / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     return [metrics for metrics in map(_parsed, lines) if metrics]
@@ -255,13 +255,13 @@ def _parsed(line: str) -> dict[str, float] | None:
 
 
 def read_content(run: Path) -> dict[str, str]:
-    """Configuration key -> digest of what it names; empty for a run of an earlier version."""
+    """Return configuration key -> digest of what it names; empty for a run of an earlier version."""
     path = run / CONTENT
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def judges_by_reward(run: Path) -> bool:
-    """Whether the judge of a run is the inverse dynamics model that rewards, wherever the two lie."""
+    """Return whether the judge of a run is the inverse dynamics model that rewards, wherever the two lie."""
     held, path = read_content(run), run / "config.json"
     if not held and path.is_file():
         held = _flat(json.loads(path.read_text(encoding="utf-8")))
@@ -279,7 +279,7 @@ def _upgraded(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _place(value: Any) -> Any:
-    """A path, or any other text, in the form in which two of them are compared."""
+    """Return the canonical form of a path, for comparison; other text stays as it is."""
     return os.path.abspath(value) if isinstance(value, str) and value else value
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 
 def stand_in() -> Path:
-    """The folder that takes the place of a home that is missing."""
+    """Return the folder that takes the place of a home that is missing."""
     return Path(tempfile.gettempdir()) / f"rlir_ray-{os.getuid()}"
 
 
 def ensure_home() -> None:
-    """Sets HOME to a private temporary folder where there is no home that this user can write.
+    """Set HOME to a private temporary folder where there is no home that this user can write.
 
     Ray and its libraries keep a token and results below the home folder, and fail at their import without one.
 

@@ -1,4 +1,4 @@
-"""Which copy of this project runs: its version, and whether its two packages are of one copy."""
+"""The running copy of this project: its version, and a check that both packages belong to the same copy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def version() -> str:
-    """Of the checkout that this file is in, otherwise of the installed package."""
+    """Return the version of the checkout that holds this file, otherwise of the installed package."""
     settings = configparser.ConfigParser()
     # A checkout may run without being installed, or beside an installed copy of another version.
     settings.read(ROOT / "setup.cfg", encoding="utf-8")
@@ -21,7 +21,7 @@ def version() -> str:
 
 
 def check_actors() -> None:
-    """Whether `import actors` finds our package, here and in Ray's processes, which look in the working folder first.
+    """Check that `import actors` finds our package, here and in Ray's processes, which search the working folder first.
 
     Raises:
         ValueError: it finds another one.

@@ -1,4 +1,4 @@
-"""Whether checkpoints are whole, of one world and of the configured one: asked before anything is loaded."""
+"""Checks before loading: checkpoints are complete and belong to the configured world."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def check_plugins(config: Config) -> None:
 
 
 def check_engine(config: Config) -> None:
-    """Whether the rollout engine is installed, and built for what its actors are given.
+    """Check that the rollout engine is installed, and built for the device of its actors.
 
     Raises:
         ValueError: vLLM is missing, or built for a GPU that rollout.num_gpus does not give it, or for none.
@@ -104,7 +104,7 @@ def _is_installed(package: str) -> bool:
 
 
 def check_world(config: Config) -> FrameShape:
-    """Whether policy and tokenizer are of one world, and of the configured one. Returns the shape of an encoded frame.
+    """Check that policy and tokenizer belong to the configured world; return the shape of an encoded frame.
 
     Raises:
         ValueError: another family, vocabulary, frame size, or number of tokens or latents; or the family itself cannot

@@ -1,4 +1,4 @@
-"""How far a long piece of work is: one bar on a terminal, elsewhere a line now and then. Knows nothing of models."""
+"""Progress of long work: a bar on a terminal, otherwise a line at intervals. Independent of models."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import TypeVar
 ShowProgress = Callable[[float, str], None]
 Item = TypeVar("Item")
 
-# Where there is no terminal: silence never lasts much longer.
+# Interval of lines without a terminal, so that a log never stays silent for long.
 LINE_EVERY_S = 30.0
 
 
 @contextmanager
 def progress_bar(name: str) -> Iterator[ShowProgress]:
-    """Percent, time gone and left, and a text such as the latest loss: a bar where stderr is a terminal, else lines.
+    """Show percent, elapsed and remaining time, and a text such as the loss: a bar if stderr is a terminal, else lines.
 
     Yields:
         To be called with the share of the training that is done, of its steps or minutes, and with the text.
@@ -76,19 +76,19 @@ class _Lines:
 
 
 def counted(items: Iterable[Item], number: int, show: ShowProgress, what: str) -> Iterator[Item]:
-    """Passes items on and shows how many of `number` are done; `what` names them in the plural."""
+    """Yield the items and show how many of `number` are done; `what` names the items in the plural."""
     for done, item in enumerate(items, 1):
         yield item
         show(done / number, f"{done} of {number} {what}")
 
 
 def clock(seconds: float) -> str:
-    """Minutes and seconds: 90 is 1:30."""
+    """Format seconds as minutes and seconds: 90 is 1:30."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 def figure_words(figures: Mapping[str, float | None]) -> str:
-    """Figures for a person: "loss 2.87, validation loss 2.93"; – for None."""
+    """Format figures for a person: "loss 2.87, validation loss 2.93"; – for None."""
     return ", ".join(
         f"{name.replace('_', ' ')} {'–' if value is None else f'{value:.4g}'}" for name, value in figures.items()
     )

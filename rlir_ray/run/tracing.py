@@ -1,4 +1,4 @@
-"""When each pool worked: spans on one clock, what the overlap of the stages can give at most, and a Chrome trace.
+"""Tracing: spans of all pools on one clock, the reached and the possible overlap of the stages, and a Chrome trace.
 
 Plain values; knows nothing of Ray. Times are seconds since the epoch.
 """
@@ -29,12 +29,12 @@ class Span:
 
 
 def span_since(start_s: float) -> Span:
-    """Of this process, from a `time.time()` to now."""
+    """Return a span of this process, from a `time.time()` to now."""
     return Span(start_s=start_s, end_s=max(start_s, time.time()), host=platform.node(), process=os.getpid())
 
 
 def overlap_metrics(stages: Mapping[str, tuple[float, int]], step_s: float) -> dict[str, float]:
-    """What each pool did in a step, and how much of the possible overlap was reached.
+    """Compute each pool's work in a step, and the reached share of the possible overlap.
 
     Stages that do not overlap take the sum of their times, perfectly overlapped ones the time of the longest:
     `overlap/ceiling` is the speed-up between the two, `overlap/reached` the share of the longest stage in the step.
@@ -56,7 +56,7 @@ def overlap_metrics(stages: Mapping[str, tuple[float, int]], step_s: float) -> d
 
 
 def waited_for(wait: Span, sampled: Iterable[Span], scored: Iterable[Span]) -> dict[str, float]:
-    """What a wait for groups was a wait for: up to the end of sampling for that, then for the scores.
+    """Split a wait for groups: until sampling ended the driver waited for rollouts, then for scores.
 
     Args:
         wait: of the driver.
@@ -73,8 +73,8 @@ def waited_for(wait: Span, sampled: Iterable[Span], scored: Iterable[Span]) -> d
     }  # fmt: skip
 
 
-class Recording:
-    """Spans of all pools on one clock; kept for chrome://tracing or https://ui.perfetto.dev where that is asked for.
+class TraceRecorder:
+    """Spans of all pools on one clock; kept for chrome://tracing or https://ui.perfetto.dev on request.
 
     Args:
         offsets: how far each host's clock is ahead of this one's, in seconds; hosts that are not named agree.
@@ -86,7 +86,7 @@ class Recording:
         self._spans: dict[tuple[str, str, int, float], tuple[str, Span]] = {}
 
     def add(self, pool: str, name: str, span: Span) -> Span:
-        """The span on this clock. What a process did for several groups at once is one span."""
+        """Add a span and return it on this clock; a process's work on several groups at once is one span."""
         ahead = self.offsets.get(span.host, 0.0)
         span = replace(span, start_s=span.start_s - ahead, end_s=span.end_s - ahead)
         if self.is_kept:
@@ -94,7 +94,7 @@ class Recording:
         return span
 
     def events(self) -> dict[str, Any]:
-        """In the Trace Event Format: a row for each process, microseconds from the first span on."""
+        """Return the spans in the Trace Event Format: a row for each process, microseconds from the first span on."""
         first = min((span.start_s for _, span in self._spans.values()), default=0.0)
         rows = {
             row: number for number, row in enumerate(sorted({(key[0], key[1], key[2]) for key in self._spans}), start=1)

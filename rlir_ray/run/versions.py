@@ -14,7 +14,7 @@ TESTED_PACKAGES = (
 
 
 def machine() -> str:
-    """Processor, cores, memory and GPUs."""
+    """Describe processor, cores, memory and GPUs."""
     import torch
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -31,7 +31,7 @@ def processor() -> str:
 
 
 def versions() -> dict[str, str]:
-    """What the run was made with: packages, Python, machine, commit."""
+    """Return the versions of packages and Python, the machine and the commit."""
     found = {"python": platform.python_version(), "machine": machine()}
     for package in TESTED_PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""What a worker process does when its work does not come to an end: it says where it is, and ends.
+"""Watchdog of a worker process: when its work takes too long, the process logs its stacks and ends.
 
 Nothing here knows of Ray; the process's standard error is its log.
 """
@@ -17,7 +17,7 @@ PROJECT = ("/rlir_ray/", "/actors/")
 
 
 def show_stack_on_signal() -> None:
-    """From here on `STACK_SIGNAL` writes the stacks of all threads to the log, whatever the process is busy with."""
+    """Make `STACK_SIGNAL` write the stacks of all threads to the log, whatever the process is doing."""
     with contextlib.suppress(AttributeError, OSError, ValueError):
         # Where standard error is no file, as in some tests, there is no log either.
         faulthandler.register(STACK_SIGNAL, file=sys.stderr, all_threads=True)
@@ -25,9 +25,9 @@ def show_stack_on_signal() -> None:
 
 @contextlib.contextmanager
 def bounded(timeout_s: float) -> Iterator[None]:
-    """Ends the process when the work inside takes longer: its stacks go to the log, and another process takes over.
+    """End the process when the work inside takes longer: its stacks go to the log, and another process takes over.
 
-    A timer of the interpreter's own: it fires also where the work never comes back to Python.
+    faulthandler's timer is used because it fires also if the work never returns to Python.
 
     Args:
         timeout_s: infinity: no bound.
@@ -43,10 +43,10 @@ def bounded(timeout_s: float) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
-def innermost(stacks: str) -> str:
-    """Where the project's own code stands in what faulthandler wrote: `samplers/tokens.py:120 in sample`.
+def innermost_frame(stacks: str) -> str:
+    """Find the project's innermost_frame frame in faulthandler's output: `samplers/tokens.py:120 in sample`.
 
-    The innermost of its frames, in the thread that is deepest in it; empty where none is.
+    The frame is taken from the thread with the most frames of the project; empty: there is none.
     """
     best: list[str] = []
     for thread in stacks.split("Thread 0x"):

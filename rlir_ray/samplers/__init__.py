@@ -13,15 +13,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LogprobDifference:
-    """How far an engine's log-probabilities are from those of the learner's model with the same weights."""
+    """Difference between the log-probabilities of an engine and of the learner's model, with the same weights."""
 
     mean: float
-    """Absolute, over the decisions that were compared."""
+    """Mean absolute difference over the compared decisions."""
     maximum: float
+    """Largest absolute difference."""
 
 
 def difference_metrics(found: Sequence[LogprobDifference | None]) -> dict[str, float]:
-    """Of a step's groups, for the log; nothing where nothing was compared."""
+    """Summarise the differences of a step's groups for the log; empty if no group was compared."""
     known = [each for each in found if each is not None]
     if not known:
         return {}
@@ -32,15 +33,15 @@ def difference_metrics(found: Sequence[LogprobDifference | None]) -> dict[str, f
 
 
 class Sampler(Protocol):
-    """What a rollout actor holds."""
+    """A rollout engine with the policy's weights; each rollout actor holds one."""
 
     policy_version: int
     difference: LogprobDifference | None
-    """Of the last call; None: it was not compared, or has no log-probabilities."""
+    """Difference in the last call; None: the call was not compared, or has no log-probabilities."""
 
     def sample(
         self, prompts: Sequence[Prompt], group_ids: Sequence[int], seeds: Sequence[int], group_size: int
     ) -> list[tuple[TrajectoryGroup, EncodedVideo]]: ...
 
     def load_weights(self, weights: Received, version: int, published: str = "") -> None:
-        """Takes the weights of a version, proven by their checksum if one is given; raises and keeps its own else."""
+        """Load the weights of a version, and verify their checksum if given; on an error keep the old weights."""

@@ -1,7 +1,8 @@
-"""Attention of one new token a clip over its filled key-value cache.
+"""Attention of one new token a clip over the filled part of the clip's key-value cache.
 
-On a CPU in float32 it runs a kernel compiled by numba: the cache does not fit the caches of the processor, and torch
-reads it at a quarter of the memory's speed where a clip has few query rows. Everywhere else it is torch's attention.
+On a CPU in float32, kernels compiled by numba compute the attention: the key-value cache is larger than the processor's
+caches, and with few query rows a clip torch reads it at a quarter of the memory bandwidth. On other devices and in
+other types, torch computes the attention.
 Legend: B clips, V key-value heads, R query heads that share one of them, D head size, L length of the cache.
 """
 
@@ -18,7 +19,7 @@ from torch.nn import functional
 
 
 def attend(queries: Tensor, cache: Tensor, filled: int) -> Tensor:
-    """Scaled dot-product attention of single tokens.
+    """Compute scaled dot-product attention of single tokens.
 
     Args:
         queries: [B, V, R, D].
@@ -42,7 +43,7 @@ def attend(queries: Tensor, cache: Tensor, filled: int) -> Tensor:
 
 
 def _over_clips(kernel: Callable[..., None], *arrays: Tensor) -> None:
-    """Runs a kernel over torch's number of threads, each with its share of the clips."""
+    """Run a kernel on as many threads as torch uses; each thread computes its share of the clips."""
     num_threads = min(torch.get_num_threads(), len(arrays[0]))
     if num_threads == 1:
         kernel(*(array.numpy() for array in arrays))
@@ -59,18 +60,18 @@ def _threads(num_threads: int) -> ThreadPoolExecutor:
 def _compiled(function: Callable[..., None]) -> Callable[..., None]:
     import numba
 
-    # Sums of float32 in any order, which is what lets the compiler use the vector units.
+    # fastmath allows sums of float32 in any order; otherwise the compiler cannot use the vector units.
     options = {"fastmath": True, "nogil": True}
     try:
         return numba.njit(function, cache=True, **options)
     except RuntimeError:
-        # No folder that may be written to.
+        # numba finds no writable folder for its cache.
         return numba.njit(function, **options)
 
 
 @functools.cache
 def _kernels() -> tuple[Callable[..., None], Callable[..., None]]:
-    """Compiled at the first call, in a second or two; later processes find them beside this file."""
+    """Compile the kernels at the first call, in one or two seconds; later processes load them from numba's cache."""
     import numpy as np
 
     @_compiled

@@ -1,4 +1,4 @@
-"""What is the same for every engine: whether the prompts of a call go together and fit the policy; what tokens leave.
+"""Calls of a sampler, shared by all engines: check the prompts of a call, and build the groups from drawn tokens.
 
 Legend: P prompts, G trajectories, T decisions, C context and F generated frames, N tokens a frame, L tokens in all.
 """
@@ -19,14 +19,14 @@ from rlir_ray.trajectory import EncodedVideo, FrameShape, Prompt, TokenRecord, T
 def check_call(
     prompts: Sequence[Prompt], group_ids: Sequence[int], seeds: Sequence[int], frame_shape: FrameShape
 ) -> tuple[int, int]:
-    """Context and generated frames of all prompts of a call.
+    """Check the arguments of a call; return the numbers of context frames and of generated frames.
 
     Args:
         prompts, group_ids, seeds: one of each for every group.
-        frame_shape: of an encoded frame, as the policy takes it: (tokens,) or (channels, height, width).
+        frame_shape: shape of the policy's encoded frames: (tokens,) or (channels, height, width).
 
     Raises:
-        ValueError: they differ in number or shape, or the policy is for frames of another shape.
+        ValueError: the arguments differ in number, the prompts differ in shape, or their frames do not fit the policy.
     """
     if not len(prompts) == len(group_ids) == len(seeds) >= 1:
         raise ValueError(
@@ -49,10 +49,10 @@ def check_call(
 
 
 def token_inputs(prompts: Sequence[Prompt], num_codes: int) -> tuple[Tensor, Tensor]:
-    """Context tokens int64 [P, C, N] and action tokens int64 [P, C - 1 + F, 11] of the prompts of a call.
+    """Return context tokens int64 [P, C, N] and action tokens int64 [P, C - 1 + F, 11] of the prompts of a call.
 
     Raises:
-        ValueError: a context token is none of the policy's image ids.
+        ValueError: a context token is not an image id of the policy.
     """
     context = torch.from_numpy(np.stack([prompt.context for prompt in prompts]).astype(np.int64))
     if int(context.min()) < 0 or int(context.max()) >= num_codes:
@@ -64,7 +64,7 @@ def token_inputs(prompts: Sequence[Prompt], num_codes: int) -> tuple[Tensor, Ten
 
 
 def prefixes(context: Tensor, actions: Tensor) -> Tensor:
-    """What comes before the first decision, shared by a group: the context and the first commanded action.
+    """Return the tokens before the first decision, shared by a group: the context and the first commanded action.
 
     Args:
         context: int64 [P, C, N].
@@ -87,12 +87,14 @@ def token_groups(
     frames: Tensor,
     logprobs: Tensor,
 ) -> list[tuple[TrajectoryGroup, EncodedVideo]]:
-    """The payload of a call, whichever engine drew the tokens.
+    """Build the payload of a call from the drawn tokens, for any engine.
 
     Args:
-        context, actions: of `token_inputs`.
-        frames: int64 [P * G, F, N], what was drawn, prompt after prompt.
-        logprobs: float32 [P * G, T], of each drawn token.
+        prompts, group_ids, seeds: one of each for every group.
+        policy_version: version of the weights that sampled.
+        context, actions: from `token_inputs`.
+        frames: int64 [P * G, F, N], the drawn tokens, prompt after prompt.
+        logprobs: float32 [P * G, T], log-probability of each drawn token.
     """
     size = len(frames) // len(prompts)
     clips = torch.cat([context.repeat_interleave(size, 0), frames], 1)  # [P * G, C + F, N]

@@ -1,6 +1,7 @@
-"""How far a sampler's log-probabilities are from those that the learner's model gives the same decisions.
+"""Comparison of a sampler's log-probabilities with the learner's model on the same decisions.
 
-Every engine is a second implementation of the model, so each compares one clip a call. Knows no engine.
+Every engine is a second implementation of the model. Therefore each engine compares one clip a call: a disagreement
+would bias every ratio.
 Legend: G trajectories of a group, T decisions.
 """
 
@@ -19,12 +20,12 @@ from rlir_ray.trajectory import TrajectoryGroup
 
 @torch.inference_mode()
 def compare(policy: nn.Module, rescore: Rescore, group: TrajectoryGroup) -> LogprobDifference | None:
-    """Over one trajectory of a group, another one from group to group.
+    """Compare one trajectory of a group; its row changes with the group's number, so that all rows are covered.
 
     Args:
-        policy: with the weights that sampled.
-        rescore: as the learner does for this policy.
-        group: what was sampled.
+        policy: holds the weights that sampled.
+        rescore: the learner's rescoring of this policy.
+        group: the sampled group.
 
     Returns:
         None: the group has no log-probabilities.

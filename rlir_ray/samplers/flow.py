@@ -1,8 +1,8 @@
-"""The flow engine: frame after frame, each denoised from noise after a cache of the frames before it.
+"""The flow engine: generates frame after frame, denoising each from noise given a cache of the earlier frames.
 
-An ODE for evaluation. For reinforcement learning some steps of each frame, the window, are SDE steps: only those are
-stored and trained (MixGRPO, https://arxiv.org/abs/2507.21802). Legend: B clips, P prompts, G trajectories of a group,
-C context frames, F generated frames, K steps of a frame, S of them in the window, D h w a latent.
+Evaluation uses ODE steps only. For reinforcement learning, some steps of each frame (the window) are SDE steps; only
+these are stored and trained (MixGRPO, https://arxiv.org/abs/2507.21802). Legend: B clips, P prompts, G trajectories of
+a group, C context frames, F generated frames, K steps of a frame, S of them in the window, D h w a latent.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ if TYPE_CHECKING:
 
 
 def window_start(config: FlowConfig, policy_version: int, seed: int) -> int:
-    """The first step of a group's window.
+    """Return the first step of a group's window.
 
     Args:
-        config: `sliding`: from noisy to clean, one step further every `window_interval` versions, and round again;
-            `random`: drawn from the group's seed; `first`: the noisiest steps, which decide what a frame shows.
-        policy_version: that samples.
-        seed: of the group.
+        config: `window_moves` is `sliding`: the window moves one step from noisy to clean every `window_interval`
+            versions, then starts again; `random`: the group's seed draws the window; `first`: the window covers the
+            noisiest steps, which decide the content of a frame.
+        policy_version: version of the weights that sample.
+        seed: the group's seed.
     """
     num_places = config.num_sde_steps - config.window + 1
     if config.window_moves == "first":
@@ -49,26 +50,28 @@ def window_start(config: FlowConfig, policy_version: int, seed: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """All that is drawn for the clips of a call, group after group."""
+    """All noise for the clips of a call, group after group."""
 
     start: Tensor
     """[B, F, D, h, w], where denoising starts."""
     context: Tensor
-    """[P, C, D, h, w], on the context, which a group shares."""
+    """[P, C, D, h, w], added to the context frames; shared by a group."""
     history: Tensor
-    """[B, F, D, h, w], on the generated frames as later ones see them."""
+    """[B, F, D, h, w], added to the generated frames when later frames read them."""
     steps: Tensor
-    """[B, F, S, D, h, w], of the SDE steps."""
+    """[B, F, S, D, h, w], used by the SDE steps."""
 
 
 class FlowSampler:
-    """Args:
-    model: the policy; the sampler keeps it and loads published weights into it.
-    config: steps, window, noise.
-    explore: SDE steps in the window, which are stored; false: the ODE everywhere, and nothing but the clean frames.
-    keep_means: store the steps' means too, for objectives that compare them.
-    noise_scale: multiplies the noise where denoising starts; below 1 clips are closer to the likeliest ones.
-    compares: one clip a call is scored by a pass over it without a cache too, where steps explore.
+    """Sampler of flow world models.
+
+    Args:
+        model: the policy; the sampler keeps it and loads published weights into it.
+        config: steps, window, noise.
+        explore: take and store SDE steps in the window; false: take ODE steps only and store the clean frames alone.
+        keep_means: store the steps' means too, for objectives that compare means.
+        noise_scale: factor of the initial noise; below 1, clips lie closer to the likeliest ones.
+        compares: score one clip a call again without a cache, if the clip has SDE steps.
     """
 
     def __init__(
@@ -90,10 +93,10 @@ class FlowSampler:
         self.levels = noise_levels(config.num_steps, config.shift)  # [K + 1]
 
     def load_weights(self, weights: Received, version: int, published: str = "") -> None:
-        """Takes the weights of a version, proven by their checksum.
+        """Load the weights of a version and verify their checksum.
 
         Raises:
-            ValueError: a name, a shape or the checksum differs; the version before stays.
+            ValueError: a name, a shape or the checksum differs; the sampler keeps the previous version.
         """
         load_weights(self.model, weights, published)
         self.policy_version = version
@@ -102,7 +105,7 @@ class FlowSampler:
     def sample(
         self, prompts: Sequence[Prompt], group_ids: Sequence[int], seeds: Sequence[int], group_size: int
     ) -> list[tuple[TrajectoryGroup, EncodedVideo]]:
-        """One group for each prompt.
+        """Sample one group for each prompt.
 
         Args:
             prompts: all with the same C and F.
@@ -130,7 +133,7 @@ class FlowSampler:
         shape, parts = self.model.latent_shape, []
         for seed in seeds:
             generator = torch.Generator().manual_seed(seed)
-            # What is no decision and yet differs between the clips of a group is noise in its advantages.
+            # Noise that is not a decision, but differs between the clips of a group, adds noise to the advantages.
             num_draws = 1 if self.config.shared_noise else group_size
             start, history = (
                 torch.randn(num_draws, num_frames, *shape, generator=generator).expand(group_size, *[-1] * 4)
@@ -161,7 +164,7 @@ class FlowSampler:
 
 
 class _Rollout:
-    """The clips of one call, and what their steps leave."""
+    """The clips of one call and the data of their steps."""
 
     def __init__(
         self, sampler: FlowSampler, context: Tensor, actions: Tensor, draws: Draws, starts: Sequence[int], size: int
@@ -169,7 +172,7 @@ class _Rollout:
         self.sampler, self.draws = sampler, draws
         self.num_context, self.history_noise = context.shape[1], sampler.config.history_noise
         self.levels = sampler.levels.to(context.device)
-        # The context is read once for a prompt, then shared by its group.
+        # The model reads the context once for a prompt; the prompt's group shares the cache.
         seen = self._as_history(context, draws.context)
         _, cache = sampler.model.read(seen, self._history_levels(seen), actions[:, : self.num_context])
         self.cache = cache.repeat(size)
@@ -182,9 +185,9 @@ class _Rollout:
         self.logprobs: list[Tensor] = []  # [B, S] a frame
 
     def generate(self, frame: int) -> None:
-        """Denoises the next frame of every clip."""
+        """Denoise the next frame of every clip."""
         if frame:
-            self._remember(frame - 1)
+            self._cache_frame(frame - 1)
         place = torch.tensor([self.num_context + frame])
         action = self.actions[:, self.num_context + frame, None]
         x = self.draws.start[:, frame]  # [B, D, h, w]
@@ -213,8 +216,8 @@ class _Rollout:
         self.means.append(means)
         self.logprobs.append(logprobs)
 
-    def _remember(self, frame: int) -> None:
-        """Reads a generated frame, slightly noised, into the cache."""
+    def _cache_frame(self, frame: int) -> None:
+        """Read a generated frame, slightly noised, into the cache."""
         seen = self._as_history(self.frames[frame], self.draws.history[:, frame])[:, None]
         place = self.num_context + frame
         _, read = self.sampler.model.read(
@@ -231,7 +234,7 @@ class _Rollout:
         return torch.full(seen.shape[:2], self.history_noise, device=seen.device)
 
     def record(self, rows: slice, keep_means: bool) -> tuple[FlowRecord[npt.NDArray[np.generic]], Tensor | None]:
-        """The columns of a group, and its log-probabilities [G, T]."""
+        """Return the columns of a group and its log-probabilities [G, T]."""
         latents = torch.stack(self.states, 1)[rows]  # [G, F, S + 1, D, h, w]
         history = torch.cat(self.history, 1)[rows]
         window, start = latents.shape[2] - 1, int(self.starts[rows][0])

@@ -1,6 +1,7 @@
-"""The plain torch engine: a batched decoder with a static key-value cache over the weights of a world model.
+"""The torch engine: a batched decoder with a static key-value cache over the weights of a world model.
 
-Every clip of a call has the same layout, so the cache holds no padding and attention reads only its filled part.
+All clips of a call have the same layout. Therefore the cache holds no padding, and attention reads only its filled
+part.
 Legend: B clips, S tokens of one pass, G trajectories, T decisions, C context frames, F generated frames, N tokens a
 frame, K image ids, E width, H query heads, V key-value heads, D head size.
 """
@@ -25,37 +26,38 @@ from rlir_ray.samplers.comparison import compare
 from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup
 from rlir_ray.transfer.weights import Received, load_weights
 
-# Without cuDNN, which builds an execution plan for each new length of the cache: the first clip in bfloat16 took seven
-# times as long with it on an H100.
+# cuDNN is left out because it builds an execution plan for each new length of the cache: with cuDNN the first clip in
+# bfloat16 took seven times as long on an H100.
 ATTENTION_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One layer's weights, [outputs, inputs], with the norm before each already multiplied into it, and biases."""
+    """Matrices [outputs, inputs] and biases of one layer; norm weights are multiplied into the following matrix."""
 
     qkv: Tensor
     out: Tensor
     gate_up: Tensor
     down: Tensor
     qkv_bias: Tensor | None
-    """[outputs], as the other biases; None: the configuration has none."""
+    """[outputs], like the other biases; None: the model has no such bias."""
     out_bias: Tensor | None
     gate_up_bias: Tensor | None
     down_bias: Tensor | None
     activation: Callable[[Tensor], Tensor]
-    """Of the gate, the model's own."""
+    """Activation of the gate, taken from the model."""
 
 
 class Decoder:
-    """The forward pass of a LLaMA, prepared for decoding.
+    """Forward pass of a LLaMA, prepared for decoding.
 
-    Norm weights are folded into the matrices behind them, and the halves that RoPE rotates are laid side by side, so
-    that a rotation is one complex product. Keys and queries are permuted alike, which leaves their products unchanged.
+    Norm weights are folded into the matrices that follow them. The two halves that RoPE rotates are interleaved, so
+    that a rotation is one complex product. Keys and queries get the same permutation, so that their products do not
+    change.
 
     Args:
-        model: weights are copied out of it.
-        dtype: of weights and cache; logits are float32 always.
+        model: the decoder copies its weights.
+        dtype: type of weights and cache; logits are always float32.
     """
 
     def __init__(self, model: WorldModel, dtype: torch.dtype) -> None:
@@ -72,11 +74,11 @@ class Decoder:
         return (weight.detach() * norm.weight.detach()).to(self.dtype).contiguous()
 
     def _pair(self, weight: Tensor) -> Tensor:
-        """Rows of each head, of a weight or a bias, from (first half, second half) to alternating."""
+        """Interleave the first and second half of each head's rows, of a weight or a bias."""
         return weight.unflatten(0, (-1, 2, self.head_size // 2)).transpose(1, 2).flatten(0, 2)
 
     def _bias(self, *parts: Tensor | None) -> Tensor | None:
-        """The biases of matrices that are multiplied as one."""
+        """Concatenate the biases of matrices that are multiplied as one."""
         known = [part for part in parts if part is not None]
         return torch.cat(known).to(self.dtype) if known else None
 
@@ -99,7 +101,7 @@ class Decoder:
         )
 
     def rotations(self, length: int) -> Tensor:
-        """complex64 [length, H + 2V, D / 2]: the turn of each position and head; values are not turned."""
+        """Return the rotation of each position and head, complex64 [length, H + 2V, D / 2]; values are not rotated."""
         device = self.rotary.inv_freq.device
         angles = torch.arange(length, device=device)[:, None].float() * self.rotary.inv_freq.float()
         turns = torch.polar(torch.full_like(angles, self.rotary.attention_scaling), angles)[:, None]
@@ -107,7 +109,7 @@ class Decoder:
         return torch.cat([queries_and_keys, torch.ones_like(turns).expand(-1, self.num_kv_heads, -1)], 1)
 
     def new_cache(self, num_clips: int, length: int) -> list[Tensor]:
-        """Per layer keys and values, [B, 2V, length, D], keys first."""
+        """Allocate keys and values of each layer, [B, 2V, length, D], keys first."""
         shape = (num_clips, 2 * self.num_kv_heads, length, self.head_size)
         return [torch.empty(shape, dtype=self.dtype, device=self.embedding.device) for _ in self.layers]
 
@@ -123,7 +125,7 @@ class Decoder:
         qkv = qkv.view(num_clips, length, -1, self.head_size // 2, 2)
         turned = torch.view_as_real(torch.view_as_complex(qkv) * turns).flatten(-2).to(self.dtype)
         cache[:, :, start : start + length] = turned[:, :, self.num_heads :].transpose(1, 2)
-        # The query heads that share a key-value head become rows of one query: the cache is read once for all of them.
+        # Query heads that share a key-value head become rows of one query: attention then reads the cache only once.
         queries = turned[:, :, : self.num_heads].unflatten(2, (self.num_kv_heads, -1)).permute(0, 2, 3, 1, 4)
         if mask is None:
             mixed = attend(queries.squeeze(3), cache, start + 1)  # [B, V, H / V, D]
@@ -134,7 +136,7 @@ class Decoder:
         return functional.linear(heads.flatten(2), layer.out, layer.out_bias)
 
     def __call__(self, tokens: Tensor, cache: list[Tensor], rotations: Tensor, start: int) -> Tensor:
-        """Appends tokens int64 [B, S] at position `start` to the cache; logits float32 [B, K] after the last one."""
+        """Append tokens int64 [B, S] to the cache at `start`; return logits float32 [B, K] after the last token."""
         length = tokens.shape[1]
         turns, mask = rotations[start : start + length], None
         if length > 1:
@@ -149,15 +151,15 @@ class Decoder:
 
 
 class TorchSampler:
-    """Samples groups with plain torch, on the device of the model.
+    """Sampler of autoregressive world models in torch, on the device of the model.
 
     Args:
         model: the policy; the sampler keeps it and loads published weights into it.
         temperature: divides the logits, as in the learner's rescoring.
-        top_p: draw from the likeliest tokens that hold this share of the probability, for evaluation; below 1 the
+        top_p: draw from the likeliest tokens that hold this share of the probability. For evaluation only: below 1, the
             learner's rescoring would not give the same log-probabilities.
-        dtype: of the decoder; with bfloat16 the behaviour log-probabilities differ from the learner's by its rounding.
-        compares: one clip a call is scored by the model too; of no use below a top_p of 1.
+        dtype: type of the decoder; in bfloat16, behavior log-probabilities differ from the learner's by rounding.
+        compares: score one clip a call with the model too; ignored if `top_p` is below 1.
     """
 
     def __init__(
@@ -178,10 +180,10 @@ class TorchSampler:
         self._decoder = Decoder(model, dtype)
 
     def load_weights(self, weights: Received, version: int, published: str = "") -> None:
-        """Takes the weights of a version, proven by their checksum; the decoder's own layout is computed from them.
+        """Load the weights of a version, verify their checksum, and rebuild the decoder from them.
 
         Raises:
-            ValueError: a name, a shape or the checksum differs; the version before stays.
+            ValueError: a name, a shape or the checksum differs; the sampler keeps the previous version.
         """
         before = load_weights(self.model, weights, published)
         try:
@@ -195,7 +197,7 @@ class TorchSampler:
     def sample(
         self, prompts: Sequence[Prompt], group_ids: Sequence[int], seeds: Sequence[int], group_size: int
     ) -> list[tuple[TrajectoryGroup, EncodedVideo]]:
-        """One group for each prompt.
+        """Sample one group for each prompt.
 
         Args:
             prompts: all with the same C and F.
@@ -216,12 +218,12 @@ class TorchSampler:
         return pairs
 
     def _decode(self, context: Tensor, actions: Tensor, draws: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
-        """Generated frames int64 [B, F, N] and log-probabilities float32 [B, T], prompt after prompt."""
+        """Return generated frames int64 [B, F, N] and log-probabilities float32 [B, T], prompt after prompt."""
         (num_prompts, num_context, tokens_per_frame), num_clips = context.shape, len(context) * group_size
         num_frames = actions.shape[1] - (num_context - 1)
         length = sequence_length(num_context + num_frames, tokens_per_frame)
         decoder, rotations = self._decoder, self._decoder.rotations(length)
-        # Read once for a prompt, then shared by its group.
+        # The decoder reads the prefix once for a prompt; the prompt's group shares the cache.
         prefix = prefixes(context, actions)
         position = prefix.shape[1]
         prompt_cache = decoder.new_cache(num_prompts, position)
@@ -247,18 +249,18 @@ class TorchSampler:
 
 
 def keep_likeliest(logits: Tensor, top_p: float) -> Tensor:
-    """Leaves the fewest likeliest tokens that hold `top_p` of the probability, the others at -inf; float [B, K]."""
+    """Keep the fewest likeliest tokens that hold `top_p` of the probability; set the others to -inf; float [B, K]."""
     if top_p >= 1:
         return logits
     ordered, order = logits.sort(-1, descending=True)
     probabilities = ordered.softmax(-1)
-    # A token stays while those before it hold too little; so the likeliest always does.
+    # A token is kept while the likelier tokens hold less than top_p. So the likeliest token is always kept.
     dropped = probabilities.cumsum(-1) - probabilities >= top_p
     return logits.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), float("-inf"))
 
 
 def draw_tokens(logits: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-    """Inverts the cumulative distribution.
+    """Draw tokens by inverting the cumulative distribution.
 
     Args:
         logits: float32 [B, K].
@@ -269,7 +271,7 @@ def draw_tokens(logits: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
     """
     logprobs = logits.log_softmax(-1)
     cumulative = logprobs.exp().cumsum(-1)
-    # Rounding leaves the last sum beside 1, and a draw times it may round up to it.
+    # Rounding can leave the last sum beside 1; the product of a draw and this sum can round up to the sum itself.
     reached = torch.searchsorted(cumulative, draws[:, None] * cumulative[:, -1:], right=True)
     tokens = reached.clamp_(max=logits.shape[-1] - 1)
     return tokens.squeeze(1), logprobs.gather(1, tokens).squeeze(1)

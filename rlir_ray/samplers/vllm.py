@@ -1,7 +1,8 @@
-"""The vLLM engine: a request for every frame of a clip, which finds what came before it in the prefix cache.
+"""The vLLM engine: one request for every frame of a clip; the prefix cache holds the earlier frames.
 
-A request's prompt is the clip so far and the action tokens that lead into the frame, so that these are never sampled;
-its answer is the frame. A clip's next request goes in when its last one is answered: no clip waits for another.
+The prompt of a request is the clip so far and the action tokens that lead into the frame, so that action tokens are
+never sampled. The answer is the frame. When a request is answered, the clip's next request is added at once: no clip
+waits for another.
 The only file that imports vllm. Legend: P prompts, G trajectories, T decisions, C context frames, F generated frames,
 N tokens a frame, L tokens in all.
 """
@@ -40,18 +41,18 @@ from rlir_ray.samplers.comparison import compare
 from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup
 from rlir_ray.transfer.weights import Received, load_weights
 
-# The smallest that all of vLLM's attention kernels take, those for CPUs included: what a request finds in the prefix
-# cache are whole blocks.
+# The prefix cache finds whole blocks only, so that small blocks are better; all of vLLM's attention kernels, also on
+# CPUs, support at least this size.
 BLOCK_SIZE = 32
-# Of all clips in one step, or of one clip where that is longer.
+# Tokens of all clips in one engine step; a longer clip raises the bound.
 MAX_BATCHED_TOKENS = 8192
 TRANSFER = "rlir_policy"
 
 
 class ImageTokenLlama(LlamaForCausalLM):
-    """A LLaMA that can only say image ids: they come first in the vocabulary, the others are cut off its logits.
+    """A LLaMA whose logits cover the image ids only; image ids come first in the vocabulary.
 
-    So the softmax, the draw and the log-probabilities of any of vLLM's samplers are over the image vocabulary.
+    Therefore the softmax, the draws and the log-probabilities of all vLLM samplers are over the image vocabulary.
     """
 
     def __init__(self, *, vllm_config: EngineConfig, prefix: str = "") -> None:
@@ -62,13 +63,13 @@ class ImageTokenLlama(LlamaForCausalLM):
 
 @dataclass
 class NoInitInfo(WeightTransferInitInfo):
-    """There is nothing to agree upon within a process."""
+    """Empty: a transfer within one process needs no setup."""
 
 
 @dataclass
 class PolicyUpdate(WeightTransferUpdateInfo):
     weights: Iterable[tuple[str, Tensor]]
-    """All of them, as in a checkpoint."""
+    """All weights, named as in a checkpoint."""
 
 
 class PolicyTransfer(WeightTransferEngine[NoInitInfo, PolicyUpdate]):
@@ -89,7 +90,7 @@ class PolicyTransfer(WeightTransferEngine[NoInitInfo, PolicyUpdate]):
             if missing := dict(self.model.named_parameters()).keys() - loaded:
                 raise ValueError(f"vLLM must get all of the policy's weights, got none for {min(missing)}")
         except BaseException:
-            # Layers that wait for the rest of their weights would mix them with those of the next transfer.
+            # A layer that still waits for weights would mix this transfer's weights with the next transfer's.
             self.finish_weight_update()
             raise
 
@@ -101,7 +102,7 @@ class PolicyTransfer(WeightTransferEngine[NoInitInfo, PolicyUpdate]):
 
 
 def checkpoint_weights(llama: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Weights under the names of a checkpoint's folder, an adapter merged into them."""
+    """Yield the weights, named as in a checkpoint; an adapter is merged."""
     for name, weight in llama.state_dict().items():
         if is_adapter_weight(name):
             continue
@@ -116,18 +117,19 @@ def _attributes(value: Any) -> Mapping[str, Any]:
 
 
 def start_engine(folder: Path, settings: VllmConfig, length: int) -> LLMEngine:
-    """An engine in this process, with random weights.
+    """Start an engine in this process, with random weights.
 
     Args:
-        folder: of the policy's checkpoint; its config.json is read.
+        folder: folder of the policy's checkpoint; only its config.json is read.
         settings: dtype, memory and width.
         length: tokens of the longest clip.
     """
-    # The weights are handed over within the process; nothing is reported to vLLM's makers.
+    # Weights are transferred within this process, so that the engine must run in it. No usage statistics are sent.
     os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_NO_USAGE_STATS="1")
-    # On a GPU Triton's products would take float32 for something shorter.
+    # Triton's default on a GPU is TF32, which is too coarse: log-probabilities would differ from the learner's.
     os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
-    # While it starts vLLM looks through all loaded modules, where numba's library has an answer to any name.
+    # vLLM inspects the attributes of all loaded modules when it starts, and numba's library returns a value for any
+    # name.
     dispatcher.vars = _attributes
     ModelRegistry.register_model(ImageTokenLlama.__name__, ImageTokenLlama)
     if TRANSFER not in WeightTransferEngineFactory._registry:
@@ -136,7 +138,7 @@ def start_engine(folder: Path, settings: VllmConfig, length: int) -> LLMEngine:
     return LLMEngine.from_engine_args(
         EngineArgs(
             model=str(folder),
-            # In bfloat16 too the logits, which are rounded to steps of a sixteenth otherwise, are float32.
+            # Logits are float32 also with bfloat16 weights: bfloat16 would round logits to steps of a sixteenth.
             hf_overrides={"architectures": [ImageTokenLlama.__name__], "head_dtype": "float32"},
             skip_tokenizer_init=True,
             generation_config="vllm",
@@ -147,15 +149,15 @@ def start_engine(folder: Path, settings: VllmConfig, length: int) -> LLMEngine:
             max_num_seqs=settings.max_num_seqs,
             block_size=BLOCK_SIZE,
             enable_prefix_caching=True,
-            # A prompt that is read in parts draws once a part: a request's own draws would depend on its company (and
-            # vLLM cannot take a draw back on a CPU).
+            # A chunked prompt draws once a chunk, so that a request's draws would depend on the other requests (and
+            # vLLM cannot undo a draw on a CPU).
             enable_chunked_prefill=False,
             max_num_batched_tokens=max(MAX_BATCHED_TOKENS, length),
             kv_cache_memory_bytes=settings.kv_cache_bytes if on_cpu else None,
             gpu_memory_utilization=settings.gpu_memory_utilization,
             enforce_eager=on_cpu or settings.enforce_eager,
             logprobs_mode="processed_logprobs",
-            # One after another, so that the requests of a step, and with them its rounding, are the same every time.
+            # Without async scheduling, each engine step holds the same requests every time, and so the same rounding.
             async_scheduling=False,
             disable_log_stats=True,
             log_level="ERROR",
@@ -165,35 +167,35 @@ def start_engine(folder: Path, settings: VllmConfig, length: int) -> LLMEngine:
 
 @dataclass(slots=True)
 class _Clip:
-    """A clip under way."""
+    """A clip in flight."""
 
     name: str
     tokens: list[int]
-    """So far, with the action that leads into the next frame."""
+    """Tokens so far, with the action that leads into the next frame."""
     actions: list[list[int]]
     """[F - 1][11], the action tokens that lead into the frames after the first generated one."""
     seeds: list[int]
-    """F, of each frame."""
+    """[F], the seed of each frame."""
     frames: list[Sequence[int]] = field(default_factory=list)
-    """[F][N], as they come."""
+    """[F][N], the frames that are finished."""
     logprobs: list[float] = field(default_factory=list)
 
 
 class VllmSampler:
-    """Samples groups with vLLM, on the device that its build is for.
+    """Sampler of autoregressive world models in vLLM, on the device of vLLM's build.
 
-    A group's draws depend on its own seed only; its log-probabilities depend, by rounding, on the clips that happen to
-    be in the same steps, so that the same call gives the same groups to the last digit, and another call with the same
-    group gives it up to draws that rounding decides.
+    The draws of a group depend on its own seed only. Its log-probabilities also depend, by rounding, on the other clips
+    in the same engine steps. Therefore the same call gives exactly the same groups. Another call with the same group
+    may differ in draws that are decided by rounding.
 
     Args:
-        policy: the sampler keeps it, loads published weights into it and hands them on; it is also what vLLM's
-            log-probabilities are compared with.
-        folder: of its checkpoint.
-        settings: of the engine.
+        policy: the sampler loads published weights into this model and then transfers them to vLLM. The model also
+            checks vLLM's log-probabilities.
+        folder: folder of the policy's checkpoint.
+        settings: settings of the engine.
         temperature: divides the logits, as in the learner's rescoring.
         num_frames: C + F of the longest clip.
-        compares: one clip a call is scored by the policy too.
+        compares: score one clip a call with the policy too.
     """
 
     def __init__(
@@ -210,42 +212,42 @@ class VllmSampler:
         self.policy_version = 0
         self.difference: LogprobDifference | None = None
         self.engine = start_engine(folder, settings, sequence_length(num_frames, policy.tokens_per_frame))
-        self._hand_over(0)
+        self._transfer_weights(0)
 
     def load_weights(self, weights: Received, version: int, published: str = "") -> None:
-        """Takes the weights of a version; where that fails, those of the version before stay.
+        """Load the weights of a version; on an error restore the previous version.
 
-        Their checksum is proven of the policy, which hands them on: the engine keeps them in a layout of its own.
+        The checksum is verified on the policy, not on the engine, because the engine stores weights in another layout.
 
         Raises:
-            ValueError: a name or a shape is not the policy's, or the checksum differs.
+            ValueError: a name, a shape or the checksum differs.
         """
         before = load_weights(self.policy, weights, published)
         try:
-            self._hand_over(version)
+            self._transfer_weights(version)
         except BaseException:
             load_weights(self.policy, before)
-            self._hand_over(self.policy_version)
+            self._transfer_weights(self.policy_version)
             raise
         self.policy_version = version
 
-    def _hand_over(self, version: int) -> None:
-        """The policy's weights to the engine, which forgets what it computed with others."""
+    def _transfer_weights(self, version: int) -> None:
+        """Transfer the policy's weights to the engine and reset its prefix cache."""
         self.engine.collective_rpc("start_weight_update")
         update = {"weights": checkpoint_weights(self.policy.llama)}
         self.engine.collective_rpc("update_weights", kwargs={"update_info": update})
         self.engine.collective_rpc("finish_weight_update")
         self.engine.set_weight_version(str(version))
-        self._forget()
+        self._reset_cache()
 
-    def _forget(self) -> None:
+    def _reset_cache(self) -> None:
         if not self.engine.reset_prefix_cache():
             raise RuntimeError("vLLM must forget its prefix cache between calls, got requests that still hold it")
 
     def sample(
         self, prompts: Sequence[Prompt], group_ids: Sequence[int], seeds: Sequence[int], group_size: int
     ) -> list[tuple[TrajectoryGroup, EncodedVideo]]:
-        """One group for each prompt.
+        """Sample one group for each prompt.
 
         Args:
             prompts: all with the same C and F.
@@ -261,8 +263,8 @@ class VllmSampler:
             )
             for row in range(group_size)
         ]
-        # What an earlier call left in the cache would change what is computed together, and with it the rounding.
-        self._forget()
+        # A cache from an earlier call would change which tokens are computed together, and with them the rounding.
+        self._reset_cache()
         self._generate(clips)
         frames = torch.tensor([clip.frames for clip in clips])  # [P * G, F, N]
         logprobs = torch.tensor([clip.logprobs for clip in clips], dtype=torch.float32)  # [P * G, T]
@@ -272,24 +274,24 @@ class VllmSampler:
         return pairs
 
     def _generate(self, clips: list[_Clip]) -> None:
-        """Fills the clips; unblocked by the engine's steps, each of which adds a token to every clip under way."""
-        under_way: dict[str, _Clip] = {}
+        """Generate all frames of the clips; each engine step adds a token to every clip in flight, so the loop ends."""
+        in_flight: dict[str, _Clip] = {}
         try:
             for clip in clips:
-                under_way[self._request(clip)] = clip
-            while under_way:
+                in_flight[self._request(clip)] = clip
+            while in_flight:
                 for answer in self.engine.step():
-                    clip = under_way.pop(answer.request_id)
-                    self._take(clip, answer.outputs[0])
+                    clip = in_flight.pop(answer.request_id)
+                    self._append_frame(clip, answer.outputs[0])
                     if len(clip.frames) < len(clip.seeds):
-                        under_way[self._request(clip)] = clip
+                        in_flight[self._request(clip)] = clip
         except BaseException:
-            # The next call starts with an engine that holds nothing.
-            self.engine.abort_request(list(under_way))
+            # The next call must start with an engine without requests.
+            self.engine.abort_request(list(in_flight))
             raise
 
     def _request(self, clip: _Clip) -> str:
-        """Asks for the next frame of a clip; returns the request's name."""
+        """Request the next frame of a clip; return the request's name."""
         frame = len(clip.frames)
         parameters = SamplingParams(
             temperature=self.temperature, seed=clip.seeds[frame], max_tokens=self.policy.tokens_per_frame,
@@ -300,8 +302,8 @@ class VllmSampler:
         self.engine.add_request(name, tokens_input(clip.tokens), parameters)
         return name
 
-    def _take(self, clip: _Clip, found: Any) -> None:
-        """A frame that was drawn, and the action into the next one."""
+    def _append_frame(self, clip: _Clip, found: Any) -> None:
+        """Append a drawn frame to its clip, and the action that leads into the next frame."""
         drawn = list(found.token_ids)
         if len(drawn) != self.policy.tokens_per_frame:
             raise RuntimeError(
@@ -310,6 +312,6 @@ class VllmSampler:
             )
         clip.frames.append(drawn)
         clip.logprobs += found.logprobs.logprobs
-        # A new list: the engine may still hold the one that it was given.
+        # A new list, because the engine may still hold the old one.
         following = clip.actions[len(clip.frames) - 1] if len(clip.frames) < len(clip.seeds) else []
         clip.tokens = [*clip.tokens, *drawn, *following]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# The order of the VPT inverse dynamics model's 20 button heads, then the three that no judge can see.
+# The order of the VPT inverse dynamics model's 20 button heads; the model has no heads for the last three buttons.
 JUDGED_BUTTONS = (
     "attack", "back", "forward", "jump", "left", "right", "sneak", "sprint", "use", "drop", "inventory",
     *(f"hotbar.{slot}" for slot in range(1, 10)),
@@ -35,7 +35,7 @@ CameraBins = Callable[[npt.ArrayLike], npt.NDArray[np.int64]]
 """Degrees to what a world model is told of them."""
 MOUSE_NAMES = ("attack", "use", "pickItem")
 
-# Pressed together these mean nothing; cancelled one pair after the other, in this order (MineWorld's raw loader).
+# The two buttons of a pair cancel each other; pairs are processed in this order (as in MineWorld's raw loader).
 CONTRADICTIONS = (
     ("forward", "back"), ("left", "right"), ("jump", "sneak"), ("sprint", "sneak"), ("attack", "use"),
 )  # fmt: skip
@@ -64,14 +64,14 @@ class CameraQuantizer:
         return int(self.max_degrees / self.bin_size)
 
     def bins(self, degrees: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """Degrees of any shape to bin indices of the same shape."""
+        """Convert degrees of any shape to bin indices of the same shape."""
         clipped = np.clip(np.asarray(degrees, np.float64), -self.max_degrees, self.max_degrees)
         share = np.log1p(self.mu * np.abs(clipped) / self.max_degrees) / np.log1p(self.mu)
         companded = np.sign(clipped) * share * self.max_degrees
         return np.round((companded + self.max_degrees) / self.bin_size).astype(np.int64)
 
     def degrees(self, bins: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """Bin indices of any shape to the degrees of their centres."""
+        """Convert bin indices of any shape to the degrees of their centres."""
         companded = np.asarray(bins) * self.bin_size - self.max_degrees
         share = np.abs(companded) / self.max_degrees
         return np.sign(companded) * ((1 + self.mu) ** share - 1) * self.max_degrees / self.mu
@@ -111,7 +111,7 @@ class Actions:
         return Actions(self.buttons[frames], self.camera[frames])
 
     def shifted(self, shift: int) -> Actions:
-        """F actions of which number k is this one's k + shift; nothing is pressed where there is none."""
+        """Return F actions, where action k is this object's action k + shift; missing actions press nothing."""
         buttons, camera = np.zeros_like(self.buttons), np.zeros_like(self.camera)
         kept, taken = slice(max(0, -shift), len(self) - max(0, shift)), slice(max(0, shift), len(self) - max(0, -shift))
         buttons[kept], camera[kept] = self.buttons[taken], self.camera[taken]
@@ -119,7 +119,7 @@ class Actions:
 
     @classmethod
     def from_events(cls, events: Sequence[dict[str, Any]]) -> Actions:
-        """Events, one a frame, to actions. Missing or null fields count as nothing pressed.
+        """Convert events, one a frame, to actions. Missing or null fields mean nothing pressed.
 
         Args:
             events: of the VPT recorder (`mouse`, `keyboard`), or of MineWorld's validation files, which hold the
@@ -144,11 +144,11 @@ class Actions:
 
     @classmethod
     def cancelled(cls, buttons: npt.NDArray[np.bool_], camera: npt.NDArray[np.float32]) -> Actions:
-        """Actions of what was pressed, bool [F, 23] and float32 [F, 2], with contradictions cancelled."""
+        """Build actions from pressed buttons bool [F, 23] and camera float32 [F, 2], and cancel contradictions."""
         return cls(cancel_contradictions(buttons), camera)
 
     def to_events(self) -> list[dict[str, Any]]:
-        """The inverse of `from_events`, with the fields that it reads."""
+        """Convert actions to events, the inverse of `from_events`."""
         events = []
         for pressed, (pitch, yaw) in zip(self.buttons, self.camera, strict=True):
             names = [BUTTONS[index] for index in np.flatnonzero(pressed)]
@@ -166,10 +166,10 @@ class Actions:
 
 
 def recovered_actions(buttons: npt.NDArray[np.integer], camera: npt.NDArray[np.integer]) -> Actions:
-    """The inverse of an inverse dynamics model's heads: their values to actions.
+    """Convert the values of an inverse dynamics model's heads to actions.
 
     Args:
-        buttons: int [F, 20], 1 for pressed, in the order of `JUDGED_BUTTONS`; what no judge can see stays released.
+        buttons: int [F, 20], 1 for pressed, in the order of `JUDGED_BUTTONS`; the other buttons stay released.
         camera: int [F, 2], bins of `VPT_CAMERA`, pitch first.
 
     Returns:
@@ -181,7 +181,7 @@ def recovered_actions(buttons: npt.NDArray[np.integer], camera: npt.NDArray[np.i
 
 
 def cancel_contradictions(buttons: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Releases both of two buttons that contradict each other. bool [..., B] in `BUTTONS` order (B may be 20 or 23)."""
+    """Release both of two buttons that contradict each other. bool [..., B] in `BUTTONS` order (B may be 20 or 23)."""
     buttons = buttons.copy()
     for first, second in CONTRADICTIONS:
         both = buttons[..., INDEX[first]] & buttons[..., INDEX[second]]
@@ -191,12 +191,12 @@ def cancel_contradictions(buttons: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Exclusive groups: what a judge compares
+# Exclusive groups, which rewards and evaluation compare
 
 
 @dataclass(frozen=True)
 class ActionGroup:
-    """Alternatives of which one holds: class 0 is "none of them", class i is `members[i - 1]`.
+    """Mutually exclusive actions: class 0 is "none", class i is `members[i - 1]`.
 
     A camera axis is a group whose classes are the bins of `VPT_CAMERA`.
     """
@@ -237,7 +237,7 @@ GROUPS = {
 
 
 def group_classes(actions: Actions, groups: Sequence[str]) -> npt.NDArray[np.int64]:
-    """The class of each group in each frame.
+    """Return the class of each group in each frame.
 
     Args:
         actions: F frames.
@@ -278,18 +278,18 @@ MINEWORLD_IMAGE_VOCABULARY = 8192
 
 
 def token_camera_bins(degrees: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """What MineWorld's tokens say of angles of any shape: it truncates to whole degrees before it quantises."""
+    """Quantise angles of any shape for MineWorld's tokens, which truncate to whole degrees first."""
     return MINEWORLD_CAMERA.bins(np.trunc(np.round(np.asarray(degrees, np.float64), 4)))
 
 
 def flow_camera_bins(degrees: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """What a flow model is told of angles of any shape (`exclusive_classes`)."""
+    """Quantise angles of any shape for a flow model (`exclusive_classes`)."""
     return MINEWORLD_CAMERA.bins(degrees)
 
 
 def action_tokens(actions: Actions, first_id: int = MINEWORLD_IMAGE_VOCABULARY) -> npt.NDArray[np.int64]:
-    """MineWorld's 11 tokens a frame: BOS, pitch, yaw, hotbar, forward/back, left/right, sprint/sneak, use/attack,
-    jump, drop/pickItem, EOS.
+    """Return MineWorld's 11 tokens a frame: BOS, pitch, yaw, hotbar, forward/back, left/right, sprint/sneak,
+    use/attack, jump, drop/pickItem, EOS.
 
     Args:
         actions: F frames.
@@ -305,7 +305,7 @@ def action_tokens(actions: Actions, first_id: int = MINEWORLD_IMAGE_VOCABULARY) 
     for slot, members in enumerate(TOKEN_SLOTS):
         pressed = actions.buttons[:, [INDEX[name] for name in members]]
         ids = np.array([TOKEN_BUTTONS.index(name) for name in members])
-        # Two members of a pair at once mean nothing; of several hotbar slots the first counts.
+        # Both buttons of a pair cancel each other; of several hotbar slots the first counts.
         held = pressed.any(1) if len(members) > 2 else pressed.sum(1) == 1
         tokens[:, 3 + slot] = np.where(held, ids[pressed.argmax(1)], NULL)
     return tokens + first_id
@@ -316,7 +316,7 @@ CLASS_COUNTS = (*(2 * (MINEWORLD_CAMERA.num_bins,)), *(len(members) + 1 for memb
 
 
 def exclusive_classes(actions: Actions) -> npt.NDArray[np.int64]:
-    """What a flow model is told: MineWorld's bins of both camera axes, and its seven exclusive categories of buttons.
+    """Return a flow model's action input: MineWorld's camera bins, and the classes of its seven button categories.
 
     Next-Frame Diffusion (https://arxiv.org/abs/2506.01380) quantises the camera and sorts the keys into seven
     categories; MineWorld's slots are seven. Angles are binned as they are, not cut to whole degrees as in its tokens.
@@ -336,17 +336,17 @@ def exclusive_classes(actions: Actions) -> npt.NDArray[np.int64]:
 
 
 def no_action_classes() -> npt.NDArray[np.int64]:
-    """Nothing pressed and a still camera, int64 [9]: what leads into a clip's first frame."""
+    """Return the classes of no buttons and a still camera, int64 [9], for a clip's first frame."""
     return exclusive_classes(Actions.from_events([{}]))[0]
 
 
 def mineworld_tokens(events: Sequence[dict[str, Any]]) -> npt.NDArray[np.int64]:
-    """VPT events to MineWorld's token ids (8192 image ids first), int64 [F, 11]."""
+    """Convert VPT events to MineWorld's token ids (8192 image ids first), int64 [F, 11]."""
     return action_tokens(Actions.from_events(events))
 
 
 def actions_from_tokens(tokens: npt.NDArray[np.int64], first_id: int = MINEWORLD_IMAGE_VOCABULARY) -> Actions:
-    """The inverse view of `action_tokens`: int [F, 11] to actions, the camera at its bins' centres."""
+    """Convert tokens int [F, 11] to actions, the inverse of `action_tokens`; camera angles are the bins' centres."""
     ids = np.asarray(tokens, np.int64) - first_id
     if ids.ndim != 2 or ids.shape[1] != TOKENS_PER_ACTION or ids.min(initial=0) < 0 or ids.max(initial=0) > EOS:
         raise ValueError(

@@ -1,7 +1,8 @@
-"""Weights from one process to others, in buckets over a process group of their own: NCCL, or gloo between CPUs.
+"""Broadcast of weights from one process to others, in buckets over a separate process group: NCCL, or gloo between
+CPUs.
 
-No default process group is needed or touched. Sender and receivers agree on each version in a TCP store before anybody
-enters a collective: one that is dead, was started again or is late makes nobody hang. Every wait has a deadline.
+The default process group is not used. Sender and receivers agree on each version in a TCP store before
+they enter a collective: a dead, restarted or late member blocks nobody. Every wait has a deadline.
 Legend: rank 0 sends, ranks 1 to n receive.
 """
 
@@ -24,43 +25,43 @@ from torch.distributed import DistStoreError, PrefixStore, ProcessGroupGloo, TCP
 from rlir_ray.transfer.weights import Received, as_tensor
 
 FORMED, TOO_LATE = "formed", "not ready in time"
-# It ends the process by default when a member of a group is lost, with the learner's training in it.
+# By default NCCL ends the process when a member is lost, and with the process the learner's training.
 NCCL_ON_ERROR, ONLY_ABORT = "TORCH_NCCL_ASYNC_ERROR_HANDLING", "2"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Channel:
-    """One process group, as all its members are told of it."""
+    """Description of one process group, which all members receive."""
 
     host: str
-    """Where the store listens."""
+    """Address on which the TCP store listens."""
     port: int
     key: str
-    """Of this group in the store, never used again."""
+    """Key of this group in the store; each group has a new key."""
     num_receivers: int
     on_gpus: bool
     """NCCL on the current GPU of each; otherwise gloo."""
     bucket_bytes: int
     ready_s: float = 10.0
-    """Until then all receivers must be ready for a version, or none receives it."""
+    """All receivers must be ready for a version within this time, otherwise none receives it."""
     transfer_s: float = 120.0
-    """From then on a version takes so long at most, the making of the group included."""
+    """Longest time of a transfer, including the creation of the group."""
 
 
 class NotSent(RuntimeError):
-    """A version was not broadcast; what a receiver got of it is of no use."""
+    """Error: a version was not broadcast; a receiver must drop the part that it received."""
 
 
 def open_store(host: str) -> TCPStore:
-    """A store that listens on one address of this machine, at a free port."""
-    # By itself it would listen on all addresses.
+    """Open a store that listens on one address of this machine, at a free port."""
+    # By default TCPStore would listen on all addresses, which is unsafe.
     listener = socket.create_server((host, 0))
     port = listener.getsockname()[1]
     return TCPStore(host, port, is_master=True, master_listen_fd=listener.detach(), wait_for_workers=False)
 
 
 class _Member:
-    """What sender and receivers share: the group, made when all are ready for its first version."""
+    """Base of sender and receiver: holds the group, which is created when all are ready for its first version."""
 
     def __init__(self, channel: Channel, store: TCPStore, rank: int, host: str) -> None:
         self.channel, self.rank, self._host = channel, rank, host
@@ -70,7 +71,7 @@ class _Member:
         self._failure = ""
 
     def close(self, failure: str = "closed") -> None:
-        """Lets go of the group; `failure` is this member's answer from here on."""
+        """Close the group; from now on this member answers with `failure`."""
         group, self._group, self._failure = self._group, None, failure
         if group is not None:
             with contextlib.suppress(RuntimeError):
@@ -81,13 +82,13 @@ class _Member:
         try:
             yield
         except Exception as error:
-            # Fault tolerance: whatever it was, the others no longer know where this one is.
+            # Fault tolerance: after any error, the other members no longer know this member's position in the protocol.
             cause = next(iter(str(error).splitlines()), "")
             self.close(f"{type(error).__name__}: {cause}")
             raise NotSent(self._failure) from error
 
     def _transfer(self, flats: Sequence[Tensor]) -> None:
-        """Broadcasts the bytes of uint8 tensors [bytes], one after another; into them at a receiver."""
+        """Broadcast the bytes of uint8 tensors [bytes], one after another; a receiver fills its tensors."""
         deadline, total = time.monotonic() + self.channel.transfer_s, sum(map(len, flats))
         if self._group is None:
             self._group = self._make_group()
@@ -100,7 +101,7 @@ class _Member:
                         place.copy_(part)
                 filled = bucket[: min(len(bucket), total - start)]
                 left_s = max(deadline - time.monotonic(), 0.001)
-                # With a bound it blocks until the bucket may be used again, also on a GPU.
+                # `wait` with a bound blocks until the bucket can be reused, also on a GPU.
                 self._group.broadcast([filled]).wait(timedelta(seconds=left_s))
                 if self.rank != 0:
                     for place, part in parts:
@@ -125,7 +126,7 @@ class Sender(_Member):
         super().__init__(channel, store, 0, channel.host)
 
     def send(self, version: int, weights: Received) -> None:
-        """Sends a version once all receivers are ready for it.
+        """Send a version once all receivers are ready for it.
 
         Raises:
             NotSent: a receiver is not ready in time or cannot receive, or a member was lost on the way.
@@ -139,11 +140,11 @@ class Sender(_Member):
             self._store.set(FORMED, "yes")
             self._store.set(f"{version}/verdict", json.dumps(layout))
             self._transfer([_flat(each) for each in tensors.values()])
-            # All have read it: a long run must not fill the store.
+            # All receivers have read the key; delete it, so that a long run does not fill the store.
             self._store.delete_key(f"{version}/verdict")
 
     def _not_ready(self, version: int) -> str:
-        """Which receivers are not ready, and why; empty if all are."""
+        """Say which receivers are not ready, and why; empty: all are ready."""
         keys = [f"{version}/{rank}" for rank in range(1, self.channel.num_receivers + 1)]
         with contextlib.suppress(DistStoreError):
             self._store.wait(keys, timedelta(seconds=self.channel.ready_s))
@@ -161,7 +162,7 @@ class Receiver(_Member):
     """
 
     def __init__(self, channel: Channel, rank: int) -> None:
-        # Also says by which of this machine's addresses the others are reached.
+        # The connection also shows which of this machine's addresses can reach the others.
         with socket.create_connection((channel.host, channel.port), timeout=channel.ready_s) as connection:
             host = connection.getsockname()[0]
         timeout = timedelta(seconds=channel.ready_s)
@@ -169,7 +170,7 @@ class Receiver(_Member):
         super().__init__(channel, store, rank, host)
 
     def receive(self, version: int) -> dict[str, Tensor]:
-        """The tensors of a version by name, on this member's device.
+        """Receive the tensors of a version by name, on this member's device.
 
         Raises:
             NotSent: the sender does not send it, or a member was lost on the way.
@@ -188,9 +189,9 @@ class Receiver(_Member):
         return tensors
 
     def _verdict(self, version: int) -> Any:
-        """The layout, as [name, type, shape] of each tensor; or why nobody sends it."""
+        """Return the layout, [name, type, shape] of each tensor, or the reason why the version is not sent."""
         try:
-            # The sender may begin to wait when this one has waited already.
+            # Twice the bound, because the sender may start its wait when this receiver's wait ends.
             self._store.wait([f"{version}/verdict"], timedelta(seconds=2 * self.channel.ready_s))
         except DistStoreError:
             self.close("the sender did not answer in time")
@@ -207,12 +208,12 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _flat(tensor: Tensor) -> Tensor:
-    """Its bytes, uint8 [bytes]; over the same memory where it is contiguous."""
+    """View a tensor as bytes, uint8 [bytes]; a contiguous tensor shares its memory."""
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
 def _parts(flats: Sequence[Tensor], bucket: Tensor, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Places in the bucket that begins at byte `start` of all, each with the part of a tensor that belongs there."""
+    """Yield slices of the bucket that starts at byte `start`, each with the matching part of a tensor."""
     begin = 0
     for flat in flats:
         low, high = max(begin, start), min(begin + len(flat), start + len(bucket))
@@ -223,12 +224,12 @@ def _parts(flats: Sequence[Tensor], bucket: Tensor, start: int) -> Iterator[tupl
 
 @contextlib.contextmanager
 def _own_stream(device: torch.device) -> Iterator[None]:
-    """On a GPU, work inside is queued beside that of the process's other threads and done at the end."""
+    """Run the work inside on its own GPU stream, beside other threads' work; all of it is done at the end."""
     if device.type != "cuda":
         yield
         return
     stream = torch.cuda.Stream(device)
-    # Memory that was allocated outside may still be read by what is queued there.
+    # Work on the outer stream may still read memory that was allocated there.
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         yield

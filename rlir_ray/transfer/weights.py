@@ -1,4 +1,4 @@
-"""Weights as numpy arrays: what the learner publishes and a sampler loads. Knows nothing of how they travel."""
+"""Weights as numpy arrays, which the learner publishes and a sampler loads. Independent of their transport."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ import xxhash
 from rlir_ray.models import checkpoints
 from rlir_ray.models.adapters import is_adapter_weight
 
-# Enough that a thread's start does not count; with so many threads the memory is the limit.
+# Parts are large enough to hide a thread's start; more threads do not help, because memory bandwidth is the limit.
 PART_BYTES, MAX_THREADS = 8 << 20, 8
 
 Weights = dict[str, npt.NDArray[np.generic]]
 Received = Mapping[str, npt.NDArray[np.generic] | torch.Tensor]
-"""Arrays as the object store hands them over, read-only, or tensors of any device."""
+"""Read-only arrays from the object store, or tensors on any device."""
 
 
 def _published(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """What changes: all parameters and persistent buffers, or those of an adapter alone."""
+    """Return the tensors to publish: all parameters and persistent buffers, or an adapter's alone."""
     state = module.state_dict(keep_vars=True)
     adapter = {name: value for name, value in state.items() if is_adapter_weight(name)}
     return adapter or state
 
 
 def weights_of(module: torch.nn.Module) -> Weights:
-    """Contiguous copies of a module's parameters and persistent buffers; of one with an adapter, the adapter's alone.
+    """Return contiguous copies of a module's parameters and persistent buffers; of one with an adapter, the adapter's
+    alone.
 
     Floating-point ones leave as float32: bfloat16 converts exactly, so that publisher and reader hold the same bytes
     whatever precision each computes in.
@@ -40,13 +41,13 @@ def weights_of(module: torch.nn.Module) -> Weights:
 
 
 def to_numpy(value: torch.Tensor) -> npt.NDArray[np.generic]:
-    """A copy of its own, floating-point values as float32."""
+    """Copy a tensor to numpy, floating-point values as float32."""
     wide = value.detach().to(torch.float32) if value.is_floating_point() else value.detach()
     return np.array(wide.cpu().numpy(), order="C", copy=True)
 
 
 def load_weights(module: torch.nn.Module, weights: Received, published: str = "") -> dict[str, torch.Tensor]:
-    """Points a module at other weights, strictly: the same names and shapes. It holds all of them afterwards, or none.
+    """Point a module at other weights with the same names and shapes; load all of them, or none.
 
     Nothing is copied where device and type are the module's: its parameters then are the given arrays themselves,
     which nothing may write into and which live as long as the module holds them. Others are copied beforehand.
@@ -56,7 +57,7 @@ def load_weights(module: torch.nn.Module, weights: Received, published: str = ""
             (bfloat16) of the bytes that were received. Empty: it is not asked.
 
     Returns:
-        What it held before, to be loaded again if whoever uses the module cannot go on with the new ones.
+        The previous weights, so that the caller can restore them.
 
     Raises:
         ValueError: a name, a shape or the checksum differs, or a value is not finite.
@@ -66,7 +67,7 @@ def load_weights(module: torch.nn.Module, weights: Received, published: str = ""
     check_finite(weights, "weights that are loaded")
     staged = {name: as_tensor(weights[name]).to(target.device, target.dtype) for name, target in own.items()}
     if published:
-        # Types that differ are those that the module rounds.
+        # Weights of another type are rounded by the module, and their checksum would differ.
         same = {name for name, value in staged.items() if value.dtype == as_tensor(weights[name]).dtype}
         check_published({name: staged[name] if name in same else weights[name] for name in staged}, published)
     before = {name: target.data for name, target in own.items()}
@@ -99,20 +100,20 @@ def _swap(own: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -
 
 
 def as_tensor(value: npt.NDArray[np.generic] | torch.Tensor) -> torch.Tensor:
-    """Over the same memory."""
+    """Return a tensor that shares the memory of an array."""
     if isinstance(value, torch.Tensor):
         return value
     with warnings.catch_warnings():
-        # Nothing writes into the weights of a sampler.
+        # The warning is wrong here: nothing writes into the weights of a sampler.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(np.asarray(value, order="C"))
 
 
 def check_finite(weights: Received, what: str) -> None:
-    """Whether all values of weights, of any shapes, are finite.
+    """Check that all values of all weights are finite.
 
     Raises:
-        ValueError: some are NaN or infinite; it names the first such tensor.
+        ValueError: a value is NaN or infinite; the error names the first such tensor.
     """
     for name in weights:
         checkpoints.check_finite({name: as_tensor(weights[name])}, what)
@@ -127,9 +128,9 @@ def check_published(weights: Received, published: str) -> None:
 
 
 def checksum(weights: Received) -> str:
-    """Hexadecimal xxh3 (128 bits) over names, types, shapes and bytes, in the order of the names.
+    """Compute a hexadecimal xxh3 (128 bits) over names, types, shapes and bytes, in the order of the names.
 
-    It finds what a transfer spoils, at the speed of the memory; it is no proof against somebody who forges weights.
+    The checksum detects transfer errors at the speed of the memory; it does not protect against forged weights.
     Bytes are read in parts, side by side on the machine's cores, and enter by the checksums of their parts.
     """
     digest, parts = xxhash.xxh3_128(), []
@@ -145,7 +146,7 @@ def checksum(weights: Received) -> str:
 
 
 def _part_checksum(data: npt.NDArray[np.uint8]) -> bytes:
-    # `update` lets other threads run, the one-call form does not.
+    # `update` releases the GIL; the one-call form does not.
     digest = xxhash.xxh3_128()
     digest.update(data.data)
     return digest.digest()

@@ -48,24 +48,24 @@ ALL_MAPS = tuple(
 )
 VALIDATION_MAPS = ALL_MAPS[4::5]
 TRAIN_MAPS = tuple(name for name in ALL_MAPS if name not in VALIDATION_MAPS)
-# What the shipped world model knows, and where its prompts come from: few maps, open and unlike each other, because
+# Maps of the shipped world model and its prompts: few, open and unlike each other, because
 # two million parameters learn no more in an hour. Tokenizer and inverse dynamics models are trained on TRAIN_MAPS.
 WORLD_MAPS = (
     "freedoom1:E3M1", "freedoom1:E3M2", "freedoom1:E4M8", "freedoom2:MAP17", "freedoom2:MAP29", "freedoom2:MAP32",
 )  # fmt: skip
 
 TICS_PER_SECOND = 35
-# Spots tried for an episode; the second half of them may be dark or closed in, for a map has to be played somewhere.
+# Most spots to try for an episode. The second half may be dark or closed in, so that every map gives an episode.
 MAX_ATTEMPTS = 120
 # At 48x64 motion in the dark cannot be seen: mean brightness of a spot's pictures below which it is left out.
 MIN_BRIGHTNESS = 40
-# Of the frames of an episode; above it the player sits in a hole where a walk cannot be seen.
+# Share of an episode's frames in which a walk hardly moves the player; above this the player is stuck in a hole.
 MAX_BLOCKED_SHARE = 0.2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CollectSummary:
-    """What a folder of recordings holds."""
+    """Summary of a folder of recordings."""
 
     num_recordings: int
     num_frames: int
@@ -79,8 +79,8 @@ class CollectSummary:
 
 
 def _start(game: DoomGame, rng: np.random.Generator, world: DoomWorld) -> bool:
-    """Puts the player on a random spot of the map; False where it is dark or closed in."""
-    # Things stand in rooms: their places are places to be.
+    """Put the player on a random spot of the map; return False if the spot is dark or closed in."""
+    # Things stand in rooms, so that their positions are valid spots for the player.
     spots = [(thing.position_x, thing.position_y) for thing in game.get_state().objects]
     x, y = spots[int(rng.integers(len(spots)))]
     game.send_game_command(f"warp {x:.1f} {y:.1f}")
@@ -102,7 +102,7 @@ def _start(game: DoomGame, rng: np.random.Generator, world: DoomWorld) -> bool:
 def play_episode(
     game: DoomGame, map_name: str, rng: np.random.Generator, world: DoomWorld
 ) -> tuple[npt.NDArray[np.uint8], list[dict[str, Any]]]:
-    """One recording: frames uint8 [F, H, W, 3] and F events; tries another spot where the player leaves the map."""
+    """Play one recording: frames uint8 [F, H, W, 3] and F events; try another spot if the player leaves the map."""
     load_map(game, map_name, int(rng.integers(2**31)))
     for attempt in range(MAX_ATTEMPTS):
         suits = _start(game, rng, world) or (attempt >= MAX_ATTEMPTS // 2 and not game.is_episode_finished())
@@ -116,7 +116,7 @@ def play_episode(
 def _play(
     game: DoomGame, rng: np.random.Generator, world: DoomWorld
 ) -> tuple[npt.NDArray[np.uint8], list[dict[str, Any]]] | None:
-    """Frames and events from where the player stands; None where it leaves the map, is taken elsewhere or is stuck."""
+    """Play from here; return frames and events, or None if the player leaves the map, teleports or is stuck."""
     player = ScriptedPlayer(rng, world.script)
     command, blocked, num_blocked, state = Command(), False, 0, game.get_state()
     pose, distances = read_pose(state), read_distances(state)
@@ -132,7 +132,7 @@ def _play(
         state = game.get_state()
         pose, distances = read_pose(state), read_distances(state)
         travelled = float(np.linalg.norm(pose.position[:2] - before.position[:2]))
-        # A teleporter is no action.
+        # A teleporter moved the player, which no action explains.
         if travelled > 4 * frame_walk:
             return None
         blocked = command.move != 0 and travelled < 0.3 * frame_walk
@@ -147,7 +147,7 @@ def _play(
 def _event(
     command: Command, previous: Command, pose: Pose, wall_distance: float, index: int, world: DoomWorld
 ) -> dict[str, Any]:
-    """Position in map units (z is up), yaw in degrees clockwise; wallDistance in map units straight ahead."""
+    """Build an event: position in map units (z is up), yaw in degrees clockwise, wallDistance in map units."""
     x, y, z = (round(float(value), 3) for value in pose.position)
     tick = index * world.frame_skip
     fields = {
@@ -173,7 +173,7 @@ def collect(
     num_workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> CollectSummary:
-    """Plays and records episodes until `num_frames` are there; takes up where an earlier call stopped.
+    """Play and record episodes until `num_frames` frames exist; resume if an earlier call was stopped.
 
     Args:
         out_dir: gets NAME.mp4 + NAME.jsonl pairs and index.json.
@@ -210,7 +210,7 @@ def collect(
             continue
         wad, map_name = maps[index % len(maps)].split(":")
         todo.setdefault(wad, []).append((index, name, map_name))
-    # A chunk is one engine's work; enough of them that workers end together.
+    # A chunk is one engine's work; many chunks let the workers end at about the same time.
     chunks = [(wad, part) for wad, jobs in todo.items() for part in _chunks(jobs, max(num_workers, len(jobs) // 32))]
     stem = (out_dir, split, seed, world)
     if num_workers <= 1:
@@ -250,7 +250,7 @@ def _record(
 
 
 def _claim(out_dir: Path, settings: dict[str, Any]) -> None:
-    """Refuses a folder that another seed or world has begun: the pairs found there would be taken for this one's."""
+    """Reject a folder with another seed or world, because its recordings would be counted as ours."""
     settings = json.loads(json.dumps(settings))
     path = out_dir / "settings.json"
     if path.exists() and (held := json.loads(path.read_text(encoding="utf-8"))) != settings:
@@ -262,7 +262,7 @@ def _claim(out_dir: Path, settings: dict[str, Any]) -> None:
 
 
 def _write_index(out_dir: Path, names: list[str], maps: tuple[str, ...], world: DoomWorld) -> CollectSummary:
-    """The index of a VPT data set (basedir and relpaths), and what the recordings hold."""
+    """Write the index of a VPT data set (basedir and relpaths); return a summary of the recordings."""
     columns = []
     for name in names:
         classes = group_classes(Actions.from_events(read_events(out_dir / f"{name}.jsonl")), GROUPS_IN_USE)

@@ -83,12 +83,12 @@ class DoomWorld:
     walk_speed: float = 6.5
     """Map units a tic; the player brakes and starts as hard as the engine lets it, so that a walk can be seen."""
     script: PlayerScript = field(default_factory=PlayerScript)
-    """How the player plays."""
+    """Script of the player."""
 
 
 @contextlib.contextmanager
 def open_game(wad: str, seed: int) -> Iterator[DoomGame]:
-    """A running engine on one of the packaged WADs ("freedoom1" or "freedoom2")."""
+    """Start an engine on one of the packaged WADs ("freedoom1" or "freedoom2") and close it at the end."""
     import vizdoom
 
     game = vizdoom.DoomGame()
@@ -113,7 +113,7 @@ def open_game(wad: str, seed: int) -> Iterator[DoomGame]:
         game.add_game_args(GAME_ARGS)
         game.set_episode_timeout(0)
         game.set_seed(seed)
-        # The engine leaves a folder of its own where it starts.
+        # The engine creates a folder in the working folder when it starts.
         with contextlib.chdir(folder):
             game.init()
         try:
@@ -123,7 +123,7 @@ def open_game(wad: str, seed: int) -> Iterator[DoomGame]:
 
 
 def load_map(game: DoomGame, map_name: str, seed: int) -> None:
-    """Starts a map afresh, the player armed and safe, the things that would spoil the pictures gone."""
+    """Start a map: arm and protect the player, remove things that disturb the pictures."""
     game.set_seed(seed)
     game.set_doom_map(map_name)
     game.new_episode()
@@ -135,14 +135,14 @@ def load_map(game: DoomGame, map_name: str, seed: int) -> None:
 
 
 def _patch_wad(lump: str, body: bytes) -> bytes:
-    """A PWAD with one lump (12-byte header, lumps, directory of 16-byte entries)."""
+    """Build a PWAD with one lump (12-byte header, lumps, directory of 16-byte entries)."""
     header = b"PWAD" + struct.pack("<ii", 1, 12 + len(body))
     return header + body + struct.pack("<ii8s", 12, len(body), lump.encode())
 
 
 @dataclass(frozen=True, slots=True)
 class Pose:
-    """Where the player is; map units, map units a tic, radians (counter-clockwise)."""
+    """Pose of the player; map units, map units a tic, radians (counter-clockwise)."""
 
     position: npt.NDArray[np.float64]
     angle: float
@@ -158,7 +158,7 @@ def read_pose(state: GameState) -> Pose:
 
 
 def plan_tics(command: Command, angle: float, velocity: npt.NDArray[np.float64], world: DoomWorld) -> list[list[float]]:
-    """Engine input of each tic of a frame that brings the player to the commanded velocity as fast as the engine can.
+    """Plan the engine input of each tic of a frame, to reach the commanded velocity as fast as the engine can.
 
     Momentum would hide what is pressed: the walk's speed is approached with full thrust, and what remains of the
     velocity sideways (after a turn) is braked.
@@ -195,7 +195,7 @@ def advance(game: DoomGame, command: Command, pose: Pose, world: DoomWorld) -> N
 
 
 def read_distances(state: GameState) -> tuple[float, float, float]:
-    """Map units to what stands ahead, left and right, from the depth buffer (120x160)."""
+    """Measure the distance in map units to obstacles ahead, left and right, from the depth buffer (120x160)."""
     # Rows around the horizon: a ledge that stops the player shows just below it, the floor only further down.
     depth = state.depth_buffer
     assert depth is not None

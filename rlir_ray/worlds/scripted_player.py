@@ -1,4 +1,4 @@
-"""A scripted player: what it presses next, from how far the walls are. Knows nothing of the game engine.
+"""A scripted player: draws the next command, given the distances of walls. Independent of the game engine.
 
 Each group of actions is drawn apart from the others and held for a few frames, so that every group is seen in every
 state. `draw_commands` draws from the same script without a game.
@@ -25,7 +25,7 @@ FAR = 2000.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlayerScript:
-    """How often and for how long the scripted player holds what."""
+    """Probabilities and hold times of the scripted player's commands."""
 
     forward_share: float = 0.6
     """Of the walks, those that go forward; the rest goes back."""
@@ -53,7 +53,7 @@ class PlayerScript:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class View:
-    """What the player sees before it acts; distances in map units."""
+    """The player's observation before a command; distances in map units."""
 
     ahead: float = FAR
     left: float = FAR
@@ -65,7 +65,7 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What is held during one frame: move 1 forward, -1 back, 0 none; yaw in mouse pixels, positive to the right."""
+    """The input held during one frame: move 1 forward, -1 back, 0 none; yaw in mouse pixels, positive to the right."""
 
     move: int = 0
     yaw_pixels: int = 0
@@ -85,7 +85,7 @@ class ScriptedPlayer:
     attack_left: int = 0
 
     def next(self, view: View) -> Command:
-        """The command of the next frame."""
+        """Draw the command of the next frame."""
         on_ground = view.on_ground and not self.held.jump
         self.held = Command(
             self._move(view), self._yaw(view), bool(on_ground and self.rng.random() < self.script.jump_probability),
@@ -133,7 +133,7 @@ class ScriptedPlayer:
 
 
 def command_event(command: Command, previous: Command, fields: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A VPT recorder event of one frame.
+    """Build a VPT recorder event of one frame.
 
     Args:
         command: what is held while the frame comes about.
@@ -157,7 +157,7 @@ def _pressed(command: Command) -> tuple[list[str], list[int]]:
 
 
 def draw_commands(num_frames: int, rng: np.random.Generator, script: PlayerScript | None = None) -> Actions:
-    """A sequence of commands from the player's script, drawn without a game (open ground, jumps spaced by frames).
+    """Draw a sequence of commands from the player's script, without a game (open ground, jumps spaced by frames).
 
     Args:
         num_frames: F; each of the F actions leads into a frame.

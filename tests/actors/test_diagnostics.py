@@ -7,7 +7,7 @@ import ray
 
 from actors.cluster.waiting import wait_all
 from actors.rollout.pool import RolloutPool
-from rlir_ray.run.watchdog import innermost
+from rlir_ray.run.watchdog import innermost_frame
 from tests.fakes import tiny_prompts
 
 STACKS = """Thread 0x01 (most recent call first):
@@ -28,8 +28,8 @@ class Stuck:
 
 
 def test_the_innermost_frame_of_the_project_is_found_in_whichever_thread():
-    assert innermost(STACKS) == "samplers/tokens.py:120 in sample"
-    assert innermost("") == innermost(STACKS.split("Current")[0]) == ""
+    assert innermost_frame(STACKS) == "samplers/tokens.py:120 in sample"
+    assert innermost_frame("") == innermost_frame(STACKS.split("Current")[0]) == ""
 
 
 @pytest.mark.timeout(120)

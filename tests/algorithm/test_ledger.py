@@ -61,7 +61,7 @@ def test_more_failures_than_the_fraction_of_a_hundred_end_the_run():
     for _ in range(2):
         failures.add("a replica died")
         failures.add()
-    with pytest.raises(RuntimeError, match=r"^3 of the last 5 groups failed, .* no clip; mend that, or raise"):
+    with pytest.raises(RuntimeError, match=r"^3 of the last 5 groups failed, .* no clip; fix that, or raise"):
         failures.add("no clip")
     # Old ones are forgotten: two in any hundred are borne for ever.
     lasting = Failures(0.02)

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from actors.pipeline import Pipeline
-from rlir_ray.cli.streams import make_standard_streams_last
+from rlir_ray.cli.streams import protect_standard_streams
 from tests.world import tiny_config, tiny_prompt_set
 
 
@@ -20,7 +20,7 @@ def say(text: str) -> None:
 
 def main(checkpoints: str, run_dir: str, *overrides: str) -> None:
     # As the command line does.
-    make_standard_streams_last()
+    protect_standard_streams()
     pipeline = Pipeline(
         tiny_config(Path(checkpoints), Path(run_dir), *overrides),
         callbacks=[lambda metrics: say(f"step {metrics['step']:.0f}")], prompts=tiny_prompt_set, progress=say,

@@ -8,7 +8,7 @@ import pytest
 from rlir_ray.config import WorldConfig
 from rlir_ray.data.prompts import PromptSet
 from rlir_ray.evaluation import actions as evaluation_actions
-from rlir_ray.evaluation.actions import evaluate_policy, evaluate_real, spread
+from rlir_ray.evaluation.actions import evaluate_policy, evaluate_real, evenly_spaced
 from rlir_ray.evaluation.results import Results, compare, record_ceiling, record_evaluation
 from rlir_ray.evaluation.video import contact_strip
 from rlir_ray.samplers.torch_sampler import TorchSampler
@@ -104,6 +104,6 @@ def test_results_survive_the_disk_and_are_compared(tmp_path: Path) -> None:
 
 
 def test_no_clip_is_picked_by_its_result() -> None:
-    assert spread(9, 3) == [0, 4, 8]
-    assert spread(2, 6) == [0, 1]
-    assert spread(9, 0) == []
+    assert evenly_spaced(9, 3) == [0, 4, 8]
+    assert evenly_spaced(2, 6) == [0, 1]
+    assert evenly_spaced(9, 0) == []

@@ -14,8 +14,8 @@ import torch
 from rlir_ray.cli.commands import main
 from rlir_ray.config import DataConfig, WorldConfig
 from rlir_ray.data.recordings import write_recording
+from rlir_ray.data.round_robin import round_robin_clips
 from rlir_ray.data.sources import find_recordings
-from rlir_ray.data.spread import spread_clips
 from rlir_ray.evaluation.command import EvaluationRequest, evaluate, find_recipe, resolve_config
 from rlir_ray.evaluation.mineworld import NO_WEIGHTS
 from rlir_ray.evaluation.policy_row import evaluate_row
@@ -43,20 +43,20 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_recording_gives_a_clip_before_one_gives_two(recordings: Path) -> None:
-    clips = list(spread_clips(find_recordings(recordings), 5, WORLD, DataConfig()))
+    clips = list(round_robin_clips(find_recordings(recordings), 5, WORLD, DataConfig()))
     assert [clip.address.prompt_id for clip in clips] == ["clip_2:0", "clip_9:0", "clip_10:0", "clip_2:4", "clip_9:4"]
-    assert len(list(spread_clips(find_recordings(recordings), 99, WORLD, DataConfig()))) == 6
+    assert len(list(round_robin_clips(find_recordings(recordings), 99, WORLD, DataConfig()))) == 6
 
 
 def test_a_broken_recording_is_named_and_the_others_give_more(recordings: Path, tmp_path: Path) -> None:
     shutil.copytree(recordings, tmp_path / "mine")
     (tmp_path / "mine" / "clip_9.jsonl").write_text("{}\n{\n")
     source, left_out = find_recordings(tmp_path / "mine"), list[str]()
-    clips = list(spread_clips(source, 3, WORLD, DataConfig(), left_out))
+    clips = list(round_robin_clips(source, 3, WORLD, DataConfig(), left_out))
     assert [clip.address.prompt_id for clip in clips] == ["clip_2:0", "clip_10:0", "clip_2:4"]
     assert len(left_out) == 1 and "clip_9.jsonl, line 2" in left_out[0]
     with pytest.raises(ValueError, match=r"clip_9\.jsonl, line 2"):
-        list(spread_clips(source, 3, WORLD, DataConfig(strict=True)))
+        list(round_robin_clips(source, 3, WORLD, DataConfig(strict=True)))
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_the_figures_do_not_depend_on_the_clips_taken_at_once(run_folder: Path, 
 
 def test_clips_that_are_what_was_recorded_have_full_marks(checkpoints: Path, recordings: Path) -> None:
     """The policy's place is taken by one that repeats the recording's own tokens."""
-    clips = list(spread_clips(find_recordings(recordings), 4, WORLD, DataConfig()))
+    clips = list(round_robin_clips(find_recordings(recordings), 4, WORLD, DataConfig()))
     tokenizer = tiny_tokenizer()
     decoded = [
         dataclasses.replace(

@@ -12,7 +12,7 @@ import pytest
 
 from rlir_ray.config.load import load_config
 from rlir_ray.run import doctor
-from rlir_ray.run.doctor import Finding, import_finding, judged, machine_findings, version_findings
+from rlir_ray.run.doctor import Finding, import_finding, machine_findings, run_check, version_findings
 from rlir_ray.run.versions import TESTED_PACKAGES
 
 
@@ -27,9 +27,9 @@ def test_refusals_of_a_check_are_its_finding() -> None:
     def cannot_import() -> str:
         raise ImportError("No module named 'av'")
 
-    assert judged("x", lambda: "fine") == Finding("ok", "x", "fine")
-    assert judged("x", refuse) == Finding("fail", "x", "x must be 1, got 2; set x=1")
-    assert judged("x", cannot_import) == Finding("fail", "x", "No module named 'av'; make install")
+    assert run_check("x", lambda: "fine") == Finding("ok", "x", "fine")
+    assert run_check("x", refuse) == Finding("fail", "x", "x must be 1, got 2; set x=1")
+    assert run_check("x", cannot_import) == Finding("fail", "x", "No module named 'av'; make install")
 
 
 def test_versions_are_compared_with_the_constraints_that_install_takes(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from actors.cluster.start import SYSTEM_CONFIG
 from rlir_ray.config.load import keys, load_config
 from rlir_ray.data.files import replace_folder, write_json
-from rlir_ray.run.folder import JOB_VARIABLE, MAY_DIFFER, RunFolder, runs_folder
+from rlir_ray.run.folder import JOB_VARIABLE, RESUME_OVERRIDABLE, RunFolder, runs_folder
 
 
 def _config(tmp_path, *overrides):
@@ -66,7 +66,7 @@ def test_a_run_that_was_started_with_a_backend_of_the_reward_pool_goes_on_and_sa
 
 
 def test_every_key_that_may_differ_is_one(tmp_path):
-    assert set(keys()) >= MAY_DIFFER
+    assert set(keys()) >= RESUME_OVERRIDABLE
 
 
 def test_going_on_after_a_step_forgets_the_later_ones(tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlir_ray.run.tracing import Recording, Span, overlap_metrics, span_since, waited_for
+from rlir_ray.run.tracing import Span, TraceRecorder, overlap_metrics, span_since, waited_for
 
 
 def span(start_s, end_s, host="here", process=1):
@@ -34,7 +34,7 @@ def test_groups_that_were_there_before_the_wait_are_no_reason_for_it():
 
 
 def test_spans_of_other_hosts_come_onto_this_clock_and_into_the_trace_once():
-    recording = Recording({"there": 100.0}, is_kept=True)
+    recording = TraceRecorder({"there": 100.0}, is_kept=True)
     assert recording.add("rollout", "sample", span(101, 102, "there", 7)) == span(1.0, 2.0, "there", 7)
     for group in (0, 1):
         recording.add("reward", f"score {group}", span(2, 4))
@@ -48,6 +48,6 @@ def test_spans_of_other_hosts_come_onto_this_clock_and_into_the_trace_once():
 
 
 def test_a_recording_that_nobody_asks_for_holds_nothing():
-    recording = Recording()
+    recording = TraceRecorder()
     recording.add("rollout", "sample", span_since(0.0))
     assert recording.events()["traceEvents"] == []

@@ -1,6 +1,6 @@
-"""Clips for an evaluation: one of each recording before a second of any, in the order of the recordings' names.
+"""Clips for an evaluation, taken in turn from all recordings, in the order of the recordings' names.
 
-So of files that hold a clip each, as MineWorld's validation set, it is the first frames of every file.
+If every file holds one clip, as in MineWorld's validation set, these are the first frames of every file.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from rlir_ray.data.clips import Clip, ClipAddress, clip_starts, open_in, read_cl
 from rlir_ray.data.sources import RecordingSource
 
 
-def spread_clips(
+def round_robin_clips(
     source: RecordingSource, num_clips: int, world: WorldConfig, data: DataConfig, left_out: list[str] | None = None
 ) -> Iterator[Clip]:
-    """Reads clips one by one; no more recordings are opened than are needed.
+    """Yield one clip of each recording before a second clip of any; open only the needed recordings.
 
     Args:
-        source: of the recordings.
+        source: the recordings.
         num_clips: the most to yield.
         world: frames of a clip and their size.
         data: how recordings are read.
-        left_out: receives a line for each recording that is broken or not whole.
+        left_out: receives a line for each broken or incomplete recording.
 
     Raises:
         ValueError: with `data.strict`, for the first of these recordings.
@@ -56,5 +56,5 @@ def spread_clips(
 
 
 def _natural(name: str) -> list[tuple[str, int]]:
-    """Numbers in names count as numbers: clip_9 stands before clip_10."""
+    """Split a name into texts and numbers, so that clip_9 sorts before clip_10."""
     return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", name)]
