@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from actors.reward.serving import build_reward
 
 from actors.pipeline import Pipeline
+from actors.reward.replica import build_reward
 from actors.rollout.actor import build_sampler
 from docs.examples.family import NextFrame
 from docs.examples.reward import Brightness
