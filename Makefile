@@ -10,6 +10,7 @@ ARGS ?=
 export RAY_USAGE_STATS_ENABLED = 0
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
+export NO_MKDOCS_2_WARNING = 1
 
 # A machine with an NVIDIA GPU takes the ordinary builds, any other the CPU builds.
 DEVICE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
