@@ -1,5 +1,6 @@
 """Keys, metrics, files and modules that pages name exist."""
 
+import argparse
 import ast
 import importlib.util
 import re
@@ -11,6 +12,7 @@ from actors.learner.actor import build_learner
 from actors.reward.serving import build_reward
 from actors.rollout.actor import build_sampler
 from rlir_ray.algorithm.ledger import END_STATES
+from rlir_ray.cli.parser import build_parser
 from rlir_ray.config.load import keys
 from rlir_ray.config.sections import CAMERA_MATCHES
 from rlir_ray.local import train_local
@@ -113,3 +115,15 @@ def test_every_metric_that_the_code_spells_out_is_documented(documented):
 def test_every_documented_metric_is_logged(documented, logged):
     written = written_in_code() | {f"time/{stage}_idle_s" for stage in ("sample", "score", "learn")}
     assert {name for name in documented - logged - written if not name.startswith("rule/")} == set()
+
+
+def test_the_generated_pages_hold_every_key_and_every_command():
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs/hooks.py")
+    assert spec is not None and spec.loader is not None
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    configuration, commands = hooks.configuration_page(), hooks.cli_page()
+    assert [key for key in KEYS if f"`{key}`" not in configuration] == []
+    (subparsers,) = (each for each in build_parser()._actions if isinstance(each, argparse._SubParsersAction))
+    missing = [name for name in subparsers.choices if f"## {name}\n" not in commands]
+    assert missing == [] and "## pretrain flow\n" in commands and "--hidden-size" in commands
