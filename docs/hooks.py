@@ -63,7 +63,7 @@ def cli_page() -> str:
     ]
     with patch.dict(os.environ, {"COLUMNS": WIDTH, "NO_COLOR": "1"}):
         for name, text in [*_helps(build_parser(), ""), *_own_helps()]:
-            parts += [f"## {name}" if name else "## All commands", f"```text\n{text.strip()}\n```"]
+            parts += [f"## {name}" if name else "## All commands", f"``` {{ .text .help }}\n{text.strip()}\n```"]
     return "\n\n".join(parts) + "\n"
 
 
