@@ -10,12 +10,13 @@ ARGS ?=
 export RAY_USAGE_STATS_ENABLED = 0
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
+export NO_MKDOCS_2_WARNING = 1
 
 # A machine with an NVIDIA GPU takes the ordinary builds, any other the CPU builds.
 DEVICE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 CONSTRAINTS := constraints/$(DEVICE).txt
 
-.PHONY: install install-dev install-vllm quickstart test test-slow test-gpu lint format types bench assets
+.PHONY: install install-dev install-vllm quickstart test test-slow test-gpu lint format types docs bench assets
 
 install: $(VENV)/installed
 
@@ -71,6 +72,14 @@ types: install-dev
 format: install-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/pip install -q -c $(CONSTRAINTS) -e ".[docs]"
+	touch $@
+
+# Writes site/; a link that leads nowhere is an error.
+docs: $(VENV)/installed-docs
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 bench: install-dev
 	$(BIN)/python benchmarks/rollout_engines.py $(ARGS)

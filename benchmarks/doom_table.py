@@ -1,4 +1,4 @@
-"""The README's table: the base, supervised training and RL from it for the same wall-clock, judged on held-out prompts.
+"""The table of docs/results.md: the base, supervised training and RL for the same wall-clock, on held-out prompts.
 
 RL runs through the Ray pools. Each training has one core of its own, side by side on two; one that is there already is
 kept. Needs the tokens or latents that `make assets` leaves in its work folder.

@@ -12,13 +12,13 @@ from rlir_ray.config.load import load_config
 from rlir_ray.config.unread_keys import refuse_unread
 from rlir_ray.registry import AXES, load
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GUIDES = {"reward": "rewards", "objective": "objectives", "source": "sources", "idm": "idms", "model": "families"}
 COMMAND = re.compile(r"```bash\npython -m rlir_ray train --recipe (.*?)\n```")
 
 
 def text_of(guide: str) -> str:
-    return (ROOT / "docs" / "guides" / f"own_{guide}.md").read_text(encoding="utf-8")
+    return (ROOT / "docs" / "plug-ins" / f"{guide}.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("guide", GUIDES)

@@ -1,0 +1,55 @@
+"""What the pages show in Python runs as it stands, on fewer prompts and steps."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from rlir_ray.data.recordings import read_recording
+from tests.docs.pages import ROOT, blocks
+
+SMALL = ("prompts.num_train=16", "prompts.num_heldout=8", "evaluation.num_videos=1", "train.prompts_per_step=2")
+PYTHON, RECORDINGS = "docs/guides/python.md", "docs/guides/own-recordings.md"
+
+
+def names_of(program):
+    found = {}
+    exec(compile(program, "page", "exec"), found)
+    return found
+
+
+def test_the_readme_shows_the_program_of_the_guide():
+    (program,) = blocks("README.md", "python")
+    assert program == blocks(PYTHON, "python")[0] and len(program.splitlines()) <= 10
+
+
+def test_the_recorded_loop_is_read_back(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = names_of(blocks(RECORDINGS, "python")[0])
+    recording = read_recording(tmp_path / "data/mine/first.mp4")
+    assert len(recording.frames) == len(names["frames"]) == 16
+    # Forward is pressed in every event but the first.
+    pressed = recording.actions.buttons.any(axis=1)
+    assert not pressed[0] and pressed[1:].all()
+
+
+def run_program(program, folder):
+    # A process of its own, as a user's: it starts its own Ray.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("RAY_ADDRESS", None)
+    small = ", ".join(f'"{each}"' for each in (*SMALL, "train.num_steps=2"))
+    program = program.replace('"train.num_steps=10"', small)
+    assert "train.num_steps=2" in program
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, env=environment, capture_output=True, text=True, timeout=250
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_pipeline_of_the_readme_runs(tmp_path):
+    last = run_program(blocks("README.md", "python")[0], tmp_path).splitlines()[-1]
+    assert (tmp_path / "runs" / "from-python" / "policy" / "model.safetensors").is_file()
+    assert "from-python" in last and "'trained': 4" in last
