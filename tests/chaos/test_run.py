@@ -99,9 +99,10 @@ import sys
 import numpy as np
 import ray
 from ray._private import internal_api
-from actors.cluster.start import start_ray
+from actors.cluster.start import SYSTEM_CONFIG, start_ray
 from tests.chaos.test_run import make_pipeline, run
 
+SYSTEM_CONFIG["automatic_object_spilling_enabled"] = sys.argv[3] == "spills"
 start_ray(num_cpus=4, object_store_memory=100_000_000)
 taken = ray.put(np.random.default_rng(0).random(int(sys.argv[2]) // 8))
 # Groups of 2.5 MB; the slots would take twelve of them, more than the store has beside the weights.
@@ -116,10 +117,10 @@ ray.shutdown()
 """
 
 
-def run_in_small_store(folder, taken_bytes):
+def run_in_small_store(folder, taken_bytes, spilling="spills"):
     return subprocess.run(
-        [sys.executable, "-c", SMALL_STORE, str(folder), str(taken_bytes)], cwd=ROOT, capture_output=True, text=True,
-        timeout=200, check=False,
+        [sys.executable, "-c", SMALL_STORE, str(folder), str(taken_bytes), spilling],
+        cwd=ROOT, capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
 
 
@@ -137,7 +138,8 @@ def test_nothing_spills_from_a_small_store_that_others_have_half_filled(tmp_path
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_store_that_is_almost_full_is_refused_before_anything_starts(tmp_path):
-    done = run_in_small_store(tmp_path, 95_000_000)
+    # Ray would spill the object that fills the store, at a moment of its own choice.
+    done = run_in_small_store(tmp_path, 95_000_000, "keeps")
     assert done.returncode == 1
     assert "the object store must hold the groups in flight" in done.stderr
     assert "free it, start Ray with --object-store-memory=" in done.stderr
