@@ -237,7 +237,7 @@ def test_a_call_that_fails_leaves_no_request_behind(sampler, monkeypatch):
         raise MemoryError("no room")
 
     with monkeypatch.context() as broken:
-        broken.setattr(sampler, "_take", lost)
+        broken.setattr(sampler, "_append_frame", lost)
         with pytest.raises(MemoryError):
             sampler.sample(tiny_prompts(1), [0], [0], 4)
     group, _ = sampler.sample(tiny_prompts(1), [0], [0], 4)[0]
