@@ -9,10 +9,10 @@ from functools import partial
 import numpy as np
 import pytest
 import ray
-from actors.learner.command_queue import CommandQueue, SaveCommand, StepReport, split_step
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from actors.cluster.lifecycle import as_actor
+from actors.learner.command_queue import CommandQueue, SaveCommand, StepReport, split_step
 from actors.learner.group import LearnerGroup
 from actors.rollout.actor import RolloutActor, build_sampler
 from actors.rollout.pool import RolloutPool
