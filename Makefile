@@ -54,7 +54,7 @@ quickstart: install
 # end; ARGS that select tests of one kind alone leave the other run empty (5).
 test: install-dev
 	@unit=0; ray=0; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ray and not slow and not gpu" -n 2 --dist worksteal --durations=20 $(ARGS) || unit=$$?; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ray and not slow and not gpu" -n 2 --dist loadfile --durations=20 $(ARGS) || unit=$$?; \
 	$(BIN)/python -m pytest -m "ray and not slow and not gpu" --durations=20 $(ARGS) || ray=$$?; \
 	case "$$unit $$ray" in "0 0"|"0 5"|"5 0") ;; *) exit 1 ;; esac
 
