@@ -25,11 +25,11 @@ MAX_ATTEMPTS = 4
 @section("")
 class Config:
     recipe: FolderName = ""
-    """Name of the recipe it came from."""
+    """Name of the recipe."""
     seed: NonNegativeInt = 0
-    """Of everything random; a group's seed comes from it and the group's number, never from a worker."""
+    """Seed of the run; a group's seed follows from this seed and the group's number, on whatever worker."""
     object_store_budget_bytes: NonNegativeInt = 0
-    """Bytes of groups in flight, above which sampling waits; 0: as many as the object store has free."""
+    """Bytes of groups in flight, above which sampling waits; 0: the free object store."""
     run: RunConfig = field(default_factory=RunConfig)
     world: WorldConfig = field(default_factory=WorldConfig)
     models: ModelsConfig = field(default_factory=ModelsConfig)

@@ -16,13 +16,13 @@ class LearnerConfig:
     engine: Literal["deepspeed", "torch"] = "deepspeed"
     """`deepspeed`: ZeRO in a Ray Train worker group; `torch`: plain AdamW in the same group (one worker)."""
     num_workers: PositiveInt = 1
-    """Ranks."""
+    """Learner ranks."""
     num_cpus: NonNegativeFloat = 0.5
-    """Logical CPUs that Ray sets aside for a rank."""
+    """Logical CPUs that Ray reserves for a rank."""
     use_gpu: bool = False
     """One GPU a rank, NCCL; otherwise gloo."""
     resources: Resources = field(default_factory=dict)
-    """Custom resources that a rank takes of its node, which say where it runs: {learner_node: 0.01}."""
+    """Custom resources that place a rank on a node that has them: {learner_node: 0.01}."""
     num_threads: PositiveInt = 1
     """Torch threads of a rank."""
     zero_stage: Annotated[int, Field(strict=True, ge=0, le=3), INT] = 1
@@ -32,11 +32,11 @@ class LearnerConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     """`fp32` or `bf16`; with bf16 the ratio is 1 only within rounding."""
     decision_budget: PositiveInt = 12288
-    """Decisions in one forward and backward pass; the rest of a step is accumulated."""
+    """Most decisions in one forward and backward pass; a larger step accumulates gradients."""
     gradient_checkpointing: bool = False
-    """Keep no activations inside a layer and compute them again in the backward pass: less memory, a third slower."""
+    """Recompute the activations inside a layer in the backward pass: less memory, a third slower."""
     max_restarts: NonNegativeInt = 3
-    """Times that ranks which were lost are started anew from the latest checkpoint."""
+    """How often lost ranks are restarted from the latest checkpoint."""
 
     @model_validator(mode="after")
     def _check_engine(self) -> Self:
@@ -64,4 +64,4 @@ class WeightsConfig:
     transfer: Literal["auto", "broadcast", "store"] = "auto"
     """`store`: Ray's object store; `broadcast`: NCCL or gloo, else the store; `auto`: NCCL where both have GPUs."""
     bucket_bytes: PositiveInt = 256 << 20
-    """Broadcast at a time; sender and receivers each hold such a buffer."""
+    """Bytes of one broadcast; sender and receivers each hold a buffer of this size."""

@@ -17,13 +17,13 @@ class ModelsConfig:
     policy: str = "asset:doom/world_model"
     """The base world model: a `transformers` LlamaForCausalLM folder, or a `diffusers` FlowWorldModel one."""
     adapter: str = ""
-    """LoRA adapter on it, as a run with lora.rank > 0 saves it, which is trained on; empty: none, or a fresh one."""
+    """LoRA adapter of an earlier run, which the training continues; empty: none, or a new one (lora.rank > 0)."""
     tokenizer: str = "asset:doom/tokenizer"
     """Frame tokenizer: a `diffusers` VQModel folder; with policy.family=flow an AutoencoderKL one."""
     reward_idm: str = "asset:doom/reward_idm"
-    """The inverse dynamics model that rewards; not read with a reward of your own."""
+    """Inverse dynamics model of the reward; not used with your own reward."""
     judge_idm: str = "asset:doom/judge_idm"
-    """The inverse dynamics model that evaluates, best another one than reward_idm; empty: picture quality alone."""
+    """Inverse dynamics model of the evaluation, best another one than reward_idm; empty: picture quality alone."""
 
 
 @section("policy")
@@ -39,9 +39,9 @@ class ArchitectureConfig:
     """The size of the policy, for a check of its checkpoint and for fresh weights; 0: whatever the checkpoint has."""
 
     num_codes: NonNegativeInt = 0
-    """Image ids, which are the tokenizer's codes."""
+    """Codes of the tokenizer."""
     tokens_per_frame: NonNegativeInt = 0
-    """Of the tokenizer."""
+    """Tokens of a frame."""
     hidden_size: NonNegativeInt = 0
     """Width."""
     intermediate_size: NonNegativeInt = 0
@@ -55,9 +55,9 @@ class ArchitectureConfig:
     max_positions: NonNegativeInt = 0
     """Tokens of the longest sequence."""
     latent_channels: NonNegativeInt = 0
-    """Of the autoencoder (flow models)."""
+    """Channels of the autoencoder's latents (flow models)."""
     patch_size: NonNegativeInt = 0
-    """A token stands for so many latents squared (flow models)."""
+    """Side of a patch in latents; one token is one patch (flow models)."""
 
 
 @section("lora")
@@ -65,11 +65,11 @@ class LoraConfig:
     """Low-rank adapters (https://arxiv.org/abs/2106.09685): only they are trained, published and saved."""
 
     rank: NonNegativeInt = 0
-    """Of a fresh adapter; 0: the whole policy is trained. models.adapter keeps its own rank, alpha and targets."""
+    """Rank of a new adapter; 0: train the whole policy. models.adapter keeps its own rank, alpha and targets."""
     alpha: NonNegativeFloat = 0.0
-    """Their outputs are multiplied by alpha / rank; 0: alpha is the rank."""
+    """Scale: adapter outputs are multiplied by alpha / rank; 0: alpha is the rank."""
     targets: Annotated[tuple[str, ...], LIST] = ()
-    """Names of the linear layers that get one; empty: those of attention and MLP."""
+    """Names of the linear layers that get an adapter; empty: those of attention and MLP."""
 
 
 def asset_path(path: str) -> Path:

@@ -30,45 +30,45 @@ CAMERA_MATCHES: tuple[str, ...] = get_args(CameraMatch)
 @section("reward")
 class RewardConfig:
     name: RewardName = "inverse"
-    """`inverse`: agreement with what an inverse dynamics model reads; or package.module:Class, your own."""
+    """`inverse`: agreement with the actions that an inverse dynamics model reads; or package.module:Class."""
     args: Arguments = field(default_factory=dict)
-    """Arguments of a reward of your own: {NAME: VALUE}."""
+    """Arguments of your own reward: {NAME: VALUE}."""
     address: str = ""
-    """`serve://NAME`: a reward service of the cluster, which other runs use too; empty: a pool of the run's own."""
+    """`serve://NAME`: a reward service that several runs share; empty: the run starts its own pool."""
     num_replicas: PositiveInt = 1
     """Replicas at the start."""
     min_replicas: NonNegativeInt = 0
-    """Fewest that the pool shrinks to by itself; 0: num_replicas."""
+    """Fewest replicas under automatic scaling; 0: num_replicas."""
     max_replicas: NonNegativeInt = 0
-    """Most that the pool grows to by itself; 0: num_replicas. As many as min_replicas: the number is fixed."""
+    """Most replicas under automatic scaling; 0: num_replicas. Equal to min_replicas: no automatic scaling."""
     target_queue: PositiveFloat = 8.0
-    """Groups a replica, in work and waiting, towards which the pool scales by itself."""
+    """Groups a replica, running and queued, that automatic scaling aims at."""
     num_cpus: NonNegativeFloat = 0.25
-    """Logical CPUs that Ray sets aside for a replica."""
+    """Logical CPUs that Ray reserves for a replica."""
     num_gpus: NonNegativeFloat = 0.0
     """GPUs for a replica."""
     resources: Resources = field(default_factory=dict)
-    """Custom resources that a replica takes of its node, which say where it runs: {reward_node: 0.01}."""
+    """Custom resources that place a replica on a node that has them: {reward_node: 0.01}."""
     num_threads: PositiveInt = 1
     """Torch threads of a replica."""
     rule: Rule = "groups"
-    """What agrees: `groups`: mean over exclusive groups; `joint`: all at once; `fields`: mean over buttons and axes."""
+    """Agreement: `groups`: mean over action groups; `joint`: all must agree; `fields`: mean over buttons and axes."""
     camera: CameraMatch = "exact"
-    """Camera bins: `exact`, `within` camera_tolerance, in the commanded quantiser's `cell`, or `ignore` them."""
+    """Camera bins agree: `exact`, `within` camera_tolerance, in the commanded quantiser's `cell`; or `ignore` them."""
     camera_tolerance: NonNegativeInt = 1
-    """Bins, for camera=within."""
+    """Bins that may differ with camera=within."""
     match: Literal["exact", "soft"] = "soft"
-    """`exact`: recovered class equals the commanded one; `soft`: the IDM's probability of the commanded class."""
+    """`exact`: whether the IDM recovers the commanded class; `soft`: the IDM's probability of that class."""
     balance: Literal["none", "class"] = "none"
-    """`class`: weigh a frame's group by the inverse frequency of the commanded class; `none`."""
+    """`class`: weigh each action group by the inverse frequency of the commanded class; `none`: equal weights."""
     credit: Literal["clip", "frame"] = "frame"
-    """`clip`: all of a clip's decisions get its mean reward; `frame`: a frame's get the rewards from it on."""
+    """`clip`: each decision gets the clip's mean reward; `frame`: the rewards from its frame on."""
     discount: Annotated[float, Field(strict=True, ge=0, le=1), FLOAT] = 0.5
-    """Of later frames' rewards, for credit=frame."""
+    """Discount of later frames' rewards, for credit=frame."""
     max_frames: PositiveInt = 576
-    """Frames decoded and read at once by a replica, which gathers as many of the groups that wait."""
+    """Most frames that a replica decodes and reads at once; it batches waiting groups up to this number."""
     timeout_s: NonNegativeFloat = 0.0
-    """Groups that take longer to read (of a shared service: to answer) are read again alone. 0: wait_timeout_s / 5."""
+    """Groups that take longer are scored again, one at a time. 0: train.wait_timeout_s / 5."""
 
     @property
     def bounds(self) -> tuple[int, int]:

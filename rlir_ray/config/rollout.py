@@ -29,25 +29,25 @@ def _refuse_flow(engine: object) -> object:
 @section("rollout")
 class RolloutConfig:
     engine: Annotated[Literal["torch", "vllm"], BeforeValidator(_refuse_flow)] = "torch"
-    """What samples tokens, with policy.family=autoregressive: `torch`: our sampler, batched; `vllm`: vLLM's."""
+    """Sampler of an autoregressive policy: `torch`: our batched sampler; `vllm`: vLLM."""
     num_actors: PositiveInt = 1
     """Rollout actors."""
     num_cpus: NonNegativeFloat = 0.5
-    """Logical CPUs that Ray sets aside for an actor."""
+    """Logical CPUs that Ray reserves for an actor."""
     num_gpus: NonNegativeFloat = 0.0
     """GPUs for an actor."""
     resources: Resources = field(default_factory=dict)
-    """Custom resources that an actor takes of its node, which say where it runs: {rollout_node: 0.01}."""
+    """Custom resources that place an actor on a node that has them: {rollout_node: 0.01}."""
     num_threads: PositiveInt = 1
     """Torch threads of an actor."""
     prompts_per_call: PositiveInt = 8
-    """Groups sampled together; always the same ones together, whatever the number of actors."""
+    """Groups sampled in one call; the number of actors does not change which groups share a call."""
     temperature: PositiveFloat = 1.0
-    """Of sampling tokens, and of rescoring them; 1 with policy.family=flow."""
+    """Temperature of sampling and rescoring tokens; must be 1 with policy.family=flow."""
     timeout_s: NonNegativeFloat = 0.0
-    """A call that takes longer ends its actor; another one repeats it. 0: train.wait_timeout_s / 5."""
+    """A call that takes longer ends its actor and is repeated. 0: train.wait_timeout_s / 5."""
     max_logprob_difference: NonNegativeFloat = 0.05
-    """A step whose mean |engine - learner's model| log-probability is larger ends the run; 0: it is not compared."""
+    """Bound of a step's mean |engine - learner| log-probability; above it the run ends. 0: do not compare."""
 
 
 @section("vllm")
@@ -55,15 +55,15 @@ class VllmConfig:
     """How vLLM samples an autoregressive world model; read with rollout.engine=vllm."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of its weights and cache: `float32`, or `bfloat16`, whose log-probabilities are off the learner's by rounding."""
+    """Precision of weights and cache; with `bfloat16` log-probabilities differ from the learner's by rounding."""
     max_num_seqs: PositiveInt = 256
-    """Clips that it decodes at a time; the rest wait for a place."""
+    """Most clips decoded at a time; the others wait."""
     kv_cache_bytes: PositiveInt = 1 << 30
-    """Of its key-value cache on a CPU."""
+    """Bytes of the key-value cache on a CPU."""
     gpu_memory_utilization: OpenFraction = 0.7
-    """Share of a GPU's memory that it takes; the policy's weights in float32 are there besides."""
+    """Share of a GPU's memory for vLLM; the policy's weights in float32 come on top."""
     enforce_eager: bool = False
-    """On a GPU: decode without CUDA graphs; a CPU always does."""
+    """Decode without CUDA graphs on a GPU; a CPU has none."""
 
 
 @section("flow")
@@ -73,23 +73,23 @@ class FlowConfig:
     num_steps: Annotated[int, Field(strict=True, ge=2), INT] = 10
     """Denoising steps of a frame."""
     shift: PositiveFloat = 1.0
-    """Above 1 more of them are at high noise levels (Stable Diffusion 3)."""
+    """Above 1 more steps are at high noise levels (Stable Diffusion 3)."""
     sde: Literal["flow_grpo", "dance_grpo", "cps"] = "flow_grpo"
-    """Form of the exploring steps: `flow_grpo`, `dance_grpo`, or `cps` (coefficients-preserving)."""
+    """Form of the exploring (SDE) steps: `flow_grpo`, `dance_grpo`, or `cps` (coefficients-preserving)."""
     noise_level: PositiveFloat = 0.7
-    """Strength of their noise: Flow-GRPO's a, DanceGRPO's eta (0.3), or CPS's share of a right angle."""
+    """Noise of the exploring steps: Flow-GRPO's a, DanceGRPO's eta (0.3), or CPS's share of a right angle."""
     window: PositiveInt = 3
-    """Steps of each frame that explore and train (MixGRPO); the others follow the ODE."""
+    """Steps of each frame that explore and train (MixGRPO); the other steps follow the ODE."""
     window_moves: Literal["random", "sliding", "first"] = "random"
-    """`random`: drawn for each group; `sliding`: from noisy to clean with the policy's version; `first`: never."""
+    """Place of the window: `random`: drawn for each group; `sliding`: noisy to clean over versions; `first`: fixed."""
     window_interval: PositiveInt = 5
     """Versions between two moves of a sliding window."""
     skip_last: bool = True
-    """The last step, whose noise stays in the picture, never explores."""
+    """Do not explore in the last step, whose noise would stay in the picture."""
     shared_noise: bool = True
-    """The clips of a group start from the same noise (DanceGRPO), and their history gets the same."""
+    """Start the clips of a group from the same noise (DanceGRPO), with the same history noise."""
     history_noise: FractionBelowOne = 0.05
-    """Noise level of finished frames as later ones see them, against drift."""
+    """Noise level of finished frames when later frames attend to them; it reduces drift."""
 
     @model_validator(mode="after")
     def _check_exploration(self) -> Self:

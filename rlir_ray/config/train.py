@@ -36,53 +36,53 @@ class TrainConfig:
     max_staleness: NonNegativeInt = 1
     """Versions that a group may lag behind the learner when it is consumed; 0: synchronous."""
     stale_policy: Literal["wait", "drop"] = "wait"
-    """`wait`: groups train in the order of admission, none grows too old; `drop`: as they come, too old ones go."""
+    """`wait`: train groups in the order of admission, so none grows too old; `drop`: as scored; drop old ones."""
     learning_rate: PositiveFloat = 1e-4
-    """AdamW."""
+    """Learning rate of AdamW."""
     warmup_steps: NonNegativeInt = 3
     """Steps over which the learning rate rises from 0."""
     weight_decay: NonNegativeFloat = 0.0
-    """AdamW."""
+    """Weight decay of AdamW."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradient clipping."""
     objective: ObjectiveName = "grpo"
-    """`grpo`: the clipped surrogate; `nft`: DiffusionNFT, for flow policies; or package.module:Class, your own."""
+    """`grpo`: the clipped surrogate; `nft`: DiffusionNFT, for flow policies; or package.module:Class."""
     objective_args: Arguments = field(default_factory=dict)
-    """Arguments of an objective of your own, beside what every objective gets: {NAME: VALUE}."""
+    """Arguments of your own objective: {NAME: VALUE}."""
     ratio: Literal["plain", "guard"] = "plain"
-    """`plain`: policy over behavior; `guard`: GRPO-Guard's normalised one, for SDE steps."""
+    """`plain`: policy over behavior; `guard`: GRPO-Guard's normalised ratio, for SDE steps."""
     importance: Literal["auto", "none", "token", "sequence"] = "auto"
-    """Weights of stale groups: `none`: the clip acts instead; by `token` or `sequence`; `auto`: token for tokens."""
+    """Importance weights of stale groups, by `token` or `sequence`; `none`: clip instead; `auto`: token for tokens."""
     max_importance: Annotated[float, Field(strict=True, ge=1), FLOAT] = 2.0
-    """Importance weights are truncated here."""
+    """Truncate importance weights at this value."""
     min_ratio: FractionBelowOne = 0.125
-    """With importance weights: decisions (or clips) whose ratio to the behavior policy is lower do not train ..."""
+    """With importance weights: lowest ratio of a decision (or clip) that trains."""
     max_ratio: Annotated[float, Field(strict=True, gt=1), FLOAT] = 8.0
-    """... nor those whose ratio is higher."""
+    """With importance weights: highest ratio of a decision (or clip) that trains."""
     clip_low: OpenFraction = 0.2
-    """Stale groups without importance weights: the ratio is clipped at 1 - clip_low ..."""
+    """Lower clip of the ratio, 1 - clip_low, for stale groups without importance weights."""
     clip_high: PositiveFloat = 0.28
-    """... and 1 + clip_high (DAPO's separate upper clip)."""
+    """Upper clip of the ratio, 1 + clip_high (DAPO's separate upper clip)."""
     kl_coefficient: NonNegativeFloat = 0.0
-    """Of KL(policy || reference): k3 for tokens, of means for SDE steps, of velocities for `nft`; 0: no reference."""
+    """Weight of KL(policy || reference): k3 for tokens, means for SDE steps, velocities for `nft`; 0: no reference."""
     advantage: Literal["grpo", "batch_std", "dr_grpo"] = "grpo"
-    """Minus the group's mean; `grpo`: over its deviation; `batch_std`: the step's (Flow-GRPO); `dr_grpo`: no more."""
+    """After the group mean, divide by: the group's deviation (`grpo`), the step's (`batch_std`), nothing (`dr_grpo`)."""
     max_advantage: NonNegativeFloat = 0.0
-    """Advantages are clamped to ± this; 0: they are not. `nft` needs it."""
+    """Clamp advantages to ± this value; 0: do not clamp. `nft` needs it."""
     best_and_worst: NonNegativeInt = 0
-    """Train only this many best and as many worst clips of each group (DanceGRPO); 0: all."""
+    """Train only this many best and as many worst clips of each group (DanceGRPO); 0: all clips."""
     nft_beta: PositiveFloat = 1.0
-    """How far DiffusionNFT's implicit policies lie from the sampling one."""
+    """Distance of DiffusionNFT's implicit policies from the sampling policy."""
     nft_levels: PositiveInt = 2
     """Noise levels at which DiffusionNFT compares each frame in a step."""
     nft_decay: FractionBelowOne = 0.5
-    """Highest decay of the sampling policy, a moving average of the trained one; it rises by 0.001 a step to it."""
+    """Highest decay of the sampling policy, a moving average of the trained policy; the decay rises by 0.001 a step."""
     max_failed_fraction: FractionBelowOne = 0.1
-    """More failed groups than this share of any hundred end the run; fewer are counted and replaced."""
+    """End the run when more than this share of a hundred groups failed; fewer failed groups are replaced."""
     max_skipped_updates: PositiveInt = 3
-    """So many updates in a row that are skipped, because a loss or a gradient is not finite, end the run."""
+    """End the run after this many skipped updates in a row (their loss or gradient was not finite)."""
     min_reward_std: NonNegativeFloat = 1e-6
-    """A group whose rewards vary less carries no signal: it is dropped and replaced."""
+    """Drop and replace a group whose rewards vary less: it carries no signal."""
     wait_timeout_s: PositiveFloat = 600.0
     """Bound of every wait for a pool."""
 

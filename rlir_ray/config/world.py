@@ -22,35 +22,35 @@ class WorldConfig:
     """What the checkpoints, the prompts and the judge must agree on."""
 
     height: PositiveInt = 48
-    """Pixels."""
+    """Height of a frame in pixels."""
     width: PositiveInt = 64
-    """Pixels."""
+    """Width of a frame in pixels."""
     num_context: PositiveInt = 1
-    """Frames that are given."""
+    """Context frames: real frames that the model gets."""
     num_frames: PositiveInt = 8
-    """Frames that are generated."""
+    """Frames that the model generates."""
     groups: Annotated[tuple[GroupName, ...], Field(min_length=1), LIST] = ("forward_back", "use_attack", "jump", "yaw")
-    """Exclusive action groups in use: those that rewards and metrics compare."""
+    """Action groups that rewards and metrics compare; the classes of a group exclude each other."""
 
 
 @section("prompts")
 class PromptsConfig:
     source: SourceName = "doom"
-    """`doom`: recorded from the game at the start; `recordings`: VPT pairs of your own; or package.module:Class."""
+    """`doom`: record the game at the start; `recordings`: your own VPT pairs; or package.module:Class."""
     args: Arguments = field(default_factory=dict)
-    """Arguments of a source of your own, beside the configuration: {NAME: VALUE}."""
+    """Arguments of your own source: {NAME: VALUE}."""
     path: str = ""
     """Recordings for training prompts, with source=recordings: a folder, or a published index (JSON)."""
     heldout_path: str = ""
-    """The same for evaluation prompts."""
+    """Recordings for evaluation prompts, with source=recordings: a folder, or a published index (JSON)."""
     actions: Literal["recorded", "sampled"] = "recorded"
-    """Commanded actions: `recorded` ones, or `sampled`: the scripted player's, with recordings another clip's."""
+    """Commanded actions: `recorded`: the clip's own; `sampled`: the scripted player's (recordings: another clip's)."""
     num_train: PositiveInt = 1024
-    """Training prompts; they are used again, in another order, when they run out."""
+    """Training prompts; when all are used, they are used again in another order."""
     num_heldout: PositiveInt = 128
-    """Evaluation prompts, from recordings that training never shows."""
+    """Evaluation prompts, from recordings that training never uses."""
     min_wall_distance: Annotated[float, Field(strict=True), FLOAT] = 96.0
-    """Leave out clips whose first frame faces a wall nearer than this (map units): they carry no cue of motion."""
+    """Leave out clips whose first frame faces a wall nearer than this (map units): such a frame shows no motion."""
 
     @model_validator(mode="after")
     def _check_paths(self) -> Self:
@@ -87,8 +87,8 @@ class DataConfig:
     """How recordings are read."""
 
     strict: bool = False
-    """A broken recording is an error; otherwise it is left out, counted and named."""
+    """true: a broken recording is an error; false: leave it out, count and name it."""
     resize: Literal["area", "bilinear"] = "area"
-    """To the world's size: `area`: the average; `bilinear`: without antialiasing, as MineWorld's and VPT's loaders."""
+    """Resizing to the world's size: `area`: average; `bilinear`: no antialiasing, as MineWorld's and VPT's loaders."""
     action_shift: Annotated[int, Field(strict=True, ge=-MAX_ACTION_SHIFT, le=MAX_ACTION_SHIFT), INT] = 0
     """Event k + action_shift leads INTO frame k; -1: the order of a Gymnasium loop (observation, then its action)."""

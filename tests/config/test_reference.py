@@ -40,8 +40,11 @@ def test_the_page_has_no_other_rows():
     [
         ("train.num_steps", ["whole number", ">= 1", "`40`", "Optimiser steps."]),
         ("learner.zero_stage", ["whole number", "in 0..3", "`1`", "DeepSpeed ZeRO stage."]),
-        ("train.max_ratio", ["number", "> 1", "`8.0`", "... nor those whose ratio is higher."]),
-        ("reward.discount", ["number", "in [0, 1]", "`0.5`", "Of later frames' rewards, for credit=frame."]),
+        (
+            "train.max_ratio",
+            ["number", "> 1", "`8.0`", "With importance weights: highest ratio of a decision (or clip) that trains."],
+        ),
+        ("reward.discount", ["number", "in [0, 1]", "`0.5`", "Discount of later frames' rewards, for credit=frame."]),
         ("learner.use_gpu", ["true or false", "", "`false`", "One GPU a rank, NCCL; otherwise gloo."]),
     ],
 )
