@@ -66,7 +66,7 @@ class TrainConfig:
     kl_coefficient: NonNegativeFloat = 0.0
     """Weight of KL(policy || reference): k3 for tokens, means for SDE steps, velocities for `nft`; 0: no reference."""
     advantage: Literal["grpo", "batch_std", "dr_grpo"] = "grpo"
-    """Minus the group mean, divided by group's deviation (`grpo`), step's (`batch_std`), nothing (`dr_grpo`)."""
+    """Group mean subtracted; divided by the group's deviation (`grpo`), the step's (`batch_std`) or 1 (`dr_grpo`)."""
     max_advantage: NonNegativeFloat = 0.0
     """Clamp advantages to ± this value; 0: do not clamp. `nft` needs it."""
     best_and_worst: NonNegativeInt = 0
