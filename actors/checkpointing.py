@@ -146,9 +146,12 @@ class Checkpoints:
 
 def _to_json(group: ReadyGroup) -> dict[str, Any]:
     return {
-        "group_id": group.group_id, "advantages": group.advantages.tolist(), "report": asdict(group.report),
-        "scored": asdict(group.scored), "scores": group.scores.to_json(),
-    }  # fmt: skip
+        "group_id": group.group_id,
+        "advantages": group.advantages.tolist(),
+        "report": asdict(group.report),
+        "scored": asdict(group.scored),
+        "scores": group.scores.to_json(),
+    }
 
 
 def check_prompts(run: RunState, seed: int, prompt_ids: Sequence[str]) -> None:
@@ -203,7 +206,10 @@ def _from_json(content: dict[str, Any], group_ref: ray.ObjectRef) -> ReadyGroup:
         "difference": difference and LogprobDifference(**difference),
     }
     return ReadyGroup(
-        group_id=content["group_id"], group_ref=group_ref, advantages=np.array(content["advantages"], np.float32),
-        report=CallReport(**{**report, **made}), scored=Span(**content["scored"]),
+        group_id=content["group_id"],
+        group_ref=group_ref,
+        advantages=np.array(content["advantages"], np.float32),
+        report=CallReport(**{**report, **made}),
+        scored=Span(**content["scored"]),
         scores=RewardScores.from_json(content["scores"]),
-    )  # fmt: skip
+    )

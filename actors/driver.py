@@ -154,10 +154,18 @@ class Driver:
         in_flight = InFlightSteps(self._learner(), self._finished)
         admission = Admission(train.max_staleness, train.prompts_per_step, self._budget_bytes)
         collector = Collector(
-            self.config, self.state.ledger, admission, session.submit,
-            prompt_ids=session.prompt_ids, stop=session.stop, group_bytes=self._group_bytes,
-            recording=session.recording, progress=session.progress, activity=session.activity, learner=in_flight,
-        )  # fmt: skip
+            self.config,
+            self.state.ledger,
+            admission,
+            session.submit,
+            prompt_ids=session.prompt_ids,
+            stop=session.stop,
+            group_bytes=self._group_bytes,
+            recording=session.recording,
+            progress=session.progress,
+            activity=session.activity,
+            learner=in_flight,
+        )
         collector.restore(ready_groups(self.state, train.wait_timeout_s))
         self.collector, self.in_flight, self._last_step_at = collector, in_flight, time.monotonic()
         return collector, in_flight

@@ -173,9 +173,13 @@ class Pipeline:
 
     def _result(self, state: RunState, *, interrupted: bool = False, was_finished: bool = False) -> TrainResult:
         return TrainResult(
-            folder=self.folder.path, num_steps=state.step, interrupted=interrupted, was_finished=was_finished,
-            metrics=state.metrics, groups=state.ledger.counts(),
-        )  # fmt: skip
+            folder=self.folder.path,
+            num_steps=state.step,
+            interrupted=interrupted,
+            was_finished=was_finished,
+            metrics=state.metrics,
+            groups=state.ledger.counts(),
+        )
 
     def _log(self, metrics: dict[str, float]) -> None:
         for callback in self.callbacks:

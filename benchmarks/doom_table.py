@@ -34,10 +34,14 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the RL run")
     arguments = parser.parse_args()
     overrides = [
-        f"run.name={arguments.name}", f"seed={arguments.seed}", f"prompts.num_heldout={arguments.num_prompts}",
-        f"train.max_minutes={arguments.minutes}", "train.num_steps=10000",
-        f"evaluation.temperatures={list(TEMPERATURES)}", *arguments.overrides,
-    ]  # fmt: skip
+        f"run.name={arguments.name}",
+        f"seed={arguments.seed}",
+        f"prompts.num_heldout={arguments.num_prompts}",
+        f"train.max_minutes={arguments.minutes}",
+        "train.num_steps=10000",
+        f"evaluation.temperatures={list(TEMPERATURES)}",
+        *arguments.overrides,
+    ]
     folder = train_both(arguments, overrides)
     judge_supervised(folder, arguments.recipe, overrides)
     write_table(folder, arguments)
@@ -54,11 +58,25 @@ def train_both(arguments: argparse.Namespace, overrides: list[str]) -> Path:
     cores = sorted(os.sched_getaffinity(0))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     supervised = [
-        "-m", "rlir_ray", "pretrain", RECIPES[arguments.recipe][0], "--data", str(arguments.data),
-        "--out", str(control), "--init", str(asset_path(config.models.policy)),
-        "--minutes", str(arguments.minutes), "--threads", "1",
-        "--seed", str(arguments.seed + 1), "--learning-rate", str(arguments.supervised_learning_rate),
-    ]  # fmt: skip
+        "-m",
+        "rlir_ray",
+        "pretrain",
+        RECIPES[arguments.recipe][0],
+        "--data",
+        str(arguments.data),
+        "--out",
+        str(control),
+        "--init",
+        str(asset_path(config.models.policy)),
+        "--minutes",
+        str(arguments.minutes),
+        "--threads",
+        "1",
+        "--seed",
+        str(arguments.seed + 1),
+        "--learning-rate",
+        str(arguments.supervised_learning_rate),
+    ]
     reinforced = ["-m", "rlir_ray", "train", "--recipe", arguments.recipe, *overrides]
     trainings = ((cores[0], supervised, control / "training.json"), (cores[-1], reinforced, folder / "report.html"))
     running = [

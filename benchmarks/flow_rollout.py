@@ -154,11 +154,17 @@ def main() -> None:
     before = os.getloadavg()
     found = measure(model, options)
     report = {
-        "versions": versions(), "load_average": before, "load_average_after": os.getloadavg(),
-        "threads": options.threads, "parameters": sum(weight.numel() for weight in model.parameters()),
+        "versions": versions(),
+        "load_average": before,
+        "load_average_after": os.getloadavg(),
+        "threads": options.threads,
+        "parameters": sum(weight.numel() for weight in model.parameters()),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
-        "clips": options.prompts * options.group_size, "frames": options.frames, "steps": options.steps, **found,
-    }  # fmt: skip
+        "clips": options.prompts * options.group_size,
+        "frames": options.frames,
+        "steps": options.steps,
+        **found,
+    }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     write_json(options.out, report)
     print({name: report[name] for name in found})

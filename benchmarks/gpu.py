@@ -65,8 +65,9 @@ def learner_step(config: Config, policy: Any, groups: list[TrajectoryGroup]) -> 
     _, found = timed(lambda: learner.step(batch))
     return {
         "decisions_per_s": round(batch.num_decisions / found["seconds"], 1),
-        "max_abs_log_ratio": first["ratio/max_abs_log"], **found,
-    }  # fmt: skip
+        "max_abs_log_ratio": first["ratio/max_abs_log"],
+        **found,
+    }
 
 
 def tokens(recipe: str, group_size: int, num_frames: int) -> dict[str, Any]:
@@ -84,8 +85,10 @@ def tokens(recipe: str, group_size: int, num_frames: int) -> dict[str, Any]:
         drawn, found = timed(lambda sampler=sampler: sampler.sample(prompts, [0], [0], group_size))
         rate = group_size * num_frames * model.tokens_per_frame / found["seconds"]
         content[f"sample {dtype}"] = {
-            "tokens_per_s": round(rate, 1), "logprob_difference": asdict(sampler.difference), **found,  # type: ignore[arg-type]
-        }  # fmt: skip
+            "tokens_per_s": round(rate, 1),
+            "logprob_difference": asdict(sampler.difference),
+            **found,  # type: ignore[arg-type]
+        }
         del sampler
         for precision in ("fp32", "bf16") if dtype == torch.float32 else ():
             own = replace(config, learner=replace(config.learner, precision=precision))
@@ -100,24 +103,34 @@ def flow(recipe: str, group_size: int, num_frames: int) -> dict[str, Any]:
     stated, world = config.architecture, config.world
     torch.manual_seed(0)
     model = FlowWorldModel(
-        latent_channels=stated.latent_channels, latent_height=world.height // 8, latent_width=world.width // 8,
-        patch_size=stated.patch_size, hidden_size=stated.hidden_size, num_layers=stated.num_layers,
-        num_heads=stated.num_heads, mlp_ratio=stated.intermediate_size / stated.hidden_size,
-    ).cuda()  # fmt: skip
+        latent_channels=stated.latent_channels,
+        latent_height=world.height // 8,
+        latent_width=world.width // 8,
+        patch_size=stated.patch_size,
+        hidden_size=stated.hidden_size,
+        num_layers=stated.num_layers,
+        num_heads=stated.num_heads,
+        mlp_ratio=stated.intermediate_size / stated.hidden_size,
+    ).cuda()
     # A fresh model's velocity is zero everywhere, and with it every difference.
     torch.nn.init.normal_(model.head.weight, std=0.02)
     prompts, sampler = flow_prompts(model, 1, num_frames), FlowSampler(model, config.flow, explore=True)
     sampler.sample(flow_prompts(model, 1, 1), [0], [0], group_size)
     drawn, found = timed(lambda: sampler.sample(prompts, [0], [0], group_size))
     sampled = {
-        "frames_per_s": round(group_size * num_frames / found["seconds"], 2), "steps": config.flow.num_steps,
-        "logprob_difference": asdict(sampler.difference), **found,  # type: ignore[arg-type]
-    }  # fmt: skip
+        "frames_per_s": round(group_size * num_frames / found["seconds"], 2),
+        "steps": config.flow.num_steps,
+        "logprob_difference": asdict(sampler.difference),
+        **found,  # type: ignore[arg-type]
+    }
     return {
-        "recipe": recipe, "parameters": sum(weight.numel() for weight in model.parameters()),
-        "group_size": group_size, "frames": num_frames, "sample torch.float32": sampled,
+        "recipe": recipe,
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "group_size": group_size,
+        "frames": num_frames,
+        "sample torch.float32": sampled,
         "learner step fp32": learner_step(config, model, [group for group, _ in drawn]),
-    }  # fmt: skip
+    }
 
 
 @torch.inference_mode()

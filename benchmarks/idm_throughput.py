@@ -30,10 +30,14 @@ from rlir_ray.run.versions import versions
 
 # The size of the small golden checkpoint: 32 x 32 pixels, CNN channels 4, 8, 8.
 SMALL = {
-    "attention_heads": 4, "attention_memory_size": 16, "timesteps": 16, "img_shape": [32, 32, 8],
+    "attention_heads": 4,
+    "attention_memory_size": 16,
+    "timesteps": 16,
+    "img_shape": [32, 32, 8],
     "conv3d_params": {"inchan": 3, "outchan": 8, "kernel_size": [5, 1, 1], "padding": [2, 0, 0]},
-    "impala_chans": [4, 8, 8], "impala_width": 1,
-}  # fmt: skip
+    "impala_chans": [4, 8, 8],
+    "impala_width": 1,
+}
 
 
 def small_model(width: int) -> InverseDynamicsModel:
@@ -114,9 +118,14 @@ def main() -> None:
         print(read_once(arguments.only, arguments.widths[0], clips))
         return
     content: dict[str, Any] = {
-        "versions": versions(), "load_average": os.getloadavg(), "threads": arguments.threads,
-        "clips": arguments.clips, "frames": arguments.frames, "pixels": [32, 32], "widths": {},
-    }  # fmt: skip
+        "versions": versions(),
+        "load_average": os.getloadavg(),
+        "threads": arguments.threads,
+        "clips": arguments.clips,
+        "frames": arguments.frames,
+        "pixels": [32, 32],
+        "widths": {},
+    }
     for width in arguments.widths:
         found = measure(small_model(width), clips, arguments.repeats)
         sizes = {

@@ -89,9 +89,15 @@ def model_state_bytes(num_weights: int, zero_stage: int, num_ranks: int) -> floa
 def make_model(hidden_size: int, num_layers: int) -> WorldModel:
     torch.manual_seed(0)
     return WorldModel.create(
-        num_codes=512, tokens_per_frame=48, hidden_size=hidden_size, intermediate_size=4 * hidden_size,
-        num_layers=num_layers, num_heads=8, num_key_value_heads=4, max_positions=512,
-    )  # fmt: skip
+        num_codes=512,
+        tokens_per_frame=48,
+        hidden_size=hidden_size,
+        intermediate_size=4 * hidden_size,
+        num_layers=num_layers,
+        num_heads=8,
+        num_key_value_heads=4,
+        max_positions=512,
+    )
 
 
 def make_learner(zero_stage: int, hidden_size: int = 512, num_layers: int = 8) -> Learner:
@@ -137,11 +143,13 @@ def measure_steps(rank: int, num_ranks: int, repeats: int, num_frames: int) -> d
     medians = {stage: statistics.median(times[WARM_UP:]) for stage, times in seconds.items()}
     parts = {
         f"zero {stage}, {num_ranks} ranks": {
-            "torch_s": medians[-1], "step_s": medians[stage], "over_torch": medians[stage] / medians[-1],
+            "torch_s": medians[-1],
+            "step_s": medians[stage],
+            "over_torch": medians[stage] / medians[-1],
             "target": TARGETS[stage],
         }
         for stage in STAGES
-    }  # fmt: skip
+    }
     return parts
 
 
@@ -165,10 +173,12 @@ def measure_memory(rank: int, num_ranks: int, zero_stage: int, num_frames: int) 
     expected = model_state_bytes(num_weights, zero_stage, num_ranks)
     return {
         f"zero {zero_stage}, {num_ranks} ranks": {
-            "num_weights": num_weights, "measured_bytes": grown[0], "formula_bytes": expected,
+            "num_weights": num_weights,
+            "measured_bytes": grown[0],
+            "formula_bytes": expected,
             "over_formula": grown[0] / expected,
         }
-    }  # fmt: skip
+    }
 
 
 def run_rank(
@@ -226,10 +236,15 @@ def main() -> None:
     write_json(
         options.out,
         {
-            "step": step, "memory": memory, "memory_target": MEMORY_TARGET, "frames": options.frames,
-            "versions": versions(), "load_average": load, "load_average_after": os.getloadavg(),
+            "step": step,
+            "memory": memory,
+            "memory_target": MEMORY_TARGET,
+            "frames": options.frames,
+            "versions": versions(),
+            "load_average": load,
+            "load_average_after": os.getloadavg(),
         },
-    )  # fmt: skip
+    )
     print(f"written {options.out}")
 
 

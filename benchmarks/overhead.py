@@ -31,15 +31,22 @@ def measure_local(num_steps: int) -> float:
     config = load_config(
         "doom_tiny_ar",
         [
-            f"train.num_steps={num_steps}", "train.max_minutes=0", f"train.prompts_per_step={PROMPTS_PER_STEP}",
-            f"rollout.prompts_per_call={PROMPTS_PER_STEP}", "prompts.num_train=64", "prompts.num_heldout=8",
+            f"train.num_steps={num_steps}",
+            "train.max_minutes=0",
+            f"train.prompts_per_step={PROMPTS_PER_STEP}",
+            f"rollout.prompts_per_call={PROMPTS_PER_STEP}",
+            "prompts.num_train=64",
+            "prompts.num_heldout=8",
         ],
-    )  # fmt: skip
+    )
     sample_s, score_s, learn_s = STAGES_S
     metrics = train_local(
-        config, random_prompts(config, "train").prompts, SleepSampler(sample_s / PROMPTS_PER_STEP),
-        SleepReward(score_s / PROMPTS_PER_STEP), SleepLearner(learn_s),  # type: ignore[arg-type]
-    )  # fmt: skip
+        config,
+        random_prompts(config, "train").prompts,
+        SleepSampler(sample_s / PROMPTS_PER_STEP),
+        SleepReward(score_s / PROMPTS_PER_STEP),
+        SleepLearner(learn_s),  # type: ignore[arg-type]
+    )
     return statistics.median(step["time/step_s"] for step in metrics)
 
 
@@ -55,10 +62,14 @@ def main() -> None:
     ray.shutdown()
     stages_s = sum(STAGES_S)
     found = {
-        "stages_s": stages_s, "local_step_s": local_s, "pools": asdict(pools), "target": TARGET,
-        "local_overhead": local_s / stages_s - 1, "pools_overhead": pools.step_s / stages_s - 1,
+        "stages_s": stages_s,
+        "local_step_s": local_s,
+        "pools": asdict(pools),
+        "target": TARGET,
+        "local_overhead": local_s / stages_s - 1,
+        "pools_overhead": pools.step_s / stages_s - 1,
         "pools_over_local": pools.step_s / local_s,
-    }  # fmt: skip
+    }
     print(f"overhead at 1 s steps: local {found['local_overhead']:.2%}, pools {found['pools_overhead']:.2%}")
     write_json(options.out, {"found": found, "versions": versions(), "load_average": load})
 

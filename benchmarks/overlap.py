@@ -51,19 +51,28 @@ def measure(sample_s: float, score_s: float, learn_s: float, max_staleness: int,
         config = load_config(
             "doom_tiny_ar",
             [
-                f"run.dir={folder}", "run.name=stages", "learner.engine=torch",
-                f"train.num_steps={num_steps}", "train.max_minutes=0", f"train.max_staleness={max_staleness}",
-                f"train.prompts_per_step={PROMPTS_PER_STEP}", f"rollout.prompts_per_call={PROMPTS_PER_STEP}",
-                "prompts.num_train=64", "prompts.num_heldout=8", f"rollout.num_actors={num_actors}",
-                f"reward.num_replicas={num_actors}", "checkpoint.every=0",
+                f"run.dir={folder}",
+                "run.name=stages",
+                "learner.engine=torch",
+                f"train.num_steps={num_steps}",
+                "train.max_minutes=0",
+                f"train.max_staleness={max_staleness}",
+                f"train.prompts_per_step={PROMPTS_PER_STEP}",
+                f"rollout.prompts_per_call={PROMPTS_PER_STEP}",
+                "prompts.num_train=64",
+                "prompts.num_heldout=8",
+                f"rollout.num_actors={num_actors}",
+                f"reward.num_replicas={num_actors}",
+                "checkpoint.every=0",
             ],
-        )  # fmt: skip
+        )
         result = Pipeline(
-            config, prompts=partial(random_prompts, config),
+            config,
+            prompts=partial(random_prompts, config),
             make_sampler=partial(SleepSampler, num_actors * sample_s / PROMPTS_PER_STEP),
             make_reward=partial(SleepReward, num_actors * score_s / PROMPTS_PER_STEP),
             make_learner=partial(SleepLearner, learn_s),
-        ).train(calibrate=False, evaluate=False)  # fmt: skip
+        ).train(calibrate=False, evaluate=False)
     assert result.groups["trained"] == num_steps * PROMPTS_PER_STEP, result.groups
     steps = [metrics["time/step_s"] for metrics in result.metrics[WARM_UP:-WIND_DOWN]]
     stages = (sample_s, score_s, learn_s)
@@ -86,9 +95,11 @@ def main() -> None:
             overlapped = measure(*times, MAX_STALENESS, num_steps)
             speedup = sync.step_s / overlapped.step_s
             found[f"{num_stages} stages of {stage_ms} ms"] = {
-                "synchronous": asdict(sync), "overlapped": asdict(overlapped), "speedup": speedup,
+                "synchronous": asdict(sync),
+                "overlapped": asdict(overlapped),
+                "speedup": speedup,
                 "targets": {"efficiency": TARGETS[stage_ms], "speedup": SPEEDUPS[num_stages]},
-            }  # fmt: skip
+            }
             print(
                 f"{num_stages} stages of {stage_ms} ms: {sync.step_s * 1e3:.1f} ms and {overlapped.step_s * 1e3:.1f} "
                 f"ms a step, efficiency {overlapped.efficiency:.3f}, {speedup:.2f}x",

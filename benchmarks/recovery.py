@@ -55,9 +55,12 @@ def seconds_of(
         seconds.append(time.perf_counter() - started)
     median_s = statistics.median(seconds)
     return {
-        "median_s": median_s, "seconds": seconds, "without_kill_s": healthy_s, "start_s": start_s,
+        "median_s": median_s,
+        "seconds": seconds,
+        "without_kill_s": healthy_s,
+        "start_s": start_s,
         "over_start": median_s / start_s,
-    }  # fmt: skip
+    }
 
 
 def measure_rollout(config: Config, repeats: int) -> dict[str, Any]:

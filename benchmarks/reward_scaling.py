@@ -66,14 +66,16 @@ def random_videos(config: Config, number: int) -> list[EncodedVideo]:
     num_actions = shape[1] - 1
     return [
         EncodedVideo(
-            group_id=group_id, codes=random.integers(0, 512, shape, dtype=np.uint16), num_context=world.num_context,
+            group_id=group_id,
+            codes=random.integers(0, 512, shape, dtype=np.uint16),
+            num_context=world.num_context,
             actions=Actions(
                 random.random((num_actions, len(BUTTONS))) < 0.1,
                 random.normal(0, 5, (num_actions, 2)).astype(np.float32),
             ),
         )
         for group_id in range(number)
-    ]  # fmt: skip
+    ]
 
 
 class Load:
@@ -197,10 +199,13 @@ def measure_rise(
     grid = np.arange(called + WINDOW_S, load.stamps[-1], STEP_S)
     reached = next((t for t in grid if load.rate(t - WINDOW_S, t) >= LEVEL * level), float("nan"))
     found = {
-        "from": before, "to": after, "new_level_groups_per_s": round(level, 1),
-        "call_s": round(returned - called, 3), "seconds_to_90_percent": round(float(reached - called), 2),
+        "from": before,
+        "to": after,
+        "new_level_groups_per_s": round(level, 1),
+        "call_s": round(returned - called, 3),
+        "seconds_to_90_percent": round(float(reached - called), 2),
         "meets": bool(reached - called <= TARGET_RISE_S),
-    }  # fmt: skip
+    }
     print(found, flush=True)
     return found
 
@@ -265,10 +270,12 @@ def main() -> None:
     options = parser.parse_args()
     config = load_config("doom_tiny_ar", ["reward.num_cpus=0.25"])
     found: dict[str, Any] = {
-        "versions": versions(), "load_average": os.getloadavg(), "sleep_s": options.sleep_s,
+        "versions": versions(),
+        "load_average": os.getloadavg(),
+        "sleep_s": options.sleep_s,
         "frames_a_group": config.train.group_size * (config.world.num_context + config.world.num_frames),
         "targets": {"share_of_linear": {str(key): value for key, value in TARGETS.items()}, "rise_s": TARGET_RISE_S},
-    }  # fmt: skip
+    }
     start_ray(num_cpus=16, object_store_memory=300 << 20)
     refs = [ray.put(video) for video in random_videos(config, 64)]
     if "throughput" in options.parts:

@@ -67,9 +67,17 @@ def generate_with_transformers(model: WorldModel, prompts: Sequence[Prompt], gro
     for frame in range(num_frames):
         tokens = torch.cat([tokens, actions[:, frame]], 1)
         tokens = model.llama.generate(
-            tokens, attention_mask=torch.ones_like(tokens), past_key_values=past, max_new_tokens=per_frame,
-            do_sample=True, top_k=0, top_p=1.0, temperature=1.0, suppress_tokens=suppressed, pad_token_id=0,
-        )  # fmt: skip
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            past_key_values=past,
+            max_new_tokens=per_frame,
+            do_sample=True,
+            top_k=0,
+            top_p=1.0,
+            temperature=1.0,
+            suppress_tokens=suppressed,
+            pad_token_id=0,
+        )
     return tokens
 
 
@@ -194,11 +202,15 @@ def main() -> None:
     load = os.getloadavg()
     engines = measure(model, options.prompts, options.group_size, options.frames, options.repeats)
     report = {
-        "versions": versions(), "threads": options.threads,
-        "load_average": load, "load_average_after": os.getloadavg(),
+        "versions": versions(),
+        "threads": options.threads,
+        "load_average": load,
+        "load_average_after": os.getloadavg(),
         "parameters": sum(weight.numel() for weight in model.parameters()),
-        "clips": options.prompts * options.group_size, "frames": options.frames, "engines": engines,
-    }  # fmt: skip
+        "clips": options.prompts * options.group_size,
+        "frames": options.frames,
+        "engines": engines,
+    }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     write_json(options.out, report)
 

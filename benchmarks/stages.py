@@ -66,11 +66,14 @@ class SleepSampler:
         decisions = (group_size, prompt.num_frames * TOKENS)
         codes = self.random.integers(1, CODES, (group_size, num_frames, TOKENS), dtype=np.uint16)
         group = TrajectoryGroup(
-            prompt_id=prompt.prompt_id, group_id=group_id, seed=seed, policy_version=self.policy_version,
+            prompt_id=prompt.prompt_id,
+            group_id=group_id,
+            seed=seed,
+            policy_version=self.policy_version,
             record=TokenRecord(self.random.integers(1, CODES, (group_size, length), dtype=np.int32)),
             behavior_logprobs=-self.random.random(decisions, dtype=np.float32),
             loss_mask=np.ones(decisions, np.bool_),
-        )  # fmt: skip
+        )
         video = EncodedVideo(group_id=group_id, codes=codes, num_context=len(prompt.context), actions=prompt.actions)
         return group, video
 

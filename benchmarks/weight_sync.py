@@ -57,9 +57,15 @@ def flow_sampler() -> Sampler:
 def torch_sampler() -> Sampler:
     """As many; this engine computes a layout of its own from each version."""
     model = WorldModel.create(
-        num_codes=512, tokens_per_frame=48, hidden_size=1024, intermediate_size=4096, num_layers=4, num_heads=8,
-        num_key_value_heads=4, max_positions=512,
-    )  # fmt: skip
+        num_codes=512,
+        tokens_per_frame=48,
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_layers=4,
+        num_heads=8,
+        num_key_value_heads=4,
+        max_positions=512,
+    )
     return TorchSampler(model.eval(), temperature=1.0)
 
 
@@ -116,12 +122,16 @@ def measure(make_sampler: Callable[[], Sampler], num_readers: int, repeats: int)
     pool.stop()
     memcpy_s, publish_s = statistics.median(copies), statistics.median(seconds)
     return {
-        "num_bytes": num_bytes, "memcpy_s": round(memcpy_s, 5), "publish_s": round(publish_s, 5),
+        "num_bytes": num_bytes,
+        "memcpy_s": round(memcpy_s, 5),
+        "publish_s": round(publish_s, 5),
         "publish_s_range": [round(min(seconds), 5), round(max(seconds), 5)],
-        "memcpy_gb_per_s": round(num_bytes / memcpy_s / 1e9, 2), "gb_per_s": round(num_bytes / publish_s / 1e9, 2),
+        "memcpy_gb_per_s": round(num_bytes / memcpy_s / 1e9, 2),
+        "gb_per_s": round(num_bytes / publish_s / 1e9, 2),
         "delivered_gb_per_s": round(num_readers * num_bytes / publish_s / 1e9, 2),
-        "share_of_memcpy": round(memcpy_s / publish_s, 3), "load_average": os.getloadavg(),
-    }  # fmt: skip
+        "share_of_memcpy": round(memcpy_s / publish_s, 3),
+        "load_average": os.getloadavg(),
+    }
 
 
 def _seconds(call: Callable[[], Any], repeats: int) -> float:
@@ -151,9 +161,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/weight_sync.json"))
     options = parser.parse_args()
     found: dict[str, Any] = {
-        "versions": versions(), "load_average": os.getloadavg(), "target": TARGET,
-        "checksum_gb_per_s": measure_checksums(256 << 20), "engines": {},
-    }  # fmt: skip
+        "versions": versions(),
+        "load_average": os.getloadavg(),
+        "target": TARGET,
+        "checksum_gb_per_s": measure_checksums(256 << 20),
+        "engines": {},
+    }
     start_ray(num_cpus=8, object_store_memory=2 << 30)
     for engine in options.engines:
         part = found["engines"][engine] = {}

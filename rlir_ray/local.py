@@ -149,9 +149,12 @@ def step_groups(
 def group_signal(config: Config, scores: RewardScores) -> npt.NDArray[np.float32] | None:
     """Compute the advantages [G, F] of one group under the configured credit and normalisation; None: no signal."""
     return advantages_from_rewards(
-        scores.frame_rewards, credit=config.reward.credit, discount=config.reward.discount,
-        kind=config.train.advantage, min_reward_std=config.train.min_reward_std,
-    )  # fmt: skip
+        scores.frame_rewards,
+        credit=config.reward.credit,
+        discount=config.reward.discount,
+        kind=config.train.advantage,
+        min_reward_std=config.train.min_reward_std,
+    )
 
 
 def normalised_advantages(config: Config, groups: Sequence[npt.NDArray[np.float32]]) -> list[GroupAdvantages]:

@@ -55,11 +55,13 @@ def sample_videos(num_groups: int = 2, group_size: int = 3, num_frames: int = NU
     random = np.random.default_rng(0)
     return [
         EncodedVideo(
-            group_id=10 + number, num_context=1, actions=sample_actions(num_frames, number),
+            group_id=10 + number,
+            num_context=1,
+            actions=sample_actions(num_frames, number),
             codes=random.integers(0, NUM_CODES, (group_size, 1 + num_frames, TOKENS_PER_FRAME)).astype(np.uint16),
         )
         for number in range(num_groups)
-    ]  # fmt: skip
+    ]
 
 
 def sample_prompts(num_prompts: int = 2, num_frames: int = NUM_FRAMES) -> list[Prompt]:
@@ -77,9 +79,15 @@ def sample_policy() -> WorldModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return WorldModel.create(
-            num_codes=NUM_CODES, tokens_per_frame=TOKENS_PER_FRAME, hidden_size=64, intermediate_size=96, num_layers=2,
-            num_heads=4, num_key_value_heads=2, max_positions=512,
-        ).eval()  # fmt: skip
+            num_codes=NUM_CODES,
+            tokens_per_frame=TOKENS_PER_FRAME,
+            hidden_size=64,
+            intermediate_size=96,
+            num_layers=2,
+            num_heads=4,
+            num_key_value_heads=2,
+            max_positions=512,
+        ).eval()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -320,8 +328,11 @@ def check_idm(idm: InverseDynamics, height: int, width: int) -> None:
     logits = idm.logits(frames)
     for head, shape in (("buttons", (2, 5, 20, 2)), ("camera", (2, 5, 2, 11))):
         check(head in logits, f"logits must have {head}", sorted(logits))
-        check(tuple(logits[head].shape) == shape, f"{head} must be {shape} for two clips of five frames",
-              tuple(logits[head].shape))  # fmt: skip
+        check(
+            tuple(logits[head].shape) == shape,
+            f"{head} must be {shape} for two clips of five frames",
+            tuple(logits[head].shape),
+        )
         check(bool(logits[head].isfinite().all()), f"{head} must be finite", "NaN or infinity")
         for rule, again in (
             ("must be the same at every call", idm.logits(frames)[head][:1]),

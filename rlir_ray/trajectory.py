@@ -134,8 +134,11 @@ class TrajectoryGroup:
         if self.behavior_logprobs is not None:
             shapes = (self.behavior_logprobs.shape, mask.shape)
             _require(shapes[0] == shapes[1], "logprobs and mask must both be [G, T]", shapes)
-        sizes = {len(getattr(self.record, entry.name)) for entry in fields(self.record) if
-                 getattr(self.record, entry.name) is not None}  # fmt: skip
+        sizes = {
+            len(getattr(self.record, entry.name))
+            for entry in fields(self.record)
+            if getattr(self.record, entry.name) is not None
+        }
         _require(sizes == {size}, "all columns of a record must have the same G", sizes)
 
     @property
@@ -248,18 +251,20 @@ class RewardScores:
     def to_json(self) -> dict[str, Any]:
         """Return plain values for a checkpoint; `from_json` reads them."""
         return {
-            "group_id": self.group_id, "frame_rewards": self.frame_rewards.tolist(),
+            "group_id": self.group_id,
+            "frame_rewards": self.frame_rewards.tolist(),
             "rules": {name: float(value) for name, value in self.rules.items()},
             "confusion": {name: np.asarray(counts).tolist() for name, counts in self.confusion.items()},
-        }  # fmt: skip
+        }
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> RewardScores:
         return cls(
-            group_id=content["group_id"], frame_rewards=np.array(content["frame_rewards"], np.float32),
+            group_id=content["group_id"],
+            frame_rewards=np.array(content["frame_rewards"], np.float32),
             rules=content["rules"],
             confusion={name: np.array(counts, np.int64) for name, counts in content["confusion"].items()},
-        )  # fmt: skip
+        )
 
 
 def check_scores(scores: Sequence[RewardScores], videos: Sequence[EncodedVideo]) -> None:

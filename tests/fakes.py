@@ -34,9 +34,15 @@ def tiny_world_model(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = WorldModel.create(
-            num_codes=NUM_CODES, tokens_per_frame=TOKENS_PER_FRAME, hidden_size=64, intermediate_size=96,
-            num_layers=num_layers, num_heads=num_heads, num_key_value_heads=num_key_value_heads, max_positions=512,
-        )  # fmt: skip
+            num_codes=NUM_CODES,
+            tokens_per_frame=TOKENS_PER_FRAME,
+            hidden_size=64,
+            intermediate_size=96,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            num_key_value_heads=num_key_value_heads,
+            max_positions=512,
+        )
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "norm" in name:

@@ -66,11 +66,18 @@ def _is_remote(value: ast.expr) -> bool:
 @pytest.mark.parametrize(
     "code",
     [
-        "await actor.ask.remote(3)", "await queue.get()", "serve.status()",
-        "ray.get(ref)", "ray.wait(refs, num_returns=1)", "future.result()", "thread.join()", "event.wait()",
-        "subprocess.run(command)", "futures.wait(all)",
+        "await actor.ask.remote(3)",
+        "await queue.get()",
+        "serve.status()",
+        "ray.get(ref)",
+        "ray.wait(refs, num_returns=1)",
+        "future.result()",
+        "thread.join()",
+        "event.wait()",
+        "subprocess.run(command)",
+        "futures.wait(all)",
     ],
-)  # fmt: skip
+)
 def test_the_scan_finds(code):
     assert unbounded(code) == [f"1: {code}"]
 

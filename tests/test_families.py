@@ -73,10 +73,14 @@ def test_nfd_recipes_are_of_the_published_sizes(size, millions):
     wanted, world = config.architecture, config.world
     with torch.device("meta"):
         model = FlowWorldModel(
-            latent_channels=wanted.latent_channels, latent_height=world.height // 8, latent_width=world.width // 8,
-            patch_size=wanted.patch_size, hidden_size=wanted.hidden_size, num_layers=wanted.num_layers,
+            latent_channels=wanted.latent_channels,
+            latent_height=world.height // 8,
+            latent_width=world.width // 8,
+            patch_size=wanted.patch_size,
+            hidden_size=wanted.hidden_size,
+            num_layers=wanted.num_layers,
             num_heads=wanted.num_heads,
-        )  # fmt: skip
+        )
     assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.015)
     assert model.tokens_per_frame == wanted.tokens_per_frame == 336
     assert size in config.models.policy and config.flow.num_steps == 18
@@ -138,8 +142,12 @@ def test_every_shipped_recipe_holds_its_steps_in_its_budget(recipe):
 def test_ratio_is_one_on_a_gpu_though_sampler_and_learner_attend_through_other_kernels(make_config, checkpoints, sde):
     config = make_config(*flow_overrides(checkpoints), f"flow.sde={sde}", "learner.use_gpu=true")
     policy = open_policy(config, "cuda")
-    groups = [group for group, _ in family_of(config).rollout_sampler(config, policy).sample(
-        tiny_flow_prompts(4, num_frames=3), range(4), range(4), 4)]  # fmt: skip
+    groups = [
+        group
+        for group, _ in family_of(config)
+        .rollout_sampler(config, policy)
+        .sample(tiny_flow_prompts(4, num_frames=3), range(4), range(4), 4)
+    ]
     advantages = [GroupAdvantages.of_all(np.ones((4, 3), np.float32)) for _ in groups]
     engine = TorchEngine(policy, config.train, config.learner)
     learner = Learner(engine, make_objective(config, policy), config.train, config.learner)

@@ -74,9 +74,12 @@ def test_every_text_names_its_encoding() -> None:
 
 def run(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [sys.executable, "-m", "rlir_ray", *arguments], cwd=folder, capture_output=True, timeout=120,
+        [sys.executable, "-m", "rlir_ray", *arguments],
+        cwd=folder,
+        capture_output=True,
+        timeout=120,
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-    )  # fmt: skip
+    )
 
 
 def test_a_recipe_that_is_no_utf_8_is_named_in_one_line(tmp_path: Path) -> None:

@@ -62,10 +62,14 @@ def run_local(config: Config, prompts) -> list[dict[str, float]]:
 
 def test_reward_source_and_objective_of_ones_own_train_in_one_process(own_config, tmp_path: Path) -> None:
     config = own_config(
-        "prompts.source=docs.examples.source:Square", "prompts.args.size=6", "prompts.actions=sampled",
-        "train.objective=docs.examples.objective:Reinforce", "train.objective_args={scale: 2.0}",
-        "train.num_steps=8", "train.learning_rate=0.01",
-    )  # fmt: skip
+        "prompts.source=docs.examples.source:Square",
+        "prompts.args.size=6",
+        "prompts.actions=sampled",
+        "train.objective=docs.examples.objective:Reinforce",
+        "train.objective_args={scale: 2.0}",
+        "train.num_steps=8",
+        "train.learning_rate=0.01",
+    )
     check_plugins(config)
     check_checkpoints(config)
     prompts = prepare_prompts(config, "train", open_codec(config), tmp_path)

@@ -96,10 +96,17 @@ def test_our_objectives_and_the_example_keep_the_contract(checkpoints: Path) -> 
     config = load_config("", [*SMALL, *flow_overrides(checkpoints), "train.group_size=2", "train.max_advantage=5"])
     prompts = tiny_flow_prompts(2, num_frames=3)
     check_objective("grpo", config=config, policy=tiny_flow_model(), prompts=prompts)
-    nft = load_config("", [
-        *SMALL, *flow_overrides(checkpoints), "train.group_size=2", "train.max_advantage=5", "train.objective=nft",
-        "flow.shared_noise=false",
-    ])  # fmt: skip
+    nft = load_config(
+        "",
+        [
+            *SMALL,
+            *flow_overrides(checkpoints),
+            "train.group_size=2",
+            "train.max_advantage=5",
+            "train.objective=nft",
+            "flow.shared_noise=false",
+        ],
+    )
     check_objective("nft", config=nft, policy=tiny_flow_model(), prompts=prompts)
 
 

@@ -21,10 +21,14 @@ from tests.own_rewards import small_video
 
 def _group(**changes):
     columns = {
-        "prompt_id": "p", "group_id": 0, "seed": 1, "policy_version": 0,
+        "prompt_id": "p",
+        "group_id": 0,
+        "seed": 1,
+        "policy_version": 0,
         "record": TokenRecord(np.zeros((2, 9), np.int32)),
-        "behavior_logprobs": np.zeros((2, 4), np.float32), "loss_mask": np.ones((2, 4), bool),
-    }  # fmt: skip
+        "behavior_logprobs": np.zeros((2, 4), np.float32),
+        "loss_mask": np.ones((2, 4), bool),
+    }
     return TrajectoryGroup(**(columns | changes))
 
 
@@ -69,10 +73,12 @@ def test_video_has_one_action_less_than_frames():
 
 def test_flow_group_counts_bytes_and_refuses_columns_of_another_size():
     record = FlowRecord(
-        latents=np.zeros((2, 3, 3, 4, 2, 2), np.float32), levels=np.zeros((2, 3, 3), np.float32),
-        history=np.zeros((2, 3, 4, 2, 2), np.float32), history_levels=np.zeros((2, 3), np.float32),
+        latents=np.zeros((2, 3, 3, 4, 2, 2), np.float32),
+        levels=np.zeros((2, 3, 3), np.float32),
+        history=np.zeros((2, 3, 4, 2, 2), np.float32),
+        history_levels=np.zeros((2, 3), np.float32),
         actions=np.zeros((2, 4, 9), np.uint8),
-    )  # fmt: skip
+    )
     columns = {"behavior_logprobs": np.zeros((2, 6), np.float32), "loss_mask": np.ones((2, 6), bool)}
     group = _group(record=record, **columns)
     assert group.num_decisions == 12

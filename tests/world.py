@@ -21,25 +21,44 @@ def tiny_config(checkpoints: Path, run_dir: Path, *overrides: str) -> Config:
     fixed = [
         f"models.{name}={checkpoints / folder}"
         for name, folder in (
-            ("policy", "policy"), ("tokenizer", "tokenizer"), ("reward_idm", "reward_idm"), ("judge_idm", "judge_idm"),
+            ("policy", "policy"),
+            ("tokenizer", "tokenizer"),
+            ("reward_idm", "reward_idm"),
+            ("judge_idm", "judge_idm"),
         )
-    ]  # fmt: skip
+    ]
     fixed += [
-        f"run.dir={run_dir}", "run.name=tiny", f"world.height={HEIGHT}", f"world.width={WIDTH}", "world.num_frames=3",
-        "prompts.num_train=12", "prompts.num_heldout=6", "rollout.prompts_per_call=2",
-        "learner.engine=torch", "train.num_steps=2", "train.group_size=4", "train.prompts_per_step=4",
-        "train.max_staleness=0", "train.learning_rate=0.001", "train.wait_timeout_s=250",
-        "object_store_budget_bytes=10000000", "evaluation.num_videos=2",
-    ]  # fmt: skip
+        f"run.dir={run_dir}",
+        "run.name=tiny",
+        f"world.height={HEIGHT}",
+        f"world.width={WIDTH}",
+        "world.num_frames=3",
+        "prompts.num_train=12",
+        "prompts.num_heldout=6",
+        "rollout.prompts_per_call=2",
+        "learner.engine=torch",
+        "train.num_steps=2",
+        "train.group_size=4",
+        "train.prompts_per_step=4",
+        "train.max_staleness=0",
+        "train.learning_rate=0.001",
+        "train.wait_timeout_s=250",
+        "object_store_budget_bytes=10000000",
+        "evaluation.num_videos=2",
+    ]
     return load_config("", [*fixed, *overrides])
 
 
 def flow_overrides(checkpoints: Path) -> list[str]:
     """The same world for the flow family."""
     return [
-        f"models.policy={checkpoints / 'flow_policy'}", f"models.tokenizer={checkpoints / 'autoencoder'}",
-        "policy.family=flow", "flow.num_steps=4", "flow.window=2", "flow.noise_level=0.5",
-    ]  # fmt: skip
+        f"models.policy={checkpoints / 'flow_policy'}",
+        f"models.tokenizer={checkpoints / 'autoencoder'}",
+        "policy.family=flow",
+        "flow.num_steps=4",
+        "flow.window=2",
+        "flow.noise_level=0.5",
+    ]
 
 
 def tiny_flow_prompt_set(split: PromptSplit) -> PromptSet:

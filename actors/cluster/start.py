@@ -76,9 +76,13 @@ def start_ray(**options: Any) -> None:
             with _hangups_ignored():
                 # `local`: otherwise Ray joins a Ray of `ray start` on this machine, which ignores these settings.
                 ray.init(
-                    address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-                    _system_config=SYSTEM_CONFIG, **options,
-                )  # fmt: skip
+                    address="local",
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    _system_config=SYSTEM_CONFIG,
+                    **options,
+                )
             return
         except Exception as error:
             # Ray bounds its own start at half a minute, too little on a busy machine: try again.

@@ -44,9 +44,12 @@ def check_scale(
     short = min(each, key=lambda name: sum(node.get(name, 0.0) for node in free) / each[name])
     left = " + ".join(f"{node.get(short, 0.0):g}" for node in free)
     require(
-        False, f"the number of {what}", f"must be at most {now + more}, for {left} {short} are free and each takes "
-        f"{each[short]:g}", wanted, f"scale to {now + more} or add nodes",
-    )  # fmt: skip
+        False,
+        f"the number of {what}",
+        f"must be at most {now + more}, for {left} {short} are free and each takes {each[short]:g}",
+        wanted,
+        f"scale to {now + more} or add nodes",
+    )
 
 
 class Scaling:

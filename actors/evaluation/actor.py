@@ -83,9 +83,14 @@ class EvaluationActor:
     def ceiling(self, prompt_set: PromptSet) -> None:
         """Judge real clips, and real clips that went through the tokenizer."""
         ceiling, clips = evaluate_real(
-            prompt_set, self.tokenizer, self.idms, self.config.world, EVALUATION_SEED,
-            num_videos=self.config.evaluation.num_videos, judge_context=self.config.evaluation.judge_context,
-        )  # fmt: skip
+            prompt_set,
+            self.tokenizer,
+            self.idms,
+            self.config.world,
+            EVALUATION_SEED,
+            num_videos=self.config.evaluation.num_videos,
+            judge_context=self.config.evaluation.judge_context,
+        )
         record_ceiling(self.run_dir, ceiling, clips)
         self._send()
 
@@ -109,9 +114,17 @@ class EvaluationActor:
             self._has_loaded = True
         assert weights is not None or not self._has_loaded, "the base policy is judged before any other"
         evaluation, clips = evaluate_policy(
-            sampler, prompt_set, self.tokenizer, self.idms, self.config.world, temperature, EVALUATION_SEED,
-            name=name, num_videos=settings.num_videos, judge_context=settings.judge_context,
-        )  # fmt: skip
+            sampler,
+            prompt_set,
+            self.tokenizer,
+            self.idms,
+            self.config.world,
+            temperature,
+            EVALUATION_SEED,
+            name=name,
+            num_videos=settings.num_videos,
+            judge_context=settings.judge_context,
+        )
         record_evaluation(self.run_dir, evaluation, clips if keep_clips else None)
         self._send()
         return {

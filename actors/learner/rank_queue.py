@@ -101,9 +101,14 @@ class RankQueue:
         span = span_since(started)
         self.flush()
         report = StepReport(
-            version=version, metrics=metrics, weights_refs=[], checksum="", span=span, files=files or {},
+            version=version,
+            metrics=metrics,
+            weights_refs=[],
+            checksum="",
+            span=span,
+            files=files or {},
             skipped=skipped,
-        )  # fmt: skip
+        )
         self._sent = self._sender.submit(self._send, report, weights)
 
     def flush(self) -> None:

@@ -65,10 +65,15 @@ def count_options(config: Config, num_replicas: int = 0) -> dict[str, Any]:
         # One of two ways to set the interval; the other one, an environment variable, would hold for all of a cluster.
         warnings.simplefilter("ignore", DeprecationWarning)
         scaling = AutoscalingConfig(
-            min_replicas=fewest, initial_replicas=reward.num_replicas, max_replicas=most,
-            target_ongoing_requests=reward.target_queue, metrics_interval_s=METRICS_INTERVAL_S,
-            look_back_period_s=LOOK_BACK_S, upscale_delay_s=UPSCALE_DELAY_S, downscale_delay_s=DOWNSCALE_DELAY_S,
-        )  # fmt: skip
+            min_replicas=fewest,
+            initial_replicas=reward.num_replicas,
+            max_replicas=most,
+            target_ongoing_requests=reward.target_queue,
+            metrics_interval_s=METRICS_INTERVAL_S,
+            look_back_period_s=LOOK_BACK_S,
+            upscale_delay_s=UPSCALE_DELAY_S,
+            downscale_delay_s=DOWNSCALE_DELAY_S,
+        )
     return {"num_replicas": None, "autoscaling_config": scaling}
 
 

@@ -52,9 +52,12 @@ def build_reward(config: Config, class_shares: Mapping[str, npt.NDArray[np.float
 
     torch.set_num_threads(config.reward.num_threads)
     context = RewardContext(
-        config=config, device="cuda" if config.reward.num_gpus else "cpu", class_shares=class_shares,
-        open_codec=partial(open_codec, config), camera_bins=family_of(config).camera_bins,
-    )  # fmt: skip
+        config=config,
+        device="cuda" if config.reward.num_gpus else "cpu",
+        class_shares=class_shares,
+        open_codec=partial(open_codec, config),
+        camera_bins=family_of(config).camera_bins,
+    )
     return open_reward(context)
 
 

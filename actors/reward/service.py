@@ -49,18 +49,25 @@ def build(args: dict[str, Any]) -> serve.Application:
         require(name in ARGUMENTS, "args", f"must be out of {', '.join(ARGUMENTS)}", name, "correct or remove it")
     config = load_config(str(args.get("recipe", "")), [str(each) for each in args.get("overrides", [])])
     require(
-        config.reward.balance == "none", "reward.balance", "must be none in a service, which knows no prompts",
-        config.reward.balance, "set reward.balance=none",
-    )  # fmt: skip
+        config.reward.balance == "none",
+        "reward.balance",
+        "must be none in a service, which knows no prompts",
+        config.reward.balance,
+        "set reward.balance=none",
+    )
     require(
-        config.reward.name == "inverse", "reward.name", "must be inverse in a service, which takes clips by HTTP",
-        config.reward.name, "leave reward.name out, or give each run a pool of its own",
-    )  # fmt: skip
+        config.reward.name == "inverse",
+        "reward.name",
+        "must be inverse in a service, which takes clips by HTTP",
+        config.reward.name,
+        "leave reward.name out, or give each run a pool of its own",
+    )
     limits = Limits(
-        height=config.world.height, width=config.world.width,
+        height=config.world.height,
+        width=config.world.width,
         max_frames=_count(args, "max_clip_frames", config.reward.max_frames),
         max_bytes=_count(args, "max_upload_bytes", MAX_BYTES),
-    )  # fmt: skip
+    )
     return serve.deployment(**serve_options(config))(RewardService).bind(config, limits)
 
 

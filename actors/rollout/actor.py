@@ -93,9 +93,13 @@ class RolloutActor:
         sizes = {group_id: group.nbytes for group_id, (group, _) in zip(group_ids, pairs, strict=True)}
         failures = {group.group_id: cause for group, _ in pairs if (cause := group.not_finite())}
         report = CallReport(
-            call_id=group_ids[0], policy_version=self.sampler.policy_version, span=span_since(started),
-            column_bytes=sizes, difference=self.sampler.difference, failures=failures,
-        )  # fmt: skip
+            call_id=group_ids[0],
+            policy_version=self.sampler.policy_version,
+            span=span_since(started),
+            column_bytes=sizes,
+            difference=self.sampler.difference,
+            failures=failures,
+        )
         return (*(column for pair in pairs for column in pair), report)
 
     def load_weights(self, weights: Received, version: int, published: str) -> int:

@@ -54,10 +54,14 @@ class Broadcasts:
     def _new_channel(self, sender: SendingRank, num_receivers: int) -> Channel:
         self._num_groups += 1
         return Channel(
-            host=sender.host, port=sender.port, key=f"weights {self._num_groups}", num_receivers=num_receivers,
-            on_gpus=self.config.uses_nccl, bucket_bytes=self.config.weights.bucket_bytes,
+            host=sender.host,
+            port=sender.port,
+            key=f"weights {self._num_groups}",
+            num_receivers=num_receivers,
+            on_gpus=self.config.uses_nccl,
+            bucket_bytes=self.config.weights.bucket_bytes,
             transfer_s=self.config.train.wait_timeout_s / 2,
-        )  # fmt: skip
+        )
 
     def answered(self, version: int, answers: Sequence[str]) -> None:
         """Take the answers of the actors for a version."""

@@ -93,15 +93,20 @@ class NextFrameSampler:
             record += [action.expand(size, -1), drawn[:, 0]]
         tokens, num_decisions = torch.cat(record, 1), prompt.num_frames * context.shape[-1]
         group = TrajectoryGroup(
-            prompt_id=prompt.prompt_id, group_id=group_id, seed=seed, policy_version=self.policy_version,
+            prompt_id=prompt.prompt_id,
+            group_id=group_id,
+            seed=seed,
+            policy_version=self.policy_version,
             record=TokenRecord(tokens.numpy().astype(np.int32)),
             behavior_logprobs=self.model(tokens, num_decisions, self.temperature).numpy(),
             loss_mask=np.ones((size, num_decisions), np.bool_),
-        )  # fmt: skip
+        )
         video = EncodedVideo(
-            group_id=group_id, codes=stored_codes(torch.cat(frames, 1).numpy()), num_context=context.shape[1],
+            group_id=group_id,
+            codes=stored_codes(torch.cat(frames, 1).numpy()),
+            num_context=context.shape[1],
             actions=prompt.actions,
-        )  # fmt: skip
+        )
         return group, video
 
 
@@ -140,9 +145,13 @@ def _sampler(config: Config, policy: Any, temperature: float = 0.0) -> NextFrame
 
 
 FAMILY = Family(
-    open_policy=NextFrame.from_pretrained, codec=lambda: FrameTokenizer, check_world=check_world,
-    rollout_sampler=_sampler, evaluation_sampler=_sampler,
+    open_policy=NextFrame.from_pretrained,
+    codec=lambda: FrameTokenizer,
+    check_world=check_world,
+    rollout_sampler=_sampler,
+    evaluation_sampler=_sampler,
     rescorer=lambda config: NextFrameRescorer(config.rollout.temperature),
     sampling_text=lambda config: f"temperature {config.evaluation.temperatures[0]:g}, a whole frame at once",
-    camera_bins=flow_camera_bins, group_bytes=group_bytes,
-)  # fmt: skip
+    camera_bins=flow_camera_bins,
+    group_bytes=group_bytes,
+)

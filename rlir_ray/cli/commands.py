@@ -101,9 +101,13 @@ def _collect(arguments: argparse.Namespace, rest: list[str]) -> None:
 
     with progress_bar("recording") as show:
         summary = collect(
-            Path(arguments.out), num_frames=arguments.frames, split=arguments.split, seed=arguments.seed,
-            num_workers=arguments.workers, progress=lambda done, total: show(done / total, f"{done} frames"),
-        )  # fmt: skip
+            Path(arguments.out),
+            num_frames=arguments.frames,
+            split=arguments.split,
+            seed=arguments.seed,
+            num_workers=arguments.workers,
+            progress=lambda done, total: show(done / total, f"{done} frames"),
+        )
     print(
         f"{summary.num_frames} frames in {summary.num_recordings} recordings of {len(summary.maps)} maps: "
         f"{arguments.out}"
@@ -170,11 +174,18 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
 
     evaluate(
         EvaluationRequest(
-            policy=arguments.policy, data=arguments.data, idm=arguments.idm, tokenizer=arguments.tokenizer,
-            recipe=arguments.recipe, num_clips=arguments.num_clips, lpips=arguments.lpips, fvd=arguments.fvd,
-            out=arguments.out, overrides=(*arguments.overrides, *rest),
+            policy=arguments.policy,
+            data=arguments.data,
+            idm=arguments.idm,
+            tokenizer=arguments.tokenizer,
+            recipe=arguments.recipe,
+            num_clips=arguments.num_clips,
+            lpips=arguments.lpips,
+            fvd=arguments.fvd,
+            out=arguments.out,
+            overrides=(*arguments.overrides, *rest),
         )
-    )  # fmt: skip
+    )
 
 
 def _convert(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -189,9 +200,11 @@ def _convert(arguments: argparse.Namespace, rest: list[str]) -> None:
         lines = convert_vpt_idm(out, weights=Path(arguments.weights), model=arguments.model, config=arguments.config)
     else:
         lines = convert_mineworld(
-            out, checkpoint=Path(arguments.checkpoint), config=Path(arguments.config),
+            out,
+            checkpoint=Path(arguments.checkpoint),
+            config=Path(arguments.config),
             tokenizer_config=arguments.tokenizer_config,
-        )  # fmt: skip
+        )
     print("\n".join(lines))
 
 
@@ -230,9 +243,17 @@ class _traceback_to:
 
 
 HANDLERS: dict[str, Command] = {
-    "train": _train, "scale": _scale, "doctor": _doctor, "eval": _evaluate, "convert": _convert,
-    "collect": _collect, "pretrain": _pretrain, "assets": _assets, "report": _report, "ledger": _ledger,
-}  # fmt: skip
+    "train": _train,
+    "scale": _scale,
+    "doctor": _doctor,
+    "eval": _evaluate,
+    "convert": _convert,
+    "collect": _collect,
+    "pretrain": _pretrain,
+    "assets": _assets,
+    "report": _report,
+    "ledger": _ledger,
+}
 
 
 def _fail(error: BaseException, code: int) -> NoReturn:

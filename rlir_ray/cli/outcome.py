@@ -11,9 +11,15 @@ from rlir_ray.run.folder import judges_by_reward
 
 
 def outcome_lines(
-    folder: Path, train: TrainConfig, num_steps: int, steps: Sequence[Mapping[str, float]], groups: Mapping[str, int],
-    *, interrupted: bool = False, made_up_name: str = "",
-) -> list[str]:  # fmt: skip
+    folder: Path,
+    train: TrainConfig,
+    num_steps: int,
+    steps: Sequence[Mapping[str, float]],
+    groups: Mapping[str, int],
+    *,
+    interrupted: bool = False,
+    made_up_name: str = "",
+) -> list[str]:
     """Build the lines for the console.
 
     Args:

@@ -166,9 +166,11 @@ def _add_convert(commands: Commands) -> None:
     mineworld.add_argument("--checkpoint", required=True, metavar="FILE.ckpt", help="world model, tokenizer, or both")
     mineworld.add_argument("--config", required=True, metavar="FILE", help="its .yaml or .json")
     mineworld.add_argument(
-        "--tokenizer-config", default="", metavar="FILE.json",
+        "--tokenizer-config",
+        default="",
+        metavar="FILE.json",
         help="the VQ model's config.json (default: the one that the YAML names, also looked for beside both files)",
-    )  # fmt: skip
+    )
     mineworld.add_argument("--out", required=True, metavar="DIR", help="a new folder")
 
 

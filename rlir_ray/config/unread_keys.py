@@ -27,31 +27,38 @@ CONDITIONS = (
     Condition(keys=("vllm.",), is_met=lambda c: c.rollout.engine == "vllm", needs="rollout.engine=vllm"),
     Condition(keys=("flow.",), is_met=lambda c: c.policy.family == "flow", needs="policy.family=flow"),
     Condition(
-        keys=("rollout.engine",), is_met=lambda c: c.policy.family == "autoregressive",
+        keys=("rollout.engine",),
+        is_met=lambda c: c.policy.family == "autoregressive",
         needs="policy.family=autoregressive",
     ),
     Condition(
-        keys=tuple(f"reward.{key}" for key in INVERSE), is_met=lambda c: c.reward.name == "inverse",
+        keys=tuple(f"reward.{key}" for key in INVERSE),
+        is_met=lambda c: c.reward.name == "inverse",
         needs="reward.name=inverse",
     ),
     Condition(
-        keys=("train.objective_args",), is_met=lambda c: c.train.objective not in ("grpo", "nft"),
+        keys=("train.objective_args",),
+        is_met=lambda c: c.train.objective not in ("grpo", "nft"),
         needs="an objective of your own (train.objective=package.module:Class)",
     ),
     Condition(
-        keys=("prompts.args",), is_met=lambda c: c.prompts.source not in ("doom", "recordings"),
+        keys=("prompts.args",),
+        is_met=lambda c: c.prompts.source not in ("doom", "recordings"),
         needs="a source of your own (prompts.source=package.module:Class)",
     ),
     Condition(
-        keys=tuple(f"flow.{key}" for key in EXPLORING), is_met=lambda c: c.train.objective != "nft",
+        keys=tuple(f"flow.{key}" for key in EXPLORING),
+        is_met=lambda c: c.train.objective != "nft",
         needs="train.objective=grpo, or one of your own",
     ),
     Condition(
-        keys=("flow.window_interval",), is_met=lambda c: c.flow.window_moves == "sliding",
+        keys=("flow.window_interval",),
+        is_met=lambda c: c.flow.window_moves == "sliding",
         needs="flow.window_moves=sliding",
     ),
     Condition(
-        keys=("train.clip_",), is_met=lambda c: c.has_clip,
+        keys=("train.clip_",),
+        is_met=lambda c: c.has_clip,
         needs="train.max_staleness above 0 and train.importance=none (without, every ratio is 1)",
     ),
     Condition(
@@ -64,7 +71,8 @@ CONDITIONS = (
     ),
     Condition(
         keys=("train.max_importance", "train.min_ratio", "train.max_ratio"),
-        is_met=lambda c: c.importance_level != "none", needs="importance weights (train.importance=token, for tokens)",
+        is_met=lambda c: c.importance_level != "none",
+        needs="importance weights (train.importance=token, for tokens)",
     ),
     Condition(keys=("train.nft_",), is_met=lambda c: c.train.objective == "nft", needs="train.objective=nft"),
     Condition(
@@ -72,29 +80,32 @@ CONDITIONS = (
     ),
     Condition(keys=("reward.discount",), is_met=lambda c: c.reward.credit == "frame", needs="reward.credit=frame"),
     Condition(
-        keys=("reward.target_queue",), is_met=lambda c: c.reward.bounds[0] < c.reward.bounds[1],
+        keys=("reward.target_queue",),
+        is_met=lambda c: c.reward.bounds[0] < c.reward.bounds[1],
         needs="reward.max_replicas above reward.min_replicas",
     ),
     Condition(
-        keys=tuple(f"reward.{key}" for key in OWN_POOL), is_met=lambda c: not c.reward.address,
+        keys=tuple(f"reward.{key}" for key in OWN_POOL),
+        is_met=lambda c: not c.reward.address,
         needs="a reward pool of the run's own (no reward.address)",
     ),
+    Condition(keys=("lora.",), is_met=lambda c: not c.models.adapter, needs="a fresh adapter (no models.adapter)"),
     Condition(
-        keys=("lora.",), is_met=lambda c: not c.models.adapter, needs="a fresh adapter (no models.adapter)"
-    ),
-    Condition(
-        keys=("lora.alpha", "lora.targets"), is_met=lambda c: bool(c.lora.rank or c.models.adapter),
+        keys=("lora.alpha", "lora.targets"),
+        is_met=lambda c: bool(c.lora.rank or c.models.adapter),
         needs="lora.rank above 0",
     ),
     Condition(
-        keys=("learner.zero_stage", "learner.offload_optimizer"), is_met=lambda c: c.learner.engine == "deepspeed",
+        keys=("learner.zero_stage", "learner.offload_optimizer"),
+        is_met=lambda c: c.learner.engine == "deepspeed",
         needs="learner.engine=deepspeed",
     ),
     Condition(
-        keys=("weights.bucket_bytes",), is_met=lambda c: c.broadcasts_weights,
+        keys=("weights.bucket_bytes",),
+        is_met=lambda c: c.broadcasts_weights,
         needs="weights.transfer=broadcast, or auto where both pools have GPUs",
     ),
-)  # fmt: skip
+)
 
 
 def refuse_unread(config: Config, overrides: Sequence[str]) -> None:

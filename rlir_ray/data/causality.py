@@ -56,9 +56,12 @@ class Causality:
 
 
 def probe_causality(
-    recordings: Iterable[tuple[npt.NDArray[np.uint8], Actions]], *, seconds: float = 30.0, seed: int = 0,
+    recordings: Iterable[tuple[npt.NDArray[np.uint8], Actions]],
+    *,
+    seconds: float = 30.0,
+    seed: int = 0,
     max_steps: int = 1500,
-) -> Causality | None:  # fmt: skip
+) -> Causality | None:
     """Read the action of event k + shift out of the frames k - 1 and k, at the shifts -1, 0 and +1.
 
     Args:
@@ -80,9 +83,13 @@ def probe_causality(
 
 
 def check_causality(
-    recordings: Iterable[tuple[npt.NDArray[np.uint8], Actions]], source: str, *, action_shift: int = 0,
-    way_out: str = "--action-shift={shift}", seconds: float = 30.0,
-) -> Causality | None:  # fmt: skip
+    recordings: Iterable[tuple[npt.NDArray[np.uint8], Actions]],
+    source: str,
+    *,
+    action_shift: int = 0,
+    way_out: str = "--action-shift={shift}",
+    seconds: float = 30.0,
+) -> Causality | None:
     """Run `probe_causality` before training, and reject recordings whose events are shifted.
 
     Args:
@@ -176,10 +183,17 @@ class _Probe(nn.Module):
     def __init__(self, num_classes: Mapping[str, int]) -> None:
         super().__init__()
         self.trunk = nn.Sequential(
-            nn.Conv2d(9, 24, 5, stride=2, padding=2), nn.ReLU(), nn.Conv2d(24, 32, 3, stride=2, padding=1), nn.ReLU(),
-            nn.Conv2d(32, 32, 3, stride=2, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d((3, 4)), nn.Flatten(),
-            nn.Linear(32 * 12, 128), nn.ReLU(),
-        )  # fmt: skip
+            nn.Conv2d(9, 24, 5, stride=2, padding=2),
+            nn.ReLU(),
+            nn.Conv2d(24, 32, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 32, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d((3, 4)),
+            nn.Flatten(),
+            nn.Linear(32 * 12, 128),
+            nn.ReLU(),
+        )
         self.heads = nn.ModuleDict({name: nn.Linear(128, len(SHIFTS) * count) for name, count in num_classes.items()})
 
     def forward(self, pairs: Tensor) -> dict[str, Tensor]:
@@ -200,10 +214,11 @@ def _fit(model: _Probe, pairs: _Pairs, deadline: float, max_steps: int, seed: in
         batch = rows[torch.randint(len(rows), (BATCH,), generator=generator)]
         outputs = model(pairs.frames[batch])
         losses = [
-            functional.cross_entropy(logits.flatten(0, 1), pairs.classes[name][batch].flatten(), weights[name],
-                                     ignore_index=-1)
+            functional.cross_entropy(
+                logits.flatten(0, 1), pairs.classes[name][batch].flatten(), weights[name], ignore_index=-1
+            )
             for name, logits in outputs.items()
-        ]  # fmt: skip
+        ]
         optimizer.zero_grad(set_to_none=True)
         torch.stack(losses).nansum().backward()
         optimizer.step()

@@ -242,9 +242,13 @@ def cut_clips(
 
 
 def _cut_all(
-    recording: RecordingFile, starts: Sequence[int], world: WorldConfig, data: DataConfig, num_whole: int | None,
+    recording: RecordingFile,
+    starts: Sequence[int],
+    world: WorldConfig,
+    data: DataConfig,
+    num_whole: int | None,
     num_before: int,
-) -> list[Clip]:  # fmt: skip
+) -> list[Clip]:
     clips = []
     for number, start in enumerate(starts, num_before):
         clip = _cut(recording, start, world, data.resize)

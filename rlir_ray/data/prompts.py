@@ -110,9 +110,13 @@ def prepare_prompts(
     seed = config.seed if train else HELDOUT_SEED
     source = open_source(config)
     request = ClipRequest(
-        split=split, num_clips=num_prompts, num_whole=NUM_ALIGNED if train else None, seed=seed, folder=folder,
+        split=split,
+        num_clips=num_prompts,
+        num_whole=NUM_ALIGNED if train else None,
+        seed=seed,
+        folder=folder,
         progress=progress,
-    )  # fmt: skip
+    )
     cut = source.clips(request)
     if len(cut.clips) != num_prompts:
         raise ValueError(
@@ -166,9 +170,11 @@ def _prompt_set(cut: CutClips, commands: Sequence[Actions], tokenizer: Encoder, 
     whole = [clip.frames for clip in itertools.takewhile(lambda clip: len(clip.frames) == length, cut.clips)]
     return PromptSet(
         prompts=tuple(encode_prompts(cut.clips, commands, tokenizer, world)),
-        frames=np.stack(whole), recorded=tuple(clip.actions for clip in cut.clips),
-        left_out=cut.left_out, num_recordings=cut.num_recordings,
-    )  # fmt: skip
+        frames=np.stack(whole),
+        recorded=tuple(clip.actions for clip in cut.clips),
+        left_out=cut.left_out,
+        num_recordings=cut.num_recordings,
+    )
 
 
 def encode_prompts(

@@ -27,9 +27,16 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 __all__ = [
-    "Recording", "RecordingFile", "list_recordings", "load_recordings", "open_recording", "read_events",
-    "read_recording", "read_recordings", "write_recording",
-]  # fmt: skip
+    "Recording",
+    "RecordingFile",
+    "list_recordings",
+    "load_recordings",
+    "open_recording",
+    "read_events",
+    "read_recording",
+    "read_recordings",
+    "write_recording",
+]
 
 logger = logging.getLogger(__name__)
 

@@ -87,11 +87,18 @@ def evaluate(request: EvaluationRequest, chunk: int = 0) -> PolicyRow:
     sampler = family_of(config).evaluation_sampler(config, policy, settings.temperatures[0])
     with progress_bar("evaluating") as show, _named_when_broken(source, left_out):
         row = evaluate_row(
-            round_robin_clips(source, num_clips, world, config.data, left_out), sampler, tokenizer.to(device), world,
-            seed=SEED, chunk=chunk or config.rollout.prompts_per_call * 8, idm=idm,
-            judge_context=settings.judge_context, lpips=lpips, i3d=i3d,
+            round_robin_clips(source, num_clips, world, config.data, left_out),
+            sampler,
+            tokenizer.to(device),
+            world,
+            seed=SEED,
+            chunk=chunk or config.rollout.prompts_per_call * 8,
+            idm=idm,
+            judge_context=settings.judge_context,
+            lpips=lpips,
+            i3d=i3d,
             progress=lambda done: show(done / num_clips, f"{done} clips"),
-        )  # fmt: skip
+        )
     print("\n".join(summary_lines(row, config, num_clips, source, left_out)))
     if request.out:
         write_row(Path(request.out), row, config, left_out)

@@ -124,9 +124,12 @@ class Following:
             name: {figure: or_none(value) for figure, value in part.items()} for name, part in self.per_group.items()
         }
         return {
-            **figures, "per_group": per_group, "groups": list(self.groups),
-            "commanded": _to_text(self.commanded), "recovered": _to_text(self.recovered),
-        }  # fmt: skip
+            **figures,
+            "per_group": per_group,
+            "groups": list(self.groups),
+            "commanded": _to_text(self.commanded),
+            "recovered": _to_text(self.recovered),
+        }
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Following:

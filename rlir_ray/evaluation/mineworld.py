@@ -24,9 +24,14 @@ Columns = dict[str, npt.NDArray[Any]]
 
 # Class i of a task is its i-th button pressed alone; class 0 is none of them, or both. The others are not judged.
 TASKS = {
-    "back/forward": ("back", "forward"), "left/right": ("left", "right"), "sneak/sprint": ("sneak", "sprint"),
-    "use": ("use",), "attack": ("attack",), "jump": ("jump",), "drop": ("drop",),
-}  # fmt: skip
+    "back/forward": ("back", "forward"),
+    "left/right": ("left", "right"),
+    "sneak/sprint": ("sneak", "sprint"),
+    "use": ("use",),
+    "attack": ("attack",),
+    "jump": ("jump",),
+    "drop": ("drop",),
+}
 CAMERA = "camera"
 FIGURES = tuple(f"{figure}_{average}" for average in ("micro", "macro") for figure in ("precision", "recall", "f1"))
 

@@ -31,11 +31,20 @@ CHARTS: tuple[tuple[str, dict[str, str], bool], ...] = (
     ("Agreement by rule", {"groups": "rule/groups", "joint": "rule/joint", "fields": "rule/fields"}, False),
     ("KL to the base", {"KL": "loss/kl"}, True),
     ("Share of clipped decisions", {"clip": "ratio/clip_fraction"}, True),
-    ("Seconds a step", {"sample": "time/sample_s", "score": "time/score_s", "learn": "time/learn_s",
-                        "wait": "time/wait_s", "step": "time/step_s"}, True),
+    (
+        "Seconds a step",
+        {
+            "sample": "time/sample_s",
+            "score": "time/score_s",
+            "learn": "time/learn_s",
+            "wait": "time/wait_s",
+            "step": "time/step_s",
+        },
+        True,
+    ),
     ("Generated frames a second", {"frames/s": "throughput/frames_per_s"}, True),
     ("Staleness, versions", {"mean": "staleness/mean"}, True),
-)  # fmt: skip
+)
 JUDGE_IS_UNSEEN = "The judge is an inverse dynamics model that training never saw either."
 JUDGE_IS_REWARD = (
     "The judge is the reward IDM itself, whose readings training raises: a gain may be what this one model likes. "
@@ -129,10 +138,12 @@ def _headline(results: Results, steps: Sequence[dict[str, float]], is_judge_rewa
     one, two = base.following["judge"], after.following["judge"]
     changes = compare(base, after).following["judge"].values()
     verdict = (
-        "obeys commanded actions measurably better" if all(change.mean > 2 * change.se for change in changes)
-        else "obeys commanded actions measurably worse" if all(change.mean < -2 * change.se for change in changes)
+        "obeys commanded actions measurably better"
+        if all(change.mean > 2 * change.se for change in changes)
+        else "obeys commanded actions measurably worse"
+        if all(change.mean < -2 * change.se for change in changes)
         else "shows no clear change in how it obeys commanded actions"
-    )  # fmt: skip
+    )
     figures = f"{figure_text(one.accuracy, '.1%')} of them before and {figure_text(two.accuracy, '.1%')} after"
     text = f"The post-trained world model {verdict}: the judge recovers {figures}"
     text += f" (macro-F1 {figure_text(one.macro_f1)} and {figure_text(two.macro_f1)})."

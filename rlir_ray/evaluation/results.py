@@ -52,11 +52,14 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "name": self.name, "temperature": self.temperature, "num_prompts": self.num_prompts, "seed": self.seed,
+            "name": self.name,
+            "temperature": self.temperature,
+            "num_prompts": self.num_prompts,
+            "seed": self.seed,
             "policy_version": self.policy_version,
             "following": {idm: following.to_json() for idm, following in self.following.items()},
             "quality": self.quality.to_json(),
-        }  # fmt: skip
+        }
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Evaluation:

@@ -10,9 +10,12 @@ from typing import Any
 from rlir_ray.evaluation.results import BASE, POST_TRAINED, REAL, RECONSTRUCTED, Comparison, Evaluation, Results
 
 ROW_NAMES = {
-    "base": "Base model", "supervised": "Supervised control", "post-trained": "Post-trained",
-    "reconstructed": "Real clips through the tokenizer", "real": "Real clips",
-}  # fmt: skip
+    "base": "Base model",
+    "supervised": "Supervised control",
+    "post-trained": "Post-trained",
+    "reconstructed": "Real clips through the tokenizer",
+    "real": "Real clips",
+}
 
 
 def following_table(results: Results) -> str:
@@ -93,10 +96,16 @@ def calibration_table(calibration: dict[str, Any]) -> str:
     names = {"judge": "Judge", "reward": "Reward IDM"}
     shifts, clips = (list(next(iter(calibration.values()))[key]) for key in ("macro_f1", "gate"))
     rows = [
-        ("", [names.get(idm, escape(idm)), *(figure_text(part["macro_f1"][shift]) for shift in shifts),
-              *(figure_text(part["gate"][clip]) for clip in clips)])
+        (
+            "",
+            [
+                names.get(idm, escape(idm)),
+                *(figure_text(part["macro_f1"][shift]) for shift in shifts),
+                *(figure_text(part["gate"][clip]) for clip in clips),
+            ],
+        )
         for idm, part in calibration.items()
-    ]  # fmt: skip
+    ]
     head = ["", *(f"shift {int(shift):+d}" if int(shift) else "in place" for shift in shifts)]
     head += [escape(clip.replace("_", " ")) for clip in clips]
     return (

@@ -31,8 +31,19 @@ HEADER, FOOTER, GAP = 22, 30, 8
 # The class of a clip that no judge has read.
 UNREAD = -1
 INK, PAPER, PALE, GREEN, RED = (32, 33, 36), (255, 255, 255), (222, 224, 228), (24, 128, 56), (197, 34, 31)
-KEYS = {"forward": "W", "back": "S", "left": "A", "right": "D", "sneak": "SHIFT", "sprint": "CTRL", "jump": "JUMP",
-        "attack": "FIRE", "use": "USE", "drop": "DROP", "inventory": "E"}  # fmt: skip
+KEYS = {
+    "forward": "W",
+    "back": "S",
+    "left": "A",
+    "right": "D",
+    "sneak": "SHIFT",
+    "sprint": "CTRL",
+    "jump": "JUMP",
+    "attack": "FIRE",
+    "use": "USE",
+    "drop": "DROP",
+    "inventory": "E",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +77,13 @@ def save_clips(run_dir: Path, clips: Clips) -> Path:
     temporary = path.with_suffix(".part")
     with temporary.open("wb") as file:
         np.savez_compressed(
-            file, frames=clips.frames, commanded=clips.commanded, recovered=clips.recovered,
-            groups=np.array(clips.groups), prompt_ids=np.array(clips.prompt_ids),
-        )  # fmt: skip
+            file,
+            frames=clips.frames,
+            commanded=clips.commanded,
+            recovered=clips.recovered,
+            groups=np.array(clips.groups),
+            prompt_ids=np.array(clips.prompt_ids),
+        )
     return temporary.replace(path)
 
 
@@ -83,10 +98,14 @@ def load_clips(run_dir: Path) -> list[Clips]:
                 frames, commanded, recovered = (file[key] for key in ("frames", "commanded", "recovered"))
             found.append(
                 Clips(
-                    name=name, frames=frames, commanded=commanded, recovered=recovered, groups=groups,
+                    name=name,
+                    frames=frames,
+                    commanded=commanded,
+                    recovered=recovered,
+                    groups=groups,
                     prompt_ids=prompt_ids,
                 )
-            )  # fmt: skip
+            )
     return found
 
 

@@ -97,8 +97,10 @@ def make_objective(config: Config, policy: nn.Module) -> Objective:
         ValueError: the objective cannot be imported, lacks a method, or does not take `train.objective_args`.
     """
     parts = ObjectiveParts(
-        config=config, policy=policy, rescore=family_of(config).rescorer(config),
+        config=config,
+        policy=policy,
+        rescore=family_of(config).rescorer(config),
         reference=open_reference(config, policy),
-    )  # fmt: skip
+    )
     name, member = config.train.objective, load("objectives", config.train.objective)
     return build("objectives", name, config.train.objective_args, member.from_parts, parts)

@@ -34,9 +34,13 @@ def _token_sampler(config: Config, policy: Any) -> Sampler:
         from rlir_ray.samplers.vllm import VllmSampler
 
         return VllmSampler(
-            policy, asset_path(config.models.policy), config.vllm, temperature=config.rollout.temperature,
-            num_frames=config.world.num_context + config.world.num_frames, compares=compares(config),
-        )  # fmt: skip
+            policy,
+            asset_path(config.models.policy),
+            config.vllm,
+            temperature=config.rollout.temperature,
+            num_frames=config.world.num_context + config.world.num_frames,
+            compares=compares(config),
+        )
     from rlir_ray.samplers.torch_sampler import TorchSampler
 
     return TorchSampler(policy, temperature=config.rollout.temperature, compares=compares(config))
@@ -67,7 +71,13 @@ def _token_rescorer(config: Config) -> Rescore:
 
 
 FAMILY = Family(
-    open_policy=_open_world_model, codec=_tokenizer, check_world=check_token_world, rollout_sampler=_token_sampler,
-    evaluation_sampler=_token_evaluation_sampler, rescorer=_token_rescorer, sampling_text=_token_sampling,
-    camera_bins=token_camera_bins, group_bytes=_token_group_bytes,
-)  # fmt: skip
+    open_policy=_open_world_model,
+    codec=_tokenizer,
+    check_world=check_token_world,
+    rollout_sampler=_token_sampler,
+    evaluation_sampler=_token_evaluation_sampler,
+    rescorer=_token_rescorer,
+    sampling_text=_token_sampling,
+    camera_bins=token_camera_bins,
+    group_bytes=_token_group_bytes,
+)

@@ -63,7 +63,13 @@ def _flow_rescorer(config: Config) -> Rescore:
 
 
 FAMILY = Family(
-    open_policy=_open_flow_model, codec=_autoencoder, check_world=check_flow_world, rollout_sampler=_flow_sampler,
-    evaluation_sampler=_flow_evaluation_sampler, rescorer=_flow_rescorer, sampling_text=_flow_sampling,
-    camera_bins=flow_camera_bins, group_bytes=_flow_group_bytes,
-)  # fmt: skip
+    open_policy=_open_flow_model,
+    codec=_autoencoder,
+    check_world=check_flow_world,
+    rollout_sampler=_flow_sampler,
+    evaluation_sampler=_flow_evaluation_sampler,
+    rescorer=_flow_rescorer,
+    sampling_text=_flow_sampling,
+    camera_bins=flow_camera_bins,
+    group_bytes=_flow_group_bytes,
+)

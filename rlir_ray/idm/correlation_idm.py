@@ -50,19 +50,31 @@ class CorrelationInverseDynamics(nn.Module):
             raise ValueError(f"img_shape must be multiples of {STRIDE}, got {config['img_shape']}; resize the frames")
         channels, hidden = config["channels"], config["hidden"]
         self.features = nn.Sequential(
-            nn.Conv2d(3, channels // 2, 5, stride=2, padding=2), nn.GroupNorm(1, channels // 2), nn.GELU(),
-            nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1), nn.GroupNorm(1, channels), nn.GELU(),
+            nn.Conv2d(3, channels // 2, 5, stride=2, padding=2),
+            nn.GroupNorm(1, channels // 2),
+            nn.GELU(),
+            nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1),
+            nn.GroupNorm(1, channels),
+            nn.GELU(),
             nn.Conv2d(channels, channels, 1),
-        )  # fmt: skip
+        )
         cells, index = displacement_index(height // STRIDE, width // STRIDE, *config["reach"])
         self.register_buffer("index", index, persistent=False)  # [cells, displacements], cells = the padding cell
         displacements = index.shape[1]
         self.motion = nn.Sequential(
-            nn.Conv2d(displacements + 2 * channels, 64, 1), nn.GroupNorm(1, 64), nn.GELU(),
-            nn.Conv2d(64, 96, 3, padding=1), nn.GroupNorm(1, 96), nn.GELU(),
-            nn.Conv2d(96, 128, 3, stride=2, padding=1), nn.GroupNorm(1, 128), nn.GELU(),
-            nn.Conv2d(128, 128, 3, stride=2, padding=1), nn.GroupNorm(1, 128), nn.GELU(),
-        )  # fmt: skip
+            nn.Conv2d(displacements + 2 * channels, 64, 1),
+            nn.GroupNorm(1, 64),
+            nn.GELU(),
+            nn.Conv2d(64, 96, 3, padding=1),
+            nn.GroupNorm(1, 96),
+            nn.GELU(),
+            nn.Conv2d(96, 128, 3, stride=2, padding=1),
+            nn.GroupNorm(1, 128),
+            nn.GELU(),
+            nn.Conv2d(128, 128, 3, stride=2, padding=1),
+            nn.GroupNorm(1, 128),
+            nn.GELU(),
+        )
         self.cells = cells
         self.embed = nn.Linear(128 * -(-cells[0] // 4) * -(-cells[1] // 4), hidden)
         self.temporal = nn.Sequential(*(TemporalBlock(hidden) for _ in range(config["num_temporal_blocks"])))
@@ -114,9 +126,13 @@ class CorrelationInverseDynamics(nn.Module):
 def correlation_config(height: int = 48, width: int = 64) -> dict[str, Any]:
     """Return the config of the small worlds' evaluation model, about 1.3 M parameters."""
     return {
-        "img_shape": [height, width], "channels": 64, "hidden": 256, "reach": [3, 5], "num_temporal_blocks": 2,
+        "img_shape": [height, width],
+        "channels": 64,
+        "hidden": 256,
+        "reach": [3, 5],
+        "num_temporal_blocks": 2,
         "temperature": 1.0,
-    }  # fmt: skip
+    }
 
 
 def displacement_index(height: int, width: int, up: int, across: int) -> tuple[tuple[int, int], Tensor]:

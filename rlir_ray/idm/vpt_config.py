@@ -12,37 +12,68 @@ NUM_BINS = VPT_CAMERA.num_bins
 # The published sizes (4x_idm.model, which leaves impala_chans and pointwise_ratio to the code's defaults).
 VPT_CONFIG: dict[str, Any] = {
     "net": {
-        "attention_heads": 32, "attention_mask_style": "none", "attention_memory_size": 128, "timesteps": 128,
+        "attention_heads": 32,
+        "attention_mask_style": "none",
+        "attention_memory_size": 128,
+        "timesteps": 128,
         "conv3d_params": {"inchan": 3, "outchan": 128, "kernel_size": [5, 1, 1], "padding": [2, 0, 0]},
-        "hidsize": 4096, "img_shape": [128, 128, 128], "impala_chans": [16, 32, 32], "impala_width": 16,
+        "hidsize": 4096,
+        "img_shape": [128, 128, 128],
+        "impala_chans": [16, 32, 32],
+        "impala_width": 16,
         "impala_kwargs": {"post_pool_groups": 1},
-        "init_norm_kwargs": {"batch_norm": False, "group_norm_groups": 1}, "n_recurrence_layers": 2,
-        "only_img_input": True, "pointwise_ratio": 4, "pointwise_use_activation": False,
-        "recurrence_is_residual": True, "recurrence_type": "transformer", "single_output": True,
-        "use_pointwise_layer": True, "use_pre_lstm_ln": False,
+        "init_norm_kwargs": {"batch_norm": False, "group_norm_groups": 1},
+        "n_recurrence_layers": 2,
+        "only_img_input": True,
+        "pointwise_ratio": 4,
+        "pointwise_use_activation": False,
+        "recurrence_is_residual": True,
+        "recurrence_type": "transformer",
+        "single_output": True,
+        "use_pointwise_layer": True,
+        "use_pre_lstm_ln": False,
     },
     "pi_head": {"temperature": 2.0},
     "n_camera_bins": 11,
-}  # fmt: skip
+}
 
 # What the published code takes where a config is silent.
 DEFAULTS: dict[str, Any] = {
-    "attention_heads": 8, "attention_mask_style": "clipped_causal", "attention_memory_size": 2048,
-    "conv3d_params": None, "hidsize": 512, "impala_chans": [16, 32, 32], "impala_kwargs": {}, "impala_width": 1,
-    "init_norm_kwargs": {}, "n_recurrence_layers": 1, "only_img_input": False, "pointwise_ratio": 4,
-    "pointwise_use_activation": False, "recurrence_is_residual": True, "recurrence_type": "lstm",
-    "single_output": False, "use_pointwise_layer": True, "use_pre_lstm_ln": True,
-}  # fmt: skip
+    "attention_heads": 8,
+    "attention_mask_style": "clipped_causal",
+    "attention_memory_size": 2048,
+    "conv3d_params": None,
+    "hidsize": 512,
+    "impala_chans": [16, 32, 32],
+    "impala_kwargs": {},
+    "impala_width": 1,
+    "init_norm_kwargs": {},
+    "n_recurrence_layers": 1,
+    "only_img_input": False,
+    "pointwise_ratio": 4,
+    "pointwise_use_activation": False,
+    "recurrence_is_residual": True,
+    "recurrence_type": "lstm",
+    "single_output": False,
+    "use_pointwise_layer": True,
+    "use_pre_lstm_ln": True,
+}
 REQUIRED = ("img_shape", "timesteps")
 # A kwarg besides must be off, or have the value that the network has built in.
 UNREAD = {"scale_input_img": True}
 
 # What this network computes; a config that says otherwise describes another network.
 FIXED = {
-    "attention_mask_style": "none", "impala_kwargs": {"post_pool_groups": 1}, "only_img_input": True,
-    "init_norm_kwargs": {"batch_norm": False, "group_norm_groups": 1}, "recurrence_is_residual": True,
-    "recurrence_type": "transformer", "single_output": True, "use_pointwise_layer": True, "use_pre_lstm_ln": False,
-}  # fmt: skip
+    "attention_mask_style": "none",
+    "impala_kwargs": {"post_pool_groups": 1},
+    "only_img_input": True,
+    "init_norm_kwargs": {"batch_norm": False, "group_norm_groups": 1},
+    "recurrence_is_residual": True,
+    "recurrence_type": "transformer",
+    "single_output": True,
+    "use_pointwise_layer": True,
+    "use_pre_lstm_ln": False,
+}
 
 
 def complete_net(net: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,8 +127,14 @@ def _keeps_size(conv3d: Mapping[str, Any]) -> bool:
 def small_vpt_config(height: int = 48, width: int = 64) -> dict[str, Any]:
     """Return a VPT-form config of about 2 M parameters for small worlds, with temperature 1 (soft rewards read it)."""
     net = {
-        **VPT_CONFIG["net"], "attention_heads": 4, "attention_memory_size": 16, "timesteps": 16, "hidsize": 256,
+        **VPT_CONFIG["net"],
+        "attention_heads": 4,
+        "attention_memory_size": 16,
+        "timesteps": 16,
+        "hidsize": 256,
         "conv3d_params": {"inchan": 3, "outchan": 16, "kernel_size": [5, 1, 1], "padding": [2, 0, 0]},
-        "img_shape": [height, width, 16], "impala_chans": [16, 32, 32], "impala_width": 1,
-    }  # fmt: skip
+        "img_shape": [height, width, 16],
+        "impala_chans": [16, 32, 32],
+        "impala_width": 1,
+    }
     return {"net": net, "pi_head": {"temperature": 1.0}, "n_camera_bins": NUM_BINS}

@@ -129,9 +129,15 @@ class PolicyGradient:
                 del metrics["ratio/clip_fraction"]
         else:
             loss, metrics = decoupled_loss(
-                log_ratio, advantages, mask, num_decisions, level=level, max_weight=self.train.max_importance,
-                min_ratio=self.train.min_ratio, max_ratio=self.train.max_ratio,
-            )  # fmt: skip
+                log_ratio,
+                advantages,
+                mask,
+                num_decisions,
+                level=level,
+                max_weight=self.train.max_importance,
+                min_ratio=self.train.min_ratio,
+                max_ratio=self.train.max_ratio,
+            )
         if self.reference is None:
             return loss, metrics
         with torch.no_grad():
@@ -216,9 +222,10 @@ class DiffusionNFT:
         loss = most * _masked_mean(errors, mask, num_decisions)
         drift = (velocities.detach() - old).square().mean(-1)
         metrics = {
-            "loss/policy": loss.detach() * num_decisions, "decisions": mask.sum().float(),
+            "loss/policy": loss.detach() * num_decisions,
+            "decisions": mask.sum().float(),
             "nft/drift": _masked_mean(drift, mask, num_decisions) * num_decisions,
-        }  # fmt: skip
+        }
         if self.reference is None:
             return loss, metrics
         with torch.no_grad():

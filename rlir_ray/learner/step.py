@@ -301,11 +301,12 @@ def stack(batch: StepBatch, micro: MicroBatch, step: int, device: torch.device) 
     return Columns(
         record=kind(*(column(entry.name) for entry in dataclasses.fields(kind))),  # type: ignore[arg-type]
         behavior_logprobs=tensor([each[row] for each, row in zip(logprobs, places, strict=True)])  # type: ignore[index]
-        if has_logprobs else None,
+        if has_logprobs
+        else None,
         loss_mask=tensor(masks),
         advantages=tensor([_per_decision(each.values[number], group) for group, each, number in rows]),
         seeds=[trajectory_seed(group.seed, row, step) for group, row in zip(groups, places, strict=True)],
-    )  # fmt: skip
+    )
 
 
 def layout(record: Record) -> tuple[tuple[int, ...], ...]:

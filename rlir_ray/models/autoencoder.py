@@ -105,7 +105,9 @@ def build_autoencoder(
         block_channels, layers_per_block, norm_groups, pixel_unshuffle: see `block_settings`.
     """
     model = FrameAutoencoder.model_class()(
-        latent_channels=latent_channels, scaling_factor=1.0, force_upcast=False,
+        latent_channels=latent_channels,
+        scaling_factor=1.0,
+        force_upcast=False,
         **block_settings(block_channels, layers_per_block, norm_groups, pixel_unshuffle),
-    )  # fmt: skip
+    )
     return FrameAutoencoder(model, height=height, width=width, pixel_unshuffle=pixel_unshuffle)

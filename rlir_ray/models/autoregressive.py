@@ -208,8 +208,11 @@ class WorldModel(nn.Module):
         check_llama_config(config)
         load = partial(
             LlamaForCausalLM.from_pretrained,
-            config=config, dtype=torch.float32, local_files_only=True, use_safetensors=True,
-        )  # fmt: skip
+            config=config,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+        )
         return cls(open_library_model(load, folder, "the policy")).eval()
 
     def save_pretrained(self, folder: Path | str, dtype: torch.dtype = torch.float32) -> None:

@@ -124,11 +124,12 @@ def open_library_model(load: Callable[..., tuple[Any, Any]], folder: Path | str,
         cause = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{what} must be whole, got {cause} in {folder}; copy the folder again") from error
     _check_names(
-        f"{what} in {folder}", missing=sorted(found["missing_keys"]),
+        f"{what} in {folder}",
+        missing=sorted(found["missing_keys"]),
         # Older versions of transformers stored this buffer, which is computed from the config.
         unexpected=(name for name in sorted(found["unexpected_keys"]) if not name.endswith("rotary_emb.inv_freq")),
         wrong=(f"{name} {list(got)} instead of {list(own)}" for name, got, own in sorted(found["mismatched_keys"])),
-    )  # fmt: skip
+    )
     check_finite(model.state_dict(), f"all weights of {what} in {folder}")
     return model
 
@@ -177,10 +178,11 @@ def check_fit(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], what: s
         ValueError: names are missing, unexpected or of another shape, or weights are not finite; they are listed.
     """
     _check_names(
-        what, missing=(name for name in wanted if name not in found),
+        what,
+        missing=(name for name in wanted if name not in found),
         unexpected=(name for name in found if name not in wanted),
         wrong=_wrong_shapes(wanted, found),
-    )  # fmt: skip
+    )
     check_finite(found, f"all weights of {what}")
 
 

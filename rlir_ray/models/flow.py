@@ -224,9 +224,9 @@ class Block(nn.Module):
         qkv = self.to_qkv(modulate(normalise(x), shift, scale)).unflatten(-1, (3, self.num_heads, -1))
         queries, keys, values = (part.transpose(1, 2) for part in qkv.unbind(2))  # [B, H, L, head size]
         queries, keys = turn(queries, self.query_scale, turns), turn(keys, self.key_scale, turns)
-        all_keys, all_values = (keys, values) if past is None else (
-            torch.cat([past[0], keys], 2), torch.cat([past[1], values], 2)
-        )  # fmt: skip
+        all_keys, all_values = (
+            (keys, values) if past is None else (torch.cat([past[0], keys], 2), torch.cat([past[1], values], 2))
+        )
         mixed = functional.scaled_dot_product_attention(queries, all_keys, all_values, attn_mask=mask)
         x = gated(x, gate, self.to_out(mixed.transpose(1, 2).flatten(2)))
         hidden = functional.gelu(self.mlp_in(modulate(normalise(x), mlp_shift, mlp_scale)), approximate="tanh")
@@ -302,7 +302,10 @@ def open_flow_model(folder: Any) -> FlowWorldModel:
         )
     load = partial(
         FlowWorldModel.from_pretrained,
-        torch_dtype=torch.float32, low_cpu_mem_usage=False, local_files_only=True, use_safetensors=True,
-    )  # fmt: skip
+        torch_dtype=torch.float32,
+        low_cpu_mem_usage=False,
+        local_files_only=True,
+        use_safetensors=True,
+    )
     model: FlowWorldModel = open_library_model(load, folder, "the policy")
     return model.eval()

@@ -57,7 +57,10 @@ def two_streams(
     visible[:, :num_history] = past < places[:, None]
     visible |= torch.eye(len(places), dtype=torch.bool)
     velocities = velocity(
-        torch.cat([history, noisy.flatten(1, 2)], 1), torch.cat([history_levels, levels.flatten(1)], 1),
-        torch.cat([history_actions, actions.repeat_interleave(num_levels, 1)], 1), places, visible,
-    )  # fmt: skip
+        torch.cat([history, noisy.flatten(1, 2)], 1),
+        torch.cat([history_levels, levels.flatten(1)], 1),
+        torch.cat([history_actions, actions.repeat_interleave(num_levels, 1)], 1),
+        places,
+        visible,
+    )
     return velocities[:, num_history:].unflatten(1, (num_frames, num_levels))

@@ -77,8 +77,12 @@ class FrameCodec(nn.Module, ABC):
                 f"{list(frames.shape)}; resize the video to the size that the {self.what} was trained on"
             )
         # Without frames, encode one black frame to get the shape of an empty result.
-        parts = [encode(self.scale(part)) for part in (frames if len(frames) else frames.new_zeros(
-            (1, self.height, self.width, 3))).split(self.max_frames)]  # fmt: skip
+        parts = [
+            encode(self.scale(part))
+            for part in (frames if len(frames) else frames.new_zeros((1, self.height, self.width, 3))).split(
+                self.max_frames
+            )
+        ]
         return torch.cat(parts)[: len(frames)]
 
     @torch.no_grad()
@@ -172,8 +176,11 @@ def block_settings(
     """
     channels = 3 * pixel_unshuffle**2
     return {
-        "in_channels": channels, "out_channels": channels,
+        "in_channels": channels,
+        "out_channels": channels,
         "down_block_types": ("DownEncoderBlock2D",) * len(block_channels),
         "up_block_types": ("UpDecoderBlock2D",) * len(block_channels),
-        "block_out_channels": block_channels, "layers_per_block": layers_per_block, "norm_num_groups": norm_groups,
-    }  # fmt: skip
+        "block_out_channels": block_channels,
+        "layers_per_block": layers_per_block,
+        "norm_num_groups": norm_groups,
+    }

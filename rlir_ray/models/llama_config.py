@@ -9,24 +9,63 @@ if TYPE_CHECKING:
 
 # The learner's model, the torch sampler and vLLM compute these.
 COMPUTED = {
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps", "attention_bias", "mlp_bias",
-    "tie_word_embeddings", "rope_parameters", "tokens_per_frame",
-}  # fmt: skip
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "rms_norm_eps",
+    "attention_bias",
+    "mlp_bias",
+    "tie_word_embeddings",
+    "rope_parameters",
+    "tokens_per_frame",
+}
 # These fields change no log-probability: notes, initial weights, precision on disk, and settings of generation and
 # that nothing here reads. `pretraining_tp` only splits the same matrix products.
 HARMLESS = {
-    "transformers_version", "architectures", "model_type", "_name_or_path", "name_or_path", "dtype", "torch_dtype",
-    "initializer_range", "max_position_embeddings", "use_cache", "pad_token_id", "bos_token_id", "eos_token_id",
-    "pretraining_tp", "id2label", "label2id", "problem_type", "return_dict", "output_hidden_states",
-    "output_attentions", "chunk_size_feed_forward",
-}  # fmt: skip
+    "transformers_version",
+    "architectures",
+    "model_type",
+    "_name_or_path",
+    "name_or_path",
+    "dtype",
+    "torch_dtype",
+    "initializer_range",
+    "max_position_embeddings",
+    "use_cache",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "pretraining_tp",
+    "id2label",
+    "label2id",
+    "problem_type",
+    "return_dict",
+    "output_hidden_states",
+    "output_attentions",
+    "chunk_size_feed_forward",
+}
 # Frequencies of these types do not depend on the length of a sequence, so that decoding and a full pass agree.
 ROPE_TYPES = {"default", "linear", "yarn", "llama3"}
 ROPE_FIELDS = {
-    "rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings", "attention_factor", "beta_fast",
-    "beta_slow", "mscale", "mscale_all_dim", "truncate", "low_freq_factor", "high_freq_factor",
-}  # fmt: skip
+    "rope_type",
+    "type",
+    "rope_theta",
+    "factor",
+    "original_max_position_embeddings",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+    "low_freq_factor",
+    "high_freq_factor",
+}
 
 
 def check_llama_config(config: LlamaConfig) -> None:

@@ -74,6 +74,12 @@ def stream_velocities(forward: Forward, record: FlowRecord[Tensor], noisy: Tenso
     num_frames, actions = record.latents.shape[1], record.actions.long()
     first = actions.shape[1] - num_frames
     return two_streams(
-        forward, record.history, record.history_levels, actions[:, :-1], noisy, levels, actions[:, first:],
+        forward,
+        record.history,
+        record.history_levels,
+        actions[:, :-1],
+        noisy,
+        levels,
+        actions[:, first:],
         first_place=first,
-    )  # fmt: skip
+    )

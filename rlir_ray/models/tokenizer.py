@@ -99,7 +99,9 @@ def build_tokenizer(
         block_channels, layers_per_block, norm_groups, pixel_unshuffle: see `block_settings`.
     """
     model = FrameTokenizer.model_class()(
-        latent_channels=code_size, num_vq_embeddings=num_codes, vq_embed_dim=code_size,
+        latent_channels=code_size,
+        num_vq_embeddings=num_codes,
+        vq_embed_dim=code_size,
         **block_settings(block_channels, layers_per_block, norm_groups, pixel_unshuffle),
-    )  # fmt: skip
+    )
     return FrameTokenizer(model, height=height, width=width, pixel_unshuffle=pixel_unshuffle)

@@ -53,9 +53,11 @@ def add_settings(parser: argparse.ArgumentParser, settings: type, leave_out: Seq
 def add_action_shift(parser: argparse.ArgumentParser) -> None:
     """For commands that read recordings with their actions."""
     parser.add_argument(
-        "--action-shift", type=int, default=0,
+        "--action-shift",
+        type=int,
+        default=0,
         help="event k + this leads INTO frame k; -1: the order of a Gymnasium loop (observation, then its action)",
-    )  # fmt: skip
+    )
 
 
 def _is_names(default: object) -> TypeGuard[tuple[str, ...]]:

@@ -103,9 +103,13 @@ def _record(work: Path, plan: AssetsPlan) -> None:
         for split in SPLITS:
             logger.info("%s: %d frames for %s", folder, sizes[split], split)
             collect(
-                work / folder / split, num_frames=sizes[split], split=split, seed=plan.seed, maps=maps,
+                work / folder / split,
+                num_frames=sizes[split],
+                split=split,
+                seed=plan.seed,
+                maps=maps,
                 num_workers=plan.threads,
-            )  # fmt: skip
+            )
     if not (work / "oracle.json").is_file():
         events = {
             split: [read_events(path.with_suffix(".jsonl")) for path in list_recordings(work / "recordings" / split)]

@@ -66,9 +66,13 @@ class AutoencoderTask(Task):
         torch.manual_seed(settings.seed)
         height, width = self.clips[0].shape[1:3]
         model = build_autoencoder(
-            height=height, width=width, latent_channels=settings.latent_channels, norm_groups=settings.norm_groups,
-            block_channels=settings.block_channels, pixel_unshuffle=settings.pixel_unshuffle,
-        ).train()  # fmt: skip
+            height=height,
+            width=width,
+            latent_channels=settings.latent_channels,
+            norm_groups=settings.norm_groups,
+            block_channels=settings.block_channels,
+            pixel_unshuffle=settings.pixel_unshuffle,
+        ).train()
         every = Every(seconds=settings.evaluate_every_s)
         super().__init__(
             settings, model, length=Length.of(settings), curve_every=every, save_every=every, device=settings.device
@@ -89,9 +93,12 @@ class AutoencoderTask(Task):
             posterior = self.model.posterior(pixels)
             decoded = self.model.pixels(posterior.sample()).float()
         reconstruction = reconstruction_loss(
-            decoded, pixels, squared_weight=settings.squared_weight, gradient_weight=settings.gradient_weight,
+            decoded,
+            pixels,
+            squared_weight=settings.squared_weight,
+            gradient_weight=settings.gradient_weight,
             change_weight=settings.change_weight,
-        )  # fmt: skip
+        )
         divergence = posterior.kl().mean() / posterior.mean[0].numel()
         return reconstruction + settings.kl_weight * divergence, {"kl": divergence.detach()}
 

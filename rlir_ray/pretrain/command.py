@@ -91,34 +91,46 @@ def _add_probe(parser: argparse.ArgumentParser) -> None:
 
 COMMANDS = {
     "tokenizer": Command(
-        TokenizerTraining, RECORDINGS, "tokenizer",
+        TokenizerTraining,
+        RECORDINGS,
+        "tokenizer",
         "Trains a frame tokenizer on DATA/train, scores it on DATA/validation; goes on where it stopped.",
         "--data work/assets/recordings --out runs/tokenizer --tokens runs/tokens --minutes 20",
-        _add_codes("--tokens"), threads=1,
+        _add_codes("--tokens"),
+        threads=1,
     ),
     "autoencoder": Command(
-        AutoencoderTraining, RECORDINGS, "autoencoder",
+        AutoencoderTraining,
+        RECORDINGS,
+        "autoencoder",
         "Trains an autoencoder of frames on DATA/train, scores it on DATA/validation; goes on where it stopped.",
         "--data work/assets/recordings --out runs/autoencoder --minutes 20",
-        _add_codes("--latents"), threads=1,
+        _add_codes("--latents"),
+        threads=1,
     ),
     "idm": Command(
-        InverseDynamicsTraining, RECORDINGS, "model",
+        InverseDynamicsTraining,
+        RECORDINGS,
+        "model",
         "Trains an inverse dynamics model on DATA/train and scores it on DATA/validation; goes on where it stopped. "
         "Event k of a recording must lead INTO frame k.",
         "--data work/assets/recordings --out runs/idm --architecture vpt --minutes 30",
         _add_probe,
     ),
     "world-model": Command(
-        WorldModelTraining, CODES, "model",
+        WorldModelTraining,
+        CODES,
+        "model",
         "Trains an autoregressive world model on tokenised recordings; goes on where it stopped.",
         "--data work/assets/tokens --out runs/world_model --minutes 60",
         threads=2,
     ),
     "flow": Command(
-        FlowTraining, CODES, "model",
+        FlowTraining,
+        CODES,
+        "model",
         "Trains a flow world model on encoded recordings; goes on where it stopped.",
         "--data work/assets/latents --out runs/flow --minutes 60",
         threads=2,
     ),
-}  # fmt: skip
+}

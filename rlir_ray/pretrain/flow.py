@@ -108,9 +108,15 @@ class FlowTask(Task):
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.average_decay))
         every = Every(seconds=settings.evaluate_every_s)
         super().__init__(
-            settings, model, length=Length.of(settings), curve_every=every, save_every=every, device=settings.device,
-            precision=settings.precision, max_grad_norm=settings.max_grad_norm,
-        )  # fmt: skip
+            settings,
+            model,
+            length=Length.of(settings),
+            curve_every=every,
+            save_every=every,
+            device=settings.device,
+            precision=settings.precision,
+            max_grad_norm=settings.max_grad_norm,
+        )
 
     def parts(self) -> dict[str, nn.Module]:
         return {"model": self.model, "average": self.average}
@@ -141,9 +147,11 @@ class FlowTask(Task):
         kept.save_pretrained(folder)
         give_usual_mode(folder)
         return {
-            "parameters": sum(weight.numel() for weight in kept.parameters()), "train_frames": len(self.train.latents),
-            "windows_seen": steps * self.settings.batch_size, "final": final,
-        }  # fmt: skip
+            "parameters": sum(weight.numel() for weight in kept.parameters()),
+            "train_frames": len(self.train.latents),
+            "windows_seen": steps * self.settings.batch_size,
+            "final": final,
+        }
 
 
 def run_command(chosen: dict[str, Any], settings: FlowTraining) -> None:
@@ -166,9 +174,14 @@ def _start(settings: FlowTraining, latent_shape: tuple[int, ...]) -> FlowWorldMo
         return model.train()
     channels, height, width = latent_shape
     return FlowWorldModel(
-        latent_channels=channels, latent_height=height, latent_width=width, patch_size=settings.patch_size,
-        hidden_size=settings.hidden_size, num_layers=settings.num_layers, num_heads=settings.num_heads,
-    )  # fmt: skip
+        latent_channels=channels,
+        latent_height=height,
+        latent_width=width,
+        patch_size=settings.patch_size,
+        hidden_size=settings.hidden_size,
+        num_layers=settings.num_layers,
+        num_heads=settings.num_heads,
+    )
 
 
 def flow_loss(
@@ -202,9 +215,15 @@ def flow_losses(
     noise = draw(frames)
     history = interpolate(past, draw(past), past_levels)
     velocities = two_streams(
-        model, history, past_levels, actions[:, :-1], interpolate(frames, noise, levels)[:, :, None],
-        levels[:, :, None], actions[:, 1:], first_place=1,
-    )[:, :, 0]  # fmt: skip
+        model,
+        history,
+        past_levels,
+        actions[:, :-1],
+        interpolate(frames, noise, levels)[:, :, None],
+        levels[:, :, None],
+        actions[:, 1:],
+        first_place=1,
+    )[:, :, 0]
     return (velocities - (noise - frames)).square().flatten(1).mean(1)
 
 

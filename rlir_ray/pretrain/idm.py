@@ -57,10 +57,13 @@ def build_model(
             config = small_vpt_config(height, width)
             channels = convolution_width * config["net"]["img_shape"][2]
             config["net"] |= {
-                "hidsize": hidden_size, "n_recurrence_layers": num_layers, "attention_heads": num_heads,
-                "impala_width": convolution_width, "img_shape": [height, width, channels],
+                "hidsize": hidden_size,
+                "n_recurrence_layers": num_layers,
+                "attention_heads": num_heads,
+                "impala_width": convolution_width,
+                "img_shape": [height, width, channels],
                 "conv3d_params": {**config["net"]["conv3d_params"], "outchan": channels},
-            }  # fmt: skip
+            }
             return InverseDynamicsModel(config)
         if architecture == "correlation":
             config = correlation_config(height, width)
@@ -80,9 +83,15 @@ def _start(settings: InverseDynamicsTraining, height: int, width: int) -> Model:
             raise ValueError(f"--init must be the folder of an inverse dynamics model, got {settings.init}; check it")
         return load_inverse_dynamics(settings.init).train()
     return build_model(
-        settings.architecture, height, width, settings.seed, hidden_size=settings.hidden_size,
-        num_layers=settings.num_layers, num_heads=settings.num_heads, convolution_width=settings.convolution_width,
-    )  # fmt: skip
+        settings.architecture,
+        height,
+        width,
+        settings.seed,
+        hidden_size=settings.hidden_size,
+        num_layers=settings.num_layers,
+        num_heads=settings.num_heads,
+        convolution_width=settings.convolution_width,
+    )
 
 
 def learning_rate_at(progress: float, settings: InverseDynamicsTraining) -> float:
@@ -151,10 +160,14 @@ class InverseDynamicsTask(Task):
         self.camera_weights = class_weights(self.data.camera, NUM_BINS) * on_camera[:, None]
         height, width = self.data.frames.shape[1:3]
         super().__init__(
-            settings, _start(settings, height, width).train(), length=Length(settings.minutes, settings.steps),
-            curve_every=Every(seconds=settings.evaluate_every_s), device=settings.device,
-            save_every=Every(seconds=settings.checkpoint_every_s), max_grad_norm=settings.max_gradient_norm,
-        )  # fmt: skip
+            settings,
+            _start(settings, height, width).train(),
+            length=Length(settings.minutes, settings.steps),
+            curve_every=Every(seconds=settings.evaluate_every_s),
+            device=settings.device,
+            save_every=Every(seconds=settings.checkpoint_every_s),
+            max_grad_norm=settings.max_gradient_norm,
+        )
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -168,9 +181,14 @@ class InverseDynamicsTask(Task):
         rng = np.random.default_rng([settings.seed, progress.step])
         num_frames = int(rng.choice(settings.window_frames))
         frames, buttons, camera = draw_windows(
-            self.data, rng, settings.clips_per_step, num_frames, augmentation=settings.augmentation,
-            reconstructed_share=settings.reconstructed_share, reconstruct=self.reconstruct,
-        )  # fmt: skip
+            self.data,
+            rng,
+            settings.clips_per_step,
+            num_frames,
+            augmentation=settings.augmentation,
+            reconstructed_share=settings.reconstructed_share,
+            reconstruct=self.reconstruct,
+        )
         with autocast():
             logits = self.model.logits(frames)
         weights = self.button_weights.to(device), self.camera_weights.to(device)

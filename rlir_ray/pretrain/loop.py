@@ -51,11 +51,15 @@ def train(task: Task, out_dir: Path) -> dict[str, Any]:
     if task.keep_state:
         loop.save()
     report = {
-        "settings": asdict(task.settings), "steps": loop.step, "elapsed_s": round(loop.elapsed_s, 1),
+        "settings": asdict(task.settings),
+        "steps": loop.step,
+        "elapsed_s": round(loop.elapsed_s, 1),
         **task.save(out_dir, final, loop.step, loop.elapsed_s),
-        "torch": torch.__version__, "machine": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(), "load_average": os.getloadavg(),
-    }  # fmt: skip
+        "torch": torch.__version__,
+        "machine": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg(),
+    }
     # By this file a training is known as finished.
     write_json(out_dir / "training.json", report)
     if not task.keep_state:
@@ -136,8 +140,11 @@ class Loop:
         if not (self._seen or figures):
             return {}
         line = {"step": self.step, "elapsed_s": self.elapsed_s, **_means(self._seen), **figures}
-        line = {name: round(value, 4) if isinstance(value, float) else value for name, value in line.items()
-                if not isinstance(value, float) or math.isfinite(value)}  # fmt: skip
+        line = {
+            name: round(value, 4) if isinstance(value, float) else value
+            for name, value in line.items()
+            if not isinstance(value, float) or math.isfinite(value)
+        }
         self._seen, self._line_at = [], self.elapsed_s
         with (self.out_dir / "curve.jsonl").open("a", encoding="utf-8") as curve:
             curve.write(strict_json(line) + "\n")

@@ -69,9 +69,12 @@ def oracle_macro_f1(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = nn.Sequential(
-            nn.Linear(features.shape[1], 128), nn.GELU(), nn.Linear(128, 128), nn.GELU(),
+            nn.Linear(features.shape[1], 128),
+            nn.GELU(),
+            nn.Linear(128, 128),
+            nn.GELU(),
             nn.Linear(128, sum(num_classes)),
-        )  # fmt: skip
+        )
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
     inputs, targets = torch.from_numpy(features), torch.from_numpy(classes)

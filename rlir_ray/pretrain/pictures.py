@@ -90,6 +90,8 @@ def _parts(*tensors: Tensor, size: int = 1024) -> list[tuple[Tensor, ...]]:
 
 def _sharpness(frames: Tensor) -> float:
     """Mean absolute difference of neighbouring pixels, both directions; uint8 [N, H, W, 3]."""
-    sums = [p.float().diff(dim=1).abs().mean((1, 2, 3)) + p.float().diff(dim=2).abs().mean((1, 2, 3))
-            for (p,) in _parts(frames)]  # fmt: skip
+    sums = [
+        p.float().diff(dim=1).abs().mean((1, 2, 3)) + p.float().diff(dim=2).abs().mean((1, 2, 3))
+        for (p,) in _parts(frames)
+    ]
     return float(torch.cat(sums).mean())

@@ -69,17 +69,25 @@ class TokenizerTask(Task):
         torch.manual_seed(settings.seed)
         height, width = self.clips[0].shape[1:3]
         model = build_tokenizer(
-            height=height, width=width, num_codes=settings.num_codes, code_size=settings.code_size,
-            block_channels=settings.block_channels, pixel_unshuffle=settings.pixel_unshuffle,
+            height=height,
+            width=width,
+            num_codes=settings.num_codes,
+            code_size=settings.code_size,
+            block_channels=settings.block_channels,
+            pixel_unshuffle=settings.pixel_unshuffle,
             norm_groups=settings.norm_groups,
-        ).train()  # fmt: skip
+        ).train()
         # The moving averages own the codebook; the optimiser must not touch it.
         model.codebook.requires_grad_(False)
         self.averages = CodeAverages(settings.num_codes, settings.code_size)
         super().__init__(
-            settings, model, length=Length.of(settings), curve_every=Every(steps=CURVE_STEPS),
-            save_every=Every(steps=settings.checkpoint_every), device=settings.device,
-        )  # fmt: skip
+            settings,
+            model,
+            length=Length.of(settings),
+            curve_every=Every(steps=CURVE_STEPS),
+            save_every=Every(steps=settings.checkpoint_every),
+            device=settings.device,
+        )
 
     def parts(self) -> dict[str, nn.Module]:
         return {"model": self.model, "averages": self.averages}
@@ -100,9 +108,12 @@ class TokenizerTask(Task):
         with autocast():
             decoded = self.model.pixels(quantized)
         reconstruction = reconstruction_loss(
-            decoded.float(), pixels, squared_weight=settings.squared_weight, gradient_weight=settings.gradient_weight,
+            decoded.float(),
+            pixels,
+            squared_weight=settings.squared_weight,
+            gradient_weight=settings.gradient_weight,
             change_weight=settings.change_weight,
-        )  # fmt: skip
+        )
         # Pixels span 2, hence the peak 4 of the squared error.
         error = (decoded.detach().float().clamp(-1, 1) - pixels).square().mean((1, 2, 3))
         metrics = {"commitment": commitment.detach(), "psnr": 10 * torch.log10(4 / error).mean()}
@@ -121,9 +132,12 @@ class TokenizerTask(Task):
         codes = model.lookup(tokens).detach()
         restart = progress.share < settings.restart_until and progress.step % 10 == 0
         averages.follow(
-            model.codebook, _vectors(latents.detach()), tokens.flatten(), settings.codebook_decay,
+            model.codebook,
+            _vectors(latents.detach()),
+            tokens.flatten(),
+            settings.codebook_decay,
             restart_seed=settings.seed + progress.step if restart else None,
-        )  # fmt: skip
+        )
         return latents + (codes - latents).detach(), F.mse_loss(latents, codes)
 
     def save(self, folder: Path, final: Mapping[str, Any], steps: int, elapsed_s: float) -> dict[str, Any]:

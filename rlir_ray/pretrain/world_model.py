@@ -115,10 +115,15 @@ class WorldModelTask(Task):
         self.starts = train.window_starts(settings.num_frames)
         every = Every(seconds=settings.evaluate_every_s)
         super().__init__(
-            settings, _start(settings, train.images.shape[1]), length=Length.of(settings), curve_every=every,
-            save_every=every, device=settings.device, precision=settings.precision,
+            settings,
+            _start(settings, train.images.shape[1]),
+            length=Length.of(settings),
+            curve_every=every,
+            save_every=every,
+            device=settings.device,
+            precision=settings.precision,
             max_grad_norm=settings.max_grad_norm,
-        )  # fmt: skip
+        )
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         matrices = [weight for weight in self.model.parameters() if weight.ndim > 1]
@@ -155,10 +160,13 @@ class WorldModelTask(Task):
         window_tokens = self.train.windows(np.zeros(1, np.int64), self.settings.num_frames).shape[1]
         tokens_seen = steps * self.settings.batch_size * window_tokens
         return {
-            "parameters": sum(weight.numel() for weight in model.parameters()), "train_frames": len(self.train.images),
-            "train_windows": len(self.starts), "tokens_seen": tokens_seen,
-            "tokens_per_s": round(tokens_seen / max(elapsed_s, 1e-9), 1), "final": final,
-        }  # fmt: skip
+            "parameters": sum(weight.numel() for weight in model.parameters()),
+            "train_frames": len(self.train.images),
+            "train_windows": len(self.starts),
+            "tokens_seen": tokens_seen,
+            "tokens_per_s": round(tokens_seen / max(elapsed_s, 1e-9), 1),
+            "final": final,
+        }
 
 
 def run_command(chosen: dict[str, Any], settings: WorldModelTraining) -> None:

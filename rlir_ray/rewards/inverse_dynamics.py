@@ -101,9 +101,14 @@ class InverseReward:
         config, device = context.config, context.device
         idm = load_inverse_dynamics(asset_path(config.models.reward_idm)).to(device)
         return cls(
-            context.open_codec().to(device), idm, world=config.world, config=config.reward,
-            class_shares=context.class_shares, device=device, camera_bins=context.camera_bins,
-        )  # fmt: skip
+            context.open_codec().to(device),
+            idm,
+            world=config.world,
+            config=config.reward,
+            class_shares=context.class_shares,
+            device=device,
+            camera_bins=context.camera_bins,
+        )
 
     def score(self, videos: Sequence[EncodedVideo]) -> list[RewardScores]:
         """Rewards of whole groups, read together.

@@ -168,9 +168,10 @@ def _check_video(path: Path, limits: Limits) -> None:
 def _check_size(height: int, width: int, limits: Limits) -> None:
     if (height, width) != (limits.height, limits.width):
         raise UploadError(
-            422, f"frames must be {limits.height}x{limits.width} (height x width), got {height}x{width}; "
+            422,
+            f"frames must be {limits.height}x{limits.width} (height x width), got {height}x{width}; "
             f"resize them: ffmpeg -i NAME.mp4 -vf scale={limits.width}:{limits.height} SMALL.mp4",
-        )  # fmt: skip
+        )
 
 
 def clip_report(scores: ClipScores) -> dict[str, Any]:

@@ -251,6 +251,8 @@ def load_group(path: Path) -> TrajectoryGroup:
         record = {name.removeprefix("record."): arrays[name] for name in arrays if name.startswith("record.")}
         kind = RECORDS[about.pop("record")]
         return TrajectoryGroup(
-            **about, record=kind(**record), loss_mask=arrays["loss_mask"],
+            **about,
+            record=kind(**record),
+            loss_mask=arrays["loss_mask"],
             behavior_logprobs=arrays.get("behavior_logprobs"),
-        )  # fmt: skip
+        )

@@ -154,9 +154,12 @@ def import_finding(module: str, needed: bool, remedy: str) -> Finding:
     try:
         done = subprocess.run(
             [sys.executable, "-c", f"import {module}; print({module}.__version__)"],
-            capture_output=True, encoding="utf-8", errors="replace", timeout=IMPORT_TIMEOUT_S,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=IMPORT_TIMEOUT_S,
             env={**os.environ, **quiet},
-        )  # fmt: skip
+        )
     except subprocess.TimeoutExpired:
         return Finding(level, module, f"its import takes more than {IMPORT_TIMEOUT_S:g} s; {remedy}")
     if done.returncode:

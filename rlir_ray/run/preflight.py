@@ -65,9 +65,11 @@ def check_plugins(config: Config) -> None:
         ValueError: one cannot, or lacks a method.
     """
     for axis, name in (
-        ("families", config.policy.family), ("rewards", config.reward.name), ("objectives", config.train.objective),
+        ("families", config.policy.family),
+        ("rewards", config.reward.name),
+        ("objectives", config.train.objective),
         ("sources", config.prompts.source),
-    ):  # fmt: skip
+    ):
         load(axis, name)
 
 

@@ -37,9 +37,14 @@ def progress_bar(name: str) -> Iterator[ShowProgress]:
     )
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("gone,"),
-        TimeRemainingColumn(), TextColumn("left  {task.fields[text]}"),
-    )  # fmt: skip
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("gone,"),
+        TimeRemainingColumn(),
+        TextColumn("left  {task.fields[text]}"),
+    )
     terminal = sys.stderr
     log = [h for h in logging.root.handlers if isinstance(h, logging.StreamHandler) and h.stream is terminal]
     with Progress(*columns, console=Console(stderr=True)) as bar:

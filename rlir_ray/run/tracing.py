@@ -68,9 +68,10 @@ def waited_for(wait: Span, sampled: Iterable[Span], scored: Iterable[Span]) -> d
     sample_s = min(max(0.0, last_sample - wait.start_s), wait.seconds)
     score_s = min(max(0.0, last_score - max(last_sample, wait.start_s)), wait.seconds - sample_s)
     return {
-        "time/wait_sample_s": sample_s, "time/wait_score_s": score_s,
+        "time/wait_sample_s": sample_s,
+        "time/wait_score_s": score_s,
         "time/wait_other_s": wait.seconds - sample_s - score_s,
-    }  # fmt: skip
+    }
 
 
 class TraceRecorder:
@@ -105,9 +106,14 @@ class TraceRecorder:
         ]
         work = [
             {
-                "name": name, "cat": pool, "ph": "X", "pid": rows[pool, host, process], "tid": 0,
-                "ts": round((span.start_s - first) * 1e6), "dur": round(span.seconds * 1e6),
+                "name": name,
+                "cat": pool,
+                "ph": "X",
+                "pid": rows[pool, host, process],
+                "tid": 0,
+                "ts": round((span.start_s - first) * 1e6),
+                "dur": round(span.seconds * 1e6),
             }
             for (pool, host, process, _), (name, span) in self._spans.items()
-        ]  # fmt: skip
+        ]
         return {"displayTimeUnit": "ms", "traceEvents": [*named, *work]}

@@ -9,8 +9,17 @@ import subprocess
 from pathlib import Path
 
 TESTED_PACKAGES = (
-    "torch", "ray", "deepspeed", "transformers", "diffusers", "numpy", "omegaconf", "safetensors", "av", "vizdoom",
-)  # fmt: skip
+    "torch",
+    "ray",
+    "deepspeed",
+    "transformers",
+    "diffusers",
+    "numpy",
+    "omegaconf",
+    "safetensors",
+    "av",
+    "vizdoom",
+)
 
 
 def machine() -> str:

@@ -202,9 +202,14 @@ class _Rollout:
             inside = clips[(at >= 0) & (at < window)]
             if len(inside):
                 step = sde_step(
-                    self.sampler.config.sde, x[inside], velocity[inside], level[inside], following[inside],
-                    self.sampler.config.noise_level, noise=self.draws.steps[inside, frame, at[inside]],
-                )  # fmt: skip
+                    self.sampler.config.sde,
+                    x[inside],
+                    velocity[inside],
+                    level[inside],
+                    following[inside],
+                    self.sampler.config.noise_level,
+                    noise=self.draws.steps[inside, frame, at[inside]],
+                )
                 x_next[inside] = step.latents
                 states[inside, at[inside]], states[inside, at[inside] + 1] = x[inside], step.latents
                 means[inside, at[inside]], logprobs[inside, at[inside]] = step.mean, step.logprobs
@@ -221,9 +226,12 @@ class _Rollout:
         seen = self._as_history(self.frames[frame], self.draws.history[:, frame])[:, None]
         place = self.num_context + frame
         _, read = self.sampler.model.read(
-            seen, self._history_levels(seen), self.actions[:, place, None],
-            torch.tensor([place]), cache=self.cache,
-        )  # fmt: skip
+            seen,
+            self._history_levels(seen),
+            self.actions[:, place, None],
+            torch.tensor([place]),
+            cache=self.cache,
+        )
         self.cache = self.cache.append(read)
         self.history.append(seen)
 

@@ -294,10 +294,15 @@ class VllmSampler:
         """Request the next frame of a clip; return the request's name."""
         frame = len(clip.frames)
         parameters = SamplingParams(
-            temperature=self.temperature, seed=clip.seeds[frame], max_tokens=self.policy.tokens_per_frame,
-            ignore_eos=True, logprobs=0, flat_logprobs=True, detokenize=False,
+            temperature=self.temperature,
+            seed=clip.seeds[frame],
+            max_tokens=self.policy.tokens_per_frame,
+            ignore_eos=True,
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
-        )  # fmt: skip
+        )
         name = f"{clip.name}.{frame}"
         self.engine.add_request(name, tokens_input(clip.tokens), parameters)
         return name

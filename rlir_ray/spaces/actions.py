@@ -16,9 +16,19 @@ import numpy.typing as npt
 
 # The order of the VPT inverse dynamics model's 20 button heads; the model has no heads for the last three buttons.
 JUDGED_BUTTONS = (
-    "attack", "back", "forward", "jump", "left", "right", "sneak", "sprint", "use", "drop", "inventory",
+    "attack",
+    "back",
+    "forward",
+    "jump",
+    "left",
+    "right",
+    "sneak",
+    "sprint",
+    "use",
+    "drop",
+    "inventory",
     *(f"hotbar.{slot}" for slot in range(1, 10)),
-)  # fmt: skip
+)
 BUTTONS = (*JUDGED_BUTTONS, "swapHands", "pickItem", "ESC")
 INDEX = {name: index for index, name in enumerate(BUTTONS)}
 
@@ -26,10 +36,19 @@ INDEX = {name: index for index, name in enumerate(BUTTONS)}
 DEGREES_PER_PIXEL = 360 / 2400
 
 KEY_NAMES = {
-    "w": "forward", "s": "back", "a": "left", "d": "right", "space": "jump", "left.shift": "sneak",
-    "left.control": "sprint", "q": "drop", "e": "inventory", "f": "swapHands", "escape": "ESC",
+    "w": "forward",
+    "s": "back",
+    "a": "left",
+    "d": "right",
+    "space": "jump",
+    "left.shift": "sneak",
+    "left.control": "sprint",
+    "q": "drop",
+    "e": "inventory",
+    "f": "swapHands",
+    "escape": "ESC",
     **{str(slot): f"hotbar.{slot}" for slot in range(1, 10)},
-}  # fmt: skip
+}
 BUTTON_KEYS = {name: f"key.keyboard.{key}" for key, name in KEY_NAMES.items()}
 CameraBins = Callable[[npt.ArrayLike], npt.NDArray[np.int64]]
 """Degrees to what a world model is told of them."""
@@ -37,8 +56,12 @@ MOUSE_NAMES = ("attack", "use", "pickItem")
 
 # The two buttons of a pair cancel each other; pairs are processed in this order (as in MineWorld's raw loader).
 CONTRADICTIONS = (
-    ("forward", "back"), ("left", "right"), ("jump", "sneak"), ("sprint", "sneak"), ("attack", "use"),
-)  # fmt: skip
+    ("forward", "back"),
+    ("left", "right"),
+    ("jump", "sneak"),
+    ("sprint", "sneak"),
+    ("attack", "use"),
+)
 
 
 @dataclass(frozen=True)
@@ -263,12 +286,30 @@ def group_classes(actions: Actions, groups: Sequence[str]) -> npt.NDArray[np.int
 # After BOS, pitch and yaw: the buttons that share a token slot. swapHands, inventory and ESC have an id but no slot.
 TOKEN_SLOTS = (
     tuple(f"hotbar.{slot}" for slot in range(1, 10)),
-    ("forward", "back"), ("left", "right"), ("sprint", "sneak"), ("use", "attack"), ("jump",), ("drop", "pickItem"),
-)  # fmt: skip
+    ("forward", "back"),
+    ("left", "right"),
+    ("sprint", "sneak"),
+    ("use", "attack"),
+    ("jump",),
+    ("drop", "pickItem"),
+)
 TOKEN_BUTTONS = (
-    "use", "attack", "forward", "back", "left", "right", "jump", "sneak", "sprint", "drop", "swapHands", "pickItem",
-    "inventory", "ESC", *(f"hotbar.{slot}" for slot in range(1, 10)),
-)  # fmt: skip
+    "use",
+    "attack",
+    "forward",
+    "back",
+    "left",
+    "right",
+    "jump",
+    "sneak",
+    "sprint",
+    "drop",
+    "swapHands",
+    "pickItem",
+    "inventory",
+    "ESC",
+    *(f"hotbar.{slot}" for slot in range(1, 10)),
+)
 PITCH_OFFSET = len(TOKEN_BUTTONS)
 YAW_OFFSET = PITCH_OFFSET + MINEWORLD_CAMERA.num_bins
 BOS, NULL, EOS = (YAW_OFFSET + MINEWORLD_CAMERA.num_bins + index for index in range(3))

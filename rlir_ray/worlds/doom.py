@@ -51,8 +51,13 @@ TRAIN_MAPS = tuple(name for name in ALL_MAPS if name not in VALIDATION_MAPS)
 # Maps of the shipped world model and its prompts: few, open and unlike each other, because
 # two million parameters learn no more in an hour. Tokenizer and inverse dynamics models are trained on TRAIN_MAPS.
 WORLD_MAPS = (
-    "freedoom1:E3M1", "freedoom1:E3M2", "freedoom1:E4M8", "freedoom2:MAP17", "freedoom2:MAP29", "freedoom2:MAP32",
-)  # fmt: skip
+    "freedoom1:E3M1",
+    "freedoom1:E3M2",
+    "freedoom1:E4M8",
+    "freedoom2:MAP17",
+    "freedoom2:MAP29",
+    "freedoom2:MAP32",
+)
 
 TICS_PER_SECOND = 35
 # Most spots to try for an episode. The second half may be dark or closed in, so that every map gives an episode.
@@ -151,10 +156,16 @@ def _event(
     x, y, z = (round(float(value), 3) for value in pose.position)
     tick = index * world.frame_skip
     fields = {
-        "yaw": round(float(-np.degrees(pose.angle) % 360), 4), "pitch": 0.0, "xpos": x, "ypos": y, "zpos": z,
-        "onGround": pose.on_ground, "wallDistance": wall_distance, "tick": tick,
+        "yaw": round(float(-np.degrees(pose.angle) % 360), 4),
+        "pitch": 0.0,
+        "xpos": x,
+        "ypos": y,
+        "zpos": z,
+        "onGround": pose.on_ground,
+        "wallDistance": wall_distance,
+        "tick": tick,
         "milli": round(tick * 1000 / TICS_PER_SECOND),
-    }  # fmt: skip
+    }
     return command_event(command, previous, fields)
 
 
@@ -273,12 +284,16 @@ def _write_index(out_dir: Path, names: list[str], maps: tuple[str, ...], world: 
         for group, column in zip(GROUPS_IN_USE, classes.T, strict=True)
     }
     summary = CollectSummary(
-        num_recordings=len(names), num_frames=len(classes) + len(names), class_shares=shares,
+        num_recordings=len(names),
+        num_frames=len(classes) + len(names),
+        class_shares=shares,
         maps=maps[: len(names)],
-    )  # fmt: skip
+    )
     index = {
-        "basedir": str(out_dir.resolve()), "relpaths": [f"{name}.mp4" for name in names],
-        "summary": dataclasses.asdict(summary), "world": dataclasses.asdict(world),
-    }  # fmt: skip
+        "basedir": str(out_dir.resolve()),
+        "relpaths": [f"{name}.mp4" for name in names],
+        "summary": dataclasses.asdict(summary),
+        "world": dataclasses.asdict(world),
+    }
     write_json(out_dir / "index.json", index)
     return summary

@@ -52,8 +52,13 @@ BLANK_GUN = b"""actor BlankGun : Weapon
 HIDDEN = ("hud", "crosshair", "messages", "particles", "decals", "corpses", "effects_sprites", "screen_flashes")
 # Pick-ups that tint the picture, and what would push the player.
 REMOVED = (
-    "InvulnerabilitySphere", "BlurSphere", "Infrared", "RadSuit", "Berserk", "ExplosiveBarrel",
-)  # fmt: skip
+    "InvulnerabilitySphere",
+    "BlurSphere",
+    "Infrared",
+    "RadSuit",
+    "Berserk",
+    "ExplosiveBarrel",
+)
 GAME_ARGS = (
     "-nomonsters +movebob 0 +sv_infiniteammo 1 +neverswitchonpickup 1 +pickup_fade_scalar 0 +sv_aircontrol 1 "
     "+viz_nosound 1 +cl_showsecretmessage 0 +con_midtime 0"

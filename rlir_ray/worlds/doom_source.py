@@ -53,9 +53,14 @@ class DoomSource:
             )
             source = find_recordings(folder)
             cut = cut_clips(
-                source, num_prompts, config.world, config.prompts.min_wall_distance, request.seed, config.data,
+                source,
+                num_prompts,
+                config.world,
+                config.prompts.min_wall_distance,
+                request.seed,
+                config.data,
                 request.num_whole,
-            )  # fmt: skip
+            )
             if len(cut.clips) == num_prompts:
                 return cut
             num_episodes = math.ceil(1.5 * num_episodes)

@@ -88,9 +88,11 @@ class ScriptedPlayer:
         """Draw the command of the next frame."""
         on_ground = view.on_ground and not self.held.jump
         self.held = Command(
-            self._move(view), self._yaw(view), bool(on_ground and self.rng.random() < self.script.jump_probability),
+            self._move(view),
+            self._yaw(view),
+            bool(on_ground and self.rng.random() < self.script.jump_probability),
             self._attack(),
-        )  # fmt: skip
+        )
         return self.held
 
     def _hold(self, frames: tuple[int, int]) -> int:
@@ -143,9 +145,16 @@ def command_event(command: Command, previous: Command, fields: Mapping[str, Any]
     keys, buttons = _pressed(command)
     old_keys, old_buttons = _pressed(previous)
     mouse = {
-        "x": 640.0, "y": 360.0, "dx": float(command.yaw_pixels), "dy": 0.0, "scaledX": 0.0, "scaledY": 0.0,
-        "dwheel": 0.0, "buttons": buttons, "newButtons": [button for button in buttons if button not in old_buttons],
-    }  # fmt: skip
+        "x": 640.0,
+        "y": 360.0,
+        "dx": float(command.yaw_pixels),
+        "dy": 0.0,
+        "scaledX": 0.0,
+        "scaledY": 0.0,
+        "dwheel": 0.0,
+        "buttons": buttons,
+        "newButtons": [button for button in buttons if button not in old_buttons],
+    }
     keyboard = {"keys": keys, "newKeys": [key for key in keys if key not in old_keys], "chars": ""}
     event = {"mouse": mouse, "keyboard": keyboard, "isGuiOpen": False, "isGuiInventory": False, "hotbar": 0}
     return event | dict(fields or {})

@@ -65,9 +65,13 @@ def main(checkpoints: str, run_dir: str, *overrides: str) -> None:
     except ValueError as error:
         refusal = str(error)
     told = {
-        "driver": node_id(), "actors": actors, "videos": objects, "groups": result.groups, "refusal": refusal,
+        "driver": node_id(),
+        "actors": actors,
+        "videos": objects,
+        "groups": result.groups,
+        "refusal": refusal,
         "losses": [step["loss/policy"] for step in result.metrics],
-    }  # fmt: skip
+    }
     print(json.dumps(told), flush=True)
 
 

@@ -37,10 +37,13 @@ class Pools:
         self.calls.append(list(group_ids))
         report_ref = ray.put(
             CallReport(
-                call_id=group_ids[0], policy_version=self.version, span=SPAN,
-                column_bytes=dict.fromkeys(group_ids, 60), failures=self.failures,
+                call_id=group_ids[0],
+                policy_version=self.version,
+                span=SPAN,
+                column_bytes=dict.fromkeys(group_ids, 60),
+                failures=self.failures,
             )
-        )  # fmt: skip
+        )
         return [(GroupRefs(f"group {i}", f"video {i}", report_ref), self.answer(i)) for i in group_ids]
 
     def answer(self, group_id):
@@ -57,9 +60,14 @@ def make_collector(config, pools, budget_bytes=10_000):
     train = config.train
     admission = Admission(train.max_staleness, train.prompts_per_step, budget_bytes)
     return Collector(
-        config, Ledger(), admission, pools.submit, prompt_ids=[f"p{i}" for i in range(12)], group_bytes=100,
+        config,
+        Ledger(),
+        admission,
+        pools.submit,
+        prompt_ids=[f"p{i}" for i in range(12)],
+        group_bytes=100,
         stop=threading.Event(),
-    )  # fmt: skip
+    )
 
 
 def failing(group_id):

@@ -94,9 +94,12 @@ def test_flow_policies_train_in_the_pools_as_in_the_local_loop(ray_cluster, make
 @pytest.mark.slow
 def test_flow_run_over_serve_and_two_ranks_is_judged_and_loses_nothing(ray_cluster, make_config, checkpoints):
     config = make_config(
-        *flow_overrides(checkpoints), "rollout.num_actors=2", "learner.engine=deepspeed", "learner.num_workers=2",
+        *flow_overrides(checkpoints),
+        "rollout.num_actors=2",
+        "learner.engine=deepspeed",
+        "learner.num_workers=2",
         "learner.zero_stage=2",
-    )  # fmt: skip
+    )
     result = run_pools(config, tiny_flow_prompt_set)
     assert_same_run(result, config, tiny_flow_prompt_set, likeliest=0.02)
     names = [each["name"] for each in json.loads((result.folder / "evaluation.json").read_text())["evaluations"]]
@@ -196,9 +199,12 @@ def test_synchronous_pools_train_as_the_local_loop_and_the_driver_reads_no_paylo
 @pytest.mark.slow
 def test_two_rollout_actors_two_ranks_and_serve_change_no_loss(ray_cluster, make_config):
     config = make_config(
-        "rollout.num_actors=2", "learner.engine=deepspeed", "learner.num_workers=2",
-        "train.kl_coefficient=0.1", "train.advantage=dr_grpo",
-    )  # fmt: skip
+        "rollout.num_actors=2",
+        "learner.engine=deepspeed",
+        "learner.num_workers=2",
+        "train.kl_coefficient=0.1",
+        "train.advantage=dr_grpo",
+    )
     assert_same_run(run_pools(config, evaluate=False), config)
 
 
@@ -272,9 +278,13 @@ def test_tokens_sampled_by_vllm_train_in_the_pools_until_they_are_too_far_off(
             pipeline.driver.config = dataclasses.replace(config, rollout=bound)
 
     config = make_config(
-        f"models.policy={checkpoints / 'vllm_policy'}", "rollout.engine=vllm", "vllm.kv_cache_bytes=16777216",
-        "train.num_steps=5", "train.max_staleness=1", "lora.rank=2",
-    )  # fmt: skip
+        f"models.policy={checkpoints / 'vllm_policy'}",
+        "rollout.engine=vllm",
+        "vllm.kv_cache_bytes=16777216",
+        "train.num_steps=5",
+        "train.max_staleness=1",
+        "lora.rank=2",
+    )
     pipeline = Pipeline(config, callbacks=[tighten_after_three], prompts=tiny_prompt_set)
     with pytest.raises(
         RuntimeError, match=r"vllm must be within rollout.max_logprob_difference=1e-12 of the learner's .* got"

@@ -69,15 +69,22 @@ def test_pools_run_on_the_nodes_of_their_labels_and_videos_cross_them_in_the_sto
 ) -> None:
     first = add_node(head, rollout_node=1)
     overrides = [
-        "rollout.resources={rollout_node: 0.01}", "rollout.num_actors=2", "rollout.num_cpus=0.25",
-        "reward.resources={other_node: 0.01}", "learner.resources={other_node: 0.01}", "run.wait_for_nodes_s=120",
+        "rollout.resources={rollout_node: 0.01}",
+        "rollout.num_actors=2",
+        "rollout.num_cpus=0.25",
+        "reward.resources={other_node: 0.01}",
+        "learner.resources={other_node: 0.01}",
+        "run.wait_for_nodes_s=120",
         "train.group_size=24",
-    ]  # fmt: skip
+    ]
     driver = subprocess.Popen(
         [sys.executable, "-m", "tests.actors.run_on_nodes", checkpoints, tmp_path, *overrides],
-        cwd=ROOT, env={**os.environ, "RAY_ADDRESS": head.address, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        env={**os.environ, "RAY_ADDRESS": head.address, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     try:
         # The second node joins when the run is already waiting for it.
         read_until(driver, "waiting up to 120 s for nodes that hold the pools")
@@ -152,9 +159,10 @@ def test_a_bare_checkout_trains_as_a_job_on_the_nodes_of_its_labels(
 ) -> None:
     first, second = add_node(head, rollout_node=1), add_node(head, other_node=1)
     labels = [
-        "rollout.resources.rollout_node=0.01", "learner.resources.rollout_node=0.01",
+        "rollout.resources.rollout_node=0.01",
+        "learner.resources.rollout_node=0.01",
         "reward.resources.other_node=0.01",
-    ]  # fmt: skip
+    ]
     options = [f"run.dir={tmp_path}", *labels]
     done = submit(head, checkout, "whole", "--recipe", "steps_2", "run.name=whole", *options)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -192,8 +200,9 @@ def test_a_stopped_job_saves_its_policy_first(head: Cluster, checkout: Path, tmp
     environment = yaml.safe_load((checkout / "deploy" / "runtime_env.yaml").read_text())
     client.submit_job(
         entrypoint=f"python -m rlir_ray train --recipe steps_1000 run.name=stopped run.dir={tmp_path}",
-        submission_id="stopped", runtime_env={**environment, "working_dir": str(checkout)},
-    )  # fmt: skip
+        submission_id="stopped",
+        runtime_env={**environment, "working_dir": str(checkout)},
+    )
     wait_until(lambda: "step   2/1000" in client.get_job_logs("stopped"), client)
     client.stop_job("stopped")
     wait_until(lambda: client.get_job_status("stopped") == JobStatus.STOPPED, client)

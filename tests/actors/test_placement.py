@@ -14,12 +14,18 @@ from rlir_ray.config.load import load_config
 def test_actors_take_the_resources_of_their_pool_and_are_spread() -> None:
     config = load_config("", ["rollout.num_gpus=1", "rollout.resources={rollout_node: 0.01}"])
     assert ray_options(config.rollout) == {
-        "num_cpus": 0.5, "num_gpus": 1.0, "resources": {"rollout_node": 0.01}, "scheduling_strategy": "SPREAD",
-    }  # fmt: skip
+        "num_cpus": 0.5,
+        "num_gpus": 1.0,
+        "resources": {"rollout_node": 0.01},
+        "scheduling_strategy": "SPREAD",
+    }
     assert ray_options(config.rollout, num_cpus=0, max_restarts=1) == {
-        "num_cpus": 0, "num_gpus": 1.0, "resources": {"rollout_node": 0.01}, "scheduling_strategy": "SPREAD",
+        "num_cpus": 0,
+        "num_gpus": 1.0,
+        "resources": {"rollout_node": 0.01},
+        "scheduling_strategy": "SPREAD",
         "max_restarts": 1,
-    }  # fmt: skip
+    }
 
 
 def test_serve_takes_the_options_of_its_replicas() -> None:

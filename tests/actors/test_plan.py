@@ -93,9 +93,10 @@ def test_a_disk_without_room_for_the_run_is_refused(make_config, tmp_path, monke
 
 
 def test_the_store_is_planned_with_the_heldout_clips(make_config):
-    few, many = make_config("object_store_budget_bytes=0"), make_config(
-        "object_store_budget_bytes=0", "prompts.num_heldout=106"
-    )  # fmt: skip
+    few, many = (
+        make_config("object_store_budget_bytes=0"),
+        make_config("object_store_budget_bytes=0", "prompts.num_heldout=106"),
+    )
     rooms = [check_store(config, (TOKENS_PER_FRAME,), 1 << 30) for config in (few, many)]
     # 100 clips of 4 frames of 24 x 32 pixels.
     assert rooms[0] - rooms[1] == 100 * 4 * 24 * 32 * 3

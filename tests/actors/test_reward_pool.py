@@ -249,9 +249,11 @@ def test_the_recipe_says_how_many_replicas_and_whether_they_follow_the_queue(mak
     assert (fixed["num_replicas"], fixed["autoscaling_config"]) == (3, None)
     assert fixed["ray_actor_options"] == {"num_cpus": 0.5, "num_gpus": 0, "resources": {}}
     scaled = make_config(
-        "reward.num_replicas=2", "reward.min_replicas=1", "reward.max_replicas=5",
+        "reward.num_replicas=2",
+        "reward.min_replicas=1",
+        "reward.max_replicas=5",
         "reward.target_queue=3",
-    )  # fmt: skip
+    )
     scaling = count_options(scaled)["autoscaling_config"]
     found = (scaling.min_replicas, scaling.initial_replicas, scaling.max_replicas, scaling.target_ongoing_requests)
     assert found == (1, 2, 5, 3)

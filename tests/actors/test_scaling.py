@@ -54,16 +54,23 @@ class EchoSampler:
         return [
             (
                 TrajectoryGroup(
-                    prompt_id=prompt.prompt_id, group_id=group_id, seed=seed, policy_version=self.policy_version,
-                    record=TokenRecord(tokens), behavior_logprobs=None, loss_mask=np.ones((group_size, 1), np.bool_),
+                    prompt_id=prompt.prompt_id,
+                    group_id=group_id,
+                    seed=seed,
+                    policy_version=self.policy_version,
+                    record=TokenRecord(tokens),
+                    behavior_logprobs=None,
+                    loss_mask=np.ones((group_size, 1), np.bool_),
                 ),
                 EncodedVideo(
-                    group_id=group_id, codes=np.zeros((group_size, 4, 1), np.uint16), num_context=1,
+                    group_id=group_id,
+                    codes=np.zeros((group_size, 4, 1), np.uint16),
+                    num_context=1,
                     actions=prompt.actions,
                 ),
             )
             for prompt, group_id, seed in zip(prompts, group_ids, seeds, strict=True)
-        ]  # fmt: skip
+        ]
 
 
 class Rollouts:
@@ -81,10 +88,13 @@ class Rollouts:
         weights = {"w": np.full(3, self.version, np.float32)}
         self.sync.publish(
             StepReport(
-                version=self.version, metrics={}, weights_refs=[ray.put(weights)],
-                checksum=sum_of or checksum(weights), span=SPAN,
+                version=self.version,
+                metrics={},
+                weights_refs=[ray.put(weights)],
+                checksum=sum_of or checksum(weights),
+                span=SPAN,
             )
-        )  # fmt: skip
+        )
 
     def sample(self, number):
         """References of groups; they come from the actors in turn."""

@@ -27,9 +27,14 @@ def test_steps_equal_the_published_ones(kind: str, strength: str) -> None:
         step = {name.rsplit(".", 1)[1]: t for name, t in tensors.items() if name.startswith(f"{kind}.{number}.")}
         level, following = (levels[number + i].expand(len(step["sample"])) for i in (0, 1))
         found = sde_step(
-            kind, step["sample"], step["velocity"], level, following, float(settings[strength]),
+            kind,
+            step["sample"],
+            step["velocity"],
+            level,
+            following,
+            float(settings[strength]),
             next_latents=step["prev_sample"],
-        )  # fmt: skip
+        )
         torch.testing.assert_close(found.logprobs, step["log_prob"], atol=1e-5, rtol=0)
         if "prev_sample_mean" in step:
             torch.testing.assert_close(found.mean, step["prev_sample_mean"], atol=1e-5, rtol=0)

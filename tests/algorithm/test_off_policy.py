@@ -57,9 +57,15 @@ def test_the_weighted_gradient_by_hand() -> None:
     # Weights .5 and 2 (3 truncated); the third ratio is masked. -w * A / 3.
     policy = row(log(0.5), log(3), log(20)).requires_grad_()
     loss, metrics = decoupled_loss(
-        policy - row(0, 0, 0), row(1, -1, 1), ones(1, 3), 3,
-        level="token", max_weight=2.0, min_ratio=0.125, max_ratio=8.0,
-    )  # fmt: skip
+        policy - row(0, 0, 0),
+        row(1, -1, 1),
+        ones(1, 3),
+        3,
+        level="token",
+        max_weight=2.0,
+        min_ratio=0.125,
+        max_ratio=8.0,
+    )
     loss.backward()
     torch.testing.assert_close(policy.grad, row(-0.5 / 3, 2 / 3, 0))
     assert metrics["correction/truncated"] == 1 and metrics["correction/masked"] == 1
@@ -117,9 +123,15 @@ def test_one_outlier_among_many_leaves_the_sample_size_and_every_figure_finite(o
     log_ratio[0, 0] = outlier
     policy = log_ratio.clone().requires_grad_()
     loss, metrics = decoupled_loss(
-        policy, ones(1, 12_288).float(), ones(1, 12_288), 12_288, level="token",
-        max_weight=2.0, min_ratio=0.125, max_ratio=8.0,
-    )  # fmt: skip
+        policy,
+        ones(1, 12_288).float(),
+        ones(1, 12_288),
+        12_288,
+        level="token",
+        max_weight=2.0,
+        min_ratio=0.125,
+        max_ratio=8.0,
+    )
     loss.backward()
     assert policy.grad is not None and bool(policy.grad.isfinite().all())
     found = normalise(metrics, 12_288)

@@ -23,8 +23,10 @@ def main(checkpoints: str, run_dir: str, *overrides: str) -> None:
     protect_standard_streams()
     pipeline = Pipeline(
         tiny_config(Path(checkpoints), Path(run_dir), *overrides),
-        callbacks=[lambda metrics: say(f"step {metrics['step']:.0f}")], prompts=tiny_prompt_set, progress=say,
-    )  # fmt: skip
+        callbacks=[lambda metrics: say(f"step {metrics['step']:.0f}")],
+        prompts=tiny_prompt_set,
+        progress=say,
+    )
     result = pipeline.train(calibrate=False, evaluate=False)
     say(json.dumps({"num_steps": result.num_steps, "losses": [step["loss/policy"] for step in result.metrics]}))
 

@@ -74,9 +74,11 @@ def check_only_bad_groups_failed(result, causes):
 def test_groups_without_usable_rewards_fail_with_their_causes_and_are_replaced(ray_cluster, tmp_path):
     spoils = {group_id: spoil for group_id, (spoil, _) in BAD.items()}
     pipeline = make_pipeline(
-        tmp_path, f"train.num_steps={NUM_STEPS}", "train.max_failed_fraction=0.9",
+        tmp_path,
+        f"train.num_steps={NUM_STEPS}",
+        "train.max_failed_fraction=0.9",
         make_reward=partial(BadReward, spoils),
-    )  # fmt: skip
+    )
     check_only_bad_groups_failed(run(pipeline), {group_id: cause for group_id, (_, cause) in BAD.items()})
 
 
@@ -84,7 +86,10 @@ def test_groups_without_usable_rewards_fail_with_their_causes_and_are_replaced(r
 @pytest.mark.timeout(200)
 def test_a_group_whose_scoring_always_hangs_fails_with_its_cause_and_the_run_finishes(ray_cluster, tmp_path):
     pipeline = make_pipeline(
-        tmp_path, f"train.num_steps={NUM_STEPS}", "reward.num_replicas=2", "reward.timeout_s=2",
+        tmp_path,
+        f"train.num_steps={NUM_STEPS}",
+        "reward.num_replicas=2",
+        "reward.timeout_s=2",
         make_reward=partial(BadReward, {5: hang}),
-    )  # fmt: skip
+    )
     check_only_bad_groups_failed(run(pipeline), {5: "or took more than reward.timeout_s=2"})

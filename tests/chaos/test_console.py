@@ -66,9 +66,14 @@ def test_a_run_whose_terminal_is_closed_saves(checkpoints: Path, tmp_path: Path)
     ours, terminal = os.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.chaos.run_driver", checkpoints, tmp_path, MANY],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=terminal, stdout=terminal, stderr=terminal,
-        start_new_session=True, preexec_fn=take_terminal,
-    )  # fmt: skip
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        preexec_fn=take_terminal,
+    )
     os.close(terminal)
     try:
         seen = b""

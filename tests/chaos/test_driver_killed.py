@@ -26,9 +26,13 @@ def start(checkpoints: Path, run_dir: Path, *overrides: str) -> subprocess.Popen
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     return subprocess.Popen(
         [sys.executable, "-m", "tests.chaos.run_driver", checkpoints, run_dir, *overrides],
-        cwd=ROOT, env={**environment, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=hear_hangups,
-    )  # fmt: skip
+        cwd=ROOT,
+        env={**environment, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=hear_hangups,
+    )
 
 
 def hear_hangups() -> None:

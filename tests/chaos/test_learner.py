@@ -89,11 +89,14 @@ def test_without_a_checkpoint_they_start_again_and_one_of_two_ranks_takes_the_ot
 ) -> None:
     config, lines = (
         make_config(
-            "train.num_steps=4", "checkpoint.every=0", "learner.engine=deepspeed", "learner.num_workers=2",
+            "train.num_steps=4",
+            "checkpoint.every=0",
+            "learner.engine=deepspeed",
+            "learner.num_workers=2",
             "learner.num_cpus=0.25",
         ),
         [],
-    )  # fmt: skip
+    )
     check_recovered(train(config, monkeypatch, lines), config, lines, after=0)
 
 

@@ -68,9 +68,14 @@ def test_pools_that_are_resized_under_load_lose_no_group(ray_cluster, tmp_path):
             assert resizer.seen.get(timeout=2 * DEADLINE_S) == all_alive(SIZES[number])
 
     pipeline = make_pipeline(
-        tmp_path, f"train.num_steps={NUM_STEPS}", "train.max_staleness=2", sample_s=0.1, score_s=0.1, callbacks=[pace],
+        tmp_path,
+        f"train.num_steps={NUM_STEPS}",
+        "train.max_staleness=2",
+        sample_s=0.1,
+        score_s=0.1,
+        callbacks=[pace],
         trace=tmp_path / "trace.json",
-    )  # fmt: skip
+    )
     resizer = Resizer(pipeline)
     resizer.thread.start()
     result = run(pipeline)

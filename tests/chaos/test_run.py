@@ -26,16 +26,25 @@ def make_pipeline(folder, *overrides, sample_s=0.01, score_s=0.005, learn_s=0.02
     config = load_config(
         "doom_tiny_ar",
         [
-            f"run.dir={folder}", "run.name=faults", "learner.engine=torch",
-            "train.max_minutes=0", f"train.prompts_per_step={PER_STEP}", "rollout.prompts_per_call=2",
-            "prompts.num_train=16", "prompts.num_heldout=4", "object_store_budget_bytes=20000000",
-            "checkpoint.every=0", "train.wait_timeout_s=120", *overrides,
+            f"run.dir={folder}",
+            "run.name=faults",
+            "learner.engine=torch",
+            "train.max_minutes=0",
+            f"train.prompts_per_step={PER_STEP}",
+            "rollout.prompts_per_call=2",
+            "prompts.num_train=16",
+            "prompts.num_heldout=4",
+            "object_store_budget_bytes=20000000",
+            "checkpoint.every=0",
+            "train.wait_timeout_s=120",
+            *overrides,
         ],
-    )  # fmt: skip
+    )
     stages = {
-        "make_sampler": partial(SleepSampler, sample_s), "make_reward": partial(SleepReward, score_s),
+        "make_sampler": partial(SleepSampler, sample_s),
+        "make_reward": partial(SleepReward, score_s),
         "make_learner": partial(SleepLearner, learn_s),
-    }  # fmt: skip
+    }
     return Pipeline(config, prompts=partial(random_prompts, config), **stages | options)
 
 
@@ -84,9 +93,14 @@ def test_a_reward_pool_that_is_ten_times_slower_holds_up_sampling_at_the_byte_bo
     said = []
     # Room for six groups of at most 54 KB where sixteen slots are free.
     pipeline = make_pipeline(
-        tmp_path, "train.num_steps=6", "train.max_staleness=3", "object_store_budget_bytes=330000",
-        sample_s=0.005, score_s=0.05, progress=said.append,
-    )  # fmt: skip
+        tmp_path,
+        "train.num_steps=6",
+        "train.max_staleness=3",
+        "object_store_budget_bytes=330000",
+        sample_s=0.005,
+        score_s=0.05,
+        progress=said.append,
+    )
     result = run(pipeline)
     assert result.groups["trained"] == 24 and result.groups["failed"] == 0
     assert max(metrics["object_store/peak_bytes"] for metrics in result.metrics) <= 330_000
@@ -120,8 +134,12 @@ ray.shutdown()
 def run_in_small_store(folder, taken_bytes, spilling="spills"):
     return subprocess.run(
         [sys.executable, "-c", SMALL_STORE, str(folder), str(taken_bytes), spilling],
-        cwd=ROOT, capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
 
 
 @pytest.mark.slow

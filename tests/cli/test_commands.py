@@ -114,10 +114,15 @@ def test_the_ledger_of_a_run_is_printed_by_state_and_cause(tmp_path, capsys):
     ledger_folder(tmp_path, [("trained", ""), ("failed", "x"), ("failed", "y"), ("failed", "y"), ("stale", "")])
     main(["ledger", str(tmp_path)])
     assert [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()] == [
-        ["0", "in flight"], ["1", "trained"], ["1", "stale"], ["0", "no signal"], ["3", "failed"],
-        ["2", "failed: y"], ["1", "failed: x"],
+        ["0", "in flight"],
+        ["1", "trained"],
+        ["1", "stale"],
+        ["0", "no signal"],
+        ["3", "failed"],
+        ["2", "failed: y"],
+        ["1", "failed: x"],
         ["5", "groups: each that ended did so in one state, no number is missing"],
-    ]  # fmt: skip
+    ]
 
 
 def test_a_ledger_that_lost_a_group_ends_with_exit_code_1_and_a_line(tmp_path, capsys):

@@ -72,8 +72,10 @@ def test_addresses_are_those_of_all_clips_without_a_gui(source: RecordingSource)
     addresses, left_out = clip_addresses(source, WORLD)
     starts = {name: [each.first_frame for each in addresses if each.recording == name] for name in source.videos}
     assert starts == {
-        "8.0/same": [0, 10, 20, 30, 40, 50], "9.0/same": [0, 30, 40, 50], "flat": [0, 10, 20, 30, 40, 50],
-    }  # fmt: skip
+        "8.0/same": [0, 10, 20, 30, 40, 50],
+        "9.0/same": [0, 30, 40, 50],
+        "flat": [0, 10, 20, 30, 40, 50],
+    }
     assert left_out == ()
 
 

@@ -54,10 +54,16 @@ def _record(folder: Path, num_recordings: int = 3, height: int = HEIGHT, width: 
 
 def _config(folder: Path, *overrides: str) -> Config:
     settings = [
-        f"world.height={HEIGHT}", f"world.width={WIDTH}", "world.num_context=1", "world.num_frames=8",
-        "prompts.source=recordings", f"prompts.path={folder}",
-        f"prompts.heldout_path={folder.with_name('heldout')}", "prompts.num_train=6", "prompts.num_heldout=4",
-    ]  # fmt: skip
+        f"world.height={HEIGHT}",
+        f"world.width={WIDTH}",
+        "world.num_context=1",
+        "world.num_frames=8",
+        "prompts.source=recordings",
+        f"prompts.path={folder}",
+        f"prompts.heldout_path={folder.with_name('heldout')}",
+        "prompts.num_train=6",
+        "prompts.num_heldout=4",
+    ]
     return load_config("", [*settings, *overrides])
 
 

@@ -42,8 +42,9 @@ def test_half_pairs_of_a_folder_are_counted_and_named(tmp_path: Path) -> None:
     source = find_recordings(tmp_path)
     assert (list(source.videos), len(source)) == (["a"], 3)
     assert [line.split(":")[0] for line in source.left_out] == [
-        str(tmp_path / "8.0" / "c.mp4"), str(tmp_path / "b.jsonl"),
-    ]  # fmt: skip
+        str(tmp_path / "8.0" / "c.mp4"),
+        str(tmp_path / "b.jsonl"),
+    ]
 
 
 def test_both_forms_of_relpaths_name_the_same_recordings(tmp_path: Path) -> None:
@@ -52,8 +53,9 @@ def test_both_forms_of_relpaths_name_the_same_recordings(tmp_path: Path) -> None
     index = write_index(tmp_path / "index.json", ["8.0/b.mp4", "8.0/a", "8.0/a.mp4"])
     source = find_recordings(index)
     assert list(source.videos.items()) == [
-        ("8.0/a", tmp_path / "8.0" / "a.mp4"), ("8.0/b", tmp_path / "8.0" / "b.mp4"),
-    ]  # fmt: skip
+        ("8.0/a", tmp_path / "8.0" / "a.mp4"),
+        ("8.0/b", tmp_path / "8.0" / "b.mp4"),
+    ]
     assert list_recordings(index) == list(source.videos.values())
 
 
@@ -78,8 +80,10 @@ def test_what_an_index_lists_and_is_not_here_names_the_file_to_download(tmp_path
     source = find_recordings(write_index(tmp_path / "index.json", ["8.0/a", "8.0/b", "8.0/c", "8.0/d.mp4"]))
     assert len(source) == 4
     assert [line.split("; download ")[1] for line in source.left_out] == [
-        f"{ADDRESS}8.0/b.jsonl", f"{ADDRESS}8.0/c.mp4", f"{ADDRESS}8.0/d.mp4",
-    ]  # fmt: skip
+        f"{ADDRESS}8.0/b.jsonl",
+        f"{ADDRESS}8.0/c.mp4",
+        f"{ADDRESS}8.0/d.mp4",
+    ]
     assert source.left_out[2].startswith(f"{tmp_path / '8.0' / 'd.mp4'}: no such file, listed in index.json")
 
 

@@ -49,8 +49,9 @@ def test_a_slot_of_the_scroll_wheel_presses_its_number_key_once() -> None:
     before = copy.deepcopy(events)
     repaired = repair_events(events)
     assert [each["keyboard"]["keys"] for each in repaired[2:4]] == [
-        ["key.keyboard.w", "key.keyboard.1"], ["key.keyboard.9"],
-    ]  # fmt: skip
+        ["key.keyboard.w", "key.keyboard.1"],
+        ["key.keyboard.9"],
+    ]
     assert repaired[:2] == events[:2] and repaired[4:6] == events[4:6]
     assert repaired[6]["keyboard"] == {"keys": ["key.keyboard.2"]}
     assert events == before

@@ -50,8 +50,10 @@ def event(dx: float = 0.0, keys: Sequence[str] = (), buttons: Sequence[int] = ()
     return {
         "mouse": {"dx": dx, "dy": 0.0, "buttons": list(buttons), "newButtons": []},
         "keyboard": {"keys": [f"key.keyboard.{key}" for key in keys], "newKeys": [], "chars": ""},
-        "isGuiOpen": False, "hotbar": 0, **fields,
-    }  # fmt: skip
+        "isGuiOpen": False,
+        "hotbar": 0,
+        **fields,
+    }
 
 
 def write_pair(stem: Path, events: Sequence[dict[str, Any]] | None = None, num_frames: int = NUM_FRAMES) -> Path:

@@ -67,17 +67,34 @@ def test_submit_runs_ray_from_the_checkout_with_the_arguments_as_they_are(tmp_pa
     environment = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "RAY_ADDRESS": "http://head:8265"}
     done = subprocess.run(
         [DEPLOY / "submit.sh", "--recipe", "doom_tiny_ar", "rollout.resources={rollout_node: 0.01}"],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True, timeout=TIMEOUT_S,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=TIMEOUT_S,
+    )
     folder, *arguments = done.stdout.splitlines()
     assert Path(folder).resolve() == DEPLOY.parent.resolve()
     assert arguments[:8] == [
-        "job", "submit", "--address", "http://head:8265", "--working-dir", ".", "--runtime-env",
+        "job",
+        "submit",
+        "--address",
+        "http://head:8265",
+        "--working-dir",
+        ".",
+        "--runtime-env",
         "deploy/runtime_env.yaml",
-    ]  # fmt: skip
+    ]
     assert arguments[arguments.index("--") + 1 :] == [
-        "python", "-m", "rlir_ray", "train", "--recipe", "doom_tiny_ar", "rollout.resources={rollout_node: 0.01}",
-    ]  # fmt: skip
+        "python",
+        "-m",
+        "rlir_ray",
+        "train",
+        "--recipe",
+        "doom_tiny_ar",
+        "rollout.resources={rollout_node: 0.01}",
+    ]
 
 
 def start_slurm_job(tmp_path: Path, *arguments: str) -> tuple[subprocess.Popen[bytes], Path]:
@@ -94,10 +111,16 @@ def start_slurm_job(tmp_path: Path, *arguments: str) -> tuple[subprocess.Popen[b
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     environment = os.environ | {
-        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "NOTES": str(notes), "RLIR_BIN": str(tmp_path / "venv"),
-        "RLIR_PORT": str(port), "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]",
-        "SLURM_CPUS_PER_TASK": "4", "SLURM_GPUS_ON_NODE": "2",
-    }  # fmt: skip
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "NOTES": str(notes),
+        "RLIR_BIN": str(tmp_path / "venv"),
+        "RLIR_PORT": str(port),
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "n[1-2]",
+        "SLURM_CPUS_PER_TASK": "4",
+        "SLURM_GPUS_ON_NODE": "2",
+    }
     return subprocess.Popen(["bash", DEPLOY / "slurm" / "rlir.sbatch", *arguments], env=environment), notes
 
 

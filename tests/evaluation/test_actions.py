@@ -91,8 +91,10 @@ def test_results_survive_the_disk_and_are_compared(tmp_path: Path) -> None:
     record_evaluation(tmp_path, after, clips)
     results = Results.load(tmp_path)
     assert [(each.name, each.temperature) for each in results.evaluations] == [
-        ("base", 1.0), ("base", 0.5), ("post-trained", 1.0),
-    ]  # fmt: skip
+        ("base", 1.0),
+        ("base", 0.5),
+        ("post-trained", 1.0),
+    ]
     assert [(each.before_temperature, each.after_temperature) for each in results.comparisons] == [
         (1.0, 1.0),
         (0.5, 1.0),

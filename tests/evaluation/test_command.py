@@ -132,11 +132,16 @@ def test_clips_that_are_what_was_recorded_have_full_marks(checkpoints: Path, rec
             ]
 
     row = evaluate_row(
-        decoded, Recorder(), tokenizer, WORLD, seed=0, chunk=3,  # type: ignore[arg-type]
+        decoded,
+        Recorder(),
+        tokenizer,
+        WORLD,
+        seed=0,
+        chunk=3,  # type: ignore[arg-type]
         idm=load_inverse_dynamics(checkpoints / "reward_idm"),
         lpips=lambda one, other: (one != other).float().mean((1, 2, 3)),  # type: ignore[arg-type]
         i3d=lambda videos: videos.flatten(1).double().numpy()[:, ::97],  # type: ignore[arg-type]
-    )  # fmt: skip
+    )
     assert row.num_clips == 4 and row.psnr == 100 and row.ssim == pytest.approx(1)
     assert row.lpips == 0 and row.fvd == pytest.approx(0, abs=1e-6)
     assert row.following is not None and set(row.following["per_task"]["jump"]) > {"f1_macro"}
@@ -159,16 +164,29 @@ def test_a_policy_finds_its_recipe_by_its_run_its_folder_or_its_size(run_folder:
     shipped = EvaluationRequest(policy="asset:doom/world_model", data="")
     assert resolve_config(shipped).recipe == "doom_tiny_ar"
     settings = {
-        "vocab_size": 8262, "tokens_per_frame": 336, "hidden_size": 2048, "intermediate_size": 4096,
-        "num_hidden_layers": 20, "num_attention_heads": 32, "num_key_value_heads": 4, "max_position_embeddings": 5552,
-    }  # fmt: skip
+        "vocab_size": 8262,
+        "tokens_per_frame": 336,
+        "hidden_size": 2048,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 20,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 5552,
+    }
     (tmp_path / "converted").mkdir()
     (tmp_path / "converted" / "config.json").write_text(json.dumps(settings))
     assert find_recipe(tmp_path / "converted") == "mineworld_700m"
     flow = {
-        "_class_name": "FlowWorldModel", "latent_channels": 16, "latent_height": 28, "latent_width": 48,
-        "patch_size": 2, "hidden_size": 1536, "num_layers": 18, "num_heads": 24, "mlp_ratio": 4.0,
-    }  # fmt: skip
+        "_class_name": "FlowWorldModel",
+        "latent_channels": 16,
+        "latent_height": 28,
+        "latent_width": 48,
+        "patch_size": 2,
+        "hidden_size": 1536,
+        "num_layers": 18,
+        "num_heads": 24,
+        "mlp_ratio": 4.0,
+    }
     (tmp_path / "converted" / "config.json").write_text(json.dumps(flow))
     assert find_recipe(tmp_path / "converted") == "nfd_774m"
     (tmp_path / "converted" / "config.json").write_text(json.dumps(settings | {"hidden_size": 64}))
@@ -203,14 +221,32 @@ def test_a_converted_mineworld_checkpoint_is_evaluated_by_its_validation_clips(
     # Frames of 8 x 12 pixels, so 24 tokens and three frames within the golden 128 positions.
     config = json.loads((golden / "mineworld_lm_small.config.json").read_text()) | {"image_num": 24}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    main([
-        "convert", "mineworld", "--checkpoint", str(tmp_path / "both.ckpt"), "--config", str(tmp_path / "config.json"),
-        "--tokenizer-config", str(golden / "mineworld_vq_small_cfg" / "config.json"), "--out", str(tmp_path / "small"),
-    ])  # fmt: skip
-    main([
-        "convert", "vpt-idm", "--config", str(golden / "vpt_idm_small.config.json"),
-        "--weights", str(golden / "vpt_idm_small.weights.safetensors"), "--out", str(tmp_path / "idm"),
-    ])  # fmt: skip
+    main(
+        [
+            "convert",
+            "mineworld",
+            "--checkpoint",
+            str(tmp_path / "both.ckpt"),
+            "--config",
+            str(tmp_path / "config.json"),
+            "--tokenizer-config",
+            str(golden / "mineworld_vq_small_cfg" / "config.json"),
+            "--out",
+            str(tmp_path / "small"),
+        ]
+    )
+    main(
+        [
+            "convert",
+            "vpt-idm",
+            "--config",
+            str(golden / "vpt_idm_small.config.json"),
+            "--weights",
+            str(golden / "vpt_idm_small.weights.safetensors"),
+            "--out",
+            str(tmp_path / "idm"),
+        ]
+    )
     random = np.random.default_rng(0)
     for number in range(3):
         frames = random.integers(0, 256, (16, 8, 12, 3), dtype=np.uint8)
@@ -224,10 +260,21 @@ def test_a_converted_mineworld_checkpoint_is_evaluated_by_its_validation_clips(
         + "".join(f"  {entry}: 0\n" for entry in load_architecture_fields())
     )
     capsys.readouterr()
-    main([
-        "eval", "--policy", str(tmp_path / "small"), "--data", str(tmp_path / "validation"), "--idm",
-        str(tmp_path / "idm"), "--recipe", str(tmp_path / "mine.yaml"), "--num-clips", "4",
-    ])  # fmt: skip
+    main(
+        [
+            "eval",
+            "--policy",
+            str(tmp_path / "small"),
+            "--data",
+            str(tmp_path / "validation"),
+            "--idm",
+            str(tmp_path / "idm"),
+            "--recipe",
+            str(tmp_path / "mine.yaml"),
+            "--num-clips",
+            "4",
+        ]
+    )
     printed = capsys.readouterr().out
     assert "4 clips of 1 given + 2 generated frames, 8x12, temperature 1, top-p 0.8" in printed
     assert printed.splitlines()[-1].count(NO_WEIGHTS) == 2

@@ -24,14 +24,21 @@ def evaluation(name: str, wrong: float, temperature: float | None = 1.0) -> tupl
     flipped = np.random.default_rng(1).random(commanded.shape) < wrong
     following = Following(groups=GROUPS, commanded=commanded, recovered=np.where(flipped, 1 - commanded, commanded))
     clips = Clips(
-        name=name, frames=np.full((2, 5, 24, 32, 3), 90, np.uint8), commanded=commanded[:2],
-        recovered=following.recovered[:2], groups=GROUPS, prompt_ids=("a", "b"),
-    )  # fmt: skip
+        name=name,
+        frames=np.full((2, 5, 24, 32, 3), 90, np.uint8),
+        commanded=commanded[:2],
+        recovered=following.recovered[:2],
+        groups=GROUPS,
+        prompt_ids=("a", "b"),
+    )
     pixels = np.full(64, 60.0)
     return Evaluation(
-        name=name, seed=7, temperature=temperature, following={"reward": following, "judge": following},
+        name=name,
+        seed=7,
+        temperature=temperature,
+        following={"reward": following, "judge": following},
         quality=Quality(brightness=pixels, sharpness=pixels / 9, motion=pixels / 6, psnr=pixels / 3, ssim=pixels / 90),
-    ), clips  # fmt: skip
+    ), clips
 
 
 def write_run(run_dir: Path, before: float, after: float) -> str:

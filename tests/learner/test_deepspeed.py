@@ -24,8 +24,11 @@ def run_all(folder: Path, runs: dict[str, dict[str, object]]) -> dict[str, Run]:
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.learner.ranks", request],
-            env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         try:
             code = process.wait(TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -106,10 +109,9 @@ def test_bad_updates_are_skipped_in_all_stages_and_in_bfloat16(tmp_path: Path) -
 @pytest.mark.slow
 def test_bfloat16_adds_up_gradients_of_micro_batches_in_float32(tmp_path: Path) -> None:
     runs: dict[str, dict[str, object]] = {
-        f"{ranks}_ranks_zero{stage}": {
-            "zero_stage": stage, "precision": "bf16", "num_workers": ranks, "adds_up": True
-        } for ranks, stage in ((1, 1), (2, 2), (2, 3))
-    }  # fmt: skip
+        f"{ranks}_ranks_zero{stage}": {"zero_stage": stage, "precision": "bf16", "num_workers": ranks, "adds_up": True}
+        for ranks, stage in ((1, 1), (2, 2), (2, 3))
+    }
     run_all(tmp_path, runs)
     for name in runs:
         # Of four times 1 + 512 / 1024, whose norm is 3; in bfloat16 1 + 1 / 1024 is 1, and the norm 2.

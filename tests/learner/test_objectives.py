@@ -89,8 +89,10 @@ def test_accumulation_and_row_selection_train_the_chosen_trajectories_only() -> 
     groups, values = groups_of(tiny_flow_model()), np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
     rows = np.array([1, 3])
     chosen = [GroupAdvantages(values, rows) for _ in groups]
-    poisoned = [replace(g, behavior_logprobs=np.where(np.isin(np.arange(4), rows)[:, None], g.behavior_logprobs, 99))
-                for g in groups]  # fmt: skip
+    poisoned = [
+        replace(g, behavior_logprobs=np.where(np.isin(np.arange(4), rows)[:, None], g.behavior_logprobs, 99))
+        for g in groups
+    ]
     updates = []
     for these, budget in ((groups, 10_000), (poisoned, 10_000), (groups, 6)):
         policy = tiny_flow_model()
@@ -231,9 +233,11 @@ def test_saved_adapter_opens_in_its_librarys_layout(family: str, tmp_path) -> No
                 weight.normal_()
     config = Config(policy=PolicyConfig(family=family), train=TRAIN)
     learner = Learner(
-        TorchEngine(policy, TRAIN, config.learner), make_objective(config, policy), TRAIN,
+        TorchEngine(policy, TRAIN, config.learner),
+        make_objective(config, policy),
+        TRAIN,
         config.learner,
-    )  # fmt: skip
+    )
     learner.save(tmp_path / "policy")
     files = {path.name for path in (tmp_path / "policy").iterdir()}
     expected = {"adapter_config.json", "adapter_model.safetensors"}

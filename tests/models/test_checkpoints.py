@@ -64,9 +64,13 @@ def test_broken_and_absent_files_are_refused_in_one_line(tmp_path: Path) -> None
     (tmp_path / "x.safetensors").write_bytes((tmp_path / "x.safetensors").read_bytes()[:900])
     (tmp_path / "text.ckpt").write_text("no checkpoint")
     for read, file in (
-        (read_plain_pickle, "x.model"), (read_state_dict, "x.ckpt"), (read_state_dict, "x.safetensors"),
-        (read_state_dict, "text.ckpt"), (read_plain_pickle, "absent"), (read_state_dict, "absent"),
-    ):  # fmt: skip
+        (read_plain_pickle, "x.model"),
+        (read_state_dict, "x.ckpt"),
+        (read_state_dict, "x.safetensors"),
+        (read_state_dict, "text.ckpt"),
+        (read_plain_pickle, "absent"),
+        (read_state_dict, "absent"),
+    ):
         with pytest.raises(ValueError, match="must") as refused:
             read(tmp_path / file)
         assert file in str(refused.value) and "\n" not in str(refused.value)

@@ -34,9 +34,15 @@ State = dict[str, Tensor]
 
 def tiny_correlation_idm() -> CorrelationInverseDynamics:
     return CorrelationInverseDynamics(
-        {"img_shape": [16, 16], "channels": 8, "hidden": 16, "reach": [1, 1], "num_temporal_blocks": 1,
-         "temperature": 1.0}
-    )  # fmt: skip
+        {
+            "img_shape": [16, 16],
+            "channels": 8,
+            "hidden": 16,
+            "reach": [1, 1],
+            "num_temporal_blocks": 1,
+            "temperature": 1.0,
+        }
+    )
 
 
 OPENERS: dict[str, tuple[Callable[[], Any], Callable[[Path], Any]]] = {

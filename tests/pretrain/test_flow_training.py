@@ -17,9 +17,19 @@ from rlir_ray.spaces.actions import BUTTONS, INDEX, Actions
 from tests.pretrain.interruption import interrupted_after_state
 
 TINY = FlowTraining(
-    patch_size=1, hidden_size=32, num_layers=2, num_heads=2, num_frames=3, batch_size=16, num_steps=120,
-    learning_rate=5e-3, average_decay=0.9, precision="fp32", num_validation=32, evaluate_every_s=1e9,
-)  # fmt: skip
+    patch_size=1,
+    hidden_size=32,
+    num_layers=2,
+    num_heads=2,
+    num_frames=3,
+    batch_size=16,
+    num_steps=120,
+    learning_rate=5e-3,
+    average_decay=0.9,
+    precision="fp32",
+    num_validation=32,
+    evaluate_every_s=1e9,
+)
 
 
 def write_recordings(path, num_frames: int = 300, seed: int = 0) -> None:
@@ -30,9 +40,12 @@ def write_recordings(path, num_frames: int = 300, seed: int = 0) -> None:
     latents = random.normal(0, 0.1, (num_frames, 2, 1, 2)).astype(np.float16)
     latents[:, 0] += np.where(buttons[:, INDEX["forward"]], 1, -1)[:, None, None]
     np.savez(
-        path, latents=latents, episode_starts=np.array([0, num_frames // 2]), buttons=buttons,
+        path,
+        latents=latents,
+        episode_starts=np.array([0, num_frames // 2]),
+        buttons=buttons,
         camera=np.zeros((num_frames, 2), np.float32),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +94,11 @@ def test_levels_are_independent_by_frame_and_history_is_slightly_noised(recordin
     # Frames 0 and 1 as history, frames 1 and 2 denoised; row by row what each of them sees.
     assert seen["places"].tolist() == [0, 1, 1, 2]
     assert seen["visible"].tolist() == [
-        [True, False, False, False], [True, True, False, False], [True, False, True, False], [True, True, False, True],
-    ]  # fmt: skip
+        [True, False, False, False],
+        [True, True, False, False],
+        [True, False, True, False],
+        [True, True, False, True],
+    ]
 
 
 def test_first_action_of_a_window_is_unknown(recordings) -> None:

@@ -66,9 +66,15 @@ def test_shifts_compare_the_frames_they_name() -> None:
 
 def test_a_trained_judge_reads_the_panning_world(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     settings = InverseDynamicsTraining(
-        architecture="correlation", groups=("yaw",), minutes=0, steps=200, clips_per_step=12, window_frames=(6,),
-        learning_rate=2e-3, augmentation=0.3,
-    )  # fmt: skip
+        architecture="correlation",
+        groups=("yaw",),
+        minutes=0,
+        steps=200,
+        clips_per_step=12,
+        window_frames=(6,),
+        learning_rate=2e-3,
+        augmentation=0.3,
+    )
     held_out = recordings(6, seed=100)
     figures = train_inverse_dynamics(recordings(24, seed=0), held_out, tmp_path, settings)
     assert figures["shifts"]["+0"]["mean"]["accuracy"] > 0.9

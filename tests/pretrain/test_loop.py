@@ -37,9 +37,14 @@ class LineTask(Task):
         self.products: list[Tensor] = []
         self.bad_step, self.bad = -1, ""
         super().__init__(
-            settings, nn.Linear(1, 1, bias=False), length=Length.of(settings), curve_every=Every(steps=3),
-            save_every=Every(steps=2), device="cpu", precision=precision,
-        )  # fmt: skip
+            settings,
+            nn.Linear(1, 1, bias=False),
+            length=Length.of(settings),
+            curve_every=Every(steps=3),
+            save_every=Every(steps=2),
+            device="cpu",
+            precision=precision,
+        )
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.model.parameters())

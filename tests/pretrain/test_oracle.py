@@ -19,10 +19,14 @@ def walk(rng: np.random.Generator, num_frames: int = 120, step: float = 30.0) ->
         keys = {1: ["key.keyboard.w"], -1: ["key.keyboard.s"], 0: []}[move] + ["key.keyboard.space"] * jump
         events.append(
             {
-                "mouse": {"dx": turn, "dy": 0}, "keyboard": {"keys": keys},
-                "xpos": x, "ypos": y, "zpos": z + 30 * jump, "yaw": yaw,
+                "mouse": {"dx": turn, "dy": 0},
+                "keyboard": {"keys": keys},
+                "xpos": x,
+                "ypos": y,
+                "zpos": z + 30 * jump,
+                "yaw": yaw,
             }
-        )  # fmt: skip
+        )
     return events
 
 

@@ -19,9 +19,14 @@ from rlir_ray.spaces.actions import Actions
 from tests.pretrain.interruption import Interrupted, interrupted_after_state
 
 TINY = TokenizerTraining(
-    num_codes=16, code_size=4, pixel_unshuffle=4, block_channels=(8, 16), batch_pairs=4, num_steps=60,
+    num_codes=16,
+    code_size=4,
+    pixel_unshuffle=4,
+    block_channels=(8, 16),
+    batch_pairs=4,
+    num_steps=60,
     checkpoint_every=20,
-)  # fmt: skip
+)
 
 
 def moving_squares(seed: int, num_clips: int = 6, num_frames: int = 12) -> list[np.ndarray]:

@@ -20,9 +20,19 @@ from rlir_ray.spaces.actions import BUTTONS, INDEX
 from tests.pretrain.interruption import Interrupted
 
 SETTINGS = WorldModelTraining(
-    num_codes=8, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=2, num_key_value_heads=1, num_frames=3,
-    batch_size=8, learning_rate=1e-2, num_steps=150, num_validation=16, precision="fp32",
-)  # fmt: skip
+    num_codes=8,
+    hidden_size=32,
+    intermediate_size=48,
+    num_layers=2,
+    num_heads=2,
+    num_key_value_heads=1,
+    num_frames=3,
+    batch_size=8,
+    learning_rate=1e-2,
+    num_steps=150,
+    num_validation=16,
+    precision="fp32",
+)
 
 
 def write_recordings(path: Path, seed: int) -> None:
@@ -33,9 +43,12 @@ def write_recordings(path: Path, seed: int) -> None:
     buttons[:, INDEX["forward"]] = forward
     tokens = (np.cumsum(forward)[:, None] + np.arange(4)) % 8
     np.savez(
-        path, tokens=tokens.astype(np.uint16), episode_starts=np.array([0, 50]), buttons=buttons,
+        path,
+        tokens=tokens.astype(np.uint16),
+        episode_starts=np.array([0, 50]),
+        buttons=buttons,
         camera=np.zeros((120, 2), np.float32),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture
@@ -149,10 +162,27 @@ def test_command_line_continues_from_a_checkpoint(
     first = train_world_model(*recordings, tmp_path / "first", dataclasses.replace(SETTINGS, num_steps=2))
     main(
         "world-model",
-        ["--data", str(tmp_path), "--out", str(tmp_path / "second"), "--init", str(tmp_path / "first"),
-         "--num-codes", "8", "--num-frames", "3", "--num-steps", "1", "--learning-rate", "1e-6",
-         "--precision", "bf16", "--threads", "1"],
-    )  # fmt: skip
+        [
+            "--data",
+            str(tmp_path),
+            "--out",
+            str(tmp_path / "second"),
+            "--init",
+            str(tmp_path / "first"),
+            "--num-codes",
+            "8",
+            "--num-frames",
+            "3",
+            "--num-steps",
+            "1",
+            "--learning-rate",
+            "1e-6",
+            "--precision",
+            "bf16",
+            "--threads",
+            "1",
+        ],
+    )
     second = WorldModel.from_pretrained(tmp_path / "second")
     for weight, other in zip(first.parameters(), second.parameters(), strict=True):
         torch.testing.assert_close(weight, other, atol=1e-5, rtol=0)

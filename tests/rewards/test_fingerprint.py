@@ -18,9 +18,13 @@ def test_what_changes_no_score_is_no_difference(tmp_path):
     copied = shutil.copytree(asset_path("asset:doom/reward_idm"), tmp_path / "elsewhere")
     (copied / "training.json").write_text("{}")
     others = identity(
-        f"models.reward_idm={copied}", "seed=3", "reward.num_replicas=4", "reward.credit=clip", "world.num_frames=4",
+        f"models.reward_idm={copied}",
+        "seed=3",
+        "reward.num_replicas=4",
+        "reward.credit=clip",
+        "world.num_frames=4",
         "reward.camera_tolerance=2",
-    )  # fmt: skip
+    )
     check_identity(identity(), others, "serve://x")
 
 

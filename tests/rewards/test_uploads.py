@@ -160,9 +160,9 @@ def test_a_video_that_is_cut_off_damaged_or_of_another_size_or_length_is_told_so
     assert status == 400 and "no readable video" in why
     small = Limits(height=24, width=32)
     assert refusal(read_clip, clip, small) == (
-        422, "frames must be 24x32 (height x width), got 48x64; resize them: ffmpeg -i NAME.mp4 -vf scale=32:24 "
-        "SMALL.mp4",
-    )  # fmt: skip
+        422,
+        "frames must be 24x32 (height x width), got 48x64; resize them: ffmpeg -i NAME.mp4 -vf scale=32:24 SMALL.mp4",
+    )
     short = Limits(height=HEIGHT, width=WIDTH, max_frames=11)
     assert refusal(read_clip, clip | {"events": lines(11)}, short)[0] == 413
     write_recording(tmp_path / "one", moving_bars(1), [event()])
@@ -213,14 +213,24 @@ def test_a_report_says_of_each_frame_what_was_commanded_recovered_and_agrees() -
     scores = reward.score_clip(np.zeros((3, 4, 4, 3), np.uint8), Actions.from_events(events)[1:])
     yaw = {"commanded": 0.0, "recovered": 0.0, "agreement": 1.0}
     assert clip_report(scores) == {
-        "frames": 3, "agreement": 0.75,
+        "frames": 3,
+        "agreement": 0.75,
         "per_frame": [
-            {"frame": 1, "agreement": 1.0, "groups": {
-                "forward_back": {"commanded": "forward", "recovered": "forward", "agreement": 1.0}, "yaw": yaw}},
-            {"frame": 2, "agreement": 0.5, "groups": {
-                "forward_back": {"commanded": "back", "recovered": "none", "agreement": 0.0}, "yaw": yaw}},
+            {
+                "frame": 1,
+                "agreement": 1.0,
+                "groups": {
+                    "forward_back": {"commanded": "forward", "recovered": "forward", "agreement": 1.0},
+                    "yaw": yaw,
+                },
+            },
+            {
+                "frame": 2,
+                "agreement": 0.5,
+                "groups": {"forward_back": {"commanded": "back", "recovered": "none", "agreement": 0.0}, "yaw": yaw},
+            },
         ],
-    }  # fmt: skip
+    }
 
 
 def test_a_balanced_reward_reads_no_single_clips() -> None:

@@ -174,9 +174,11 @@ def test_groups_come_back_as_they_were(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     about = {"prompt_id": "map/é", "seed": 2**32 - 1, "policy_version": 3, "loss_mask": np.ones((2, 6), bool)}
     tokens = TrajectoryGroup(
-        **about, group_id=7, record=TokenRecord(random.integers(0, 9, (2, 8), dtype=np.int32)),
+        **about,
+        group_id=7,
+        record=TokenRecord(random.integers(0, 9, (2, 8), dtype=np.int32)),
         behavior_logprobs=random.normal(size=(2, 6)).astype(np.float32),
-    )  # fmt: skip
+    )
     floats = [random.normal(size=(2, 3)).astype(np.float32) for _ in range(4)]
     flow = TrajectoryGroup(
         **about, group_id=8, record=FlowRecord(*floats, actions=np.ones((2, 3), np.uint8)), behavior_logprobs=None

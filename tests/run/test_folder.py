@@ -208,9 +208,12 @@ def project(folder, checkpoints):
 
 
 PROJECT = [
-    "run.name=first", "models.policy=models/policy", "prompts.source=recordings", "prompts.path=train",
+    "run.name=first",
+    "models.policy=models/policy",
+    "prompts.source=recordings",
+    "prompts.path=train",
     "prompts.heldout_path=heldout",
-]  # fmt: skip
+]
 
 
 def begin(overrides):

@@ -31,9 +31,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(site: Path, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     return subprocess.run(
-        [sys.executable, *command], cwd=folder, capture_output=True, encoding="utf-8", timeout=120,
+        [sys.executable, *command],
+        cwd=folder,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
         env={**environment, "PYTHONPATH": str(site)},
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("name", ["actors/__init__.py", "actors.py"])

@@ -41,8 +41,9 @@ def test_spans_of_other_hosts_come_onto_this_clock_and_into_the_trace_once():
     events = recording.events()["traceEvents"]
     work = [event for event in events if event["ph"] == "X"]
     assert [(event["name"], event["ts"], event["dur"]) for event in work] == [
-        ("sample", 0, 1_000_000), ("score 0", 1_000_000, 2_000_000),
-    ]  # fmt: skip
+        ("sample", 0, 1_000_000),
+        ("score 0", 1_000_000, 2_000_000),
+    ]
     rows = {event["pid"]: event["args"]["name"] for event in events if event["ph"] == "M"}
     assert rows[work[0]["pid"]] == "rollout there:7"
 

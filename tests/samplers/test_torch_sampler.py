@@ -137,9 +137,15 @@ def test_a_load_that_fails_leaves_the_old_version_sampling(fails: str, monkeypat
 def llama_with(**fields: object) -> WorldModel:
     """A tiny random model, biases included, of a configuration with the given fields."""
     settings: dict[str, object] = dict(
-        vocab_size=NUM_CODES + NUM_EXTRA_IDS, hidden_size=48, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, tokens_per_frame=TOKENS_PER_FRAME, max_position_embeddings=512,
-    )  # fmt: skip
+        vocab_size=NUM_CODES + NUM_EXTRA_IDS,
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tokens_per_frame=TOKENS_PER_FRAME,
+        max_position_embeddings=512,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         llama = LlamaForCausalLM(LlamaConfig(**(settings | fields)))
@@ -161,13 +167,27 @@ def llama_with(**fields: object) -> WorldModel:
         {"rms_norm_eps": 0.1},
         {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}},
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 4.0}},
-        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0,
-                             "original_max_position_embeddings": 64}},
-        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 100.0, "factor": 8.0, "low_freq_factor": 1.0,
-                             "high_freq_factor": 4.0, "original_max_position_embeddings": 64}},
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 100.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 100.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
     ],
     ids=lambda fields: ",".join(fields),
-)  # fmt: skip
+)
 def test_the_decoder_computes_every_field_that_it_accepts(fields: dict[str, object]) -> None:
     model = llama_with(**fields)
     group, _ = TorchSampler(model, temperature=1.0).sample(tiny_prompts(1), [0], [0], 2)[0]
@@ -235,9 +255,14 @@ def test_codes_above_65535_reach_the_video_unchanged() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = WorldModel.create(
-            num_codes=70_000, tokens_per_frame=TOKENS_PER_FRAME, hidden_size=8, intermediate_size=8, num_layers=1,
-            num_heads=1, max_positions=64,
-        ).eval()  # fmt: skip
+            num_codes=70_000,
+            tokens_per_frame=TOKENS_PER_FRAME,
+            hidden_size=8,
+            intermediate_size=8,
+            num_layers=1,
+            num_heads=1,
+            max_positions=64,
+        ).eval()
     context = np.full((1, TOKENS_PER_FRAME), 69_999, np.uint32)
     prompts = [replace(tiny_prompts(1, num_frames=1)[0], context=context)]
     group, video = TorchSampler(model, temperature=1.0).sample(prompts, [0], [0], 8)[0]

@@ -140,8 +140,11 @@ def test_a_group_shares_its_contexts_cache(sampler, steps):
     sampler.sample(tiny_prompts(1, num_context=2), [0], [0], 4)
     cached = {answer.request_id: answer.num_cached_tokens for answers in steps for answer in answers}
     assert {name: cached[name] for name in cached if name.endswith(".0")} == {
-        "0.0.0": 0, "0.1.0": 32, "0.2.0": 32, "0.3.0": 32,
-    }  # fmt: skip
+        "0.0.0": 0,
+        "0.1.0": 32,
+        "0.2.0": 32,
+        "0.3.0": 32,
+    }
     # Later frames find the blocks of their own clip: 92 tokens come before the third, and 64 of them in whole blocks.
     assert {cached[name] for name in cached if name.endswith(".2")} == {64}
 
@@ -223,8 +226,9 @@ def test_an_adapter_is_merged_into_what_is_handed_over(sampler):
     add_adapter(policy, LoraConfig(rank=2))
     sampler.policy = policy
     random = np.random.default_rng(0)
-    published = {name: random.normal(0, 0.3, value.shape).astype(np.float32)
-                 for name, value in weights_of(policy).items()}  # fmt: skip
+    published = {
+        name: random.normal(0, 0.3, value.shape).astype(np.float32) for name, value in weights_of(policy).items()
+    }
     assert all(".lora_" in name for name in published)
     sampler.load_weights(published, 1)
     group, _ = sampler.sample(tiny_prompts(1), [0], [0], 4)[0]

@@ -39,9 +39,15 @@ def make_channel() -> Iterator[MakeChannel]:
         on_gpus: bool = False,
     ) -> tuple[Channel, Sender]:
         channel = Channel(
-            host=LOOPBACK, port=store.port, key=f"group {len(senders)}", num_receivers=num_receivers, on_gpus=on_gpus,
-            bucket_bytes=bucket_bytes, ready_s=ready_s, transfer_s=transfer_s,
-        )  # fmt: skip
+            host=LOOPBACK,
+            port=store.port,
+            key=f"group {len(senders)}",
+            num_receivers=num_receivers,
+            on_gpus=on_gpus,
+            bucket_bytes=bucket_bytes,
+            ready_s=ready_s,
+            transfer_s=transfer_s,
+        )
         senders.append(Sender(channel, store))
         return channel, senders[-1]
 
