@@ -1,4 +1,4 @@
-"""How well recovered actions agree with commanded ones: the rules of inverse rewards (RLIR, arXiv 2509.23958).
+"""Compare recovered actions with commanded actions: the rules of inverse rewards (RLIR, arXiv 2509.23958).
 
 `agreement` is the one place where they are compared: `rule` says how groups and buttons count together, the accepted
 classes say which camera bins obey. Tensors in, tensors out; knows nothing of models or videos.
@@ -27,7 +27,7 @@ from rlir_ray.spaces.actions import (
     token_camera_bins,
 )
 
-# Bounds of a class weight before normalisation: a class of one frame in a thousand must not own the reward.
+# Bounds of a class weight before normalisation: a class of one frame in a thousand must not dominate the reward.
 MIN_WEIGHT, MAX_WEIGHT = 0.2, 5.0
 # All angles of the recorders, whose mouse moves by pixels.
 ANGLES = np.arange(-600, 601) * DEGREES_PER_PIXEL
@@ -40,10 +40,10 @@ def agreement(
     rule: str,
     weights: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
-    """The reward of each generated frame: agreement of the recovered with the commanded action.
+    """Compute the reward of each generated frame: agreement of the recovered with the commanded action.
 
     Args:
-        tables: action group -> float [G, F, K], what the judge says of each class; sums to 1 over K. Probabilities
+        tables: action group -> float [G, F, K], the judge's score of each class; sums to 1 over K. Probabilities
             give the soft reward; 1 at the recovered class (`models.readings.class_tables`) the exact one.
         accepted: action group -> bool [F, K], the classes that agree with the command (see `accepted_classes`);
             the groups named here are the ones compared.
@@ -79,7 +79,7 @@ def compare(
     tolerance: int = 1,
     camera_bins: CameraBins = token_camera_bins,
 ) -> npt.NDArray[np.float32]:
-    """Agreement of F recovered with F commanded actions, for those who have actions rather than a model's heads.
+    """Compute the agreement of F recovered with F commanded actions, for callers without a model's heads.
 
     Args:
         commanded, recovered: contradictions are cancelled in both; what no judge can see (ESC, swapHands, pickItem)
@@ -105,7 +105,7 @@ def every_rule(
     tolerance: int,
     camera_bins: CameraBins = token_camera_bins,
 ) -> dict[str, float]:
-    """The mean agreement under all rules, for the log, whichever of them rewards.
+    """Compute the mean agreement under every rule, for the log.
 
     Args:
         exact, soft: tables of the recovered classes and of their probabilities, as in `agreement`.
@@ -147,7 +147,7 @@ def accepted_classes(
     tolerance: int = 1,
     camera_bins: CameraBins = token_camera_bins,
 ) -> dict[str, Tensor]:
-    """The classes that count as obeying a command.
+    """Find the classes that count as obeying a command.
 
     Args:
         actions: the F commanded actions.
@@ -156,13 +156,13 @@ def accepted_classes(
             `tolerance` bins from it; ``cell``: the bins of all angles that the world model is told alike, which it
             cannot tell apart; ``ignore``: camera axes are not compared.
         tolerance: bins, for ``within``.
-        camera_bins: what the world model is told of angles, for ``cell``.
+        camera_bins: degrees to the bins in which the world model gets an angle, for ``cell``.
 
     Returns:
         Action group -> bool [F, K]; camera axes are left out with ``ignore``.
 
     Raises:
-        ValueError: nothing is left to compare.
+        ValueError: no group is left to compare.
     """
     names = [name for name in groups if camera != "ignore" or GROUPS[name].camera_axis is None]
     if not names:
@@ -199,7 +199,7 @@ def _accepted_bins(
 
 
 def class_weights(share: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    """Inverse-frequency weights of the classes of one action group.
+    """Compute inverse-frequency weights of the classes of one action group.
 
     w_c = clip(1 / (n share_c), 0.2, 5) with n the number of classes that occur, then scaled so that the mean weight
     under the shares is 1: balancing moves reward between classes and does not change its scale.
@@ -221,6 +221,6 @@ def class_weights(share: npt.ArrayLike) -> npt.NDArray[np.float32]:
 def frame_weights(
     actions: Actions, groups: Sequence[str], weights: Mapping[str, npt.NDArray[np.float32]]
 ) -> dict[str, Tensor]:
-    """The weight of the commanded class in each frame: action group -> float32 [F]."""
+    """Look up the weight of the commanded class in each frame: action group -> float32 [F]."""
     classes = group_classes(actions, groups)
     return {name: torch.from_numpy(weights[name][classes[:, column]]) for column, name in enumerate(groups)}

@@ -25,12 +25,12 @@ class Reward(Protocol):
     """
 
     def score(self, videos: Sequence[EncodedVideo]) -> list[RewardScores]:
-        """One `RewardScores` for each video, in their order; `frame_rewards` is [G, F], higher is better."""
+        """Return one `RewardScores` a video, in their order; `frame_rewards` is [G, F], higher is better."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewardContext:
-    """What a reward may need of its run."""
+    """The parts of a run that a reward may need."""
 
     config: Config
     device: str
@@ -40,14 +40,14 @@ class RewardContext:
     open_codec: Callable[[], Any]
     """Opens the `FrameCodec` that decodes frames, on the CPU."""
     camera_bins: CameraBins
-    """What the world model is told of the camera's angles."""
+    """Degrees to the bins in which the world model gets the camera's angles."""
 
 
 def open_reward(context: RewardContext) -> Reward:
     """Build the configured reward.
 
     Raises:
-        ValueError: it cannot be imported, has no `score`, or does not take `reward.args`.
+        ValueError: the class cannot be imported, has no `score`, or does not take `reward.args`.
     """
     settings = context.config.reward
     member = load("rewards", settings.name)

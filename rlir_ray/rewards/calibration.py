@@ -1,4 +1,4 @@
-"""What a judge must show on real clips before its reward is believed: actions fit frames, spoilt clips score low.
+"""Check a judge on real clips before its reward is used: actions must fit frames, corrupted clips must score low.
 
 Knows nothing of training. Legend: P clips, K frames of a clip (action i leads into frame i + 1), H W pixels.
 """
@@ -18,19 +18,19 @@ from rlir_ray.rewards.classification import confusion, known_mean, macro_f1, occ
 from rlir_ray.spaces.actions import GROUPS, Actions, group_classes
 
 SHIFTS = (-1, 0, 1)
-# In macro-F1: a shift that is better by less may be chance, of a model that reads little.
+# In macro-F1: a smaller advantage of another shift may be chance, for a model that reads little.
 MIN_LEAD = 0.05
 # Frames read at once: bounds the memory.
 MAX_FRAMES = 576
-# In macro-F1: real clips must be read better than spoilt ones by so much.
+# In macro-F1: margin by which real clips must score above corrupted ones.
 GATE_MARGIN = 0.1
-# Blurred clips keep their motion, so a good judge may read them; they are reported, not required to lose.
+# Blurred clips keep their motion, so a good judge may read them: report them, but do not require a lower score.
 MUST_LOSE = ("static", "shuffled", "reversed", "wrong_action")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Alignment:
-    """Macro-F1 of the recovered actions when frame k is compared with the action leading into frame k + shift."""
+    """Macro-F1 when the actions read in frame k are compared with the action that leads into frame k + shift."""
 
     macro_f1: dict[int, float]
 
@@ -46,14 +46,14 @@ def check_alignment(
     groups: Sequence[str],
     source: str = "the recordings",
 ) -> Alignment:
-    """Measures an inverse dynamics model on real clips at shifts -1, 0 and +1.
+    """Measure an inverse dynamics model on real clips at shifts -1, 0 and +1.
 
     Args:
         idm: the model.
         frames: uint8 [P, K, H, W, 3], real clips of at least four frames.
         actions: P times K - 1 actions; action i leads into frame i + 1.
         groups: action groups; the macro-F1 is averaged over those that occur.
-        source: of the clips, for the error.
+        source: name of the clips, for the error.
 
     Raises:
         ValueError: the actions fit the frames best at another shift than 0.
@@ -62,12 +62,12 @@ def check_alignment(
     num_frames = frames.shape[1]
     if num_frames < 4:
         raise ValueError(f"alignment needs clips of at least 4 frames, got {num_frames}; raise world.num_frames")
-    # The same frames at each shift: those whose neighbours have an action too.
+    # Compare the same frames at each shift: those whose neighbours have an action too.
     inner = slice(2, num_frames - 1)
     # Column i of the commands leads into frame i + 1.
     shifted = [commanded[:, 1 + shift : num_frames - 2 + shift] for shift in SHIFTS]
     tables = np.stack([group_scores(recovered[:, inner], part, groups) for part in shifted])  # [shifts, groups]
-    # The same groups at each shift, or their means would differ by that alone.
+    # Compare the same groups at each shift: other groups would change the mean.
     tables[:, np.isnan(tables).any(0)] = np.nan
     scores = dict(zip(SHIFTS, map(float, known_mean(tables)), strict=True))
     if np.isnan(scores[0]):
@@ -99,7 +99,7 @@ def gate(
     *,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Macro-F1 of an inverse dynamics model on real clips and on clips spoilt in ways that must cost it.
+    """Compute the macro-F1 of an inverse dynamics model on real clips and on corrupted clips.
 
     Args:
         idm: the model.
@@ -129,15 +129,15 @@ def gate(
 
 
 def check_gate(scores: Mapping[str, float], name: str, margin: float = GATE_MARGIN) -> None:
-    """Refuses an inverse dynamics model that reads spoilt clips nearly as well as real ones.
+    """Reject an inverse dynamics model that reads corrupted clips nearly as well as real clips.
 
     Args:
         scores: from `gate`.
         name: the configuration key of the model, for the error.
-        margin: in macro-F1, by which real clips must win.
+        margin: macro-F1 by which real clips must score higher.
 
     Raises:
-        ValueError: naming the spoilt clips that scored too high.
+        ValueError: names the corrupted clips that scored too high.
     """
     if np.isnan(scores["exact"]):
         raise ValueError(
@@ -153,7 +153,7 @@ def check_gate(scores: Mapping[str, float], name: str, margin: float = GATE_MARG
 
 
 def read_clips(idm: InverseDynamics, frames: npt.NDArray[np.uint8], groups: Sequence[str]) -> npt.NDArray[np.int64]:
-    """The recovered classes, int64 [P, K, groups]; column k leads INTO frame k."""
+    """Read the classes, int64 [P, K, groups]; column k leads INTO frame k."""
     at_once = max(1, MAX_FRAMES // frames.shape[1])
     parts = []
     with torch.no_grad():
@@ -164,7 +164,7 @@ def read_clips(idm: InverseDynamics, frames: npt.NDArray[np.uint8], groups: Sequ
 
 
 def box_blur(frames: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
-    """Mean over `size` x `size` pixels (odd), uint8 [P, K, H, W, 3] -> the same."""
+    """Average over `size` x `size` pixels (odd), uint8 [P, K, H, W, 3] to the same shape."""
     images = torch.from_numpy(np.ascontiguousarray(frames)).flatten(0, 1).permute(0, 3, 1, 2).float()
     blurred = torch.nn.functional.avg_pool2d(images, size, stride=1, padding=size // 2, count_include_pad=False)
     return blurred.round().to(torch.uint8).permute(0, 2, 3, 1).reshape(frames.shape).numpy()
@@ -175,14 +175,14 @@ def _classes(actions: Sequence[Actions], groups: Sequence[str]) -> npt.NDArray[n
 
 
 def _score(recovered: npt.NDArray[np.int64], commanded: npt.NDArray[np.int64], groups: Sequence[str]) -> float:
-    """Macro-F1, averaged over the groups that occur, NaN without one; both int64 [P, frames, groups]."""
+    """Average the macro-F1 over the groups that occur, NaN without any; both int64 [P, frames, groups]."""
     return float(known_mean(group_scores(recovered, commanded, groups)))
 
 
 def group_scores(
     recovered: npt.NDArray[np.int64], commanded: npt.NDArray[np.int64], groups: Sequence[str]
 ) -> npt.NDArray[np.float64]:
-    """Macro-F1 of each group, [groups], NaN for one that never occurs; both int64 [P, frames, groups]."""
+    """Compute each group's macro-F1, [groups], NaN for a group that never occurs; both int64 [P, frames, groups]."""
     scores = np.full(len(groups), np.nan)
     for column, name in enumerate(groups):
         table = confusion(recovered[..., column], commanded[..., column], GROUPS[name].num_classes)

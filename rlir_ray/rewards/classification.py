@@ -1,4 +1,4 @@
-"""Classification metrics of recovered against commanded actions. Knows nothing of models or groups.
+"""Classification metrics of recovered against commanded actions.
 
 Legend: N frames, C classes.
 """
@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 
 def confusion(recovered: npt.ArrayLike, commanded: npt.ArrayLike, num_classes: int) -> npt.NDArray[np.int64]:
-    """Counts of each pair of classes.
+    """Count each pair of classes.
 
     Args:
-        recovered: int [N], what a judge read.
-        commanded: int [N], what was asked for.
+        recovered: int [N], classes that a judge read.
+        commanded: int [N], commanded classes.
         num_classes: C.
 
     Returns:
@@ -38,7 +38,7 @@ def confusion(recovered: npt.ArrayLike, commanded: npt.ArrayLike, num_classes: i
 
 
 def class_f1(confusion: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """F1 of each class, [..., C, C] to [..., C]; NaN for a class that was never commanded."""
+    """Compute the F1 of each class, [..., C, C] to [..., C]; NaN for a class that was never commanded."""
     hits = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.float64)
     commanded = confusion.sum(-1)
     both = commanded + confusion.sum(-2)
@@ -46,7 +46,7 @@ def class_f1(confusion: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
 
 
 def macro_f1(confusion: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Mean F1 over the classes that were commanded, [..., C, C] to [...]; NaN without a frame.
+    """Average the F1 over the commanded classes, [..., C, C] to [...]; NaN without a frame.
 
     A class that was never commanded has no F1 of its own (one stray reading of it would cost a whole class); its false
     alarms are misses of the others. So every row of a table averages over the same classes.
@@ -55,14 +55,14 @@ def macro_f1(confusion: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
 
 
 def balanced_accuracy(confusion: npt.NDArray[np.int64]) -> float:
-    """Mean over the commanded classes of the share of their frames that was recovered; NaN without a frame."""
+    """Average the recall over the commanded classes; NaN without a frame."""
     commanded = confusion.sum(1)
     seen = commanded > 0
     return float((np.diag(confusion)[seen] / commanded[seen]).mean()) if seen.any() else float("nan")
 
 
 def occurs(confusion: npt.NDArray[np.int64], null_class: int) -> npt.NDArray[np.bool_]:
-    """Whether anything but the null class was commanded, [..., C, C] to bool [...].
+    """Whether a class other than the null class was commanded, [..., C, C] to bool [...].
 
     A group of which only "none" was commanded is right by itself: its 1.0 would lift any mean over groups.
     """
@@ -71,7 +71,7 @@ def occurs(confusion: npt.NDArray[np.int64], null_class: int) -> npt.NDArray[np.
 
 
 def known_mean(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Mean over the last axis of the values that are not NaN, [..., N] to [...]; NaN where there is none."""
+    """Average the values that are not NaN over the last axis, [..., N] to [...]; NaN where there is none."""
     found = np.asarray(values, np.float64)
     num_known = (~np.isnan(found)).sum(-1)
     sums = np.nansum(found, -1)
@@ -79,11 +79,11 @@ def known_mean(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
 
 
 def or_none(value: float) -> float | None:
-    """A figure as strict JSON holds it: null for NaN, the figure of nothing."""
+    """Convert a figure for strict JSON: null for NaN."""
     return None if np.isnan(value) else float(value)
 
 
 def accuracy(confusion: npt.NDArray[np.int64]) -> float:
-    """Share of the frames whose class was recovered; NaN without a frame."""
+    """Compute the share of frames whose class was recovered; NaN without a frame."""
     total = confusion.sum()
     return float(np.trace(confusion) / total) if total else float("nan")

@@ -1,4 +1,4 @@
-"""What makes two rewards give the same scores: world, rule, tokenizer and inverse dynamics model."""
+"""The fingerprint of a reward: two rewards with the same fingerprint give the same scores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rlir_ray.data.content import checkpoint_content
 
 
 def reward_identity(config: Config) -> dict[str, str]:
-    """Configuration key -> value, for everything on which the scores of an encoded video depend.
+    """Collect every configuration key on which the scores of an encoded video depend, with its value.
 
     Checkpoints are named by their content: the same ones may lie elsewhere on another machine.
     """
@@ -30,14 +30,14 @@ def reward_identity(config: Config) -> dict[str, str]:
 
 
 def check_identity(wanted: Mapping[str, str], served: Mapping[str, str], address: str) -> None:
-    """Whether a service gives the scores that a run asks for.
+    """Check that a service gives the scores that a run wants.
 
     Args:
         wanted, served: `reward_identity` of the run's and of the service's configuration.
-        address: of the service, for the error.
+        address: the service's, for the error.
 
     Raises:
-        ValueError: naming the first key that differs, and both values.
+        ValueError: names the first key that differs, and both values.
     """
     for key, value in wanted.items():
         if served.get(key) != value:

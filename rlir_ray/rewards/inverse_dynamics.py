@@ -1,4 +1,4 @@
-"""Inverse rewards: decode a group's clips, let an inverse dynamics model read the actions, compare with the commands.
+"""Inverse rewards: decode a group's clips, recover the actions with an IDM, compare them with the commands.
 
 The decoder and the reader together, so that a video travels encoded. Knows nothing of pools.
 Legend: G trajectories of a group, B clips, C context frames, F generated frames.
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
 
 class Decoder(Protocol):
-    """What a reward needs of a tokenizer."""
+    """The part of a tokenizer that a reward uses."""
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Encoded frames [n, ...] to uint8 [n, H, W, 3]."""
+        """Decode frames [n, ...] to uint8 [n, H, W, 3]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipScores:
-    """What a reward says about one clip of K frames; the first of them shows no action."""
+    """The scores of one clip of K frames; the first frame shows no action."""
 
     agreement: npt.NDArray[np.float32]
     """[K - 1], under the configured rule."""
@@ -47,11 +47,11 @@ class ClipScores:
     recovered: dict[str, npt.NDArray[np.int64]]
     """Action group -> [K - 1] classes, the most probable ones."""
     held: dict[str, npt.NDArray[np.float32]]
-    """Compared action group -> [K - 1], how far it obeys: the probability of the accepted classes, or 0 and 1."""
+    """Compared action group -> [K - 1], its agreement: the probability of the accepted classes, or 0 and 1."""
 
 
 class InverseReward:
-    """Scores groups of generated clips (RLIR, arXiv 2509.23958).
+    """Score groups of generated clips (RLIR, arXiv 2509.23958).
 
     Args:
         tokenizer: decodes encoded frames.
@@ -60,7 +60,7 @@ class InverseReward:
         config: rule, camera, match, balance and the frames read at once.
         class_shares: action group -> how often each class is commanded, for `balance=class`.
         device: where encoded frames are sent; the models must be there.
-        camera_bins: what the world model is told of angles, for `camera=cell`.
+        camera_bins: degrees to the bins in which the world model gets an angle, for `camera=cell`.
 
     Raises:
         ValueError: `balance=class` without shares or with another rule than `groups`.
@@ -97,7 +97,7 @@ class InverseReward:
 
     @classmethod
     def from_context(cls, context: RewardContext) -> InverseReward:
-        """The inverse reward of the configured checkpoints."""
+        """Build the inverse reward of the configured checkpoints."""
         config, device = context.config, context.device
         idm = load_inverse_dynamics(asset_path(config.models.reward_idm)).to(device)
         return cls(
@@ -111,7 +111,7 @@ class InverseReward:
         )
 
     def score(self, videos: Sequence[EncodedVideo]) -> list[RewardScores]:
-        """Rewards of whole groups, read together.
+        """Score whole groups, which are read together.
 
         Args:
             videos: groups of any size; all with the same number of frames.
@@ -127,7 +127,7 @@ class InverseReward:
         lengths = {(video.num_context, video.num_frames) for video in videos}
         if len(lengths) > 1:
             raise ValueError(f"videos scored together must be of one length, got {sorted(lengths)}; score them apart")
-        # By their places: groups of several runs, scored together, may have one number.
+        # By position: groups of several runs that are scored together may have the same number.
         whole = [place for place, video in enumerate(videos) if np.isfinite(video.codes).all()]
         scores = [self._failed(video, "its latents are NaN or infinite; lower train.learning_rate") for video in videos]
         if whole:
@@ -137,7 +137,7 @@ class InverseReward:
 
     @torch.no_grad()
     def score_clip(self, frames: npt.NDArray[np.uint8], actions: Actions) -> ClipScores:
-        """One clip that is not encoded, frame by frame.
+        """Score one clip of frames.
 
         Args:
             frames: uint8 [K, H, W, 3], of the world's size.
@@ -174,12 +174,12 @@ class InverseReward:
 
     @staticmethod
     def _failed(video: EncodedVideo, what: str) -> RewardScores:
-        """One group that cannot be scored does not take the others along."""
+        """Score a group; a group that cannot be scored fails alone."""
         return RewardScores.failed(video.group_id, f"group {video.group_id} cannot be scored: {what}")
 
     @torch.no_grad()
     def _read(self, codes: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Encoded clips [B, C + F, ...] to probabilities [B, C + F, K] by group and classes [B, C + F, groups]."""
+        """Read encoded clips [B, C + F, ...]: probabilities [B, C + F, K] by group, and classes [B, C + F, groups]."""
         num_clips, num_frames = codes.shape[:2]
         at_once = max(1, self.config.max_frames // num_frames)
         tables: dict[str, list[Tensor]] = {name: [] for name in self.world.groups}
@@ -193,7 +193,7 @@ class InverseReward:
         return {name: torch.cat(parts) for name, parts in tables.items()}, torch.cat(classes)
 
     def _look(self, frames: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Frames uint8 [B, C + F, H, W, 3] to probabilities by group and classes, as in `_read`."""
+        """Read frames uint8 [B, C + F, H, W, 3]: probabilities by group and classes, as in `_read`."""
         logits = self.idm.logits(frames)
         tables = {name: table.float().cpu() for name, table in group_probabilities(logits, self.world.groups).items()}
         return tables, recovered_classes(logits, self.world.groups)
@@ -224,7 +224,7 @@ class InverseReward:
 def group_confusion(
     recovered: npt.NDArray[np.int64], commanded: Actions, groups: Sequence[str]
 ) -> dict[str, npt.NDArray[np.int64]]:
-    """Counts of commanded (rows) against recovered (columns) classes.
+    """Count commanded (rows) against recovered (columns) classes.
 
     Args:
         recovered: int64 [G, F, len(groups)].

@@ -1,4 +1,4 @@
-"""Micro-batches: items that wait are worked off together, as many as fit, in the order in which they came.
+"""Micro-batches: process waiting items together, as many as fit, in the order of their arrival.
 
 For servers that answer one item a call. Knows nothing of rewards and of Ray.
 
@@ -22,7 +22,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Answer = TypeVar("Answer")
 
-# Items come in bursts: the first one of a burst waits this long for the others when no batch is worked off.
+# Items come in bursts: while no batch runs, the first item of a burst waits this long for the others.
 GATHER_S = 0.01
 
 
@@ -35,13 +35,13 @@ class _Waiting(Generic[Item, Result]):
 
 
 class MicroBatches(Generic[Item, Result]):
-    """What waits is gathered while the batch before it is worked off, so that waiting costs nothing under load.
+    """Collect items while the batch before runs, so that waiting costs no time under load.
 
     Args:
         work: a batch to its results, in order; called in a thread, one batch at a time. An exception among the results
             is raised for its item alone, one that is raised for all of them.
         size: of an item.
-        max_size: of a batch; a larger item is worked off alone.
+        max_size: of a batch; a larger item is processed alone.
         kind: only items of one kind share a batch.
     """
 
@@ -62,7 +62,7 @@ class MicroBatches(Generic[Item, Result]):
         """Return the item's result; raise what its work raised.
 
         Args:
-            is_alone: no other item is on its way, so that waiting for a burst would be for nothing.
+            is_alone: no other item is on its way: do not wait for a burst.
         """
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         # Here, so that an item which has no size fails alone.
@@ -72,11 +72,11 @@ class MicroBatches(Generic[Item, Result]):
         return await future
 
     async def run(self, call: Callable[[], Answer]) -> Answer:
-        """A call of another kind in the same thread, between two batches."""
+        """Run another call in the same thread, between two batches."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
     async def _work_off(self, gather_s: float) -> None:
-        """Work until nothing waits; the next item starts this again."""
+        """Process batches until no item waits; the next item starts this again."""
         await asyncio.sleep(gather_s)
         while batch := self._next_batch():
             items = [each.item for each in batch]
@@ -94,7 +94,7 @@ class MicroBatches(Generic[Item, Result]):
                     each.future.set_result(result)
 
     def _next_batch(self) -> list[_Waiting[Item, Result]]:
-        """The item that waits longest, and those of its kind that fit beside it; the others keep their places."""
+        """Take the oldest item and the items of its kind that fit beside it; the others keep their places."""
         batch: list[_Waiting[Item, Result]] = []
         left, total = deque[_Waiting[Item, Result]](), 0
         for each in self._waiting:

@@ -1,4 +1,4 @@
-"""A clip that comes over HTTP: multipart/form-data to frames and actions, everything bounded before it is decoded.
+"""Read a clip that comes by HTTP: multipart/form-data to frames and actions, bounded before anything is decoded.
 
 Knows nothing of Ray: a request in, arrays or an `UploadError` with an HTTP status out. Legend: K frames of a clip.
 """
@@ -26,7 +26,7 @@ from rlir_ray.spaces.actions import GROUPS, VPT_CAMERA, Actions
 CURL = "curl -F video=@NAME.mp4 -F events=@NAME.jsonl URL"
 # A recorded event is some hundred bytes; one that lists every key is below this.
 MAX_LINE_BYTES = 16_384
-# More parts than this are no form of ours.
+# A form has two parts, video and events; more than this many are refused.
 MAX_PARTS = 8
 MAX_BYTES = 16 << 20
 
@@ -46,15 +46,15 @@ class UploadError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What an upload may be."""
+    """Limits of an upload."""
 
     height: int
     """Pixels of a frame."""
     width: int
     max_frames: int = 576
-    """K at most."""
+    """Most frames."""
     max_bytes: int = MAX_BYTES
-    """Of the whole request."""
+    """Bytes of the whole request."""
 
 
 async def read_form(request: Request, limits: Limits) -> dict[str, bytes]:
@@ -93,7 +93,7 @@ async def _content(part: UploadFile | str) -> bytes:
 
 
 def _bounded(receive: Receive, limits: Limits) -> Receive:
-    """Receive a body's chunks until they are more than the limit."""
+    """Receive a body's chunks; stop at the limit."""
     num_bytes = 0
 
     async def receive_bounded() -> Message:
@@ -112,7 +112,7 @@ def _check_bytes(num_bytes: int, limits: Limits) -> None:
 
 
 def read_clip(parts: dict[str, bytes], limits: Limits) -> tuple[npt.NDArray[np.uint8], Actions]:
-    """Frames and actions of an upload.
+    """Read the frames and actions of an upload.
 
     Args:
         parts: `video`, an mp4 of K frames, and `events`, a jsonl of K lines; event k leads into frame k.
@@ -155,7 +155,7 @@ def _check_events(events: bytes, limits: Limits) -> None:
 
 
 def _check_video(path: Path, limits: Limits) -> None:
-    """Size and length, as the file states them; nothing is decoded."""
+    """Read size and length as the file states them, without decoding."""
     if path.read_bytes()[4:8] != b"ftyp":
         raise UploadError(400, "video must be an mp4, got another format; convert it: ffmpeg -i VIDEO NAME.mp4")
     video = index_video(path)
@@ -175,7 +175,7 @@ def _check_size(height: int, width: int, limits: Limits) -> None:
 
 
 def clip_report(scores: ClipScores) -> dict[str, Any]:
-    """Scores of a clip as JSON for a person: per frame its agreement, and what was commanded and recovered."""
+    """Write the scores of a clip as JSON for a person: the agreement of each frame, commanded and recovered classes."""
     return {
         "frames": len(scores.agreement) + 1,
         "agreement": round(float(scores.agreement.mean()), 4),
@@ -198,7 +198,7 @@ def clip_report(scores: ClipScores) -> dict[str, Any]:
 
 
 def class_name(group: str, index: int) -> str | float:
-    """A class for a person: the button, ``none``, or the degrees at the centre of a camera bin."""
+    """Name a class for a person: the button, ``none``, or the degrees at the centre of a camera bin."""
     if GROUPS[group].camera_axis is not None:
         return round(float(VPT_CAMERA.degrees(index)), 2)
     return GROUPS[group].members[index - 1] if index else "none"
