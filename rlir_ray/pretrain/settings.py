@@ -81,7 +81,7 @@ class AutoencoderTraining:
     num_steps: int = 4000
     """Optimiser steps, where minutes is 0."""
     learning_rate: float = 2e-3
-    """Highest one; it rises for 2 % of the training and falls to a hundredth along a cosine."""
+    """Highest learning rate; it rises for 2 % of the training and falls to a hundredth along a cosine."""
     kl_weight: float = 1e-4
     """Weight of the divergence from a normal distribution, which makes decoding robust to small errors of a latent."""
     squared_weight: float = 4.0
@@ -93,7 +93,7 @@ class AutoencoderTraining:
     evaluate_every_s: float = 120.0
     """Seconds between two evaluations, each with a checkpoint."""
     seed: int = 0
-    """Of the weights and of the order of the frames."""
+    """Seed of the weights and of the order of the frames."""
     device: str = ""
     """Torch device; empty: a GPU where there is one, else the CPU."""
 
@@ -106,12 +106,12 @@ class InverseDynamicsTraining:
     """How an inverse dynamics model is trained."""
 
     architecture: str = "vpt"
-    """`vpt`: the published form, which rewards; `correlation`: the judge's."""
+    """`vpt`: the published form, for the reward; `correlation`: for the judge."""
     groups: tuple[str, ...] = GROUPS_IN_USE
     """Action groups that the world uses: forward_back, left_right, sprint_sneak, use_attack, jump, drop, inventory,
     hotbar, pitch, yaw."""
     init: str = ""
-    """Checkpoint folder to start from; its architecture and sizes hold."""
+    """Checkpoint folder to start from; it sets the architecture and the sizes."""
     hidden_size: int = 256
     """Width of a frame's features."""
     num_layers: int = 2
@@ -121,23 +121,23 @@ class InverseDynamicsTraining:
     convolution_width: int = 1
     """Channels of the convolutions, in multiples of the small model's."""
     seed: int = 1
-    """Of weights, windows and augmentation."""
+    """Seed of weights, windows and augmentation."""
     minutes: float = 15.0
     """Training time, over all resumptions; 0 with steps set."""
     steps: int = 0
-    """Optimiser steps; 0: as many as the minutes hold."""
+    """Optimiser steps; 0: train for `minutes`."""
     clips_per_step: int = 20
     """Windows in one optimiser step."""
     window_frames: tuple[int, ...] = (9, 9, 16)
     """Window lengths, drawn step by step."""
     learning_rate: float = 1.5e-3
-    """Peak, after the warm-up; falls to 0 as a cosine."""
+    """Highest learning rate, after the warm-up; it falls to 0 along a cosine."""
     weight_decay: float = 0.02
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     warmup: float = 0.03
     """Share of the training that warms up."""
     max_gradient_norm: float = 1.0
-    """Gradients are clipped to this length."""
+    """Clip the gradients to this norm."""
     idle_heads_weight: float = 0.05
     """Loss weight of heads outside the groups."""
     augmentation: float = 1.0
@@ -149,7 +149,7 @@ class InverseDynamicsTraining:
     checkpoint_every_s: float = 60.0
     """Seconds between checkpoints."""
     threads: int = 1
-    """Of torch."""
+    """Torch threads."""
     device: str = ""
     """Torch device; empty: a GPU where there is one, else the CPU."""
 
@@ -167,7 +167,7 @@ class WorldModelTraining:
     """How a world model is trained."""
 
     num_codes: int = 512
-    """Image ids, the tokenizer's codebook; with init the checkpoint's count holds."""
+    """Size of the tokenizer's codebook; with `init` the checkpoint sets it."""
     hidden_size: int = 192
     """Width."""
     intermediate_size: int = 512
@@ -183,13 +183,13 @@ class WorldModelTraining:
     batch_size: int = 16
     """Windows in a step."""
     learning_rate: float = 2e-3
-    """Highest one; it rises for 2 % of the training and falls to a twentieth along a cosine."""
+    """Highest learning rate; it rises for 2 % of the training and falls to a twentieth along a cosine."""
     weight_decay: float = 0.1
-    """Of matrices, AdamW."""
+    """Weight decay of AdamW, for matrices."""
     max_grad_norm: float = 1.0
-    """Gradient clipping."""
+    """Clip the gradients to this norm."""
     context_weight: float = 0.1
-    """Loss weight of the first frame's tokens, which a rollout is always given."""
+    """Loss weight of the first frame's tokens, which every rollout gets as context."""
     minutes: float = 0.0
     """Wall-clock length of the training; the schedule then follows the clock instead of num_steps."""
     num_steps: int = 1000
@@ -203,7 +203,7 @@ class WorldModelTraining:
     init: str = ""
     """Checkpoint folder to start from."""
     seed: int = 0
-    """Of the weights and of the order of the windows."""
+    """Seed of the weights and of the order of the windows."""
     device: str = ""
     """Torch device; empty: a GPU where there is one, else the CPU."""
 
@@ -216,7 +216,7 @@ class FlowTraining:
     """How a flow world model is trained."""
 
     patch_size: int = 2
-    """A token stands for so many latents squared."""
+    """Side of a patch in latents; one token is one patch."""
     hidden_size: int = 224
     """Width."""
     num_layers: int = 6
@@ -228,19 +228,19 @@ class FlowTraining:
     batch_size: int = 16
     """Windows in a step."""
     history_noise: float = 0.3
-    """Highest noise level of a frame that others are denoised after; each has its own, uniform from 0."""
+    """Highest noise level of a context frame; each frame's level is uniform from 0."""
     level_mean: float = 0.0
-    """Of the logit of a denoised frame's noise level."""
+    """Mean of the logit of a denoised frame's noise level."""
     level_std: float = 1.0
-    """Of the same (Stable Diffusion 3's logit-normal distribution)."""
+    """Deviation of that logit (Stable Diffusion 3's logit-normal distribution)."""
     learning_rate: float = 1e-3
-    """Highest one; it rises for 2 % of the training and falls to a twentieth along a cosine."""
+    """Highest learning rate; it rises for 2 % of the training and falls to a twentieth along a cosine."""
     weight_decay: float = 0.01
-    """AdamW."""
+    """Weight decay of AdamW."""
     max_grad_norm: float = 1.0
-    """Gradient clipping."""
+    """Clip the gradients to this norm."""
     average_decay: float = 0.999
-    """Of the moving average of the weights, which is what is kept."""
+    """Decay of the moving average of the weights, which is saved."""
     minutes: float = 0.0
     """Wall-clock length of the training; the schedule then follows the clock instead of num_steps."""
     num_steps: int = 1000
@@ -254,7 +254,7 @@ class FlowTraining:
     init: str = ""
     """Checkpoint folder to start from."""
     seed: int = 0
-    """Of the weights, of the order of the windows and of the noise."""
+    """Seed of the weights, of the order of the windows and of the noise."""
     device: str = ""
     """Torch device; empty: a GPU where there is one, else the CPU."""
 
