@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import torch
 from rlir_ray.config import DataConfig, WorldConfig
 from rlir_ray.data import clips as clips_module
 from rlir_ray.data.clips import Clip, ClipAddress, CutClips, cut_clips, read_clip
-from rlir_ray.data.order import clip_addresses, clip_order
 from rlir_ray.data.sources import RecordingSource, find_recordings
 from rlir_ray.data.video import VideoFile
 from tests.data.videos import HEIGHT, NUM_FRAMES, WIDTH, damage_frame, decode_all, event, write_pair
@@ -69,38 +67,15 @@ def test_an_address_that_the_source_does_not_hold_is_refused(source: RecordingSo
 
 
 def test_addresses_are_those_of_all_clips_without_a_gui(source: RecordingSource) -> None:
-    addresses, left_out = clip_addresses(source, WORLD)
+    cut = cut_clips(source, 100, WORLD, 0, seed=0)
+    addresses = sorted(clip.address for clip in cut.clips)
     starts = {name: [each.first_frame for each in addresses if each.recording == name] for name in source.videos}
     assert starts == {
         "8.0/same": [0, 10, 20, 30, 40, 50],
         "9.0/same": [0, 30, 40, 50],
         "flat": [0, 10, 20, 30, 40, 50],
     }
-    assert left_out == ()
-
-
-def test_reading_from_a_position_on_gives_what_reading_all_gives_after_it(source: RecordingSource) -> None:
-    addresses, _ = clip_addresses(source, WORLD)
-    # Two epochs of 16 clips and a little more.
-    whole = [read_clip(source, each, WORLD) for each in itertools.islice(clip_order(addresses, seed=3), 36)]
-    for position in (5, 16, 30):
-        rest = itertools.islice(clip_order(addresses[::-1], seed=3, position=position), 36 - position)
-        for address, clip in zip(rest, whole[position:], strict=True):
-            assert_equal(read_clip(source, address, WORLD), clip)
-
-
-def test_an_epoch_holds_each_clip_once_in_an_order_of_its_own(source: RecordingSource) -> None:
-    addresses, _ = clip_addresses(source, WORLD)
-    epochs = list(itertools.islice(clip_order(addresses, seed=3), 32))
-    assert sorted(epochs[:16]) == sorted(epochs[16:]) == sorted(addresses)
-    assert epochs[:16] != epochs[16:]
-    assert list(itertools.islice(clip_order(addresses, seed=4), 16)) != epochs[:16]
-
-
-def test_an_order_without_clips_or_before_its_beginning_is_refused() -> None:
-    for addresses, position in (([], 0), ([ClipAddress("a", 0)], -1)):
-        with pytest.raises(ValueError, match="an order needs clips and a position >= 0"):
-            clip_order(addresses, 0, position)
+    assert cut.left_out == ()
 
 
 def test_only_the_clips_that_are_returned_are_decoded(source: RecordingSource, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +107,7 @@ def test_clips_that_are_cut_are_those_at_their_addresses(
 
 
 def test_broken_recordings_are_left_out_counted_and_named(tmp_path: Path) -> None:
-    source = broken_source(tmp_path)
+    broken_source(tmp_path)
     (tmp_path / "d.mp4").touch()
     cut = cut_clips(find_recordings(tmp_path), 18, WORLD, 0, seed=0)
     assert {clip.address.recording for clip in cut.clips} == {"a"}
@@ -140,9 +115,6 @@ def test_broken_recordings_are_left_out_counted_and_named(tmp_path: Path) -> Non
     for reason in (r"d.jsonl: no such file", r"b.mp4: no readable video", r"c.jsonl, line 2: no JSON"):
         assert sum(reason in line for line in cut.left_out) == 1
     assert len(cut.left_out) == 3 and not any("\n" in line for line in cut.left_out)
-    addresses, left_out = clip_addresses(source, WORLD)
-    assert {each.recording for each in addresses} == {"a", "b"}
-    assert len(left_out) == 1
 
 
 def test_no_clip_is_kept_of_a_recording_whose_damage_is_found_late(
@@ -167,14 +139,10 @@ def test_strict_reading_raises_at_the_first_broken_recording(tmp_path: Path) -> 
     source = broken_source(tmp_path)
     with pytest.raises(ValueError, match=r"b\.mp4: no readable video|c\.jsonl, line 2: no JSON"):
         cut_clips(source, 18, WORLD, 0, seed=0, data=strict)
-    with pytest.raises(ValueError, match=r"c\.jsonl, line 2: no JSON"):
-        clip_addresses(source, WORLD, strict=True)
     (tmp_path / "d.mp4").touch()
     source = find_recordings(tmp_path)
     with pytest.raises(ValueError, match=r"d\.jsonl: no such file"):
         cut_clips(source, 1, WORLD, 0, seed=0, data=strict)
-    with pytest.raises(ValueError, match=r"d\.jsonl: no such file"):
-        clip_addresses(source, WORLD, strict=True)
 
 
 def test_a_source_of_broken_recordings_names_the_first_reason(tmp_path: Path) -> None:
