@@ -5,8 +5,12 @@ It says a line for each stage and each step, and last its losses.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import signal
 import sys
+import termios
 from pathlib import Path
 
 from actors.pipeline import Pipeline
@@ -18,7 +22,19 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
+def hear_hangups() -> None:
+    """Handle SIGHUP as a process of a terminal does, also below `nohup`, which has it ignored.
+
+    Here and not between fork and exec: the tests' process has threads of gRPC, which may abort there.
+    """
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if os.environ.get("TAKE_TERMINAL"):
+        # Standard input becomes the terminal of this process's session.
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 def main(checkpoints: str, run_dir: str, *overrides: str) -> None:
+    hear_hangups()
     # As the command line does.
     protect_standard_streams()
     pipeline = Pipeline(

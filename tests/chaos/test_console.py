@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
-import termios
 from pathlib import Path
 
 import pytest
 
 from rlir_ray.run.checkpoint import newest
-from tests.chaos.test_driver_killed import ROOT, TIMEOUT_S, hear_hangups, read_until, start
+from tests.chaos.test_driver_killed import ROOT, TIMEOUT_S, read_until, start
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(290)]
 MANY = "train.num_steps=5000"
@@ -55,24 +53,17 @@ def test_a_pipe_that_is_closed_ends_nothing(checkpoints: Path, tmp_path: Path) -
     assert (tmp_path / "tiny" / "policy" / "config.json").is_file()
 
 
-def take_terminal() -> None:
-    """In the new process: its standard input becomes its terminal."""
-    hear_hangups()
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-
 def test_a_run_whose_terminal_is_closed_saves(checkpoints: Path, tmp_path: Path) -> None:
     """The kernel sends SIGHUP to all processes of the terminal, Ray's own among them."""
     ours, terminal = os.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.chaos.run_driver", checkpoints, tmp_path, MANY],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TAKE_TERMINAL": "1"},
         stdin=terminal,
         stdout=terminal,
         stderr=terminal,
         start_new_session=True,
-        preexec_fn=take_terminal,
     )
     os.close(terminal)
     try:

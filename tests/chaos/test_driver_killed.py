@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -31,13 +30,7 @@ def start(checkpoints: Path, run_dir: Path, *overrides: str) -> subprocess.Popen
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        preexec_fn=hear_hangups,
     )
-
-
-def hear_hangups() -> None:
-    """In the new process: tests that run under `nohup` would pass on that SIGHUP is ignored."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def read_until(process: subprocess.Popen[str], line: str) -> None:
