@@ -180,7 +180,7 @@ class Driver:
         assert self.collector is not None
         while self._num_restarts < most:
             self._num_restarts += 1
-            self._learner().stop()
+            self.session.stop_learner()
             self.state = self.checkpoints.read()
             self.folder.cut(self.state.step)
             self.session.progress(

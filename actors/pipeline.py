@@ -56,7 +56,7 @@ class Pipeline:
         progress: called with a line for each stage.
         prompts: your own source of prompt sets, called with `train` and `heldout`; None: the configured one.
         make_reward: builds your own reward (`score(videos) -> list[RewardScores]`) in each replica of the reward pool;
-            None: the configured inverse reward.
+            None: the configured reward.
         make_sampler, make_learner: build your own sampler in each rollout actor and your own learner in each rank;
             None: the configured engines.
         trace: file for a Chrome trace of all pools, in a folder that exists; None: no trace is kept.

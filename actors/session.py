@@ -82,14 +82,15 @@ class Session:
             RuntimeError: a pool failed.
             TimeoutError: a pool did not answer within train.wait_timeout_s.
         """
-        self.folder.begin(state.step)
+        # First of all: it refuses a run whose name trains in this Ray already, before the folder changes.
         self._parts.enter_context(contextlib.closing(Control(self.folder.path, self.scale)))
+        self.folder.begin(state.step)
         if judges_by_reward(self.folder.path):
             self.progress("models.judge_idm is the reward IDM itself: the judge's figures are no second opinion")
         if state.checkpoint:
             self.progress(f"run {self.folder.name} resumes after step {state.step}, from {state.checkpoint.path}")
         self.progress("starting the pools")
-        self._parts.callback(self._stop_learner)
+        self._parts.callback(self.stop_learner)
         learner = self.start_learner(state.checkpoint)
         if len(ray.nodes()) > 1:
             # Ranks need the most of a node: actors that are spread first could leave too little on each node.
@@ -107,8 +108,7 @@ class Session:
         self._parts.enter_context(contextlib.closing(self.scaling))
 
     def start_learner(self, checkpoint: Checkpoint | None) -> LearnerGroup:
-        """Start learner ranks where the run has come to, in the place of lost ones."""
-        self._stop_learner()
+        """Start learner ranks where the run has come to."""
         folder = checkpoint.path if checkpoint else None
         storage = self.folder.path / ".ray_train"
         self.learner = LearnerGroup(self.config, storage, self.builders.make_learner, folder)
@@ -119,9 +119,11 @@ class Session:
         """Wait for new learner ranks and publish the weights that they hold."""
         self.sync.publish(learner.wait_ready(self.stop), learner.sender)
 
-    def _stop_learner(self) -> None:
-        if self.learner is not None:
-            self.learner.stop()
+    def stop_learner(self) -> None:
+        """Stop the ranks, if there are any; `learner` is None from then on."""
+        learner, self.learner = self.learner, None
+        if learner is not None:
+            learner.stop()
 
     def _prepare_prompts(self, state: RunState, calibrate: bool, evaluate: bool) -> None:
         """Make the prompts; calibrate and start the reward pool as soon as it has what it needs."""
@@ -222,8 +224,8 @@ class Session:
 
 
 def not_training() -> ValueError:
-    """Say that no pools are there that could be scaled."""
+    """Say that there are no pools that could be scaled or evaluated."""
     return ValueError(
-        "only a run that trains can be scaled, got one that is starting, has ended or was not started; call it from a "
-        "callback, or from another thread while train() runs"
+        "only a run that trains can be scaled or evaluated, got one that is starting, has ended or was not started; "
+        "call it from a callback, or from another thread while train() runs"
     )

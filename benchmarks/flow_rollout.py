@@ -29,7 +29,8 @@ from rlir_ray.models.flow import FlowWorldModel, open_flow_model
 from rlir_ray.models.rescoring import FlowRescorer
 from rlir_ray.run.versions import versions
 from rlir_ray.samplers.flow import FlowSampler
-from rlir_ray.spaces.actions import BUTTONS, Actions, exclusive_classes, no_action_classes
+from rlir_ray.spaces.actions import BUTTONS, Actions
+from rlir_ray.spaces.mineworld import exclusive_classes, no_action_classes
 from rlir_ray.trajectory import Prompt, TrajectoryGroup
 
 

@@ -26,7 +26,8 @@ from rlir_ray.data.files import write_json
 from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.run.versions import versions
 from rlir_ray.samplers.torch_sampler import TorchSampler
-from rlir_ray.spaces.actions import BUTTONS, Actions, action_tokens
+from rlir_ray.spaces.actions import BUTTONS, Actions
+from rlir_ray.spaces.mineworld import action_tokens
 from rlir_ray.trajectory import Prompt
 
 Run = Callable[[list[Prompt]], object]

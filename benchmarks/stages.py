@@ -14,7 +14,8 @@ from rlir_ray.config import Config
 from rlir_ray.data.prompts import PromptSet, PromptSplit
 from rlir_ray.learner.state import State
 from rlir_ray.learner.step import StepBatch
-from rlir_ray.spaces.actions import BUTTONS, TOKENS_PER_ACTION, Actions
+from rlir_ray.spaces.actions import BUTTONS, Actions
+from rlir_ray.spaces.mineworld import TOKENS_PER_ACTION
 from rlir_ray.trajectory import EncodedVideo, Prompt, RewardScores, TokenRecord, TrajectoryGroup
 from rlir_ray.transfer.weights import Received
 

@@ -18,7 +18,7 @@ from rlir_ray.config.load import load_config
 from rlir_ray.idm.base import load_inverse_dynamics
 from rlir_ray.idm.correlation_idm import CorrelationInverseDynamics, correlation_config
 from rlir_ray.rewards.base import RewardContext, open_reward
-from rlir_ray.spaces.actions import token_camera_bins
+from rlir_ray.spaces.mineworld import token_camera_bins
 from rlir_ray.testing import check_family, check_idm, check_objective, check_reward, check_source
 from tests.fakes import HEIGHT, WIDTH, tiny_flow_model, tiny_flow_prompts, tiny_idm, tiny_prompts, tiny_tokenizer
 from tests.world import MakeConfig, flow_overrides

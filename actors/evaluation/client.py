@@ -56,13 +56,13 @@ class EvaluationClient:
         temperatures = self.config.evaluation.temperatures
         if is_resumed and not set(temperatures) - judged_temperatures(self.folder, BASE, 0):
             return
-        self.progress("evaluation_client real clips and the base policy")
+        self.progress("judging real clips and the base policy")
         self._ask(self.actor.ceiling.remote(self._heldout()), "the judgement of real clips")
         self.judge_all(BASE, None)
 
     def judge_all(self, name: str, latest: StepReport | None) -> None:
         """Judge a policy at every temperature; the clips of the first temperature go into the report."""
-        self.progress(f"evaluation_client the {name} policy")
+        self.progress(f"judging the {name} policy")
         temperatures = self.config.evaluation.temperatures
         for temperature in temperatures:
             self.judge(name, temperature, latest, keep_clips=temperature == temperatures[0])

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from ray import serve
 from starlette.requests import Request
@@ -27,9 +27,6 @@ from rlir_ray.rewards.uploads import (
     read_form,
 )
 from rlir_ray.run.watchdog import bounded
-
-if TYPE_CHECKING:
-    from rlir_ray.rewards.inverse_dynamics import InverseReward
 
 ARGUMENTS = ("recipe", "overrides", "max_upload_bytes", "max_clip_frames")
 SCORE_PATH = "/score"
@@ -86,8 +83,7 @@ class RewardService(RewardReplica):
     """
 
     def __init__(self, config: Config, limits: Limits) -> None:
-        self.reward = cast("InverseReward", build_reward(config, None))
-        super().__init__(lambda: self.reward, config.reward.max_frames, config.reward_timeout_s)
+        super().__init__(partial(build_reward, config, None), config.reward.max_frames, config.reward_timeout_s)
         self.limits = limits
         self.held = reward_identity(config)
 

@@ -22,7 +22,7 @@ from rlir_ray.models.checkpoints import assign_weights, read_state_dict
 from rlir_ray.models.rescoring import Forward, Scores
 from rlir_ray.models.tokenizer import FrameTokenizer
 from rlir_ray.samplers import LogprobDifference
-from rlir_ray.spaces.actions import exclusive_classes, flow_camera_bins
+from rlir_ray.spaces.mineworld import exclusive_classes, flow_camera_bins
 from rlir_ray.trajectory import EncodedVideo, FrameShape, Prompt, TokenRecord, TrajectoryGroup, stored_codes
 from rlir_ray.transfer.weights import Received, load_weights
 

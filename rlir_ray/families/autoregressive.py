@@ -13,7 +13,7 @@ from rlir_ray.models.compatibility import check_token_world
 from rlir_ray.models.frame_codec import FrameCodec
 from rlir_ray.models.rescoring import Rescore, TokenRescorer
 from rlir_ray.samplers import Sampler
-from rlir_ray.spaces.actions import TOKENS_PER_ACTION, token_camera_bins
+from rlir_ray.spaces.mineworld import TOKENS_PER_ACTION, token_camera_bins
 from rlir_ray.trajectory import FrameShape
 
 

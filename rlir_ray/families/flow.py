@@ -14,7 +14,7 @@ from rlir_ray.models.compatibility import check_flow_world
 from rlir_ray.models.frame_codec import FrameCodec
 from rlir_ray.models.rescoring import FlowRescorer, Rescore
 from rlir_ray.samplers import Sampler
-from rlir_ray.spaces.actions import flow_camera_bins
+from rlir_ray.spaces.mineworld import flow_camera_bins
 from rlir_ray.trajectory import FrameShape
 
 

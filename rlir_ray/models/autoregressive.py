@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rlir_ray.data.files import give_usual_mode
 from rlir_ray.models.checkpoints import open_library_model
 from rlir_ray.models.llama_config import check_llama_config
-from rlir_ray.spaces.actions import NUM_ACTION_TOKENS, TOKENS_PER_ACTION
+from rlir_ray.spaces.mineworld import NUM_ACTION_TOKENS, TOKENS_PER_ACTION
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rlir_ray.models.checkpoints import open_library_model
-from rlir_ray.spaces.actions import CLASS_COUNTS
+from rlir_ray.spaces.mineworld import CLASS_COUNTS
 
 # Frequencies of the noise level's embedding. The level is scaled to 0..1000, the step numbers of diffusion models.
 NUM_FREQUENCIES, LEVEL_SCALE = 128, 1000.0
@@ -131,7 +131,7 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         Args:
             latents: float [B, M, D, h, w], noisy latents.
             levels: float [B, M], noise levels in [0, 1].
-            actions: int64 [B, M, 9], `spaces.actions.exclusive_classes` of the action that leads into each frame.
+            actions: int64 [B, M, 9], `spaces.mineworld.exclusive_classes` of the action that leads into each frame.
             places: int64 [M] on the CPU, index of each frame in the clip; None: 0, 1, 2, ...
             visible: bool [M, cached + M] on the CPU, which frames (columns) each frame (row) attends to; None: itself
                 and those at earlier places, in the cache and in the pass.

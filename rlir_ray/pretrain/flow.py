@@ -28,7 +28,8 @@ from rlir_ray.pretrain.settings import SPLITS, FlowTraining
 from rlir_ray.pretrain.state import finished_report
 from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task
 from rlir_ray.pretrain.warnings import loss_figures, world_model_warning
-from rlir_ray.spaces.actions import Actions, exclusive_classes, no_action_classes
+from rlir_ray.spaces.actions import Actions
+from rlir_ray.spaces.mineworld import exclusive_classes, no_action_classes
 
 if TYPE_CHECKING:
     from rlir_ray.models.flow import FlowWorldModel

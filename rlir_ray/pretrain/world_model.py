@@ -25,7 +25,8 @@ from rlir_ray.pretrain.settings import SPLITS, WorldModelTraining
 from rlir_ray.pretrain.state import finished_report
 from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task
 from rlir_ray.pretrain.warnings import loss_figures, world_model_warning
-from rlir_ray.spaces.actions import Actions, action_tokens
+from rlir_ray.spaces.actions import Actions
+from rlir_ray.spaces.mineworld import action_tokens
 from rlir_ray.trajectory import stored_codes
 
 logger = logging.getLogger(__name__)

@@ -17,15 +17,8 @@ from torch import Tensor
 
 from rlir_ray.config import CAMERA_MATCHES, RULES
 from rlir_ray.idm.decoding import class_tables
-from rlir_ray.spaces.actions import (
-    DEGREES_PER_PIXEL,
-    GROUPS,
-    VPT_CAMERA,
-    Actions,
-    CameraBins,
-    group_classes,
-    token_camera_bins,
-)
+from rlir_ray.spaces.actions import DEGREES_PER_PIXEL, GROUPS, VPT_CAMERA, Actions, CameraBins, group_classes
+from rlir_ray.spaces.mineworld import token_camera_bins
 
 # Bounds of a class weight before normalisation: a class of one frame in a thousand must not dominate the reward.
 MIN_WEIGHT, MAX_WEIGHT = 0.2, 5.0

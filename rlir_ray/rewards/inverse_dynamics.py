@@ -21,7 +21,8 @@ from rlir_ray.idm.base import InverseDynamics, load_inverse_dynamics
 from rlir_ray.idm.decoding import class_tables, group_probabilities, recovered_classes
 from rlir_ray.rewards.agreement import accepted_classes, agreement, class_weights, every_rule, frame_weights
 from rlir_ray.rewards.classification import confusion
-from rlir_ray.spaces.actions import GROUPS, Actions, CameraBins, group_classes, token_camera_bins
+from rlir_ray.spaces.actions import GROUPS, Actions, CameraBins, group_classes
+from rlir_ray.spaces.mineworld import token_camera_bins
 from rlir_ray.trajectory import EncodedVideo, RewardScores, codes_tensor
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rlir_ray.models.autoregressive import assemble
-from rlir_ray.spaces.actions import action_tokens
+from rlir_ray.spaces.mineworld import action_tokens
 from rlir_ray.trajectory import EncodedVideo, FrameShape, Prompt, TokenRecord, TrajectoryGroup, stored_codes
 
 

@@ -22,7 +22,7 @@ from rlir_ray.models.rescoring import FlowRescorer
 from rlir_ray.samplers import LogprobDifference
 from rlir_ray.samplers.calls import check_call
 from rlir_ray.samplers.comparison import compare
-from rlir_ray.spaces.actions import exclusive_classes, no_action_classes
+from rlir_ray.spaces.mineworld import exclusive_classes, no_action_classes
 from rlir_ray.trajectory import EncodedVideo, FlowRecord, Prompt, TrajectoryGroup, stored_codes
 from rlir_ray.transfer.weights import Received, load_weights
 

@@ -1,4 +1,4 @@
-"""A wait that was too long says what the one who was waited for is activity."""
+"""The message of a wait that was too long says what the awaited process is busy with."""
 
 import time
 

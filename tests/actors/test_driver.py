@@ -160,6 +160,23 @@ def test_what_was_trained_is_saved_when_a_callback_ends_the_run(ray_cluster, mak
     assert ledger.counts()["trained"] == 4 * point.step
 
 
+@pytest.mark.slow
+def test_a_second_interrupt_ends_the_run_at_once_and_saves_nothing(ray_cluster, make_config):
+    """A step is in flight then, and the learner that was stopped must not be waited for."""
+
+    def interrupt(metrics):
+        if metrics["step"] == 2:
+            raise KeyboardInterrupt
+
+    config = make_config("train.max_staleness=1", "train.num_steps=9", "checkpoint.every=0")
+    pipeline = Pipeline(config, prompts=tiny_prompt_set, callbacks=[interrupt])
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.train(calibrate=False, evaluate=False)
+    assert pipeline.driver.session.learner is None
+    assert newest(pipeline.folder.path, pytest.fail) is None and not (pipeline.folder.path / "policy").exists()
+    Ledger.from_json((pipeline.folder.path / "ledger.json").read_text()).check()
+
+
 def test_a_trace_that_could_not_be_written_is_refused_before_the_run(make_config, tmp_path):
     with pytest.raises(ValueError, match=r"a trace must go into an existing folder, got .*none/trace\.json"):
         Pipeline(make_config(), prompts=tiny_prompt_set, trace=tmp_path / "none" / "trace.json")
@@ -180,8 +197,8 @@ def test_synchronous_pools_train_as_the_local_loop_and_the_driver_reads_no_paylo
     ray_cluster, make_config, no_payload_here
 ):
     config = make_config("train.num_steps=3")
-    steps = []
-    pipeline = Pipeline(config, callbacks=[steps.append], prompts=tiny_prompt_set)
+    steps, stages = [], []
+    pipeline = Pipeline(config, callbacks=[steps.append], prompts=tiny_prompt_set, progress=stages.append)
     result = pipeline.train(calibrate=False)
     assert_same_run(result, config)
     assert steps == result.metrics
@@ -193,6 +210,12 @@ def test_synchronous_pools_train_as_the_local_loop_and_the_driver_reads_no_paylo
     assert result.groups["failed"] == result.groups["stale"] == 0
     names = [each["name"] for each in json.loads((result.folder / "evaluation.json").read_text())["evaluations"]]
     assert names == ["base", "post-trained"]
+    judged = [stage for stage in stages if stage.startswith("judging")]
+    assert judged == [
+        "judging real clips and the base policy",
+        "judging the base policy",
+        "judging the post-trained policy",
+    ]
     assert len((result.folder / "metrics.jsonl").read_text().splitlines()) == 3
 
 

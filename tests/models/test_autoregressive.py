@@ -15,7 +15,7 @@ from rlir_ray.models.autoregressive import (
     sequence_length,
     split_frames,
 )
-from rlir_ray.spaces.actions import TOKENS_PER_ACTION, action_tokens
+from rlir_ray.spaces.mineworld import TOKENS_PER_ACTION, action_tokens
 from tests.fakes import NUM_CODES, TOKENS_PER_FRAME, tiny_actions, tiny_world_model
 
 

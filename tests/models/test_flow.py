@@ -7,7 +7,7 @@ import torch
 
 from rlir_ray.models.flow import FlowWorldModel, open_flow_model
 from rlir_ray.models.flow_streams import two_streams
-from rlir_ray.spaces.actions import CLASS_COUNTS
+from rlir_ray.spaces.mineworld import CLASS_COUNTS
 
 SMALL = {
     "latent_channels": 4,

@@ -7,7 +7,8 @@ import torch
 from rlir_ray.config import RULES
 from rlir_ray.idm.decoding import class_tables
 from rlir_ray.rewards.agreement import accepted_classes, agreement, class_weights, compare, every_rule, frame_weights
-from rlir_ray.spaces.actions import BUTTONS, GROUPS, INDEX, VPT_CAMERA, Actions, flow_camera_bins, token_camera_bins
+from rlir_ray.spaces.actions import BUTTONS, GROUPS, INDEX, VPT_CAMERA, Actions
+from rlir_ray.spaces.mineworld import flow_camera_bins, token_camera_bins
 
 GROUP_NAMES = ("forward_back", "jump", "yaw")
 

@@ -14,7 +14,7 @@ from rlir_ray.config import FlowConfig
 from rlir_ray.models.flow import FrameCache
 from rlir_ray.models.rescoring import FlowRescorer
 from rlir_ray.samplers.flow import FlowSampler, window_start
-from rlir_ray.spaces.actions import exclusive_classes, no_action_classes
+from rlir_ray.spaces.mineworld import exclusive_classes, no_action_classes
 from rlir_ray.trajectory import FlowRecord, TrajectoryGroup
 from rlir_ray.transfer.weights import weights_of
 from tests.fakes import LATENT_SHAPE, tiny_flow_model, tiny_flow_prompts
