@@ -96,9 +96,9 @@ def _drop_old(values: dict[str, Any], prefix: str) -> None:
             _drop_old(value, f"{name}.")
 
 
-def tell_dropped(name: str, value: Any) -> None:
+def tell_dropped(name: str, value: Any, way_out: str = "leave it out") -> None:
     """Say in one line why a key of `DROPPED` is gone."""
-    logger.warning("%s=%s is not read any more: %s; leave it out", name, value, DROPPED[name])
+    logger.warning("%s=%s is not read any more: %s; %s", name, value, DROPPED[name], way_out)
 
 
 def _read_recipe(recipe: str, read: tuple[Path, ...] = ()) -> list[dict[str, Any]]:

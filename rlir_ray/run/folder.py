@@ -181,7 +181,7 @@ class RunFolder:
         before = _upgraded(_flat(json.loads((self.path / "config.json").read_text(encoding="utf-8"))))
         now = _flat(self.settings)
         for key in DROPPED.keys() & before.keys():
-            tell_dropped(key, before[key])
+            tell_dropped(key, before[key], "the run resumes with it")
         held = read_content(self.path)
         # Another place of the same content is no other config; earlier versions kept absolute places alone.
         same = {key for key in now if key in before and _place(before[key]) == _place(now[key])} - held.keys()

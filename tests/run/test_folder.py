@@ -59,7 +59,7 @@ def test_a_run_that_was_started_with_a_backend_of_the_reward_pool_goes_on_and_sa
     write_json(folder.path / "config.json", stored)
     caplog.clear()
     assert RunFolder(_config(tmp_path)).begin(step=1).metrics(1) == [{"step": 1}]
-    line = "reward.backend=actors is not read any more: the reward pool always uses Ray Serve; leave it out"
+    line = "reward.backend=actors is not read any more: the reward pool always uses Ray Serve; the run resumes with it"
     assert [record.getMessage() for record in caplog.records] == [line]
     # It is not kept either.
     assert "backend" not in json.loads((folder.path / "config.json").read_text())["reward"]
