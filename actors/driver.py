@@ -43,19 +43,18 @@ class Driver:
         self.in_flight: InFlightSteps | None = None
         self._num_restarts, self._last_step_at = 0, 0.0
 
-    def train(self, budget_bytes: int, group_bytes: int) -> None:
+    def train(self, budget_bytes: int) -> None:
         """Train until a limit is reached. `rlir_ray/local.py` is the same algorithm in one process.
 
         Args:
             budget_bytes: bound of the groups in flight, in the object store.
-            group_bytes: what one group may hold there.
 
         Raises:
             Stopped: the user ended the run; the steps that the learner had begun are trained.
         """
         if self._is_complete():
             return  # resumed for the evaluation alone
-        self._budget_bytes, self._group_bytes = budget_bytes, group_bytes
+        self._budget_bytes = budget_bytes
         collector, in_flight = self._resume()
         self.session.progress(f"training: {describe_limits(self.config.train)}")
         while not self._is_complete():
@@ -160,7 +159,7 @@ class Driver:
             session.submit,
             prompt_ids=session.prompt_ids,
             stop=session.stop,
-            group_bytes=self._group_bytes,
+            group_bytes=session.run.group_bytes,
             recording=session.recording,
             progress=session.progress,
             activity=session.activity,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actors.checkpointing import Checkpoints, RunState
-from actors.cluster.plan import absolute_paths, check_disk, check_plan
+from actors.cluster.plan import check_disk, check_plan
 from actors.cluster.start import ray_session, stop_notice
 from actors.cluster.waiting import Stopped, stop_on_signals
 from actors.driver import Driver
@@ -18,11 +18,11 @@ from actors.session import Builders, Session, not_training
 from rlir_ray.config import Config
 from rlir_ray.data.files import write_json
 from rlir_ray.evaluation.results import POST_TRAINED, judged_temperatures
-from rlir_ray.families import family_of
 from rlir_ray.learner.step import Learner
 from rlir_ray.rewards.base import Reward
 from rlir_ray.run.folder import RunFolder
-from rlir_ray.run.preflight import check_checkpoints, check_engine, check_plugins, check_world
+from rlir_ray.run.preflight import check_checkpoints, check_engine
+from rlir_ray.run.resolved import resolve
 from rlir_ray.run.tracing import TraceRecorder
 from rlir_ray.samplers import Sampler
 
@@ -77,16 +77,14 @@ class Pipeline:
         make_learner: Callable[[], Learner] | None = None,
         trace: Path | None = None,
     ) -> None:
-        check_plugins(config)
-        given, config = config, absolute_paths(config)
-        self.config = config
-        self.frame_shape = check_world(config)
-        check_checkpoints(config)
-        check_engine(config)
+        self.run = resolve(config)
+        self.config = self.run.config
+        check_checkpoints(self.run.models)
+        check_engine(self.config)
         if trace is not None and not trace.absolute().parent.is_dir():
             raise ValueError(f"a trace must go into an existing folder, got {trace}; make it, or choose another file")
         # The folder keeps the paths as they were given: a project that is moved finds its files again.
-        self.folder = RunFolder(given)
+        self.folder = RunFolder(config)
         self.callbacks = [self.folder.log_step, *callbacks]
         self.progress = progress or (lambda stage: None)
         self.builders = Builders(
@@ -127,7 +125,7 @@ class Pipeline:
     def _train(self, checkpoints: Checkpoints, state: RunState, calibrate: bool, evaluate: bool) -> TrainResult:
         interrupted = False
         recording = TraceRecorder(is_kept=self.trace is not None)
-        session = Session(self.config, self.folder, self.builders, recording, self.progress, self._stop)
+        session = Session(self.run, self.folder, self.builders, recording, self.progress, self._stop)
         self.driver = driver = Driver(session, checkpoints, state, self._log)
         with contextlib.ExitStack() as leaving:
             # Ray sets a SIGTERM handler of its own when it starts: set ours after it.
@@ -135,16 +133,16 @@ class Pipeline:
             leaving.enter_context(stop_on_signals(self._stop))
             if notice := stop_notice():
                 self.progress(notice)
-            check_disk(self.config, self.folder.path)
+            check_disk(self.run, self.folder.path)
             leaving.callback(self.folder.close)
             leaving.callback(session.close)
             leaving.callback(self._leave, driver, recording)
             try:
-                budget_bytes = check_plan(self.config, self.frame_shape, self.progress, self._stop)
+                budget_bytes = check_plan(self.run, self.progress, self._stop)
                 session.start(state, calibrate=calibrate, evaluate=evaluate)
                 if evaluate:
                     session.evaluation.judge_base(is_resumed=state.checkpoint is not None)
-                driver.train(budget_bytes, family_of(self.config).group_bytes(self.config, self.frame_shape))
+                driver.train(budget_bytes)
                 if evaluate:
                     session.evaluation.judge_all(POST_TRAINED, session.latest())
             except Stopped:

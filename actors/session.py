@@ -25,13 +25,13 @@ from actors.reward.pool import RewardPool
 from actors.rollout.pool import RolloutPool
 from actors.rollout.prompts import WATCHING, ConfiguredPrompts, PromptActor, PromptSource, PromptWatch
 from actors.weights.sync import WeightSync
-from rlir_ray.config import Config
 from rlir_ray.data.prompts import NUM_ALIGNED
 from rlir_ray.evaluation.results import BASE
 from rlir_ray.learner.step import Learner
 from rlir_ray.rewards.base import Reward
 from rlir_ray.run.checkpoint import Checkpoint
 from rlir_ray.run.folder import RunFolder, judges_by_reward
+from rlir_ray.run.resolved import ResolvedRun
 from rlir_ray.run.tracing import TraceRecorder, overlap_metrics
 from rlir_ray.samplers import Sampler
 
@@ -50,7 +50,7 @@ class Session:
     """Start all parts with `start`; `close` stops those that were started, the newest first.
 
     Args:
-        config: resolved.
+        run: its configuration goes to the parts, each of which takes its section.
         folder: the run's folder.
         builders: of parts of the user's own.
         recording: gets the clocks' offsets.
@@ -60,14 +60,14 @@ class Session:
 
     def __init__(
         self,
-        config: Config,
+        run: ResolvedRun,
         folder: RunFolder,
         builders: Builders,
         recording: TraceRecorder,
         progress: Callable[[str], None],
         stop: threading.Event,
     ) -> None:
-        self.config, self.folder, self.builders = config, folder, builders
+        self.run, self.config, self.folder, self.builders = run, run.config, folder, builders
         self.recording, self.progress, self.stop = recording, progress, stop
         self.learner: LearnerGroup | None = None
         self.scaling: Scaling | None = None
@@ -95,23 +95,30 @@ class Session:
         if len(ray.nodes()) > 1:
             # Ranks need the most of a node: actors that are spread first could leave too little on each node.
             learner.wait_placed(self.stop)
-        self.rollout = RolloutPool(self.config, self.builders.make_sampler)
+        self.rollout = RolloutPool.from_config(self.config, self.builders.make_sampler)
         self._parts.callback(self.rollout.stop)
         self.rollout.start()
         self._prepare_prompts(state, calibrate, evaluate)
         self.progress("waiting for the policy in the rollout pool and the learner")
         self.rollout.wait_ready(self.stop)
-        self.sync = WeightSync(self.rollout, self.config.train.wait_timeout_s, self.progress)
+        self.sync = WeightSync.from_config(self.config, self.rollout, self.progress)
         self.publish_ready(learner)
         self.recording.offsets = clock_offsets(self.config.train.wait_timeout_s)
-        self.scaling = Scaling(self.rollout, self.reward, self.sync, self.progress)
+        self.scaling = Scaling(
+            self.rollout,
+            self.reward,
+            self.sync,
+            self.progress,
+            # An autoscaler may add nodes to a run that waits for nodes.
+            nodes_may_join=self.config.run.wait_for_nodes_s > 0,
+        )
         self._parts.enter_context(contextlib.closing(self.scaling))
 
     def start_learner(self, checkpoint: Checkpoint | None) -> LearnerGroup:
         """Start learner ranks where the run has come to."""
         folder = checkpoint.path if checkpoint else None
         storage = self.folder.path / ".ray_train"
-        self.learner = LearnerGroup(self.config, storage, self.builders.make_learner, folder)
+        self.learner = LearnerGroup.from_config(self.config, storage, self.builders.make_learner, folder)
         self.learner.start()
         return self.learner
 
@@ -151,7 +158,7 @@ class Session:
             self._start_reward(self._ask(shares, "the class shares"))
 
     def _start_reward(self, class_shares: dict[str, Any] | None) -> None:
-        self.reward = RewardPool(self.config, class_shares, self.builders.make_reward)
+        self.reward = RewardPool.from_config(self.config, class_shares, self.builders.make_reward)
         self._parts.callback(self.reward.stop)
         self.reward.start(self.stop)
 

@@ -64,7 +64,7 @@ def seconds_of(
 
 
 def measure_rollout(config: Config, repeats: int) -> dict[str, Any]:
-    pool, started = RolloutPool(config), time.perf_counter()
+    pool, started = RolloutPool.from_config(config), time.perf_counter()
     pool.start()
     pool.wait_ready()
     weights = weights_of(open_policy(config))
@@ -81,7 +81,7 @@ def measure_rollout(config: Config, repeats: int) -> dict[str, Any]:
 
 
 def measure_reward(config: Config, repeats: int) -> dict[str, Any]:
-    pool, started = RewardPool(config), time.perf_counter()
+    pool, started = RewardPool.from_config(config), time.perf_counter()
     pool.start()
     prompt = random_prompts(config, "train").prompts[0]
     ((_, video),) = SleepSampler(0.0).sample([prompt], [0], [0], config.train.group_size)

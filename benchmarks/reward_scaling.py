@@ -127,7 +127,7 @@ class Load:
 
 def start_pool(config: Config, make_reward: Callable[[], Reward] | None, ref: ray.ObjectRef) -> RewardPool:
     """A pool that has scored a group."""
-    pool = RewardPool(config, make_reward=make_reward)
+    pool = RewardPool.from_config(config, make_reward=make_reward)
     pool.start()
     pool.score(ref).result(TIMEOUT_S)
     return pool

@@ -97,11 +97,11 @@ def measure(make_sampler: Callable[[], Sampler], num_readers: int, repeats: int)
     (prompt,) = random_prompts(config, "train").prompts[:1]
     ((group, _),) = SleepSampler(0.0).sample([prompt], [0], [0], 2)
     advantages = GroupAdvantages.of_all(np.ones((2, prompt.num_frames), np.float32))
-    pool = RolloutPool(config, make_sampler)
+    pool = RolloutPool.from_config(config, make_sampler)
     pool.start()
     seconds, copies = [], []
     with tempfile.TemporaryDirectory() as folder:
-        learner = LearnerGroup(config, Path(folder), partial(Publisher, make_sampler))
+        learner = LearnerGroup.from_config(config, Path(folder), partial(Publisher, make_sampler))
         learner.start()
         report = learner.wait_ready()
         pool.wait_ready()

@@ -25,7 +25,7 @@ BOUNDED_ELSEWHERE = {
     # The process group's timeout, which Ray Train sets to train.wait_timeout_s.
     "rlir_ray/learner/deepspeed.py": ("torch.distributed.all_reduce(total, op=operation)",),
     # Bounded inside.
-    "actors/weights/sync.py": ("self.wait(most=0 if broadcasts else self.pool.config.train.max_staleness)",),
+    "actors/weights/sync.py": ("self.wait(most=0 if broadcasts and sender else self.pool.max_staleness)",),
 }
 """File -> waits whose bound is not in the call, and where it is."""
 SUBPROCESS = {"subprocess.run", "subprocess.check_output", "subprocess.check_call", "subprocess.call"}

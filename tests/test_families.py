@@ -14,7 +14,8 @@ from rlir_ray.families import family_of, make_objective, open_codec, open_policy
 from rlir_ray.learner.step import Learner, StepBatch, trained_decisions
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.models.flow import FlowWorldModel
-from rlir_ray.run.preflight import check_checkpoints, check_world
+from rlir_ray.run.preflight import check_checkpoints
+from rlir_ray.run.resolved import resolve
 from tests.fakes import LATENT_SHAPE, tiny_flow_prompts, tiny_prompts
 from tests.world import flow_overrides
 
@@ -33,10 +34,11 @@ def test_estimate_of_a_flow_group_is_what_it_holds(make_config, checkpoints, opt
 
 def test_flow_checkpoints_of_one_world_are_accepted(make_config, checkpoints):
     config = make_config(*flow_overrides(checkpoints))
-    check_checkpoints(config)
-    assert check_world(config) == LATENT_SHAPE == open_codec(config).latent_shape
+    run = resolve(config)
+    check_checkpoints(run.models)
+    assert run.frame_shape == LATENT_SHAPE == open_codec(config).latent_shape
     with pytest.raises(ValueError, match=r"architecture.num_layers=5, got 2"):
-        check_world(make_config(*flow_overrides(checkpoints), "architecture.num_layers=5"))
+        resolve(make_config(*flow_overrides(checkpoints), "architecture.num_layers=5"))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +53,7 @@ def test_flow_checkpoints_of_one_world_are_accepted(make_config, checkpoints):
 def test_checkpoints_of_the_other_family_or_world_are_refused(make_config, checkpoints, override, message):
     config = make_config(*flow_overrides(checkpoints), override.format(checkpoints))
     with pytest.raises(ValueError, match=message):
-        check_world(config)
+        resolve(config)
 
 
 def test_reference_is_kept_only_where_a_penalty_asks_for_it(make_config, checkpoints):

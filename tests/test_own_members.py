@@ -16,13 +16,15 @@ from docs.examples.family import NextFrame
 from docs.examples.reward import Brightness
 from rlir_ray.config import Config
 from rlir_ray.config.load import load_config
+from rlir_ray.data.content import models_read
 from rlir_ray.data.prompts import prepare_prompts
 from rlir_ray.evaluation.report import write_report
 from rlir_ray.families import make_objective, open_codec, open_policy
 from rlir_ray.learner.step import Learner
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.local import train_local
-from rlir_ray.run.preflight import check_checkpoints, check_plugins
+from rlir_ray.run.preflight import check_checkpoints
+from rlir_ray.run.resolved import resolve
 from rlir_ray.testing import check_family
 from tests.fakes import NUM_CODES, TOKENS_PER_FRAME, tiny_prompts
 from tests.world import MakeConfig, tiny_prompt_set
@@ -70,8 +72,7 @@ def test_reward_source_and_objective_of_ones_own_train_in_one_process(own_config
         "train.num_steps=8",
         "train.learning_rate=0.01",
     )
-    check_plugins(config)
-    check_checkpoints(config)
+    check_checkpoints(resolve(config).models)
     prompts = prepare_prompts(config, "train", open_codec(config), tmp_path)
     assert len(prompts) == 12 and prompts.frames.max() == 255
     history = run_local(config, prompts.prompts)
@@ -83,7 +84,7 @@ def test_family_of_ones_own_keeps_the_contract_and_trains(own_config, tmp_path: 
     torch.manual_seed(0)
     NextFrame(NUM_CODES, TOKENS_PER_FRAME).save_pretrained(tmp_path / "next_frame")
     config = own_config("policy.family=docs.examples.family:FAMILY", f"models.policy={tmp_path / 'next_frame'}")
-    check_plugins(config)
+    resolve(config)
     prompts = tiny_prompts(6)
     check_family(config, prompts[:2])
     history = run_local(config, prompts)
@@ -112,11 +113,11 @@ def test_pipeline_with_a_reward_from_yaml_needs_no_inverse_dynamics_model(ray_cl
 
 def test_missing_idm_is_no_error_where_the_reward_reads_none_and_one_where_it_does(own_config, make_config) -> None:
     config = own_config("models.reward_idm=models/of_nobody")
-    check_checkpoints(config)
+    check_checkpoints(models_read(config))
     with pytest.raises(ValueError, match=r"models\.reward_idm must name a folder with reward\.name=inverse"):
         make_config("models.reward_idm=")
     with pytest.raises(ValueError, match=r"a checkpoint must be an existing folder, got 'models/of_nobody'"):
-        check_checkpoints(make_config("models.reward_idm=models/of_nobody"))
+        models_read(make_config("models.reward_idm=models/of_nobody"))
 
 
 class ReadsIdm(Brightness):
@@ -125,7 +126,7 @@ class ReadsIdm(Brightness):
 
 def test_own_reward_that_says_so_has_its_idm_checked(own_config) -> None:
     with pytest.raises(ValueError, match="a checkpoint must be an existing folder"):
-        check_checkpoints(own_config("reward.name=tests.test_own_members:ReadsIdm", "models.reward_idm=models/x"))
+        models_read(own_config("reward.name=tests.test_own_members:ReadsIdm", "models.reward_idm=models/x"))
 
 
 def test_member_that_cannot_be_used_is_refused_before_anything_starts(own_config) -> None:

@@ -12,7 +12,7 @@ from rlir_ray.config import Config
 from rlir_ray.run.capacity import Node, check_capacity, pools_of
 from rlir_ray.run.doctor import Finding, run_check
 from rlir_ray.run.folder import runs_folder
-from rlir_ray.run.preflight import check_world
+from rlir_ray.run.resolved import resolve
 
 
 def ray_findings(config: Config) -> Iterator[Finding]:
@@ -21,29 +21,30 @@ def ray_findings(config: Config) -> Iterator[Finding]:
         answer = run_check("ray", lambda: session.enter_context(ray_session()))
         yield answer
         if answer.level != "fail":
-            yield from _plan_findings(config, cluster_nodes(), free_store(config))
+            yield from _plan_findings(config, cluster_nodes(), free_store(config.rollout))
 
 
 def _plan_findings(config: Config, nodes: list[Node], store_bytes: int) -> Iterator[Finding]:
     def plan() -> str:
         pools = pools_of(config)
-        check_ranks(config)
+        check_ranks(config.learner, config.train)
         check_capacity(pools, nodes)
         return ", ".join(f"{pool.count} x {pool.name}" for pool in pools) + " fit the nodes"
 
+    yield run_check("plan", plan)
+    try:
+        run = resolve(config)
+    except ValueError:
+        # Sizes are those of the checkpoints: the finding "checkpoints" has this error.
+        return
+
     def store() -> str:
-        budget = check_store(config, check_world(config), store_bytes)
+        budget = check_store(run, store_bytes)
         return f"{store_bytes / 1e9:.1f} GB free hold the weights and up to {budget / 1e9:.1f} GB of groups"
 
     def disk() -> str:
         folder = runs_folder(config.run.dir)
-        return check_disk(config, next(path for path in (folder, *folder.parents) if path.is_dir()))
+        return check_disk(run, next(path for path in (folder, *folder.parents) if path.is_dir()))
 
-    yield run_check("plan", plan)
-    try:
-        check_world(config)
-    except ValueError:
-        # Sizes are those of the checkpoints, of which another finding has told.
-        return
     yield run_check("object store", store)
     yield run_check("disk", disk)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from actors.cluster.errors import one_line
-from actors.cluster.placement import cluster_nodes, ray_options
+from actors.cluster.placement import cluster_nodes
 from actors.cluster.waiting import Stopped
 from actors.reward.pool import RewardPool
 from actors.rollout.pool import RolloutPool
@@ -58,12 +58,20 @@ class Scaling:
     Args:
         rollout, reward, sync: of the run; the weights of the first version are published.
         progress: called with a line when a pool has changed.
+        nodes_may_join: whether an autoscaler may add nodes: then what is free now is no bound.
     """
 
     def __init__(
-        self, rollout: RolloutPool, reward: RewardPool, sync: WeightSync, progress: Callable[[str], None]
+        self,
+        rollout: RolloutPool,
+        reward: RewardPool,
+        sync: WeightSync,
+        progress: Callable[[str], None],
+        *,
+        nodes_may_join: bool,
     ) -> None:
         self.rollout, self.reward, self.sync, self.progress = rollout, reward, sync, progress
+        self.nodes_may_join = nodes_may_join
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -87,8 +95,7 @@ class Scaling:
 
     def _scale_reward(self, wanted: int) -> int:
         now = self.reward.num_replicas()
-        if not self.reward.config.reward.address:
-            self._check("reward replicas", now, wanted, ray_options(self.reward.config.reward))
+        self._check("reward replicas", now, wanted, self.reward.options)
         # Also for an unchanged number: from here on the pool no longer follows its queue.
         self.reward.scale(wanted)
         return now
@@ -105,10 +112,8 @@ class Scaling:
         return now
 
     def _check(self, what: str, now: int, wanted: int, options: Mapping[str, Any]) -> None:
-        # An autoscaler may add nodes to a run that waits for nodes.
-        grows = self.rollout.config.run.wait_for_nodes_s > 0
-        free = [{}] if grows else [node.free for node in cluster_nodes()]
-        check_scale(what, now, wanted, {} if grows else options, free)
+        free = [{}] if self.nodes_may_join else [node.free for node in cluster_nodes()]
+        check_scale(what, now, wanted, {} if self.nodes_may_join else options, free)
 
     def _bring_up(self, actor: Any) -> None:
         """Wait until a new rollout actor holds its policy and the latest weights; let it serve."""

@@ -14,7 +14,7 @@ import torch
 
 from actors.cluster.files import send_folder
 from actors.cluster.placement import node_id
-from rlir_ray.config import Config, asset_path
+from rlir_ray.config import Config
 from rlir_ray.data.content import models_read
 from rlir_ray.data.files import write_json
 from rlir_ray.data.prompts import PromptSet
@@ -50,7 +50,7 @@ class EvaluationActor:
         self.tokenizer = open_codec(config).to(device)
         models = models_read(config)
         self.idms: dict[str, Any] = {
-            name: load_inverse_dynamics(asset_path(models[key])).to(device)
+            name: load_inverse_dynamics(models[key]).to(device)
             for name, key in (("reward", "reward_idm"), ("judge", "judge_idm"))
             if key in models
         }

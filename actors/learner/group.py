@@ -35,7 +35,7 @@ from actors.learner.command_queue import (
     split_step,
 )
 from rlir_ray.algorithm.advantages import GroupAdvantages
-from rlir_ray.config import Config
+from rlir_ray.config import Config, LearnerConfig
 from rlir_ray.learner.step import Learner
 from rlir_ray.run.capacity import bundle
 from rlir_ray.run.checkpoint import Files
@@ -53,22 +53,27 @@ class LearnerGroup:
     """A Ray Train worker group with a `Learner` in each worker; commands and reports go through the command queue.
 
     Args:
-        config: `learner`, `train`, the policy's checkpoint and how it samples are read.
+        learner: number and resources of the workers.
         storage: folder for Ray Train's own state.
-        make_learner: builds the learner in a worker; None: the configured engine and checkpoint.
+        make_learner: builds the learner in a worker.
         checkpoint: folder of one on this process's node, from which the ranks go on; None: from the start.
+        wait_timeout_s: bound of each wait for the ranks.
+        broadcasts_weights: whether rank 0 can send weights to the rollout actors.
     """
 
     def __init__(
         self,
-        config: Config,
+        learner: LearnerConfig,
         storage: Path,
-        make_learner: Callable[[], Learner] | None = None,
+        make_learner: Callable[[], Learner],
         checkpoint: Path | None = None,
+        *,
+        wait_timeout_s: float,
+        broadcasts_weights: bool = False,
     ) -> None:
-        self.config, self.storage = config, storage
-        self.make_learner = make_learner or partial(build_learner, config)
-        self.checkpoint_folder = checkpoint
+        self.config, self.storage, self.make_learner = learner, storage, make_learner
+        self.checkpoint_folder, self.wait_timeout_s = checkpoint, wait_timeout_s
+        self.broadcasts_weights = broadcasts_weights
         self.version = -1
         """Of the last report; -1 before the first."""
         self._num_commands = 0
@@ -83,25 +88,43 @@ class LearnerGroup:
         self.has_failed = False
         self._thread: threading.Thread | None = None
 
+    @classmethod
+    def from_config(
+        cls,
+        config: Config,
+        storage: Path,
+        make_learner: Callable[[], Learner] | None = None,
+        checkpoint: Path | None = None,
+    ) -> LearnerGroup:
+        """Build the group of a run; without `make_learner` its workers build the configured engine and checkpoint."""
+        return cls(
+            config.learner,
+            storage,
+            make_learner or partial(build_learner, config),
+            checkpoint,
+            wait_timeout_s=config.train.wait_timeout_s,
+            broadcasts_weights=config.broadcasts_weights,
+        )
+
     def start(self) -> None:
         """Starts the workers in the background; `wait_ready` says when they hold the policy."""
         logging.getLogger("ray.train").setLevel(logging.ERROR)
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(self.config.train.wait_timeout_s))
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(self.wait_timeout_s))
         # Its process serves recovery from a checkpoint on preempted nodes, which this group does not do.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        learner = self.config.learner
+        learner = self.config
         self.queue = as_actor(CommandQueue, scheduling_strategy=on_node(node_id())).remote(learner.num_workers)
         trainer = TorchTrainer(
             run_rank,
             train_loop_config={
                 "queue": self.queue,
                 "make_learner": self.make_learner,
-                "timeout_s": self.config.train.wait_timeout_s,
+                "timeout_s": self.wait_timeout_s,
                 "checkpoint": self.checkpoint_folder and (self.checkpoint_folder, node_id()),
-                "broadcasts": self.config.broadcasts_weights,
+                "broadcasts": self.broadcasts_weights,
             },
             torch_config=TorchConfig(
-                backend="nccl" if learner.use_gpu else "gloo", timeout_s=math.ceil(self.config.train.wait_timeout_s)
+                backend="nccl" if learner.use_gpu else "gloo", timeout_s=math.ceil(self.wait_timeout_s)
             ),
             scaling_config=train.ScalingConfig(
                 num_workers=learner.num_workers,
@@ -126,7 +149,7 @@ class LearnerGroup:
 
     def wait_placed(self, stop: threading.Event | None = None) -> None:
         """Blocks until the ranks have their places on the nodes; what starts later cannot take them."""
-        num_workers, deadline = self.config.learner.num_workers, time.monotonic() + self.config.train.wait_timeout_s
+        num_workers, deadline = self.config.num_workers, time.monotonic() + self.wait_timeout_s
         assert self._thread is not None, "start the group first"
         # The ranks of this group, by its own queue: Ray's placement groups do not tell whose they are.
         registered = self.queue.wait_registered.remote()
@@ -134,7 +157,7 @@ class LearnerGroup:
         while self._thread.is_alive() and not ray.wait([registered], timeout=POLL_S)[0]:
             if time.monotonic() > deadline:
                 raise TimeoutError(
-                    f"waited {self.config.train.wait_timeout_s:.0f} s for places of {num_workers} learner ranks; look "
+                    f"waited {self.wait_timeout_s:.0f} s for places of {num_workers} learner ranks; look "
                     "at `ray status`, or raise train.wait_timeout_s"
                 )
             if stop is not None and stop.is_set():
@@ -142,15 +165,15 @@ class LearnerGroup:
 
     def wait_ready(self, stop: threading.Event | None = None) -> StepReport:
         """The policy's weights as the learner holds them: version 0, or the checkpoint's."""
-        report = self._next_report(f"{self.config.learner.num_workers} learner ranks to start", stop)
-        if self.config.broadcasts_weights:
+        report = self._next_report(f"{self.config.num_workers} learner ranks to start", stop)
+        if self.broadcasts_weights:
             host, port = ray.get(self.queue.sender.remote(), timeout=TELL_TIMEOUT_S)
             self.sender = SendingRank(queue=self.queue, host=host, port=port)
         return report
 
     def submit_step(self, group_refs: Sequence[ray.ObjectRef], advantages: Sequence[GroupAdvantages]) -> None:
         """Submit an optimiser step; it waits at the ranks until they are done with the step before."""
-        self._submit(split_step(list(group_refs), list(advantages), self.config.learner.num_workers))
+        self._submit(split_step(list(group_refs), list(advantages), self.config.num_workers))
         self.num_submitted += 1
 
     def finish_step(self) -> StepReport:
@@ -171,13 +194,13 @@ class LearnerGroup:
 
     def save(self, folder: Path) -> None:
         """Saves the policy into a folder of this process's node, whole or not at all."""
-        self._submit([SaveCommand(folder=str(folder), node=node_id())] * self.config.learner.num_workers)
+        self._submit([SaveCommand(folder=str(folder), node=node_id())] * self.config.num_workers)
         self._next_report("the learner to save the policy")
 
     def checkpoint(self, folder: Path, group_refs: Sequence[ray.ObjectRef]) -> Files:
         """Writes the learner's state and groups into an empty folder of this process's node; says what it wrote."""
         # Rank 0 alone writes.
-        refs = [list(group_refs), *([] for _ in range(self.config.learner.num_workers - 1))]
+        refs = [list(group_refs), *([] for _ in range(self.config.num_workers - 1))]
         self._submit([CheckpointCommand(folder=str(folder), node=node_id(), group_refs=own) for own in refs])
         return self._next_report("the learner to write a checkpoint").files
 
@@ -191,8 +214,8 @@ class LearnerGroup:
     def _next_report(self, who: str, stop: threading.Event | None = None) -> StepReport:
         """Block until rank 0 reports, or any rank fails."""
         # Failed until a report comes: after an abandoned wait the next report belongs to another command.
-        self.has_failed, timeout_s = True, self.config.train.wait_timeout_s
-        report = wait_all([self._reports[0][0]], timeout_s, who, stop, self.activity)[0]
+        self.has_failed = True
+        report = wait_all([self._reports[0][0]], self.wait_timeout_s, who, stop, self.activity)[0]
         self._reports.popleft()
         if isinstance(report, Failure):
             # New ranks could not import the module either.

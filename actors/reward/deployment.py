@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -24,9 +24,9 @@ from actors.cluster.placement import ray_options
 from actors.cluster.waiting import POLL_S, WAY_OUT, Stopped
 from actors.reward.calls import HandleCalls
 from actors.reward.replica import RewardReplica
-from rlir_ray.config import Config
+from rlir_ray.config import Config, RewardConfig
 from rlir_ray.rewards.base import Reward
-from rlir_ray.rewards.fingerprint import check_identity, reward_identity
+from rlir_ray.rewards.fingerprint import check_identity
 
 # Groups that a replica takes, more than runs have in flight, so that it refuses none. After a refusal the router asks
 # another replica, and where answers above a small size lie in the object store (plan.py) the driver ends: Ray 2.60
@@ -42,23 +42,23 @@ HEALTH_PERIOD_S, DRAIN_LOOK_S, DRAIN_TIMEOUT_S = 0.5, 0.5, 60.0
 METRICS_INTERVAL_S, LOOK_BACK_S, UPSCALE_DELAY_S, DOWNSCALE_DELAY_S = 0.5, 2.0, 1.0, 30.0
 
 
-def serve_options(config: Config) -> dict[str, Any]:
+def serve_options(reward: RewardConfig, wait_timeout_s: float) -> dict[str, Any]:
     """Return the deployment's options as the recipe sets them."""
     return {
-        "ray_actor_options": ray_options(config.reward),
+        "ray_actor_options": ray_options(reward),
         "max_ongoing_requests": MAX_ONGOING,
         "health_check_period_s": HEALTH_PERIOD_S,
         # A replica is asked between two batches, and a batch may be long.
-        "health_check_timeout_s": config.train.wait_timeout_s,
+        "health_check_timeout_s": wait_timeout_s,
         "graceful_shutdown_wait_loop_s": DRAIN_LOOK_S,
         "graceful_shutdown_timeout_s": DRAIN_TIMEOUT_S,
-        **count_options(config),
+        **count_options(reward),
     }
 
 
-def count_options(config: Config, num_replicas: int = 0) -> dict[str, Any]:
+def count_options(reward: RewardConfig, num_replicas: int = 0) -> dict[str, Any]:
     """Return how many replicas Serve keeps: a number set by hand, the recipe's, or bounds for its autoscaler."""
-    reward, (fewest, most) = config.reward, config.reward.bounds
+    fewest, most = reward.bounds
     if num_replicas or fewest == most:
         return {"num_replicas": num_replicas or reward.num_replicas, "autoscaling_config": None}
     with warnings.catch_warnings():
@@ -77,19 +77,39 @@ def count_options(config: Config, num_replicas: int = 0) -> dict[str, Any]:
     return {"num_replicas": None, "autoscaling_config": scaling}
 
 
-def frames_a_group(config: Config) -> int:
+def group_frames(config: Config) -> int:
+    """Count the frames of a group's clips, their context included."""
     return config.train.group_size * (config.world.num_context + config.world.num_frames)
 
 
 class OwnDeployment(HandleCalls):
-    """A Ray Serve deployment of the run's own, reached by its handle alone: no HTTP proxy is started."""
+    """A Ray Serve deployment of the run's own, reached by its handle alone: no HTTP proxy is started.
 
-    def __init__(self, config: Config, make_reward: Callable[[], Reward], stop: threading.Event) -> None:
+    Args:
+        reward: number and resources of the replicas, and the bound of a batch.
+        make_reward: builds the reward in a replica.
+        stop: ends the wait for the replicas when it is set.
+        group_frames: frames of a group's clips.
+        timeout_s: a batch that takes longer ends the replica's process.
+        wait_timeout_s: bound of the wait for replicas that start.
+    """
+
+    def __init__(
+        self,
+        reward: RewardConfig,
+        make_reward: Callable[[], Reward],
+        stop: threading.Event,
+        *,
+        group_frames: int,
+        timeout_s: float,
+        wait_timeout_s: float,
+    ) -> None:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        self.config, self.make_reward = config, make_reward
-        self._num_seen = config.reward.num_replicas
+        self.config, self.make_reward, self.wait_timeout_s = reward, make_reward, wait_timeout_s
+        self._batch_groups, self._batch_timeout_s = max(1, reward.max_frames // group_frames), timeout_s
+        self._num_seen = reward.num_replicas
         self.name = f"rlir_reward_{uuid.uuid4().hex[:8]}"
-        self.deployment = serve.deployment(**serve_options(config))(RewardReplica)
+        self.deployment = serve.deployment(**serve_options(reward, wait_timeout_s))(RewardReplica)
         # Replicas that are there stay when their number changes.
         keep_version(self.deployment, self.name)
         # With our small inline limit (plan.py) the controller's arguments lie in the object store, which Ray's core
@@ -113,21 +133,20 @@ class OwnDeployment(HandleCalls):
         """
         if not self._num_replicas:
             return 1
-        groups_a_batch = max(1, self.config.reward.max_frames // frames_a_group(self.config))
-        return groups_a_batch if num_out >= 2 * groups_a_batch * self._num_replicas else 1
+        return self._batch_groups if num_out >= 2 * self._batch_groups * self._num_replicas else 1
 
     def _deploy(self, num_replicas: int = 0) -> None:
         options = count_options(self.config, num_replicas)
         self._num_replicas: int = options["num_replicas"] or 0
         """Of a number that was set; 0: as many as the queue asks for."""
         deployment = self.deployment.options(**options)
-        application = deployment.bind(self.make_reward, self.config.reward.max_frames, self.config.reward_timeout_s)
+        application = deployment.bind(self.make_reward, self.config.max_frames, self._batch_timeout_s)
         target = serve.RunTarget(target=application, name=self.name, route_prefix=None)
         serve.run_many([target], wait_for_applications_running=False)
 
     def _wait_running(self, stop: threading.Event) -> None:
         """Wait until the replicas are ready or have failed, or the user ends the run."""
-        deadline = time.monotonic() + self.config.train.wait_timeout_s
+        deadline = time.monotonic() + self.wait_timeout_s
         while (status := self._application().status) != ApplicationStatus.RUNNING:
             if status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
                 cause = self._cause()
@@ -137,7 +156,7 @@ class OwnDeployment(HandleCalls):
                 raise Stopped
             if time.monotonic() > deadline:
                 raise TimeoutError(
-                    f"waited {self.config.train.wait_timeout_s:.0f} s for {self.config.reward.num_replicas} reward "
+                    f"waited {self.wait_timeout_s:.0f} s for {self.config.num_replicas} reward "
                     "replicas; look into Ray's logs (/tmp/ray/session_latest/logs/serve), or raise train.wait_timeout_s"
                 )
             time.sleep(POLL_S)
@@ -176,24 +195,37 @@ class OwnDeployment(HandleCalls):
 
 
 class SharedService(HandleCalls):
-    """A reward service that other runs share: its replicas are not this run's to start, scale or stop."""
+    """A reward service that other runs share: its replicas are not this run's to start, scale or stop.
 
-    def __init__(self, config: Config) -> None:
+    Args:
+        address: `serve://` and the application's name.
+        wanted: fingerprint of the run's reward.
+        stop: not needed, the service runs.
+        timeout_s: bound of an answer.
+        wait_timeout_s: bound of the wait for the service's fingerprint.
+
+    Raises:
+        ValueError: there is no such service, or it gives another reward.
+    """
+
+    def __init__(
+        self, address: str, wanted: Mapping[str, str], stop: threading.Event, *, timeout_s: float, wait_timeout_s: float
+    ) -> None:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        self.address = config.reward.address
-        name = self.address.removeprefix("serve://")
+        self.address = address
+        name = address.removeprefix("serve://")
         running = [each for each, found in _applications().items() if found.status == "RUNNING"]
         if name not in running:
             raise ValueError(
-                f"reward.address must name a Serve application that runs, got {self.address} where "
+                f"reward.address must name a Serve application that runs, got {address} where "
                 f"{', '.join(running) or 'none'} runs; start it with: serve deploy deploy/serve_reward.yaml, and join "
                 "its cluster (RAY_ADDRESS)"
             )
         # The service has a bound of its own, which may be another one.
-        super().__init__(serve.get_app_handle(name), config.reward_timeout_s)
+        super().__init__(serve.get_app_handle(name), timeout_s)
         try:
-            served = self.handle.identity.remote().result(timeout_s=config.train.wait_timeout_s)
-            check_identity(reward_identity(config), served, self.address)
+            served = self.handle.identity.remote().result(timeout_s=wait_timeout_s)
+            check_identity(wanted, served, address)
         except BaseException:
             self.handle.shutdown()
             raise

@@ -19,11 +19,13 @@ import numpy.typing as npt
 import ray
 
 from actors.cluster.diagnostics import activity
+from actors.cluster.placement import ray_options
 from actors.reward.calls import ReplicaLost
-from actors.reward.deployment import OwnDeployment, SharedService
+from actors.reward.deployment import OwnDeployment, SharedService, group_frames
 from actors.reward.replica import Scored, build_reward
 from rlir_ray.config import MAX_ATTEMPTS, Config
 from rlir_ray.rewards.base import Reward
+from rlir_ray.rewards.fingerprint import reward_identity
 
 # A group whose scoring raises is tried once more: the cause may have passed.
 MAX_RAISED = 2
@@ -36,23 +38,19 @@ class RewardPool:
     """The reward of a run: groups in, scores out.
 
     Args:
-        config: `reward`, `world` and the checkpoints are read.
-        class_shares: how often each class is commanded, for reward.balance=class.
-        make_reward: builds the reward in a replica; None: the configured one.
+        deploy: starts the run's own replicas, or connects to a service that runs share; a set event ends its waits.
+        options: resources of a replica of the run's own, as `ray.remote` takes them.
+        timeout_s: bound of a batch in a replica, for messages.
     """
 
     def __init__(
         self,
-        config: Config,
-        class_shares: Mapping[str, npt.NDArray[np.floating]] | None = None,
-        make_reward: Callable[[], Reward] | None = None,
+        deploy: Callable[[threading.Event], OwnDeployment | SharedService],
+        *,
+        options: Mapping[str, Any],
+        timeout_s: float,
     ) -> None:
-        if config.reward.address and make_reward is not None:
-            raise ValueError(
-                f"make_reward needs a pool of the run's own, got reward.address={config.reward.address}; leave one out"
-            )
-        self.config = config
-        self.make_reward = make_reward or partial(build_reward, config, class_shares)
+        self._deploy, self.options, self.timeout_s = deploy, options, timeout_s
         self.deployment: OwnDeployment | SharedService | None = None
         self._suspects = asyncio.Lock()
         self.loop = asyncio.new_event_loop()
@@ -60,6 +58,43 @@ class RewardPool:
         self._waiting: dict[ray.ObjectRef, asyncio.Future[None]] = {}
         self._watch: asyncio.Task[None] | None = None
         self._groups: set[asyncio.Task[Any]] = set()
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Config,
+        class_shares: Mapping[str, npt.NDArray[np.floating]] | None = None,
+        make_reward: Callable[[], Reward] | None = None,
+    ) -> RewardPool:
+        """Build the pool of a run.
+
+        Args:
+            class_shares: how often each class is commanded, for reward.balance=class.
+            make_reward: builds the reward in a replica; None: the configured one.
+
+        Raises:
+            ValueError: a reward of the caller's own beside a shared service.
+        """
+        reward, timeout_s, wait_timeout_s = config.reward, config.reward_timeout_s, config.train.wait_timeout_s
+        deploy: Callable[[threading.Event], OwnDeployment | SharedService]
+        if not reward.address:
+            make_reward = make_reward or partial(build_reward, config, class_shares)
+            deploy = partial(
+                OwnDeployment,
+                reward,
+                make_reward,
+                group_frames=group_frames(config),
+                timeout_s=timeout_s,
+                wait_timeout_s=wait_timeout_s,
+            )
+            return cls(deploy, options=ray_options(reward), timeout_s=timeout_s)
+        if make_reward is not None:
+            raise ValueError(
+                f"make_reward needs a pool of the run's own, got reward.address={reward.address}; leave one out"
+            )
+        wanted = reward_identity(config)
+        deploy = partial(SharedService, reward.address, wanted, timeout_s=timeout_s, wait_timeout_s=wait_timeout_s)
+        return cls(deploy, options={}, timeout_s=timeout_s)
 
     def start(self, stop: threading.Event | None = None) -> None:
         """Start the replicas and wait until they are ready.
@@ -78,11 +113,6 @@ class RewardPool:
         except BaseException:
             self._end_loop()
             raise
-
-    def _deploy(self, stop: threading.Event) -> OwnDeployment | SharedService:
-        if self.config.reward.address:
-            return SharedService(self.config)
-        return OwnDeployment(self.config, self.make_reward, stop)
 
     def score(self, video_ref: ray.ObjectRef) -> Future[Scored]:
         """Score a group; the replica reads the video, the caller gets G x F floats."""
@@ -118,7 +148,7 @@ class RewardPool:
                 if attempt == MAX_ATTEMPTS:
                     raise RuntimeError(
                         f"{attempt} reward replicas in a row died over this group, or took more than "
-                        f"reward.timeout_s={self.config.reward_timeout_s:g}: {lost}"
+                        f"reward.timeout_s={self.timeout_s:g}: {lost}"
                     ) from lost
             except Exception:
                 num_raised += 1

@@ -65,7 +65,9 @@ def build(args: dict[str, Any]) -> serve.Application:
         max_frames=_count(args, "max_clip_frames", config.reward.max_frames),
         max_bytes=_count(args, "max_upload_bytes", MAX_BYTES),
     )
-    return serve.deployment(**serve_options(config))(RewardService).bind(config, limits)
+    return serve.deployment(**serve_options(config.reward, config.train.wait_timeout_s))(RewardService).bind(
+        config, limits
+    )
 
 
 def _count(args: dict[str, Any], name: str, default: int) -> int:

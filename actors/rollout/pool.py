@@ -15,7 +15,7 @@ from actors.cluster.lifecycle import as_actor, stop_actors
 from actors.cluster.placement import ray_options
 from actors.cluster.waiting import wait_all
 from actors.rollout.actor import RECEIVING, Published, RolloutActor, build_sampler
-from rlir_ray.config import MAX_ATTEMPTS, Config
+from rlir_ray.config import MAX_ATTEMPTS, Config, RolloutConfig
 from rlir_ray.samplers import Sampler
 from rlir_ray.transfer.broadcast import Channel
 
@@ -48,29 +48,57 @@ class RolloutPool:
     repeated call samples the same clips. Another thread than the one that samples may grow and shrink the pool.
 
     Args:
-        config: `rollout`, the policy's checkpoint and `train.group_size` are read.
-        make_sampler: builds the sampler in an actor; None: the configured engine and checkpoint.
+        rollout: number and resources of the actors.
+        make_sampler: builds the sampler in an actor.
+        group_size: clips of a group.
+        max_staleness: versions that an actor may lag behind when it cannot load the newest version.
+        timeout_s: a call that takes longer ends the actor's process.
+        wait_timeout_s: bound of the wait for actors that start.
+        receives_broadcasts: whether weights may come by broadcast; an actor then receives beside its calls.
     """
 
-    def __init__(self, config: Config, make_sampler: Callable[[], Sampler] | None = None) -> None:
-        self.config = config
-        self.make_sampler = make_sampler or partial(build_sampler, config)
-        self.options = ray_options(config.rollout)
+    def __init__(
+        self,
+        rollout: RolloutConfig,
+        make_sampler: Callable[[], Sampler],
+        *,
+        group_size: int,
+        max_staleness: int,
+        timeout_s: float,
+        wait_timeout_s: float,
+        receives_broadcasts: bool = False,
+    ) -> None:
+        self.num_initial, self.options = rollout.num_actors, ray_options(rollout)
+        self.group_size, self.max_staleness, self.wait_timeout_s = group_size, max_staleness, wait_timeout_s
+        self.receives_broadcasts = receives_broadcasts
         self.actors: list[Any] = []
         self._joining: list[Any] = []
         self._leaving: list[Any] = []
         self._num_calls = 0
-        self._shell = _restartable(self.make_sampler, config.rollout_timeout_s)
+        self._shell = _restartable(make_sampler, timeout_s)
         self._published: Published | None = None
         self._lock = threading.Lock()
 
+    @classmethod
+    def from_config(cls, config: Config, make_sampler: Callable[[], Sampler] | None = None) -> RolloutPool:
+        """Build the pool of a run; without `make_sampler` its actors build the configured engine and checkpoint."""
+        return cls(
+            config.rollout,
+            make_sampler or partial(build_sampler, config),
+            group_size=config.train.group_size,
+            max_staleness=config.train.max_staleness,
+            timeout_s=config.rollout_timeout_s,
+            wait_timeout_s=config.train.wait_timeout_s,
+            receives_broadcasts=config.broadcasts_weights,
+        )
+
     def start(self) -> None:
-        self.actors = self._launch(self.config.rollout.num_actors)
+        self.actors = self._launch(self.num_initial)
 
     def _launch(self, num_actors: int) -> list[Any]:
         # Bounded: the groups of a call that crashes every actor must fail.
         restarts: dict[str, Any] = {"max_restarts": -1, "max_task_retries": MAX_ATTEMPTS - 1}
-        if self.config.broadcasts_weights:
+        if self.receives_broadcasts:
             restarts["concurrency_groups"] = {RECEIVING: 1}
         shell = as_actor(self._shell, **restarts, **self.options)
         return [shell.remote() for _ in range(num_actors)]
@@ -78,8 +106,8 @@ class RolloutPool:
     def wait_ready(self, stop: threading.Event | None = None, actors: Sequence[Any] | None = None) -> None:
         """Block until every actor, or each of `actors`, holds its policy."""
         chosen = self.actors if actors is None else actors
-        who, timeout_s = f"{len(chosen)} rollout actors to load the policy", self.config.train.wait_timeout_s
-        wait_all([actor.version.remote() for actor in chosen], timeout_s, who, stop, lambda: activity(ids(chosen)))
+        who, versions = f"{len(chosen)} rollout actors to load the policy", [actor.version.remote() for actor in chosen]
+        wait_all(versions, self.wait_timeout_s, who, stop, lambda: activity(ids(chosen)))
 
     def activity(self) -> str:
         """Say what the actors are busy with."""
@@ -96,8 +124,9 @@ class RolloutPool:
             actor = self.actors[self._num_calls % len(self.actors)]
             self._num_calls += 1
             method = actor.sample.options(num_returns=2 * len(group_ids) + 1)
-            group_size = self.config.train.group_size
-            *columns, report = method.remote(list(group_ids), list(seeds), group_size, self._published, prompts_ref)
+            *columns, report = method.remote(
+                list(group_ids), list(seeds), self.group_size, self._published, prompts_ref
+            )
         return [GroupRefs(group, video, report) for group, video in zip(columns[::2], columns[1::2], strict=True)]
 
     def load_weights(
@@ -132,8 +161,7 @@ class RolloutPool:
             return loads
 
     def _publish(self, weights_ref: ray.ObjectRef, version: int, checksum: str) -> Published:
-        oldest = version - self.config.train.max_staleness
-        self._published = Published(weights_ref, version, checksum, oldest)
+        self._published = Published(weights_ref, version, checksum, oldest=version - self.max_staleness)
         return self._published
 
     def num_actors(self) -> int:

@@ -9,7 +9,6 @@ import ray
 
 from actors.learner.command_queue import BroadcastCommand, SendingRank, StepReport
 from actors.rollout.pool import RolloutPool
-from rlir_ray.config import Config
 from rlir_ray.transfer.broadcast import Channel
 
 # After so many failed broadcasts in a row the object store is faster than further tries.
@@ -20,13 +19,24 @@ class Broadcasts:
     """The driver's part: one group of sender and receivers, replaced when it broke or its members changed.
 
     Args:
-        config: `weights` and the placement of learner and rollout actors are read.
         pool: whose actors receive.
         progress: called with a line when versions go through the object store instead.
+        bucket_bytes: size of a message.
+        on_gpus: whether weights go from GPU to GPU.
+        transfer_s: bound of the transfer of a version.
     """
 
-    def __init__(self, config: Config, pool: RolloutPool, progress: Callable[[str], None]) -> None:
-        self.config, self.pool, self.progress = config, pool, progress
+    def __init__(
+        self,
+        pool: RolloutPool,
+        progress: Callable[[str], None],
+        *,
+        bucket_bytes: int,
+        on_gpus: bool,
+        transfer_s: float,
+    ) -> None:
+        self.pool, self.progress = pool, progress
+        self.bucket_bytes, self.on_gpus, self.transfer_s = bucket_bytes, on_gpus, transfer_s
         self.num_whole = 0
         """Versions that reached every actor by broadcast."""
         self._members: tuple[Any, ...] = ()
@@ -58,9 +68,9 @@ class Broadcasts:
             port=sender.port,
             key=f"weights {self._num_groups}",
             num_receivers=num_receivers,
-            on_gpus=self.config.uses_nccl,
-            bucket_bytes=self.config.weights.bucket_bytes,
-            transfer_s=self.config.train.wait_timeout_s / 2,
+            bucket_bytes=self.bucket_bytes,
+            on_gpus=self.on_gpus,
+            transfer_s=self.transfer_s,
         )
 
     def answered(self, version: int, answers: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from actors.cluster.waiting import wait_all
 from actors.learner.command_queue import SendingRank, StepReport
 from actors.rollout.pool import RolloutPool
 from actors.weights.broadcasts import Broadcasts
+from rlir_ray.config import Config
 
 # One failed transfer is an accident; as many versions in a row mean a fault.
 MAX_LOST = 3
@@ -25,7 +26,8 @@ class Publication:
     version: int
     loads: list[ray.ObjectRef]
     """One load an actor."""
-    is_broadcast: bool
+    broadcasts: Broadcasts | None = None
+    """That brought the version; None: it went through the object store."""
 
 
 class WeightSync:
@@ -37,17 +39,36 @@ class WeightSync:
         pool: whose actors load the weights.
         timeout_s: bound of the wait for an earlier publication.
         progress: called with a line for loads that failed.
+        broadcasts: to the pool's actors; None: every version goes through the object store.
     """
 
     def __init__(
-        self, pool: RolloutPool, timeout_s: float, progress: Callable[[str], None] = lambda line: None
+        self,
+        pool: RolloutPool,
+        timeout_s: float,
+        progress: Callable[[str], None] = lambda line: None,
+        broadcasts: Broadcasts | None = None,
     ) -> None:
-        self.pool, self.timeout_s, self.progress = pool, timeout_s, progress
+        self.pool, self.timeout_s, self.progress, self.broadcasts = pool, timeout_s, progress, broadcasts
         self.latest: StepReport | None = None
         self._num_lost = 0
-        self.broadcasts = Broadcasts(pool.config, pool, progress)
         self._in_flight: deque[Publication] = deque()
         self._lock = threading.Lock()
+
+    @classmethod
+    def from_config(cls, config: Config, pool: RolloutPool, progress: Callable[[str], None]) -> WeightSync:
+        """Build what publishes the weights of a run."""
+        timeout_s, broadcasts = config.train.wait_timeout_s, None
+        if config.broadcasts_weights:
+            broadcasts = Broadcasts(
+                pool,
+                progress,
+                bucket_bytes=config.weights.bucket_bytes,
+                on_gpus=config.uses_nccl,
+                # An actor that waits in vain still loads the store's copy within the bound.
+                transfer_s=timeout_s / 2,
+            )
+        return cls(pool, timeout_s, progress, broadcasts)
 
     def publish(self, report: StepReport, sender: SendingRank | None = None) -> None:
         """Submit the loads of a version.
@@ -57,20 +78,20 @@ class WeightSync:
 
         Args:
             report: of the step whose weights are published.
-            sender: the rank that can broadcast them; None: every actor loads them from the object store.
+            sender: the rank that broadcasts them; None: every actor loads them from the object store.
 
         Raises:
             RuntimeError: the last versions did not reach all actors.
             TimeoutError: an actor did not load an earlier version in time.
         """
         # Broadcast one version at a time: when a broadcast breaks, the next one needs another group.
-        broadcasts = sender is not None and not self.broadcasts.has_given_up
-        self.wait(most=0 if broadcasts else self.pool.config.train.max_staleness)
+        broadcasts = None if self.broadcasts is None or self.broadcasts.has_given_up else self.broadcasts
+        self.wait(most=0 if broadcasts and sender else self.pool.max_staleness)
         with self._lock:
-            if sender is not None and broadcasts:
-                publication = Publication(report.version, self.broadcasts.load(report, sender), is_broadcast=True)
+            if broadcasts and sender:
+                publication = Publication(report.version, broadcasts.load(report, sender), broadcasts)
             else:
-                publication = Publication(report.version, self._load(report), is_broadcast=False)
+                publication = Publication(report.version, self._load(report))
             self._in_flight.append(publication)
             # Keep the reference, and so the weights, alive until the next version.
             self.latest = report
@@ -137,10 +158,11 @@ class WeightSync:
                 activity=self.pool.activity,
             )
         except ray.exceptions.RayError:
-            self.broadcasts.broke()
+            if one.broadcasts is not None:
+                one.broadcasts.broke()
             return [one_line(error) for load in one.loads if (error := self._error(load))]
-        if one.is_broadcast:
-            self.broadcasts.answered(one.version, answers)
+        if one.broadcasts is not None:
+            one.broadcasts.answered(one.version, answers)
         return []
 
     def _error(self, load: ray.ObjectRef) -> Exception | None:

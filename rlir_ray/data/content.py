@@ -38,15 +38,15 @@ def recordings_content(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def models_read(config: Config) -> dict[str, str]:
-    """Key of `models` -> path, of each checkpoint that a run opens: without a reward IDM that its reward never reads.
+def models_read(config: Config) -> dict[str, Path]:
+    """Key of `models` -> folder, of each checkpoint that a run opens: without a reward IDM that its reward never reads.
 
     Raises:
-        ValueError: the reward cannot be imported, or has no `score`.
+        ValueError: a folder does not exist, or the reward cannot be imported or has no `score`.
     """
     models = {entry.name: getattr(config.models, entry.name) for entry in dataclasses.fields(config.models)}
     unread = set() if getattr(load("rewards", config.reward.name), "reads_idm", False) else {"reward_idm"}
-    return {name: path for name, path in models.items() if path and name not in unread}
+    return {name: asset_path(path) for name, path in models.items() if path and name not in unread}
 
 
 def content_of(config: Config) -> dict[str, str]:
@@ -55,7 +55,7 @@ def content_of(config: Config) -> dict[str, str]:
     Raises:
         ValueError: a checkpoint or source does not exist.
     """
-    found = {f"models.{name}": checkpoint_content(asset_path(path)) for name, path in models_read(config).items()}
+    found = {f"models.{name}": checkpoint_content(folder) for name, folder in models_read(config).items()}
     if config.prompts.source == "recordings":
         found |= {f"prompts.{key}": recordings_content(Path(getattr(config.prompts, key))) for key in PROMPT_PATHS}
     return found

@@ -28,7 +28,6 @@ from rlir_ray.idm.base import load_inverse_dynamics
 from rlir_ray.models.adapters import is_adapter_folder
 from rlir_ray.models.architectures import stated_architecture
 from rlir_ray.rewards.calibration import check_alignment
-from rlir_ray.run.preflight import check_world
 from rlir_ray.run.progress import progress_bar
 from rlir_ray.run.versions import versions
 
@@ -70,7 +69,7 @@ def evaluate(request: EvaluationRequest, chunk: int = 0) -> PolicyRow:
     config = resolve_config(request)
     num_clips = request.num_clips or config.prompts.num_heldout
     check_request(request, config, num_clips)
-    check_world(config)
+    family_of(config).check_world(config)
     # transformers shows one bar a model, which is noise in our output.
     disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,33 +1,34 @@
-"""Checks before loading: checkpoints are complete and belong to the configured world."""
+"""Checks of a resolved run before its parts start: the weights are whole and finite, the engine is installed."""
 
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Mapping
+from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from rlir_ray.config import Config, asset_path
-from rlir_ray.data.content import models_read
-from rlir_ray.families import family_of
+from rlir_ray.config import Config
 from rlir_ray.idm.base import architecture_of
 from rlir_ray.models.checkpoints import check_finite
 from rlir_ray.models.compatibility import read_settings
 from rlir_ray.registry import load
-from rlir_ray.trajectory import FrameShape
 
 
-def check_checkpoints(config: Config) -> None:
-    """Whether the weights of all models are there, whole and finite, and the inverse dynamics models are such.
+def check_checkpoints(models: Mapping[str, Path]) -> None:
+    """Check that the weights of all models are there, whole and finite, and that the IDMs are IDMs.
 
     Reads every weight once, one at a time.
+
+    Args:
+        models: folder of each checkpoint, by its key of `models`.
 
     Raises:
         ValueError: a folder holds none, a file is cut off, a weight is NaN or infinite, or an inverse dynamics model is
             something else.
     """
-    models = models_read(config)
     for name in models.keys() & {"reward_idm", "judge_idm"}:
-        folder = asset_path(models[name])
+        folder = models[name]
         settings = read_settings(folder, "config.json", f"models.{name}")
         if not (architecture := architecture_of(settings)):
             raise ValueError(
@@ -38,8 +39,7 @@ def check_checkpoints(config: Config) -> None:
             load("idms", architecture)
         except ValueError as error:
             raise ValueError(f"models.{name}: {error}; see config.json in {folder}") from error
-    for model, path in models.items():
-        folder = asset_path(path)
+    for model, folder in models.items():
         files = sorted(folder.glob("*.safetensors"))
         if not files:
             raise ValueError(f"models.{model} must hold safetensors, got none in {folder}; give a model's folder")
@@ -56,21 +56,6 @@ def check_checkpoints(config: Config) -> None:
                 ) from None
             if not names:
                 raise ValueError(f"models.{model} must hold weights, got none in {file}; give another folder")
-
-
-def check_plugins(config: Config) -> None:
-    """Whether the members that the configuration names can be imported and have what their axes need.
-
-    Raises:
-        ValueError: one cannot, or lacks a method.
-    """
-    for axis, name in (
-        ("families", config.policy.family),
-        ("rewards", config.reward.name),
-        ("objectives", config.train.objective),
-        ("sources", config.prompts.source),
-    ):
-        load(axis, name)
 
 
 def check_engine(config: Config) -> None:
@@ -103,13 +88,3 @@ def _is_installed(package: str) -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
-
-
-def check_world(config: Config) -> FrameShape:
-    """Check that policy and tokenizer belong to the configured world; return the shape of an encoded frame.
-
-    Raises:
-        ValueError: another family, vocabulary, frame size, or number of tokens or latents; or the family itself cannot
-            be imported.
-    """
-    return family_of(config).check_world(config)

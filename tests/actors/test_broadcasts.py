@@ -26,13 +26,13 @@ class Run:
 
     def __init__(self, config, folder):
         self.lines = []
-        self.learner, self.pool = LearnerGroup(config, folder), RolloutPool(config)
+        self.learner, self.pool = LearnerGroup.from_config(config, folder), RolloutPool.from_config(config)
         self.prompts_ref = ray.put(tiny_prompts(1, num_frames=3))
         ((group, _),) = build_sampler(config).sample(tiny_prompts(1, num_frames=3), [0], [0], 4)
         self.group_ref, self.num_calls = ray.put(group), 0
         self.pool.start()
         self.learner.start()
-        self.sync = WeightSync(self.pool, TIMEOUT_S, self.lines.append)
+        self.sync = WeightSync.from_config(config, self.pool, self.lines.append)
         self.report = self.learner.wait_ready()
         self.pool.wait_ready()
         self.publish()

@@ -33,7 +33,7 @@ def test_the_hint_names_the_module_and_other_causes_get_none():
 
 
 def test_a_reward_that_workers_cannot_import_gets_the_hint(ray_cluster, make_config, make):
-    pool = RewardPool(make_config(), make_reward=make)
+    pool = RewardPool.from_config(make_config(), make_reward=make)
     try:
         with pytest.raises(RuntimeError, match=HINT) as refused:
             pool.start()
@@ -43,7 +43,7 @@ def test_a_reward_that_workers_cannot_import_gets_the_hint(ray_cluster, make_con
 
 
 def test_a_sampler_that_workers_cannot_import_gets_the_hint(ray_cluster, make_config, make):
-    pool = RolloutPool(make_config(), make)
+    pool = RolloutPool.from_config(make_config(), make)
     pool.start()
     try:
         with pytest.raises(RuntimeError, match=HINT) as refused:
@@ -56,7 +56,7 @@ def test_a_sampler_that_workers_cannot_import_gets_the_hint(ray_cluster, make_co
 def test_a_learner_that_workers_cannot_import_gets_the_hint_and_is_not_started_again(
     ray_cluster, make_config, make, tmp_path
 ):
-    learner = LearnerGroup(make_config(), tmp_path, make)
+    learner = LearnerGroup.from_config(make_config(), tmp_path, make)
     learner.start()
     try:
         with pytest.raises(RuntimeError, match=HINT) as refused:

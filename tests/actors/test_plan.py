@@ -5,23 +5,23 @@ import socket
 
 import pytest
 
-from actors.cluster.plan import absolute_paths, check_disk, check_ranks, check_store
+from actors.cluster.plan import check_disk, check_ranks, check_store
 from actors.cluster.start import SYSTEM_CONFIG, check_answers, join_ray, stop_notice
-from rlir_ray.families import family_of
 from rlir_ray.run.folder import JOB_VARIABLE
+from rlir_ray.run.resolved import resolve
 from rlir_ray.samplers.torch_sampler import TorchSampler
-from tests.fakes import TOKENS_PER_FRAME, tiny_prompts, tiny_world_model
+from tests.fakes import tiny_prompts, tiny_world_model
 
 
 def test_a_missing_checkpoint_is_refused_in_one_line(make_config, tmp_path):
     with pytest.raises(ValueError, match="must be an existing folder") as refusal:
-        absolute_paths(make_config(f"models.judge_idm={tmp_path / 'none'}"))
+        resolve(make_config(f"models.judge_idm={tmp_path / 'none'}"))
     assert "\n" not in str(refusal.value)
 
 
 def test_relative_checkpoints_become_absolute(make_config, checkpoints, monkeypatch):
     monkeypatch.chdir(checkpoints)
-    assert absolute_paths(make_config("models.policy=policy")).models.policy == str(checkpoints / "policy")
+    assert resolve(make_config("models.policy=policy")).config.models.policy == str(checkpoints / "policy")
 
 
 def test_the_estimate_of_a_group_is_what_it_holds(make_config):
@@ -30,16 +30,13 @@ def test_the_estimate_of_a_group_is_what_it_holds(make_config):
     group, video = sampler.sample(tiny_prompts(1, num_frames=3), [0], [0], config.train.group_size)[0]
     # The commands in the video are not counted: 23 buttons and 2 angles a frame.
     columns = group.nbytes + video.codes.nbytes
-    assert (
-        family_of(config).group_bytes(config, (TOKENS_PER_FRAME,))
-        == columns
-        > SYSTEM_CONFIG["max_direct_call_object_size"]
-    )
+    assert resolve(config).group_bytes == columns > SYSTEM_CONFIG["max_direct_call_object_size"]
 
 
 def test_every_rank_has_a_group(make_config):
     with pytest.raises(ValueError, match=r"at most train.prompts_per_step=4, got 5; set learner.num_workers=4"):
-        check_ranks(make_config("learner.engine=deepspeed", "learner.num_workers=5"))
+        config = make_config("learner.engine=deepspeed", "learner.num_workers=5")
+        check_ranks(config.learner, config.train)
 
 
 def test_an_address_that_nobody_answers_at_is_refused_in_one_line():
@@ -62,30 +59,35 @@ def test_a_submitted_job_that_would_be_killed_before_it_saves_says_so(monkeypatc
 
 def test_a_budget_below_one_step_or_above_the_store_is_refused(make_config):
     config = make_config()
-    step_bytes = 4 * family_of(config).group_bytes(config, (TOKENS_PER_FRAME,))
+    run = resolve(config)
+    step_bytes = 4 * run.group_bytes
+
+    def with_budget(num_bytes):
+        return dataclasses.replace(run, config=dataclasses.replace(config, object_store_budget_bytes=num_bytes))
+
     with pytest.raises(ValueError, match=f"set object_store_budget_bytes={step_bytes} or lower"):
-        check_store(dataclasses.replace(config, object_store_budget_bytes=step_bytes - 1), (TOKENS_PER_FRAME,), 1 << 30)
+        check_store(with_budget(step_bytes - 1), 1 << 30)
     with pytest.raises(ValueError, match="got 9000000 bytes free; set object_store_budget_bytes=0"):
-        check_store(config, (TOKENS_PER_FRAME,), 9_000_000)
+        check_store(run, 9_000_000)
     with pytest.raises(ValueError, match="start Ray with --object-store-memory=") as refusal:
-        check_store(config, (TOKENS_PER_FRAME,), step_bytes)
+        check_store(run, step_bytes)
     # What it proposes is enough for a run without a budget of its own, and a byte less is not.
     enough = int(re.search(r"--object-store-memory=(\d+)", str(refusal.value))[1])
-    without = dataclasses.replace(config, object_store_budget_bytes=0)
-    assert check_store(without, (TOKENS_PER_FRAME,), enough) >= step_bytes
+    without = with_budget(0)
+    assert check_store(without, enough) >= step_bytes
     with pytest.raises(ValueError, match="start Ray with"):
-        check_store(without, (TOKENS_PER_FRAME,), enough - 2)
-    assert check_store(config, (TOKENS_PER_FRAME,), 1 << 30) == config.object_store_budget_bytes
+        check_store(without, enough - 2)
+    assert check_store(run, 1 << 30) == config.object_store_budget_bytes
 
 
 def test_a_disk_without_room_for_the_run_is_refused(make_config, tmp_path, monkeypatch):
-    check_disk(make_config(), tmp_path)
+    check_disk(resolve(make_config()), tmp_path)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1000))
     needed = []
     for options in ([], ["checkpoint.keep=5"], ["lora.rank=2", "checkpoint.keep=5"]):
         with pytest.raises(ValueError, match=r"must have \d+ bytes free, got 1000 at .*; make room") as refusal:
-            check_disk(make_config(*options), tmp_path)
+            check_disk(resolve(make_config(*options)), tmp_path)
         needed.append(int(re.search(r"\d+", str(refusal.value))[0]))
     # Three more checkpoints of weights and two moments; an adapter's take next to nothing.
     num_weights = sum(weight.numel() for weight in tiny_world_model().parameters())
@@ -94,11 +96,10 @@ def test_a_disk_without_room_for_the_run_is_refused(make_config, tmp_path, monke
 
 def test_the_store_is_planned_with_the_heldout_clips(make_config):
     few, many = (
-        make_config("object_store_budget_bytes=0"),
-        make_config("object_store_budget_bytes=0", "prompts.num_heldout=106"),
+        resolve(make_config("object_store_budget_bytes=0", f"prompts.num_heldout={number}")) for number in (6, 106)
     )
-    rooms = [check_store(config, (TOKENS_PER_FRAME,), 1 << 30) for config in (few, many)]
+    rooms = [check_store(run, 1 << 30) for run in (few, many)]
     # 100 clips of 4 frames of 24 x 32 pixels.
     assert rooms[0] - rooms[1] == 100 * 4 * 24 * 32 * 3
     with pytest.raises(ValueError, match=r"and 106 held-out clips \(976896 bytes\), got 2000000 bytes free"):
-        check_store(many, (TOKENS_PER_FRAME,), 2_000_000)
+        check_store(many, 2_000_000)

@@ -31,7 +31,7 @@ def test_the_same_seeds_give_the_same_groups_with_one_and_two_rollout_actors(ray
     prompts = tiny_prompts(4, num_frames=3)
     found = []
     for num_actors in (1, 2):
-        pool = RolloutPool(make_config(f"rollout.num_actors={num_actors}"))
+        pool = RolloutPool.from_config(make_config(f"rollout.num_actors={num_actors}"))
         pool.start()
         refs = []
         for ids in ([0, 1], [2, 3]):
@@ -46,7 +46,7 @@ def test_the_same_seeds_give_the_same_groups_with_one_and_two_rollout_actors(ray
 
 def test_vllm_gives_the_same_groups_in_whichever_actor(needs_vllm, ray_cluster, make_config, checkpoints):
     policy = f"models.policy={checkpoints / 'vllm_policy'}"
-    pool = RolloutPool(
+    pool = RolloutPool.from_config(
         make_config(policy, "rollout.engine=vllm", "rollout.num_actors=2", "vllm.kv_cache_bytes=16777216")
     )
     pool.start()
@@ -133,7 +133,7 @@ def build_broken_learner(kind, config):
 def test_a_failing_learner_surfaces_in_one_line_and_not_as_a_timeout(ray_cluster, make_config, kind, cause, tmp_path):
     config = make_config()
     group, _ = build_sampler(config).sample(tiny_prompts(1, num_frames=3), [0], [0], 4)[0]
-    learner = LearnerGroup(config, tmp_path / "train", partial(build_broken_learner, kind, config))
+    learner = LearnerGroup.from_config(config, tmp_path / "train", partial(build_broken_learner, kind, config))
     learner.start()
     assert learner.wait_ready().version == 0
     with pytest.raises(RuntimeError, match=cause) as failure:
@@ -145,7 +145,7 @@ def test_a_failing_learner_surfaces_in_one_line_and_not_as_a_timeout(ray_cluster
 def test_a_learner_group_alone_publishes_new_weights_once_and_saves_them(ray_cluster, make_config, tmp_path):
     config = make_config()
     group, _ = build_sampler(config).sample(tiny_prompts(1, num_frames=3), [0], [0], 4)[0]
-    learner = LearnerGroup(config, tmp_path / "train")
+    learner = LearnerGroup.from_config(config, tmp_path / "train")
     learner.start()
     before = learner.wait_ready()
     values = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
@@ -166,7 +166,7 @@ def test_a_learner_group_alone_publishes_new_weights_once_and_saves_them(ray_clu
 def test_a_learner_is_placed_when_its_own_ranks_are_and_not_when_another_group_of_that_size_is(
     ray_cluster, make_config, tmp_path
 ):
-    learner = LearnerGroup(
+    learner = LearnerGroup.from_config(
         make_config("train.wait_timeout_s=10", "learner.engine=deepspeed", "learner.num_workers=2"), tmp_path
     )
     # In place of Ray Train's controller, which has not found room for its ranks yet.

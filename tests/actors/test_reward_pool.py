@@ -30,7 +30,7 @@ def start_pool(ray_cluster, make_config):
     pools = []
 
     def start(make_reward, *overrides):
-        pools.append(RewardPool(make_config(*overrides), make_reward=make_reward))
+        pools.append(RewardPool.from_config(make_config(*overrides), make_reward=make_reward))
         pools[-1].start()
         return pools[-1]
 
@@ -245,7 +245,7 @@ def test_a_served_pool_follows_its_queue_between_its_bounds(start_pool, tmp_path
 
 
 def test_the_recipe_says_how_many_replicas_and_whether_they_follow_the_queue(make_config):
-    fixed = serve_options(make_config("reward.num_replicas=3", "reward.num_cpus=0.5"))
+    fixed = serve_options(make_config("reward.num_replicas=3", "reward.num_cpus=0.5").reward, wait_timeout_s=250.0)
     assert (fixed["num_replicas"], fixed["autoscaling_config"]) == (3, None)
     assert fixed["ray_actor_options"] == {"num_cpus": 0.5, "num_gpus": 0, "resources": {}}
     scaled = make_config(
@@ -253,7 +253,7 @@ def test_the_recipe_says_how_many_replicas_and_whether_they_follow_the_queue(mak
         "reward.min_replicas=1",
         "reward.max_replicas=5",
         "reward.target_queue=3",
-    )
+    ).reward
     scaling = count_options(scaled)["autoscaling_config"]
     found = (scaling.min_replicas, scaling.initial_replicas, scaling.max_replicas, scaling.target_ongoing_requests)
     assert found == (1, 2, 5, 3)

@@ -68,7 +68,7 @@ def test_pools_of_two_runs_share_the_service_and_get_what_a_pool_of_their_own_gi
         [video for _, video in sampler.sample(tiny_prompts(3, num_frames=3, seed=seed), [0, 1, 2], [seed] * 3, 4)]
         for seed in (1, 2)
     ]
-    shared = [RewardPool(config), RewardPool(config)]
+    shared = [RewardPool.from_config(config), RewardPool.from_config(config)]
     for pool in shared:
         pool.start()
     futures = [
@@ -83,7 +83,7 @@ def test_pools_of_two_runs_share_the_service_and_get_what_a_pool_of_their_own_gi
         pool.stop()
     # It outlives its users.
     assert serve.status().applications["rlir_reward"].status == "RUNNING"
-    own = RewardPool(make_config())
+    own = RewardPool.from_config(make_config())
     own.start()
     for videos, scores in zip(runs, found, strict=True):
         for video, score in zip(videos, scores, strict=True):
@@ -110,7 +110,7 @@ def test_a_run_trains_with_the_service_and_needs_no_room_for_replicas(service, m
     ],
 )
 def test_a_run_that_wants_another_reward_is_refused_in_one_line(service, make_config, overrides, message):
-    pool = RewardPool(make_config(f"reward.address={ADDRESS}", *overrides))
+    pool = RewardPool.from_config(make_config(f"reward.address={ADDRESS}", *overrides))
     with pytest.raises(ValueError, match=message) as refused:
         pool.start()
     assert "\n" not in str(refused.value)
@@ -132,7 +132,7 @@ def test_the_service_and_whoever_asks_it_are_bounded_by_reward_timeout_s(make_co
 
 
 def test_a_run_bounds_the_answers_of_a_service_by_its_own_timeout(service, make_config):
-    pool = RewardPool(make_config(f"reward.address={ADDRESS}", "reward.timeout_s=7"))
+    pool = RewardPool.from_config(make_config(f"reward.address={ADDRESS}", "reward.timeout_s=7"))
     pool.start()
     assert pool.deployment.timeout_s == 7
     pool.stop()
@@ -140,7 +140,7 @@ def test_a_run_bounds_the_answers_of_a_service_by_its_own_timeout(service, make_
 
 def test_a_reward_of_ones_own_cannot_be_anothers_service(make_config):
     with pytest.raises(ValueError, match=r"make_reward needs a pool of the run's own, got reward.address=serve"):
-        RewardPool(make_config(f"reward.address={ADDRESS}"), make_reward=object)
+        RewardPool.from_config(make_config(f"reward.address={ADDRESS}"), make_reward=object)
 
 
 def test_a_clip_is_scored_over_http_frame_by_frame(service, clip):

@@ -77,7 +77,7 @@ class Rollouts:
     """A pool with its weight sync, sampling one group a call."""
 
     def __init__(self, config, **options):
-        self.pool = RolloutPool(config, lambda: EchoSampler(**options))
+        self.pool = RolloutPool.from_config(config, lambda: EchoSampler(**options))
         self.pool.start()
         self.sync = WeightSync(self.pool, TIMEOUT_S)
         self.prompts = ray.put(tiny_prompts(1, num_frames=3))

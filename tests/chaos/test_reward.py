@@ -19,7 +19,7 @@ def start_pool(ray_cluster, make_config):
     pools = []
 
     def start(make_reward, *overrides):
-        pools.append(RewardPool(make_config(*overrides), make_reward=make_reward))
+        pools.append(RewardPool.from_config(make_config(*overrides), make_reward=make_reward))
         pools[-1].start()
         return pools[-1]
 

@@ -35,7 +35,7 @@ class Unhurried:
 @pytest.fixture
 def pool(ray_cluster, make_config):
     config = make_config()
-    pool = RolloutPool(config, lambda: Unhurried(config))
+    pool = RolloutPool.from_config(config, lambda: Unhurried(config))
     pool.start()
     weights = weights_of(tiny_world_model(seed=5))
     ray.get(pool.load_weights(ray.put(weights), VERSION, checksum(weights)), timeout=DEADLINE_S)
@@ -95,7 +95,7 @@ class Deadly:
 @pytest.mark.timeout(300)
 def test_a_group_that_ends_every_actor_fails_and_takes_no_other_along(ray_cluster, make_config):
     config = make_config()
-    pool = RolloutPool(config, lambda: Deadly(config))
+    pool = RolloutPool.from_config(config, lambda: Deadly(config))
     pool.start()
     prompt = ray.put(tiny_prompts(1))
     (deadly,) = pool.sample([13], [0], prompt)

@@ -35,7 +35,7 @@ class Run:
     """A pool of two actors with its weight sync, and whoever publishes."""
 
     def __init__(self, config):
-        self.pool, self.lines = RolloutPool(config), []
+        self.config, self.pool, self.lines = config, RolloutPool.from_config(config), []
         self.pool.start()
         self.pool.wait_ready()
         self.sync = WeightSync(self.pool, DEADLINE_S, self.lines.append)
@@ -61,9 +61,9 @@ class Run:
         return [report.policy_version for report in reports]
 
     def expected_tokens(self, version):
-        sampler = build_sampler(self.pool.config)
+        sampler = build_sampler(self.config)
         sampler.load_weights(weights_of(tiny_world_model(seed=version)), version)
-        ((group, _),) = sampler.sample([PROMPT], [0], [SEED], self.pool.config.train.group_size)
+        ((group, _),) = sampler.sample([PROMPT], [0], [SEED], self.config.train.group_size)
         return group.record.tokens
 
 

@@ -4,15 +4,17 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
+from rlir_ray.data.content import models_read
 from rlir_ray.families import open_policy
 from rlir_ray.run import preflight
-from rlir_ray.run.preflight import check_checkpoints, check_engine, check_world
+from rlir_ray.run.preflight import check_checkpoints, check_engine
+from rlir_ray.run.resolved import resolve
 from tests.fakes import NUM_CODES, TOKENS_PER_FRAME
 from tests.world import flow_overrides
 
 
 def test_checkpoints_of_one_world_pass(make_config):
-    assert check_world(make_config()) == (TOKENS_PER_FRAME,)
+    assert resolve(make_config()).frame_shape == (TOKENS_PER_FRAME,)
 
 
 def test_a_policy_of_another_vocabulary_is_refused(make_config, checkpoints, tmp_path):
@@ -20,25 +22,25 @@ def test_a_policy_of_another_vocabulary_is_refused(make_config, checkpoints, tmp
     settings = json.loads((tmp_path / "other" / "config.json").read_text())
     (tmp_path / "other" / "config.json").write_text(json.dumps(settings | {"vocab_size": 99 + 70}))
     with pytest.raises(ValueError, match=f"{NUM_CODES} codes and 12 tokens a frame, got 99 and 12"):
-        check_world(make_config(f"models.policy={tmp_path / 'other'}"))
+        resolve(make_config(f"models.policy={tmp_path / 'other'}"))
 
 
 def test_a_tokenizer_of_another_resolution_is_refused_with_the_fitting_setting(make_config):
     with pytest.raises(ValueError, match=r"got 24x32; set world.height=24 world.width=32"):
-        check_world(make_config("world.height=48", "world.width=64"))
+        resolve(make_config("world.height=48", "world.width=64"))
 
 
 def test_a_checkpoint_that_is_cut_off_is_named_before_anything_starts(make_config, checkpoints, tmp_path):
-    check_checkpoints(make_config())
+    check_checkpoints(models_read(make_config()))
     short = tmp_path / "judge"
     shutil.copytree(checkpoints / "judge_idm", short)
     weights = short / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ValueError, match="judge_idm must hold whole weights"):
-        check_checkpoints(make_config(f"models.judge_idm={short}"))
+        check_checkpoints(models_read(make_config(f"models.judge_idm={short}")))
     weights.unlink()
     with pytest.raises(ValueError, match="judge_idm must hold safetensors"):
-        check_checkpoints(make_config(f"models.judge_idm={short}"))
+        check_checkpoints(models_read(make_config(f"models.judge_idm={short}")))
 
 
 @pytest.mark.parametrize("name", ["policy", "tokenizer", "reward_idm", "judge_idm"])
@@ -52,7 +54,7 @@ def test_a_model_with_nan_is_named_with_its_first_bad_tensor_before_anything_sta
     weights[bad].view(-1)[-1] = float("nan")
     save_file(weights, folder / file, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=f"models.{name} in .* must be finite, got NaN or infinity in ") as refusal:
-        check_checkpoints(make_config(f"models.{name}={folder}"))
+        check_checkpoints(models_read(make_config(f"models.{name}={folder}")))
     assert bad in str(refusal.value) and "\n" not in str(refusal.value)
     if name == "policy":
         with pytest.raises(ValueError, match=r"all weights of .* must be finite, got NaN or infinity in "):
@@ -69,16 +71,16 @@ def test_a_flow_model_with_nan_is_refused_too(make_config, checkpoints, tmp_path
     save_file(weights, tmp_path / "spoilt" / file, metadata={"format": "pt"})
     config = make_config(*flow_overrides(checkpoints), f"models.{name}={tmp_path / 'spoilt'}")
     with pytest.raises(ValueError, match=f"models.{name} in .* must be finite, got NaN or infinity in "):
-        check_checkpoints(config)
+        check_checkpoints(models_read(config))
 
 
 def test_models_of_another_kind_are_named_before_anything_starts(make_config, checkpoints):
     with pytest.raises(ValueError, match="judge_idm must be an inverse dynamics model, got another config"):
-        check_checkpoints(make_config(f"models.judge_idm={checkpoints / 'tokenizer'}"))
+        check_checkpoints(models_read(make_config(f"models.judge_idm={checkpoints / 'tokenizer'}")))
     with pytest.raises(ValueError, match="tokenizer must be a diffusers VQModel"):
-        check_world(make_config(f"models.tokenizer={checkpoints / 'policy'}"))
+        resolve(make_config(f"models.tokenizer={checkpoints / 'policy'}"))
     with pytest.raises(ValueError, match="policy must be a LlamaForCausalLM"):
-        check_world(make_config(f"models.policy={checkpoints / 'reward_idm'}"))
+        resolve(make_config(f"models.policy={checkpoints / 'reward_idm'}"))
 
 
 def _policy_with(checkpoints, folder, **changes):
@@ -91,23 +93,25 @@ def _policy_with(checkpoints, folder, **changes):
 
 
 def test_a_policy_of_another_size_than_the_recipes_is_refused(make_config, checkpoints, tmp_path):
-    assert check_world(make_config("architecture.hidden_size=64", "architecture.num_layers=2")) == (TOKENS_PER_FRAME,)
+    assert resolve(make_config("architecture.hidden_size=64", "architecture.num_layers=2")).frame_shape == (
+        TOKENS_PER_FRAME,
+    )
     with pytest.raises(ValueError, match=r"architecture.num_layers=20, got 2; .* or set architecture.num_layers=2"):
-        check_world(make_config("architecture.num_layers=20"))
+        resolve(make_config("architecture.num_layers=20"))
 
 
 def test_a_policy_too_short_for_a_clip_is_refused(make_config, checkpoints, tmp_path):
     policy = _policy_with(checkpoints, tmp_path, max_position_embeddings=80)
     # Four frames of 12 tokens and three actions of 11: 81.
     with pytest.raises(ValueError, match=r"a clip's 81 tokens, got max_position_embeddings=80; lower"):
-        check_world(make_config(policy))
+        resolve(make_config(policy))
 
 
 def test_a_policy_that_does_not_say_its_tokens_a_frame_is_refused_with_the_line_to_add(
     make_config, checkpoints, tmp_path
 ):
     with pytest.raises(ValueError, match=r'add "tokens_per_frame": 12 there'):
-        check_world(make_config(_policy_with(checkpoints, tmp_path, tokens_per_frame=None)))
+        resolve(make_config(_policy_with(checkpoints, tmp_path, tokens_per_frame=None)))
 
 
 def test_vllm_that_is_not_installed_is_named_with_the_command(make_config, monkeypatch):
@@ -137,7 +141,7 @@ def test_weights_that_are_not_finite_or_none_are_named_before_anything_starts(ma
     state["model.layers.1.mlp.up_proj.weight"][0, 3] = float("nan")
     save_file(state, weights)
     with pytest.raises(ValueError, match=r"models.policy .* NaN or infinity in model.layers.1.mlp.up_proj.weight"):
-        check_checkpoints(make_config(f"models.policy={tmp_path / 'policy'}"))
+        check_checkpoints(models_read(make_config(f"models.policy={tmp_path / 'policy'}")))
     save_file({}, weights)
     with pytest.raises(ValueError, match=r"models.policy must hold weights, got none"):
-        check_checkpoints(make_config(f"models.policy={tmp_path / 'policy'}"))
+        check_checkpoints(models_read(make_config(f"models.policy={tmp_path / 'policy'}")))

@@ -1,0 +1,103 @@
+"""What a run needs, found out once before anything starts: members, paths, the encoded frame, and sizes in bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlir_ray.config import Config
+from rlir_ray.data.content import models_read
+from rlir_ray.data.prompts import heldout_bytes
+from rlir_ray.data.sources import find_recordings
+from rlir_ray.families import family_of
+from rlir_ray.registry import load
+from rlir_ray.trajectory import FrameShape
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResolvedRun:
+    """A configuration whose members and checkpoints exist and fit each other, with what follows from them."""
+
+    config: Config
+    """With absolute paths."""
+    models: dict[str, Path]
+    """Folder of each checkpoint that the run opens, by its key of `models`."""
+    frame_shape: FrameShape
+    """Of an encoded frame."""
+    group_bytes: int
+    """Bound of a group in flight: its training columns and its encoded video."""
+    weight_bytes: int
+    """Bound of one version of the policy's weights, in float32."""
+    heldout_bytes: int
+    """Of the held-out clips."""
+
+
+def resolve(config: Config) -> ResolvedRun:
+    """Read the settings of all checkpoints, but no weight; `run/preflight.py` checks the weights.
+
+    Raises:
+        ValueError: a member cannot be imported or lacks a method, a folder is missing, recordings cannot be used, or
+            the policy and its codec are of another family, vocabulary, frame size, or number of tokens or latents.
+    """
+    check_plugins(config)
+    config = absolute_paths(config)
+    family = family_of(config)
+    frame_shape = family.check_world(config)
+    models = models_read(config)
+    # The files may hold half precision.
+    weight_bytes = 2 * sum(path.stat().st_size for path in models["policy"].glob("*.safetensors"))
+    return ResolvedRun(
+        config=config,
+        models=models,
+        frame_shape=frame_shape,
+        group_bytes=family.group_bytes(config, frame_shape),
+        weight_bytes=weight_bytes,
+        heldout_bytes=heldout_bytes(config),
+    )
+
+
+def check_plugins(config: Config) -> None:
+    """Check that the members that the configuration names can be imported and have what their axes need.
+
+    Raises:
+        ValueError: a member cannot be imported, or lacks a method.
+    """
+    for axis, name in (
+        ("families", config.policy.family),
+        ("rewards", config.reward.name),
+        ("objectives", config.train.objective),
+        ("sources", config.prompts.source),
+    ):
+        load(axis, name)
+
+
+def absolute_paths(config: Config) -> Config:
+    """Make the paths of checkpoints and data absolute; they must exist.
+
+    Ray Train's workers have another working directory. `asset:` paths stay: every node resolves them in its package.
+
+    Raises:
+        ValueError: a folder is missing, or a folder of recordings holds none that can be used.
+    """
+    models = {
+        name: str(folder.absolute())
+        for name, folder in models_read(config).items()
+        if not getattr(config.models, name).startswith("asset:")
+    }
+    prompts = config.prompts
+    for path in (prompts.path, prompts.heldout_path) if prompts.source == "recordings" else ():
+        source = find_recordings(Path(path))
+        if config.data.strict and source.left_out:
+            raise ValueError(source.left_out[0])
+    return dataclasses.replace(
+        config,
+        models=dataclasses.replace(config.models, **models),
+        prompts=dataclasses.replace(
+            prompts, path=_absolute(prompts.path), heldout_path=_absolute(prompts.heldout_path)
+        ),
+    )
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).absolute()) if path else ""
