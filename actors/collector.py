@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.cluster.errors import one_line
+from actors.cluster.diagnostics import one_line
 from actors.cluster.waiting import POLL_S, WAY_OUT, Stopped, in_brackets
 from actors.learner.in_flight import InFlightSteps, ReadyGroup
 from actors.reward.replica import Scored

@@ -13,8 +13,7 @@ import ray
 
 from actors.checkpointing import RunState, check_prompts
 from actors.cluster.clock import clock_offsets
-from actors.cluster.lifecycle import as_actor, stop_actors
-from actors.cluster.placement import node_id, on_node
+from actors.cluster.placement import as_actor, node_id, on_node, stop_actors
 from actors.cluster.waiting import wait_all
 from actors.control.commands import Control
 from actors.control.scaling import Scaling

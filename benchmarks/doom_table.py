@@ -114,7 +114,7 @@ def judge_supervised(folder: Path, recipe: str, overrides: list[str]) -> None:
 def write_table(folder: Path, arguments: argparse.Namespace) -> None:
     """Everything that the table needs, as JSON, with machine, commit and budget."""
     from rlir_ray.data.files import write_json
-    from rlir_ray.run.versions import versions
+    from rlir_ray.run.environment import versions
 
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     content: dict[str, Any] = {

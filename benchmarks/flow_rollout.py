@@ -27,7 +27,7 @@ from rlir_ray.data.files import write_json
 from rlir_ray.learner.step import StepBatch, stack
 from rlir_ray.models.flow import FlowWorldModel, open_flow_model
 from rlir_ray.models.rescoring import FlowRescorer
-from rlir_ray.run.versions import versions
+from rlir_ray.run.environment import versions
 from rlir_ray.samplers.flow import FlowSampler
 from rlir_ray.spaces.actions import BUTTONS, Actions
 from rlir_ray.spaces.mineworld import exclusive_classes, no_action_classes

@@ -29,7 +29,7 @@ from rlir_ray.learner.step import Learner, StepBatch, trained_decisions
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.models.flow import FlowWorldModel
-from rlir_ray.run.versions import versions
+from rlir_ray.run.environment import versions
 from rlir_ray.samplers.flow import FlowSampler
 from rlir_ray.samplers.torch_sampler import TorchSampler
 from rlir_ray.trajectory import TrajectoryGroup

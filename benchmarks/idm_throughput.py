@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from rlir_ray.data.files import write_json
 from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
 from rlir_ray.idm.vpt_config import VPT_CONFIG
-from rlir_ray.run.versions import versions
+from rlir_ray.run.environment import versions
 
 # The size of the small golden checkpoint: 32 x 32 pixels, CNN channels 4, 8, 8.
 SMALL = {

@@ -37,7 +37,7 @@ from rlir_ray.learner.step import Engine, Learner, StepBatch
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.models.rescoring import TokenRescorer
-from rlir_ray.run.versions import versions
+from rlir_ray.run.environment import versions
 
 STAGES = (1, 2, 3)
 TARGETS = {1: 1.15, 2: 1.25, 3: 1.5}

@@ -20,7 +20,7 @@ from benchmarks.stages import SleepLearner, SleepReward, SleepSampler, random_pr
 from rlir_ray.config.load import load_config
 from rlir_ray.data.files import write_json
 from rlir_ray.local import train_local
-from rlir_ray.run.versions import versions
+from rlir_ray.run.environment import versions
 
 STAGES_S = (0.4, 0.2, 0.4)
 TARGET = 0.05

@@ -23,7 +23,7 @@ from actors.pipeline import Pipeline
 from benchmarks.stages import SleepLearner, SleepReward, SleepSampler, random_prompts
 from rlir_ray.config.load import load_config
 from rlir_ray.data.files import write_json
-from rlir_ray.run.versions import versions
+from rlir_ray.run.environment import versions
 
 PROMPTS_PER_STEP = 1
 # Of rollout and reward each, with overlap: while one stores its results, the other works.

@@ -27,7 +27,7 @@ from rlir_ray.config import Config
 from rlir_ray.config.load import load_config
 from rlir_ray.data.files import write_json
 from rlir_ray.families import open_policy
-from rlir_ray.run.versions import versions
+from rlir_ray.run.environment import versions
 from rlir_ray.transfer.weights import checksum, weights_of
 
 TARGET_S, TIMEOUT_S = 5.0, 120.0

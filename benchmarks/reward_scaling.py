@@ -29,7 +29,7 @@ from rlir_ray.config import Config
 from rlir_ray.config.load import load_config
 from rlir_ray.data.files import write_json
 from rlir_ray.rewards.base import Reward
-from rlir_ray.run.versions import versions
+from rlir_ray.run.environment import versions
 from rlir_ray.spaces.actions import BUTTONS, Actions
 from rlir_ray.trajectory import EncodedVideo, RewardScores
 

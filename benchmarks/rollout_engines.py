@@ -24,7 +24,7 @@ from torch import Tensor
 from rlir_ray.config import VllmConfig
 from rlir_ray.data.files import write_json
 from rlir_ray.models.autoregressive import WorldModel
-from rlir_ray.run.versions import versions
+from rlir_ray.run.environment import versions
 from rlir_ray.samplers.torch_sampler import TorchSampler
 from rlir_ray.spaces.actions import BUTTONS, Actions
 from rlir_ray.spaces.mineworld import action_tokens

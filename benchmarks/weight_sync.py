@@ -36,7 +36,7 @@ from rlir_ray.data.files import write_json
 from rlir_ray.learner.step import StepBatch
 from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.models.flow import FlowWorldModel
-from rlir_ray.run.versions import versions
+from rlir_ray.run.environment import versions
 from rlir_ray.samplers import Sampler
 from rlir_ray.samplers.flow import FlowSampler
 from rlir_ray.samplers.torch_sampler import TorchSampler

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rlir_ray.run.installed import check_actors, version
+from rlir_ray.run.environment import check_actors, version
 
 if TYPE_CHECKING:
     from actors.pipeline import Pipeline

@@ -18,7 +18,7 @@ BOUNDED_ELSEWHERE = {
         "await self._commands[rank].get()",
         "self._all_registered.wait()",
     ),
-    "actors/control/actor.py": ("await self._commands.get()",),
+    "actors/control/commands.py": ("await self._commands.get()",),
     # The collector's wait for scores, and a thread that is waited for; a replica ends itself after reward.timeout_s.
     "actors/reward/calls.py": ("await self.handle.score.remote([each.video_ref for each in asked], is_alone)",),
     "actors/reward/deployment.py": ("serve.status()",),

@@ -1,8 +1,9 @@
-"""What an actor is busy with, found out from outside while it does not answer: for messages of waits."""
+"""Describe other processes in one line for a person: the cause of an error, and what a busy actor is doing."""
 
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -58,3 +59,28 @@ def _one(actor_id: str) -> str:
         return f"{name} is at {where}" if where else f"{name} waits for work"
     except Exception:
         return ""
+
+
+MISSING_MODULE = re.compile(r"No module named '([^']+)'")
+
+
+def one_line(error: BaseException) -> str:
+    """Return the last cause of an error of another process, in one line."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    text = lines[-1] if lines else type(cause).__name__
+    return text if text.startswith(type(cause).__name__) or len(lines) > 1 else f"{type(cause).__name__}: {text}"
+
+
+def import_hint(cause: str) -> str:
+    """Say what to do about a module that a worker cannot import; empty where that is not the cause.
+
+    Args:
+        cause: of `one_line`.
+    """
+    if (found := MISSING_MODULE.search(cause)) is None:
+        return ""
+    return (
+        f"make {found[1]} importable in Ray's workers, not in the driver alone: put it into the folder that `train` "
+        "starts in (of a job: its working_dir) or on PYTHONPATH, or install it on every node"
+    )

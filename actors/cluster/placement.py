@@ -1,7 +1,8 @@
-"""Place actors: the resources that each pool takes, its nodes, and the driver's own node."""
+"""Make actors of plain classes, place them, and stop them: resources of each pool, nodes, the driver's own node."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -65,3 +66,13 @@ def cluster_nodes() -> list[Node]:
         for node in ray.nodes()
         if node["Alive"]
     ]
+
+
+def as_actor(shell: type, *, num_cpus: float = 0, num_gpus: float = 0, **options: Any) -> Any:
+    """A plain class as a Ray actor class."""
+    return ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, **options)(shell)
+
+
+def stop_actors(actors: Sequence[Any]) -> None:
+    for actor in actors:
+        ray.kill(actor)

@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 
-from actors.cluster.errors import import_hint, one_line
+from actors.cluster.diagnostics import import_hint, one_line
 
 # How often a wait checks whether the user has asked for the end.
 POLL_S = 0.2

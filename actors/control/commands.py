@@ -5,22 +5,58 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import ray
 
-from actors.cluster.errors import one_line
-from actors.cluster.lifecycle import as_actor, stop_actors
-from actors.cluster.placement import node_id, on_node
+from actors.cluster.diagnostics import one_line
+from actors.cluster.placement import as_actor, node_id, on_node, stop_actors
 from actors.cluster.start import check_answers
 from actors.cluster.waiting import POLL_S
-from actors.control.actor import Answer, RunControl, ScaleCommand
 from rlir_ray.run.address import ADDRESS_FILE, RunAddress, write_address
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScaleCommand:
+    command_id: int
+    pool: str
+    number: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    text: str
+    is_refusal: bool
+    """The command was refused: the text says why."""
+
+
+class RunControl:
+    """Commands in, answers out. An async actor, so that waiting takes no thread and no CPU."""
+
+    def __init__(self) -> None:
+        self._commands: asyncio.Queue[ScaleCommand] = asyncio.Queue()
+        self._answers: list[asyncio.Future[Answer]] = []
+
+    async def scale(self, pool: str, number: int) -> Answer:
+        future = asyncio.get_running_loop().create_future()
+        self._answers.append(future)
+        self._commands.put_nowait(ScaleCommand(command_id=len(self._answers) - 1, pool=pool, number=number))
+        return await future
+
+    async def next_command(self) -> ScaleCommand:
+        return await self._commands.get()
+
+    async def answer(self, command_id: int, answer: Answer) -> None:
+        if not self._answers[command_id].done():
+            self._answers[command_id].set_result(answer)
+
 
 NAMESPACE = "rlir_ray"
 # A driver answers between two polls; a longer wait means that it is gone or stuck.

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from actors.cluster.errors import one_line
+from actors.cluster.diagnostics import one_line
 from actors.cluster.placement import cluster_nodes
 from actors.cluster.waiting import Stopped
 from actors.reward.pool import RewardPool

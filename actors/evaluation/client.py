@@ -9,8 +9,7 @@ from typing import Any
 
 import ray
 
-from actors.cluster.lifecycle import as_actor, stop_actors
-from actors.cluster.placement import node_cpus, node_id, on_node, ray_options
+from actors.cluster.placement import as_actor, node_cpus, node_id, on_node, ray_options, stop_actors
 from actors.cluster.waiting import wait_all
 from actors.evaluation.actor import EvaluationActor
 from actors.learner.command_queue import StepReport

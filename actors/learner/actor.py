@@ -13,7 +13,7 @@ import torch
 from ray import train
 from ray.train.torch import get_device
 
-from actors.cluster.errors import one_line
+from actors.cluster.diagnostics import one_line
 from actors.cluster.files import local_copy, send_folder, send_whole
 from actors.cluster.placement import node_id
 from actors.learner.command_queue import CheckpointCommand, Failure, SaveCommand, StepCommand

@@ -18,10 +18,8 @@ import ray
 from ray import train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from actors.cluster.diagnostics import activity
-from actors.cluster.errors import import_hint, one_line
-from actors.cluster.lifecycle import as_actor, stop_actors
-from actors.cluster.placement import LEARNER_STRATEGY, node_id, on_node
+from actors.cluster.diagnostics import activity, import_hint, one_line
+from actors.cluster.placement import LEARNER_STRATEGY, as_actor, node_id, on_node, stop_actors
 from actors.cluster.waiting import POLL_S, Stopped, wait_all
 from actors.learner.actor import build_learner, run_rank
 from actors.learner.command_queue import (

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from actors.cluster.errors import one_line
+from actors.cluster.diagnostics import one_line
 from actors.reward.replica import Scored
 
 # How long the end of a run waits for groups that replicas are reading: to give up a call of Serve can end the driver

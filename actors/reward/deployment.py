@@ -19,7 +19,7 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import ApplicationStatus
 
 from actors.cluster.compat import keep_version, replica_ids
-from actors.cluster.errors import import_hint
+from actors.cluster.diagnostics import import_hint
 from actors.cluster.placement import ray_options
 from actors.cluster.waiting import POLL_S, WAY_OUT, Stopped
 from actors.reward.calls import HandleCalls

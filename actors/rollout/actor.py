@@ -10,7 +10,7 @@ from typing import Any
 import ray
 import torch
 
-from actors.cluster.errors import one_line
+from actors.cluster.diagnostics import one_line
 from rlir_ray.config import Config
 from rlir_ray.families import family_of, open_policy
 from rlir_ray.run.tracing import Span, span_since

@@ -11,8 +11,7 @@ from typing import Any
 import ray
 
 from actors.cluster.diagnostics import activity, ids
-from actors.cluster.lifecycle import as_actor, stop_actors
-from actors.cluster.placement import ray_options
+from actors.cluster.placement import as_actor, ray_options, stop_actors
 from actors.cluster.waiting import wait_all
 from actors.rollout.actor import RECEIVING, Published, RolloutActor, build_sampler
 from rlir_ray.config import MAX_ATTEMPTS, Config, RolloutConfig

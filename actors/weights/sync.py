@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from actors.cluster.errors import one_line
+from actors.cluster.diagnostics import one_line
 from actors.cluster.waiting import wait_all
 from actors.learner.command_queue import SendingRank, StepReport
 from actors.rollout.pool import RolloutPool

@@ -13,8 +13,7 @@ from typing import NoReturn
 
 from rlir_ray.cli.parser import build_parser
 from rlir_ray.cli.streams import protect_standard_streams
-from rlir_ray.run.home import ensure_home
-from rlir_ray.run.installed import check_actors
+from rlir_ray.run.environment import check_actors, ensure_home
 
 INTERRUPTED = 130
 # Messages of these errors need the error's name; they are bugs, never meant for a user.

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rlir_ray.run.installed import version
+from rlir_ray.run.environment import version
 
 # What `add_subparsers` gives; argparse keeps its type to itself.
 Commands = Any

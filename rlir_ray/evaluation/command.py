@@ -28,8 +28,8 @@ from rlir_ray.idm.base import load_inverse_dynamics
 from rlir_ray.models.adapters import is_adapter_folder
 from rlir_ray.models.architectures import stated_architecture
 from rlir_ray.rewards.calibration import check_alignment
+from rlir_ray.run.environment import versions
 from rlir_ray.run.progress import progress_bar
-from rlir_ray.run.versions import versions
 
 if TYPE_CHECKING:
     from rlir_ray.data.sources import RecordingSource

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rlir_ray.data.files import give_usual_mode, replace_folder, write_json
 from rlir_ray.pretrain.arguments import add_settings, build_parser, take_settings
 from rlir_ray.pretrain.settings import SPLITS
-from rlir_ray.run.versions import versions
+from rlir_ray.run.environment import versions
 
 if TYPE_CHECKING:
     from rlir_ray.models.frame_codec import FrameCodec

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from rlir_ray.config import Config
-from rlir_ray.run.home import stand_in
-from rlir_ray.run.versions import TESTED_PACKAGES
+from rlir_ray.run.environment import TESTED_PACKAGES, stand_in
 
 Level = Literal["ok", "warn", "fail"]
 

@@ -18,8 +18,7 @@ from rlir_ray.config import Config
 from rlir_ray.config.load import DROPPED, tell_dropped
 from rlir_ray.data.content import content_of
 from rlir_ray.data.files import number, strict_json, write_json, write_text
-from rlir_ray.run.home import stand_in
-from rlir_ray.run.versions import versions
+from rlir_ray.run.environment import stand_in, versions
 
 # In a run's folder.
 CHECKPOINTS = "checkpoints"

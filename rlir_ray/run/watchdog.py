@@ -44,7 +44,7 @@ def bounded(timeout_s: float) -> Iterator[None]:
 
 
 def innermost_frame(stacks: str) -> str:
-    """Find the project's innermost_frame frame in faulthandler's output: `samplers/tokens.py:120 in sample`.
+    """Find the project's innermost frame in faulthandler's output: `samplers/tokens.py:120 in sample`.
 
     The frame is taken from the thread with the most frames of the project; empty: there is none.
     """

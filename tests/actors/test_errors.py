@@ -5,8 +5,8 @@ import types
 
 import pytest
 
-from actors.cluster.errors import import_hint
-from actors.cluster.lifecycle import as_actor, stop_actors
+from actors.cluster.diagnostics import import_hint
+from actors.cluster.placement import as_actor, stop_actors
 from actors.cluster.waiting import wait_all
 from actors.learner.group import LearnerGroup
 from actors.reward.pool import RewardPool

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import ray
 
-from actors.cluster.lifecycle import as_actor, stop_actors
+from actors.cluster.placement import as_actor, stop_actors
 from actors.evaluation import actor as evaluation
 from actors.evaluation.actor import EvaluationActor
 from actors.evaluation.client import EvaluationClient

@@ -11,7 +11,7 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from actors.cluster.lifecycle import as_actor
+from actors.cluster.placement import as_actor
 from actors.learner.command_queue import CommandQueue, SaveCommand, StepReport, split_step
 from actors.learner.group import LearnerGroup
 from actors.rollout.actor import RolloutActor, build_sampler

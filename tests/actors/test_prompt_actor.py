@@ -3,7 +3,7 @@
 import time
 
 import actors.rollout.prompts
-from actors.cluster.lifecycle import as_actor, stop_actors
+from actors.cluster.placement import as_actor, stop_actors
 from actors.cluster.waiting import wait_all
 from actors.rollout.prompts import WATCHING, PromptActor, PromptWatch
 from tests.world import tiny_prompt_set

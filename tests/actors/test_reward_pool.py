@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import ray
 
-from actors.cluster.errors import one_line
+from actors.cluster.diagnostics import one_line
 from actors.reward import deployment
 from actors.reward.calls import HandleCalls
 from actors.reward.deployment import count_options, serve_options

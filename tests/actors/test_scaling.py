@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import ray
 
-from actors.cluster.lifecycle import as_actor
+from actors.cluster.placement import as_actor
 from actors.cluster.waiting import Stopped
 from actors.control.commands import scale_run
 from actors.control.scaling import check_scale

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import ray
 
-from actors.cluster.errors import one_line
+from actors.cluster.diagnostics import one_line
 from actors.reward.pool import RewardPool
 from tests.chaos.victims import kill_process
 from tests.own_rewards import FastidiousReward, MoodyReward, SleepReward, StuckReward, small_video

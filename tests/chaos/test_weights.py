@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import ray
 
-from actors.cluster.lifecycle import as_actor
+from actors.cluster.placement import as_actor
 from actors.learner.command_queue import StepReport
 from actors.rollout.actor import build_sampler
 from actors.rollout.pool import RolloutPool

@@ -13,7 +13,7 @@ import pytest
 from rlir_ray.config.load import load_config
 from rlir_ray.run import doctor
 from rlir_ray.run.doctor import Finding, import_finding, machine_findings, run_check, version_findings
-from rlir_ray.run.versions import TESTED_PACKAGES
+from rlir_ray.run.environment import TESTED_PACKAGES
 
 
 def test_a_finding_is_one_line_that_begins_with_its_level() -> None:

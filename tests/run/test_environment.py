@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import rlir_ray
-from rlir_ray.run.installed import check_actors
+from rlir_ray.run.environment import check_actors
 
 ROOT = Path(__file__).parents[2]
 
