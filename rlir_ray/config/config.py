@@ -158,11 +158,11 @@ class Config:
             "set train.objective=grpo",
         )
         require(
-            self.train.ratio == "plain",
-            "train.ratio",
+            self.train.grpo.ratio == "plain",
+            "train.grpo.ratio",
             f"must be plain {rule}",
-            self.train.ratio,
-            "set train.ratio=plain",
+            self.train.grpo.ratio,
+            "set train.grpo.ratio=plain",
         )
 
     def _check_flow(self) -> None:
@@ -174,10 +174,10 @@ class Config:
             "explore with flow.noise_level",
         )
         require(
-            self.train.importance in ("auto", "none"),
-            "train.importance",
+            self.train.off_policy.importance in ("auto", "none"),
+            "train.off_policy.importance",
             "must be none with policy.family=flow, whose log-probabilities are means over a latent's numbers",
-            self.train.importance,
+            self.train.off_policy.importance,
             "leave it out",
         )
         require(
@@ -201,21 +201,21 @@ class Config:
             "set flow.shared_noise=false",
         )
         require(
-            self.train.ratio == "plain",
-            "train.ratio",
+            self.train.grpo.ratio == "plain",
+            "train.grpo.ratio",
             "must be plain with train.objective=nft, which has no ratio",
-            self.train.ratio,
-            "set train.ratio=plain",
+            self.train.grpo.ratio,
+            "set train.grpo.ratio=plain",
         )
 
     def _check_cps(self) -> None:
         # Its log-probabilities are no densities, and its last step has no noise to divide by.
         require(
-            self.train.ratio == "plain",
-            "train.ratio",
+            self.train.grpo.ratio == "plain",
+            "train.grpo.ratio",
             "must be plain with flow.sde=cps",
-            self.train.ratio,
-            "set flow.sde=flow_grpo or train.ratio=plain",
+            self.train.grpo.ratio,
+            "set flow.sde=flow_grpo or train.grpo.ratio=plain",
         )
         require(
             self.flow.skip_last or not self.train.kl_coefficient,

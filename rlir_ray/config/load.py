@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib.resources
-import logging
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,12 +11,8 @@ import yaml
 
 from rlir_ray.config.config import Config
 from rlir_ray.config.messages import require
+from rlir_ray.config.old_keys import DROPPED, tell_dropped, upgraded
 from rlir_ray.config.schema import entries
-
-# Keys of earlier versions that have no effect: recipes and configurations of old runs that set them still work.
-DROPPED = {"reward.backend": "the reward pool always uses Ray Serve"}
-
-logger = logging.getLogger(__name__)
 
 
 class TextLoader(yaml.SafeLoader):
@@ -96,11 +91,6 @@ def _drop_old(values: dict[str, Any], prefix: str) -> None:
             _drop_old(value, f"{name}.")
 
 
-def tell_dropped(name: str, value: Any, way_out: str = "leave it out") -> None:
-    """Say in one line why a key of `DROPPED` is gone."""
-    logger.warning("%s=%s is not read any more: %s; %s", name, value, DROPPED[name], way_out)
-
-
 def _read_recipe(recipe: str, read: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
     """Read a recipe's layers, those of its bases first.
 
@@ -125,6 +115,9 @@ def _read_recipe(recipe: str, read: tuple[Path, ...] = ()) -> list[dict[str, Any
     layer = _parse(text, str(path))
     layer = {} if layer == "" else layer
     require(isinstance(layer, dict), "settings", "must map keys to values", str(path), "write key: value lines")
+    if path.name == "config.yaml" and path.with_name("config.json").is_file():
+        # A run saved both, perhaps a run of an earlier version.
+        layer = upgraded(layer)
     base = layer.pop("base", "")
     require(isinstance(base, str), "base", "must be one recipe's name or file", base, "name one")
     return [*(_read_recipe(base, (*read, path)) if base else []), layer]

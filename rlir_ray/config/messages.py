@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 
 from pydantic_core import PydanticCustomError
 
+from rlir_ray.config.old_keys import MOVED
 from rlir_ray.config.schema import ITEM, NAME, VALUE, Entry, entries
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
     from pydantic_core import ErrorDetails
 
-# Keys of earlier versions.
-MOVED = {"vllm.max_logprob_difference": "rollout.max_logprob_difference"}
 UNKNOWN = "unexpected_keyword_argument"
 
 
@@ -48,7 +47,7 @@ def one_line(error: ValidationError, node: type, section: str) -> str:
 
 def unknown_key(name: str, known: list[str]) -> str:
     if name in MOVED:
-        return f"{name!r} holds for every engine now and is {MOVED[name]!r}; set that instead"
+        return f"{name!r} is {MOVED[name]!r} now; set that instead"
     near = difflib.get_close_matches(name, known, 1, cutoff=0.0)
     return f"{name!r} is not a configuration key; did you mean {near[0]!r}?"
 

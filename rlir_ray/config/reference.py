@@ -41,7 +41,7 @@ def configuration_page() -> str:
     single = [entry for key, entry in known.items() if "." not in key]
     parts = [INTRODUCTION, "## Whole run\n", HEAD + _rows(single)]
     for name, text in sections(Config).items():
-        of_section = [entry for key, entry in known.items() if key.startswith(f"{name}.")]
+        of_section = [entry for key, entry in known.items() if key.rpartition(".")[0] == name]
         parts += [f"## {name}\n", *([f"{text}\n"] if text else []), HEAD + _rows(of_section)]
     return "\n".join(parts)
 

@@ -123,10 +123,18 @@ def entries(node: type, prefix: str = "") -> dict[str, Entry]:
 
 @functools.cache
 def sections(node: type) -> dict[str, str]:
-    """List the sections of the whole configuration, with the descriptions of their classes."""
+    """List the sections of the whole configuration by their dotted names, with the descriptions of their classes."""
     schema = TypeAdapter(node).json_schema()
-    parts = {name: _part(field, schema["$defs"]) for name, field in schema["properties"].items()}
-    return {name: str(part.get("description", "")) for name, part in parts.items() if part}
+    return _sections(schema, schema["$defs"], "")
+
+
+def _sections(schema: dict[str, Any], definitions: dict[str, Any], prefix: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, field in schema["properties"].items():
+        if part := _part(field, definitions):
+            found[f"{prefix}{name}"] = str(part.get("description", ""))
+            found |= _sections(part, definitions, f"{prefix}{name}.")
+    return found
 
 
 def _entries(schema: dict[str, Any], definitions: dict[str, Any], default: Any, prefix: str) -> dict[str, Entry]:

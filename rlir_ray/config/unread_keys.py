@@ -56,25 +56,30 @@ CONDITIONS = (
         is_met=lambda c: c.flow.window_moves == "sliding",
         needs="flow.window_moves=sliding",
     ),
+    Condition(keys=("train.nft",), is_met=lambda c: c.train.objective == "nft", needs="train.objective=nft"),
     Condition(
-        keys=("train.clip_",),
-        is_met=lambda c: c.has_clip,
-        needs="train.max_staleness above 0 and train.importance=none (without, every ratio is 1)",
+        keys=("train.grpo", "train.off_policy"),
+        is_met=lambda c: c.train.objective != "nft",
+        needs="train.objective=grpo",
     ),
     Condition(
-        keys=("train.importance",),
+        keys=("train.grpo.clip_",),
+        is_met=lambda c: c.has_clip,
+        needs="train.max_staleness above 0 and train.off_policy.importance=none (without, every ratio is 1)",
+    ),
+    Condition(
+        keys=("train.off_policy.importance",),
         # vLLM scores fresh groups otherwise than the learner, if by little.
         is_met=lambda c: (
-            c.train.max_staleness > 0 or c.rollout.engine == "vllm" or c.train.importance in ("auto", "none")
+            c.train.max_staleness > 0 or c.rollout.engine == "vllm" or c.train.off_policy.importance in ("auto", "none")
         ),
         needs="train.max_staleness above 0 (fresh groups have no ratio to correct)",
     ),
     Condition(
-        keys=("train.max_importance", "train.min_ratio", "train.max_ratio"),
+        keys=("train.off_policy.max_weight", "train.off_policy.min_ratio", "train.off_policy.max_ratio"),
         is_met=lambda c: c.importance_level != "none",
-        needs="importance weights (train.importance=token, for tokens)",
+        needs="importance weights (train.off_policy.importance=token, for tokens)",
     ),
-    Condition(keys=("train.nft_",), is_met=lambda c: c.train.objective == "nft", needs="train.objective=nft"),
     Condition(
         keys=("reward.camera_tolerance",), is_met=lambda c: c.reward.camera == "within", needs="reward.camera=within"
     ),

@@ -33,7 +33,7 @@ def _autoencoder() -> type[FrameCodec]:
 def _flow_sampler(config: Config, policy: Any) -> Sampler:
     from rlir_ray.samplers.flow import FlowSampler
 
-    explore, keep_means = config.train.objective != "nft", config.train.ratio == "guard"
+    explore, keep_means = config.train.objective != "nft", config.train.grpo.ratio == "guard"
     return FlowSampler(policy, config.flow, explore=explore, keep_means=keep_means, compares=compares(config))
 
 
@@ -52,7 +52,7 @@ def _flow_group_bytes(config: Config, frame: FrameShape) -> int:
     num_frames, num_past = world.num_frames, world.num_context + world.num_frames - 1
     window = 0 if config.train.objective == "nft" else config.flow.window
     states = num_frames * (window + 1) * 4 * (size + 1)  # float32 latents and their levels
-    means = num_frames * window * 4 * size if config.train.ratio == "guard" else 0
+    means = num_frames * window * 4 * size if config.train.grpo.ratio == "guard" else 0
     history = num_past * 4 * (size + 1) + (num_past + 1) * 9  # with its levels; uint8 actions
     decisions = 5 * num_frames * window if window else num_frames  # float32 and bool, or bool alone
     return config.train.group_size * (states + means + history + decisions + 2 * (num_past + 1) * size)

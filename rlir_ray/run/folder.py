@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlir_ray.config import Config
-from rlir_ray.config.load import DROPPED, tell_dropped
+from rlir_ray.config.old_keys import DROPPED, tell_dropped, upgraded
 from rlir_ray.data.content import content_of
 from rlir_ray.data.files import number, strict_json, write_json, write_text
 from rlir_ray.run.environment import stand_in, versions
@@ -177,7 +177,7 @@ class RunFolder:
         return content_of(self.config)
 
     def _refuse_other(self) -> None:
-        before = _upgraded(_flat(json.loads((self.path / "config.json").read_text(encoding="utf-8"))))
+        before = _flat(upgraded(json.loads((self.path / "config.json").read_text(encoding="utf-8"))))
         now = _flat(self.settings)
         for key in DROPPED.keys() & before.keys():
             tell_dropped(key, before[key], "the run resumes with it")
@@ -266,15 +266,6 @@ def judges_by_reward(run: Path) -> bool:
         held = _flat(json.loads(path.read_text(encoding="utf-8")))
     judge = held.get("models.judge_idm")
     return judge is not None and judge == held.get("models.reward_idm")
-
-
-def _upgraded(settings: dict[str, Any]) -> dict[str, Any]:
-    """Flat settings of an earlier version under today's keys: rollout.engine=flow named a family."""
-    if "policy.family" in settings or "rollout.engine" not in settings:
-        return settings
-    is_flow = settings["rollout.engine"] == "flow"
-    engine = "torch" if is_flow else settings["rollout.engine"]
-    return settings | {"policy.family": "flow" if is_flow else "autoregressive", "rollout.engine": engine}
 
 
 def _place(value: Any) -> Any:

@@ -75,7 +75,9 @@ def slow(*options):
     "options",
     [
         [],
-        slow("train.ratio=guard", "train.kl_coefficient=0.1", "train.advantage=batch_std", "train.best_and_worst=1"),
+        slow(
+            "train.grpo.ratio=guard", "train.kl_coefficient=0.1", "train.advantage=batch_std", "train.best_and_worst=1"
+        ),
         slow("train.objective=nft", "train.max_advantage=5", "flow.shared_noise=false", "train.kl_coefficient=0.01"),
         slow("lora.rank=2", "train.kl_coefficient=0.1", "flow.sde=cps", "flow.window_moves=sliding"),
     ],

@@ -7,10 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from actors.cluster.start import SYSTEM_CONFIG
 from rlir_ray.config.load import keys, load_config
+from rlir_ray.config.old_keys import MOVED, upgraded
 from rlir_ray.data.files import replace_folder, write_json
 from rlir_ray.run.folder import JOB_VARIABLE, RESUME_OVERRIDABLE, RunFolder, runs_folder
 
@@ -63,6 +65,37 @@ def test_a_run_that_was_started_with_a_backend_of_the_reward_pool_goes_on_and_sa
     assert [record.getMessage() for record in caplog.records] == [line]
     # It is not kept either.
     assert "backend" not in json.loads((folder.path / "config.json").read_text())["reward"]
+
+
+def saved_by_the_version_before(folder):
+    """Write the folder's configuration under the keys that have moved since."""
+    stored = json.loads((folder.path / "config.json").read_text())
+    for old, new in MOVED.items():
+        section, _, name = old.partition(".")
+        *sections, last = new.split(".")
+        part = stored
+        for each in sections:
+            part = part[each]
+        stored[section][name] = part.pop(last)
+    for name in ("grpo", "nft", "off_policy"):
+        assert stored["train"].pop(name) == {}
+    assert upgraded(stored) == json.loads((folder.path / "config.json").read_text())
+    write_json(folder.path / "config.json", stored)
+    OmegaConf.save(OmegaConf.create(stored), folder.path / "config.yaml")
+
+
+def test_a_run_that_was_saved_under_keys_that_have_moved_resumes_and_is_compared_under_the_new_ones(tmp_path):
+    own = ["train.grpo.clip_low=0.1", "train.nft.max_decay=0.3", "train.off_policy.importance=none"]
+    folder = RunFolder(_config(tmp_path, *own)).begin()
+    folder.log_step({"step": 1})
+    saved_by_the_version_before(folder)
+    for other in ("train.grpo.clip_high=0.1", "train.nft.num_levels=3", "train.off_policy.max_weight=7"):
+        with pytest.raises(ValueError, match=rf"exists with another config \({other.split('=')[0]} differs\)"):
+            RunFolder(_config(tmp_path, *own, other))
+    # The saved configuration is a recipe still, as `eval` reads it.
+    assert load_config(str(folder.path / "config.yaml")).train == _config(tmp_path, *own).train
+    assert RunFolder(_config(tmp_path, *own)).begin(step=1).metrics(1) == [{"step": 1}]
+    assert json.loads((folder.path / "config.json").read_text())["train"]["grpo"]["clip_low"] == 0.1
 
 
 def test_every_key_that_may_differ_is_one(tmp_path):
