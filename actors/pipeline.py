@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from actors.checkpointing import Checkpoints, RunState
@@ -22,7 +22,7 @@ from rlir_ray.learner.step import Learner
 from rlir_ray.rewards.base import Reward
 from rlir_ray.run.folder import RunFolder
 from rlir_ray.run.preflight import check_checkpoints, check_engine
-from rlir_ray.run.resolved import resolve
+from rlir_ray.run.resolved import check_reward_idm, resolve
 from rlir_ray.run.tracing import TraceRecorder
 from rlir_ray.samplers import Sampler
 
@@ -56,7 +56,7 @@ class Pipeline:
         progress: called with a line for each stage.
         prompts: your own source of prompt sets, called with `train` and `heldout`; None: the configured one.
         make_reward: builds your own reward (`score(videos) -> list[RewardScores]`) in each replica of the reward pool;
-            None: the configured reward.
+            `reward.name` and `models.reward_idm` are not read then. None: the configured reward.
         make_sampler, make_learner: build your own sampler in each rollout actor and your own learner in each rank;
             None: the configured engines.
         trace: file for a Chrome trace of all pools, in a folder that exists; None: no trace is kept.
@@ -77,6 +77,11 @@ class Pipeline:
         make_learner: Callable[[], Learner] | None = None,
         trace: Path | None = None,
     ) -> None:
+        if make_reward is None:
+            check_reward_idm(config)
+        else:
+            # The configured reward is not built, and nothing reads its inverse dynamics model.
+            config = replace(config, models=replace(config.models, reward_idm=""))
         self.run = resolve(config)
         self.config = self.run.config
         check_checkpoints(self.run.models)

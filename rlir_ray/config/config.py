@@ -133,13 +133,6 @@ class Config:
             )
             return self
         require(
-            bool(self.models.reward_idm),
-            "models.reward_idm",
-            "must name a folder with reward.name=inverse",
-            "",
-            "set models.reward_idm=PATH, or reward.name=package.module:Class for a reward of your own",
-        )
-        require(
             not self.reward.args,
             "reward.args",
             "must be empty with reward.name=inverse",

@@ -81,5 +81,11 @@ def asset_path(path: str) -> Path:
     folder = (
         Path(str(importlib.resources.files("rlir_ray") / "assets" / path[6:])) if path[:6] == "asset:" else Path(path)
     )
-    require(folder.is_dir(), "a checkpoint", "must be an existing folder", str(path), "check the models.* paths")
+    require(
+        bool(path) and folder.is_dir(),
+        "a checkpoint",
+        "must be an existing folder",
+        str(path),
+        "check the models.* paths",
+    )
     return folder

@@ -186,8 +186,9 @@ def _video_codec() -> str:
 
 def _checkpoints(config: Config) -> str:
     from rlir_ray.run.preflight import check_checkpoints
-    from rlir_ray.run.resolved import resolve
+    from rlir_ray.run.resolved import check_reward_idm, resolve
 
+    check_reward_idm(config)
     run = resolve(config)
     check_checkpoints(run.models)
     return f"whole, of one world; an encoded frame is {'x'.join(map(str, run.frame_shape))}"

@@ -185,6 +185,9 @@ class RunFolder:
         # Another place of the same content is no other config; earlier versions kept absolute places alone.
         same = {key for key in now if key in before and _place(before[key]) == _place(now[key])} - held.keys()
         same |= {key for key, content in held.items() if self.content.get(key) == content}
+        if not now["models.reward_idm"]:
+            # No reward of this run reads the model; an earlier version kept its path with a reward from `make_reward`.
+            same.add("models.reward_idm")
         # Keys that only one of the two knows are another version's.
         changed = [key for key in now if key in before and key not in same and not resume_overridable(key)]
         if changed:

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlir_ray.config import Config
+from rlir_ray.config import Config, require
 from rlir_ray.data.content import models_read
 from rlir_ray.data.prompts import heldout_bytes
 from rlir_ray.data.sources import find_recordings
@@ -70,6 +70,22 @@ def check_plugins(config: Config) -> None:
         ("sources", config.prompts.source),
     ):
         load(axis, name)
+
+
+def check_reward_idm(config: Config) -> None:
+    """Check that the configured reward has the inverse dynamics model that it reads.
+
+    Raises:
+        ValueError: the reward reads one, and models.reward_idm names none.
+    """
+    name = config.reward.name
+    require(
+        bool(config.models.reward_idm) or not getattr(load("rewards", name), "reads_idm", False),
+        "models.reward_idm",
+        f"must name a folder with reward.name={name}",
+        "",
+        "set models.reward_idm=PATH, or use a reward of your own (reward.name=package.module:Class, make_reward)",
+    )
 
 
 def absolute_paths(config: Config) -> Config:
