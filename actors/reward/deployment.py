@@ -26,7 +26,7 @@ from actors.reward.calls import HandleCalls
 from actors.reward.replica import RewardReplica
 from rlir_ray.config import Config, RewardConfig
 from rlir_ray.rewards.base import Reward
-from rlir_ray.rewards.fingerprint import check_identity
+from rlir_ray.rewards.fingerprint import check_fingerprint
 
 # Groups that a replica takes, more than runs have in flight, so that it refuses none. After a refusal the router asks
 # another replica, and where answers above a small size lie in the object store (plan.py) the driver ends: Ray 2.60
@@ -224,8 +224,8 @@ class SharedService(HandleCalls):
         # The service has a bound of its own, which may be another one.
         super().__init__(serve.get_app_handle(name), timeout_s)
         try:
-            served = self.handle.identity.remote().result(timeout_s=wait_timeout_s)
-            check_identity(wanted, served, address)
+            served = self.handle.fingerprint.remote().result(timeout_s=wait_timeout_s)
+            check_fingerprint(wanted, served, address)
         except BaseException:
             self.handle.shutdown()
             raise

@@ -25,7 +25,7 @@ from actors.reward.deployment import OwnDeployment, SharedService, group_frames
 from actors.reward.replica import Scored, build_reward
 from rlir_ray.config import MAX_ATTEMPTS, Config
 from rlir_ray.rewards.base import Reward
-from rlir_ray.rewards.fingerprint import reward_identity
+from rlir_ray.rewards.fingerprint import reward_fingerprint
 
 # A group whose scoring raises is tried once more: the cause may have passed.
 MAX_RAISED = 2
@@ -92,7 +92,7 @@ class RewardPool:
             raise ValueError(
                 f"make_reward needs a pool of the run's own, got reward.address={reward.address}; leave one out"
             )
-        wanted = reward_identity(config)
+        wanted = reward_fingerprint(config)
         deploy = partial(SharedService, reward.address, wanted, timeout_s=timeout_s, wait_timeout_s=wait_timeout_s)
         return cls(deploy, options={}, timeout_s=timeout_s)
 

@@ -16,7 +16,7 @@ from actors.reward.deployment import serve_options
 from actors.reward.replica import RewardReplica, build_reward
 from rlir_ray.config import Config, require
 from rlir_ray.config.load import load_config
-from rlir_ray.rewards.fingerprint import reward_identity
+from rlir_ray.rewards.fingerprint import reward_fingerprint
 from rlir_ray.rewards.uploads import (
     CURL,
     MAX_BYTES,
@@ -87,9 +87,9 @@ class RewardService(RewardReplica):
     def __init__(self, config: Config, limits: Limits) -> None:
         super().__init__(partial(build_reward, config, None), config.reward.max_frames, config.reward_timeout_s)
         self.limits = limits
-        self.held = reward_identity(config)
+        self.held = reward_fingerprint(config)
 
-    def identity(self) -> dict[str, str]:
+    def fingerprint(self) -> dict[str, str]:
         """What the scores depend on, for runs that ask whether it is theirs."""
         return self.held
 
