@@ -128,7 +128,7 @@ def train_inverse_dynamics(
         ValueError: no recordings, none long enough, or a saved state or a finished training of other settings.
     """
     folder = Path(path)
-    report = finished_report(folder, settings, extendable=not settings.steps)
+    report = finished_report(folder, settings, extendable=not settings.num_steps)
     if report is None:
         torch.set_num_threads(settings.threads)
         report = train(InverseDynamicsTask(recordings, validation, settings, reconstruct), folder)
@@ -162,11 +162,11 @@ class InverseDynamicsTask(Task):
         super().__init__(
             settings,
             _start(settings, height, width).train(),
-            length=Length(settings.minutes, settings.steps),
+            length=Length(settings.minutes, settings.num_steps),
             curve_every=Every(seconds=settings.evaluate_every_s),
             device=settings.device,
             save_every=Every(seconds=settings.checkpoint_every_s),
-            max_grad_norm=settings.max_gradient_norm,
+            max_grad_norm=settings.max_grad_norm,
         )
 
     def build_optimizer(self) -> torch.optim.Optimizer:

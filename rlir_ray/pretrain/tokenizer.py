@@ -94,10 +94,11 @@ class TokenizerTask(Task):
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         weights = [weight for weight in self.model.parameters() if weight.requires_grad]
-        return torch.optim.AdamW(weights, lr=self.settings.lr, betas=(0.9, 0.99), weight_decay=1e-4)
+        return torch.optim.AdamW(weights, lr=self.settings.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
 
     def learning_rate(self, share: float) -> float:
-        return float(self.settings.lr * min(1.0, share / 0.02 + 0.01) * 0.5 * (1 + math.cos(math.pi * share)))
+        warmup, cosine = min(1.0, share / 0.02 + 0.01), 0.5 * (1 + math.cos(math.pi * share))
+        return float(self.settings.learning_rate * warmup * cosine)
 
     def loss(self, progress: Progress, autocast: Autocast) -> tuple[Tensor, Mapping[str, Tensor | float]]:
         settings = self.settings

@@ -36,7 +36,7 @@ def judge_warning(gate: Mapping[str, float | None], groups: Sequence[str]) -> st
     return (
         f"warning: the model reads nothing: held-out clips score macro-F1 {exact:.2f}, the same clips frozen at their "
         f"first frame {static:.2f}; check that line k of each jsonl leads into frame k and that pictures show "
-        f"{','.join(groups)}, then train longer (--minutes, --steps) or on more recordings"
+        f"{','.join(groups)}, then train longer (--minutes, --num-steps) or on more recordings"
     )
 
 

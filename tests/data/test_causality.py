@@ -58,7 +58,7 @@ def test_training_a_judge_on_the_order_of_a_gymnasium_loop_is_refused_before_it_
     for split in ("train", "validation"):
         frames, actions = shifted(moving_square(), -1)
         write_recording(tmp_path / split / "a", frames, actions.to_events())
-    command = ["--data", str(tmp_path), "--out", str(tmp_path / "idm"), "--groups", "left_right", "--steps", "1"]
+    command = ["--data", str(tmp_path), "--out", str(tmp_path / "idm"), "--groups", "left_right", "--num-steps", "1"]
     with pytest.raises(ValueError, match=r"event k-1 .*; set --action-shift=-1, or --no-probe"):
         main("idm", command)
     assert not (tmp_path / "idm").exists()

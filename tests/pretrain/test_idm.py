@@ -20,7 +20,7 @@ from rlir_ray.spaces.actions import Actions
 from tests.pretrain.interruption import interrupted_after_state
 
 SETTINGS = InverseDynamicsTraining(
-    architecture="correlation", groups=("yaw",), minutes=0, steps=20, clips_per_step=4, window_frames=(4,), seed=3
+    architecture="correlation", groups=("yaw",), minutes=0, num_steps=20, clips_per_step=4, window_frames=(4,), seed=3
 )
 
 
@@ -69,7 +69,7 @@ def test_a_trained_judge_reads_the_panning_world(tmp_path: Path, caplog: pytest.
         architecture="correlation",
         groups=("yaw",),
         minutes=0,
-        steps=200,
+        num_steps=200,
         clips_per_step=12,
         window_frames=(6,),
         learning_rate=2e-3,
@@ -86,7 +86,7 @@ def test_a_trained_judge_reads_the_panning_world(tmp_path: Path, caplog: pytest.
 
 @pytest.mark.parametrize("architecture", ["correlation", "vpt"])  # the latter has empty weights
 def test_an_interrupted_training_ends_with_the_same_weights(architecture: str, tmp_path: Path) -> None:
-    settings = replace(SETTINGS, architecture=architecture, hidden_size=32, steps=6)
+    settings = replace(SETTINGS, architecture=architecture, hidden_size=32, num_steps=6)
     train, held_out = recordings(3, seed=0), recordings(2, seed=50)
     train_inverse_dynamics(train, held_out, tmp_path / "whole", settings)
     often = replace(settings, checkpoint_every_s=0.0)
@@ -98,7 +98,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(architecture: str, t
 
 
 def test_a_state_and_a_training_of_other_settings_are_refused(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, steps=1)
+    settings = replace(SETTINGS, num_steps=1)
     train_inverse_dynamics(recordings(1, 0), recordings(1, 9), tmp_path, settings)
     with pytest.raises(ValueError, match="was trained with another seed; repeat them"):
         train_inverse_dynamics(recordings(1, 0), recordings(1, 9), tmp_path, replace(settings, seed=4))
@@ -108,7 +108,7 @@ def test_a_state_and_a_training_of_other_settings_are_refused(tmp_path: Path) ->
 
 
 def test_a_finished_training_is_left_as_it_is_and_goes_on_with_more_minutes(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, steps=0, minutes=0.001)
+    settings = replace(SETTINGS, num_steps=0, minutes=0.001)
     figures = train_inverse_dynamics(recordings(1, 0), recordings(1, 9), tmp_path, settings)
     report = (tmp_path / "training.json").read_text()
     assert train_inverse_dynamics(recordings(1, 0), recordings(1, 9), tmp_path, settings) == figures
@@ -156,7 +156,7 @@ def test_the_command_takes_groups_sizes_and_a_checkpoint_to_start_from(tmp_path:
     for split, seed in (("train", 0), ("validation", 50)):
         for one in recordings(2, seed):
             write_recording(tmp_path / "data" / split / one.name, one.frames, one.events)
-    short = ["--data", str(tmp_path / "data"), "--steps", "1", "--clips-per-step", "2", "--device", "cpu"]
+    short = ["--data", str(tmp_path / "data"), "--num-steps", "1", "--clips-per-step", "2", "--device", "cpu"]
     sizes = ["--architecture", "correlation", "--hidden-size", "32", "--num-layers", "1", "--convolution-width", "2"]
     main("idm", [*short, *sizes, "--out", str(tmp_path / "first"), "--groups", "yaw,left_right"])
     first = json.loads((tmp_path / "first" / "training.json").read_text())
