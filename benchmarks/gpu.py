@@ -23,7 +23,7 @@ from rlir_ray.config import Config
 from rlir_ray.config.load import load_config
 from rlir_ray.data.files import write_json
 from rlir_ray.families import make_objective
-from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
+from rlir_ray.idm.vpt import InverseDynamicsModel
 from rlir_ray.idm.vpt_config import VPT_CONFIG
 from rlir_ray.learner.step import Learner, StepBatch, trained_decisions
 from rlir_ray.learner.torch_engine import TorchEngine

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rlir_ray.data.files import write_json
-from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
+from rlir_ray.idm.vpt import InverseDynamicsModel
 from rlir_ray.idm.vpt_config import VPT_CONFIG
 from rlir_ray.run.versions import versions
 

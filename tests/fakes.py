@@ -14,7 +14,7 @@ from rlir_ray.spaces.actions import BUTTONS, Actions, cancel_contradictions
 from rlir_ray.trajectory import Prompt
 
 if TYPE_CHECKING:
-    from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
+    from rlir_ray.idm.vpt import InverseDynamicsModel
     from rlir_ray.models.autoencoder import FrameAutoencoder
     from rlir_ray.models.autoregressive import WorldModel
     from rlir_ray.models.flow import FlowWorldModel
@@ -93,7 +93,7 @@ def tiny_tokenizer(seed: int = 0) -> FrameTokenizer:
 
 def tiny_idm(seed: int = 0) -> InverseDynamicsModel:
     """A VPT-form network of about 0.1 M parameters for frames of 24 x 32 pixels."""
-    from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
+    from rlir_ray.idm.vpt import InverseDynamicsModel
     from rlir_ray.idm.vpt_config import small_vpt_config
 
     config = small_vpt_config(HEIGHT, WIDTH)

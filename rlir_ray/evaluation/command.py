@@ -17,8 +17,8 @@ from rlir_ray.config import Config, asset_path
 from rlir_ray.config.load import load_config, recipes
 from rlir_ray.data.clips import Clip
 from rlir_ray.data.files import write_json
+from rlir_ray.data.recorded_clips import round_robin_clips
 from rlir_ray.data.recordings import nothing_readable
-from rlir_ray.data.round_robin import round_robin_clips
 from rlir_ray.data.sources import MAX_LOGGED, find_recordings
 from rlir_ray.evaluation.fvd import I3D, MIN_FRAMES
 from rlir_ray.evaluation.lpips import LPIPS
@@ -26,7 +26,7 @@ from rlir_ray.evaluation.policy_row import PolicyRow, evaluate_row
 from rlir_ray.families import family_of, open_codec, open_policy
 from rlir_ray.idm.base import load_inverse_dynamics
 from rlir_ray.models.adapters import is_adapter_folder
-from rlir_ray.models.architectures import stated_architecture
+from rlir_ray.models.compatibility import stated_architecture
 from rlir_ray.rewards.calibration import check_alignment
 from rlir_ray.run.preflight import check_world
 from rlir_ray.run.progress import progress_bar

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from rlir_ray.models.autoencoder import FrameAutoencoder, build_autoencoder
 from rlir_ray.pretrain.encode import encode_splits, read_splits
-from rlir_ray.pretrain.loop import cosine_rate, train
+from rlir_ray.pretrain.loop import train
 from rlir_ray.pretrain.pictures import Clips, draw_pairs, long_enough, picture_figures, reconstruction_loss
 from rlir_ray.pretrain.settings import AutoencoderTraining
 from rlir_ray.pretrain.state import finished_report
-from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task
+from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task, cosine_rate
 from rlir_ray.run.progress import figure_words
 
 logger = logging.getLogger(__name__)

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from rlir_ray.algorithm.flow_steps import interpolate
 from rlir_ray.data.files import give_usual_mode
-from rlir_ray.models.flow_streams import interpolate, two_streams
+from rlir_ray.models.rescoring import two_streams
 from rlir_ray.pretrain.encode import window_starts
-from rlir_ray.pretrain.loop import cosine_rate
 from rlir_ray.pretrain.loop import train as train_task
 from rlir_ray.pretrain.settings import SPLITS, FlowTraining
 from rlir_ray.pretrain.state import finished_report
-from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task
+from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task, cosine_rate
 from rlir_ray.pretrain.warnings import loss_figures, world_model_warning
 from rlir_ray.spaces.actions import Actions
 from rlir_ray.spaces.mineworld import exclusive_classes, no_action_classes

@@ -16,13 +16,20 @@ from rlir_ray.data.causality import check_causality
 from rlir_ray.data.recordings import Recording
 from rlir_ray.idm.base import load_inverse_dynamics
 from rlir_ray.idm.correlation_idm import CorrelationInverseDynamics, correlation_config
-from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
+from rlir_ray.idm.vpt import InverseDynamicsModel
 from rlir_ray.idm.vpt_config import small_vpt_config
-from rlir_ray.pretrain.device import open_device
 from rlir_ray.pretrain.encode import read_splits
-from rlir_ray.pretrain.idm_figures import CLIP_FRAMES, Model, cut_clips, evaluate_inverse_dynamics, held_out_figures
-from rlir_ray.pretrain.idm_loss import class_weights, head_weights, inverse_dynamics_loss
-from rlir_ray.pretrain.loop import train
+from rlir_ray.pretrain.idm_scores import (
+    CLIP_FRAMES,
+    Model,
+    class_weights,
+    cut_clips,
+    evaluate_inverse_dynamics,
+    head_weights,
+    held_out_figures,
+    inverse_dynamics_loss,
+)
+from rlir_ray.pretrain.loop import open_device, train
 from rlir_ray.pretrain.settings import InverseDynamicsTraining
 from rlir_ray.pretrain.state import finished_report
 from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task

@@ -19,11 +19,10 @@ from torch import Tensor
 from rlir_ray.models.autoregressive import WorldModel, assemble, image_positions
 from rlir_ray.models.block_attention import set_block_attention
 from rlir_ray.pretrain.encode import window_starts
-from rlir_ray.pretrain.loop import cosine_rate
 from rlir_ray.pretrain.loop import train as train_task
 from rlir_ray.pretrain.settings import SPLITS, WorldModelTraining
 from rlir_ray.pretrain.state import finished_report
-from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task
+from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task, cosine_rate
 from rlir_ray.pretrain.warnings import loss_figures, world_model_warning
 from rlir_ray.spaces.actions import Actions
 from rlir_ray.spaces.mineworld import action_tokens

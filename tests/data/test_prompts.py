@@ -12,8 +12,9 @@ from actors.rollout.prompts import PromptActor
 from rlir_ray.config import Config
 from rlir_ray.config.load import load_config
 from rlir_ray.data import prompts as prompts_module
-from rlir_ray.data.clips import clip_starts, cut_clips
+from rlir_ray.data.clips import clip_starts
 from rlir_ray.data.prompts import heldout_bytes, prepare_prompts
+from rlir_ray.data.recorded_clips import cut_clips
 from rlir_ray.data.recordings import write_recording
 from rlir_ray.data.sources import find_recordings
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from rlir_ray.config import DataConfig, WorldConfig
-from rlir_ray.data.clips import ClipAddress, cut_clips, read_clip
+from rlir_ray.data.clips import ClipAddress, read_clip
+from rlir_ray.data.recorded_clips import cut_clips
 from rlir_ray.data.recordings import (
     list_recordings,
     load_recordings,

@@ -17,7 +17,7 @@ from rlir_ray.idm.correlation_idm import (
     correlation_volume,
     displacement_index,
 )
-from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
+from rlir_ray.idm.vpt import InverseDynamicsModel
 from rlir_ray.idm.vpt_config import VPT_CONFIG, small_vpt_config
 
 GOLDEN = Path(__file__).parent.parent / "golden"

@@ -11,8 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
-from rlir_ray.idm.vpt import load_vpt, read_kwargs
+from rlir_ray.idm.vpt import InverseDynamicsModel, load_vpt, read_kwargs
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 CONFIG = GOLDEN / "vpt_idm_small.config.json"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlir_ray.models.flow import FlowWorldModel, open_flow_model
-from rlir_ray.models.flow_streams import two_streams
+from rlir_ray.models.rescoring import two_streams
 from rlir_ray.spaces.mineworld import CLASS_COUNTS
 
 SMALL = {

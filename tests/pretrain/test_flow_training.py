@@ -11,8 +11,8 @@ import torch
 
 from rlir_ray.models.flow import open_flow_model
 from rlir_ray.pretrain.flow import LatentRecordings, flow_loss, load_latents, train_flow, validate
-from rlir_ray.pretrain.loop import cosine_rate
 from rlir_ray.pretrain.settings import FlowTraining
+from rlir_ray.pretrain.task import cosine_rate
 from rlir_ray.spaces.actions import BUTTONS, INDEX, Actions
 from tests.pretrain.interruption import interrupted_after_state
 

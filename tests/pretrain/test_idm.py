@@ -12,8 +12,14 @@ from rlir_ray.data.recordings import Recording, write_recording
 from rlir_ray.idm.base import load_inverse_dynamics
 from rlir_ray.pretrain.command import main
 from rlir_ray.pretrain.idm import build_model, train_inverse_dynamics
-from rlir_ray.pretrain.idm_figures import compare, cut_clips, evaluate_inverse_dynamics, held_out_figures
-from rlir_ray.pretrain.idm_loss import class_weights, inverse_dynamics_loss
+from rlir_ray.pretrain.idm_scores import (
+    class_weights,
+    compare,
+    cut_clips,
+    evaluate_inverse_dynamics,
+    held_out_figures,
+    inverse_dynamics_loss,
+)
 from rlir_ray.pretrain.settings import InverseDynamicsTraining
 from rlir_ray.pretrain.warnings import judge_warning
 from rlir_ray.spaces.actions import Actions

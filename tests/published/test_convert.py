@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from rlir_ray.cli.commands import main
-from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
+from rlir_ray.idm.vpt import InverseDynamicsModel
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 LM = ["mineworld", "--checkpoint", str(GOLDEN / "mineworld_lm_small.ckpt")]

@@ -128,7 +128,7 @@ def test_a_load_that_fails_leaves_the_old_version_sampling(fails: str, monkeypat
             sampler.load_weights(new, 1, checksum(new) if fails == "layout" else "0" * 32)
     after, _ = sampler.sample(prompts, [0], [0], 2)[0]
     assert (sampler.policy_version, after.policy_version) == (0, 0)
-    assert checksum(weights_of(sampler.model)) == checksum(weights_of(tiny_world_model()))
+    assert checksum(weights_of(sampler.policy)) == checksum(weights_of(tiny_world_model()))
     np.testing.assert_array_equal(before.behavior_logprobs, after.behavior_logprobs)
     sampler.load_weights(new, 2, checksum(new))
     assert sampler.sample(prompts, [0], [0], 2)[0][0].policy_version == 2
