@@ -5,7 +5,7 @@ Frames of 24 x 32 pixels; 12 tokens of 32 codes a frame, or latents of 4 x 6 x 8
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -141,3 +141,19 @@ def tiny_autoencoder(seed: int = 0) -> FrameAutoencoder:
         return build_autoencoder(
             height=HEIGHT, width=WIDTH, latent_channels=4, block_channels=(8, 16), pixel_unshuffle=2
         ).eval()
+
+
+def events_of(actions: Actions) -> list[dict[str, Any]]:
+    """Return events that `Actions.from_events` reads as these actions, in MineWorld's form."""
+    return [
+        {**dict(zip(BUTTONS, map(int, pressed), strict=True)), "camera": [float(angle) for angle in camera]}
+        for pressed, camera in zip(actions.buttons, actions.camera, strict=True)
+    ]
+
+
+def image_tokens(tokens: torch.Tensor, tokens_per_frame: int) -> torch.Tensor:
+    """Return the image tokens of sequences, [..., L] to [..., n, N]."""
+    from rlir_ray.models.autoregressive import count_frames, image_positions
+
+    num_frames = count_frames(tokens.shape[-1], tokens_per_frame)
+    return tokens[..., image_positions(num_frames, tokens_per_frame)].unflatten(-1, (num_frames, tokens_per_frame))

@@ -49,7 +49,6 @@ KEY_NAMES = {
     "escape": "ESC",
     **{str(slot): f"hotbar.{slot}" for slot in range(1, 10)},
 }
-BUTTON_KEYS = {name: f"key.keyboard.{key}" for key, name in KEY_NAMES.items()}
 CameraBins = Callable[[npt.ArrayLike], npt.NDArray[np.int64]]
 """Degrees to what a world model is told of them."""
 MOUSE_NAMES = ("attack", "use", "pickItem")
@@ -169,23 +168,6 @@ class Actions:
     def cancelled(cls, buttons: npt.NDArray[np.bool_], camera: npt.NDArray[np.float32]) -> Actions:
         """Build actions from pressed buttons bool [F, 23] and camera float32 [F, 2], and cancel contradictions."""
         return cls(cancel_contradictions(buttons), camera)
-
-    def to_events(self) -> list[dict[str, Any]]:
-        """Convert actions to events, the inverse of `from_events`."""
-        events = []
-        for pressed, (pitch, yaw) in zip(self.buttons, self.camera, strict=True):
-            names = [BUTTONS[index] for index in np.flatnonzero(pressed)]
-            events.append(
-                {
-                    "mouse": {
-                        "dx": round(float(yaw) / DEGREES_PER_PIXEL, 3),
-                        "dy": round(float(pitch) / DEGREES_PER_PIXEL, 3),
-                        "buttons": [MOUSE_NAMES.index(name) for name in names if name in MOUSE_NAMES],
-                    },
-                    "keyboard": {"keys": [BUTTON_KEYS[name] for name in names if name in BUTTON_KEYS]},
-                }
-            )
-        return events
 
 
 def recovered_actions(buttons: npt.NDArray[np.integer], camera: npt.NDArray[np.integer]) -> Actions:

@@ -23,6 +23,7 @@ from rlir_ray.pretrain.idm_scores import (
 from rlir_ray.pretrain.settings import InverseDynamicsTraining
 from rlir_ray.pretrain.warnings import judge_warning
 from rlir_ray.spaces.actions import Actions
+from tests.fakes import events_of
 from tests.pretrain.interruption import interrupted_after_state
 
 SETTINGS = InverseDynamicsTraining(
@@ -39,7 +40,7 @@ def panning_recording(name: str, seed: int, num_frames: int = 40) -> Recording:
     frames = np.stack([np.roll(texture, -2 * shift, axis=1) for shift in np.cumsum(turns)])
     camera = np.stack([np.zeros(num_frames), 3.2 * turns], -1).astype(np.float32)
     actions = Actions(np.zeros((num_frames, 23), np.bool_), camera)
-    return Recording(name=name, frames=frames, events=actions.to_events(), actions=actions)
+    return Recording(name=name, frames=frames, events=events_of(actions), actions=actions)
 
 
 def recordings(count: int, seed: int) -> list[Recording]:

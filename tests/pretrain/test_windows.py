@@ -7,6 +7,7 @@ import torch
 from rlir_ray.data.recordings import Recording
 from rlir_ray.pretrain.windows import LabelledFrames, augment, draw_windows, label_frames, mirror
 from rlir_ray.spaces.actions import INDEX, VPT_CAMERA, Actions
+from tests.fakes import events_of
 
 
 def grey_frames() -> LabelledFrames:
@@ -23,7 +24,7 @@ def test_windows_stay_within_one_recording_and_keep_their_labels() -> None:
         buttons[:, INDEX["jump"]] = index == 1
         actions = Actions(buttons, np.zeros((6, 2), np.float32))
         frames = np.full((6, 4, 4, 3), 10 * index + 5, np.uint8)
-        data.append(Recording(name=str(index), frames=frames, events=actions.to_events(), actions=actions))
+        data.append(Recording(name=str(index), frames=frames, events=events_of(actions), actions=actions))
     frames, buttons, camera = draw_windows(label_frames(data), np.random.default_rng(0), 64, 5)
     values = frames.flatten(1)
     assert (values == values[:, :1]).all() and set(values[:, 0].tolist()) == {5, 15, 25}

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from rlir_ray.models.autoregressive import WorldModel, split_frames
+from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.models.block_attention import block_attention
 from rlir_ray.pretrain.command import main
 from rlir_ray.pretrain.settings import WorldModelTraining
 from rlir_ray.pretrain.warnings import loss_figures, world_model_warning
 from rlir_ray.pretrain.world_model import TokenRecordings, load_tokens, train_world_model
 from rlir_ray.spaces.actions import BUTTONS, INDEX
+from tests.fakes import image_tokens
 from tests.pretrain.interruption import Interrupted
 
 SETTINGS = WorldModelTraining(
@@ -65,7 +66,7 @@ def test_windows_stay_inside_episodes_and_carry_the_actions_between_their_frames
     starts = train.window_starts(3)
     assert starts.tolist() == [*range(48), *range(50, 118)]
     tokens = train.windows(np.array([50]), 3)
-    np.testing.assert_array_equal(split_frames(tokens, 4)[0], train.images[50:53])
+    np.testing.assert_array_equal(image_tokens(tokens, 4)[0], train.images[50:53])
     np.testing.assert_array_equal(tokens[0, 4:15], train.actions[51])
 
 
@@ -214,7 +215,7 @@ def test_tokens_above_65535_are_trained_on_unchanged(tmp_path: Path) -> None:
     shared["camera"] = np.zeros((2, 2), np.float32)
     np.savez(tmp_path / "wide.npz", tokens=tokens, **shared)
     images = load_tokens(tmp_path / "wide.npz", 70_000)
-    np.testing.assert_array_equal(split_frames(images.windows(np.array([0]), 2), 2)[0], tokens)
+    np.testing.assert_array_equal(image_tokens(images.windows(np.array([0]), 2), 2)[0], tokens)
     np.savez(tmp_path / "negative.npz", tokens=tokens - 2, **shared)
     with pytest.raises(ValueError, match=r"got tokens -1\.\.69997"):
         load_tokens(tmp_path / "negative.npz", 70_000)

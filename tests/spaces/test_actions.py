@@ -48,13 +48,6 @@ def test_camera_bins_and_centres_equal_the_published_ones(quantizer, bins, cente
     np.testing.assert_allclose(quantizer.degrees(np.arange(quantizer.num_bins)), QUANTIZERS[centers], atol=1e-9)
 
 
-def test_events_survive_the_round_trip():
-    actions = Actions.from_events([case["event"] for case in CASES])
-    again = Actions.from_events(actions.to_events())
-    np.testing.assert_array_equal(again.buttons, actions.buttons)
-    np.testing.assert_allclose(again.camera, actions.camera, atol=1e-3)
-
-
 def test_contradicting_buttons_cancel():
     buttons = np.zeros((3, len(BUTTONS)), bool)
     buttons[0, [INDEX["forward"], INDEX["back"], INDEX["jump"]]] = True
