@@ -46,7 +46,7 @@ AXES = {
         group="rlir_ray.idms",
         key="architecture",
         members={
-            "vpt": "rlir_ray.idm.vpt:InverseDynamicsModel",
+            "vpt": "rlir_ray.idm.vpt:VptInverseDynamics",
             "correlation": "rlir_ray.idm.correlation_idm:CorrelationInverseDynamics",
         },
         needs=("from_pretrained", "logits"),

@@ -14,7 +14,7 @@ from rlir_ray.spaces.actions import BUTTONS, Actions, cancel_contradictions
 from rlir_ray.trajectory import Prompt
 
 if TYPE_CHECKING:
-    from rlir_ray.idm.vpt import InverseDynamicsModel
+    from rlir_ray.idm.vpt import VptInverseDynamics
     from rlir_ray.models.autoencoder import FrameAutoencoder
     from rlir_ray.models.autoregressive import WorldModel
     from rlir_ray.models.flow import FlowWorldModel
@@ -91,9 +91,9 @@ def tiny_tokenizer(seed: int = 0) -> FrameTokenizer:
     return tokenizer.eval()
 
 
-def tiny_idm(seed: int = 0) -> InverseDynamicsModel:
+def tiny_idm(seed: int = 0) -> VptInverseDynamics:
     """A VPT-form network of about 0.1 M parameters for frames of 24 x 32 pixels."""
-    from rlir_ray.idm.vpt import InverseDynamicsModel
+    from rlir_ray.idm.vpt import VptInverseDynamics
     from rlir_ray.idm.vpt_config import small_vpt_config
 
     config = small_vpt_config(HEIGHT, WIDTH)
@@ -101,7 +101,7 @@ def tiny_idm(seed: int = 0) -> InverseDynamicsModel:
     config["net"]["conv3d_params"] |= {"outchan": 8}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return InverseDynamicsModel(config).eval()
+        return VptInverseDynamics(config).eval()
 
 
 def tiny_flow_model(seed: int = 0) -> FlowWorldModel:

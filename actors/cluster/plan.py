@@ -17,7 +17,7 @@ from safetensors import safe_open
 from actors.cluster.placement import cluster_nodes
 from actors.cluster.waiting import Stopped
 from rlir_ray.config import Config, asset_path
-from rlir_ray.data.content import models_read
+from rlir_ray.data.digests import used_models
 from rlir_ray.data.prompts import heldout_bytes
 from rlir_ray.data.sources import find_recordings
 from rlir_ray.families import family_of
@@ -38,15 +38,15 @@ def absolute_paths(config: Config) -> Config:
     Ray Train's workers have another working directory. `asset:` paths stay: every node resolves them in its package.
     """
     models: dict[str, Any] = {}
-    for name, path in models_read(config).items():
+    for name, path in used_models(config).items():
         folder = asset_path(path)
         models[name] = path if path.startswith("asset:") else str(folder.absolute())
     folders = {key: getattr(config.prompts, key) for key in ("path", "heldout_path")}
     for path in folders.values() if config.prompts.source == "recordings" else ():
         # This raises for a folder that is missing, empty or without pairs, before any pool starts.
         source = find_recordings(Path(path))
-        if config.data.strict and source.left_out:
-            raise ValueError(source.left_out[0])
+        if config.data.strict and source.skipped:
+            raise ValueError(source.skipped[0])
     prompts: dict[str, Any] = {key: str(Path(path).absolute()) if path else "" for key, path in folders.items()}
     return dataclasses.replace(
         config,

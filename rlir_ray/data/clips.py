@@ -57,7 +57,7 @@ class CutClips:
     """Clips of a source, and the recordings and clips that were skipped."""
 
     clips: list[Clip]
-    left_out: tuple[str, ...]
+    skipped: tuple[str, ...]
     """One line for each broken or incomplete recording: file, line and reason."""
     num_recordings: int
     """Recordings of the source, including the skipped ones."""

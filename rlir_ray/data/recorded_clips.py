@@ -15,7 +15,7 @@ import numpy as np
 from rlir_ray.config import Config, DataConfig, WorldConfig
 from rlir_ray.data.clips import Clip, ClipAddress, ClipRequest, CutClips, clip_starts, cut_one, open_in, read_clip
 from rlir_ray.data.recordings import RecordingFile, nothing_readable
-from rlir_ray.data.sources import RecordingSource, find_recordings, log_left_out
+from rlir_ray.data.sources import RecordingSource, find_recordings, log_skipped
 
 logger = logging.getLogger(__name__)
 
@@ -52,9 +52,7 @@ class RecordedSource:
             source, num_prompts, config.world, part.min_wall_distance, request.seed, config.data, request.num_whole
         )
         if (num_found := len(cut.clips)) < num_prompts:
-            broken = (
-                f"; {len(cut.left_out)} recordings are left out, the first: {cut.left_out[0]}" if cut.left_out else ""
-            )
+            broken = f"; {len(cut.skipped)} recordings are left out, the first: {cut.skipped[0]}" if cut.skipped else ""
             ways = [f"set prompts.num_{split}={num_found}"] if num_found else []
             ways += ["lower world.num_frames"] if cut.longest < length else []
             ways += ["lower prompts.min_wall_distance"] if cut.num_near_walls else []
@@ -98,9 +96,9 @@ def cut_clips(
         ValueError: every recording is broken, or, with `data.strict`, one of those that were opened.
     """
     data = data or DataConfig()
-    if data.strict and source.left_out:
-        raise ValueError(source.left_out[0])
-    log_left_out(source.left_out)
+    if data.strict and source.skipped:
+        raise ValueError(source.skipped[0])
+    log_skipped(source.skipped)
     rng = np.random.default_rng([seed, 0])
     names = list(source.videos)
     quota = max(MIN_CLIPS_OF_RECORDING, math.ceil(num_clips / max(1, len(names))))
@@ -135,11 +133,11 @@ def cut_clips(
             _leave_out(name, error, broken, data)
             # Drop all clips of a broken recording.
             clips = [clip for clip in clips if clip.address.recording != name]
-    left_out = (*source.left_out, *broken.values())
+    skipped = (*source.skipped, *broken.values())
     if broken and len(broken) == len(names):
-        raise ValueError(nothing_readable(source.path, left_out))
+        raise ValueError(nothing_readable(source.path, skipped))
     return CutClips(
-        clips=clips, left_out=left_out, num_recordings=len(source), num_near_walls=num_near_walls, longest=longest
+        clips=clips, skipped=skipped, num_recordings=len(source), num_near_walls=num_near_walls, longest=longest
     )
 
 
@@ -173,7 +171,7 @@ def _leave_out(name: str, error: ValueError, broken: dict[str, str], data: DataC
 
 
 def round_robin_clips(
-    source: RecordingSource, num_clips: int, world: WorldConfig, data: DataConfig, left_out: list[str] | None = None
+    source: RecordingSource, num_clips: int, world: WorldConfig, data: DataConfig, skipped: list[str] | None = None
 ) -> Iterator[Clip]:
     """Yield one clip of each recording before a second clip of any; open only the needed recordings.
 
@@ -182,15 +180,15 @@ def round_robin_clips(
         num_clips: the most to yield.
         world: frames of a clip and their size.
         data: how recordings are read.
-        left_out: receives a line for each broken or incomplete recording.
+        skipped: receives a line for each broken or incomplete recording.
 
     Raises:
         ValueError: with `data.strict`, for the first of these recordings.
     """
-    broken = left_out if left_out is not None else []
-    if data.strict and source.left_out:
-        raise ValueError(source.left_out[0])
-    broken += source.left_out
+    broken = skipped if skipped is not None else []
+    if data.strict and source.skipped:
+        raise ValueError(source.skipped[0])
+    broken += source.skipped
     names = sorted(source.videos, key=_natural)
     starts: dict[str, list[int]] = {}
     while names and num_clips:

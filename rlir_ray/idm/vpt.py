@@ -19,7 +19,7 @@ from rlir_ray.idm.vpt_network import Heads, InverseDynamicsNet, Logits
 from rlir_ray.models.checkpoints import assign_weights, read_plain_pickle, read_state_dict
 
 
-class InverseDynamicsModel(nn.Module):
+class VptInverseDynamics(nn.Module):
     """The VPT inverse dynamics model, built from its published kwargs.
 
     Args:
@@ -60,7 +60,7 @@ class InverseDynamicsModel(nn.Module):
         save_model(self, self.config, path)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> InverseDynamicsModel:
+    def from_pretrained(cls, path: str | Path) -> VptInverseDynamics:
         """Read a folder written by `save_pretrained`, or any with config.json and model.safetensors.
 
         Raises:
@@ -70,7 +70,7 @@ class InverseDynamicsModel(nn.Module):
         return cls.from_state(config, read_state_dict(Path(path) / "model.safetensors"))
 
     @classmethod
-    def from_state(cls, config: dict[str, Any], state: Mapping[str, Tensor]) -> InverseDynamicsModel:
+    def from_state(cls, config: dict[str, Any], state: Mapping[str, Tensor]) -> VptInverseDynamics:
         """Build a model from the given weights, converted to float32, in evaluation mode.
 
         Raises:
@@ -86,7 +86,7 @@ class InverseDynamicsModel(nn.Module):
 # Published files
 
 
-def load_vpt(weights: Path | str, *, model: Path | str = "", config: Path | str = "") -> InverseDynamicsModel:
+def load_vpt(weights: Path | str, *, model: Path | str = "", config: Path | str = "") -> VptInverseDynamics:
     """Load the published model, in evaluation mode on the CPU.
 
     Args:
@@ -101,7 +101,7 @@ def load_vpt(weights: Path | str, *, model: Path | str = "", config: Path | str 
     if bool(model) == bool(config):
         raise ValueError("a VPT model needs its .model file or a config, got both or neither; give one of them")
     settings = read_kwargs(model) if model else read_config(config)
-    return InverseDynamicsModel.from_state(settings, read_state_dict(weights))
+    return VptInverseDynamics.from_state(settings, read_state_dict(weights))
 
 
 def read_kwargs(path: Path | str) -> dict[str, Any]:

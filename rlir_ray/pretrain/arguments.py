@@ -69,14 +69,14 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 # Counts that may be 0, and numbers that may be below it.
-FROM_ZERO, ANY_SIGN = ("seed", "steps", "num_steps"), ("level_mean",)
+FROM_ZERO, ANY_SIGN = ("seed", "num_steps"), ("level_mean",)
 
 
 def check_settings(settings: Any) -> None:
     """Refuses what no training can use: numbers out of range, and no length.
 
     Args:
-        settings: a dataclass with `minutes`, and `steps` or `num_steps`.
+        settings: a dataclass with `minutes` and `num_steps`.
 
     Raises:
         ValueError: naming the option.
@@ -89,10 +89,8 @@ def check_settings(settings: Any) -> None:
         if not least <= value < math.inf:
             option = f"--{entry.name.replace('_', '-')}"
             raise ValueError(f"{option} must be a finite number >= {least}, got {value}; set {least} or more")
-    steps = "steps" if hasattr(settings, "steps") else "num_steps"
-    if not (settings.minutes or getattr(settings, steps)):
-        option = f"--{steps.replace('_', '-')}"
-        raise ValueError(f"a training needs --minutes or {option} above 0, got 0 of both; set one of them")
+    if not (settings.minutes or settings.num_steps):
+        raise ValueError("a training needs --minutes or --num-steps above 0, got 0 of both; set one of them")
 
 
 def take_settings(chosen: dict[str, Any], settings: type[Settings]) -> Settings:

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from rlir_ray.data.recordings import Recording
 from rlir_ray.idm.correlation_idm import CorrelationInverseDynamics
-from rlir_ray.idm.vpt import InverseDynamicsModel
+from rlir_ray.idm.vpt import VptInverseDynamics
 from rlir_ray.idm.vpt_network import Logits
-from rlir_ray.pretrain.windows import NUM_BUTTONS, Frames, Reconstruct
+from rlir_ray.pretrain.idm_windows import NUM_BUTTONS, Frames, Reconstruct
 from rlir_ray.rewards.calibration import gate, read_clips
 from rlir_ray.rewards.classification import accuracy, class_f1, confusion, known_mean, macro_f1, occurs, or_none
 from rlir_ray.spaces.actions import GROUPS, Actions, group_classes
 
-Model = InverseDynamicsModel | CorrelationInverseDynamics
+Model = VptInverseDynamics | CorrelationInverseDynamics
 KEYS = ("accuracy", "macro_f1")
 CLIP_FRAMES = 9  # of a rollout: one context frame and eight generated ones
 
@@ -146,7 +146,7 @@ def evaluate_inverse_dynamics(
     return {f"{shift:+d}": compare(recovered, commanded, groups, shift) for shift in (-1, 0, 1)}
 
 
-def held_out_figures(
+def held_out_scores(
     model: Model,
     validation: Sequence[Recording],
     groups: Sequence[str],

@@ -35,7 +35,7 @@ class TokenizerTraining:
     """Optimiser steps, where minutes is 0."""
     minutes: float = 0.0
     """Wall-clock length of the training; the schedule then follows the clock instead of `num_steps`."""
-    lr: float = 2e-3
+    learning_rate: float = 2e-3
     """Highest learning rate; it rises for 2 % of the training and falls to zero along a cosine."""
     unquantized_share: float = 0.2
     """Share of the training that runs as a plain autoencoder, before the codebook exists."""
@@ -123,8 +123,8 @@ class InverseDynamicsTraining:
     seed: int = 1
     """Seed of weights, windows and augmentation."""
     minutes: float = 15.0
-    """Training time, over all resumptions; 0 with steps set."""
-    steps: int = 0
+    """Training time, over all resumptions; 0 with num_steps set."""
+    num_steps: int = 0
     """Optimiser steps; 0: train for `minutes`."""
     clips_per_step: int = 20
     """Windows in one optimiser step."""
@@ -136,7 +136,7 @@ class InverseDynamicsTraining:
     """Weight decay of AdamW."""
     warmup: float = 0.03
     """Share of the training that warms up."""
-    max_gradient_norm: float = 1.0
+    max_grad_norm: float = 1.0
     """Clip the gradients to this norm."""
     idle_heads_weight: float = 0.05
     """Loss weight of heads outside the groups."""

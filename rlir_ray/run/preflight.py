@@ -7,7 +7,7 @@ import importlib.metadata
 from safetensors import SafetensorError, safe_open
 
 from rlir_ray.config import Config, asset_path
-from rlir_ray.data.content import models_read
+from rlir_ray.data.digests import used_models
 from rlir_ray.families import family_of
 from rlir_ray.idm.base import architecture_of
 from rlir_ray.models.checkpoints import check_finite
@@ -25,7 +25,7 @@ def check_checkpoints(config: Config) -> None:
         ValueError: a folder holds none, a file is cut off, a weight is NaN or infinite, or an inverse dynamics model is
             something else.
     """
-    models = models_read(config)
+    models = used_models(config)
     for name in models.keys() & {"reward_idm", "judge_idm"}:
         folder = asset_path(models[name])
         settings = read_settings(folder, "config.json", f"models.{name}")

@@ -21,7 +21,7 @@ from rlir_ray.config import FlowConfig
 from rlir_ray.models.rescoring import FlowRescorer
 from rlir_ray.samplers.base import PolicySampler
 from rlir_ray.samplers.calls import check_call
-from rlir_ray.spaces.mineworld import exclusive_classes, no_action_classes
+from rlir_ray.spaces.mineworld import action_classes, null_action_classes
 from rlir_ray.trajectory import EncodedVideo, FlowRecord, Prompt, TrajectoryGroup, stored_codes
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class FlowSampler(PolicySampler["FlowWorldModel"]):
         """
         num_context, num_frames = check_call(prompts, group_ids, seeds, self.policy.latent_shape)
         context = torch.from_numpy(np.stack([prompt.context for prompt in prompts]).astype(np.float32))
-        classes = [np.concatenate([[no_action_classes()], exclusive_classes(prompt.actions)]) for prompt in prompts]
+        classes = [np.concatenate([[null_action_classes()], action_classes(prompt.actions)]) for prompt in prompts]
         actions = torch.from_numpy(np.stack(classes)).to(self.device)  # [P, C + F, 9]
         draws = self._draw(seeds, group_size, num_context, num_frames)
         starts = [window_start(self.config, self.policy_version, seed) if self.window else 0 for seed in seeds]

@@ -77,7 +77,7 @@ def test_addresses_are_those_of_all_clips_without_a_gui(source: RecordingSource)
         "9.0/same": [0, 30, 40, 50],
         "flat": [0, 10, 20, 30, 40, 50],
     }
-    assert cut.left_out == ()
+    assert cut.skipped == ()
 
 
 def test_only_the_clips_that_are_returned_are_decoded(source: RecordingSource, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,8 +115,8 @@ def test_broken_recordings_are_left_out_counted_and_named(tmp_path: Path) -> Non
     assert {clip.address.recording for clip in cut.clips} == {"a"}
     assert cut.num_recordings == 4
     for reason in (r"d.jsonl: no such file", r"b.mp4: no readable video", r"c.jsonl, line 2: no JSON"):
-        assert sum(reason in line for line in cut.left_out) == 1
-    assert len(cut.left_out) == 3 and not any("\n" in line for line in cut.left_out)
+        assert sum(reason in line for line in cut.skipped) == 1
+    assert len(cut.skipped) == 3 and not any("\n" in line for line in cut.skipped)
 
 
 def test_no_clip_is_kept_of_a_recording_whose_damage_is_found_late(
@@ -133,7 +133,7 @@ def test_no_clip_is_kept_of_a_recording_whose_damage_is_found_late(
     # A fourth can only be the damaged one.
     cut = cut_clips(source, 4, WORLD, 0, seed)
     assert ids(cut) == ["short:0"]
-    assert len(cut.left_out) == 1 and "long.mp4: no readable video" in cut.left_out[0]
+    assert len(cut.skipped) == 1 and "long.mp4: no readable video" in cut.skipped[0]
 
 
 def test_strict_reading_raises_at_the_first_broken_recording(tmp_path: Path) -> None:

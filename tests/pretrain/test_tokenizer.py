@@ -12,7 +12,7 @@ from rlir_ray.models.tokenizer import build_tokenizer
 from rlir_ray.pretrain.codebook import kmeans
 from rlir_ray.pretrain.command import main
 from rlir_ray.pretrain.encode import encode_recordings
-from rlir_ray.pretrain.pictures import reconstruction_loss
+from rlir_ray.pretrain.reconstruction import reconstruction_loss
 from rlir_ray.pretrain.settings import TokenizerTraining
 from rlir_ray.pretrain.tokenizer import evaluate_tokenizer, train_tokenizer
 from rlir_ray.spaces.actions import Actions
@@ -84,8 +84,8 @@ def test_a_state_of_other_settings_is_refused_by_name(tmp_path) -> None:
     clips, validation = moving_squares(0), np.concatenate(moving_squares(1))
     with interrupted_after_state():
         train_tokenizer(clips, validation, tmp_path, TINY)
-    with pytest.raises(ValueError, match="must keep its settings, got another lr; repeat them, remove"):
-        train_tokenizer(clips, validation, tmp_path, replace(TINY, lr=1e-4))
+    with pytest.raises(ValueError, match="must keep its settings, got another learning_rate; repeat them, remove"):
+        train_tokenizer(clips, validation, tmp_path, replace(TINY, learning_rate=1e-4))
 
 
 def test_a_finished_training_is_left_as_it_is(tmp_path, caplog) -> None:
@@ -98,8 +98,8 @@ def test_a_finished_training_is_left_as_it_is(tmp_path, caplog) -> None:
     assert "is trained already; remove it to train again" in caplog.text
     assert (tmp_path / "training.json").read_text() == report
     assert torch.equal(first.codebook, again.codebook)
-    with pytest.raises(ValueError, match="was trained with another lr, seed; repeat them"):
-        train_tokenizer(clips, validation, tmp_path, replace(settings, lr=1e-4, seed=1))
+    with pytest.raises(ValueError, match="was trained with another learning_rate, seed; repeat them"):
+        train_tokenizer(clips, validation, tmp_path, replace(settings, learning_rate=1e-4, seed=1))
 
 
 def test_kmeans_finds_separate_clusters() -> None:
