@@ -149,7 +149,7 @@ class Session:
         self.prompt_ids: list[str] = self._ask(preparing[0], "the training prompts", watch)
         self._ask(preparing[1], "the held-out prompts", watch)
         check_prompts(state, self.config.seed, self.prompt_ids)
-        self._show_left_out()
+        self._show_skipped()
         if calibrate:
             self.evaluation.calibrate()
         if needs_shares:
@@ -161,9 +161,9 @@ class Session:
         self._parts.callback(self.reward.stop)
         self.reward.start(self.stop)
 
-    def _show_left_out(self) -> None:
+    def _show_skipped(self) -> None:
         """Show one line for all recordings that were left out; run.log gets a line for each recording."""
-        num_recordings, lines = self._ask(self.prompts.left_out.remote(), "the recordings that were left out")
+        num_recordings, lines = self._ask(self.prompts.skipped.remote(), "the recordings that were left out")
         if lines:
             # Workers' logs stay hidden.
             with (self.folder.path / "run.log").open("a", encoding="utf-8") as log:

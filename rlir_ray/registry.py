@@ -46,7 +46,7 @@ AXES = {
         group="rlir_ray.idms",
         key="architecture",
         members={
-            "vpt": "rlir_ray.idm.inverse_dynamics:InverseDynamicsModel",
+            "vpt": "rlir_ray.idm.vpt:VptInverseDynamics",
             "correlation": "rlir_ray.idm.correlation_idm:CorrelationInverseDynamics",
         },
         needs=("from_pretrained", "logits"),
@@ -71,7 +71,7 @@ AXES = {
         key="prompts.source",
         members={
             "doom": "rlir_ray.worlds.doom_source:DoomSource",
-            "recordings": "rlir_ray.data.recorded_source:RecordedSource",
+            "recordings": "rlir_ray.data.recorded_clips:RecordedSource",
         },
         needs=("clips",),
     ),

@@ -98,7 +98,7 @@ class FlowRecord(Generic[Array]):
     history_levels: Array
     """float32 [G, C + F - 1], levels of the noise in `history`."""
     actions: Array
-    """uint8 [G, C + F, 9], the `exclusive_classes` that lead into each frame; no action leads into the first."""
+    """uint8 [G, C + F, 9], the `action_classes` that lead into each frame; no action leads into the first."""
     means: Array | None = None
     """float32 [G, F, S, D, h, w], mean of each step under the behavior policy; None: the objective needs no means."""
 

@@ -5,7 +5,7 @@ Frames of 24 x 32 pixels; 12 tokens of 32 codes a frame, or latents of 4 x 6 x 8
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from rlir_ray.spaces.actions import BUTTONS, Actions, cancel_contradictions
 from rlir_ray.trajectory import Prompt
 
 if TYPE_CHECKING:
-    from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
+    from rlir_ray.idm.vpt import VptInverseDynamics
     from rlir_ray.models.autoencoder import FrameAutoencoder
     from rlir_ray.models.autoregressive import WorldModel
     from rlir_ray.models.flow import FlowWorldModel
@@ -91,9 +91,9 @@ def tiny_tokenizer(seed: int = 0) -> FrameTokenizer:
     return tokenizer.eval()
 
 
-def tiny_idm(seed: int = 0) -> InverseDynamicsModel:
+def tiny_idm(seed: int = 0) -> VptInverseDynamics:
     """A VPT-form network of about 0.1 M parameters for frames of 24 x 32 pixels."""
-    from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
+    from rlir_ray.idm.vpt import VptInverseDynamics
     from rlir_ray.idm.vpt_config import small_vpt_config
 
     config = small_vpt_config(HEIGHT, WIDTH)
@@ -101,7 +101,7 @@ def tiny_idm(seed: int = 0) -> InverseDynamicsModel:
     config["net"]["conv3d_params"] |= {"outchan": 8}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return InverseDynamicsModel(config).eval()
+        return VptInverseDynamics(config).eval()
 
 
 def tiny_flow_model(seed: int = 0) -> FlowWorldModel:
@@ -141,3 +141,19 @@ def tiny_autoencoder(seed: int = 0) -> FrameAutoencoder:
         return build_autoencoder(
             height=HEIGHT, width=WIDTH, latent_channels=4, block_channels=(8, 16), pixel_unshuffle=2
         ).eval()
+
+
+def events_of(actions: Actions) -> list[dict[str, Any]]:
+    """Return events that `Actions.from_events` reads as these actions, in MineWorld's form."""
+    return [
+        {**dict(zip(BUTTONS, map(int, pressed), strict=True)), "camera": [float(angle) for angle in camera]}
+        for pressed, camera in zip(actions.buttons, actions.camera, strict=True)
+    ]
+
+
+def image_tokens(tokens: torch.Tensor, tokens_per_frame: int) -> torch.Tensor:
+    """Return the image tokens of sequences, [..., L] to [..., n, N]."""
+    from rlir_ray.models.autoregressive import count_frames, image_positions
+
+    num_frames = count_frames(tokens.shape[-1], tokens_per_frame)
+    return tokens[..., image_positions(num_frames, tokens_per_frame)].unflatten(-1, (num_frames, tokens_per_frame))

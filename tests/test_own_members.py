@@ -17,7 +17,7 @@ from docs.examples.family import NextFrame
 from docs.examples.reward import Brightness
 from rlir_ray.config import Config
 from rlir_ray.config.load import load_config
-from rlir_ray.data.content import models_read
+from rlir_ray.data.digests import used_models
 from rlir_ray.data.prompts import prepare_prompts
 from rlir_ray.evaluation.report import write_report
 from rlir_ray.families import make_objective, open_codec, open_policy
@@ -114,7 +114,7 @@ def test_pipeline_with_a_reward_from_yaml_needs_no_inverse_dynamics_model(ray_cl
 
 def test_missing_idm_is_no_error_where_the_reward_reads_none_and_one_where_it_does(own_config, make_config) -> None:
     config = own_config("models.reward_idm=models/of_nobody")
-    check_checkpoints(models_read(config))
+    check_checkpoints(used_models(config))
     check_reward_idm(own_config())
     check_reward_idm(make_config())
     rule = r"models\.reward_idm must name a folder with reward\.name="
@@ -125,7 +125,7 @@ def test_missing_idm_is_no_error_where_the_reward_reads_none_and_one_where_it_do
     with pytest.raises(ValueError, match=f"{rule}tests.test_own_members:ReadsIdm"):
         check_reward_idm(own_config("reward.name=tests.test_own_members:ReadsIdm"))
     with pytest.raises(ValueError, match=r"a checkpoint must be an existing folder, got 'models/of_nobody'"):
-        models_read(make_config("models.reward_idm=models/of_nobody"))
+        used_models(make_config("models.reward_idm=models/of_nobody"))
 
 
 @pytest.mark.parametrize("path", ["", "models/of_nobody"])
@@ -152,7 +152,7 @@ class ReadsIdm(Brightness):
 
 def test_own_reward_that_says_so_has_its_idm_checked(own_config) -> None:
     with pytest.raises(ValueError, match="a checkpoint must be an existing folder"):
-        models_read(own_config("reward.name=tests.test_own_members:ReadsIdm", "models.reward_idm=models/x"))
+        used_models(own_config("reward.name=tests.test_own_members:ReadsIdm", "models.reward_idm=models/x"))
 
 
 def test_member_that_cannot_be_used_is_refused_before_anything_starts(own_config) -> None:

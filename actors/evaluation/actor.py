@@ -15,7 +15,7 @@ import torch
 from actors.cluster.files import send_folder
 from actors.cluster.placement import node_id
 from rlir_ray.config import Config
-from rlir_ray.data.content import models_read
+from rlir_ray.data.digests import used_models
 from rlir_ray.data.files import write_json
 from rlir_ray.data.prompts import PromptSet
 from rlir_ray.evaluation.actions import evaluate_policy, evaluate_real
@@ -48,7 +48,7 @@ class EvaluationActor:
         device = "cuda" if config.evaluation.num_gpus else "cpu"
         self.policy, self._has_loaded = open_policy(config, device).eval(), False
         self.tokenizer = open_codec(config).to(device)
-        models = models_read(config)
+        models = used_models(config)
         self.idms: dict[str, Any] = {
             name: load_inverse_dynamics(models[key]).to(device)
             for name, key in (("reward", "reward_idm"), ("judge", "judge_idm"))

@@ -11,7 +11,7 @@ import torch
 
 from actors.cluster.placement import own_host
 from actors.learner.command_queue import BroadcastCommand
-from rlir_ray.transfer.broadcast import NotSent, Sender, open_store
+from rlir_ray.transfer.broadcast import BroadcastFailed, Sender, open_store
 
 LOOK_S, POST_TIMEOUT_S = 60.0, 60.0
 
@@ -36,7 +36,7 @@ def _send_on_command(queue: Any, store: Any, device: torch.device) -> None:
                     sender.close()
                 sender = Sender(command.channel, store)
             # Fault tolerance: the receivers tell the driver.
-            with contextlib.suppress(NotSent, ray.exceptions.RayError):
+            with contextlib.suppress(BroadcastFailed, ray.exceptions.RayError):
                 # Read where the put left it: nothing is copied but into the bucket.
                 sender.send(command.version, ray.get(command.weights_refs[0], timeout=POST_TIMEOUT_S))
 

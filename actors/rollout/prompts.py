@@ -60,10 +60,10 @@ class PromptActor:
         """Say how far the source is; empty for a source that does not say."""
         return getattr(self.source, "activity", "")
 
-    def left_out(self) -> tuple[int, tuple[str, ...]]:
+    def skipped(self) -> tuple[int, tuple[str, ...]]:
         """Return how many recordings the splits have, and a line for each recording that was left out."""
         sets = self.sets.values()
-        return sum(each.num_recordings for each in sets), tuple(line for each in sets for line in each.left_out)
+        return sum(each.num_recordings for each in sets), tuple(line for each in sets for line in each.skipped)
 
     def prompts(self, indices: Sequence[int]) -> list[Prompt]:
         """Return training prompts."""

@@ -117,11 +117,11 @@ def _collect(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 def _probe(folder: Path) -> None:
     """Measure which event of the recordings leads into a frame, and print the result."""
-    from rlir_ray.data.causality import MAX_RECORDINGS, check_causality
+    from rlir_ray.data.alignment import MAX_RECORDINGS, check_alignment
     from rlir_ray.data.recordings import list_recordings, read_recordings
 
     read = read_recordings(list_recordings(folder)[:MAX_RECORDINGS])
-    found = check_causality(
+    found = check_alignment(
         [(each.frames, each.actions) for each in read], str(folder), way_out="data.action_shift={shift}"
     )
     if found is not None:

@@ -48,7 +48,7 @@ class PromptSet:
     """[R, K, H, W, 3], what really happened; for evaluation and calibration, never for training."""
     recorded: tuple[Actions, ...]
     """P times K - 1 actions that led to `frames`; action i leads into frame i + 1."""
-    left_out: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
     """A line for each recording that is broken or not whole: file, line and reason."""
     num_recordings: int = 0
     """Recordings that the prompts were looked for in, those that were left out among them."""
@@ -172,7 +172,7 @@ def _prompt_set(cut: CutClips, commands: Sequence[Actions], tokenizer: Encoder, 
         prompts=tuple(encode_prompts(cut.clips, commands, tokenizer, world)),
         frames=np.stack(whole),
         recorded=tuple(clip.actions for clip in cut.clips),
-        left_out=cut.left_out,
+        skipped=cut.skipped,
         num_recordings=cut.num_recordings,
     )
 

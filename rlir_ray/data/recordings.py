@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import av
 import numpy as np
 
-from rlir_ray.data.sources import find_recordings, list_recordings, log_left_out, pair
+from rlir_ray.data.sources import find_recordings, list_recordings, log_skipped, pair
 from rlir_ray.data.video import VideoFile, index_video
 from rlir_ray.data.vpt_events import parse_event, recorder_version, repair_events
 from rlir_ray.spaces.actions import Actions
@@ -178,13 +178,13 @@ def read_recordings(paths: Iterable[Path], *, strict: bool = False) -> Iterator[
         paths: as `list_recordings` gives them.
         strict: raise at the first broken recording instead.
     """
-    left_out: list[str] = []
+    skipped: list[str] = []
     num_read = 0
-    for recording in _readable((("", path) for path in paths), left_out, strict):
+    for recording in _readable((("", path) for path in paths), skipped, strict):
         num_read += 1
         yield recording
-    if left_out:
-        logger.warning("%d of %d recordings were left out", len(left_out), num_read + len(left_out))
+    if skipped:
+        logger.warning("%d of %d recordings were left out", len(skipped), num_read + len(skipped))
 
 
 def load_recordings(folder: Path, action_shift: int = 0) -> list[Recording]:
@@ -198,35 +198,35 @@ def load_recordings(folder: Path, action_shift: int = 0) -> list[Recording]:
         ValueError: no such folder, or nothing in it that can be read.
     """
     source = find_recordings(folder)
-    log_left_out(source.left_out)
-    left_out = list(source.left_out)
-    recordings = list(_readable(source.videos.items(), left_out, False, action_shift))
+    log_skipped(source.skipped)
+    skipped = list(source.skipped)
+    recordings = list(_readable(source.videos.items(), skipped, False, action_shift))
     if not recordings:
-        raise ValueError(nothing_readable(source.path, left_out))
-    if left_out:
-        logger.warning("%d of %d recordings were left out", len(left_out), len(source))
+        raise ValueError(nothing_readable(source.path, skipped))
+    if skipped:
+        logger.warning("%d of %d recordings were left out", len(skipped), len(source))
     return recordings
 
 
-def nothing_readable(path: Path, left_out: Sequence[str]) -> str:
+def nothing_readable(path: Path, skipped: Sequence[str]) -> str:
     """Return the error for a source whose recordings are all broken."""
     return (
-        f"{path} must hold a recording that can be read, got {len(left_out)} broken ones; make some with: python -m "
-        f"rlir_ray collect --out DIR, or fix the first: {left_out[0]}"
+        f"{path} must hold a recording that can be read, got {len(skipped)} broken ones; make some with: python -m "
+        f"rlir_ray collect --out DIR, or fix the first: {skipped[0]}"
     )
 
 
 def _readable(
-    items: Iterable[tuple[str, Path]], left_out: list[str], strict: bool, action_shift: int = 0
+    items: Iterable[tuple[str, Path]], skipped: list[str], strict: bool, action_shift: int = 0
 ) -> Iterator[Recording]:
-    """Yield the recordings of names and paths; append a line for each broken recording to `left_out`."""
+    """Yield the recordings of names and paths; append a line for each broken recording to `skipped`."""
     for name, path in items:
         try:
             recording = read_recording(path, name, action_shift)
         except ValueError as error:
             if strict:
                 raise
-            left_out.append(str(error))
+            skipped.append(str(error))
             logger.warning("left out: %s", error)
             continue
         yield recording

@@ -30,11 +30,11 @@ class RecordingSource:
     """What the user named."""
     videos: dict[str, Path]
     """The mp4 of each whole pair by the recording's name: its path below the source, without an ending; sorted."""
-    left_out: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
     """A line for each pair of which a half is missing."""
 
     def __len__(self) -> int:
-        return len(self.videos) + len(self.left_out)
+        return len(self.videos) + len(self.skipped)
 
 
 def pair(stem: Path) -> tuple[Path, Path]:
@@ -55,10 +55,10 @@ def find_recordings(path: Path) -> RecordingSource:
     source = _in_index(path) if path.is_file() else _in_folder(path)
     if source.videos:
         return source
-    if source.left_out:
+    if source.skipped:
         raise ValueError(
-            f"{path} must hold a whole NAME.mp4 + NAME.jsonl pair, got {len(source.left_out)} that are not, the first: "
-            f"{source.left_out[0]}"
+            f"{path} must hold a whole NAME.mp4 + NAME.jsonl pair, got {len(source.skipped)} that are not, the first: "
+            f"{source.skipped[0]}"
         )
     held = sorted(each.name for each in path.iterdir()) if path.is_dir() else []
     found = f"{len(held)} other files ({', '.join(held[:3])}, …)" if held else "nothing"
@@ -68,11 +68,11 @@ def find_recordings(path: Path) -> RecordingSource:
 def list_recordings(path: Path) -> list[Path]:
     """The mp4 of each whole pair, sorted; half pairs are logged. Arguments and errors as `find_recordings`."""
     source = find_recordings(path)
-    log_left_out(source.left_out)
+    log_skipped(source.skipped)
     return list(source.videos.values())
 
 
-def log_left_out(lines: tuple[str, ...]) -> None:
+def log_skipped(lines: tuple[str, ...]) -> None:
     """A line in the log for each of the first recordings that are left out."""
     for line in lines[:MAX_LOGGED]:
         logger.warning("left out: %s", line)
@@ -92,7 +92,7 @@ def _in_folder(folder: Path) -> RecordingSource:
     return RecordingSource(
         path=folder,
         videos={stem.relative_to(folder).as_posix(): pair(stem)[0] for stem in sorted(videos & lines)},
-        left_out=tuple(f"{half}: no such file; add it or remove its other half" for half in missing),
+        skipped=tuple(f"{half}: no such file; add it or remove its other half" for half in missing),
     )
 
 
@@ -111,7 +111,7 @@ def _in_index(path: Path) -> RecordingSource:
     # An absolute basedir takes the place of the index's folder; one that is no folder here is an address.
     local = path.parent / basedir
     root = local if local.is_dir() else path.parent
-    videos, left_out = {}, []
+    videos, skipped = {}, []
     for name in names:
         places = [pair(root / name), pair(root / PurePosixPath(name).name)]
         whole = [video for video, lines in places if video.is_file() and lines.is_file()]
@@ -121,10 +121,10 @@ def _in_index(path: Path) -> RecordingSource:
             # The place that holds one half, or else the first, is the one to complete.
             halves = next((each for each in places if any(half.is_file() for half in each)), places[0])
             missing = next(half for half in halves if not half.is_file())
-            left_out.append(
+            skipped.append(
                 f"{missing}: no such file, listed in {path.name}; download {basedir.rstrip('/')}/{name}{missing.suffix}"
             )
-    return RecordingSource(path=path, videos=videos, left_out=tuple(left_out))
+    return RecordingSource(path=path, videos=videos, skipped=tuple(skipped))
 
 
 def _read_index(path: Path) -> tuple[str, list[str]]:

@@ -17,8 +17,8 @@ from rlir_ray.config import Config, asset_path
 from rlir_ray.config.load import load_config, recipes
 from rlir_ray.data.clips import Clip
 from rlir_ray.data.files import write_json
+from rlir_ray.data.recorded_clips import round_robin_clips
 from rlir_ray.data.recordings import nothing_readable
-from rlir_ray.data.round_robin import round_robin_clips
 from rlir_ray.data.sources import MAX_LOGGED, find_recordings
 from rlir_ray.evaluation.fvd import I3D, MIN_FRAMES
 from rlir_ray.evaluation.lpips import LPIPS
@@ -26,7 +26,7 @@ from rlir_ray.evaluation.policy_row import PolicyRow, evaluate_row
 from rlir_ray.families import family_of, open_codec, open_policy
 from rlir_ray.idm.base import load_inverse_dynamics
 from rlir_ray.models.adapters import is_adapter_folder
-from rlir_ray.models.architectures import stated_architecture
+from rlir_ray.models.compatibility import stated_architecture
 from rlir_ray.rewards.calibration import check_alignment
 from rlir_ray.run.environment import versions
 from rlir_ray.run.progress import progress_bar
@@ -76,7 +76,7 @@ def evaluate(request: EvaluationRequest, chunk: int = 0) -> PolicyRow:
     lpips = LPIPS(request.lpips, device=device) if request.lpips else None
     i3d = I3D(request.fvd, device=device) if request.fvd else None
     source, world = find_recordings(Path(request.data)), config.world
-    left_out: list[str] = []
+    skipped: list[str] = []
     idm = load_inverse_dynamics(config.models.judge_idm).to(device) if config.models.judge_idm else None
     if idm is not None:
         for line in alignment_lines(idm, round_robin_clips(source, NUM_ALIGNED, world, config.data), config):
@@ -84,9 +84,9 @@ def evaluate(request: EvaluationRequest, chunk: int = 0) -> PolicyRow:
     policy, tokenizer = open_policy(config, device).eval(), open_codec(config)
     settings = config.evaluation
     sampler = family_of(config).evaluation_sampler(config, policy, settings.temperatures[0])
-    with progress_bar("evaluating") as show, _named_when_broken(source, left_out):
+    with progress_bar("evaluating") as show, _named_when_broken(source, skipped):
         row = evaluate_row(
-            round_robin_clips(source, num_clips, world, config.data, left_out),
+            round_robin_clips(source, num_clips, world, config.data, skipped),
             sampler,
             tokenizer.to(device),
             world,
@@ -98,9 +98,9 @@ def evaluate(request: EvaluationRequest, chunk: int = 0) -> PolicyRow:
             i3d=i3d,
             progress=lambda done: show(done / num_clips, f"{done} clips"),
         )
-    print("\n".join(summary_lines(row, config, num_clips, source, left_out)))
+    print("\n".join(summary_lines(row, config, num_clips, source, skipped)))
     if request.out:
-        write_row(Path(request.out), row, config, left_out)
+        write_row(Path(request.out), row, config, skipped)
     return row
 
 
@@ -120,13 +120,13 @@ def check_request(request: EvaluationRequest, config: Config, num_clips: int) ->
 
 
 @contextmanager
-def _named_when_broken(source: RecordingSource, left_out: list[str]) -> Iterator[None]:
+def _named_when_broken(source: RecordingSource, skipped: list[str]) -> Iterator[None]:
     """If all recordings are broken, raise the reason of the first."""
     try:
         yield
     except ValueError:
-        if len(left_out) == len(source):
-            raise ValueError(nothing_readable(source.path, left_out)) from None
+        if len(skipped) == len(source):
+            raise ValueError(nothing_readable(source.path, skipped)) from None
         raise
 
 
@@ -215,7 +215,7 @@ def alignment_lines(idm: Any, clips: Iterator[Clip], config: Config) -> list[str
 
 
 def summary_lines(
-    row: PolicyRow, config: Config, num_clips: int, source: RecordingSource, left_out: list[str]
+    row: PolicyRow, config: Config, num_clips: int, source: RecordingSource, skipped: list[str]
 ) -> list[str]:
     """Return lines with the policy, the recordings and the row."""
     world = config.world
@@ -225,15 +225,15 @@ def summary_lines(
     ]
     if row.num_clips < num_clips:
         lines.append(f"the recordings hold {row.num_clips} clips, {num_clips} were asked for")
-    if left_out:
-        lines.append(f"left out {len(left_out)} recordings, {len(source)} are known (all in --out), the first:")
-        lines += [f"  {line}" for line in left_out[:MAX_LOGGED]]
+    if skipped:
+        lines.append(f"left out {len(skipped)} recordings, {len(source)} are known (all in --out), the first:")
+        lines += [f"  {line}" for line in skipped[:MAX_LOGGED]]
     return [*lines, "", *row.lines()]
 
 
-def write_row(out: Path, row: PolicyRow, config: Config, left_out: list[str]) -> None:
+def write_row(out: Path, row: PolicyRow, config: Config, skipped: list[str]) -> None:
     """Write the row as JSON, with the configuration and the skipped recordings."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    content = {"row": row.to_json(), "left_out": left_out, "seed": SEED, "config": config.to_dict()}
+    content = {"row": row.to_json(), "left_out": skipped, "seed": SEED, "config": config.to_dict()}
     write_json(out, {**content, "versions": versions()})
     print(f"\nwritten to {out}")

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rlir_ray.rewards.classification import accuracy, confusion
-from rlir_ray.spaces.actions import BUTTONS, JUDGED_BUTTONS, VPT_CAMERA, Actions
+from rlir_ray.spaces.actions import BUTTONS, IDM_BUTTONS, VPT_CAMERA, Actions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -208,14 +208,14 @@ def readings_clips(buttons: npt.NDArray[np.integer], camera: npt.NDArray[np.inte
     """Return values of an inverse dynamics model's heads as clips.
 
     Args:
-        buttons: int [B, F, 20], 1 for pressed, in the order of `JUDGED_BUTTONS`.
+        buttons: int [B, F, 20], 1 for pressed, in the order of `IDM_BUTTONS`.
         camera: int [B, F, 2], bins of `VPT_CAMERA`, pitch first.
 
     Returns:
         B clips: each of the 23 buttons int64 [F], 0 for those that have no head (swapHands, pickItem, ESC), and the
         camera float64 [F, 2] at its bins' centres. Contradictions stay, as in MineWorld's evaluator.
     """
-    unseen = np.zeros((*buttons.shape[:2], len(BUTTONS) - len(JUDGED_BUTTONS)), np.int64)
+    unseen = np.zeros((*buttons.shape[:2], len(BUTTONS) - len(IDM_BUTTONS)), np.int64)
     pressed = np.concatenate([buttons, unseen], -1)  # [B, F, 23]
     return [_clip(*clip) for clip in zip(pressed, VPT_CAMERA.degrees(camera), strict=True)]
 

@@ -82,7 +82,7 @@ class CorrelationInverseDynamics(nn.Module):
         self.pi_head = Heads(hidden, config["temperature"])
 
     def logits(self, frames: Tensor, max_frames: int | None = None) -> Logits:
-        """Read the actions of clips of any length; arguments and result as `InverseDynamicsModel.logits`."""
+        """Read the actions of clips of any length; arguments and result as `VptInverseDynamics.logits`."""
         device = self.pi_head.buttons["linear_layer"].weight.device
         images = resize_frames(frames.to(device), *self.config["img_shape"])
         at_once = max(1, (max_frames or frames_at_once(images)) // images.shape[1])

@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rlir_ray.spaces.actions import BUTTONS, CONTRADICTIONS, GROUPS, INDEX, Actions, group_classes, recovered_actions
+from rlir_ray.spaces.actions import (
+    BUTTON_INDEX,
+    BUTTONS,
+    CONTRADICTIONS,
+    GROUPS,
+    Actions,
+    group_classes,
+    recovered_actions,
+)
 
 Logits = Mapping[str, Tensor]
 
@@ -36,7 +44,7 @@ def recovered_classes(logits: Logits, groups: Sequence[str]) -> Tensor:
     return torch.from_numpy(group_classes(actions, groups)).unflatten(0, buttons.shape[:2])
 
 
-def class_tables(classes: Tensor, groups: Sequence[str]) -> dict[str, Tensor]:
+def one_hot_classes(classes: Tensor, groups: Sequence[str]) -> dict[str, Tensor]:
     """Encode classes int [..., len(groups)] one-hot: action group -> float32 [..., K]."""
     return {
         name: functional.one_hot(classes[..., column].long(), GROUPS[name].num_classes).float()
@@ -69,7 +77,7 @@ def group_probabilities(logits: Logits, groups: Sequence[str]) -> dict[str, Tens
         released, pressed = bits[..., space.columns, :].unbind(-1)  # [B, F, n]
         held = torch.from_numpy(space.pressed).to(bits)  # [M, n]
         combined = (pressed @ held.T + released @ (1 - held).T).exp()  # [B, F, M]
-        probabilities[name] = combined @ class_tables(space.classes, (name,))[name].to(bits)
+        probabilities[name] = combined @ one_hot_classes(space.classes, (name,))[name].to(bits)
     return probabilities
 
 
@@ -87,9 +95,9 @@ def _combinations(name: str) -> _Combinations:
     involved = set(GROUPS[name].members)
     while more := {b for pair in CONTRADICTIONS if involved & set(pair) for b in pair} - involved:
         involved |= more
-    columns = sorted(INDEX[button] for button in involved)
+    columns = sorted(BUTTON_INDEX[button] for button in involved)
     pressed = (np.arange(2 ** len(columns))[:, None] >> np.arange(len(columns))) & 1
     buttons = np.zeros((len(pressed), len(BUTTONS)), np.bool_)
     buttons[:, columns] = pressed
-    actions = Actions.cancelled(buttons, np.zeros((len(pressed), 2), np.float32))
+    actions = Actions.from_buttons(buttons, np.zeros((len(pressed), 2), np.float32))
     return _Combinations(columns, pressed.astype(np.float32), torch.from_numpy(group_classes(actions, (name,))))

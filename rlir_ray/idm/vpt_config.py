@@ -80,7 +80,7 @@ def complete_net(net: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in the published code's defaults for missing `net` kwargs.
 
     Raises:
-        ValueError: they describe a network that `InverseDynamicsModel` is not.
+        ValueError: they describe a network that `VptInverseDynamics` is not.
     """
     if missing := [key for key in REQUIRED if key not in net]:
         raise ValueError(f"net must give {' and '.join(REQUIRED)}, got no {missing[0]}; take the published kwargs")

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlir_ray.spaces.actions import JUDGED_BUTTONS, VPT_CAMERA
+from rlir_ray.spaces.actions import IDM_BUTTONS, VPT_CAMERA
 
 Logits = dict[str, Tensor]
-NUM_BUTTONS, NUM_BINS = len(JUDGED_BUTTONS), VPT_CAMERA.num_bins
+NUM_BUTTONS, NUM_BINS = len(IDM_BUTTONS), VPT_CAMERA.num_bins
 CNN_OUTSIZE = 256  # of the published network, whatever its other sizes
 RELATIVE_BASIS = 10
 

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from rlir_ray.algorithm.flow_steps import noise_levels
+from rlir_ray.algorithm.flow_steps import interpolate, noise_levels
 from rlir_ray.algorithm.losses import (
     guarded_log_ratio,
     kl_loss,
@@ -27,7 +27,6 @@ from rlir_ray.algorithm.losses import (
 from rlir_ray.algorithm.off_policy import decoupled_loss
 from rlir_ray.config import Config, TrainConfig
 from rlir_ray.learner.state import State
-from rlir_ray.models.flow_streams import interpolate
 from rlir_ray.models.rescoring import Forward, Rescore, Scores, stream_velocities
 from rlir_ray.trajectory import FlowRecord, TokenRecord
 from rlir_ray.transfer.weights import Weights, load_weights, weights_of

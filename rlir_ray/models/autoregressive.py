@@ -83,12 +83,6 @@ def assemble(frames: Tensor, actions: Tensor) -> Tensor:
     return torch.cat([frames[..., 0, :].long(), blocks], -1)
 
 
-def split_frames(tokens: Tensor, tokens_per_frame: int) -> Tensor:
-    """Return the image tokens of sequences, [..., L] to [..., n, N]."""
-    num_frames = count_frames(tokens.shape[-1], tokens_per_frame)
-    return tokens[..., image_positions(num_frames, tokens_per_frame)].unflatten(-1, (num_frames, tokens_per_frame))
-
-
 class WorldModel(nn.Module):
     """A `transformers` LLaMA that computes the log-probabilities of the decided image tokens.
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rlir_ray.models.checkpoints import open_library_model
-from rlir_ray.spaces.mineworld import CLASS_COUNTS
+from rlir_ray.spaces.mineworld import ACTION_CLASS_COUNTS
 
 # Frequencies of the noise level's embedding. The level is scaled to 0..1000, the step numbers of diffusion models.
 NUM_FREQUENCIES, LEVEL_SCALE = 128, 1000.0
@@ -97,7 +97,7 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             nn.Linear(2 * NUM_FREQUENCIES, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
         )
         # One embedding per exclusive group and camera axis, summed.
-        self.actions = nn.ModuleList([nn.Embedding(count, hidden_size) for count in CLASS_COUNTS])
+        self.actions = nn.ModuleList([nn.Embedding(count, hidden_size) for count in ACTION_CLASS_COUNTS])
         self.head_size = head_size
         self.blocks = nn.ModuleList([Block(hidden_size, num_heads, mlp_ratio) for _ in range(num_layers)])
         self.final_modulation = nn.Linear(hidden_size, 2 * hidden_size)
@@ -131,7 +131,7 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         Args:
             latents: float [B, M, D, h, w], noisy latents.
             levels: float [B, M], noise levels in [0, 1].
-            actions: int64 [B, M, 9], `spaces.mineworld.exclusive_classes` of the action that leads into each frame.
+            actions: int64 [B, M, 9], `spaces.mineworld.action_classes` of the action that leads into each frame.
             places: int64 [M] on the CPU, index of each frame in the clip; None: 0, 1, 2, ...
             visible: bool [M, cached + M] on the CPU, which frames (columns) each frame (row) attends to; None: itself
                 and those at earlier places, in the cache and in the pass.
@@ -223,7 +223,7 @@ class Block(nn.Module):
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(condition).chunk(6, -1)
         qkv = self.to_qkv(modulate(normalise(x), shift, scale)).unflatten(-1, (3, self.num_heads, -1))
         queries, keys, values = (part.transpose(1, 2) for part in qkv.unbind(2))  # [B, H, L, head size]
-        queries, keys = turn(queries, self.query_scale, turns), turn(keys, self.key_scale, turns)
+        queries, keys = apply_rotary(queries, self.query_scale, turns), apply_rotary(keys, self.key_scale, turns)
         all_keys, all_values = (
             (keys, values) if past is None else (torch.cat([past[0], keys], 2), torch.cat([past[1], values], 2))
         )
@@ -258,7 +258,7 @@ def rotations(places: Tensor, grid: tuple[int, int], head_size: int) -> Tensor:
     return torch.polar(torch.ones_like(whole), whole)
 
 
-def turn(x: Tensor, scale: Tensor, turns: Tensor) -> Tensor:
+def apply_rotary(x: Tensor, scale: Tensor, turns: Tensor) -> Tensor:
     """Normalise each head's vector and rotate its pairs, in float32.
 
     Args:

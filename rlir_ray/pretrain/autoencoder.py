@@ -17,11 +17,17 @@ from torch import Tensor
 
 from rlir_ray.models.autoencoder import FrameAutoencoder, build_autoencoder
 from rlir_ray.pretrain.encode import encode_splits, read_splits
-from rlir_ray.pretrain.loop import cosine_rate, train
-from rlir_ray.pretrain.pictures import Clips, draw_pairs, long_enough, picture_figures, reconstruction_loss
+from rlir_ray.pretrain.loop import train
+from rlir_ray.pretrain.reconstruction import (
+    Clips,
+    draw_pairs,
+    drop_short_clips,
+    reconstruction_loss,
+    reconstruction_metrics,
+)
 from rlir_ray.pretrain.settings import AutoencoderTraining
 from rlir_ray.pretrain.state import finished_report
-from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task
+from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task, cosine_rate
 from rlir_ray.run.progress import figure_words
 
 logger = logging.getLogger(__name__)
@@ -62,7 +68,7 @@ class AutoencoderTask(Task):
     model: FrameAutoencoder
 
     def __init__(self, clips: Clips, validation: npt.NDArray[np.uint8], settings: AutoencoderTraining) -> None:
-        self.clips, self.validation = long_enough(clips, "an autoencoder"), validation
+        self.clips, self.validation = drop_short_clips(clips, "an autoencoder"), validation
         torch.manual_seed(settings.seed)
         height, width = self.clips[0].shape[1:3]
         model = build_autoencoder(
@@ -140,6 +146,6 @@ def _spread(frames: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.uint8]:
 
 
 def evaluate_autoencoder(model: FrameAutoencoder, frames: npt.NDArray[np.uint8]) -> dict[str, float]:
-    """What encoding and decoding does to pictures uint8 [N, H, W, 3]; see `picture_figures`."""
+    """What encoding and decoding does to pictures uint8 [N, H, W, 3]; see `reconstruction_metrics`."""
     real = torch.from_numpy(np.ascontiguousarray(frames))
-    return picture_figures(model.decode(model.encode(real)).cpu(), real)
+    return reconstruction_metrics(model.decode(model.encode(real)).cpu(), real)

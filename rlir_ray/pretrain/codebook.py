@@ -14,7 +14,7 @@ DEAD_SHARE = 0.1
 FRESH_SHARE = 0.3
 
 
-class CodeAverages(nn.Module):
+class CodebookAverages(nn.Module):
     """Moving averages over steps.
 
     Args:
@@ -50,7 +50,7 @@ class CodeAverages(nn.Module):
         self.is_started.fill_(True)
 
     @torch.no_grad()
-    def follow(
+    def update(
         self, codebook: Tensor, vectors: Tensor, chosen: Tensor, decay: float, restart_seed: int | None = None
     ) -> None:
         """Moves each code to the average of the latents that chose it (van den Oord et al., arXiv 1711.00937).

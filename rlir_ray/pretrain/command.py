@@ -27,7 +27,7 @@ CODES = "folder with train.npz and validation.npz"
 
 
 @dataclass(frozen=True)
-class Command:
+class TrainingCommand:
     """The arguments of one model's training.
 
     Args:
@@ -60,7 +60,7 @@ def main(model: str, argv: Sequence[str] | None = None) -> None:
     importlib.import_module(f"rlir_ray.pretrain.{model.replace('-', '_')}").run_command(chosen, settings)
 
 
-def _parser(model: str, command: Command) -> argparse.ArgumentParser:
+def _parser(model: str, command: TrainingCommand) -> argparse.ArgumentParser:
     parser = build_parser(f"pretrain {model}", command.description, command.example)
     parser.add_argument("--data", type=Path, required=True, help=command.data)
     parser.add_argument("--out", type=Path, required=True, help=f"folder that receives the {command.out}")
@@ -90,7 +90,7 @@ def _add_probe(parser: argparse.ArgumentParser) -> None:
 
 
 COMMANDS = {
-    "tokenizer": Command(
+    "tokenizer": TrainingCommand(
         TokenizerTraining,
         RECORDINGS,
         "tokenizer",
@@ -99,7 +99,7 @@ COMMANDS = {
         _add_codes("--tokens"),
         threads=1,
     ),
-    "autoencoder": Command(
+    "autoencoder": TrainingCommand(
         AutoencoderTraining,
         RECORDINGS,
         "autoencoder",
@@ -108,7 +108,7 @@ COMMANDS = {
         _add_codes("--latents"),
         threads=1,
     ),
-    "idm": Command(
+    "idm": TrainingCommand(
         InverseDynamicsTraining,
         RECORDINGS,
         "model",
@@ -117,7 +117,7 @@ COMMANDS = {
         "--data work/assets/recordings --out runs/idm --architecture vpt --minutes 30",
         _add_probe,
     ),
-    "world-model": Command(
+    "world-model": TrainingCommand(
         WorldModelTraining,
         CODES,
         "model",
@@ -125,7 +125,7 @@ COMMANDS = {
         "--data work/assets/tokens --out runs/world_model --minutes 60",
         threads=2,
     ),
-    "flow": Command(
+    "flow": TrainingCommand(
         FlowTraining,
         CODES,
         "model",

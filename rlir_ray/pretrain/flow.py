@@ -19,17 +19,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from rlir_ray.algorithm.flow_steps import interpolate
 from rlir_ray.data.files import give_usual_mode
-from rlir_ray.models.flow_streams import interpolate, two_streams
+from rlir_ray.models.rescoring import two_streams
 from rlir_ray.pretrain.encode import window_starts
-from rlir_ray.pretrain.loop import cosine_rate
 from rlir_ray.pretrain.loop import train as train_task
 from rlir_ray.pretrain.settings import SPLITS, FlowTraining
 from rlir_ray.pretrain.state import finished_report
-from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task
-from rlir_ray.pretrain.warnings import loss_figures, world_model_warning
+from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task, cosine_rate
+from rlir_ray.pretrain.training_warnings import loss_metrics, world_model_warning
 from rlir_ray.spaces.actions import Actions
-from rlir_ray.spaces.mineworld import exclusive_classes, no_action_classes
+from rlir_ray.spaces.mineworld import action_classes, null_action_classes
 
 if TYPE_CHECKING:
     from rlir_ray.models.flow import FlowWorldModel
@@ -50,7 +50,7 @@ class LatentRecordings:
         rows = starts[:, None] + np.arange(num_frames)
         actions = self.actions[rows]
         # What led into a window's first frame is not known in a rollout either.
-        actions[:, 0] = no_action_classes()
+        actions[:, 0] = null_action_classes()
         return torch.from_numpy(self.latents[rows].astype(np.float32)), torch.from_numpy(actions)
 
 
@@ -64,7 +64,7 @@ def load_latents(path: Path | str) -> LatentRecordings:
             raise ValueError(f"{path} must hold latents, got {sorted(file)}; encode with an autoencoder")
         latents, episode_starts = file["latents"], file["episode_starts"].astype(np.int64)
         actions = Actions(file["buttons"].astype(np.bool_), file["camera"].astype(np.float32))
-    return LatentRecordings(latents, exclusive_classes(actions), episode_starts)
+    return LatentRecordings(latents, action_classes(actions), episode_starts)
 
 
 def train_flow(
@@ -105,7 +105,7 @@ class FlowTask(Task):
     def __init__(self, train: LatentRecordings, validation: LatentRecordings, settings: FlowTraining) -> None:
         self.train, self.validation = train, validation
         self.starts = window_starts(train.episode_starts, len(train.latents), settings.num_frames)
-        model = _start(settings, train.latents.shape[1:])
+        model = _initial_model(settings, train.latents.shape[1:])
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.average_decay))
         every = Every(seconds=settings.evaluate_every_s)
         super().__init__(
@@ -161,7 +161,7 @@ def run_command(chosen: dict[str, Any], settings: FlowTraining) -> None:
     train_flow(train, validation, chosen["out"], settings)
 
 
-def _start(settings: FlowTraining, latent_shape: tuple[int, ...]) -> FlowWorldModel:
+def _initial_model(settings: FlowTraining, latent_shape: tuple[int, ...]) -> FlowWorldModel:
     from rlir_ray.models.flow import FlowWorldModel, open_flow_model
 
     torch.manual_seed(settings.seed)
@@ -233,7 +233,7 @@ def validate(model: FlowWorldModel, recordings: LatentRecordings, settings: Flow
     """Held-out loss in float32, with the same levels and noise at each call.
 
     Returns:
-        As `loss_figures`: `validation_loss`, and `validation_loss_wrong_actions` where each window has the actions of
+        As `loss_metrics`: `validation_loss`, and `validation_loss_wrong_actions` where each window has the actions of
         another one: what the actions tell is the difference.
     """
     starts = window_starts(recordings.episode_starts, len(recordings.latents), settings.num_frames)
@@ -246,4 +246,4 @@ def validate(model: FlowWorldModel, recordings: LatentRecordings, settings: Flow
         device = next(model.parameters()).device
         losses = [flow_losses(model, x.to(device), a.to(device), generator, settings) for x, a in batches]
         found.append(torch.cat(losses).cpu().numpy())
-    return loss_figures(*found)
+    return loss_metrics(*found)

@@ -12,22 +12,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlir_ray.data.causality import check_causality
+from rlir_ray.data.alignment import check_alignment
 from rlir_ray.data.recordings import Recording
 from rlir_ray.idm.base import load_inverse_dynamics
 from rlir_ray.idm.correlation_idm import CorrelationInverseDynamics, correlation_config
-from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
+from rlir_ray.idm.vpt import VptInverseDynamics
 from rlir_ray.idm.vpt_config import small_vpt_config
-from rlir_ray.pretrain.device import open_device
 from rlir_ray.pretrain.encode import read_splits
-from rlir_ray.pretrain.idm_figures import CLIP_FRAMES, Model, cut_clips, evaluate_inverse_dynamics, held_out_figures
-from rlir_ray.pretrain.idm_loss import class_weights, head_weights, inverse_dynamics_loss
-from rlir_ray.pretrain.loop import train
+from rlir_ray.pretrain.idm_scores import (
+    CLIP_FRAMES,
+    Model,
+    class_weights,
+    cut_clips,
+    evaluate_inverse_dynamics,
+    head_weights,
+    held_out_scores,
+    inverse_dynamics_loss,
+)
+from rlir_ray.pretrain.idm_windows import NUM_BINS, Reconstruct, draw_windows, label_frames
+from rlir_ray.pretrain.loop import open_device, train
 from rlir_ray.pretrain.settings import InverseDynamicsTraining
 from rlir_ray.pretrain.state import finished_report
 from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task
-from rlir_ray.pretrain.warnings import judge_warning
-from rlir_ray.pretrain.windows import NUM_BINS, Reconstruct, draw_windows, label_frames
+from rlir_ray.pretrain.training_warnings import idm_warning
 from rlir_ray.run.progress import figure_words
 
 logger = logging.getLogger(__name__)
@@ -64,7 +71,7 @@ def build_model(
                 "img_shape": [height, width, channels],
                 "conv3d_params": {**config["net"]["conv3d_params"], "outchan": channels},
             }
-            return InverseDynamicsModel(config)
+            return VptInverseDynamics(config)
         if architecture == "correlation":
             config = correlation_config(height, width)
             sizes = {"channels": convolution_width * config["channels"], "hidden": hidden_size}
@@ -72,7 +79,7 @@ def build_model(
     raise ValueError(f"architecture must be vpt or correlation, got {architecture!r}; choose one")
 
 
-def _start(settings: InverseDynamicsTraining, height: int, width: int) -> Model:
+def _initial_model(settings: InverseDynamicsTraining, height: int, width: int) -> Model:
     """A fresh model, or the one of `settings.init`, in training mode.
 
     Raises:
@@ -133,7 +140,7 @@ def train_inverse_dynamics(
         torch.set_num_threads(settings.threads)
         report = train(InverseDynamicsTask(recordings, validation, settings, reconstruct), folder)
     figures: dict[str, Any] = report["held_out"]
-    if warning := judge_warning(figures["gate"], settings.groups):
+    if warning := idm_warning(figures["gate"], settings.groups):
         logger.warning(warning)
     return figures
 
@@ -161,7 +168,7 @@ class InverseDynamicsTask(Task):
         height, width = self.data.frames.shape[1:3]
         super().__init__(
             settings,
-            _start(settings, height, width).train(),
+            _initial_model(settings, height, width).train(),
             length=Length(settings.minutes, settings.num_steps),
             curve_every=Every(seconds=settings.evaluate_every_s),
             device=settings.device,
@@ -203,7 +210,7 @@ class InverseDynamicsTask(Task):
 
     def save(self, folder: Path, final: Mapping[str, Any], steps: int, elapsed_s: float) -> dict[str, Any]:
         self.model.eval().save_pretrained(folder)
-        return {"held_out": held_out_figures(self.model, self.validation, self.settings.groups, self.reconstruct)}
+        return {"held_out": held_out_scores(self.model, self.validation, self.settings.groups, self.reconstruct)}
 
 
 def run_command(chosen: dict[str, Any], settings: InverseDynamicsTraining) -> None:
@@ -214,7 +221,7 @@ def run_command(chosen: dict[str, Any], settings: InverseDynamicsTraining) -> No
         logger.info("measuring which event leads into a frame")
         pairs = [(each.frames, each.actions) for each in recordings]
         way_out = "--action-shift={shift}, or --no-probe if you know better"
-        check_causality(pairs, str(chosen["data"] / "train"), action_shift=chosen["action_shift"], way_out=way_out)
+        check_alignment(pairs, str(chosen["data"] / "train"), action_shift=chosen["action_shift"], way_out=way_out)
     logger.info("%d recordings, %d held out", len(recordings), len(validation))
     figures = train_inverse_dynamics(recordings, validation, chosen["out"], settings, reconstruct)
     logger.info("held out: %s", figure_words(figures["shifts"]["+0"]["mean"]))

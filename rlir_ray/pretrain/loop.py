@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from rlir_ray.data.files import strict_json, write_json
-from rlir_ray.pretrain.device import open_accelerator
 from rlir_ray.pretrain.state import load_state, remove_states, save_state
 from rlir_ray.pretrain.task import Every, Progress, Task
 from rlir_ray.run.progress import clock, figure_words, progress_bar
@@ -161,13 +162,6 @@ def _means(seen: list[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([one[name] for one in seen if name in one])) for name in names}
 
 
-def cosine_rate(progress: float, least: float = 0.05) -> float:
-    """Return the share of the highest learning rate: linear over the first 2 %, then a cosine down to `least`."""
-    if progress < 0.02:
-        return max(progress, 1e-4) / 0.02
-    return least + (1 - least) * 0.5 * (1 + math.cos(math.pi * (progress - 0.02) / 0.98))
-
-
 def clip_gradients(model: nn.Module, max_norm: float) -> None:
     """Clip the gradients' total norm, before an update.
 
@@ -197,3 +191,46 @@ def check_loss(loss: float, step: int) -> None:
             f"the loss must be finite, got {loss} at step {step}; give the same command to resume from the last "
             "saved state, and with other settings or recordings where it happens again"
         )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The device
+
+
+def open_device(name: str) -> torch.device:
+    """Return a device by its name; empty: a GPU where there is one, else the CPU.
+
+    Raises:
+        ValueError: torch knows no such device, or it is not there.
+    """
+    chosen = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=chosen).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ValueError(
+            f"--device must be a torch device of this machine, got {name!r}; give cpu, or cuda where there is a GPU"
+        ) from None
+    return torch.device(chosen)
+
+
+def open_accelerator(name: str, precision: str) -> Accelerator:
+    """Open the accelerator of one training.
+
+    Args:
+        name: of the device, as `open_device` takes it.
+        precision: `bf16` or `fp32`.
+
+    Raises:
+        ValueError: the device is not there, or is another one than accelerate chooses on this machine.
+    """
+    device = open_device(name)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # accelerate takes the current one
+    # One process may run several trainings, but accelerate keeps the first one's device and precision.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    # It reports each file of each saved state.
+    logging.getLogger("accelerate").setLevel(logging.WARNING)
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
+    if accelerator.device.type != device.type:
+        raise ValueError(f"--device must be cpu or {accelerator.device.type} on this machine, got {name!r}")
+    return accelerator

@@ -19,9 +19,9 @@ from rlir_ray.data.files import write_json
 logger = logging.getLogger(__name__)
 
 # How long it took, where, and how it was watched; all else is what the weights are made with.
-FREE_SETTINGS = ("minutes", "num_steps", "evaluate_every_s", "threads", "device")
+RESUME_OVERRIDABLE = ("minutes", "num_steps", "evaluate_every_s", "threads", "device")
 # What `accelerate` saves is beside it: weights, optimiser and random states.
-FACTS = "training_state.json"
+STATE_FILE = "training_state.json"
 
 
 def finished_report(folder: Path, settings: Any, *, extendable: bool = False) -> dict[str, Any] | None:
@@ -40,7 +40,7 @@ def finished_report(folder: Path, settings: Any, *, extendable: bool = False) ->
         return None
     report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     held, asked = report["settings"], json.loads(json.dumps(asdict(settings)))
-    changed = [name for name in asked if name not in FREE_SETTINGS and held.get(name, asked[name]) != asked[name]]
+    changed = [name for name in asked if name not in RESUME_OVERRIDABLE and held.get(name, asked[name]) != asked[name]]
     if changed:
         raise ValueError(
             f"{folder} was trained with another {', '.join(changed)}; repeat them, remove it or choose another folder"
@@ -68,7 +68,7 @@ def save_state(accelerator: Accelerator, folder: Path, *, step: int, elapsed_s: 
     shutil.rmtree(part, ignore_errors=True)
     # As safetensors, accelerate would drop VPT's empty weights, which it takes for copies of one weight.
     accelerator.save_state(str(part), safe_serialization=False)
-    write_json(part / FACTS, {"step": step, "elapsed_s": elapsed_s, "settings": settings})
+    write_json(part / STATE_FILE, {"step": step, "elapsed_s": elapsed_s, "settings": settings})
     part.rename(final)  # a state under its final name is whole
     for path in older:
         shutil.rmtree(path, ignore_errors=True)
@@ -87,9 +87,9 @@ def load_state(accelerator: Accelerator, folder: Path, settings: Any) -> tuple[i
         raise ValueError(f"{old} is of an earlier version and cannot be resumed; remove it to train from the start")
     if not (found := _states(folder)):
         return 0, 0.0
-    facts = json.loads((found[-1] / FACTS).read_text(encoding="utf-8"))
+    facts = json.loads((found[-1] / STATE_FILE).read_text(encoding="utf-8"))
     held = facts["settings"]
-    changed = sorted(name for name in settings if name not in FREE_SETTINGS and held.get(name) != settings[name])
+    changed = sorted(name for name in settings if name not in RESUME_OVERRIDABLE and held.get(name) != settings[name])
     if changed:
         raise ValueError(
             f"a resumed training must keep its settings, got another {', '.join(changed)}; repeat them, remove "

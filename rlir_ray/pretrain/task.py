@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -46,6 +47,13 @@ class Progress:
 
     step: int
     share: float
+
+
+def cosine_rate(progress: float, least: float = 0.05) -> float:
+    """Return the share of the highest learning rate: linear over the first 2 %, then a cosine down to `least`."""
+    if progress < 0.02:
+        return max(progress, 1e-4) / 0.02
+    return least + (1 - least) * 0.5 * (1 + math.cos(math.pi * (progress - 0.02) / 0.98))
 
 
 class Task(ABC):

@@ -19,10 +19,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlir_ray.models.tokenizer import FrameTokenizer, build_tokenizer
-from rlir_ray.pretrain.codebook import CodeAverages
+from rlir_ray.pretrain.codebook import CodebookAverages
 from rlir_ray.pretrain.encode import encode_splits, read_splits
 from rlir_ray.pretrain.loop import train
-from rlir_ray.pretrain.pictures import Clips, draw_pairs, long_enough, picture_figures, reconstruction_loss
+from rlir_ray.pretrain.reconstruction import (
+    Clips,
+    draw_pairs,
+    drop_short_clips,
+    reconstruction_loss,
+    reconstruction_metrics,
+)
 from rlir_ray.pretrain.settings import TokenizerTraining
 from rlir_ray.pretrain.state import finished_report
 from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task
@@ -65,7 +71,7 @@ class TokenizerTask(Task):
     model: FrameTokenizer
 
     def __init__(self, clips: Clips, validation: npt.NDArray[np.uint8], settings: TokenizerTraining) -> None:
-        self.clips, self.validation = long_enough(clips, "a tokenizer"), validation
+        self.clips, self.validation = drop_short_clips(clips, "a tokenizer"), validation
         torch.manual_seed(settings.seed)
         height, width = self.clips[0].shape[1:3]
         model = build_tokenizer(
@@ -79,7 +85,7 @@ class TokenizerTask(Task):
         ).train()
         # The moving averages own the codebook; the optimiser must not touch it.
         model.codebook.requires_grad_(False)
-        self.averages = CodeAverages(settings.num_codes, settings.code_size)
+        self.averages = CodebookAverages(settings.num_codes, settings.code_size)
         super().__init__(
             settings,
             model,
@@ -97,8 +103,8 @@ class TokenizerTask(Task):
         return torch.optim.AdamW(weights, lr=self.settings.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
 
     def learning_rate(self, share: float) -> float:
-        warmup, cosine = min(1.0, share / 0.02 + 0.01), 0.5 * (1 + math.cos(math.pi * share))
-        return float(self.settings.learning_rate * warmup * cosine)
+        rate = self.settings.learning_rate
+        return float(rate * min(1.0, share / 0.02 + 0.01) * 0.5 * (1 + math.cos(math.pi * share)))
 
     def loss(self, progress: Progress, autocast: Autocast) -> tuple[Tensor, Mapping[str, Tensor | float]]:
         settings = self.settings
@@ -132,7 +138,7 @@ class TokenizerTask(Task):
         tokens = model.nearest_codes(latents.detach())
         codes = model.lookup(tokens).detach()
         restart = progress.share < settings.restart_until and progress.step % 10 == 0
-        averages.follow(
+        averages.update(
             model.codebook,
             _vectors(latents.detach()),
             tokens.flatten(),
@@ -172,7 +178,7 @@ def evaluate_tokenizer(tokenizer: FrameTokenizer, frames: npt.NDArray[np.uint8])
     decoded = tokenizer.decode(tokens)
     counts = torch.bincount(tokens.flatten(), minlength=tokenizer.num_codes)
     return {
-        **picture_figures(decoded, real),
+        **reconstruction_metrics(decoded, real),
         "codes_used": float((counts > 0).double().mean()),
         "perplexity": perplexity(counts),
     }

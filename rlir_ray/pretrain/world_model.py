@@ -19,12 +19,11 @@ from torch import Tensor
 from rlir_ray.models.autoregressive import WorldModel, assemble, image_positions
 from rlir_ray.models.block_attention import set_block_attention
 from rlir_ray.pretrain.encode import window_starts
-from rlir_ray.pretrain.loop import cosine_rate
 from rlir_ray.pretrain.loop import train as train_task
 from rlir_ray.pretrain.settings import SPLITS, WorldModelTraining
 from rlir_ray.pretrain.state import finished_report
-from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task
-from rlir_ray.pretrain.warnings import loss_figures, world_model_warning
+from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task, cosine_rate
+from rlir_ray.pretrain.training_warnings import loss_metrics, world_model_warning
 from rlir_ray.spaces.actions import Actions
 from rlir_ray.spaces.mineworld import action_tokens
 from rlir_ray.trajectory import stored_codes
@@ -117,7 +116,7 @@ class WorldModelTask(Task):
         every = Every(seconds=settings.evaluate_every_s)
         super().__init__(
             settings,
-            _start(settings, train.images.shape[1]),
+            _initial_model(settings, train.images.shape[1]),
             length=Length.of(settings),
             curve_every=every,
             save_every=every,
@@ -176,7 +175,7 @@ def run_command(chosen: dict[str, Any], settings: WorldModelTraining) -> None:
     train_world_model(train, validation, chosen["out"], settings)
 
 
-def _start(settings: WorldModelTraining, tokens_per_frame: int) -> WorldModel:
+def _initial_model(settings: WorldModelTraining, tokens_per_frame: int) -> WorldModel:
     torch.manual_seed(settings.seed)
     if settings.init:
         model = WorldModel.from_pretrained(settings.init)
@@ -210,7 +209,7 @@ def validate(
     """Mean negative log-probability of the tokens of all frames but the first, nats, in float32.
 
     Returns:
-        As `loss_figures`: `validation_loss`, and `validation_loss_wrong_actions` where each window has the actions of
+        As `loss_metrics`: `validation_loss`, and `validation_loss_wrong_actions` where each window has the actions of
         another one: what the actions tell is the difference.
     """
     starts = recordings.window_starts(num_frames)
@@ -226,4 +225,4 @@ def validate(
         batches = sequences.to(model.llama.device).split(batch_size)
         scored = torch.cat([model(batch, (num_frames - 1) * model.tokens_per_frame) for batch in batches])
         losses.append(-scored.mean(1).cpu().numpy())
-    return loss_figures(*losses)
+    return loss_metrics(*losses)

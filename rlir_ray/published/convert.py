@@ -15,7 +15,7 @@ TOKENIZER_FOLDER = "tokenizer"
 
 
 def convert_vpt_idm(out: Path, *, weights: Path, model: str = "", config: str = "") -> list[str]:
-    """Write config.json and model.safetensors, for `InverseDynamicsModel.from_pretrained` and `models.*_idm`.
+    """Write config.json and model.safetensors, for `VptInverseDynamics.from_pretrained` and `models.*_idm`.
 
     Args:
         out: a new folder.

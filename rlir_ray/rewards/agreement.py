@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rlir_ray.config import CAMERA_MATCHES, RULES
-from rlir_ray.idm.decoding import class_tables
+from rlir_ray.idm.decoding import one_hot_classes
 from rlir_ray.spaces.actions import DEGREES_PER_PIXEL, GROUPS, VPT_CAMERA, Actions, CameraBins, group_classes
 from rlir_ray.spaces.mineworld import token_camera_bins
 
@@ -37,7 +37,7 @@ def agreement(
 
     Args:
         tables: action group -> float [G, F, K], the judge's score of each class; sums to 1 over K. Probabilities
-            give the soft reward; 1 at the recovered class (`models.readings.class_tables`) the exact one.
+            give the soft reward; 1 at the recovered class (`models.readings.one_hot_classes`) the exact one.
         accepted: action group -> bool [F, K], the classes that agree with the command (see `accepted_classes`);
             the groups named here are the ones compared.
         rule: ``groups``: mean over the action groups; ``joint``: all of them at once (their product); ``fields``:
@@ -86,7 +86,7 @@ def compare(
     """
     classes = torch.from_numpy(group_classes(recovered, groups))[None]  # [1, F, groups]
     accepted = accepted_classes(commanded, groups, camera=camera, tolerance=tolerance, camera_bins=camera_bins)
-    return agreement(class_tables(classes, groups), accepted, rule=rule)[0].numpy()
+    return agreement(one_hot_classes(classes, groups), accepted, rule=rule)[0].numpy()
 
 
 def every_rule(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rlir_ray.config import Config, asset_path
-from rlir_ray.data.content import checkpoint_content
+from rlir_ray.data.digests import checkpoint_digest
 
 
 def reward_fingerprint(config: Config) -> dict[str, str]:
@@ -24,8 +24,8 @@ def reward_fingerprint(config: Config) -> dict[str, str]:
         "reward.camera_tolerance": str(reward.camera_tolerance if reward.camera == "within" else 0),
         "reward.match": reward.match,
         "reward.balance": reward.balance,
-        "models.tokenizer": checkpoint_content(asset_path(config.models.tokenizer)),
-        "models.reward_idm": checkpoint_content(asset_path(config.models.reward_idm)),
+        "models.tokenizer": checkpoint_digest(asset_path(config.models.tokenizer)),
+        "models.reward_idm": checkpoint_digest(asset_path(config.models.reward_idm)),
     }
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rlir_ray.config import asset_path
 from rlir_ray.idm.base import InverseDynamics, load_inverse_dynamics
-from rlir_ray.idm.decoding import class_tables, group_probabilities, recovered_classes
+from rlir_ray.idm.decoding import group_probabilities, one_hot_classes, recovered_classes
 from rlir_ray.rewards.agreement import accepted_classes, agreement, class_weights, every_rule, frame_weights
 from rlir_ray.rewards.classification import confusion
 from rlir_ray.spaces.actions import GROUPS, Actions, CameraBins, group_classes
@@ -155,7 +155,7 @@ class InverseReward:
         classes = classes[:, 1:]  # [1, K - 1, groups]
         accepted = self.accepted(actions, groups)
         if config.match == "exact":
-            tables = class_tables(classes, groups)
+            tables = one_hot_classes(classes, groups)
         held = {name: (tables[name].float() * accepted[name]).sum(-1)[0].numpy() for name in accepted}
         return ClipScores(
             agreement=agreement(tables, accepted, rule=config.rule)[0].numpy().astype(np.float32),
@@ -209,7 +209,7 @@ class InverseReward:
         commanded = video.actions[len(video.actions) - video.num_frames :]
         recovered = classes[:, video.num_context :]  # [G, F, groups]
         soft = {name: table[:, video.num_context :] for name, table in probabilities.items()}
-        exact = class_tables(recovered, groups)
+        exact = one_hot_classes(recovered, groups)
         accepted = self.accepted(commanded, groups)
         weights = frame_weights(commanded, tuple(accepted), self.weights) if self.weights else None
         tables = exact if config.match == "exact" else soft

@@ -16,7 +16,7 @@ from typing import Any
 
 from rlir_ray.config import Config
 from rlir_ray.config.old_keys import DROPPED, tell_dropped, upgraded
-from rlir_ray.data.content import content_of
+from rlir_ray.data.digests import input_digests
 from rlir_ray.data.files import number, strict_json, write_json, write_text
 from rlir_ray.run.environment import stand_in, versions
 
@@ -174,7 +174,7 @@ class RunFolder:
     @functools.cached_property
     def content(self) -> dict[str, str]:
         """Return the digests of the checkpoints and recordings that the run uses."""
-        return content_of(self.config)
+        return input_digests(self.config)
 
     def _refuse_other(self) -> None:
         before = _flat(upgraded(json.loads((self.path / "config.json").read_text(encoding="utf-8"))))

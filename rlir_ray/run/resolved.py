@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlir_ray.config import Config, require
-from rlir_ray.data.content import models_read
+from rlir_ray.data.digests import used_models
 from rlir_ray.data.prompts import heldout_bytes
 from rlir_ray.data.sources import find_recordings
 from rlir_ray.families import family_of
@@ -44,7 +44,7 @@ def resolve(config: Config) -> ResolvedRun:
     config = absolute_paths(config)
     family = family_of(config)
     frame_shape = family.check_world(config)
-    models = models_read(config)
+    models = used_models(config)
     # The files may hold half precision.
     weight_bytes = 2 * sum(path.stat().st_size for path in models["policy"].glob("*.safetensors"))
     return ResolvedRun(
@@ -98,14 +98,14 @@ def absolute_paths(config: Config) -> Config:
     """
     models = {
         name: str(folder.absolute())
-        for name, folder in models_read(config).items()
+        for name, folder in used_models(config).items()
         if not getattr(config.models, name).startswith("asset:")
     }
     prompts = config.prompts
     for path in (prompts.path, prompts.heldout_path) if prompts.source == "recordings" else ():
         source = find_recordings(Path(path))
-        if config.data.strict and source.left_out:
-            raise ValueError(source.left_out[0])
+        if config.data.strict and source.skipped:
+            raise ValueError(source.skipped[0])
     return dataclasses.replace(
         config,
         models=dataclasses.replace(config.models, **models),

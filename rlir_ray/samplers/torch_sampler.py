@@ -19,12 +19,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from rlir_ray.models.adapters import bias_of, merged_weight
 from rlir_ray.models.autoregressive import WorldModel, sequence_length
 from rlir_ray.models.rescoring import TokenRescorer
-from rlir_ray.samplers import LogprobDifference
+from rlir_ray.samplers.base import PolicySampler
 from rlir_ray.samplers.cached_attention import attend
 from rlir_ray.samplers.calls import check_call, prefixes, token_groups, token_inputs
-from rlir_ray.samplers.comparison import compare
 from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup
-from rlir_ray.transfer.weights import Received, load_weights
 
 # cuDNN is left out because it builds an execution plan for each new length of the cache: with cuDNN the first clip in
 # bfloat16 took seven times as long on an H100.
@@ -150,11 +148,11 @@ class Decoder:
         return functional.linear(self._norm(x[:, -1]), self.head).float()
 
 
-class TorchSampler:
+class TorchSampler(PolicySampler[WorldModel]):
     """Sampler of autoregressive world models in torch, on the device of the model.
 
     Args:
-        model: the policy; the sampler keeps it and loads published weights into it.
+        policy: the sampler keeps it and loads published weights into it.
         temperature: divides the logits, as in the learner's rescoring.
         top_p: draw from the likeliest tokens that hold this share of the probability. For evaluation only: below 1, the
             learner's rescoring would not give the same log-probabilities.
@@ -164,7 +162,7 @@ class TorchSampler:
 
     def __init__(
         self,
-        model: WorldModel,
+        policy: WorldModel,
         *,
         temperature: float,
         top_p: float = 1.0,
@@ -173,25 +171,12 @@ class TorchSampler:
     ) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature must be > 0, got {temperature}; use 1.0")
-        self.model, self.temperature, self.top_p, self.dtype = model, temperature, top_p, dtype
-        self.compares = compares and top_p >= 1
-        self.policy_version = 0
-        self.difference: LogprobDifference | None = None
-        self._decoder = Decoder(model, dtype)
+        super().__init__(policy, TokenRescorer(temperature), compares and top_p >= 1)
+        self.temperature, self.top_p, self.dtype = temperature, top_p, dtype
+        self._update_engine(0)
 
-    def load_weights(self, weights: Received, version: int, published: str = "") -> None:
-        """Load the weights of a version, verify their checksum, and rebuild the decoder from them.
-
-        Raises:
-            ValueError: a name, a shape or the checksum differs; the sampler keeps the previous version.
-        """
-        before = load_weights(self.model, weights, published)
-        try:
-            decoder = Decoder(self.model, self.dtype)
-        except BaseException:
-            load_weights(self.model, before)
-            raise
-        self._decoder, self.policy_version = decoder, version
+    def _update_engine(self, version: int) -> None:
+        self._decoder = Decoder(self.policy, self.dtype)
 
     @torch.inference_mode()
     def sample(
@@ -204,17 +189,16 @@ class TorchSampler:
             group_ids, seeds: one for each prompt; a group's draws depend on its own seed only.
             group_size: G.
         """
-        _, num_frames = check_call(prompts, group_ids, seeds, (self.model.tokens_per_frame,))
+        _, num_frames = check_call(prompts, group_ids, seeds, (self.policy.tokens_per_frame,))
         device = self._decoder.embedding.device
-        context, actions = (part.to(device) for part in token_inputs(prompts, self.model.num_codes))
+        context, actions = (part.to(device) for part in token_inputs(prompts, self.policy.num_codes))
         num_decisions = num_frames * context.shape[-1]
         uniforms = [torch.rand(num_decisions, group_size, generator=torch.Generator().manual_seed(s)) for s in seeds]
         draws = torch.cat(uniforms, 1).to(context.device)  # [T, B]
         with sdpa_kernel(ATTENTION_KERNELS):
             frames, logprobs = self._decode(context, actions, draws, group_size)
         pairs = token_groups(prompts, group_ids, seeds, self.policy_version, context, actions, frames, logprobs)
-        if self.compares:
-            self.difference = compare(self.model, TokenRescorer(self.temperature), pairs[0][0])
+        self._compare(pairs[0][0])
         return pairs
 
     def _decode(self, context: Tensor, actions: Tensor, draws: Tensor, group_size: int) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 # The order of the VPT inverse dynamics model's 20 button heads; the model has no heads for the last three buttons.
-JUDGED_BUTTONS = (
+IDM_BUTTONS = (
     "attack",
     "back",
     "forward",
@@ -29,8 +29,8 @@ JUDGED_BUTTONS = (
     "inventory",
     *(f"hotbar.{slot}" for slot in range(1, 10)),
 )
-BUTTONS = (*JUDGED_BUTTONS, "swapHands", "pickItem", "ESC")
-INDEX = {name: index for index, name in enumerate(BUTTONS)}
+BUTTONS = (*IDM_BUTTONS, "swapHands", "pickItem", "ESC")
+BUTTON_INDEX = {name: index for index, name in enumerate(BUTTONS)}
 
 # One degree of camera is 2400/360 mouse pixels in the VPT recorder.
 DEGREES_PER_PIXEL = 360 / 2400
@@ -49,7 +49,6 @@ KEY_NAMES = {
     "escape": "ESC",
     **{str(slot): f"hotbar.{slot}" for slot in range(1, 10)},
 }
-BUTTON_KEYS = {name: f"key.keyboard.{key}" for key, name in KEY_NAMES.items()}
 CameraBins = Callable[[npt.ArrayLike], npt.NDArray[np.int64]]
 """Degrees to what a world model is told of them."""
 MOUSE_NAMES = ("attack", "use", "pickItem")
@@ -158,58 +157,41 @@ class Actions:
             mouse, keyboard = event.get("mouse") or {}, event.get("keyboard") or {}
             for key in keyboard.get("keys") or ():
                 if name := KEY_NAMES.get(key.removeprefix("key.keyboard.")):
-                    buttons[frame, INDEX[name]] = True
+                    buttons[frame, BUTTON_INDEX[name]] = True
             for button in mouse.get("buttons") or ():
                 if 0 <= button < len(MOUSE_NAMES):
-                    buttons[frame, INDEX[MOUSE_NAMES[button]]] = True
+                    buttons[frame, BUTTON_INDEX[MOUSE_NAMES[button]]] = True
             camera[frame] = [(mouse.get(axis) or 0) * DEGREES_PER_PIXEL for axis in ("dy", "dx")]
-        return cls.cancelled(buttons, camera)
+        return cls.from_buttons(buttons, camera)
 
     @classmethod
-    def cancelled(cls, buttons: npt.NDArray[np.bool_], camera: npt.NDArray[np.float32]) -> Actions:
+    def from_buttons(cls, buttons: npt.NDArray[np.bool_], camera: npt.NDArray[np.float32]) -> Actions:
         """Build actions from pressed buttons bool [F, 23] and camera float32 [F, 2], and cancel contradictions."""
         return cls(cancel_contradictions(buttons), camera)
-
-    def to_events(self) -> list[dict[str, Any]]:
-        """Convert actions to events, the inverse of `from_events`."""
-        events = []
-        for pressed, (pitch, yaw) in zip(self.buttons, self.camera, strict=True):
-            names = [BUTTONS[index] for index in np.flatnonzero(pressed)]
-            events.append(
-                {
-                    "mouse": {
-                        "dx": round(float(yaw) / DEGREES_PER_PIXEL, 3),
-                        "dy": round(float(pitch) / DEGREES_PER_PIXEL, 3),
-                        "buttons": [MOUSE_NAMES.index(name) for name in names if name in MOUSE_NAMES],
-                    },
-                    "keyboard": {"keys": [BUTTON_KEYS[name] for name in names if name in BUTTON_KEYS]},
-                }
-            )
-        return events
 
 
 def recovered_actions(buttons: npt.NDArray[np.integer], camera: npt.NDArray[np.integer]) -> Actions:
     """Convert the values of an inverse dynamics model's heads to actions.
 
     Args:
-        buttons: int [F, 20], 1 for pressed, in the order of `JUDGED_BUTTONS`; the other buttons stay released.
+        buttons: int [F, 20], 1 for pressed, in the order of `IDM_BUTTONS`; the other buttons stay released.
         camera: int [F, 2], bins of `VPT_CAMERA`, pitch first.
 
     Returns:
         F actions, contradictions cancelled as in `Actions.from_events`, the camera at its bins' centres.
     """
-    unseen = np.zeros((len(buttons), len(BUTTONS) - len(JUDGED_BUTTONS)), np.bool_)
+    unseen = np.zeros((len(buttons), len(BUTTONS) - len(IDM_BUTTONS)), np.bool_)
     pressed = np.concatenate([np.asarray(buttons) != 0, unseen], 1)
-    return Actions.cancelled(pressed, VPT_CAMERA.degrees(camera).astype(np.float32))
+    return Actions.from_buttons(pressed, VPT_CAMERA.degrees(camera).astype(np.float32))
 
 
 def cancel_contradictions(buttons: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Release both of two buttons that contradict each other. bool [..., B] in `BUTTONS` order (B may be 20 or 23)."""
     buttons = buttons.copy()
     for first, second in CONTRADICTIONS:
-        both = buttons[..., INDEX[first]] & buttons[..., INDEX[second]]
-        buttons[..., INDEX[first]] &= ~both
-        buttons[..., INDEX[second]] &= ~both
+        both = buttons[..., BUTTON_INDEX[first]] & buttons[..., BUTTON_INDEX[second]]
+        buttons[..., BUTTON_INDEX[first]] &= ~both
+        buttons[..., BUTTON_INDEX[second]] &= ~both
     return buttons
 
 
@@ -239,7 +221,7 @@ class ActionGroup:
 
     @cached_property
     def columns(self) -> list[int]:
-        return [INDEX[name] for name in self.members]
+        return [BUTTON_INDEX[name] for name in self.members]
 
 
 GROUPS = {

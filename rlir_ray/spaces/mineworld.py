@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from rlir_ray.spaces.actions import INDEX, MINEWORLD_CAMERA, Actions
+from rlir_ray.spaces.actions import BUTTON_INDEX, MINEWORLD_CAMERA, Actions
 
 # After BOS, pitch and yaw: the buttons that share a token slot. swapHands, inventory and ESC have an id but no slot.
 TOKEN_SLOTS = (
@@ -48,7 +48,7 @@ def token_camera_bins(degrees: npt.ArrayLike) -> npt.NDArray[np.int64]:
 
 
 def flow_camera_bins(degrees: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """Quantise angles of any shape for a flow model (`exclusive_classes`)."""
+    """Quantise angles of any shape for a flow model (`action_classes`)."""
     return MINEWORLD_CAMERA.bins(degrees)
 
 
@@ -68,7 +68,7 @@ def action_tokens(actions: Actions, first_id: int = MINEWORLD_IMAGE_VOCABULARY) 
     bins = token_camera_bins(actions.camera)
     tokens[:, 1], tokens[:, 2] = PITCH_OFFSET + bins[:, 0], YAW_OFFSET + bins[:, 1]
     for slot, members in enumerate(TOKEN_SLOTS):
-        pressed = actions.buttons[:, [INDEX[name] for name in members]]
+        pressed = actions.buttons[:, [BUTTON_INDEX[name] for name in members]]
         ids = np.array([TOKEN_BUTTONS.index(name) for name in members])
         # Both buttons of a pair cancel each other; of several hotbar slots the first counts.
         held = pressed.any(1) if len(members) > 2 else pressed.sum(1) == 1
@@ -76,11 +76,11 @@ def action_tokens(actions: Actions, first_id: int = MINEWORLD_IMAGE_VOCABULARY) 
     return tokens + first_id
 
 
-CLASS_COUNTS = (*(2 * (MINEWORLD_CAMERA.num_bins,)), *(len(members) + 1 for members in TOKEN_SLOTS))
-"""Classes of each column of `exclusive_classes`."""
+ACTION_CLASS_COUNTS = (*(2 * (MINEWORLD_CAMERA.num_bins,)), *(len(members) + 1 for members in TOKEN_SLOTS))
+"""Classes of each column of `action_classes`."""
 
 
-def exclusive_classes(actions: Actions) -> npt.NDArray[np.int64]:
+def action_classes(actions: Actions) -> npt.NDArray[np.int64]:
     """Return a flow model's action input: MineWorld's camera bins, and the classes of its seven button categories.
 
     Next-Frame Diffusion (https://arxiv.org/abs/2506.01380) quantises the camera and sorts the keys into seven
@@ -92,14 +92,14 @@ def exclusive_classes(actions: Actions) -> npt.NDArray[np.int64]:
     Returns:
         int64 [F, 9]: pitch, yaw, then `TOKEN_SLOTS`, 0 for none and i for the i-th member (the first of several).
     """
-    classes = np.zeros((len(actions), len(CLASS_COUNTS)), np.int64)
+    classes = np.zeros((len(actions), len(ACTION_CLASS_COUNTS)), np.int64)
     classes[:, :2] = flow_camera_bins(actions.camera)
     for slot, members in enumerate(TOKEN_SLOTS, start=2):
-        pressed = actions.buttons[:, [INDEX[name] for name in members]]
+        pressed = actions.buttons[:, [BUTTON_INDEX[name] for name in members]]
         classes[:, slot] = np.where(pressed.any(1), pressed.argmax(1) + 1, 0)
     return classes
 
 
-def no_action_classes() -> npt.NDArray[np.int64]:
+def null_action_classes() -> npt.NDArray[np.int64]:
     """Return the classes of no buttons and a still camera, int64 [9], for a clip's first frame."""
-    return exclusive_classes(Actions.from_events([{}]))[0]
+    return action_classes(Actions.from_events([{}]))[0]

@@ -48,7 +48,7 @@ class Channel:
     """Longest time of a transfer, including the creation of the group."""
 
 
-class NotSent(RuntimeError):
+class BroadcastFailed(RuntimeError):
     """Error: a version was not broadcast; a receiver must drop the part that it received."""
 
 
@@ -85,7 +85,7 @@ class _Member:
             # Fault tolerance: after any error, the other members no longer know this member's position in the protocol.
             cause = next(iter(str(error).splitlines()), "")
             self.close(f"{type(error).__name__}: {cause}")
-            raise NotSent(self._failure) from error
+            raise BroadcastFailed(self._failure) from error
 
     def _transfer(self, flats: Sequence[Tensor]) -> None:
         """Broadcast the bytes of uint8 tensors [bytes], one after another; a receiver fills its tensors."""
@@ -129,11 +129,11 @@ class Sender(_Member):
         """Send a version once all receivers are ready for it.
 
         Raises:
-            NotSent: a receiver is not ready in time or cannot receive, or a member was lost on the way.
+            BroadcastFailed: a receiver is not ready in time or cannot receive, or a member was lost on the way.
         """
         if cause := self._failure or self._not_ready(version):
             self._store.set(f"{version}/verdict", json.dumps(cause))
-            raise NotSent(cause)
+            raise BroadcastFailed(cause)
         with self._closed_on_failure():
             tensors = {name: as_tensor(value).detach() for name, value in weights.items()}
             layout = [[name, _name(each.dtype), list(each.shape)] for name, each in tensors.items()]
@@ -173,14 +173,14 @@ class Receiver(_Member):
         """Receive the tensors of a version by name, on this member's device.
 
         Raises:
-            NotSent: the sender does not send it, or a member was lost on the way.
+            BroadcastFailed: the sender does not send it, or a member was lost on the way.
         """
         if self._group is None and self._store.check([FORMED]):
             self._failure = self._failure or "started again since the group was made"
         self._store.set(f"{version}/{self.rank}", json.dumps(self._failure))
         layout = self._verdict(version)
         if isinstance(layout, str):
-            raise NotSent(layout)
+            raise BroadcastFailed(layout)
         with self._closed_on_failure():
             tensors = {
                 name: torch.empty(shape, dtype=_DTYPES[dtype], device=self._device) for name, dtype, shape in layout

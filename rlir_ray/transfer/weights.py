@@ -69,7 +69,7 @@ def load_weights(module: torch.nn.Module, weights: Received, published: str = ""
     if published:
         # Weights of another type are rounded by the module, and their checksum would differ.
         same = {name for name, value in staged.items() if value.dtype == as_tensor(weights[name]).dtype}
-        check_published({name: staged[name] if name in same else weights[name] for name in staged}, published)
+        check_checksum({name: staged[name] if name in same else weights[name] for name in staged}, published)
     before = {name: target.data for name, target in own.items()}
     try:
         _swap(own, staged)
@@ -119,7 +119,7 @@ def check_finite(weights: Received, what: str) -> None:
         checkpoints.check_finite({name: as_tensor(weights[name])}, what)
 
 
-def check_published(weights: Received, published: str) -> None:
+def check_checksum(weights: Received, published: str) -> None:
     """Raises:
     ValueError: they have another checksum than the published one.
     """
@@ -140,7 +140,7 @@ def checksum(weights: Received) -> str:
         digest.update(f"{name}:{array.dtype.str}:{array.shape};".encode())
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         parts += [data[start : start + PART_BYTES] for start in range(0, len(data), PART_BYTES)]
-    for part in _side_by_side(_part_checksum, parts):
+    for part in _map_in_threads(_part_checksum, parts):
         digest.update(part)
     return digest.hexdigest()
 
@@ -152,7 +152,7 @@ def _part_checksum(data: npt.NDArray[np.uint8]) -> bytes:
     return digest.digest()
 
 
-def _side_by_side(
+def _map_in_threads(
     call: Callable[[npt.NDArray[np.uint8]], bytes], parts: Sequence[npt.NDArray[np.uint8]]
 ) -> Iterable[bytes]:
     if sum(part.nbytes for part in parts) <= PART_BYTES:

@@ -30,7 +30,14 @@ from rlir_ray.worlds.doom_engine import (
     read_frame,
     read_pose,
 )
-from rlir_ray.worlds.scripted_player import Command, PlayerScript, ScriptedPlayer, View, command_event, draw_commands
+from rlir_ray.worlds.scripted_player import (
+    Command,
+    Observation,
+    PlayerScript,
+    ScriptedPlayer,
+    command_event,
+    draw_commands,
+)
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -83,7 +90,7 @@ class CollectSummary:
 # Episodes
 
 
-def _start(game: DoomGame, rng: np.random.Generator, world: DoomWorld) -> bool:
+def _place_player(game: DoomGame, rng: np.random.Generator, world: DoomWorld) -> bool:
     """Put the player on a random spot of the map; return False if the spot is dark or closed in."""
     # Things stand in rooms, so that their positions are valid spots for the player.
     spots = [(thing.position_x, thing.position_y) for thing in game.get_state().objects]
@@ -110,8 +117,8 @@ def play_episode(
     """Play one recording: frames uint8 [F, H, W, 3] and F events; try another spot if the player leaves the map."""
     load_map(game, map_name, int(rng.integers(2**31)))
     for attempt in range(MAX_ATTEMPTS):
-        suits = _start(game, rng, world) or (attempt >= MAX_ATTEMPTS // 2 and not game.is_episode_finished())
-        if suits and (played := _play(game, rng, world)) is not None:
+        is_usable = _place_player(game, rng, world) or (attempt >= MAX_ATTEMPTS // 2 and not game.is_episode_finished())
+        if is_usable and (played := _play(game, rng, world)) is not None:
             return played
         if game.is_episode_finished():
             load_map(game, map_name, int(rng.integers(2**31)))
@@ -130,7 +137,8 @@ def _play(
     while len(frames) < world.episode_frames:
         previous, before = command, pose
         ahead, left, right = distances
-        command = player.next(View(ahead=ahead, left=left, right=right, on_ground=pose.on_ground, blocked=blocked))
+        observation = Observation(ahead=ahead, left=left, right=right, on_ground=pose.on_ground, blocked=blocked)
+        command = player.next(observation)
         advance(game, command, pose, world)
         if game.is_episode_finished():
             return None
@@ -210,7 +218,7 @@ def collect(
             f"frames to record must be >= 1, got {num_frames}; ask for {world.episode_frames}, one episode, or more"
         )
     out_dir.mkdir(parents=True, exist_ok=True)
-    _claim(out_dir, {"split": split, "seed": seed, "maps": list(maps), "world": dataclasses.asdict(world)})
+    _check_settings(out_dir, {"split": split, "seed": seed, "maps": list(maps), "world": dataclasses.asdict(world)})
     num_episodes = -(-num_frames // world.episode_frames)
     names = {index: f"{split}-{maps[index % len(maps)].replace(':', '-')}-{index:05d}" for index in range(num_episodes)}
     todo: dict[str, list[tuple[int, str, str]]] = {}
@@ -260,7 +268,7 @@ def _record(
             yield name
 
 
-def _claim(out_dir: Path, settings: dict[str, Any]) -> None:
+def _check_settings(out_dir: Path, settings: dict[str, Any]) -> None:
     """Reject a folder with another seed or world, because its recordings would be counted as ours."""
     settings = json.loads(json.dumps(settings))
     path = out_dir / "settings.json"

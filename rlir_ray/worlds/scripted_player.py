@@ -52,7 +52,7 @@ class PlayerScript:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class View:
+class Observation:
     """The player's observation before a command; distances in map units."""
 
     ahead: float = FAR
@@ -84,12 +84,12 @@ class ScriptedPlayer:
     yaw_left: int = 0
     attack_left: int = 0
 
-    def next(self, view: View) -> Command:
+    def next(self, observation: Observation) -> Command:
         """Draw the command of the next frame."""
-        on_ground = view.on_ground and not self.held.jump
+        on_ground = observation.on_ground and not self.held.jump
         self.held = Command(
-            self._move(view),
-            self._yaw(view),
+            self._move(observation),
+            self._yaw(observation),
             bool(on_ground and self.rng.random() < self.script.jump_probability),
             self._attack(),
         )
@@ -98,10 +98,10 @@ class ScriptedPlayer:
     def _hold(self, frames: tuple[int, int]) -> int:
         return int(self.rng.integers(frames[0], frames[1] + 1)) - 1
 
-    def _move(self, view: View) -> int:
-        wall = view.ahead < self.script.near_wall
+    def _move(self, observation: Observation) -> int:
+        wall = observation.ahead < self.script.near_wall
         self.move_left -= 1
-        if self.held.move and (view.blocked or (self.held.move > 0 and wall)):
+        if self.held.move and (observation.blocked or (self.held.move > 0 and wall)):
             self.move_left = -1
         if self.move_left >= 0:
             return self.held.move
@@ -112,16 +112,16 @@ class ScriptedPlayer:
         self.move_left = self._hold(self.script.forward_frames if move > 0 else self.script.back_frames)
         return move
 
-    def _yaw(self, view: View) -> int:
+    def _yaw(self, observation: Observation) -> int:
         self.yaw_left -= 1
         if self.yaw_left >= 0:
             return self.held.yaw_pixels
         self.yaw_left = self._hold(self.script.yaw_frames)
         if self.rng.random() < self.script.straight_share:
             return 0
-        steer = 0.85 if view.ahead < 3 * self.script.near_wall else 0.6
-        open_side = 1 if view.right > view.left else -1
-        if view.right == view.left:
+        steer = 0.85 if observation.ahead < 3 * self.script.near_wall else 0.6
+        open_side = 1 if observation.right > observation.left else -1
+        if observation.right == observation.left:
             open_side = 1 if self.rng.random() < 0.5 else -1
         side = open_side if self.rng.random() < steer else -open_side
         return side * int(self.rng.choice([pixels for pixels in YAW_PIXELS if pixels > 0]))
@@ -180,7 +180,7 @@ def draw_commands(num_frames: int, rng: np.random.Generator, script: PlayerScrip
     player.attack_left = int(rng.integers(0, 6))
     since_jump, events = player.script.air_frames, []
     for _ in range(num_frames):
-        command = player.next(View(on_ground=since_jump >= player.script.air_frames))
+        command = player.next(Observation(on_ground=since_jump >= player.script.air_frames))
         since_jump = 1 if command.jump else since_jump + 1
         events.append(command_event(command, Command()))
     return Actions.from_events(events)

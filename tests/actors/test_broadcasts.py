@@ -55,7 +55,7 @@ class Run:
         """Checksums of what the actors' models hold."""
         self.sync.wait()
         asked = [
-            each.__ray_call__.remote(lambda shell: checksum(weights_of(shell.sampler.model)))
+            each.__ray_call__.remote(lambda shell: checksum(weights_of(shell.sampler.policy)))
             for each in self.pool.actors
         ]
         return set(ray.get(asked, timeout=TIMEOUT_S))

@@ -71,7 +71,7 @@ def test_a_sampler_serves_exactly_the_published_bytes(make_config):
     weights = weights_of(tiny_world_model(seed=5))
     published = checksum(weights)
     assert actor.load_weights(weights, 3, published) == actor.version() == 3
-    assert checksum(weights_of(actor.sampler.model)) == published
+    assert checksum(weights_of(actor.sampler.policy)) == published
     name = next(iter(weights))
     changed = weights | {name: weights[name] + 1}
     with pytest.raises(ValueError, match=f"weights must have the published checksum {published}, got"):

@@ -26,7 +26,7 @@ from rlir_ray.cli.commands import main
 from rlir_ray.run.address import ADDRESS_FILE, find_run
 from rlir_ray.run.tracing import Span
 from rlir_ray.trajectory import EncodedVideo, TokenRecord, TrajectoryGroup
-from rlir_ray.transfer.weights import check_published, checksum
+from rlir_ray.transfer.weights import check_checksum, checksum
 from tests.actors.test_driver import assert_same_run
 from tests.fakes import tiny_prompts
 from tests.world import tiny_prompt_set
@@ -45,7 +45,7 @@ class EchoSampler:
 
     def load_weights(self, weights, version, published):
         time.sleep(self.load_s)
-        check_published(weights, published)
+        check_checksum(weights, published)
         self.policy_version = version
 
     def sample(self, prompts, group_ids, seeds, group_size):

@@ -12,8 +12,9 @@ from actors.rollout.prompts import PromptActor
 from rlir_ray.config import Config
 from rlir_ray.config.load import load_config
 from rlir_ray.data import prompts as prompts_module
-from rlir_ray.data.clips import clip_starts, cut_clips
+from rlir_ray.data.clips import clip_starts
 from rlir_ray.data.prompts import heldout_bytes, prepare_prompts
+from rlir_ray.data.recorded_clips import cut_clips
 from rlir_ray.data.recordings import write_recording
 from rlir_ray.data.sources import find_recordings
 
@@ -173,9 +174,9 @@ def test_a_broken_recording_is_left_out_and_carried_to_the_user(tmp_path: Path) 
     config = _config(tmp_path / "train")
     actor = PromptActor(lambda split: prepare_prompts(config, split, Corners(), tmp_path))
     assert {prompt_id[:6] for prompt_id in actor.prepare("train")} == {"clip-1", "clip-2", "clip-3"}
-    assert actor.left_out()[0] == 4
+    assert actor.skipped()[0] == 4
     actor.prepare("heldout")
-    num_recordings, lines = actor.left_out()
+    num_recordings, lines = actor.skipped()
     assert (num_recordings, len(lines)) == (7, 2)
     assert "clip-0.jsonl: 1 events for the 40 frames" in lines[0] and "clip-1.mp4: no such file" in lines[1]
 
@@ -193,7 +194,7 @@ def test_an_index_is_a_source_of_prompts(tmp_path: Path) -> None:
     index.write_text(json.dumps({"basedir": "https://example.org", "relpaths": ["8.0/clip-0", "8.0/clip-2.mp4"]}))
     prompts = prepare_prompts(_config(index, "prompts.num_train=4"), "train", Corners(), tmp_path)
     assert {prompt.prompt_id.split(":")[0] for prompt in prompts.prompts} == {"8.0/clip-0", "8.0/clip-2"}
-    assert (prompts.left_out, prompts.num_recordings) == ((), 2)
+    assert (prompts.skipped, prompts.num_recordings) == ((), 2)
 
 
 def test_an_unknown_way_of_resizing_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from rlir_ray.config import DataConfig, WorldConfig
-from rlir_ray.data.clips import ClipAddress, cut_clips, read_clip
+from rlir_ray.data.clips import ClipAddress, read_clip
+from rlir_ray.data.recorded_clips import cut_clips
 from rlir_ray.data.recordings import (
     list_recordings,
     load_recordings,
@@ -21,7 +22,7 @@ from rlir_ray.data.recordings import (
     write_recording,
 )
 from rlir_ray.data.sources import find_recordings
-from rlir_ray.spaces.actions import DEGREES_PER_PIXEL, INDEX
+from rlir_ray.spaces.actions import BUTTON_INDEX, DEGREES_PER_PIXEL
 from tests.data.videos import damage_frame, decode_all, event, turn, write_pair
 
 NUM_FRAMES = 12
@@ -50,7 +51,7 @@ def test_a_recording_is_read_back_in_order_and_clean(tmp_path: Path) -> None:
     error = (recording.frames.astype(float) - moving_bars()) ** 2
     assert recording.frames.shape == (NUM_FRAMES, 48, 64, 3)
     assert (10 * np.log10(255**2 / error.mean(axis=(1, 2, 3))) > 40).all()
-    assert recording.actions.buttons[:, INDEX["forward"]].tolist() == [False] + [True, False] * 5 + [True]
+    assert recording.actions.buttons[:, BUTTON_INDEX["forward"]].tolist() == [False] + [True, False] * 5 + [True]
     np.testing.assert_allclose(recording.actions.camera[1], [0, 3.15], atol=1e-6)
 
 
@@ -163,8 +164,8 @@ def test_the_recorders_errors_are_put_right_on_the_way_in(tmp_path: Path) -> Non
     events[3]["isGuiOpen"] = True
     path = write_pair(tmp_path / "6.9" / "player", events, num_frames=4)
     for actions in (open_recording(path).actions, read_recording(path).actions):
-        assert not actions.buttons[:, INDEX["attack"]].any()
-        assert actions.buttons[:, INDEX["hotbar.3"]].tolist() == [False, False, True, False]
+        assert not actions.buttons[:, BUTTON_INDEX["attack"]].any()
+        assert actions.buttons[:, BUTTON_INDEX["hotbar.3"]].tolist() == [False, False, True, False]
         np.testing.assert_allclose(actions.camera[:, 1], [0.15, 0.15, 0.15, 0.3], rtol=1e-6)
     assert read_events(path.with_suffix(".jsonl")) == events
 

@@ -13,8 +13,8 @@ import torch
 
 from rlir_ray.cli.commands import main
 from rlir_ray.config import DataConfig, WorldConfig
+from rlir_ray.data.recorded_clips import round_robin_clips
 from rlir_ray.data.recordings import write_recording
-from rlir_ray.data.round_robin import round_robin_clips
 from rlir_ray.data.sources import find_recordings
 from rlir_ray.evaluation.command import EvaluationRequest, evaluate, find_recipe, resolve_config
 from rlir_ray.evaluation.mineworld import NO_WEIGHTS
@@ -25,7 +25,7 @@ from rlir_ray.models.adapters import save_policy
 from rlir_ray.run.folder import RunFolder
 from rlir_ray.samplers.torch_sampler import TorchSampler
 from rlir_ray.spaces.actions import BUTTONS
-from tests.fakes import HEIGHT, WIDTH, tiny_actions, tiny_tokenizer, tiny_world_model
+from tests.fakes import HEIGHT, WIDTH, events_of, tiny_actions, tiny_tokenizer, tiny_world_model
 from tests.world import MakeConfig, tiny_config
 
 WORLD = WorldConfig(height=HEIGHT, width=WIDTH, num_frames=3, groups=("forward_back", "jump", "yaw"))
@@ -38,7 +38,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in (2, 9, 10):
         random = np.random.default_rng(number)
         frames = random.integers(0, 256, (9, HEIGHT, WIDTH, 3), dtype=np.uint8)
-        write_recording(folder / f"clip_{number}", frames, tiny_actions(9, number).to_events())
+        write_recording(folder / f"clip_{number}", frames, events_of(tiny_actions(9, number)))
     return folder
 
 

@@ -21,7 +21,7 @@ from rlir_ray.evaluation.mineworld import (
     readings_clips,
     table_lines,
 )
-from rlir_ray.spaces.actions import BUTTONS, INDEX, VPT_CAMERA, Actions
+from rlir_ray.spaces.actions import BUTTON_INDEX, BUTTONS, VPT_CAMERA, Actions
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "action_following_metric.json").read_text())
 PREDICTED, RECORDED = ([video[side] for video in GOLDEN["videos"]] for side in ("predicted", "recorded"))
@@ -154,7 +154,7 @@ def test_whole_degrees_are_those_of_mineworlds_recordings() -> None:
 
 def test_readings_of_the_heads_become_clips() -> None:
     buttons = np.zeros((2, 3, 20), np.int64)
-    buttons[1, 2, [INDEX["forward"], INDEX["back"]]] = 1
+    buttons[1, 2, [BUTTON_INDEX["forward"], BUTTON_INDEX["back"]]] = 1
     camera = np.full((2, 3, 2), VPT_CAMERA.null_bin)
     camera[0, 1] = 0, 6
     first, second = readings_clips(buttons, camera)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rlir_ray.algorithm.advantages import GroupAdvantages
-from rlir_ray.algorithm.flow_steps import noise_levels
+from rlir_ray.algorithm.flow_steps import interpolate, noise_levels
 from rlir_ray.config import (
     Config,
     FlowConfig,
@@ -25,7 +25,6 @@ from rlir_ray.learner.objectives import DiffusionNFT, Objective, PolicyGradient
 from rlir_ray.learner.step import Learner, StepBatch, trained_decisions
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.models.adapters import add_adapter, is_adapter_weight, merged_weight, without_adapter
-from rlir_ray.models.flow_streams import interpolate
 from rlir_ray.models.rescoring import FlowRescorer, TokenRescorer, stream_velocities
 from rlir_ray.samplers.flow import FlowSampler
 from rlir_ray.samplers.torch_sampler import TorchSampler

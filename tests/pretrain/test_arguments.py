@@ -10,7 +10,7 @@ import torch
 
 from rlir_ray.pretrain.arguments import add_settings, build_parser, take_settings
 from rlir_ray.pretrain.command import COMMANDS
-from rlir_ray.pretrain.device import open_device
+from rlir_ray.pretrain.loop import open_device
 from rlir_ray.pretrain.settings import (
     AutoencoderTraining,
     FlowTraining,

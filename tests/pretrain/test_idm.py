@@ -12,11 +12,18 @@ from rlir_ray.data.recordings import Recording, write_recording
 from rlir_ray.idm.base import load_inverse_dynamics
 from rlir_ray.pretrain.command import main
 from rlir_ray.pretrain.idm import build_model, train_inverse_dynamics
-from rlir_ray.pretrain.idm_figures import compare, cut_clips, evaluate_inverse_dynamics, held_out_figures
-from rlir_ray.pretrain.idm_loss import class_weights, inverse_dynamics_loss
+from rlir_ray.pretrain.idm_scores import (
+    class_weights,
+    compare,
+    cut_clips,
+    evaluate_inverse_dynamics,
+    held_out_scores,
+    inverse_dynamics_loss,
+)
 from rlir_ray.pretrain.settings import InverseDynamicsTraining
-from rlir_ray.pretrain.warnings import judge_warning
+from rlir_ray.pretrain.training_warnings import idm_warning
 from rlir_ray.spaces.actions import Actions
+from tests.fakes import events_of
 from tests.pretrain.interruption import interrupted_after_state
 
 SETTINGS = InverseDynamicsTraining(
@@ -33,7 +40,7 @@ def panning_recording(name: str, seed: int, num_frames: int = 40) -> Recording:
     frames = np.stack([np.roll(texture, -2 * shift, axis=1) for shift in np.cumsum(turns)])
     camera = np.stack([np.zeros(num_frames), 3.2 * turns], -1).astype(np.float32)
     actions = Actions(np.zeros((num_frames, 23), np.bool_), camera)
-    return Recording(name=name, frames=frames, events=actions.to_events(), actions=actions)
+    return Recording(name=name, frames=frames, events=events_of(actions), actions=actions)
 
 
 def recordings(count: int, seed: int) -> list[Recording]:
@@ -125,7 +132,7 @@ def test_clips_through_a_tokenizer_are_scored_apart() -> None:
     frames, actions = cut_clips(recordings(2, 0), 9, 8)
     assert frames.shape == (8, 9, 16, 16, 3) and {len(clip) for clip in actions} == {9}
     assert set(evaluate_inverse_dynamics(model, frames, actions, ("yaw",))) == {"-1", "+0", "+1"}
-    figures = held_out_figures(model, recordings(2, 0), ("yaw",), reconstruct=lambda frames: 255 - frames)
+    figures = held_out_scores(model, recordings(2, 0), ("yaw",), reconstruct=lambda frames: 255 - frames)
     assert figures["reconstructed"]["mean"] != figures["shifts"]["+0"]["mean"]
 
 
@@ -147,9 +154,9 @@ def test_a_model_that_reads_nothing_ends_its_training_with_a_warning(
 
 
 def test_a_judge_is_warned_of_by_what_it_reads() -> None:
-    assert judge_warning({"exact": 0.45, "static": 0.3}, ("yaw",)) == ""
-    assert "reads nothing" in judge_warning({"exact": 0.39, "static": 0.3}, ("yaw",))
-    assert "none of the groups drop,jump occurs" in judge_warning({"exact": None, "static": None}, ("drop", "jump"))
+    assert idm_warning({"exact": 0.45, "static": 0.3}, ("yaw",)) == ""
+    assert "reads nothing" in idm_warning({"exact": 0.39, "static": 0.3}, ("yaw",))
+    assert "none of the groups drop,jump occurs" in idm_warning({"exact": None, "static": None}, ("drop", "jump"))
 
 
 def test_the_command_takes_groups_sizes_and_a_checkpoint_to_start_from(tmp_path: Path) -> None:

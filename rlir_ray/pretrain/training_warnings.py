@@ -18,7 +18,7 @@ MIN_SHARE = 0.002
 OWN, WRONG, ERROR = "validation_loss", "validation_loss_wrong_actions", "wrong_actions_error"
 
 
-def judge_warning(gate: Mapping[str, float | None], groups: Sequence[str]) -> str:
+def idm_warning(gate: Mapping[str, float | None], groups: Sequence[str]) -> str:
     """Of an inverse dynamics model whose exact clips score like static ones.
 
     Args:
@@ -40,7 +40,7 @@ def judge_warning(gate: Mapping[str, float | None], groups: Sequence[str]) -> st
     )
 
 
-def loss_figures(own: npt.ArrayLike, wrong: npt.ArrayLike) -> dict[str, float]:
+def loss_metrics(own: npt.ArrayLike, wrong: npt.ArrayLike) -> dict[str, float]:
     """Held-out losses of windows with their own actions and with those of another window, each [B].
 
     Returns:
@@ -61,7 +61,7 @@ def world_model_warning(final: Mapping[str, float]) -> str:
     Equal: it is not above by more than two paired standard errors and `MIN_SHARE` of the loss.
 
     Args:
-        final: of `loss_figures`, without those that are not finite.
+        final: of `loss_metrics`, without those that are not finite.
     """
     if OWN not in final:
         return "warning: the held-out loss is not finite; lower --learning-rate and train again"

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from rlir_ray.data.recordings import Recording
-from rlir_ray.spaces.actions import INDEX, JUDGED_BUTTONS, VPT_CAMERA
+from rlir_ray.spaces.actions import BUTTON_INDEX, IDM_BUTTONS, VPT_CAMERA
 
 Frames = npt.NDArray[np.uint8]
 Reconstruct = Callable[[Frames], Frames]
-NUM_BUTTONS, NUM_BINS = len(JUDGED_BUTTONS), VPT_CAMERA.num_bins
+NUM_BUTTONS, NUM_BINS = len(IDM_BUTTONS), VPT_CAMERA.num_bins
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def mirror(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Labels of mirrored pictures: left and right change places, yaw changes its sign. [B, F, 20], [B, F, 2], [B]."""
     buttons, camera = buttons.copy(), camera.copy()
-    left, right = INDEX["left"], INDEX["right"]
+    left, right = BUTTON_INDEX["left"], BUTTON_INDEX["right"]
     buttons[mirrored, :, left], buttons[mirrored, :, right] = buttons[mirrored, :, right], buttons[mirrored, :, left]
     camera[mirrored, :, 1] = NUM_BINS - 1 - camera[mirrored, :, 1]
     return buttons, camera

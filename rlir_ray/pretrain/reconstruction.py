@@ -17,7 +17,7 @@ Clips = Sequence[npt.NDArray[np.uint8]]
 """Recordings, uint8 [F, H, W, 3] each."""
 
 
-def long_enough(clips: Clips, trained: str) -> Clips:
+def drop_short_clips(clips: Clips, trained: str) -> Clips:
     """Return the clips of two frames or more.
 
     Raises:
@@ -65,7 +65,7 @@ def reconstruction_loss(
     return loss
 
 
-def picture_figures(decoded: Tensor, real: Tensor) -> dict[str, float]:
+def reconstruction_metrics(decoded: Tensor, real: Tensor) -> dict[str, float]:
     """What encoding and decoding does to pictures.
 
     Args:

@@ -37,7 +37,7 @@ NUM_RESAMPLES = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Causality:
+class Alignment:
     """Share of the actions read right where they change, mean over classes and groups, by shift."""
 
     scores: dict[int, float]
@@ -55,13 +55,13 @@ class Causality:
         return lead >= max(MIN_LEAD, MIN_ERRORS * self.error)
 
 
-def probe_causality(
+def measure_alignment(
     recordings: Iterable[tuple[npt.NDArray[np.uint8], Actions]],
     *,
     seconds: float = 30.0,
     seed: int = 0,
     max_steps: int = 1500,
-) -> Causality | None:
+) -> Alignment | None:
     """Read the action of event k + shift out of the frames k - 1 and k, at the shifts -1, 0 and +1.
 
     Args:
@@ -82,18 +82,18 @@ def probe_causality(
     return _judge(model, pairs, seed)
 
 
-def check_causality(
+def check_alignment(
     recordings: Iterable[tuple[npt.NDArray[np.uint8], Actions]],
     source: str,
     *,
     action_shift: int = 0,
     way_out: str = "--action-shift={shift}",
     seconds: float = 30.0,
-) -> Causality | None:
-    """Run `probe_causality` before training, and reject recordings whose events are shifted.
+) -> Alignment | None:
+    """Run `measure_alignment` before training, and reject recordings whose events are shifted.
 
     Args:
-        recordings: as `probe_causality` takes them, read with `action_shift`.
+        recordings: as `measure_alignment` takes them, read with `action_shift`.
         source: of them, for the error.
         action_shift: at which they were read.
         way_out: what to set, with ``{shift}`` for the value.
@@ -101,7 +101,7 @@ def check_causality(
     Raises:
         ValueError: their events lead into other frames.
     """
-    found = probe_causality(recordings, seconds=seconds)
+    found = measure_alignment(recordings, seconds=seconds)
     if found is not None and found.is_shifted:
         best = found.best_shift
         raise ValueError(
@@ -230,7 +230,7 @@ def _class_weights(table: Tensor, num_classes: int) -> Tensor:
 
 
 @torch.no_grad()
-def _judge(model: _Probe, pairs: _Pairs, seed: int) -> Causality | None:
+def _judge(model: _Probe, pairs: _Pairs, seed: int) -> Alignment | None:
     rows = torch.nonzero(pairs.held_out).flatten()
     outputs: dict[str, list[Tensor]] = {name: [] for name in pairs.known}
     for part in rows.split(256):
@@ -245,7 +245,7 @@ def _judge(model: _Probe, pairs: _Pairs, seed: int) -> Causality | None:
     best = int(scores.argmax())
     drawn = [_scores(tables, read, random.integers(0, len(rows), len(rows))) for _ in range(NUM_RESAMPLES)]
     leads = [each[best] - each[SHIFTS.index(0)] for each in drawn if each is not None]
-    return Causality(dict(zip(SHIFTS, map(float, scores), strict=True)), float(np.std(leads)))
+    return Alignment(dict(zip(SHIFTS, map(float, scores), strict=True)), float(np.std(leads)))
 
 
 def _scores(
