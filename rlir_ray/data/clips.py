@@ -1,4 +1,4 @@
-"""Clips cut from recordings: possible first frames, and frames at the world's size. Independent of prompts.
+"""Clips of recordings: the types, the first frames where clips may start, and reading of one clip at the world's size.
 
 Legend: C context frames, F generated frames, K = C + F, H W pixels.
 """
@@ -32,7 +32,7 @@ class ClipAddress:
     """
 
     recording: str
-    """Path of the recording below its source, without an ending."""
+    """Path of the recording below its source, without a suffix."""
     first_frame: int
 
     @property
@@ -44,7 +44,7 @@ class ClipAddress:
 class Clip:
     """K frames of a recording, uint8 [K, H, W, 3], and the K - 1 actions between them.
 
-    Where only the context is kept, frames are [C, H, W, 3].
+    If only the context is kept, frames are [C, H, W, 3].
     """
 
     address: ClipAddress
@@ -64,35 +64,35 @@ class CutClips:
     num_near_walls: int = 0
     """Clips of the opened recordings that were skipped only because they face a near wall."""
     longest: int = 0
-    """Frames of the longest recording that was opened."""
+    """Number of frames of the longest opened recording."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipRequest:
-    """What is asked of a source."""
+    """Request for clips to a source."""
 
     split: PromptSplit
     num_clips: int
-    """Exactly as many are returned."""
+    """The source returns exactly this number of clips."""
     num_whole: int | None
-    """The first clips keep all K frames, as many as this; the others keep C. None: all keep K."""
+    """Number of clips, from the first on, that keep all K frames; the other clips keep C. None: all keep K."""
     seed: int
     """The same seed and settings give the same clips."""
     folder: Path
-    """For files of the source's own; it may not exist yet."""
+    """Folder for files that the source creates; the folder may not exist yet."""
     progress: Progress | None = None
-    """Called with the frames that are done and their total."""
+    """Called with the numbers of finished frames and of all frames."""
 
 
 class Source(Protocol):
     """A member of the axis `sources`: a class that is built as `Source(config, **prompts.args)`.
 
-    A source may also have `commands(num_frames, generator) -> Actions`, which prompts.actions=sampled draws from;
-    without that method each clip gets the commands of another clip.
+    A source may also have `commands(num_frames, generator) -> Actions`. With prompts.actions=sampled, each clip then
+    gets drawn commands; without this method, each clip gets the commands of another clip.
     """
 
     def clips(self, request: ClipRequest) -> CutClips:
-        """Clips of the world's size, K - 1 actions each; training and held-out clips share none."""
+        """Return clips of the world's size with K - 1 actions each; training and held-out clips share no frame."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -102,10 +102,10 @@ class Source(Protocol):
 def read_clip(
     source: RecordingSource, address: ClipAddress, world: WorldConfig, data: DataConfig | None = None
 ) -> Clip:
-    """Read the clip at an address. Arguments as in `cut_clips`.
+    """Read the clip at an address.
 
     Raises:
-        ValueError: the recording or its frames do not exist, or are broken.
+        ValueError: the recording or its frames do not exist or are broken.
     """
     data = data or DataConfig()
     recording = open_in(source, address.recording, data.action_shift)
@@ -113,7 +113,7 @@ def read_clip(
 
 
 def open_in(source: RecordingSource, name: str, action_shift: int = 0) -> RecordingFile:
-    """Open a recording by its name within a source; shift and errors as in `open_recording`."""
+    """Open a recording by its name within a source; see `open_recording` for the shift and errors."""
     if name not in source.videos:
         raise ValueError(
             f"{source.path} must hold the recording that a clip is cut from, got none named {name!r}; "
@@ -142,7 +142,7 @@ def _wall_distance(event: dict[str, Any]) -> float:
 def cut_one(recording: RecordingFile, start: int, world: WorldConfig, resize: str) -> Clip:
     stop = start + world.num_context + world.num_frames
     frames = _resize(recording.read(start, stop), world.height, world.width, resize)
-    # Event k leads into frame k: the first frame's own action belongs to the past.
+    # Event k leads into frame k, so that the action into the first frame belongs to the past.
     actions = recording.actions[start + 1 : stop]
     return Clip(address=ClipAddress(recording.name, start), frames=frames, actions=actions)
 

@@ -1,4 +1,4 @@
-"""Digests of checkpoints and recordings, which do not change when a project is moved."""
+"""Digests of checkpoints and recordings, which identify the inputs of a run independently of their paths."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def checkpoint_digest(folder: Path) -> str:
 
 
 def recordings_digest(path: Path) -> str:
-    """Compute the digest of recordings over names and sizes only: reading hours of video would take too long.
+    """Compute the digest of recordings over names and sizes only, because reading hours of video would take too long.
 
     Raises:
-        ValueError: as `find_recordings`.
+        ValueError: see `find_recordings`.
     """
     digest = hashlib.sha256()
     for name, video in sorted(find_recordings(path).videos.items()):
@@ -39,7 +39,9 @@ def recordings_digest(path: Path) -> str:
 
 
 def used_models(config: Config) -> dict[str, Path]:
-    """Key of `models` -> folder, of each checkpoint that a run opens: without a reward IDM that its reward never reads.
+    """Return key of `models` -> folder for each checkpoint that a run opens.
+
+    The reward IDM is excluded if the reward has no true `reads_idm`.
 
     Raises:
         ValueError: a folder does not exist, or the reward cannot be imported or has no `score`.
@@ -50,7 +52,7 @@ def used_models(config: Config) -> dict[str, Path]:
 
 
 def input_digests(config: Config) -> dict[str, str]:
-    """Return configuration key -> content, of each checkpoint and source of recordings that a configuration names.
+    """Return configuration key -> digest for each checkpoint and source of recordings that a configuration names.
 
     Raises:
         ValueError: a checkpoint or source does not exist.

@@ -1,4 +1,4 @@
-"""Files for other programs: atomic writes, strict JSON, and the usual file mode."""
+"""Writing of files that other programs read: atomic writes, strict JSON, and the usual file mode."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write strict JSON atomically; raises as `write_text`."""
+    """Write strict JSON atomically; see `write_text` for errors."""
     write_text(path, strict_json(content, indent=1) + "\n")
 
 

@@ -27,18 +27,18 @@ class RecordedSource:
     """The source `recordings`.
 
     Args:
-        config: `prompts`, `data` and `world` are read.
+        config: the source reads `prompts`, `data` and `world`.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
 
     def clips(self, request: ClipRequest) -> CutClips:
-        """Clips that do not overlap, from all recordings of the split's folder.
+        """Return clips that do not overlap, from all recordings of the split's folder.
 
         Raises:
-            ValueError: no folder, nothing in it that can be read, or fewer clips than asked for; with `data.strict` a
-                broken recording too.
+            ValueError: there is no folder, no readable recording, or fewer clips than requested; with `data.strict`, a
+                recording is broken.
         """
         config, split, num_prompts = self.config, request.split, request.num_clips
         part, length = config.prompts, config.world.num_context + config.world.num_frames
@@ -52,13 +52,13 @@ class RecordedSource:
             source, num_prompts, config.world, part.min_wall_distance, request.seed, config.data, request.num_whole
         )
         if (num_found := len(cut.clips)) < num_prompts:
-            broken = f"; {len(cut.skipped)} recordings are left out, the first: {cut.skipped[0]}" if cut.skipped else ""
+            broken = f"; {len(cut.skipped)} recordings were skipped, the first: {cut.skipped[0]}" if cut.skipped else ""
             ways = [f"set prompts.num_{split}={num_found}"] if num_found else []
             ways += ["lower world.num_frames"] if cut.longest < length else []
             ways += ["lower prompts.min_wall_distance"] if cut.num_near_walls else []
             raise ValueError(
-                f"prompts.num_{split} must be at most the clips of {length} frames that are found, {num_found} in "
-                f"{path} (its longest recording has {cut.longest} frames), got {num_prompts}; "
+                f"prompts.num_{split} must be at most the number of clips of {length} frames, {num_found} in {path} "
+                f"(its longest recording has {cut.longest} frames), got {num_prompts}; "
                 f"{', or '.join([*ways, f'add recordings of {length} frames or more'])}{broken}"
             )
         return cut
@@ -77,23 +77,23 @@ def cut_clips(
     data: DataConfig | None = None,
     num_whole: int | None = None,
 ) -> CutClips:
-    """Cut clips that do not overlap, evenly from all recordings; only the frames of these clips are decoded.
+    """Cut clips that do not overlap, evenly from all recordings; decode only the frames of these clips.
 
     Args:
-        source: of the recordings.
-        num_clips: the most to return.
-        world: frames of a clip and their size; frames of another size are resized to it.
-        min_wall_distance: clips whose first frame faces a wall nearer than this are left out, where the recording
-            says so (`wallDistance`).
-        seed: of the order of recordings and of clips.
-        data: how recordings are read; None: the defaults.
-        num_whole: so many clips keep all frames, those after them the context frames only; None: all do.
+        source: the recordings.
+        num_clips: maximum number of clips.
+        world: number and size of a clip's frames; frames of another size are resized.
+        min_wall_distance: skip clips whose first frame faces a nearer wall, if the recording has `wallDistance`.
+        seed: seed of the order of recordings and of clips.
+        data: settings for reading recordings; None: the defaults.
+        num_whole: number of clips, from the first on, that keep all frames; the others keep the context frames; None:
+            all clips keep all frames.
 
     Returns:
-        At most `num_clips`, fewer where the recordings do not hold as many.
+        At most `num_clips`; fewer if the recordings do not hold this number.
 
     Raises:
-        ValueError: every recording is broken, or, with `data.strict`, one of those that were opened.
+        ValueError: every recording is broken, or, with `data.strict`, an opened recording is broken.
     """
     data = data or DataConfig()
     if data.strict and source.skipped:
@@ -116,12 +116,12 @@ def cut_clips(
             taken = starts[: min(quota, num_clips - len(clips))]
             clips += _cut_all(recording, taken, world, data, num_whole, len(clips))
         except ValueError as error:
-            _leave_out(name, error, broken, data)
+            _skip(name, error, broken, data)
             continue
         spare += [ClipAddress(name, start) for start in starts[quota:]]
         if len(clips) == num_clips:
             break
-    # With too few recordings, take more clips of each.
+    # If the quota leaves clips missing, take the spare clips of the opened recordings.
     for name, addresses in itertools.groupby(spare, lambda address: address.recording):
         if len(clips) == num_clips:
             break
@@ -130,8 +130,8 @@ def cut_clips(
             taken = [address.first_frame for address in itertools.islice(addresses, num_clips - len(clips))]
             clips += _cut_all(recording, taken, world, data, num_whole, len(clips))
         except ValueError as error:
-            _leave_out(name, error, broken, data)
-            # Drop all clips of a broken recording.
+            _skip(name, error, broken, data)
+            # Drop the earlier clips of a broken recording too.
             clips = [clip for clip in clips if clip.address.recording != name]
     skipped = (*source.skipped, *broken.values())
     if broken and len(broken) == len(names):
@@ -159,10 +159,10 @@ def _cut_all(
     return clips
 
 
-def _leave_out(name: str, error: ValueError, broken: dict[str, str], data: DataConfig) -> None:
+def _skip(name: str, error: ValueError, broken: dict[str, str], data: DataConfig) -> None:
     if data.strict:
         raise error
-    logger.warning("left out: %s", error)
+    logger.warning("skipped: %s", error)
     broken[name] = str(error)
 
 
@@ -173,23 +173,25 @@ def _leave_out(name: str, error: ValueError, broken: dict[str, str], data: DataC
 def round_robin_clips(
     source: RecordingSource, num_clips: int, world: WorldConfig, data: DataConfig, skipped: list[str] | None = None
 ) -> Iterator[Clip]:
-    """Yield one clip of each recording before a second clip of any; open only the needed recordings.
+    """Yield one clip of each recording before a second clip of any, in the order of names; open only needed recordings.
+
+    If every file holds one clip, as in MineWorld's validation set, the clips are the first frames of every file.
 
     Args:
         source: the recordings.
-        num_clips: the most to yield.
-        world: frames of a clip and their size.
-        data: how recordings are read.
+        num_clips: maximum number of clips.
+        world: number and size of a clip's frames.
+        data: settings for reading recordings.
         skipped: receives a line for each broken or incomplete recording.
 
     Raises:
-        ValueError: with `data.strict`, for the first of these recordings.
+        ValueError: with `data.strict`, at the first such recording.
     """
     broken = skipped if skipped is not None else []
     if data.strict and source.skipped:
         raise ValueError(source.skipped[0])
     broken += source.skipped
-    names = sorted(source.videos, key=_natural)
+    names = sorted(source.videos, key=_natural_key)
     starts: dict[str, list[int]] = {}
     while names and num_clips:
         for name in list(names):
@@ -212,6 +214,6 @@ def round_robin_clips(
                 return
 
 
-def _natural(name: str) -> list[tuple[str, int]]:
+def _natural_key(name: str) -> list[tuple[str, int]]:
     """Split a name into texts and numbers, so that clip_9 sorts before clip_10."""
     return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", name)]

@@ -1,6 +1,6 @@
-"""Recordings in the VPT format: NAME.mp4 and NAME.jsonl, one event a frame.
+"""Reading and writing of recordings in the VPT format: NAME.mp4 and NAME.jsonl, one event a frame.
 
-**Event k leads INTO frame k**: it holds the input between frames k - 1 and k; event 0 is the null action. A
+**Event k leads INTO frame k**: event k holds the input between frames k - 1 and k; event 0 is the null action. A
 Gymnasium loop has another order (an observation, then the action taken after it): write an action beside the
 next observation, or read existing files with `action_shift=-1` (`data.action_shift`).
 """
@@ -50,9 +50,10 @@ class RecordingFile:
     """A recording on disk: events are in memory, frames are read on demand.
 
     Args:
-        name: its path below the source that it comes from, or its file name, without an ending.
-        video: where its F frames are.
-        events: F events; event k leads into frame k. The recorder's errors are put right.
+        name: path of the recording below its source, or its file name, without a suffix.
+        video: index of the F frames.
+        events: F events; event k leads into frame k; known errors of the recorder are repaired.
+        actions: F actions, as the events say.
     """
 
     name: str
@@ -67,7 +68,7 @@ class RecordingFile:
         """Return frames [start, stop), uint8 [n, H, W, 3], RGB.
 
         Raises:
-            ValueError: no such frames, or damaged ones; names the file.
+            ValueError: the frames do not exist or are damaged; the error names the file.
         """
         return self.video.read(start, stop)
 
@@ -77,7 +78,7 @@ class Recording:
     """One recording in memory; name, events and actions as in `RecordingFile`.
 
     Args:
-        name: as above.
+        name: path or file name without a suffix.
         frames: uint8 [F, H, W, 3], RGB.
         events: F events; event k leads into frame k.
     """
@@ -91,7 +92,7 @@ class Recording:
 def write_recording(
     path_stem: Path, frames: npt.NDArray[np.uint8], events: Iterable[dict[str, Any]], fps: int = 7
 ) -> None:
-    """Write PATH_STEM.mp4 and PATH_STEM.jsonl; a pair that is there under its name is whole.
+    """Write PATH_STEM.mp4 and PATH_STEM.jsonl; the files appear under these names only when they are complete.
 
     Example, a Gymnasium loop::
 
@@ -102,19 +103,19 @@ def write_recording(
         write_recording(Path("data/mine/first"), np.stack(frames), events)
 
     Args:
-        path_stem: folder and name without an ending.
+        path_stem: folder and name without a suffix.
         frames: uint8 [F, H, W, 3], RGB; H and W even.
         events: F events; **event k leads INTO frame k**.
-        fps: of the mp4, for viewers.
+        fps: frame rate of the mp4, for viewers only.
 
     Raises:
-        ValueError: frames and events differ in number, or the frames are no uint8 RGB.
+        ValueError: frames and events differ in number, or the frames are not uint8 RGB.
     """
     events = list(events)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or len(frames) != len(events):
         raise ValueError(
             f"a recording needs uint8 frames [F, H, W, 3] and F events, got {frames.dtype} {frames.shape} and "
-            f"{len(events)} events"
+            f"{len(events)} events; convert the frames and give one event for each"
         )
     path_stem.parent.mkdir(parents=True, exist_ok=True)
     video, lines = pair(path_stem)
@@ -136,15 +137,15 @@ def open_recording(path: Path, name: str = "", action_shift: int = 0) -> Recordi
     """Open one recording without decoding a frame.
 
     Args:
-        path: of the mp4, of the jsonl, or of both without their ending.
-        name: of the recording within its source; empty: the file name.
-        action_shift: event k + action_shift leads INTO frame k: -1 for the order of a Gymnasium loop, which writes an
-            observation beside the action that is then taken in it. Above 0 the last frames, whose action is not there,
-            are left out.
+        path: path of the mp4, of the jsonl, or of both without a suffix.
+        name: name of the recording within its source; empty: the file name.
+        action_shift: event k + action_shift leads INTO frame k; -1 for the order of a Gymnasium loop, which writes an
+            observation beside the action that is taken after it. With a shift above 0 the last frames have no action
+            and are dropped.
 
     Raises:
-        ValueError: half of the pair is missing, a line is no event, the video is cut off, or they differ in length;
-            the message names the file and the line.
+        ValueError: a file of the pair is missing, a line is no event, the video is cut off, or video and events differ
+            in length; the error names the file and the line.
     """
     path = Path(path)
     stem = path.with_suffix("") if path.suffix in (".mp4", ".jsonl") else path
@@ -165,17 +166,17 @@ def open_recording(path: Path, name: str = "", action_shift: int = 0) -> Recordi
 
 
 def read_recording(path: Path, name: str = "", action_shift: int = 0) -> Recording:
-    """Read one recording with all its frames. Arguments and errors as `open_recording`."""
+    """Read one recording with all its frames; see `open_recording` for arguments and errors."""
     opened = open_recording(path, name, action_shift)
     frames = opened.read(0, len(opened))
     return Recording(name=opened.name, frames=frames, events=opened.events, actions=opened.actions)
 
 
 def read_recordings(paths: Iterable[Path], *, strict: bool = False) -> Iterator[Recording]:
-    """Yield the recordings at `paths` in order; a broken recording is skipped with one line in the log.
+    """Yield the recordings at `paths` in order; skip a broken recording with one line in the log.
 
     Args:
-        paths: as `list_recordings` gives them.
+        paths: see `list_recordings`.
         strict: raise at the first broken recording instead.
     """
     skipped: list[str] = []
@@ -184,18 +185,18 @@ def read_recordings(paths: Iterable[Path], *, strict: bool = False) -> Iterator[
         num_read += 1
         yield recording
     if skipped:
-        logger.warning("%d of %d recordings were left out", len(skipped), num_read + len(skipped))
+        logger.warning("%d of %d recordings were skipped", len(skipped), num_read + len(skipped))
 
 
 def load_recordings(folder: Path, action_shift: int = 0) -> list[Recording]:
-    """Load all recordings of a folder or an index; broken recordings are skipped with a line in the log.
+    """Load all recordings of a folder or an index; skip a broken recording with one line in the log.
 
     Args:
-        folder: or index.
-        action_shift: as `open_recording` takes it.
+        folder: folder or index of recordings.
+        action_shift: see `open_recording`.
 
     Raises:
-        ValueError: no such folder, or nothing in it that can be read.
+        ValueError: the folder does not exist, or holds no readable recording.
     """
     source = find_recordings(folder)
     log_skipped(source.skipped)
@@ -204,7 +205,7 @@ def load_recordings(folder: Path, action_shift: int = 0) -> list[Recording]:
     if not recordings:
         raise ValueError(nothing_readable(source.path, skipped))
     if skipped:
-        logger.warning("%d of %d recordings were left out", len(skipped), len(source))
+        logger.warning("%d of %d recordings were skipped", len(skipped), len(source))
     return recordings
 
 
@@ -227,22 +228,22 @@ def _readable(
             if strict:
                 raise
             skipped.append(str(error))
-            logger.warning("left out: %s", error)
+            logger.warning("skipped: %s", error)
             continue
         yield recording
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """Return all events of a jsonl as they were written.
+    """Return all events of a jsonl, without repairs.
 
     Raises:
-        ValueError: the file cannot be read, or a line is no event; names the file and the line.
+        ValueError: the file cannot be read, or a line is no event; the error names the file and the line.
     """
     try:
         text = path.read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
         raise ValueError(f"{path}: no readable file ({error.strerror}); record or download it again") from error
-    # Only line feeds end a line: what players typed may hold other line separators.
+    # Split at line feeds only, because typed text in events may contain other line separators.
     lines = text.rstrip().split("\n") if text.strip() else []
     events = []
     for number, line in enumerate(lines, start=1):

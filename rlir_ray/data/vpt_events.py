@@ -70,7 +70,7 @@ def _check_event(event: dict[str, Any]) -> None:
 
 
 def _is_number(value: object) -> bool:
-    # An integer of any length is JSON; one that no float holds is no number here.
+    # JSON allows integers of any length; reject an integer that a float cannot hold.
     return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 

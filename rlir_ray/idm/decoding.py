@@ -1,7 +1,7 @@
-"""Decoding of an inverse dynamics model's heads: the class of each action group, or the classes' probabilities.
+"""Decoding of an inverse dynamics model's heads: the class of each action group, or the probabilities of its classes.
 
 Contradicting buttons cancel each other, exactly as in the commands (`rlir_ray.spaces.actions`).
-Legend: B clips, F frames, K classes of one action group, n buttons that decide one, M = 2^n combinations of them.
+Legend: B clips, F frames, K classes of an action group, n buttons that decide the group, M = 2^n combinations of these.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def recovered_classes(logits: Logits, groups: Sequence[str]) -> Tensor:
 
     Args:
         logits: buttons [B, F, 20, 2] and camera [B, F, 2, 11].
-        groups: names out of `rlir_ray.spaces.actions.GROUPS`.
+        groups: names from `rlir_ray.spaces.actions.GROUPS`.
 
     Returns:
         int64 [B, F, len(groups)], on the CPU.
@@ -55,12 +55,12 @@ def one_hot_classes(classes: Tensor, groups: Sequence[str]) -> dict[str, Tensor]
 def group_probabilities(logits: Logits, groups: Sequence[str]) -> dict[str, Tensor]:
     """Compute the class probabilities of the groups; the heads are treated as independent.
 
-    A class's probability is the sum over all combinations of the buttons that lead to it once contradictions are
-    cancelled. So of forward/back: p(forward) (1 - p(back)), p(back) (1 - p(forward)), and the rest for class 0.
+    The probability of a class is the sum over all combinations of buttons that give the class after contradictions are
+    cancelled. Example forward/back: p(forward) (1 - p(back)), p(back) (1 - p(forward)), and the rest for class 0.
 
     Args:
         logits: buttons [B, F, 20, 2] and camera [B, F, 2, 11].
-        groups: names out of `rlir_ray.spaces.actions.GROUPS`.
+        groups: names from `rlir_ray.spaces.actions.GROUPS`.
 
     Returns:
         Action group -> float32 [B, F, K], summing to 1 over the classes.
@@ -92,6 +92,7 @@ class _Combinations:
 
 @cache
 def _combinations(name: str) -> _Combinations:
+    # A button can cancel a member of the group, and a third button can cancel this button: follow all pairs.
     involved = set(GROUPS[name].members)
     while more := {b for pair in CONTRADICTIONS if involved & set(pair) for b in pair} - involved:
         involved |= more

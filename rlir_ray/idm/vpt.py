@@ -24,10 +24,10 @@ class VptInverseDynamics(nn.Module):
 
     Args:
         config: `net` (kwargs as published), `pi_head` (temperature) and, optionally, n_camera_bins;
-            `VPT_CONFIG` is the published size. Keys that are left out take the published code's defaults.
+            `VPT_CONFIG` is the published size. Missing keys get the published code's defaults.
 
     Raises:
-        ValueError: this class cannot build the network that the config describes.
+        ValueError: this class cannot build the network of the config.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -41,14 +41,14 @@ class VptInverseDynamics(nn.Module):
         self.pi_head = Heads(net["hidsize"], float(config["pi_head"]["temperature"]))
 
     def logits(self, frames: Tensor, max_frames: int | None = None) -> Logits:
-        """Read the actions of clips of any length.
+        """Recover the actions of clips of any length.
 
         Args:
-            frames: uint8 [B, F, H, W, 3] RGB on any device; of another size than `img_shape` they are resized first.
+            frames: uint8 [B, F, H, W, 3] RGB on any device; frames of another size than `img_shape` are resized.
             max_frames: frames that pass through the convolutions at once, which bounds the memory; None: by device.
 
         Returns:
-            buttons float32 [B, F, 20, 2] and camera [B, F, 2, 11], normalised to log-probabilities as published;
+            Buttons float32 [B, F, 20, 2] and camera [B, F, 2, 11], normalized to log-probabilities as published;
             index k is the action leading INTO frame k.
         """
         device = self.pi_head.buttons["linear_layer"].weight.device
@@ -61,10 +61,10 @@ class VptInverseDynamics(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> VptInverseDynamics:
-        """Read a folder written by `save_pretrained`, or any with config.json and model.safetensors.
+        """Open a folder that `save_pretrained` wrote, or any folder with config.json and model.safetensors.
 
         Raises:
-            ValueError: the config describes another network, or the weights do not fit it; all keys are named.
+            ValueError: the config describes another network, or the weights do not fit; the error names the keys.
         """
         config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
         return cls.from_state(config, read_state_dict(Path(path) / "model.safetensors"))
@@ -74,7 +74,7 @@ class VptInverseDynamics(nn.Module):
         """Build a model from the given weights, converted to float32, in evaluation mode.
 
         Raises:
-            ValueError: as in `from_pretrained`.
+            ValueError: see `from_pretrained`.
         """
         with torch.device("meta"):  # skips drawing random weights, which `state` would replace
             model = cls(config)
@@ -91,15 +91,16 @@ def load_vpt(weights: Path | str, *, model: Path | str = "", config: Path | str 
 
     Args:
         weights: the `.weights` file, or the same tensors as safetensors.
-        model: the `.model` file that belongs to it, or
-        config: a JSON file with the same kwargs: `{"net": {...}, "pi_head": {"temperature": ...}}`.
+        model: the `.model` file of these weights.
+        config: a JSON file with the same kwargs: `{"net": {...}, "pi_head": {"temperature": ...}}`. Give exactly one of
+            `model` and `config`.
 
     Raises:
-        ValueError: not exactly one of model and config, a file that is not what it should be, or weights that do not
+        ValueError: both or neither of `model` and `config` are given, a file has another format, or the weights do not
             fit.
     """
     if bool(model) == bool(config):
-        raise ValueError("a VPT model needs its .model file or a config, got both or neither; give one of them")
+        raise ValueError("a VPT model needs its .model file or a config, got both or neither; give exactly one")
     settings = read_kwargs(model) if model else read_config(config)
     return VptInverseDynamics.from_state(settings, read_state_dict(weights))
 
@@ -108,16 +109,16 @@ def read_kwargs(path: Path | str) -> dict[str, Any]:
     """Return the config that a published `.model` file describes.
 
     Raises:
-        ValueError: it is no pickle of plain values, or has another layout than the published one.
+        ValueError: the file is no pickle of plain values, or has another layout than the published file.
     """
     return _layout(read_plain_pickle(path), path)
 
 
 def read_config(path: Path | str) -> dict[str, Any]:
-    """Read the config from a JSON file: ours, or the published file's content as JSON.
+    """Read the config from a JSON file: the config of this class, or the content of a `.model` file as JSON.
 
     Raises:
-        ValueError: no such file, no JSON, or neither layout.
+        ValueError: the file does not exist, is no JSON, or has neither layout.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -136,5 +137,5 @@ def _layout(content: Any, path: Path | str) -> dict[str, Any]:
             f"{path} must hold model.args.net.args and model.args.pi_head_opts.temperature, got no {error}; give the "
             "file that belongs to the inverse dynamics model's weights"
         ) from None
-    # As JSON keeps it: tuples become lists, so that a saved config reads back the same.
+    # Convert to JSON's types (tuples become lists), so that a saved config reads back the same.
     return json.loads(json.dumps({"net": net, "pi_head": {"temperature": temperature}, "n_camera_bins": NUM_BINS}))

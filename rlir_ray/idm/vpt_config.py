@@ -37,7 +37,7 @@ VPT_CONFIG: dict[str, Any] = {
     "n_camera_bins": 11,
 }
 
-# What the published code takes where a config is silent.
+# Defaults of the published code for kwargs that a config does not give.
 DEFAULTS: dict[str, Any] = {
     "attention_heads": 8,
     "attention_mask_style": "clipped_causal",
@@ -59,10 +59,10 @@ DEFAULTS: dict[str, Any] = {
     "use_pre_lstm_ln": True,
 }
 REQUIRED = ("img_shape", "timesteps")
-# A kwarg besides must be off, or have the value that the network has built in.
+# Any other kwarg must be off, or have the value that is built into the network.
 UNREAD = {"scale_input_img": True}
 
-# What this network computes; a config that says otherwise describes another network.
+# Values that this network has built in; a config with other values describes another network.
 FIXED = {
     "attention_mask_style": "none",
     "impala_kwargs": {"post_pool_groups": 1},
@@ -80,7 +80,7 @@ def complete_net(net: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in the published code's defaults for missing `net` kwargs.
 
     Raises:
-        ValueError: they describe a network that `VptInverseDynamics` is not.
+        ValueError: the kwargs describe a network that `VptInverseDynamics` cannot build.
     """
     if missing := [key for key in REQUIRED if key not in net]:
         raise ValueError(f"net must give {' and '.join(REQUIRED)}, got no {missing[0]}; take the published kwargs")
@@ -125,7 +125,10 @@ def _keeps_size(conv3d: Mapping[str, Any]) -> bool:
 
 
 def small_vpt_config(height: int = 48, width: int = 64) -> dict[str, Any]:
-    """Return a VPT-form config of about 2 M parameters for small worlds, with temperature 1 (soft rewards read it)."""
+    """Return a config of VPT's form for small worlds, of about 2 M parameters.
+
+    The temperature is 1, because soft rewards use the probabilities.
+    """
     net = {
         **VPT_CONFIG["net"],
         "attention_heads": 4,

@@ -20,14 +20,14 @@ from rlir_ray.models.checkpoints import check_fit, only_errors, read_state_dict
 # The linear layers of attention and MLP.
 LLAMA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 FLOW_TARGETS = ("to_qkv", "to_out", "mlp_in", "mlp_out")
-# What peft and diffusers write for an adapter, and for nothing else.
+# Files that peft and diffusers write only for an adapter.
 ADAPTER_FILES = ("adapter_config.json", "pytorch_lora_weights.safetensors")
-# How diffusers and transformers name the one adapter that a model carries.
+# Default name of an adapter in diffusers and transformers.
 NAME = "default"
-# Where each library keeps an adapter's weights, and what peft puts before their names.
+# File of an adapter's weights in each library, and the prefix that peft adds to their names.
 ADAPTER_WEIGHTS = {"llama": "adapter_model.safetensors", "flow": "pytorch_lora_weights.safetensors"}
 PEFT_PREFIX = "base_model.model."
-# The two matrices that samplers can merge; adapters with DoRA, biases or whole layers compute another function.
+# Names of the two matrices of a plain LoRA, which samplers can merge; DoRA, biases and whole layers are rejected.
 PLAIN_LORA = re.compile(r"\.lora_[AB]\.weight$")
 
 
@@ -63,7 +63,9 @@ def add_adapter(model: nn.Module, lora: LoraConfig, folder: str = "") -> None:
                 PeftLoraConfig(r=lora.rank, lora_alpha=lora.alpha or lora.rank, target_modules=list(targets)), NAME
             )
     if not has_adapter(model):
-        raise ValueError(f"models.adapter must fit models.policy, got none of its layers in {folder}; give its own")
+        raise ValueError(
+            f"models.adapter must fit models.policy, got none of its layers in {folder}; give an adapter of this policy"
+        )
     for name, weight in model.named_parameters():
         weight.requires_grad_(is_adapter_weight(name))
 
@@ -93,9 +95,11 @@ def _load(carrier: Any, folder: str) -> None:
                 carrier.load_adapter(folder, NAME)
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         if own := _adapter_weights(carrier):
-            check_fit(own, found, what)  # the library's own error names no weight
+            check_fit(own, found, what)  # names the weight, which the library's error does not
         cause = " ".join(str(error).split())
-        raise ValueError(f"models.adapter must fit models.policy, got {cause} in {folder}; give its own") from error
+        raise ValueError(
+            f"models.adapter must fit models.policy, got {cause} in {folder}; give an adapter of this policy"
+        ) from error
     check_fit(_adapter_weights(carrier), found, what)
 
 

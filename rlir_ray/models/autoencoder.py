@@ -1,4 +1,4 @@
-"""Frames to continuous latents and back: a `diffusers.AutoencoderKL`, with an optional pixel-unshuffle stem before it.
+"""Frame autoencoder, frames <-> continuous latents: a `diffusers.AutoencoderKL` with an optional pixel-unshuffle stem.
 
 Encoded latents have zero mean and unit variance in each channel, which is the scale of a flow model's noise.
 Legend: N frames, H W pixels, D channels of a latent, h w grid.
@@ -17,8 +17,8 @@ from rlir_ray.models.frame_codec import FrameCodec, block_settings
 class FrameAutoencoder(FrameCodec):
     """A variational autoencoder of single frames; its arguments are those of `FrameCodec`.
 
-    The scale of the latents is in the model's config: `latents_mean` and `latents_std` (a number a channel), or
-    `shift_factor` and `scaling_factor` where those are missing (Stable Diffusion's form).
+    The model's config holds the scale of the latents: `latents_mean` and `latents_std` (a number a channel), or else
+    `shift_factor` and `scaling_factor` (Stable Diffusion's form).
 
     Example: 48 × 64 pixels, `pixel_unshuffle=4`, two blocks and 8 channels give latents of 8 × 6 × 8 numbers.
     """
@@ -41,15 +41,15 @@ class FrameAutoencoder(FrameCodec):
         return self._encode_parts(frames, lambda pixels: self._normalise(self.posterior(pixels).mode()))
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Decode float [N, D, h, w] at unit scale to uint8 [N, H, W, 3], rounded as a viewer would get the pictures.
+        """Decode float [N, D, h, w] at unit scale to uint8 [N, H, W, 3], rounded.
 
         Raises:
-            ValueError: another shape, or latents that are not finite.
+            ValueError: the latents have another shape or are not finite.
         """
         if tuple(codes.shape[1:]) != self.latent_shape:
             raise ValueError(
-                f"the autoencoder decodes latents [N, {self.latent_shape}], got {list(codes.shape)}; take those of its "
-                "own policy"
+                f"the autoencoder decodes latents [N, {self.latent_shape}], got {list(codes.shape)}; use latents "
+                "of its own policy"
             )
         if not bool(torch.isfinite(codes).all()):
             raise ValueError(

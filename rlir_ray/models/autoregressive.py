@@ -52,7 +52,7 @@ def decision_positions(length: int, num_decisions: int, tokens_per_frame: int) -
     """Return positions of the decided tokens, int64 [T]: the image tokens of the last T / N frames.
 
     Raises:
-        ValueError: the decisions are no whole frames, or leave no context frame.
+        ValueError: the decisions do not fill whole frames, or leave no context frame.
     """
     num_frames = count_frames(length, tokens_per_frame)
     num_generated, rest = divmod(num_decisions, tokens_per_frame)
@@ -77,7 +77,7 @@ def assemble(frames: Tensor, actions: Tensor) -> Tensor:
     if frames.shape[-2] != actions.shape[-2] + 1 or actions.shape[-1] != TOKENS_PER_ACTION:
         raise ValueError(
             f"n frames need n - 1 rows of {TOKENS_PER_ACTION} action tokens, got frames {list(frames.shape)} and "
-            f"actions {list(actions.shape)}; leave out the action that leads into the first frame"
+            f"actions {list(actions.shape)}; drop the action that leads into the first frame"
         )
     blocks = torch.cat([actions.long(), frames[..., 1:, :].long()], -1).flatten(-2)
     return torch.cat([frames[..., 0, :].long(), blocks], -1)
@@ -181,7 +181,8 @@ class WorldModel(nn.Module):
             tokens_per_frame: needed if the folder's config.json has no `tokens_per_frame`.
 
         Raises:
-            ValueError: no such folder, unknown fields in the config, or weights that do not fit or are not finite.
+            ValueError: the folder does not exist, the config has unknown fields, or the weights do not fit or are not
+                finite.
         """
         from transformers import LlamaConfig, LlamaForCausalLM
 

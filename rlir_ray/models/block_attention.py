@@ -1,4 +1,4 @@
-"""Causal attention in blocks of queries, from plain matrix products: for training on CPUs in bfloat16.
+"""Causal attention in blocks of queries, computed with matrix products, for training on CPUs in bfloat16.
 
 Torch's CPU kernel multiplies small tiles and is slow in bfloat16: at 16 x 519 tokens and 3 heads of 64, forward
 and backward take 176 ms on one core with torch's kernel and 70 ms with these products.
@@ -62,5 +62,5 @@ def set_block_attention(model: WorldModel, enabled: bool) -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, _attend)
-    AttentionMaskInterface.register(NAME, lambda *_, **__: None)  # no padding anywhere: causal is all there is
+    AttentionMaskInterface.register(NAME, lambda *_, **__: None)  # sequences have no padding: the causal mask is enough
     model.llama.set_attn_implementation(NAME if enabled else "sdpa")

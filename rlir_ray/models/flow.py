@@ -1,8 +1,9 @@
 """World models over continuous latents: a transformer that denoises a frame given earlier frames (NFD's form).
 
-Next-Frame Diffusion (https://arxiv.org/abs/2506.01380): full attention inside a frame, none to later frames; each frame
-has its own noise level and action. Flow matching: at level s a latent is (1 - s) data + s noise, and the model predicts
-noise - data. Legend: B clips, M frames of a pass, D h w a latent, N tokens a frame, L = M * N, E width, H heads.
+Next-Frame Diffusion (https://arxiv.org/abs/2506.01380): full attention within a frame, no attention to later frames;
+each frame has its own noise level and action. Flow matching: at level s a latent is (1 - s) data + s noise, and the
+model predicts noise - data.
+Legend: B clips, M frames of a pass, D h w a latent, N tokens a frame, L = M * N, E width, H heads.
 """
 
 from __future__ import annotations
@@ -50,13 +51,15 @@ class FrameCache:
 
 
 class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
-    """Args:
-    latent_channels, latent_height, latent_width: D, h, w of the autoencoder's latents.
-    patch_size: a token stands for so many latents in each direction.
-    hidden_size: E.
-    num_layers: blocks.
-    num_heads: H; the head size E / H must be even and at least 6.
-    mlp_ratio: width of the MLP over E.
+    """Flow world model; a `diffusers` model, so that any folder of `save_pretrained` opens.
+
+    Args:
+        latent_channels, latent_height, latent_width: D, h, w of the autoencoder's latents.
+        patch_size: side of a patch in latents; one token is one patch.
+        hidden_size: E.
+        num_layers: number of blocks.
+        num_heads: H; the head size E / H must be even and at least 6.
+        mlp_ratio: inner size of the MLP divided by E.
 
     Example: latents 8 x 6 x 8 in patches of 2 are 12 tokens a frame of 32 numbers each.
     """
@@ -134,8 +137,8 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             actions: int64 [B, M, 9], `spaces.mineworld.action_classes` of the action that leads into each frame.
             places: int64 [M] on the CPU, index of each frame in the clip; None: 0, 1, 2, ...
             visible: bool [M, cached + M] on the CPU, which frames (columns) each frame (row) attends to; None: itself
-                and those at earlier places, in the cache and in the pass.
-            cache: of frames that were read before.
+                and the frames at earlier places, in the cache and in the pass.
+            cache: keys and values of the frames that were read before.
 
         Returns:
             float32 [B, M, D, h, w], differentiable.
@@ -178,8 +181,10 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         return self._latents(x.float(), latents.shape[1]), kept
 
     def _mask(self, visible: Tensor, dtype: torch.dtype) -> Tensor:
-        """Which frames see which, bool [M, K], as what is added to the tokens' scores, [M * N, K * N]; one for all
-        layers, since attention would make its own out of a boolean one each time."""
+        """Convert visibility of frames, bool [M, K], to a mask that is added to the tokens' scores, [M * N, K * N].
+
+        Computed once for all layers, because attention would convert a boolean mask in each layer.
+        """
         added = torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, float("-inf"))
         return added.repeat_interleave(self.tokens_per_frame, 0).repeat_interleave(self.tokens_per_frame, 1)
 
@@ -237,10 +242,10 @@ def rotations(places: Tensor, grid: tuple[int, int], head_size: int) -> Tensor:
     """Compute a 3D rotary embedding, which divides a head's pairs among time, height and width.
 
     RoFormer (https://arxiv.org/abs/2104.09864) along three axes: height and width get a third of the pairs each, time
-    gets what is left.
+    gets the rest.
 
     Args:
-        places: int64 [M], where in the clip each frame stands.
+        places: int64 [M], index of each frame in the clip.
         grid: rows and columns of a frame's tokens.
         head_size: E / H.
 
@@ -263,7 +268,7 @@ def apply_rotary(x: Tensor, scale: Tensor, turns: Tensor) -> Tensor:
 
     Args:
         x: [B, H, L, head size], queries or keys.
-        scale: [head size], of the root-mean-square norm.
+        scale: [head size], weight of the root-mean-square norm.
         turns: complex64 [L, head size / 2].
     """
     normed = functional.rms_norm(x.float(), x.shape[-1:], scale.float(), eps=1e-6)
@@ -291,14 +296,14 @@ def open_flow_model(folder: Any) -> FlowWorldModel:
     """Open a folder that `save_pretrained` wrote, in float32 and evaluation mode, on the CPU.
 
     Raises:
-        ValueError: a config with unknown fields, or weights that do not fit it or are not finite.
+        ValueError: the config has unknown fields, or the weights do not fit the config or are not finite.
     """
     known = inspect.signature(FlowWorldModel.__init__).parameters
     settings: dict[str, Any] = FlowWorldModel.load_config(folder, local_files_only=True)  # type: ignore[assignment]
     if unknown := [name for name in settings if name not in known and not name.startswith("_")]:
         raise ValueError(
             f"a flow policy's config.json must set only fields of FlowWorldModel, got {unknown[0]}="
-            f"{settings[unknown[0]]!r} in {folder}; take a policy that this version can read"
+            f"{settings[unknown[0]]!r} in {folder}; use a policy that this version can read"
         )
     load = partial(
         FlowWorldModel.from_pretrained,

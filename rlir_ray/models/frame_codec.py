@@ -1,6 +1,6 @@
-"""Base class of tokenizers and autoencoders of single frames: scaling of pixels, and saving and loading.
+"""Base class of tokenizers and autoencoders of single frames: scaling of pixels, saving and loading.
 
-Knows nothing of codes or latents. Legend: N frames, H W pixels, h w grid.
+Independent of the kind of code. Legend: N frames, H W pixels, h w grid.
 """
 
 from __future__ import annotations
@@ -26,15 +26,14 @@ STEM_FILE = "tokenizer.json"
 class FrameCodec(nn.Module, ABC):
     """A `diffusers` autoencoder of pictures, with an optional pixel-unshuffle stem before it.
 
-    A subclass defines the encoding: `encode` (uint8 [N, H, W, 3] to codes [N, ...]) and its inverse
-    `decode`, rounded as a viewer would get the pictures.
+    A subclass defines `encode` (uint8 [N, H, W, 3] to codes [N, ...]) and its inverse `decode`.
 
     Args:
-        model: its pictures have `3 * pixel_unshuffle**2` channels in [-1, 1].
+        model: a model of pictures with `3 * pixel_unshuffle**2` channels in [-1, 1].
         height, width: pixels of a frame; must be multiples of the total downsampling.
         pixel_unshuffle: factor by which pixels are folded into channels first (1 for MineWorld's tokenizer); it makes
-            small models on a CPU about that factor squared cheaper at their widest resolution.
-        max_frames: frames in one pass through the model, which bounds its memory.
+            the largest feature maps smaller by the factor squared, and so small models much faster on a CPU.
+        max_frames: number of frames in one pass through the model, which bounds the memory.
     """
 
     what: ClassVar[str]
@@ -46,7 +45,7 @@ class FrameCodec(nn.Module, ABC):
         if height % factor or width % factor:
             raise ValueError(
                 f"frames must be multiples of the {self.what}'s downsampling {factor}, got {height}x{width}; resize "
-                f"the recordings or take fewer blocks"
+                f"the recordings or use fewer blocks"
             )
         if model.config["in_channels"] != 3 * pixel_unshuffle**2:
             raise ValueError(
@@ -123,8 +122,8 @@ class FrameCodec(nn.Module, ABC):
         """Write a folder that the `diffusers` class opens, with the stem in a file beside it.
 
         Args:
-            folder: is created where missing.
-            dtype: of the stored weights; float16 halves the file.
+            folder: created if missing.
+            dtype: type of the stored weights; float16 halves the file.
         """
         folder = Path(folder)
         # Convert a copy, so that the model keeps its weights; nn.Module's own `to` does not warn about float16.
@@ -142,13 +141,13 @@ class FrameCodec(nn.Module, ABC):
     def from_pretrained(
         cls, folder: Path | str, *, height: int | None = None, width: int | None = None, max_frames: int = 256
     ) -> Self:
-        """Open a folder written by `save_pretrained`, or a plain `diffusers` one when `height` and `width` are given.
+        """Open a folder of `save_pretrained`, or a plain `diffusers` folder if `height` and `width` are given.
 
         Returns:
             The codec in float32 and evaluation mode, on the CPU.
 
         Raises:
-            ValueError: no such folder, or weights that do not fit its config or are not finite.
+            ValueError: the folder does not exist, or the weights do not fit its config or are not finite.
         """
         folder = Path(folder)
         if not (folder / "config.json").is_file():

@@ -98,18 +98,20 @@ def two_streams(
 ) -> Tensor:
     """Compute velocities of frames at several noise levels each, all after the same history, in one pass.
 
+    Training and rescoring use this pass.
+
     The frames of the history attend to each other as in a rollout; a noisy frame attends to the history before it and
     to gives what a rollout computes frame by frame, at every frame and level.
 
     Args:
         velocity: the forward pass of a `FlowWorldModel`, or of an engine around one.
-        history: [B, P, D, h, w], the frames at places 0 to P - 1 as later frames read them.
+        history: [B, P, D, h, w], the frames at places 0 to P - 1, with the noise that later frames see.
         history_levels: [B, P].
         history_actions: int64 [B, P, 9].
         noisy: [B, F, S, D, h, w], the frames from `first_place` on at S noise levels each.
         levels: [B, F, S].
         actions: int64 [B, F, 9], leading into those frames.
-        first_place: of the noisy frames; at most P.
+        first_place: place of the first noisy frame; at most P.
 
     Returns:
         float32 [B, F, S, D, h, w].

@@ -1,4 +1,4 @@
-"""Recordings as tokens or latents in one file, which world models are trained on."""
+"""Encoding of recordings into one file of tokens or latents, on which world models are trained."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ logger = logging.getLogger(__name__)
 
 
 def encode_recordings(codec: FrameCodec, recordings: Iterable[Recording], out_file: Path | str) -> int:
-    """Encodes every frame of some recordings into one npz; a file under its name is whole.
+    """Encode every frame of recordings into one npz; the file appears only when it is complete.
 
     Args:
         codec: a tokenizer or an autoencoder of the recordings' frame size.
-        recordings: in the order that the file keeps.
+        recordings: the file keeps their order.
         out_file: receives `tokens` [F, tokens_per_frame] or `latents` [F, D, h, w] as `stored_codes`, `episode_starts`
             int64 [E] (index of each recording's first frame), `names` str [E], `buttons` bool [F, 23], `camera` float32
             [F, 2], and `wall_distance` float32 [F] when every event has a `wallDistance`.
@@ -68,13 +68,13 @@ def encode_recordings(codec: FrameCodec, recordings: Iterable[Recording], out_fi
 
 
 def read_splits(data: Path, action_shift: int) -> dict[str, list[Recording]]:
-    """Read the recordings of each split in the folder `data`."""
+    """Read the recordings of each split below the folder `data`."""
     logger.info("reading the recordings of %s", data)
     return {split: load_recordings(data / split, action_shift) for split in SPLITS}
 
 
 def encode_splits(codec: FrameCodec, recordings: Mapping[str, Sequence[Recording]], folder: Path) -> None:
-    """Encode the recordings of each split into a file of its name in `folder`."""
+    """Encode the recordings of each split into the file SPLIT.npz in `folder`."""
     for split, recorded in recordings.items():
         with progress_bar(f"encoding {split}") as show:
             shown = counted(recorded, len(recorded), show, "recordings")
@@ -83,12 +83,12 @@ def encode_splits(codec: FrameCodec, recordings: Mapping[str, Sequence[Recording
 
 
 def window_starts(episode_starts: npt.NDArray[np.int64], num_recorded: int, num_frames: int) -> npt.NDArray[np.int64]:
-    """First frames of all windows that stay inside one episode.
+    """Return the first frames of all windows that lie within one episode.
 
     Args:
         episode_starts: int64 [E], as `encode_recordings` writes them.
-        num_recorded: frames of all recordings.
-        num_frames: of a window.
+        num_recorded: number of frames of all recordings.
+        num_frames: number of frames of a window.
 
     Raises:
         ValueError: no episode is long enough.

@@ -1,8 +1,8 @@
-"""Trains a flow world model on recordings as latents, from scratch or onwards from a checkpoint.
+"""Training of a flow world model on recordings encoded as latents, from scratch or from a checkpoint.
 
-Diffusion forcing (https://arxiv.org/abs/2407.01392): every frame has a noise level of its own. A frame is seen twice:
-denoised from a level that is logit-normal, and as history of the later frames at a low one, as it will be in a rollout.
-Knows nothing of autoencoders, rewards or Ray. Legend: B windows, W frames of a window, D h w a latent.
+Diffusion forcing (https://arxiv.org/abs/2407.01392): every frame has its own noise level. The model reads each frame
+twice: denoised from a logit-normal level, and at a low level as history of the later frames, as in a rollout.
+Independent of autoencoders, rewards and Ray. Legend: B windows, W frames of a window, D h w a latent.
 """
 
 from __future__ import annotations
@@ -39,23 +39,30 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LatentRecordings:
-    """Recordings as latents [n, D, h, w], the classes of the actions int64 [n, 9] leading into each frame."""
+    """Recordings of n frames in all, end to end, as latents and action classes."""
 
     latents: npt.NDArray[np.floating[Any]]
+    """[n, D, h, w]."""
     actions: npt.NDArray[np.int64]
+    """[n, 9], classes of the action that leads into each frame."""
     episode_starts: npt.NDArray[np.int64]
+    """[E], first frame of each recording."""
 
     def windows(self, starts: npt.NDArray[np.int64], num_frames: int) -> tuple[Tensor, Tensor]:
-        """Latents float32 [B, W, D, h, w] and actions int64 [B, W, 9] of the windows that begin at `starts`."""
+        """Return latents float32 [B, W, D, h, w] and actions int64 [B, W, 9] of the windows that begin at `starts`."""
         rows = starts[:, None] + np.arange(num_frames)
         actions = self.actions[rows]
-        # What led into a window's first frame is not known in a rollout either.
+        # In a rollout, too, the action that leads into the first frame is unknown.
         actions[:, 0] = null_action_classes()
         return torch.from_numpy(self.latents[rows].astype(np.float32)), torch.from_numpy(actions)
 
 
 def load_latents(path: Path | str) -> LatentRecordings:
-    """Reads a file of `encode_recordings`; the action at index k leads into frame k."""
+    """Read a file that `encode_recordings` wrote; the action at index k leads into frame k.
+
+    Raises:
+        ValueError: the file does not exist or holds no latents.
+    """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"a file of latents must exist, got {path}; encode the recordings with an autoencoder first")
@@ -70,18 +77,18 @@ def load_latents(path: Path | str) -> LatentRecordings:
 def train_flow(
     train: LatentRecordings, validation: LatentRecordings, out_dir: Path | str, settings: FlowTraining
 ) -> FlowWorldModel:
-    """Train a flow model; resume from the last saved state, and leave a finished training as it is.
+    """Train a flow model; resume from the last saved state, and do not repeat a finished training.
 
     Args:
-        train, validation: recordings as latents of one autoencoder.
-        out_dir: receives the model, `curve.jsonl` and `training.json`, and `state-*` until it is done.
+        train, validation: recordings encoded by the same autoencoder.
+        out_dir: receives the model, `curve.jsonl` and `training.json`, and `state-*` until the training ends.
         settings: see `FlowTraining`.
 
     Returns:
         The moving average of the weights, on the CPU, in evaluation mode.
 
     Raises:
-        ValueError: no episode of a window's length, or a saved state or a finished training of other settings.
+        ValueError: no episode holds a window, or the folder holds a state or a training of other settings.
     """
     from rlir_ray.models.flow import open_flow_model
 
@@ -98,7 +105,7 @@ def train_flow(
 
 
 class FlowTask(Task):
-    """A flow model and the moving average of its weights, which is what is kept."""
+    """Training task: a flow model and the moving average of its weights, which is saved as the model."""
 
     name = "flow"
 
@@ -156,7 +163,7 @@ class FlowTask(Task):
 
 
 def run_command(chosen: dict[str, Any], settings: FlowTraining) -> None:
-    """Train on the files that `pretrain flow` was given."""
+    """Run `pretrain flow`: train on the encoded recordings of a folder."""
     train, validation = (load_latents(chosen["data"] / f"{split}.npz") for split in SPLITS)
     train_flow(train, validation, chosen["out"], settings)
 
@@ -188,14 +195,14 @@ def _initial_model(settings: FlowTraining, latent_shape: tuple[int, ...]) -> Flo
 def flow_loss(
     model: FlowWorldModel, latents: Tensor, actions: Tensor, generator: torch.Generator, settings: FlowTraining
 ) -> Tensor:
-    """Mean squared error of the velocities of all frames but the first; see `flow_losses`."""
+    """Compute the mean of `flow_losses`."""
     return flow_losses(model, latents, actions, generator, settings).mean()
 
 
 def flow_losses(
     model: FlowWorldModel, latents: Tensor, actions: Tensor, generator: torch.Generator, settings: FlowTraining
 ) -> Tensor:
-    """Mean squared error of the velocities of all frames but the first, of each window: float32 [B].
+    """Compute the mean squared error of the velocities of each window's frames except the first, float32 [B].
 
     Flow matching (https://arxiv.org/abs/2210.02747) with logit-normal levels (https://arxiv.org/abs/2403.03206).
 
@@ -204,7 +211,7 @@ def flow_losses(
         latents: float32 [B, W, D, h, w].
         actions: int64 [B, W, 9].
         generator: draws levels and noise, on the CPU.
-        settings: gives their distributions.
+        settings: gives the distributions of levels and noise.
     """
 
     def draw(like: Tensor) -> Tensor:
@@ -230,11 +237,11 @@ def flow_losses(
 
 @torch.no_grad()
 def validate(model: FlowWorldModel, recordings: LatentRecordings, settings: FlowTraining) -> dict[str, float]:
-    """Held-out loss in float32, with the same levels and noise at each call.
+    """Compute the held-out loss in float32; each call draws the same levels and noise.
 
     Returns:
-        As `loss_metrics`: `validation_loss`, and `validation_loss_wrong_actions` where each window has the actions of
-        another one: what the actions tell is the difference.
+        See `loss_metrics`. For `validation_loss_wrong_actions`, each window has the actions of another window: the
+        difference to `validation_loss` shows how much the model uses the actions.
     """
     starts = window_starts(recordings.episode_starts, len(recordings.latents), settings.num_frames)
     chosen = starts[np.linspace(0, len(starts) - 1, min(settings.num_validation, len(starts))).astype(np.int64)]

@@ -1,4 +1,4 @@
-"""Trains inverse dynamics models on recordings: the reward model and the held-out judge of a new world."""
+"""Training of inverse dynamics models on recordings: the reward model and the evaluation model of a world."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def build_model(
     num_heads: int = 4,
     convolution_width: int = 1,
 ) -> Model:
-    """A fresh small model of the given architecture and sizes; see `InverseDynamicsTraining`.
+    """Build a small model with random weights; see `InverseDynamicsTraining` for the sizes.
 
     Raises:
-        ValueError: an unknown architecture, or sizes that do not fit each other.
+        ValueError: the architecture is unknown, or the sizes do not fit each other.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -80,10 +80,10 @@ def build_model(
 
 
 def _initial_model(settings: InverseDynamicsTraining, height: int, width: int) -> Model:
-    """A fresh model, or the one of `settings.init`, in training mode.
+    """Return a new model, or the model in the folder `settings.init`, in training mode.
 
     Raises:
-        ValueError: `settings.init` is no folder of an inverse dynamics model.
+        ValueError: the folder `settings.init` holds no inverse dynamics model.
     """
     if settings.init:
         if not (Path(settings.init) / "config.json").is_file():
@@ -102,7 +102,7 @@ def _initial_model(settings: InverseDynamicsTraining, height: int, width: int) -
 
 
 def learning_rate_at(progress: float, settings: InverseDynamicsTraining) -> float:
-    """Linear warm-up, then a cosine to 0. Progress runs from 0 to 1."""
+    """Return the learning rate at a progress in 0..1: a linear warm-up, then a cosine to 0."""
     if progress < settings.warmup:
         return settings.learning_rate * (progress + 1e-3) / (settings.warmup + 1e-3)
     share = min(1.0, (progress - settings.warmup) / (1 - settings.warmup))
@@ -118,35 +118,36 @@ def train_inverse_dynamics(
 ) -> dict[str, Any]:
     """Train a model and write config.json, model.safetensors, training.json and curve.jsonl into `path`.
 
-    Resume from the last saved state. Leave a finished training as it is, unless more minutes are asked for than it
-    had: then extend it.
+    Resume from the last saved state. Do not repeat a finished training; extend the training if `settings.minutes` is
+    larger than before.
 
     Args:
-        recordings: trained on, held in memory.
-        validation: scored, never trained on.
-        path: folder of the result.
+        recordings: training data, in memory.
+        validation: held-out data for the evaluation.
+        path: folder of the model.
         settings: see `InverseDynamicsTraining`.
-        reconstruct: uint8 [F, H, W, 3] to the same through the world's tokenizer; a share of the windows is read so.
+        reconstruct: encodes and decodes frames uint8 [F, H, W, 3] with the world's tokenizer, for a share of the
+            windows: the model then learns to read generated frames, which have the tokenizer's errors.
 
     Returns:
-        The held-out figures that training.json holds.
+        The held-out scores, which training.json also holds.
 
     Raises:
-        ValueError: no recordings, none long enough, or a saved state or a finished training of other settings.
+        ValueError: no recording is long enough, or the folder holds a state or a training of other settings.
     """
     folder = Path(path)
     report = finished_report(folder, settings, extendable=not settings.num_steps)
     if report is None:
         torch.set_num_threads(settings.threads)
         report = train(InverseDynamicsTask(recordings, validation, settings, reconstruct), folder)
-    figures: dict[str, Any] = report["held_out"]
-    if warning := idm_warning(figures["gate"], settings.groups):
+    scores: dict[str, Any] = report["held_out"]
+    if warning := idm_warning(scores["gate"], settings.groups):
         logger.warning(warning)
-    return figures
+    return scores
 
 
 class InverseDynamicsTask(Task):
-    """An inverse dynamics model on windows of recordings, some of them read through a tokenizer."""
+    """Training task: an inverse dynamics model on windows of recordings."""
 
     name = "inverse dynamics model"
     keep_state = True
@@ -214,22 +215,22 @@ class InverseDynamicsTask(Task):
 
 
 def run_command(chosen: dict[str, Any], settings: InverseDynamicsTraining) -> None:
-    """Train on the recordings that `pretrain idm` was given, after a look at which event leads into a frame."""
+    """Run `pretrain idm`: check the alignment of events and frames, then train on the recordings."""
     reconstruct = reconstruction(chosen["tokenizer"], settings.device) if chosen["tokenizer"] else None
     recordings, validation = read_splits(chosen["data"], chosen["action_shift"]).values()
     if not chosen["no_probe"]:
-        logger.info("measuring which event leads into a frame")
+        logger.info("checking that event k leads into frame k")
         pairs = [(each.frames, each.actions) for each in recordings]
-        way_out = "--action-shift={shift}, or --no-probe if you know better"
+        way_out = "--action-shift={shift}, or --no-probe to skip this check"
         check_alignment(pairs, str(chosen["data"] / "train"), action_shift=chosen["action_shift"], way_out=way_out)
     logger.info("%d recordings, %d held out", len(recordings), len(validation))
-    figures = train_inverse_dynamics(recordings, validation, chosen["out"], settings, reconstruct)
-    logger.info("held out: %s", figure_words(figures["shifts"]["+0"]["mean"]))
-    logger.info("macro-F1 by kind of clip: %s", figure_words(figures["gate"]))
+    scores = train_inverse_dynamics(recordings, validation, chosen["out"], settings, reconstruct)
+    logger.info("held out: %s", figure_words(scores["shifts"]["+0"]["mean"]))
+    logger.info("macro-F1 by kind of clip: %s", figure_words(scores["gate"]))
 
 
 def reconstruction(tokenizer: str | Path, device: str = "cpu") -> Reconstruct:
-    """Frames as a saved tokenizer gives them back: uint8 [F, H, W, 3] to the same."""
+    """Return a function that encodes and decodes frames uint8 [F, H, W, 3] with a saved tokenizer."""
     from rlir_ray.models.tokenizer import FrameTokenizer
 
     model = FrameTokenizer.from_pretrained(tokenizer).to(open_device(device))

@@ -24,11 +24,11 @@ from rlir_ray.spaces.actions import GROUPS, Actions, group_classes
 
 Model = VptInverseDynamics | CorrelationInverseDynamics
 KEYS = ("accuracy", "macro_f1")
-CLIP_FRAMES = 9  # of a rollout: one context frame and eight generated ones
+CLIP_FRAMES = 9  # frames of a rollout: one context frame and eight generated frames
 
 
 def class_weights(labels: npt.NDArray[np.int64], num_classes: int) -> Tensor:
-    """Square root of the inverse frequency, within 0.5..3, so that rare classes are learnt.
+    """Compute the square root of the inverse frequency, within 0.5..3, so that the model learns rare classes.
 
     Args:
         labels: int64 [N, heads].
@@ -44,7 +44,7 @@ def class_weights(labels: npt.NDArray[np.int64], num_classes: int) -> Tensor:
 
 
 def head_weights(groups: Sequence[str], idle: float) -> tuple[Tensor, Tensor]:
-    """1 for the heads that the groups read and `idle` for the others: buttons [20], camera [2]."""
+    """Return loss weights of the heads, buttons [20] and camera [2]: 1 for heads of the groups, else `idle`."""
     buttons, camera = torch.full((NUM_BUTTONS,), idle), torch.full((2,), idle)
     for group in map(GROUPS.__getitem__, groups):
         if group.camera_axis is not None:
@@ -60,7 +60,7 @@ def inverse_dynamics_loss(
     button_weights: Tensor,
     camera_weights: Tensor,
 ) -> Tensor:
-    """Weighted cross-entropy of all heads, summed over heads, averaged over frames 1..F-1.
+    """Compute the weighted cross-entropy of all heads, summed over heads, averaged over frames 1..F-1.
 
     Args:
         logits: buttons [B, F, 20, 2] and camera [B, F, 2, 11], log-probabilities.
@@ -83,10 +83,13 @@ def inverse_dynamics_loss(
 
 
 def cut_clips(recordings: Sequence[Recording], num_frames: int, num_clips: int) -> tuple[Frames, list[Actions]]:
-    """Clips that do not overlap, spread evenly over the recordings.
+    """Cut clips that do not overlap, spread evenly over the recordings.
 
     Returns:
-        frames uint8 [B, F, H, W, 3] and the actions of B clips, B at most `num_clips`.
+        Frames uint8 [B, F, H, W, 3] and the actions of B clips, B at most `num_clips`.
+
+    Raises:
+        ValueError: no recording holds a clip.
     """
     places = [
         (recording, slice(start, start + num_frames))
@@ -106,13 +109,14 @@ def cut_clips(recordings: Sequence[Recording], num_frames: int, num_clips: int) 
 def compare(
     recovered: npt.NDArray[np.int64], commanded: npt.NDArray[np.int64], groups: Sequence[str], shift: int = 0
 ) -> dict[str, dict[str, float | None]]:
-    """Accuracy and macro-F1 of each group and their mean over the groups that occur, over frames 1..F-1.
-
-    None for a group that never occurs, and for the mean without one.
+    """Compute accuracy and macro-F1 of each group, and their mean over the groups that occur, over frames 1..F-1.
 
     Args:
         recovered, commanded: int64 [B, F, len(groups)].
-        shift: the class recovered at k is compared with the one commanded at k + shift.
+        shift: compare the class recovered at k with the class commanded at k + shift.
+
+    Returns:
+        Group or `mean` -> metric -> value; None for a group that does not occur.
     """
     num_frames = commanded.shape[1]
     frames = np.arange(max(1, 1 - shift), num_frames - max(0, shift))
@@ -134,12 +138,12 @@ def compare(
 def evaluate_inverse_dynamics(
     model: Model, frames: Frames, actions: Sequence[Actions], groups: Sequence[str]
 ) -> dict[str, dict[str, dict[str, float | None]]]:
-    """`compare` at shifts of -1, 0 and +1 between frames and actions: a sound model is best at 0, by far.
+    """Call `compare` at shifts of -1, 0 and +1 between frames and actions: the scores of a good model peak at 0.
 
     Args:
         frames: uint8 [B, F, H, W, 3].
-        actions: of B clips, F each; action k leads into frame k.
-        groups: names out of `rlir_ray.spaces.actions.GROUPS`.
+        actions: B clips of F actions each; action k leads into frame k.
+        groups: names from `rlir_ray.spaces.actions.GROUPS`.
     """
     recovered = read_clips(model, frames, groups)
     commanded = np.stack([group_classes(clip, groups) for clip in actions])
@@ -153,20 +157,20 @@ def held_out_scores(
     reconstruct: Reconstruct | None = None,
     num_clips: int = 512,
 ) -> dict[str, Any]:
-    """The figures of a finished model on held-out recordings.
+    """Score a finished model on held-out recordings.
 
     Returns:
-        ``shifts`` (`evaluate_inverse_dynamics`), ``gate`` (`rlir_ray.rewards.calibration.gate`) and, with a tokenizer,
-        ``reconstructed`` (`compare` on clips read through it).
+        ``shifts`` (`evaluate_inverse_dynamics`), ``gate`` (`rewards.calibration.gate`) and, with `reconstruct`,
+        ``reconstructed`` (`compare` on reconstructed clips).
     """
     frames, actions = cut_clips(validation, CLIP_FRAMES, num_clips)
-    spoilt = gate(model, frames, [clip[1:] for clip in actions], groups)
-    figures: dict[str, Any] = {
+    by_kind = gate(model, frames, [clip[1:] for clip in actions], groups)
+    scores: dict[str, Any] = {
         "num_clips": len(frames),
         "shifts": evaluate_inverse_dynamics(model, frames, actions, groups),
-        "gate": {name: or_none(round(score, 4)) for name, score in spoilt.items()},
+        "gate": {name: or_none(round(score, 4)) for name, score in by_kind.items()},
     }
     if reconstruct:
-        through = reconstruct(frames.reshape(-1, *frames.shape[2:])).reshape(frames.shape)
-        figures["reconstructed"] = evaluate_inverse_dynamics(model, through, actions, groups)["+0"]
-    return figures
+        decoded = reconstruct(frames.reshape(-1, *frames.shape[2:])).reshape(frames.shape)
+        scores["reconstructed"] = evaluate_inverse_dynamics(model, decoded, actions, groups)["+0"]
+    return scores

@@ -1,4 +1,4 @@
-"""What a kind of base model adds to the loop of a training. Knows nothing of the loop."""
+"""Interface between the training loop and a kind of base model: data, loss, schedule, evaluation and files."""
 
 from __future__ import annotations
 
@@ -43,14 +43,16 @@ class Length:
 
 @dataclass(frozen=True)
 class Progress:
-    """An update's number, which seeds its draws so that a resumed training repeats them, and the share done, [0, 1)."""
+    """Position of an update in its training."""
 
     step: int
+    """Number of earlier updates; seeds the draws of this update, so that a resumed training draws the same data."""
     share: float
+    """Share of the training that is done, in [0, 1)."""
 
 
 def cosine_rate(progress: float, least: float = 0.05) -> float:
-    """Return the share of the highest learning rate: linear over the first 2 %, then a cosine down to `least`."""
+    """Return the learning rate's share of its maximum: linear over the first 2 %, then a cosine down to `least`."""
     if progress < 0.02:
         return max(progress, 1e-4) / 0.02
     return least + (1 - least) * 0.5 * (1 + math.cos(math.pi * (progress - 0.02) / 0.98))
@@ -61,12 +63,12 @@ class Task(ABC):
 
     Args:
         settings: a dataclass, which training.json holds.
-        model: the trained module, on the CPU; the loop moves it to its device.
-        length: of the training.
-        curve_every, save_every: between two lines of the curve, and between two saved states.
-        device: name of the torch device; empty: a GPU where there is one.
-        precision: `bf16` or `fp32`, of what runs under `autocast`.
-        max_grad_norm: the gradients are clipped to this norm.
+        model: the trained module, on the CPU; the loop moves the module to the device.
+        length: length of the training.
+        curve_every, save_every: intervals of the lines of the curve and of the saved states.
+        device: name of the torch device; empty: a GPU if there is one.
+        precision: `bf16` or `fp32`, the precision under `autocast`.
+        max_grad_norm: clip the gradients to this norm.
     """
 
     name: ClassVar[str]
@@ -95,12 +97,12 @@ class Task(ABC):
         return next(self.model.parameters()).device
 
     def parts(self) -> dict[str, nn.Module]:
-        """Return everything that an update changes, which a saved state holds beside the optimiser."""
+        """Return all modules that an update changes; a saved state holds these and the optimizer."""
         return {"model": self.model}
 
     @abstractmethod
     def build_optimizer(self) -> torch.optim.Optimizer:
-        """Return the optimiser; the model is on its device."""
+        """Return the optimizer; the loop calls this method when the model is on its device."""
 
     @abstractmethod
     def learning_rate(self, share: float) -> float:
@@ -108,13 +110,13 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, progress: Progress, autocast: Autocast) -> tuple[Tensor, Mapping[str, Tensor | float]]:
-        """Return the loss of one batch and the metrics beside it; a metric `loss` is shown instead of the loss."""
+        """Return the loss of one batch and its metrics; a metric `loss` is logged instead of the loss."""
 
     def after_update(self) -> None:  # noqa: B027 - most tasks have nothing to do
-        """Follow an update of the weights."""
+        """Act after an update of the weights, for example on a moving average."""
 
     def evaluate(self) -> dict[str, Any]:
-        """Return the held-out figures of the curve."""
+        """Return the held-out metrics of a line of the curve."""
         return {}
 
     def words(self, line: Mapping[str, Any]) -> dict[str, float | None]:
@@ -126,11 +128,11 @@ class Task(ABC):
         """Write the trained model.
 
         Args:
-            folder: receives it.
-            final: the last line of the curve.
-            steps: updates.
+            folder: receives the model.
+            final: last line of the curve.
+            steps: number of updates.
             elapsed_s: training time.
 
         Returns:
-            What training.json holds beside settings, steps, time and machine.
+            Content of training.json, in addition to settings, steps, time and machine.
         """

@@ -1,6 +1,6 @@
-"""What a finished training must not pass over in silence: a model that reads nothing, a world that ignores actions.
+"""Warnings at the end of a training: the inverse dynamics model recovers no actions, the world model ignores actions.
 
-Each function gives one line, or an empty text where there is nothing to say. Knows nothing of models.
+Each function returns one line, or an empty text if there is no reason to warn. Independent of models.
 """
 
 from __future__ import annotations
@@ -13,35 +13,35 @@ import numpy.typing as npt
 
 from rlir_ray.rewards.calibration import GATE_MARGIN
 
-# Of the held-out loss: a smaller rise with wrong actions is none, however small its error.
+# Share of the held-out loss; a smaller rise with wrong actions does not count, even if its standard error is smaller.
 MIN_SHARE = 0.002
 OWN, WRONG, ERROR = "validation_loss", "validation_loss_wrong_actions", "wrong_actions_error"
 
 
 def idm_warning(gate: Mapping[str, float | None], groups: Sequence[str]) -> str:
-    """Of an inverse dynamics model whose exact clips score like static ones.
+    """Warn of an inverse dynamics model that scores exact clips no better than static ones.
 
     Args:
-        gate: macro-F1, `exact` and `static` among them, of `rlir_ray.rewards.calibration.gate`; None for NaN.
-        groups: that it was trained on.
+        gate: macro-F1 by kind of clip (`exact`, `static`, …) of `rlir_ray.rewards.calibration.gate`; None for NaN.
+        groups: action groups that the model was trained on.
     """
     exact, static = gate["exact"], gate["static"]
     if exact is None or static is None:
         return (
-            f"warning: none of the groups {','.join(groups)} occurs in the held-out recordings, so the model was tried "
-            "on nothing; set --groups to those in use, or hold out recordings in which the player acts"
+            f"warning: none of the groups {','.join(groups)} occurs in the held-out recordings, so the model was not "
+            "evaluated; set --groups to the groups in use, or hold out recordings in which the player acts"
         )
     if exact > static + GATE_MARGIN:
         return ""
     return (
-        f"warning: the model reads nothing: held-out clips score macro-F1 {exact:.2f}, the same clips frozen at their "
-        f"first frame {static:.2f}; check that line k of each jsonl leads into frame k and that pictures show "
+        f"warning: the model recovers no actions: held-out clips score macro-F1 {exact:.2f}, the same clips frozen at "
+        f"the first frame {static:.2f}; check that line k of each jsonl leads into frame k and that the frames show "
         f"{','.join(groups)}, then train longer (--minutes, --num-steps) or on more recordings"
     )
 
 
 def loss_metrics(own: npt.ArrayLike, wrong: npt.ArrayLike) -> dict[str, float]:
-    """Held-out losses of windows with their own actions and with those of another window, each [B].
+    """Summarize the held-out losses of windows with their own actions and with the actions of another window, each [B].
 
     Returns:
         `validation_loss`; with two windows or more also `validation_loss_wrong_actions` and `wrong_actions_error`, the
@@ -56,18 +56,18 @@ def loss_metrics(own: npt.ArrayLike, wrong: npt.ArrayLike) -> dict[str, float]:
 
 
 def world_model_warning(final: Mapping[str, float]) -> str:
-    """Of a world model whose held-out loss with another clip's actions equals its own.
+    """Warn of a world model whose held-out loss does not rise with the actions of another clip.
 
-    Equal: it is not above by more than two paired standard errors and `MIN_SHARE` of the loss.
+    The loss rises if the difference exceeds two paired standard errors and `MIN_SHARE` of the loss.
 
     Args:
-        final: of `loss_metrics`, without those that are not finite.
+        final: metrics of `loss_metrics` that are finite.
     """
     if OWN not in final:
         return "warning: the held-out loss is not finite; lower --learning-rate and train again"
     if WRONG not in final:
         return (
-            "warning: the held-out recordings hold one window, so nobody knows whether the model follows actions; hold "
+            "warning: the held-out recordings hold one window, which cannot show if the model follows actions; hold "
             "out longer recordings or raise --num-validation"
         )
     own, wrong = final[OWN], final[WRONG]

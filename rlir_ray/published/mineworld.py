@@ -1,6 +1,6 @@
-"""MineWorld's published checkpoints (arXiv 2504.08388): a LLaMA under `transformer.`, a VQ model under `tokenizer.`.
+"""Loading of MineWorld's published checkpoints (arXiv 2504.08388): a LLaMA and a VQ model.
 
-Stripped of the prefixes they are a stock `transformers` LlamaForCausalLM and a stock `diffusers` VQModel.
+Without the prefixes of their weights, the models are a plain `transformers` LlamaForCausalLM and `diffusers` VQModel.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class MineWorldCheckpoint:
     """The models of a checkpoint, in evaluation mode on the CPU and in their stored precision."""
 
     llama: LlamaForCausalLM | None
-    """`config.tokens_per_frame` is set where the published config says it."""
+    """`config.tokens_per_frame` is set if the published config has `image_num`."""
     vq_model: VQModel | None
 
 
@@ -41,18 +41,19 @@ def load_mineworld(
     """Load the models of a published checkpoint.
 
     Args:
-        checkpoint: the `.ckpt` file; of the world model, of the VQ model alone, or of both.
-        config: the published YAML, or JSON: its `transformer_config`, or the VQ model's config.json.
-        tokenizer_config: the VQ model's config.json; empty: the one that the YAML names, looked for beside the YAML,
-            the checkpoint and the working folder.
+        checkpoint: the `.ckpt` file of the world model, of the VQ model, or of both.
+        config: the published YAML, its `transformer_config` as JSON, or the VQ model's config.json.
+        tokenizer_config: the VQ model's config.json; empty: search for the file that the YAML names, beside the YAML,
+            beside the checkpoint and in the working folder.
 
     Raises:
-        ValueError: a file is missing or of another layout, or tensors are missing or mis-shaped; they are listed.
+        ValueError: a file is missing or has another layout, or tensors are missing or have another shape; the error
+            lists them.
     """
     state = read_state_dict(checkpoint)
     settings = _read_settings(Path(config))
-    llama_state = _below(state, LLAMA_PREFIX)
-    vq_state = next((part for prefix in VQ_PREFIXES if (part := _below(state, prefix))), {})
+    llama_state = _with_prefix(state, LLAMA_PREFIX)
+    vq_state = next((part for prefix in VQ_PREFIXES if (part := _with_prefix(state, prefix))), {})
     if not llama_state and not vq_state:
         raise ValueError(
             f"a MineWorld checkpoint must hold transformer.* or tokenizer.model.*, got {', '.join(list(state)[:3])}, … "
@@ -69,7 +70,7 @@ def build_llama(settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> Lla
     """Build a LlamaForCausalLM from the published `transformer_config` and the given weights.
 
     Raises:
-        ValueError: the settings describe no LLaMA or fewer layers, or weights are missing or mis-shaped.
+        ValueError: the settings describe no LLaMA or fewer layers, or weights are missing or have another shape.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -88,8 +89,8 @@ def build_llama(settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> Lla
         str(layer) for layer in range(config.num_hidden_layers)
     }:
         raise ValueError(
-            f"num_hidden_layers must be that of the checkpoint, got {config.num_hidden_layers} for weights of "
-            f"{config.num_hidden_layers + len(beyond)} layers; give the config that belongs to them"
+            f"num_hidden_layers must be the checkpoint's number of layers, got {config.num_hidden_layers} for weights "
+            f"of {config.num_hidden_layers + len(beyond)} layers; give the config of this checkpoint"
         )
     if "image_num" in settings:
         config.tokens_per_frame = settings["image_num"]
@@ -106,7 +107,7 @@ def build_vq_model(settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> 
     """Build a VQModel from its config.json and the given weights.
 
     Raises:
-        ValueError: weights are missing or mis-shaped.
+        ValueError: weights are missing or have another shape.
     """
     from diffusers import VQModel
 
@@ -116,22 +117,22 @@ def build_vq_model(settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> 
 
 
 def transformer_settings(settings: Mapping[str, Any], config: Path | str) -> Mapping[str, Any]:
-    """Find the LLaMA's settings in the published YAML or its inner parts.
+    """Return the LLaMA's settings from the published YAML, or from a part of it.
 
     Raises:
-        ValueError: they are not there.
+        ValueError: the settings are missing.
     """
     found = settings.get("model", {}).get("params", settings).get("transformer_config", settings)
     found = found.get("params", found)
     if missing := {"hidden_size", "num_hidden_layers", "vocab_size"} - set(found):
         raise ValueError(
             f"--config must hold the published transformer_config, got no {sorted(missing)[0]} in {config}; give the "
-            "YAML that belongs to the checkpoint"
+            "YAML of the checkpoint"
         )
     return found
 
 
-def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _with_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
@@ -141,7 +142,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"a config must be an existing file, got {path}; check the path")
     try:
-        # JSON is YAML too.
+        # The YAML parser reads JSON too.
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except Exception as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
@@ -161,7 +162,7 @@ def _find_vq_settings(settings: dict[str, Any], config: Path, checkpoint: Path, 
         return settings
     named = settings.get("model", {}).get("params", settings).get("tokenizer_config", {})
     relative = Path(named.get("params", {}).get("config_path", "vae/config.json"))
-    # The published path is relative to the repository's root, but users often keep the files elsewhere.
+    # The published path is relative to MineWorld's repository, but users often store the files elsewhere.
     roots = (Path(), config.parent, config.parent.parent, checkpoint.parent, checkpoint.parent.parent)
     places = [root / path for root in roots for path in (relative, Path(*relative.parts[-2:]))]
     found = next((place for place in places if place.is_file()), None)

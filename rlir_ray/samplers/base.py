@@ -1,7 +1,7 @@
-"""What all engines share: the policy that they sample from, loading of its weights, and a check of log-probabilities.
+"""Base of the samplers: the policy, loading of weights, and comparison of log-probabilities with the learner's model.
 
-Every engine is a second implementation of the model. Therefore each engine compares one clip a call with the learner's
-model on the same decisions: a disagreement would bias every ratio.
+Every engine is a second implementation of the model. Therefore each engine rescores one clip a call with the learner's
+model: a disagreement would bias every ratio.
 Legend: G trajectories of a group, T decisions.
 """
 

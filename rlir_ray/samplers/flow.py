@@ -48,7 +48,7 @@ def window_start(config: FlowConfig, policy_version: int, seed: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """All noise for the clips of a call, group after group."""
+    """All noise for the clips of a call, in the order of the groups."""
 
     start: Tensor
     """[B, F, D, h, w], where denoising starts."""

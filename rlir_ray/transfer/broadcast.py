@@ -2,7 +2,7 @@
 CPUs.
 
 The default process group is not used. Sender and receivers agree on each version in a TCP store before
-they enter a collective: a dead, restarted or late member blocks nobody. Every wait has a deadline.
+they enter a collective, so that a dead, restarted or late member blocks no other member. Every wait has a deadline.
 Legend: rank 0 sends, ranks 1 to n receive.
 """
 
@@ -25,7 +25,7 @@ from torch.distributed import DistStoreError, PrefixStore, ProcessGroupGloo, TCP
 from rlir_ray.transfer.weights import Received, as_tensor
 
 FORMED, TOO_LATE = "formed", "not ready in time"
-# By default NCCL ends the process when a member is lost, and with the process the learner's training.
+# By default NCCL ends the process, and with it the learner's training, when a member is lost.
 NCCL_ON_ERROR, ONLY_ABORT = "TORCH_NCCL_ASYNC_ERROR_HANDLING", "2"
 
 
@@ -40,7 +40,7 @@ class Channel:
     """Key of this group in the store; each group has a new key."""
     num_receivers: int
     on_gpus: bool
-    """NCCL on the current GPU of each; otherwise gloo."""
+    """Use NCCL on the current GPU of each member; otherwise gloo."""
     bucket_bytes: int
     ready_s: float = 10.0
     """All receivers must be ready for a version within this time, otherwise none receives it."""
@@ -49,7 +49,7 @@ class Channel:
 
 
 class BroadcastFailed(RuntimeError):
-    """Error: a version was not broadcast; a receiver must drop the part that it received."""
+    """A version was not broadcast; a receiver must drop the part that it received."""
 
 
 def open_store(host: str) -> TCPStore:
@@ -82,7 +82,7 @@ class _Member:
         try:
             yield
         except Exception as error:
-            # Fault tolerance: after any error, the other members no longer know this member's position in the protocol.
+            # Fault tolerance: after any error, the other members do not know this member's position in the protocol.
             cause = next(iter(str(error).splitlines()), "")
             self.close(f"{type(error).__name__}: {cause}")
             raise BroadcastFailed(self._failure) from error
@@ -129,7 +129,7 @@ class Sender(_Member):
         """Send a version once all receivers are ready for it.
 
         Raises:
-            BroadcastFailed: a receiver is not ready in time or cannot receive, or a member was lost on the way.
+            BroadcastFailed: a receiver is not ready in time or cannot receive, or a member is lost during the transfer.
         """
         if cause := self._failure or self._not_ready(version):
             self._store.set(f"{version}/verdict", json.dumps(cause))
@@ -173,7 +173,7 @@ class Receiver(_Member):
         """Receive the tensors of a version by name, on this member's device.
 
         Raises:
-            BroadcastFailed: the sender does not send it, or a member was lost on the way.
+            BroadcastFailed: the sender does not send the version, or a member is lost during the transfer.
         """
         if self._group is None and self._store.check([FORMED]):
             self._failure = self._failure or "started again since the group was made"

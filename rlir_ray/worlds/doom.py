@@ -1,7 +1,7 @@
-"""The embedded world: Freedoom maps in the VizDoom engine, played by a script and recorded in the VPT format.
+"""The embedded world: Freedoom maps in the VizDoom engine, played by a scripted player, recorded in the VPT format.
 
-The engine and the maps come inside the `vizdoom` package. Event k of a recording holds what was pressed during the tics
-that lead INTO frame k. Knows nothing of models.
+The `vizdoom` package contains the engine and the maps. Event k of a recording holds the input during the tics that lead
+INTO frame k. Independent of models.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ ALL_MAPS = tuple(
 )
 VALIDATION_MAPS = ALL_MAPS[4::5]
 TRAIN_MAPS = tuple(name for name in ALL_MAPS if name not in VALIDATION_MAPS)
-# Maps of the shipped world model and its prompts: few, open and unlike each other, because
-# two million parameters learn no more in an hour. Tokenizer and inverse dynamics models are trained on TRAIN_MAPS.
+# Maps of the shipped world model and its prompts: few, open and different, because a model of two million parameters
+# learns no more maps in an hour. Tokenizer and inverse dynamics models are trained on TRAIN_MAPS.
 WORLD_MAPS = (
     "freedoom1:E3M1",
     "freedoom1:E3M2",
@@ -67,11 +67,12 @@ WORLD_MAPS = (
 )
 
 TICS_PER_SECOND = 35
-# Most spots to try for an episode. The second half may be dark or closed in, so that every map gives an episode.
+# Maximum number of spots to try for an episode. The second half of the attempts accepts dark or narrow spots, so that
+# every map gives an episode.
 MAX_ATTEMPTS = 120
-# At 48x64 motion in the dark cannot be seen: mean brightness of a spot's pictures below which it is left out.
+# Minimum mean brightness of the frames at a spot: at 48x64 pixels, motion in dark places is invisible.
 MIN_BRIGHTNESS = 40
-# Share of an episode's frames in which a walk hardly moves the player; above this the player is stuck in a hole.
+# Maximum share of an episode's frames in which a walk hardly moves the player; above, the player is stuck in a hole.
 MAX_BLOCKED_SHARE = 0.2
 
 
@@ -82,7 +83,7 @@ class CollectSummary:
     num_recordings: int
     num_frames: int
     class_shares: dict[str, dict[int, float]]
-    """Share of the frames by group and class, frame 0 left out."""
+    """Action group -> class -> share of the frames, frame 0 excluded."""
     maps: tuple[str, ...]
 
 
@@ -91,8 +92,8 @@ class CollectSummary:
 
 
 def _place_player(game: DoomGame, rng: np.random.Generator, world: DoomWorld) -> bool:
-    """Put the player on a random spot of the map; return False if the spot is dark or closed in."""
-    # Things stand in rooms, so that their positions are valid spots for the player.
+    """Move the player to a random spot of the map; return whether the spot is bright and open."""
+    # The map's objects stand in rooms, so that their positions are valid spots for the player.
     spots = [(thing.position_x, thing.position_y) for thing in game.get_state().objects]
     x, y = spots[int(rng.integers(len(spots)))]
     game.send_game_command(f"warp {x:.1f} {y:.1f}")
@@ -114,7 +115,14 @@ def _place_player(game: DoomGame, rng: np.random.Generator, world: DoomWorld) ->
 def play_episode(
     game: DoomGame, map_name: str, rng: np.random.Generator, world: DoomWorld
 ) -> tuple[npt.NDArray[np.uint8], list[dict[str, Any]]]:
-    """Play one recording: frames uint8 [F, H, W, 3] and F events; try another spot if the player leaves the map."""
+    """Play one episode; try another spot if the player leaves the map or is stuck.
+
+    Returns:
+        Frames uint8 [F, H, W, 3] and F events.
+
+    Raises:
+        ValueError: no spot of the map lasts an episode.
+    """
     load_map(game, map_name, int(rng.integers(2**31)))
     for attempt in range(MAX_ATTEMPTS):
         is_usable = _place_player(game, rng, world) or (attempt >= MAX_ATTEMPTS // 2 and not game.is_episode_finished())
@@ -122,7 +130,9 @@ def play_episode(
             return played
         if game.is_episode_finished():
             load_map(game, map_name, int(rng.integers(2**31)))
-    raise ValueError(f"no spot of {map_name} lasts {world.episode_frames} frames in {MAX_ATTEMPTS} tries; leave it out")
+    raise ValueError(
+        f"no spot of {map_name} lasts {world.episode_frames} frames in {MAX_ATTEMPTS} attempts; choose other maps"
+    )
 
 
 def _play(
@@ -145,7 +155,7 @@ def _play(
         state = game.get_state()
         pose, distances = read_pose(state), read_distances(state)
         travelled = float(np.linalg.norm(pose.position[:2] - before.position[:2]))
-        # A teleporter moved the player, which no action explains.
+        # A teleporter moved the player; no action explains this change of the picture.
         if travelled > 4 * frame_walk:
             return None
         blocked = command.move != 0 and travelled < 0.3 * frame_walk
@@ -160,7 +170,7 @@ def _play(
 def _event(
     command: Command, previous: Command, pose: Pose, wall_distance: float, index: int, world: DoomWorld
 ) -> dict[str, Any]:
-    """Build an event: position in map units (z is up), yaw in degrees clockwise, wallDistance in map units."""
+    """Build an event; position and wallDistance in map units (z is up), yaw in degrees clockwise."""
     x, y, z = (round(float(value), 3) for value in pose.position)
     tick = index * world.frame_skip
     fields = {
@@ -195,17 +205,18 @@ def collect(
     """Play and record episodes until `num_frames` frames exist; resume if an earlier call was stopped.
 
     Args:
-        out_dir: gets NAME.mp4 + NAME.jsonl pairs and index.json.
-        num_frames: rounded up to whole episodes.
-        split: draws apart from the other splits; validation plays on maps of its own.
-        seed: gives the same recordings whatever `num_workers`.
+        out_dir: receives NAME.mp4 + NAME.jsonl pairs and index.json.
+        num_frames: number of frames, rounded up to whole episodes.
+        split: each split draws other episodes; validation has its own maps.
+        seed: the same seed gives the same recordings for any `num_workers`.
         world: the world's settings.
-        maps: instead of the split's own, as "freedoom2:MAP01" or "freedoom1:E1M1".
-        num_workers: processes.
-        progress: called with frames done and frames in all.
+        maps: maps to play instead of the split's maps, as "freedoom2:MAP01" or "freedoom1:E1M1".
+        num_workers: number of processes.
+        progress: called with the numbers of finished frames and of all frames.
 
     Raises:
-        ValueError: no frames, an unknown map or split, or a folder that holds recordings of other settings.
+        ValueError: `num_frames` is below 1, a map or the split is unknown, or the folder holds recordings of other
+            settings.
     """
     world = world or DoomWorld()
     maps = tuple(maps or (VALIDATION_MAPS if split == "validation" else TRAIN_MAPS))
@@ -229,7 +240,7 @@ def collect(
             continue
         wad, map_name = maps[index % len(maps)].split(":")
         todo.setdefault(wad, []).append((index, name, map_name))
-    # A chunk is one engine's work; many chunks let the workers end at about the same time.
+    # One engine plays a chunk; with many small chunks all workers end at about the same time.
     chunks = [(wad, part) for wad, jobs in todo.items() for part in _chunks(jobs, max(num_workers, len(jobs) // 32))]
     stem = (out_dir, split, seed, world)
     if num_workers <= 1:
@@ -269,7 +280,7 @@ def _record(
 
 
 def _check_settings(out_dir: Path, settings: dict[str, Any]) -> None:
-    """Reject a folder with another seed or world, because its recordings would be counted as ours."""
+    """Reject a folder of other settings, because its recordings would count as recordings of these settings."""
     settings = json.loads(json.dumps(settings))
     path = out_dir / "settings.json"
     if path.exists() and (held := json.loads(path.read_text(encoding="utf-8"))) != settings:
@@ -281,7 +292,7 @@ def _check_settings(out_dir: Path, settings: dict[str, Any]) -> None:
 
 
 def _write_index(out_dir: Path, names: list[str], maps: tuple[str, ...], world: DoomWorld) -> CollectSummary:
-    """Write the index of a VPT data set (basedir and relpaths); return a summary of the recordings."""
+    """Write an index as VPT publishes it (basedir and relpaths); return a summary of the recordings."""
     columns = []
     for name in names:
         classes = group_classes(Actions.from_events(read_events(out_dir / f"{name}.jsonl")), GROUPS_IN_USE)

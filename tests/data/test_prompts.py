@@ -206,7 +206,7 @@ def test_too_few_clips_say_how_many_there_are(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"prompts\.num_train=6"):
         prepare_prompts(_config(_record(tmp_path), "prompts.num_train=7"), "train", Corners(), tmp_path)
     (tmp_path / "half.mp4").touch()
-    with pytest.raises(ValueError, match=r"1 recordings are left out, the first: .*half\.jsonl"):
+    with pytest.raises(ValueError, match=r"1 recordings were skipped, the first: .*half\.jsonl"):
         prepare_prompts(_config(tmp_path, "prompts.num_train=7"), "train", Corners(), tmp_path)
     with pytest.raises(ValueError, match=r"prompts\.heldout_path=DIR"):
         prepare_prompts(_config(tmp_path, "prompts.heldout_path=''"), "heldout", Corners(), tmp_path)

@@ -143,7 +143,7 @@ def test_a_broken_recording_is_named_and_left_out(damage, tmp_path: Path, caplog
         read_recording(paths[0])
     with caplog.at_level(logging.WARNING):
         assert [recording.name for recording in read_recordings(paths)] == ["b"]
-    assert "1 of 2 recordings were left out" in caplog.text
+    assert "1 of 2 recordings were skipped" in caplog.text
     with pytest.raises(ValueError, match=BREAKS[damage]):
         list(read_recordings(paths, strict=True))
 
@@ -203,7 +203,7 @@ def test_recordings_of_one_file_name_are_loaded_under_two_names(
     (tmp_path / "half.mp4").touch()
     with caplog.at_level(logging.WARNING):
         assert [recording.name for recording in load_recordings(tmp_path)] == ["8.0/same", "9.0/same"]
-    assert "1 of 3 recordings were left out" in caplog.text
+    assert "1 of 3 recordings were skipped" in caplog.text
 
 
 def test_a_folder_of_broken_recordings_names_the_first_reason(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_frames_are_turned_as_a_player_shows_them(tmp_path: Path, matrix: tuple[
 def test_a_mirrored_video_is_refused_for_left_would_be_right(tmp_path: Path) -> None:
     path = write(tmp_path, "a")
     turn(path, (-1, 0, 0, 1))
-    with pytest.raises(ValueError, match="it is to be shown mirrored"):
+    with pytest.raises(ValueError, match="the file asks for a mirrored display"):
         read_recording(path)
 
 

@@ -90,7 +90,7 @@ def test_what_an_index_lists_and_is_not_here_names_the_file_to_download(tmp_path
 def test_an_index_of_which_nothing_is_here_names_the_first_file_to_download(tmp_path: Path) -> None:
     index = write_index(tmp_path / "index.json", ["8.0/a", "8.0/b"])
     with pytest.raises(
-        ValueError, match=r"got 2 that are not, the first: .*download https://example.org/data/8.0/a.mp4"
+        ValueError, match=r"got 2 incomplete pairs, the first: .*download https://example.org/data/8.0/a.mp4"
     ):
         find_recordings(index)
 
@@ -126,4 +126,4 @@ def test_the_log_names_the_first_of_many_that_are_left_out_and_counts_the_rest(
     with caplog.at_level(logging.WARNING):
         list_recordings(index)
     assert len(caplog.messages) == 4
-    assert caplog.messages[-1] == "left out: 6 more recordings"
+    assert caplog.messages[-1] == "skipped: 6 more recordings"

@@ -68,7 +68,7 @@ def test_another_layout_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.model").write_bytes(pickle.dumps({"model": {"args": {}}}))
     with pytest.raises(ValueError, match=r"must hold model\.args\.net\.args"):
         read_kwargs(tmp_path / "x.model")
-    with pytest.raises(ValueError, match="give one of them"):
+    with pytest.raises(ValueError, match="give exactly one"):
         load_vpt(WEIGHTS)
     with pytest.raises(ValueError, match="readable JSON"):
         load_vpt(WEIGHTS, config=WEIGHTS)

@@ -53,7 +53,7 @@ def test_an_unfinished_model_is_not_published_and_the_old_assets_stay(work, tmp_
 def test_a_plan_that_gives_no_recording_is_refused():
     with pytest.raises(ValueError, match="validation_frames must be >= 1, got 0"):
         assets.AssetsPlan(validation_frames=0)
-    with pytest.raises(ValueError, match="world_frames must be >= 10, for a tenth is held out, got 9"):
+    with pytest.raises(ValueError, match="world_frames must be >= 10 because a tenth is held out, got 9"):
         assets.AssetsPlan(world_frames=9)
 
 

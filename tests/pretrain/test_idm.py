@@ -146,7 +146,9 @@ def test_a_model_that_reads_nothing_ends_its_training_with_a_warning(
     assert figures["shifts"]["+0"]["mean"]["macro_f1"] == figures["shifts"]["+0"]["yaw"]["macro_f1"] < 0.5
     json.loads((tmp_path / "training.json").read_text(), parse_constant=pytest.fail)
     (line,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert line.startswith("warning: the model reads nothing: held-out clips score macro-F1 0.") and "\n" not in line
+    assert (
+        line.startswith("warning: the model recovers no actions: held-out clips score macro-F1 0.") and "\n" not in line
+    )
     # Called again, it is finished, and as blind as before.
     caplog.clear()
     train_inverse_dynamics(recordings(3, 0), recordings(2, 50), tmp_path, settings)
@@ -155,7 +157,7 @@ def test_a_model_that_reads_nothing_ends_its_training_with_a_warning(
 
 def test_a_judge_is_warned_of_by_what_it_reads() -> None:
     assert idm_warning({"exact": 0.45, "static": 0.3}, ("yaw",)) == ""
-    assert "reads nothing" in idm_warning({"exact": 0.39, "static": 0.3}, ("yaw",))
+    assert "recovers no actions" in idm_warning({"exact": 0.39, "static": 0.3}, ("yaw",))
     assert "none of the groups drop,jump occurs" in idm_warning({"exact": None, "static": None}, ("drop", "jump"))
 
 
