@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rlir_ray.data.files import give_usual_mode, replace_folder, write_json
 from rlir_ray.pretrain.arguments import add_settings, build_parser, take_settings
 from rlir_ray.pretrain.settings import SPLITS
+from rlir_ray.run.progress import log_to_stderr
 from rlir_ray.run.versions import versions
 
 if TYPE_CHECKING:
@@ -282,5 +283,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_settings(parser, AssetsPlan)
     chosen = vars(parser.parse_args(argv))
     plan = take_settings(chosen, AssetsPlan)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    log_to_stderr()
     make_assets(chosen["work"], chosen["out"], plan)
