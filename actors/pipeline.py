@@ -22,7 +22,7 @@ from rlir_ray.families import family_of
 from rlir_ray.learner.step import Learner
 from rlir_ray.rewards.base import Reward
 from rlir_ray.run.folder import RunFolder
-from rlir_ray.run.preflight import check_checkpoints, check_engine, check_plugins, check_world
+from rlir_ray.run.preflight import check_checkpoints, check_engine, check_libraries, check_plugins, check_world
 from rlir_ray.run.tracing import TraceRecorder
 from rlir_ray.samplers import Sampler
 
@@ -83,6 +83,7 @@ class Pipeline:
         self.frame_shape = check_world(config)
         check_checkpoints(config)
         check_engine(config)
+        check_libraries(config, own_prompts=prompts is not None)
         if trace is not None and not trace.absolute().parent.is_dir():
             raise ValueError(f"a trace must go into an existing folder, got {trace}; make it, or choose another file")
         # The folder keeps the paths as they were given: a project that is moved finds its files again.

@@ -58,7 +58,7 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
         result.metrics,
         result.groups,
         interrupted=result.interrupted,
-        made_up_name="" if config.run.name else result.folder.name,
+        generated_name="" if config.run.name else result.folder.name,
     )
     print("\n".join(lines))
     if result.interrupted:

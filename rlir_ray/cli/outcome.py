@@ -19,7 +19,7 @@ def outcome_lines(
     groups: Mapping[str, int],
     *,
     interrupted: bool = False,
-    made_up_name: str = "",
+    generated_name: str = "",
 ) -> list[str]:
     """Build the lines for the console.
 
@@ -30,7 +30,7 @@ def outcome_lines(
         steps: metrics of each step.
         groups: number of groups in each state of the ledger.
         interrupted: a signal stopped the run.
-        made_up_name: the run's name if the command did not name the run, otherwise empty.
+        generated_name: the run's name if the command did not name the run, otherwise empty.
     """
     if not num_steps:
         return ["stopped  before the first step; the same command starts again"]
@@ -44,7 +44,9 @@ def outcome_lines(
     ]
     if not interrupted:
         return [*lines, f"report   {folder / 'report.html'}"]
-    again = f"run the same command again with run.name={made_up_name}" if made_up_name else "run the same command again"
+    again = (
+        f"run the same command again with run.name={generated_name}" if generated_name else "run the same command again"
+    )
     return [*lines, f"stopped  after step {num_steps}; to resume, {again}"]
 
 

@@ -85,7 +85,7 @@ def evaluate(request: EvaluationRequest, chunk: int = 0) -> PolicyRow:
     policy, tokenizer = open_policy(config, device).eval(), open_codec(config)
     settings = config.evaluation
     sampler = family_of(config).evaluation_sampler(config, policy, settings.temperatures[0])
-    with progress_bar("evaluating") as show, _named_when_broken(source, left_out):
+    with progress_bar("evaluating") as show, _reason_if_all_broken(source, left_out):
         row = evaluate_row(
             round_robin_clips(source, num_clips, world, config.data, left_out),
             sampler,
@@ -121,7 +121,7 @@ def check_request(request: EvaluationRequest, config: Config, num_clips: int) ->
 
 
 @contextmanager
-def _named_when_broken(source: RecordingSource, left_out: list[str]) -> Iterator[None]:
+def _reason_if_all_broken(source: RecordingSource, left_out: list[str]) -> Iterator[None]:
     """If all recordings are broken, replace a ValueError by one that gives the reason of the first recording."""
     try:
         yield
@@ -147,7 +147,7 @@ def resolve_config(request: EvaluationRequest) -> Config:
     policy = _folder(request.policy, "--policy")
     config = load_config(request.recipe or find_recipe(policy), list(request.overrides))
     if not request.recipe:
-        config = _at_home(config, policy)
+        config = _with_run_folders(config, policy)
     tokenizer = request.tokenizer or (str(policy / "tokenizer") if (policy / "tokenizer").is_dir() else "")
     judge = request.idm or config.models.judge_idm
     if not request.idm and judge and not judge.startswith("asset:") and not Path(judge).is_dir():
@@ -164,7 +164,7 @@ def resolve_config(request: EvaluationRequest) -> Config:
     return dataclasses.replace(config, models=models)
 
 
-def _at_home(config: Config, policy: Path) -> Config:
+def _with_run_folders(config: Config, policy: Path) -> Config:
     """Resolve a run's relative folders: first in the working folder, then in the parent folders of the policy."""
     found = {entry.name: getattr(config.models, entry.name) for entry in dataclasses.fields(config.models)}
     for name, path in found.items():

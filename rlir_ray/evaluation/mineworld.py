@@ -195,7 +195,7 @@ def logits_clips(logits: Mapping[str, Tensor]) -> list[Columns]:
             frames only, without the context.
 
     Returns:
-        B clips, as `readings_clips`.
+        B clips, as `classes_clips`.
 
     Raises:
         ValueError: a value is not finite.
@@ -203,10 +203,10 @@ def logits_clips(logits: Mapping[str, Tensor]) -> list[Columns]:
     if not all(bool(values.isfinite().all()) for values in logits.values()):
         raise ValueError("an inverse dynamics model must give finite values, got others; check its weights")
     buttons, camera = (logits[head].argmax(-1).cpu().numpy() for head in ("buttons", CAMERA))
-    return readings_clips(buttons, camera)
+    return classes_clips(buttons, camera)
 
 
-def readings_clips(buttons: npt.NDArray[np.integer], camera: npt.NDArray[np.integer]) -> list[Columns]:
+def classes_clips(buttons: npt.NDArray[np.integer], camera: npt.NDArray[np.integer]) -> list[Columns]:
     """Convert values of an inverse dynamics model's heads to clips.
 
     Args:

@@ -122,33 +122,33 @@ def evaluate_row(
     Raises:
         ValueError: there are no clips, or fewer than FVD needs.
     """
-    rows = _Rows()
+    totals = _Totals()
     for part in _chunks(clips, chunk):
         real = torch.from_numpy(np.stack([clip.frames for clip in part]))  # [B, K, H, W, 3]
         prompts = encode_prompts(part, [clip.actions for clip in part], tokenizer, world)
-        numbers = range(rows.num_clips, rows.num_clips + len(part))
+        numbers = range(totals.num_clips, totals.num_clips + len(part))
         started = time.perf_counter()
         groups = sampler.sample(prompts, list(numbers), [group_seed(seed, number) for number in numbers], 1)
-        rows.sampling_s += time.perf_counter() - started
+        totals.sampling_s += time.perf_counter() - started
         frames = decode_clips(tokenizer, codes_tensor([video for _, video in groups]))
-        rows.qualities.append(clip_quality(frames, world.num_frames, real))
+        totals.qualities.append(clip_quality(frames, world.num_frames, real))
         generated, recorded = frames[:, -world.num_frames :], real[:, -world.num_frames :]
         if idm is not None:
-            rows.read += logits_clips(generated_logits(idm, frames, world.num_frames, judge_context))
-            rows.commanded += [actions_clip(clip.actions[-world.num_frames :], whole_degrees=True) for clip in part]
+            totals.read += logits_clips(generated_logits(idm, frames, world.num_frames, judge_context))
+            totals.commanded += [actions_clip(clip.actions[-world.num_frames :], whole_degrees=True) for clip in part]
         if lpips is not None:
-            rows.lpips.append(lpips(generated.flatten(0, 1), recorded.flatten(0, 1)))
+            totals.lpips.append(lpips(generated.flatten(0, 1), recorded.flatten(0, 1)))
         if i3d is not None:
-            rows.features.append((i3d(generated), i3d(recorded)))
-        rows.num_clips += len(part)
+            totals.features.append((i3d(generated), i3d(recorded)))
+        totals.num_clips += len(part)
         if progress:
-            progress(rows.num_clips)
-    if not rows.num_clips:
+            progress(totals.num_clips)
+    if not totals.num_clips:
         raise ValueError("an evaluation needs at least one clip, got none; add recordings longer than a clip")
-    return rows.row(world.num_frames)
+    return totals.row(world.num_frames)
 
 
-class _Rows:
+class _Totals:
     """The values of all chunks so far."""
 
     def __init__(self) -> None:

@@ -28,7 +28,11 @@ def following_rows(results: Results) -> list[Row]:
         cells = [_name(each.name, each.temperature)]
         for idm in IDMS:
             part = each.following.get(idm)
-            cells += [_pm(part.accuracy, part.accuracy_se), _pm(part.macro_f1, part.macro_f1_se)] if part else ["", ""]
+            cells += (
+                [_with_error(part.accuracy, part.accuracy_se), _with_error(part.macro_f1, part.macro_f1_se)]
+                if part
+                else ["", ""]
+            )
         rows.append((_row_class(each), cells))
     return rows if any(each.following for each in shown) else []
 
@@ -40,7 +44,7 @@ def difference_rows(comparisons: Sequence[Comparison]) -> list[Row]:
         cells = [_pair_name(each)]
         for idm in IDMS:
             changes = each.following.get(idm, {}).values()
-            cells += [_pm(change.mean, change.se, sign="+") for change in changes] or ["", ""]
+            cells += [_with_error(change.mean, change.se, sign="+") for change in changes] or ["", ""]
         if each.following:
             rows.append(("", cells))
     return rows
@@ -71,7 +75,7 @@ def quality_rows(results: Results) -> list[Row]:
     for pair in results.comparisons:
         if pair.before_temperature == pair.after_temperature:
             changes = [(pair.quality.get(figure), digits) for figure, digits in QUALITY_DIGITS.items()]
-            texts = [_pm(each.mean, each.se, digits, sign="+") if each else "–" for each, digits in changes]
+            texts = [_with_error(each.mean, each.se, digits, sign="+") if each else "–" for each, digits in changes]
             rows.append(("", [_pair_name(pair), *texts]))
     return rows
 
@@ -112,6 +116,6 @@ def _row_class(evaluation: Evaluation) -> str:
     return "after" if evaluation.name == POST_TRAINED else "limit" if evaluation.name in (REAL, RECONSTRUCTED) else ""
 
 
-def _pm(value: float, error: float, digits: int = 3, sign: str = "") -> str:
+def _with_error(value: float, error: float, digits: int = 3, sign: str = "") -> str:
     text = figure_text(value, f"{sign}.{digits}f")
     return text if math.isnan(error) else f"{text} ± {error:.{digits}f}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -76,7 +76,7 @@ def save_clips(run_dir: Path, clips: Clips) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
     with temporary.open("wb") as file:
-        arrays = {key: np.asarray(value) for key, value in vars(clips).items() if key != "name"}
+        arrays: dict[str, Any] = {key: np.asarray(value) for key, value in vars(clips).items() if key != "name"}
         np.savez_compressed(file, **arrays)
     return temporary.replace(path)
 
@@ -88,9 +88,9 @@ def load_clips(run_dir: Path) -> list[Clips]:
         path = Path(run_dir) / FOLDER / f"{name}.npz"
         if path.is_file():
             with np.load(path, allow_pickle=False) as file:
-                texts = {key: tuple(file[key].tolist()) for key in ("groups", "prompt_ids")}
-                arrays = {key: file[key] for key in ("frames", "commanded", "recovered")}
-            found.append(Clips(name=name, **arrays, **texts))
+                content: dict[str, Any] = {key: file[key] for key in file}
+            content |= {key: tuple(content[key].tolist()) for key in ("groups", "prompt_ids")}
+            found.append(Clips(name=name, **content))
     return found
 
 

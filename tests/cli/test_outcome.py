@@ -59,5 +59,5 @@ def test_a_stopped_run_says_how_to_go_on_and_one_without_a_step_that_nothing_was
     assert lines[0] == "trained  3 of 9 steps in 1.5 minutes"
     assert lines[-1] == "stopped  after step 3; to resume, run the same command again"
     # A name that was made up for the run is no part of its command.
-    lines = said(tmp_path, interrupted=True, made_up_name="run-1")
+    lines = said(tmp_path, interrupted=True, generated_name="run-1")
     assert lines[-1].endswith("run the same command again with run.name=run-1")

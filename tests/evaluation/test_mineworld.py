@@ -17,7 +17,7 @@ from rlir_ray.evaluation.mineworld import (
     actions_clip,
     following_in_use,
     logits_clips,
-    readings_clips,
+    classes_clips,
 )
 from rlir_ray.evaluation.policy_row import PolicyRow
 from rlir_ray.spaces.actions import BUTTONS, INDEX, VPT_CAMERA, Actions
@@ -162,7 +162,7 @@ def test_readings_of_the_heads_become_clips() -> None:
     buttons[1, 2, [INDEX["forward"], INDEX["back"]]] = 1
     camera = np.full((2, 3, 2), VPT_CAMERA.null_bin)
     camera[0, 1] = 0, 6
-    first, second = readings_clips(buttons, camera)
+    first, second = classes_clips(buttons, camera)
     assert set(first) == {*BUTTONS, "camera"}
     assert first["camera"][1] == pytest.approx([-10, 0.615], abs=1e-3)
     assert second["forward"].tolist() == second["back"].tolist() == [0, 0, 1]
@@ -176,7 +176,7 @@ def test_logits_are_read_at_each_heads_most_probable_value() -> None:
         "buttons": torch.randn(2, 3, 20, 2, generator=random),
         "camera": torch.randn(2, 3, 2, 11, generator=random),
     }
-    expected = readings_clips(logits["buttons"].argmax(-1).numpy(), logits["camera"].argmax(-1).numpy())
+    expected = classes_clips(logits["buttons"].argmax(-1).numpy(), logits["camera"].argmax(-1).numpy())
     np.testing.assert_equal(logits_clips(logits), expected)
     logits["camera"][0, 0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="finite"):
