@@ -21,7 +21,7 @@ from rlir_ray.evaluation.results import POST_TRAINED, judged_temperatures
 from rlir_ray.learner.step import Learner
 from rlir_ray.rewards.base import Reward
 from rlir_ray.run.folder import RunFolder
-from rlir_ray.run.preflight import check_checkpoints, check_engine
+from rlir_ray.run.preflight import check_checkpoints, check_engine, check_libraries
 from rlir_ray.run.resolved import check_reward_idm, resolve
 from rlir_ray.run.tracing import TraceRecorder
 from rlir_ray.samplers import Sampler
@@ -86,6 +86,7 @@ class Pipeline:
         self.config = self.run.config
         check_checkpoints(self.run.models)
         check_engine(self.config)
+        check_libraries(self.config, own_prompts=prompts is not None)
         if trace is not None and not trace.absolute().parent.is_dir():
             raise ValueError(f"a trace must go into an existing folder, got {trace}; make it, or choose another file")
         # The folder keeps the paths as they were given: a project that is moved finds its files again.

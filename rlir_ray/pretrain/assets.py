@@ -18,6 +18,7 @@ from rlir_ray.data.files import give_usual_mode, replace_folder, write_json
 from rlir_ray.pretrain.arguments import add_settings, build_parser, take_settings
 from rlir_ray.pretrain.settings import SPLITS
 from rlir_ray.run.environment import versions
+from rlir_ray.run.progress import log_to_stderr
 
 if TYPE_CHECKING:
     from rlir_ray.models.frame_codec import FrameCodec
@@ -288,5 +289,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_settings(parser, AssetsPlan)
     chosen = vars(parser.parse_args(argv))
     plan = take_settings(chosen, AssetsPlan)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    log_to_stderr()
     make_assets(chosen["work"], chosen["out"], plan)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from rlir_ray.pretrain.settings import (
     TokenizerTraining,
     WorldModelTraining,
 )
+from rlir_ray.run.progress import log_to_stderr
 
 RECORDINGS = "folder with train/ and validation/ recordings"
 CODES = "folder with train.npz and validation.npz"
@@ -52,7 +52,7 @@ def main(model: str, argv: Sequence[str] | None = None) -> None:
     command = COMMANDS[model]
     chosen = vars(_parser(model, command).parse_args(argv))
     settings: Any = take_settings(chosen, command.settings)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    log_to_stderr()
     if command.threads:
         import torch
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from rlir_ray.config import Config
+from rlir_ray.extras import EXTRAS, install_command, is_installed, missing_text
 from rlir_ray.run.environment import TESTED_PACKAGES, stand_in
 
 Level = Literal["ok", "warn", "fail"]
@@ -64,6 +65,8 @@ def machine_findings(config: Config) -> Iterator[Finding]:
     install = f"pip install -c {file} deepspeed"
     yield import_finding("deepspeed", config.learner.engine == "deepspeed", install)
     yield import_finding("vllm", config.rollout.engine == "vllm", "make install-vllm")
+    yield import_finding("vizdoom", config.prompts.source == "doom", install_command("vizdoom"))
+    yield from _optional_findings(config)
     yield run_check("engine", lambda: _engine(config))
     yield run_check("video codec", _video_codec)
     yield run_check("checkpoints", lambda: _checkpoints(config))
@@ -102,7 +105,7 @@ def version_findings(file: Path) -> Iterator[Finding]:
             # Ignore the build's suffix, as in 2.13.0+cpu.
             found = importlib.metadata.version(name).split("+")[0]
         except importlib.metadata.PackageNotFoundError:
-            if name in TESTED_PACKAGES:
+            if name in TESTED_PACKAGES and name not in EXTRAS:
                 differs = True
                 yield Finding("fail", "version", f"{name} is not installed; pip install -c {file} {name}=={tested}")
             continue
@@ -165,6 +168,19 @@ def import_finding(module: str, needed: bool, remedy: str) -> Finding:
         cause = ([line.strip() for line in done.stderr.splitlines() if line.strip()] or ["no message"])[-1]
         return Finding(level, module, f"cannot be imported ({cause}); {remedy}")
     return Finding("ok", module, done.stdout.split()[-1])
+
+
+def _optional_findings(config: Config) -> Iterator[Finding]:
+    """Warn of a missing library that the recipe uses but does not need."""
+    from rlir_ray.run.preflight import samples_by_numba
+
+    for library, is_used in (("tensorboard", True), ("numba", samples_by_numba(config))):
+        if is_installed(library):
+            yield Finding("ok", library, importlib.metadata.version(library))
+        elif is_used:
+            yield Finding("warn", library, missing_text(library).removeprefix(f"{library} is "))
+        else:
+            yield Finding("ok", library, "not installed, and the recipe does not need it")
 
 
 def _engine(config: Config) -> str:

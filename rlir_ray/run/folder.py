@@ -18,6 +18,7 @@ from rlir_ray.config import Config
 from rlir_ray.config.old_keys import DROPPED, tell_dropped, upgraded
 from rlir_ray.data.digests import input_digests
 from rlir_ray.data.files import number, strict_json, write_json, write_text
+from rlir_ray.extras import has_library
 from rlir_ray.run.environment import stand_in, versions
 
 # In a run's folder.
@@ -224,6 +225,8 @@ class RunFolder:
         self._log_events(metrics)
 
     def _log_events(self, metrics: dict[str, float]) -> None:
+        if not has_library("tensorboard"):
+            return
         # One event a step: as many as there are metrics would take as long as the rest of the driver's work.
         from tensorboard.compat.proto.summary_pb2 import Summary
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from rlir_ray.config import Config
+from rlir_ray.extras import has_library, require_library
 from rlir_ray.idm.base import architecture_of
 from rlir_ray.models.checkpoints import check_finite
 from rlir_ray.models.compatibility import read_settings
@@ -56,6 +57,29 @@ def check_checkpoints(models: Mapping[str, Path]) -> None:
                 ) from None
             if not names:
                 raise ValueError(f"models.{model} must hold weights, got none in {file}; give another folder")
+
+
+def check_libraries(config: Config, *, own_prompts: bool = False) -> None:
+    """Check the optional libraries that a run uses; log what the run lacks without a library that is not necessary.
+
+    Args:
+        config: resolved.
+        own_prompts: the caller gives the prompts, so that the run does not use `prompts.source`.
+
+    Raises:
+        ValueError: a necessary library is missing.
+    """
+    if config.prompts.source == "doom" and not own_prompts:
+        require_library("vizdoom", "prompts.source=doom")
+    if samples_by_numba(config):
+        # Rollout actors log the same line, but the driver does not show their logs.
+        has_library("numba")
+
+
+def samples_by_numba(config: Config) -> bool:
+    """Return whether rollout actors compute their attention with numba, if it is installed."""
+    rollout = config.rollout
+    return config.policy.family == "autoregressive" and rollout.engine == "torch" and not rollout.num_gpus
 
 
 def check_engine(config: Config) -> None:

@@ -1,8 +1,8 @@
 """Attention of one new token a clip over the filled part of the clip's key-value cache.
 
 On a CPU in float32, kernels compiled by numba compute the attention: the key-value cache is larger than the processor's
-caches, and with few query rows a clip torch reads it at a quarter of the memory bandwidth. On other devices and in
-other types, torch computes the attention.
+caches, and with few query rows a clip torch reads it at a quarter of the memory bandwidth. Without numba, on other
+devices and in other types, torch computes the attention.
 Legend: B clips, V key-value heads, R query heads that share one of them, D head size, L length of the cache.
 """
 
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rlir_ray.extras import has_library
+
 
 def attend(queries: Tensor, cache: Tensor, filled: int) -> Tensor:
     """Compute scaled dot-product attention of single tokens.
@@ -30,7 +32,7 @@ def attend(queries: Tensor, cache: Tensor, filled: int) -> Tensor:
         [B, V, R, D].
     """
     num_kv_heads = queries.shape[1]
-    if queries.device.type != "cpu" or queries.dtype != torch.float32:
+    if queries.device.type != "cpu" or queries.dtype != torch.float32 or not has_library("numba"):
         keys, values = cache[:, :num_kv_heads, :filled], cache[:, num_kv_heads:, :filled]
         return functional.scaled_dot_product_attention(queries, keys, values)
     score, mix = _kernels()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from rlir_ray.extras import require_library
 from rlir_ray.spaces.actions import DEGREES_PER_PIXEL
 from rlir_ray.worlds.scripted_player import Command, PlayerScript
 
@@ -93,7 +94,12 @@ class DoomWorld:
 
 @contextlib.contextmanager
 def open_game(wad: str, seed: int) -> Iterator[DoomGame]:
-    """Start an engine on one of the packaged WADs ("freedoom1" or "freedoom2") and close it at the end."""
+    """Start an engine on one of the packaged WADs ("freedoom1" or "freedoom2") and close it at the end.
+
+    Raises:
+        ValueError: vizdoom is not installed.
+    """
+    require_library("vizdoom", "recording the Doom world")
     import vizdoom
 
     game = vizdoom.DoomGame()

@@ -207,7 +207,7 @@ def test_a_stopped_job_saves_its_policy_first(head: Cluster, checkout: Path, tmp
     client.stop_job("stopped")
     wait_until(lambda: client.get_job_status("stopped") == JobStatus.STOPPED, client)
     logs, folder = client.get_job_logs("stopped"), tmp_path / "stopped"
-    assert "saving the policy" in logs and "; to go on, run the same command again" in logs
+    assert "saving the policy" in logs and "; to resume, run the same command again" in logs
     assert (folder / "policy" / "model.safetensors").is_file()
     ledger = Ledger.from_json((folder / "ledger.json").read_text())
     ledger.check()

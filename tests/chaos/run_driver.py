@@ -14,7 +14,7 @@ import termios
 from pathlib import Path
 
 from actors.pipeline import Pipeline
-from rlir_ray.cli.streams import protect_standard_streams
+from rlir_ray.cli.console import protect_standard_streams
 from tests.world import tiny_config, tiny_prompt_set
 
 

@@ -17,8 +17,7 @@ from rlir_ray.data.recorded_clips import round_robin_clips
 from rlir_ray.data.recordings import write_recording
 from rlir_ray.data.sources import find_recordings
 from rlir_ray.evaluation.command import EvaluationRequest, evaluate, find_recipe, resolve_config
-from rlir_ray.evaluation.mineworld import NO_WEIGHTS
-from rlir_ray.evaluation.policy_row import evaluate_row
+from rlir_ray.evaluation.policy_row import NO_WEIGHTS, evaluate_row
 from rlir_ray.families import open_policy
 from rlir_ray.idm.base import load_inverse_dynamics
 from rlir_ray.models.adapters import save_policy
@@ -79,7 +78,7 @@ def test_the_command_prints_the_published_columns_and_writes_them(
     header, row = printed.splitlines()[-4:-2]
     assert header.split() == ["FPS", "P", "R", "F1", "camera", "PSNR", "SSIM", "LPIPS", "FVD"]
     assert row.count(NO_WEIGHTS) == 2
-    assert "6 clips of 1 given + 3 generated frames, 24x32, temperature 1, top-p 0.9" in printed
+    assert "6 clips of 1 context + 3 generated frames, 24x32, temperature 1, top-p 0.9" in printed
     content = json.loads(out.read_text())
     assert content["row"]["num_clips"] == 6 and content["row"]["lpips"] is None
     assert f"{content['row']['following']['mean']['f1_macro']:.3f}" == row.split()[3]
@@ -204,9 +203,9 @@ def test_adapter_of_a_run_is_evaluated_on_the_runs_own_policy(
     save_policy(open_policy(config), run.path / "policy")
     run.close()
     main(["eval", "--policy", str(run.path / "policy"), "--data", str(recordings), "--num-clips", "2"])
-    assert "2 clips of 1 given + 3 generated frames" in capsys.readouterr().out
+    assert "2 clips of 1 context + 3 generated frames" in capsys.readouterr().out
     (run.path / "config.yaml").unlink()
-    with pytest.raises(ValueError, match="an adapter that is of no run needs --recipe"):
+    with pytest.raises(ValueError, match="an adapter outside a run's folder needs --recipe"):
         find_recipe(run.path / "policy")
 
 
@@ -276,7 +275,7 @@ def test_a_converted_mineworld_checkpoint_is_evaluated_by_its_validation_clips(
         ]
     )
     printed = capsys.readouterr().out
-    assert "4 clips of 1 given + 2 generated frames, 8x12, temperature 1, top-p 0.8" in printed
+    assert "4 clips of 1 context + 2 generated frames, 8x12, temperature 1, top-p 0.8" in printed
     assert printed.splitlines()[-1].count(NO_WEIGHTS) == 2
 
 

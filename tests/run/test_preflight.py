@@ -110,7 +110,7 @@ def test_a_policy_too_short_for_a_clip_is_refused(make_config, checkpoints, tmp_
 def test_a_policy_that_does_not_say_its_tokens_a_frame_is_refused_with_the_line_to_add(
     make_config, checkpoints, tmp_path
 ):
-    with pytest.raises(ValueError, match=r'add "tokens_per_frame": 12 there'):
+    with pytest.raises(ValueError, match=r'; add "tokens_per_frame": 12$'):
         resolve(make_config(_policy_with(checkpoints, tmp_path, tokens_per_frame=None)))
 
 
