@@ -15,9 +15,9 @@ import torch
 from rlir_ray.evaluation import action_following
 from rlir_ray.evaluation.mineworld import (
     actions_clip,
+    classes_clips,
     following_in_use,
     logits_clips,
-    classes_clips,
 )
 from rlir_ray.evaluation.policy_row import PolicyRow
 from rlir_ray.spaces.actions import BUTTONS, INDEX, VPT_CAMERA, Actions
