@@ -44,14 +44,12 @@ def outcome_lines(
     ]
     if not interrupted:
         return [*lines, f"report   {folder / 'report.html'}"]
-    again = (
-        f"run the same command again with run.name={generated_name}" if generated_name else "run the same command again"
-    )
-    return [*lines, f"stopped  after step {num_steps}; to resume, {again}"]
+    name = f" with run.name={generated_name}" if generated_name else ""
+    return [*lines, f"stopped  after step {num_steps}; to resume, run the same command again{name}"]
 
 
 def _result(folder: Path, steps: Sequence[Mapping[str, float]]) -> list[str]:
-    """Format the figures of the report's headline; empty: the run was not evaluated before and after."""
+    """Format the figures of the report's headline; empty: the run was not evaluated before and after training."""
     if not (folder / FILE).is_file():
         return []
     results = Results.load(folder)

@@ -75,9 +75,9 @@ def evaluate_policy(
     commands = [prompt.actions for prompt in prompt_set.prompts]
     # A clip with other commands than the recording has no real counterpart.
     as_recorded = all(_equal(*pair) for pair in zip(commands, prompt_set.recorded, strict=True))
-    following, quality, clips = _judge(
+    following, quality, clips = _evaluate(
         name,
-        _sampled(sampler, prompt_set.prompts, tokenizer, seed),
+        _sampled_chunks(sampler, prompt_set.prompts, tokenizer, seed),
         prompt_set.frames if as_recorded else None,
         commands,
         [prompt.prompt_id for prompt in prompt_set.prompts],
@@ -117,12 +117,12 @@ def evaluate_real(
         The evaluations `real` and `reconstructed`, and some of the real clips.
     """
     frames = prompt_set.frames
-    sources = {REAL: _real(frames), RECONSTRUCTED: _reconstructed(frames, tokenizer)}
+    sources = {REAL: _real_chunks(frames), RECONSTRUCTED: _reconstructed_chunks(frames, tokenizer)}
     prompt_ids = [prompt.prompt_id for prompt in prompt_set.prompts]
     ceiling, kept = {}, []
     for name, chunks in sources.items():
         real = frames if name == RECONSTRUCTED else None
-        following, quality, clips = _judge(
+        following, quality, clips = _evaluate(
             name, chunks, real, prompt_set.recorded, prompt_ids, idms, world, num_videos, judge_context
         )
         ceiling[name] = Evaluation(name=name, seed=seed, following=following, quality=quality)
@@ -130,7 +130,7 @@ def evaluate_real(
     return ceiling, kept[0]
 
 
-def _sampled(sampler: Sampler, prompts: Sequence[Prompt], tokenizer: FrameCodec, seed: int) -> Iterator[Tensor]:
+def _sampled_chunks(sampler: Sampler, prompts: Sequence[Prompt], tokenizer: FrameCodec, seed: int) -> Iterator[Tensor]:
     for start in range(0, len(prompts), CHUNK):
         part = prompts[start : start + CHUNK]
         numbers = range(start, start + len(part))
@@ -138,13 +138,13 @@ def _sampled(sampler: Sampler, prompts: Sequence[Prompt], tokenizer: FrameCodec,
         yield decode_clips(tokenizer, codes_tensor([video for _, video in groups]))
 
 
-def _real(frames: npt.NDArray[np.uint8]) -> Iterator[Tensor]:
+def _real_chunks(frames: npt.NDArray[np.uint8]) -> Iterator[Tensor]:
     for start in range(0, len(frames), CHUNK):
         yield torch.from_numpy(np.array(frames[start : start + CHUNK]))
 
 
-def _reconstructed(frames: npt.NDArray[np.uint8], tokenizer: FrameCodec) -> Iterator[Tensor]:
-    for clips in _real(frames):
+def _reconstructed_chunks(frames: npt.NDArray[np.uint8], tokenizer: FrameCodec) -> Iterator[Tensor]:
+    for clips in _real_chunks(frames):
         yield decode_clips(tokenizer, tokenizer.encode(clips.flatten(0, 1)).unflatten(0, clips.shape[:2]))
 
 
@@ -153,7 +153,7 @@ def decode_clips(tokenizer: FrameCodec, codes: Tensor) -> Tensor:
     return tokenizer.decode(codes.flatten(0, 1).to(tokenizer.device)).cpu().unflatten(0, codes.shape[:2])
 
 
-def _judge(
+def _evaluate(
     name: str,
     chunks: Iterable[Tensor],
     real: npt.NDArray[np.uint8] | None,

@@ -27,12 +27,10 @@ def following_rows(results: Results) -> list[Row]:
     for each in shown:
         cells = [_name(each.name, each.temperature)]
         for idm in IDMS:
-            part = each.following.get(idm)
-            cells += (
-                [_with_error(part.accuracy, part.accuracy_se), _with_error(part.macro_f1, part.macro_f1_se)]
-                if part
-                else ["", ""]
-            )
+            if part := each.following.get(idm):
+                cells += [_with_error(part.accuracy, part.accuracy_se), _with_error(part.macro_f1, part.macro_f1_se)]
+            else:
+                cells += ["", ""]
         rows.append((_row_class(each), cells))
     return rows if any(each.following for each in shown) else []
 

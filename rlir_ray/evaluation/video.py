@@ -30,7 +30,7 @@ PANEL_WIDTH = 256
 HEADER, FOOTER, GAP = 22, 30, 8
 # Recovered class if the run has no judge.
 UNREAD = -1
-INK, PAPER, PALE, GREEN, RED = (32, 33, 36), (255, 255, 255), (222, 224, 228), (24, 128, 56), (197, 34, 31)
+INK, PAPER, GREEN, RED = (32, 33, 36), (255, 255, 255), (24, 128, 56), (197, 34, 31)
 KEYS = {
     "forward": "W",
     "back": "S",
