@@ -64,7 +64,7 @@ def test_the_plan_is_read_from_the_command_line_with_its_types(monkeypatch, caps
     assert made == [("there", assets.AssetsPlan(tokenizer_minutes=0.5, train_frames=400))]
     with pytest.raises(SystemExit):
         assets.main(["--help"])
-    assert "Wall-clock length of the tokenizer's training" in capsys.readouterr().out
+    assert "Minutes of the tokenizer's training" in capsys.readouterr().out
 
 
 def test_assets_that_are_too_large_are_refused(work, tmp_path, monkeypatch):
