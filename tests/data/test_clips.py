@@ -1,4 +1,4 @@
-"""Clips: cut lazily, found again by their address, and left out whole where their recording is broken."""
+"""Clips: cut lazily, found again by their address, and skipped as a whole if their recording is broken."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_clips_that_are_cut_are_those_at_their_addresses(
             assert_equal(read_clip(source, clip.address, WORLD), clip)
 
 
-def test_broken_recordings_are_left_out_counted_and_named(tmp_path: Path) -> None:
+def test_broken_recordings_are_skipped_counted_and_named(tmp_path: Path) -> None:
     broken_source(tmp_path)
     (tmp_path / "d.mp4").touch()
     cut = cut_clips(find_recordings(tmp_path), 18, WORLD, 0, seed=0)

@@ -166,7 +166,7 @@ def test_class_shares_count_the_commanded_frames(tmp_path: Path) -> None:
     np.testing.assert_allclose(shares["yaw"].sum(), 1)
 
 
-def test_a_broken_recording_is_left_out_and_carried_to_the_user(tmp_path: Path) -> None:
+def test_a_broken_recording_is_skipped_and_carried_to_the_user(tmp_path: Path) -> None:
     _record(tmp_path / "train", num_recordings=4)
     _record(tmp_path / "heldout", num_recordings=3)
     (tmp_path / "train" / "clip-0.jsonl").write_text("{}\n")

@@ -67,7 +67,7 @@ def test_frames_and_events_must_be_as_many(tmp_path: Path) -> None:
         write_recording(tmp_path / "a", moving_bars(), walk_events()[:-1])
 
 
-def test_pairs_are_listed_sorted_and_halves_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_pairs_are_listed_sorted_and_halves_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     paths = [write(tmp_path, name) for name in ("b", "a", "c")]
     paths[2].with_suffix(".jsonl").unlink()
     with caplog.at_level(logging.WARNING):
@@ -136,7 +136,7 @@ BREAKS = {
 
 
 @pytest.mark.parametrize("damage", BREAKS, ids=lambda damage: damage.__name__)
-def test_a_broken_recording_is_named_and_left_out(damage, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_broken_recording_is_named_and_skipped(damage, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     paths = [write(tmp_path, "a"), write(tmp_path, "b")]
     damage(paths[0])
     with pytest.raises(ValueError, match=BREAKS[damage]):

@@ -118,7 +118,7 @@ def test_a_file_that_is_no_index_is_refused_in_one_line(tmp_path: Path, content:
     assert "\n" not in str(refusal.value) and "index.json" in str(refusal.value)
 
 
-def test_the_log_names_the_first_of_many_that_are_left_out_and_counts_the_rest(
+def test_the_log_names_the_first_of_many_that_are_skipped_and_counts_the_rest(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     touch(tmp_path / "here")
