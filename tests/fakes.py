@@ -8,12 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from rlir_ray.spaces.actions import BUTTONS, Actions, cancel_contradictions
 from rlir_ray.trajectory import Prompt
 
 if TYPE_CHECKING:
+    import torch
+
     from rlir_ray.idm.vpt import VptInverseDynamics
     from rlir_ray.models.autoencoder import FrameAutoencoder
     from rlir_ray.models.autoregressive import WorldModel
@@ -29,6 +30,8 @@ def tiny_world_model(
     seed: int = 0, *, num_heads: int = 4, num_key_value_heads: int = 2, num_layers: int = 2
 ) -> WorldModel:
     """About 0.1 M parameters. The head is scaled up, so that its distributions are far from uniform."""
+    import torch
+
     from rlir_ray.models.autoregressive import WorldModel
 
     with torch.random.fork_rng():
@@ -79,6 +82,8 @@ def tiny_prompts(num_prompts: int, *, num_context: int = 1, num_frames: int = 3,
 
 def tiny_tokenizer(seed: int = 0) -> FrameTokenizer:
     """Frames of 24 x 32 pixels to a grid of 3 x 4 tokens."""
+    import torch
+
     from rlir_ray.models.tokenizer import build_tokenizer
 
     with torch.random.fork_rng():
@@ -99,6 +104,8 @@ def tiny_idm(seed: int = 0) -> VptInverseDynamics:
     config = small_vpt_config(HEIGHT, WIDTH)
     config["net"] |= {"hidsize": 32, "img_shape": [HEIGHT, WIDTH, 8], "impala_chans": [8, 8, 8]}
     config["net"]["conv3d_params"] |= {"outchan": 8}
+    import torch
+
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return VptInverseDynamics(config).eval()
@@ -106,6 +113,8 @@ def tiny_idm(seed: int = 0) -> VptInverseDynamics:
 
 def tiny_flow_model(seed: int = 0) -> FlowWorldModel:
     """About 0.1 M parameters for latents of 4 x 6 x 8, with open gates: a fresh model says zero to everything."""
+    import torch
+
     from rlir_ray.models.flow import FlowWorldModel
 
     with torch.random.fork_rng():
@@ -134,6 +143,8 @@ def tiny_flow_prompts(num_prompts: int, *, num_context: int = 1, num_frames: int
 
 def tiny_autoencoder(seed: int = 0) -> FrameAutoencoder:
     """Frames of 24 x 32 pixels to latents of 4 x 6 x 8."""
+    import torch
+
     from rlir_ray.models.autoencoder import build_autoencoder
 
     with torch.random.fork_rng():

@@ -15,6 +15,7 @@ from actors.reward.replica import build_reward
 from actors.rollout.actor import build_sampler
 from docs.examples.family import NextFrame
 from docs.examples.reward import Brightness
+from rlir_ray.algorithm.ledger import Ledger
 from rlir_ray.config import Config
 from rlir_ray.config.load import load_config
 from rlir_ray.data.digests import used_models
@@ -96,10 +97,16 @@ def test_family_of_ones_own_keeps_the_contract_and_trains(own_config, tmp_path: 
         check_family(config, prompts[:2])
 
 
-def test_pipeline_with_a_reward_from_yaml_needs_no_inverse_dynamics_model(ray_cluster, own_config) -> None:
-    config = own_config("train.objective=docs.examples.objective:Reinforce")
+def test_overlapped_pipeline_with_a_reward_from_yaml_needs_no_inverse_dynamics_model(ray_cluster, own_config) -> None:
+    """The small run with overlap of `make test`: test_driver.py has the one without."""
+    config = own_config(
+        "train.objective=docs.examples.objective:Reinforce", "train.max_staleness=1", "train.num_steps=4"
+    )
     result = Pipeline(config, prompts=tiny_prompt_set).train()
-    assert result.groups["trained"] == 8 and 0 < result.metrics[0]["reward/mean"] < 1
+    assert result.groups["trained"] == 16 and 0 < result.metrics[0]["reward/mean"] < 1
+    Ledger.from_json((result.folder / "ledger.json").read_text(encoding="utf-8")).check()
+    lags = [step["staleness/max"] for step in result.metrics]
+    assert lags[0] == 0 and max(lags) == 1
     assert result.metrics[0]["reward/mean"] == pytest.approx(
         run_local(config, tiny_prompt_set("train").prompts)[0]["reward/mean"], rel=1e-4
     )

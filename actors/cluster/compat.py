@@ -60,6 +60,13 @@ def keep_version(deployment: Any, version: str) -> None:
     deployment._version = version
 
 
+def start_deleting(application: str) -> None:
+    """Let Serve delete an application, without waiting for the end: the public call looks for it once a second."""
+    from ray import serve  # here: pools without Serve start without it
+
+    serve.delete(application, _blocking=False)
+
+
 def replica_ids(application: str) -> list[str]:
     """Return the actor ids of an application's replicas; Serve's public status gives their number alone."""
     prefix, found = f"SERVE_REPLICA::{application}#", []

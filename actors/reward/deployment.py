@@ -18,7 +18,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import ApplicationStatus
 
-from actors.cluster.compat import keep_version, replica_ids
+from actors.cluster.compat import keep_version, replica_ids, start_deleting
 from actors.cluster.diagnostics import import_hint
 from actors.cluster.placement import ray_options
 from actors.cluster.waiting import POLL_S, WAY_OUT, Stopped
@@ -36,7 +36,7 @@ MAX_ONGOING = 4096
 STATUS_TIMEOUT_S = 30.0
 # How often Serve checks its replicas; how often a replica that is to end checks whether it has finished its groups, and
 # how long it may take. Another replica scores the groups that are left.
-HEALTH_PERIOD_S, DRAIN_LOOK_S, DRAIN_TIMEOUT_S = 0.5, 0.5, 60.0
+HEALTH_PERIOD_S, DRAIN_LOOK_S, DRAIN_TIMEOUT_S = 0.5, 0.1, 60.0
 # Serve's autoscaler: how often it reads the queue's length, over how long it averages, and how long the queue must be
 # too long or too short before it acts. A replica takes seconds to start, so it is not ended early.
 METRICS_INTERVAL_S, LOOK_BACK_S, UPSCALE_DELAY_S, DOWNSCALE_DELAY_S = 0.5, 2.0, 1.0, 30.0
@@ -121,8 +121,7 @@ class OwnDeployment(HandleCalls):
             self._wait_running(stop)
         except BaseException:
             # A user's own Ray goes on: nothing of ours may stay in it.
-            with contextlib.suppress(TimeoutError):
-                serve.delete(self.name)
+            self._delete()
             raise
         super().__init__(serve.get_app_handle(self.name))
 
@@ -189,9 +188,15 @@ class OwnDeployment(HandleCalls):
     def stop(self) -> None:
         # The handle's threads end the process when they find that Ray has gone before them.
         self.handle.shutdown()
-        # A replica that is still busy ends when it has finished.
+        self._delete()
+
+    def _delete(self) -> None:
+        """Delete the application; a replica that is still busy after DRAIN_TIMEOUT_S ends by itself."""
+        start_deleting(self.name)
+        deadline = time.monotonic() + DRAIN_TIMEOUT_S
         with contextlib.suppress(TimeoutError):
-            serve.delete(self.name)
+            while self.name in _applications() and time.monotonic() < deadline:
+                time.sleep(POLL_S / 2)
 
 
 class SharedService(HandleCalls):

@@ -1,24 +1,27 @@
-"""The rollout actor: the shell of a sampler."""
+"""The rollout actor: the shell of a sampler.
+
+Nothing heavy is imported before a sampler is built: an actor starts as fast as its sampler does.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
-import torch
 
 from actors.cluster.diagnostics import one_line
 from rlir_ray.config import Config
-from rlir_ray.families import family_of, open_policy
 from rlir_ray.run.tracing import Span, span_since
 from rlir_ray.run.watchdog import bounded, show_stack_on_signal
 from rlir_ray.samplers import LogprobDifference, Sampler
 from rlir_ray.trajectory import Prompt
-from rlir_ray.transfer.broadcast import Channel, Receiver
-from rlir_ray.transfer.weights import Received
+
+if TYPE_CHECKING:
+    from rlir_ray.transfer.broadcast import Channel, Receiver
+    from rlir_ray.transfer.weights import Received
 
 RECEIVING = "receiving"
 """The concurrency group of `RolloutActor.receive`, which runs beside the calls that are executed in order."""
@@ -53,6 +56,10 @@ class Published:
 
 def build_sampler(config: Config) -> Sampler:
     """Build the sampler of the configured policy, on a GPU where the actor has one."""
+    import torch
+
+    from rlir_ray.families import family_of, open_policy
+
     torch.set_num_threads(config.rollout.num_threads)
     policy = open_policy(config, "cuda" if config.rollout.num_gpus else "cpu")
     return family_of(config).rollout_sampler(config, policy.eval())
@@ -113,6 +120,8 @@ class RolloutActor:
 
     def receive(self, channel: Channel, rank: int, version: int) -> str:
         """Receive a version by broadcast and keep it for `load_received`; return why this failed, or an empty text."""
+        from rlir_ray.transfer.broadcast import Receiver
+
         try:
             if self._receiver is None or self._receiver.channel != channel:
                 if self._receiver is not None:

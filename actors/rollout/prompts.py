@@ -14,7 +14,6 @@ import ray
 
 from rlir_ray.config import Config
 from rlir_ray.data.prompts import PromptSet, PromptSplit, prepare_prompts
-from rlir_ray.families import open_codec
 from rlir_ray.trajectory import Prompt
 
 PromptSource = Callable[[PromptSplit], PromptSet]
@@ -34,6 +33,9 @@ class ConfiguredPrompts:
         """How far the recording is, for a person."""
 
     def __call__(self, split: PromptSplit) -> PromptSet:
+        # Imported here: a source of the user's own may need no torch.
+        from rlir_ray.families import open_codec
+
         def note(done: int, total: int) -> None:
             self.activity = f"{done} of {total} frames of {split} episodes recorded"
 

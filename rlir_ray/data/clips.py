@@ -13,7 +13,6 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from rlir_ray.config import DataConfig, WorldConfig
 from rlir_ray.data.recordings import RecordingFile, open_recording
@@ -151,6 +150,9 @@ def _resize(frames: npt.NDArray[np.uint8], height: int, width: int, resize: str)
     """Resize uint8 [K, H, W, 3] to the world's size; `resize` as in `DataConfig`."""
     if frames.shape[1:3] == (height, width):
         return frames
+    # Imported here: processes that only hold prompts need not load torch.
+    import torch
+
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
     # No antialiasing and half-pixel centres, to match cv2's INTER_LINEAR.
     resized = torch.nn.functional.interpolate(pixels, (height, width), mode=resize)

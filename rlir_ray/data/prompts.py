@@ -10,17 +10,19 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from rlir_ray.config import Config, WorldConfig
 from rlir_ray.data.clips import Clip, ClipRequest, CutClips, Progress, PromptSplit, Source
 from rlir_ray.registry import build, load
 from rlir_ray.spaces.actions import GROUPS, Actions, group_classes
 from rlir_ray.trajectory import Prompt, stored_codes
+
+if TYPE_CHECKING:
+    import torch
 
 # Held-out prompts do not depend on the run's seed, so that all runs are evaluated on the same prompts.
 HELDOUT_SEED = 20_250_928
@@ -181,6 +183,9 @@ def encode_prompts(
     clips: Sequence[Clip], commands: Sequence[Actions], tokenizer: Encoder, world: WorldConfig
 ) -> list[Prompt]:
     """Build prompts from the first C frames of clips and K - 1 actions each."""
+    # Imported here: processes that only hold prompts need not load torch.
+    import torch
+
     context = torch.from_numpy(np.stack([clip.frames[: world.num_context] for clip in clips]))
     codes = tokenizer.encode(context.flatten(0, 1)).unflatten(0, context.shape[:2])
     stored = stored_codes(codes.cpu().numpy())

@@ -1,6 +1,7 @@
 """Weights by broadcast from a learner rank to rollout actors, over gloo."""
 
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,14 +9,15 @@ import ray
 
 from actors.learner.group import LearnerGroup
 from actors.pipeline import Pipeline
-from actors.rollout.actor import build_sampler
 from actors.rollout.pool import RolloutPool
 from actors.weights.sync import WeightSync
+from benchmarks.stages import SleepLearner
 from rlir_ray.algorithm.advantages import GroupAdvantages
-from rlir_ray.transfer.weights import checksum, weights_of
+from rlir_ray.transfer.weights import checksum
 from tests.actors.test_driver import assert_same_run
 from tests.chaos.victims import kill_process
 from tests.fakes import tiny_prompts
+from tests.light_world import LightSampler
 from tests.world import tiny_prompt_set
 
 TIMEOUT_S = 120
@@ -26,9 +28,11 @@ class Run:
 
     def __init__(self, config, folder):
         self.lines = []
-        self.learner, self.pool = LearnerGroup.from_config(config, folder), RolloutPool.from_config(config)
+        sampler = partial(LightSampler, checksum=checksum)
+        self.learner = LearnerGroup.from_config(config, folder, partial(SleepLearner, 0.0))
+        self.pool = RolloutPool.from_config(config, sampler)
         self.prompts_ref = ray.put(tiny_prompts(1, num_frames=3))
-        ((group, _),) = build_sampler(config).sample(tiny_prompts(1, num_frames=3), [0], [0], 4)
+        ((group, _),) = sampler().sample(tiny_prompts(1, num_frames=3), [0], [0], 4)
         self.group_ref, self.num_calls = ray.put(group), 0
         self.pool.start()
         self.learner.start()
@@ -42,7 +46,7 @@ class Run:
 
     def step(self):
         """One more version, published; what is sampled then is sampled with it."""
-        values = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
+        values = np.linspace(-1, 1, 4, dtype=np.float32).reshape(4, 1)
         self.report = self.learner.step([self.group_ref], [GroupAdvantages.of_all(values)])
         self.publish()
         calls = []
@@ -52,12 +56,9 @@ class Run:
         return {each.policy_version for each in ray.get([call.report_ref for call in calls], timeout=TIMEOUT_S)}
 
     def held(self):
-        """Checksums of what the actors' models hold."""
+        """Checksums of what the actors' samplers hold."""
         self.sync.wait()
-        asked = [
-            each.__ray_call__.remote(lambda shell: checksum(weights_of(shell.sampler.policy)))
-            for each in self.pool.actors
-        ]
+        asked = [each.__ray_call__.remote(lambda shell: checksum(shell.sampler.weights)) for each in self.pool.actors]
         return set(ray.get(asked, timeout=TIMEOUT_S))
 
     def stop(self):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def test_each_living_node_tells_what_is_free(ray_cluster: None) -> None:
     assert 0 <= free[node["NodeID"]]["CPU"] <= node["Resources"]["CPU"]
 
 
-def test_replicas_are_found_and_stay_when_their_number_changes_under_a_version_that_stays(ray_cluster: None) -> None:
+def test_replicas_are_found_stay_when_their_number_changes_and_go_with_their_application(ray_cluster: None) -> None:
     serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
     idle = serve.deployment(ray_actor_options={"num_cpus": 0})(Idle)
     compat.keep_version(idle, "first")
@@ -67,4 +68,8 @@ def test_replicas_are_found_and_stay_when_their_number_changes_under_a_version_t
         assert before in after and len(after) == 2
         assert compat.replica_ids("comp") == []
     finally:
-        serve.delete("compat")
+        compat.start_deleting("compat")
+    deadline = time.monotonic() + TIMEOUT_S
+    while "compat" in serve.status().applications or compat.replica_ids("compat"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

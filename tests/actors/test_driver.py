@@ -1,8 +1,8 @@
 """The whole loop over Ray in a tiny world."""
 
 import dataclasses
-import functools
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ import pytest
 from actors.pipeline import Pipeline
 from actors.reward.replica import build_reward
 from actors.rollout.actor import build_sampler
+from benchmarks.stages import CODES
 from rlir_ray.algorithm.ledger import Ledger
 from rlir_ray.families import make_objective, open_policy
 from rlir_ray.learner.step import Learner
@@ -18,7 +19,8 @@ from rlir_ray.local import train_local
 from rlir_ray.run.checkpoint import newest
 from rlir_ray.trajectory import EncodedVideo, Prompt, RewardScores, TrajectoryGroup
 from rlir_ray.transfer.weights import weights_of
-from tests.fakes import NUM_CODES
+from tests.in_process import PER_STEP, run_in_process, stage_config
+from tests.own_rewards import TokenReward
 from tests.world import flow_overrides, tiny_flow_prompt_set, tiny_prompt_set
 
 FIGURES = ("loss/policy", "reward/mean", "reward/std", "grad_norm", "ratio/max_abs_log", "decisions")
@@ -233,49 +235,28 @@ def test_two_rollout_actors_two_ranks_and_serve_change_no_loss(ray_cluster, make
     assert_same_run(run_pools(config, evaluate=False), config)
 
 
-class TokenReward:
-    """A user's own: the higher a frame's ids, the better."""
-
-    def score(self, videos):
-        return [
-            RewardScores(
-                group_id=video.group_id,
-                frame_rewards=(video.codes[:, video.num_context :].mean(-1) / NUM_CODES).astype(np.float32),
-                rules={},
-                confusion={},
-            )
-            for video in videos
-        ]
-
-
-def test_a_reward_of_ones_own_takes_the_place_of_the_configured_one(ray_cluster, make_config):
-    config = make_config("train.num_steps=1")
-    result = Pipeline(config, prompts=tiny_prompt_set, make_reward=TokenReward).train(calibrate=False, evaluate=False)
-    assert result.groups["trained"] == 4
-    assert 0 < result.metrics[0]["reward/mean"] < 1
-    assert "rule/soft" not in result.metrics[0]
-
-
-def test_overlapped_training_stays_within_max_staleness_and_a_stop_saves_what_there_is(ray_cluster, make_config):
-    def stop_after_five(metrics):
+def test_overlapped_steps_stay_within_max_staleness_and_a_stop_saves_what_there_is(ray_cluster, tmp_path):
+    def stop_after_five(session, metrics):
         if metrics["step"] == 5:
-            pipeline.stop()
+            session.stop.set()
 
-    config = make_config("train.max_staleness=1", "train.num_steps=50")
-    pipeline = Pipeline(config, callbacks=[stop_after_five], prompts=tiny_prompt_set)
-    result = pipeline.train(calibrate=False, evaluate=False)
-    lags = [step["staleness/max"] for step in result.metrics]
+    config = stage_config(tmp_path, "train.max_staleness=1", "train.num_steps=50")
+    state = run_in_process(config, tmp_path, partial(TokenReward, CODES), log=stop_after_five)
+    assert 0 < state.metrics[0]["reward/mean"] < 1
+    lags = [step["staleness/max"] for step in state.metrics]
     # The first step's groups are fresh; those admitted ahead of it lag by one.
     assert lags[0] == 0
     assert max(lags) == 1
     # The next step may have waited at the learner by then, and is trained too.
-    assert result.interrupted and result.num_steps in (5, 6)
-    assert result.groups["trained"] == 4 * result.num_steps
-    assert (result.folder / "policy" / "model.safetensors").is_file()
-    # What was sampled ahead for steps that did not come has ended too, with a cause.
-    ledger = Ledger.from_json((result.folder / "ledger.json").read_text())
-    ledger.check()
-    assert result.groups["failed"] > 0
+    assert state.step in (5, 6)
+    assert state.ledger.counts()["trained"] == PER_STEP * state.step
+    assert (tmp_path / "policy").is_dir()
+    point = newest(tmp_path, pytest.fail)
+    assert point is not None and point.step == state.step
+    # What was sampled ahead for steps that did not come; the pipeline ends these groups with their cause.
+    assert state.ledger.in_flight
+    state.ledger.fail_in_flight("the run ended")
+    state.ledger.check()
 
 
 @pytest.mark.slow
@@ -348,7 +329,7 @@ def build_poisoned_learner(config):
 @pytest.mark.slow
 def test_skipped_updates_end_the_run_in_one_line_and_leave_the_checkpoint_of_before(ray_cluster, make_config):
     config = make_config("train.num_steps=6", "train.max_skipped_updates=2", "checkpoint.every=1", "checkpoint.keep=1")
-    pipeline = Pipeline(config, prompts=tiny_prompt_set, make_learner=functools.partial(build_poisoned_learner, config))
+    pipeline = Pipeline(config, prompts=tiny_prompt_set, make_learner=partial(build_poisoned_learner, config))
     with pytest.raises(
         RuntimeError, match=r"2 in a row that were skipped, the last one in step 3: loss .* of group 8 "
     ) as end:

@@ -16,6 +16,7 @@ from ray.serve.schema import ServeDeploySchema
 from actors.pipeline import Pipeline
 from actors.reward.calls import HandleCalls, ReplicaLost
 from actors.reward.pool import RewardPool
+from actors.reward.replica import build_reward
 from actors.reward.service import RewardService, build
 from actors.rollout.actor import build_sampler
 from rlir_ray.data.recordings import write_recording
@@ -83,14 +84,12 @@ def test_pools_of_two_runs_share_the_service_and_get_what_a_pool_of_their_own_gi
         pool.stop()
     # It outlives its users.
     assert serve.status().applications["rlir_reward"].status == "RUNNING"
-    own = RewardPool.from_config(make_config())
-    own.start()
+    # What a pool of their own gives too (test_reward_pool.py).
+    own = build_reward(make_config(), None)
     for videos, scores in zip(runs, found, strict=True):
-        for video, score in zip(videos, scores, strict=True):
-            expected = own.score(ray.put(video)).result(TIMEOUT_S).scores
+        for expected, score in zip(own.score(videos), scores, strict=True):
             assert score.group_id == expected.group_id
             np.testing.assert_allclose(score.frame_rewards, expected.frame_rewards, atol=1e-6)
-    own.stop()
     assert not np.allclose(found[0][0].frame_rewards, found[1][0].frame_rewards)
 
 

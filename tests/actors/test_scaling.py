@@ -8,15 +8,15 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import ray
 
 from actors.cluster.placement import as_actor
 from actors.cluster.waiting import Stopped
-from actors.control.commands import scale_run
+from actors.control.commands import RunControl, scale_run
 from actors.control.scaling import check_scale
 from actors.learner.command_queue import StepReport
 from actors.pipeline import Pipeline
@@ -25,73 +25,34 @@ from actors.weights.sync import WeightSync
 from rlir_ray.cli.commands import main
 from rlir_ray.run.address import ADDRESS_FILE, find_run
 from rlir_ray.run.tracing import Span
-from rlir_ray.trajectory import EncodedVideo, TokenRecord, TrajectoryGroup
-from rlir_ray.transfer.weights import check_checksum, checksum
 from tests.actors.test_driver import assert_same_run
 from tests.fakes import tiny_prompts
+from tests.light_world import LightSampler, light_checksum, light_weights
 from tests.world import tiny_prompt_set
 
 SPAN = Span(start_s=0.0, end_s=0.0, host="here", process=1)
 TIMEOUT_S = 250
 
 
-class EchoSampler:
-    """Samples nothing: a group's tokens are the version of the weights; `load_weights` takes its time."""
-
-    difference = None
-
-    def __init__(self, load_s=0.0, sample_s=0.0):
-        self.policy_version, self.load_s, self.sample_s = -1, load_s, sample_s
-
-    def load_weights(self, weights, version, published):
-        time.sleep(self.load_s)
-        check_checksum(weights, published)
-        self.policy_version = version
-
-    def sample(self, prompts, group_ids, seeds, group_size):
-        time.sleep(self.sample_s)
-        tokens = np.full((group_size, 1), self.policy_version, np.int32)
-        return [
-            (
-                TrajectoryGroup(
-                    prompt_id=prompt.prompt_id,
-                    group_id=group_id,
-                    seed=seed,
-                    policy_version=self.policy_version,
-                    record=TokenRecord(tokens),
-                    behavior_logprobs=None,
-                    loss_mask=np.ones((group_size, 1), np.bool_),
-                ),
-                EncodedVideo(
-                    group_id=group_id,
-                    codes=np.zeros((group_size, 4, 1), np.uint16),
-                    num_context=1,
-                    actions=prompt.actions,
-                ),
-            )
-            for prompt, group_id, seed in zip(prompts, group_ids, seeds, strict=True)
-        ]
-
-
 class Rollouts:
     """A pool with its weight sync, sampling one group a call."""
 
     def __init__(self, config, **options):
-        self.pool = RolloutPool.from_config(config, lambda: EchoSampler(**options))
+        self.pool = RolloutPool.from_config(config, partial(LightSampler, **options))
         self.pool.start()
         self.sync = WeightSync(self.pool, TIMEOUT_S)
         self.prompts = ray.put(tiny_prompts(1, num_frames=3))
         self.version, self.num_groups = -1, 0
 
-    def publish(self, sum_of=None):
+    def publish(self):
         self.version += 1
-        weights = {"w": np.full(3, self.version, np.float32)}
+        weights = light_weights(self.version)
         self.sync.publish(
             StepReport(
                 version=self.version,
                 metrics={},
                 weights_refs=[ray.put(weights)],
-                checksum=sum_of or checksum(weights),
+                checksum=light_checksum(weights),
                 span=SPAN,
             )
         )
@@ -367,12 +328,8 @@ def test_a_run_whose_driver_was_killed_is_not_waited_for(tmp_path, monkeypatch):
         scale_run(find_run(str(tmp_path)), "reward", 2)
 
 
-class Sleeper:
-    pass
-
-
 def test_two_runs_of_one_name_do_not_share_a_ray(ray_cluster, make_config):
-    taken = as_actor(Sleeper, name="tiny", namespace="rlir_ray").remote()
+    taken = as_actor(RunControl, name="tiny", namespace="rlir_ray").remote()
     pipeline = Pipeline(make_config(), prompts=tiny_prompt_set)
     with pytest.raises(ValueError, match=r"^run.name must be free in the Ray that it trains in, got tiny, which"):
         pipeline.train(calibrate=False, evaluate=False)
