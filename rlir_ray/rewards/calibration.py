@@ -116,14 +116,14 @@ def gate(
     commanded = _classes(actions, groups)
     order = np.argsort(np.random.default_rng(seed).random((len(frames), frames.shape[1] - 1)), axis=1) + 1
     shuffled = np.concatenate([np.zeros((len(frames), 1), np.int64), order], 1)
-    spoilt = {
+    corrupted = {
         "exact": frames,
         "static": np.repeat(frames[:, :1], frames.shape[1], axis=1),
         "blurred": box_blur(frames, 5),
         "shuffled": frames[np.arange(len(frames))[:, None], shuffled],
         "reversed": frames[:, ::-1],
     }
-    recovered = {name: read_clips(idm, clips, groups)[:, 1:] for name, clips in spoilt.items()}
+    recovered = {name: read_clips(idm, clips, groups)[:, 1:] for name, clips in corrupted.items()}
     scores = {name: _score(classes, commanded, groups) for name, classes in recovered.items()}
     return scores | {"wrong_action": _score(recovered["exact"], np.roll(commanded, -1, axis=0), groups)}
 
@@ -147,7 +147,7 @@ def check_gate(scores: Mapping[str, float], name: str, margin: float = GATE_MARG
     close = [f"{name} {scores[name]:.2f}" for name in MUST_LOSE if scores[name] > scores["exact"] - margin]
     if close:
         raise ValueError(
-            f"{name} must read real clips better than spoilt ones by {margin} macro-F1, got real "
+            f"{name} must read real clips better than corrupted ones by {margin} macro-F1, got real "
             f"{scores['exact']:.2f} and {', '.join(close)}; train it longer or give another"
         )
 

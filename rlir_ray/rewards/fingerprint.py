@@ -8,7 +8,7 @@ from rlir_ray.config import Config, asset_path
 from rlir_ray.data.content import checkpoint_content
 
 
-def reward_identity(config: Config) -> dict[str, str]:
+def reward_fingerprint(config: Config) -> dict[str, str]:
     """Collect every configuration key on which the scores of an encoded video depend, with its value.
 
     Checkpoints are named by their content: the same ones may lie elsewhere on another machine.
@@ -29,11 +29,11 @@ def reward_identity(config: Config) -> dict[str, str]:
     }
 
 
-def check_identity(wanted: Mapping[str, str], served: Mapping[str, str], address: str) -> None:
+def check_fingerprint(wanted: Mapping[str, str], served: Mapping[str, str], address: str) -> None:
     """Check that a service gives the scores that a run wants.
 
     Args:
-        wanted, served: `reward_identity` of the run's and of the service's configuration.
+        wanted, served: `reward_fingerprint` of the run's and of the service's configuration.
         address: the service's, for the error.
 
     Raises:

@@ -13,7 +13,7 @@ import ray
 from actors.checkpointing import _from_json, _to_json
 from actors.cluster.waiting import Stopped
 from actors.collector import Collector
-from actors.reward.replica import Scored
+from actors.reward.replica import ScoreReport
 from actors.rollout.actor import CallReport
 from actors.rollout.pool import GroupRefs
 from rlir_ray.algorithm.admission import Admission
@@ -50,7 +50,7 @@ class Pools:
         future = Future()
         try:
             scores = RewardScores(group_id=group_id, frame_rewards=self.rewards(group_id))
-            future.set_result(Scored(scores=scores, seconds=0.1, span=SPAN))
+            future.set_result(ScoreReport(scores=scores, seconds=0.1, span=SPAN))
         except RuntimeError as error:
             future.set_exception(error)
         return future
@@ -113,7 +113,7 @@ def test_too_many_failures_stop_the_run_in_one_line(ray_cluster, make_config):
 def test_a_group_older_than_max_staleness_is_never_handed_out(ray_cluster, make_config):
     pools = Pools(lambda group_id: VARIED)
     collector = make_collector(make_config("train.max_staleness=1"), pools)
-    collector.trained(collector.collect(version=0, num_steps_left=9))
+    collector.finish(collector.collect(version=0, num_steps_left=9))
     # Groups 4..7 were admitted together with the first ones, at version 0: too old at version 2.
     pools.version = 2
     groups = collector.collect(version=2, num_steps_left=8)
@@ -138,7 +138,7 @@ def test_bytes_in_flight_stay_under_the_budget(ray_cluster, make_config):
     pools = Pools(lambda group_id: VARIED)
     collector = make_collector(make_config("train.max_staleness=3"), pools, budget_bytes=950)
     for version in range(3):
-        collector.trained(collector.collect(version=version, num_steps_left=9))
+        collector.finish(collector.collect(version=version, num_steps_left=9))
     assert 0 < collector.admission.peak_bytes <= 950
 
 
@@ -147,7 +147,7 @@ def test_what_a_checkpoint_had_ahead_of_the_learner_is_ready_or_sampled_again_un
 ):
     config, pools = make_config("train.max_staleness=2"), Pools(lambda group_id: VARIED)
     first = make_collector(config, pools)
-    first.trained(first.collect(version=0, num_steps_left=9))
+    first.finish(first.collect(version=0, num_steps_left=9))
     ready = first.ready()
     ahead = first.ledger.in_flight
     assert len(ahead) == 8 and {group.group_id for group in ready} <= set(ahead)
@@ -242,7 +242,7 @@ def test_what_waits_for_room_says_so_once_and_is_measured(ray_cluster, make_conf
     collector.progress = said.append
     for version in range(2):
         groups = collector.collect(version=version, num_steps_left=9 - version)
-        collector.trained(groups)
+        collector.finish(groups)
         metrics = collector.metrics(groups, version)
     assert len(said) == 1 and said[0].startswith("sampling waits for room: ")
     assert "of object_store_budget_bytes=500" in said[0]
@@ -261,7 +261,7 @@ def test_a_scored_group_holds_its_columns_only(ray_cluster, make_config):
 
 def finish(collector, groups, version):
     """What the driver does when a step has ended: slots come free, and are used."""
-    collector.trained(groups)
+    collector.finish(groups)
     return collector.metrics(groups, version)
 
 

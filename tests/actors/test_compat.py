@@ -56,7 +56,7 @@ def test_each_living_node_tells_what_is_free(ray_cluster: None) -> None:
 def test_replicas_are_found_and_stay_when_their_number_changes_under_a_version_that_stays(ray_cluster: None) -> None:
     serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
     idle = serve.deployment(ray_actor_options={"num_cpus": 0})(Idle)
-    compat.keep_version(idle, "first")
+    compat.pin_version(idle, "first")
     try:
         handle = serve.run(idle.bind(), name="compat", route_prefix=None)
         (before,) = compat.replica_ids("compat")

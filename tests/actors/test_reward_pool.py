@@ -136,7 +136,7 @@ def test_groups_read_together_fail_one_by_one_and_a_sick_replica_ends_its_proces
     # It still reads what it could read before.
     assert not exits
     sick = RewardReplica(partial(SickeningReward, tmp_path, 2), max_frames=100)
-    assert [type(each).__name__ for each in sick.read(videos[:2])] == ["Scored", "Scored"]
+    assert [type(each).__name__ for each in sick.read(videos[:2])] == ["ScoreReport", "ScoreReport"]
     assert not exits
     (error,) = sick.read(videos[2:3])
     assert str(error) == "the device is lost"

@@ -8,7 +8,7 @@ from actors.cluster.placement import as_actor
 from actors.learner.command_queue import StepReport
 from actors.rollout.actor import build_sampler
 from actors.rollout.pool import RolloutPool
-from actors.weights.sync import MAX_LOST, WeightSync
+from actors.weights.sync import MAX_FAILED_VERSIONS, WeightSync
 from rlir_ray.run.tracing import span_since
 from rlir_ray.transfer.weights import checksum, weights_of
 from tests.chaos.victims import kill_process
@@ -113,13 +113,13 @@ def test_a_publisher_that_dies_while_others_read_leaves_each_with_one_whole_vers
 
 @pytest.mark.timeout(180)
 def test_versions_that_never_arrive_end_the_run_in_one_line(run):
-    for version in range(2, 2 + MAX_LOST):
+    for version in range(2, 2 + MAX_FAILED_VERSIONS):
         run.publish(version, spoilt=True)
     with pytest.raises(
-        RuntimeError, match=f"the weights of {MAX_LOST} versions in a row did not reach the rollout pool"
+        RuntimeError, match=f"the weights of {MAX_FAILED_VERSIONS} versions in a row did not reach the rollout pool"
     ):
         run.sync.wait()
-    assert len(run.lines) == MAX_LOST
+    assert len(run.lines) == MAX_FAILED_VERSIONS
 
 
 @pytest.mark.timeout(180)
