@@ -152,7 +152,7 @@ def scale_run(run: RunAddress, pool: str, number: int) -> str:
             actor = ray.get_actor(run.actor, namespace=NAMESPACE)
             answer: Answer = ray.get(actor.scale.remote(pool, number), timeout=ANSWER_TIMEOUT_S)
         except (ValueError, ray.exceptions.RayActorError) as error:
-            raise ValueError(run.refusal) from error
+            raise ValueError(run.not_running) from error
         except ray.exceptions.GetTimeoutError as error:
             raise TimeoutError(
                 f"waited {ANSWER_TIMEOUT_S:.0f} s for the driver of {run.actor}; check that it still works and try "
@@ -181,7 +181,7 @@ def _joined(run: RunAddress) -> Iterator[None]:
         check_answers(run.address)
         ray.init(address=run.address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:
-        raise ValueError(run.refusal) from error
+        raise ValueError(run.not_running) from error
     finally:
         if kept is not None:
             os.environ["RAY_ADDRESS"] = kept

@@ -12,7 +12,7 @@ from typing import TypeVar
 ShowProgress = Callable[[float, str], None]
 Item = TypeVar("Item")
 
-# Interval of lines without a terminal, so that a log never stays silent for long.
+# Interval of lines without a terminal, short enough that a log shows the run is alive.
 LINE_EVERY_S = 30.0
 
 
@@ -21,7 +21,7 @@ def progress_bar(name: str) -> Iterator[ShowProgress]:
     """Show percent, elapsed and remaining time, and a text such as the loss: a bar if stderr is a terminal, else lines.
 
     Yields:
-        To be called with the share of the training that is done, of its steps or minutes, and with the text.
+        A function to call with the finished share of the work, in [0, 1], and the text.
     """
     if not sys.stderr.isatty():
         yield _Lines(name).show
@@ -49,7 +49,7 @@ def progress_bar(name: str) -> Iterator[ShowProgress]:
     log = [h for h in logging.root.handlers if isinstance(h, logging.StreamHandler) and h.stream is terminal]
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(name, total=1.0, text="")
-        # While the bar is live rich has put its own stderr there, which prints above the bar.
+        # While the bar is live, rich replaces sys.stderr by its own, which prints above the bar: log there.
         for handler in log:
             handler.setStream(sys.stderr)
         try:
@@ -61,27 +61,34 @@ def progress_bar(name: str) -> Iterator[ShowProgress]:
 
 
 class _Lines:
-    """A line on stderr every `LINE_EVERY_S` seconds."""
+    """Progress as a line on stderr every `LINE_EVERY_S` seconds."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.started = self.said = time.monotonic()
+        self.started = self.last_line = time.monotonic()
         self.first: float | None = None
-        """Share that was done at the first call: of a training that goes on."""
+        """The finished share at the first call, above 0 for resumed work; None before the first call."""
 
     def show(self, share: float, text: str) -> None:
         now = time.monotonic()
         if self.first is None:
             self.first = share
-        if now - self.said < LINE_EVERY_S:
+        if now - self.last_line < LINE_EVERY_S:
             return
-        self.said, gone, done = now, now - self.started, share - self.first
+        self.last_line, gone, done = now, now - self.started, share - self.first
         left = f", {clock(gone * max(1 - share, 0) / done)} left" if done > 0 else ""
         print(f"{self.name} {min(share, 1.0):4.0%}  {clock(gone)} gone{left}  {text}", file=sys.stderr, flush=True)
 
 
 def counted(items: Iterable[Item], number: int, show: ShowProgress, what: str) -> Iterator[Item]:
-    """Yield the items and show how many of `number` are done; `what` names the items in the plural."""
+    """Yield the items and show how many of them are done.
+
+    Args:
+        items: the items.
+        number: number of the items.
+        show: shows the progress, from `progress_bar`.
+        what: name of the items, in the plural.
+    """
     for done, item in enumerate(items, 1):
         yield item
         show(done / number, f"{done} of {number} {what}")

@@ -82,7 +82,7 @@ def test_a_run_none_of_whose_checkpoints_can_be_read_is_refused_and_loses_nothin
     if has_policy:
         (folder.path / "policy").mkdir()
     before = files_of(folder.path)
-    said = f"got none of 2, the newest because {newest_manifest.parent} must be of format 1, got 99 .*; move .* away or"
+    said = f"got 2 unreadable ones, the newest because {newest_manifest.parent} must be of format 1, got 99 .*; move"
     with pytest.raises(ValueError, match=said):
         Pipeline(config, prompts=tiny_prompt_set).train(calibrate=False, evaluate=False)
     assert files_of(folder.path) == before

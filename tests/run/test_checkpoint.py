@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole or passed over."""
+"""Checkpoints on disk: complete or skipped."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_spoilt_checkpoint_is_named_in_a_line_and_the_one_before_is_used(
     found = newest(tmp_path, lines.append)
     assert found is not None and found.step == 10
     assert len(lines) == 1 and said in lines[0] and "step_00000020" in lines[0] and "\n" not in lines[0]
-    assert lines[0].startswith("passed over a checkpoint: ") and lines[0].endswith("; the one before is used")
+    assert lines[0].startswith("skipped a checkpoint: ") and lines[0].endswith("; the checkpoint before is used")
 
 
 @pytest.mark.parametrize(("spoil", "said"), [(truncate, "must be 168 bytes, got 167"), (other_format, "got 99")])
@@ -107,7 +107,9 @@ def test_a_run_none_of_whose_checkpoints_can_be_read_is_refused(
     for step in (10, 20):
         spoil(write(run, step))
     lines: list[str] = []
-    with pytest.raises(ValueError, match="must be new or hold a checkpoint that can be read, got none of 2") as refusal:
+    with pytest.raises(
+        ValueError, match="must be new or hold a checkpoint that can be read, got 2 unreadable ones"
+    ) as refusal:
         newest(run, lines.append)
     message = str(refusal.value)
     assert message.startswith("run.name=first ") and "step_00000020" in message and said in message
