@@ -97,7 +97,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
 def test_a_finished_run_is_not_overwritten(tmp_path):
     folder = RunFolder(_config(tmp_path)).begin()
     (folder.path / "policy").mkdir()
-    said = r"run\.name=first must be new .* got a saved policy without a checkpoint; move .*/first away or choose .*run\.name"
+    said = r"run\.name=first must be new .* saved policy without a checkpoint; move .*/first away or .*run\.name"
     with pytest.raises(ValueError, match=said):
         RunFolder(_config(tmp_path))
     with pytest.raises(ValueError, match=said):
