@@ -113,7 +113,7 @@ def test_a_run_whose_weights_are_broadcast_trains_as_the_local_loop(ray_cluster,
     config = make_config("weights.transfer=broadcast", "rollout.num_actors=2")
     pipeline = Pipeline(config, prompts=tiny_prompt_set)
     assert_same_run(pipeline.train(calibrate=False, evaluate=False), config)
-    # The last version may still be under way when the run is over.
+    # The last version may still be in flight at the end of the run.
     assert pipeline.driver.session.sync.broadcasts.num_complete >= config.train.num_steps
 
 

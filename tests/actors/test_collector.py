@@ -110,7 +110,7 @@ def test_too_many_failures_stop_the_run_in_one_line(ray_cluster, make_config):
     assert "\n" not in str(stop.value)
 
 
-def test_a_group_older_than_max_staleness_is_never_handed_out(ray_cluster, make_config):
+def test_a_group_older_than_max_staleness_is_never_trained(ray_cluster, make_config):
     pools = Pools(lambda group_id: VARIED)
     collector = make_collector(make_config("train.max_staleness=1"), pools)
     collector.finish(collector.collect(version=0, num_steps_left=9))
@@ -128,7 +128,7 @@ def test_one_step_ahead_is_admitted_with_max_staleness_1_and_none_with_0(ray_clu
         assert sum(map(len, pools.calls)) == num_groups
 
 
-def test_nothing_is_sampled_for_steps_that_will_not_come(ray_cluster, make_config):
+def test_no_group_is_sampled_beyond_the_last_step(ray_cluster, make_config):
     pools = Pools(lambda group_id: VARIED)
     make_collector(make_config("train.max_staleness=3"), pools).collect(version=0, num_steps_left=1)
     assert sum(map(len, pools.calls)) == 4
@@ -142,9 +142,7 @@ def test_bytes_in_flight_stay_under_the_budget(ray_cluster, make_config):
     assert 0 < collector.admission.peak_bytes <= 950
 
 
-def test_what_a_checkpoint_had_ahead_of_the_learner_is_ready_or_sampled_again_under_its_number(
-    ray_cluster, make_config
-):
+def test_groups_of_a_checkpoint_are_ready_or_sampled_again_with_their_ids(ray_cluster, make_config):
     config, pools = make_config("train.max_staleness=2"), Pools(lambda group_id: VARIED)
     first = make_collector(config, pools)
     first.finish(first.collect(version=0, num_steps_left=9))
@@ -164,7 +162,7 @@ def test_what_a_checkpoint_had_ahead_of_the_learner_is_ready_or_sampled_again_un
     assert groups[0] is kept[0]
 
 
-def test_what_no_longer_fits_the_budget_after_a_resume_has_failed_with_its_cause(ray_cluster, make_config):
+def test_a_group_beyond_the_budget_after_a_resume_fails_with_its_cause(ray_cluster, make_config):
     config, pools = make_config("train.max_staleness=2"), Pools(lambda group_id: VARIED)
     collector = make_collector(config, pools, budget_bytes=450)
     for group_id in range(6):
@@ -228,14 +226,14 @@ def collect_later(collector, pools, late):
     return groups
 
 
-def test_a_slow_group_is_waited_for_or_overtaken_as_the_policy_says(ray_cluster, make_config):
+def test_a_slow_group_is_waited_for_or_overtaken_by_stale_policy(ray_cluster, make_config):
     for policy, expected in (("wait", [0, 1, 2, 3]), ("drop", [0, 2, 3, 4])):
         pools = SlowPools(lambda group_id: VARIED)
         collector = make_collector(make_config("train.max_staleness=1", f"train.stale_policy={policy}"), pools)
         assert collect_later(collector, pools, late=1) == expected
 
 
-def test_what_waits_for_room_says_so_once_and_is_measured(ray_cluster, make_config):
+def test_a_wait_for_room_is_reported_once_and_measured(ray_cluster, make_config):
     pools, said = LatePools(lambda group_id: VARIED), []
     # Room for five groups of at most 100 bytes where eight slots are free.
     collector = make_collector(make_config("train.max_staleness=1"), pools, budget_bytes=500)
@@ -274,7 +272,7 @@ def test_a_search_for_signal_counts_no_groups_of_other_steps(ray_cluster, make_c
     assert collector.ledger.counts()["no_signal"] > 16
 
 
-def test_groups_that_are_ready_beyond_a_step_are_no_search_in_vain(ray_cluster, make_config):
+def test_ready_groups_beyond_a_step_show_that_there_is_signal(ray_cluster, make_config):
     # Group 0 comes last; 66 others are ready long before it, and one has no signal.
     pools = SlowPools(lambda group_id: EQUAL if group_id == 67 else VARIED)
     collector = make_collector(make_config("train.max_staleness=16"), pools)

@@ -1,4 +1,4 @@
-"""The prompt actor is heard of while it works."""
+"""The prompt actor reports its progress while it works."""
 
 import time
 
@@ -22,7 +22,7 @@ class Slow:
         return tiny_prompt_set(split)
 
 
-def test_making_prompts_says_how_far_it_is(ray_cluster, tmp_path, monkeypatch):
+def test_making_prompts_reports_its_progress(ray_cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(actors.rollout.prompts, "REPORT_EVERY_S", 0.1)
     heard, lines = tmp_path / "heard", []
 

@@ -93,7 +93,7 @@ class Deadly:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_group_that_ends_every_actor_fails_and_takes_no_other_along(ray_cluster, make_config):
+def test_a_group_that_ends_every_actor_fails_and_no_other_group_fails(ray_cluster, make_config):
     config = make_config()
     pool = RolloutPool.from_config(config, lambda: Deadly(config))
     pool.start()

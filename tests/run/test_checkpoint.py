@@ -87,7 +87,7 @@ def other_format(folder: Path) -> None:
         (other_format, "must be of format 1, got 99"),
     ],
 )
-def test_a_spoilt_checkpoint_is_named_in_a_line_and_the_one_before_is_used(
+def test_a_corrupt_checkpoint_is_named_in_a_line_and_the_one_before_is_used(
     tmp_path: Path, spoil: Callable[[Path], object], said: str
 ) -> None:
     write(tmp_path, 10)
@@ -146,13 +146,13 @@ def test_a_run_that_went_back_leaves_nothing_of_the_later_steps(tmp_path: Path) 
     truncate(write(tmp_path, 20))
     write(tmp_path, 15)
     assert folders(tmp_path) == ["latest", "step_00000010", "step_00000015"]
-    # The same step again takes the spoilt one's place.
+    # A checkpoint of the same step replaces the corrupt one.
     truncate(write(tmp_path, 20))
     assert check(write(tmp_path, 20)).step == 20
 
 
 @pytest.mark.parametrize("spoil", [truncate, other_format, lambda folder: (folder / "manifest.json").unlink()])
-def test_a_spoilt_checkpoint_is_no_reserve_and_goes_when_enough_newer_ones_are_whole(
+def test_a_corrupt_checkpoint_does_not_count_and_goes_when_enough_newer_ones_are_complete(
     tmp_path: Path, spoil: Callable[[Path], object]
 ) -> None:
     write(tmp_path, 10)
