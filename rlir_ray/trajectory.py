@@ -225,7 +225,7 @@ def codes_tensor(videos: Sequence[EncodedVideo]) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewardScores:
-    """The result of a reward for one group; small, so that it may pass through the driver."""
+    """The result of a reward for one group, small enough to pass through the driver."""
 
     group_id: int
     frame_rewards: npt.NDArray[np.float32]
@@ -275,13 +275,13 @@ def check_scores(scores: Sequence[RewardScores], videos: Sequence[EncodedVideo])
     """
     if len(scores) != len(videos):
         raise ValueError(f"a reward must score every video, got {len(scores)} scores of {len(videos)} videos")
-    for one, video in zip(scores, videos, strict=True):
-        if not isinstance(one, RewardScores):
-            raise ValueError(f"a reward must give RewardScores for every video, got {type(one).__name__}")
-        if one.group_id != video.group_id:
-            raise ValueError(f"scores must be in the order of the videos, got {one.group_id} for {video.group_id}")
+    for each, video in zip(scores, videos, strict=True):
+        if not isinstance(each, RewardScores):
+            raise ValueError(f"a reward must give RewardScores for every video, got {type(each).__name__}")
+        if each.group_id != video.group_id:
+            raise ValueError(f"scores must be in the order of the videos, got {each.group_id} for {video.group_id}")
         _require(
-            bool(one.failure) or one.frame_rewards.shape == (len(video.codes), video.num_frames),
+            bool(each.failure) or each.frame_rewards.shape == (len(video.codes), video.num_frames),
             f"frame rewards of group {video.group_id} must be {(len(video.codes), video.num_frames)}",
-            one.frame_rewards.shape,
+            each.frame_rewards.shape,
         )

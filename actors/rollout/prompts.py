@@ -1,4 +1,4 @@
-"""The prompt actor: makes the prompts and real clips, and hands both to the other actors by reference."""
+"""The prompt actor: makes the prompts and real clips, and passes them to the other actors by reference."""
 
 from __future__ import annotations
 
@@ -19,18 +19,23 @@ from rlir_ray.trajectory import Prompt
 PromptSource = Callable[[PromptSplit], PromptSet]
 
 
-# The concurrency group of calls that are answered while prompts are made.
+# Concurrency group of calls that the actor answers while it makes prompts.
 WATCHING = "watching"
-SAY_EVERY_S, ANSWER_S = 15.0, 5.0
+REPORT_EVERY_S, ANSWER_TIMEOUT_S = 15.0, 5.0
 
 
 class ConfiguredPrompts:
-    """Make prompts of fresh clips of the embedded world, or of the user's recordings."""
+    """The configured source of prompts: fresh clips of the embedded world, or the user's recordings.
+
+    Args:
+        config: the run's configuration.
+        folder: the run's folder.
+    """
 
     def __init__(self, config: Config, folder: Path) -> None:
         self.config, self.folder = config, folder
         self.activity = ""
-        """How far the recording is, for a person."""
+        """The progress of the recording, for a person."""
 
     def __call__(self, split: PromptSplit) -> PromptSet:
         # Imported here: a source of the user's own may need no torch.
@@ -44,8 +49,10 @@ class ConfiguredPrompts:
 
 
 class PromptActor:
-    """Args:
-    source: makes the prompt set of a split; called once a split.
+    """The Ray actor that holds the prompt sets of a run.
+
+    Args:
+        source: makes the prompt set of a split; called once per split.
     """
 
     def __init__(self, source: PromptSource) -> None:
@@ -53,26 +60,31 @@ class PromptActor:
         self.sets: dict[str, PromptSet] = {}
 
     def prepare(self, split: PromptSplit, num_clips: int | None = None) -> list[str]:
-        """Make a split, keep the frames of at most `num_clips` clips (None: all), and return the prompt ids."""
+        """Make the prompts of a split and return their ids.
+
+        Args:
+            split: the split.
+            num_clips: number of clips whose frames are kept; None: all.
+        """
         made = self.source(split)
         self.sets[split] = made if num_clips is None else made.with_clips(num_clips)
         return [prompt.prompt_id for prompt in self.sets[split].prompts]
 
     def activity(self) -> str:
-        """Say how far the source is; empty for a source that does not say."""
+        """Return the progress of the source; empty for a source that reports none."""
         return getattr(self.source, "activity", "")
 
     def skipped(self) -> tuple[int, tuple[str, ...]]:
-        """Return how many recordings the splits have, and a line for each recording that was left out."""
+        """Return the number of recordings of all splits, and a line for each recording that was left out."""
         sets = self.sets.values()
         return sum(each.num_recordings for each in sets), tuple(line for each in sets for line in each.skipped)
 
     def prompts(self, indices: Sequence[int]) -> list[Prompt]:
-        """Return training prompts."""
+        """Return the training prompts at these indices."""
         return [self.sets["train"].prompts[index] for index in indices]
 
-    def hand_over(self, split: PromptSplit) -> PromptSet:
-        """Return the prompts whose clips are kept, with their frames, and drop the frames here: call this once."""
+    def pop_clips(self, split: PromptSplit) -> PromptSet:
+        """Return the prompts with frames, and drop these frames from the actor; call this once per split."""
         found = self.sets[split].with_frames()
         self.sets[split] = self.sets[split].with_clips(0)
         return found
@@ -82,24 +94,26 @@ class PromptActor:
         return self.sets["train"].class_shares(groups)
 
 
-class PromptWatch:
-    """Report now and then how far the prompts are, since making them may take minutes.
+class PromptProgress:
+    """A periodic report on the progress of the prompts, which may take minutes; call it while waiting.
 
     Args:
-        actor: the prompt actor, whose calls of the group `WATCHING` are answered while it works.
-        progress: called with a line every `SAY_EVERY_S` seconds.
+        actor: the prompt actor, which answers calls of the concurrency group `WATCHING` while it works.
+        progress: called with a line every `REPORT_EVERY_S` seconds.
     """
 
     def __init__(self, actor: Any, progress: Callable[[str], None]) -> None:
         self.actor, self.progress = actor, progress
-        self.started = self.said = time.monotonic()
+        self.started = self.last_report = time.monotonic()
 
     def __call__(self) -> None:
         now = time.monotonic()
-        if now - self.said < SAY_EVERY_S:
+        if now - self.last_report < REPORT_EVERY_S:
             return
-        self.said, activity = now, ""
+        self.last_report, activity = now, ""
         # Ignore an actor that is too busy to answer, or has failed: the wait itself reports that.
         with contextlib.suppress(ray.exceptions.RayError):
-            activity = ray.get(self.actor.activity.options(concurrency_group=WATCHING).remote(), timeout=ANSWER_S)
+            activity = ray.get(
+                self.actor.activity.options(concurrency_group=WATCHING).remote(), timeout=ANSWER_TIMEOUT_S
+            )
         self.progress(f"making prompts for {now - self.started:.0f} s{f': {activity}' if activity else ''}")

@@ -1,4 +1,4 @@
-"""Group-relative advantages from per-frame rewards. Numpy only; knows nothing of tokens or steps.
+"""Group-relative advantages from per-frame rewards. Numpy only; independent of tokens and steps.
 
 Legend: G trajectories of a group, F generated frames.
 """
@@ -22,9 +22,9 @@ class GroupAdvantages:
     """
 
     values: npt.NDArray[np.float32]
-    """[rows, F]."""
+    """[rows, F], advantages of these trajectories."""
     rows: npt.NDArray[np.int64]
-    """Rows of the group."""
+    """Row of each trajectory in the group."""
 
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or len(self.values) != len(self.rows) or not len(self.rows):

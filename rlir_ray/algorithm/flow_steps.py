@@ -135,10 +135,12 @@ def _squared(error: Tensor, std: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class SdeKind:
+    """A form of the SDE step."""
+
     distribution: Callable[[Tensor, Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
-    """Latents, velocity, level, next level, noise level -> mean and standard deviation of the next latents."""
+    """Takes latents, velocity, level, next level and noise level; returns mean and deviation of the next latents."""
     logprobs: Callable[[Tensor, Tensor], Tensor]
-    """Error and standard deviation -> log-probability of each number."""
+    """Takes error and standard deviation; returns the log-probability of each number."""
 
 
 SDE_KINDS = {

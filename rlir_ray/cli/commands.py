@@ -24,7 +24,7 @@ Command = Callable[[argparse.Namespace, list[str]], None]
 def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
     from rlir_ray.cli.console import StepView
     from rlir_ray.config.load import load_config, recipes
-    from rlir_ray.config.unread_keys import refuse_unread
+    from rlir_ray.config.unread_keys import reject_unread
 
     if not arguments.recipe:
         # The defaults alone would train without a time limit, on a world that the user may not want.
@@ -34,7 +34,7 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
         )
     overrides = [*arguments.overrides, *rest]
     config = load_config(arguments.recipe, overrides)
-    refuse_unread(config, overrides)
+    reject_unread(config, overrides)
     with contextlib.closing(StepView(config.train)) as view:
         view.stage("starting")
         check_actors()
@@ -66,12 +66,12 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 def _doctor(arguments: argparse.Namespace, rest: list[str]) -> None:
     from rlir_ray.config.load import load_config
-    from rlir_ray.config.unread_keys import refuse_unread
+    from rlir_ray.config.unread_keys import reject_unread
     from rlir_ray.run.doctor import Finding, machine_findings
 
     overrides, failed = [*arguments.overrides, *rest], False
     config = load_config(arguments.recipe, overrides)
-    refuse_unread(config, overrides)
+    reject_unread(config, overrides)
 
     def show(findings: Iterable[Finding]) -> None:
         nonlocal failed

@@ -1,4 +1,4 @@
-"""Autoregressive world models: tokens of frames and actions in one sequence (MineWorld's form)."""
+"""Autoregressive world models: one sequence of frame tokens and action tokens (as MineWorld)."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _token_group_bytes(config: Config, frame: FrameShape) -> int:
     num_frames = world.num_context + world.num_frames
     length = num_frames * num_tokens + (num_frames - 1) * TOKENS_PER_ACTION
     columns = 4 * length + 5 * world.num_frames * num_tokens  # int32 tokens; float32 and bool decisions
-    code_bytes = 4 if config.architecture.num_codes > 1 << 16 else 2  # as `stored_codes`
+    code_bytes = 4 if config.architecture.num_codes > 1 << 16 else 2  # the types of `stored_codes`
     return config.train.group_size * (columns + code_bytes * num_frames * num_tokens)
 
 

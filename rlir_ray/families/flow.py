@@ -1,4 +1,4 @@
-"""Flow world models: latents of frames, denoised by flow matching (Next-Frame Diffusion's form)."""
+"""Flow world models: frame latents, denoised by flow matching (as Next-Frame Diffusion)."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def _flow_group_bytes(config: Config, frame: FrameShape) -> int:
     window = 0 if config.train.objective == "nft" else config.flow.window
     states = num_frames * (window + 1) * 4 * (size + 1)  # float32 latents and their levels
     means = num_frames * window * 4 * size if config.train.grpo.ratio == "guard" else 0
-    history = num_past * 4 * (size + 1) + (num_past + 1) * 9  # with its levels; uint8 actions
-    decisions = 5 * num_frames * window if window else num_frames  # float32 and bool, or bool alone
+    history = num_past * 4 * (size + 1) + (num_past + 1) * 9  # float32 latents and their levels; uint8 actions
+    decisions = 5 * num_frames * window if window else num_frames  # float32 and bool, or only bool
     return config.train.group_size * (states + means + history + decisions + 2 * (num_past + 1) * size)
 
 

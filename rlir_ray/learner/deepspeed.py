@@ -17,7 +17,7 @@ from rlir_ray.learner.state import MOMENTS, WEIGHT, State, check_fits, num_updat
 from rlir_ray.learner.torch_engine import load_plain_state, plain_state
 from rlir_ray.transfer.weights import Weights, to_numpy
 
-# Set before the import; otherwise DeepSpeed warns that it found no accelerator.
+# Set this before the import; otherwise DeepSpeed warns that it found no accelerator.
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 import deepspeed
@@ -35,15 +35,15 @@ MAX_BUCKET_ELEMENTS = 50_000_000
 
 
 class DeepSpeedEngine:
-    """Engine of one rank under DeepSpeed.
+    """The engine of one rank under DeepSpeed.
 
     RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT must be set, or the process group must exist (Ray Train
     creates it).
 
     Args:
-        model: the policy, on this rank's device, the same on every rank.
-        train: weight decay and gradient clipping.
-        learner: ZeRO stage, offload, precision.
+        model: the policy on this rank's device, with the same weights on every rank.
+        train: learning rate, weight decay and gradient clipping.
+        learner: ZeRO stage, offload and precision.
     """
 
     def __init__(self, model: torch.nn.Module, train: TrainConfig, learner: LearnerConfig) -> None:
@@ -58,7 +58,8 @@ class DeepSpeedEngine:
         self._engine, *_ = deepspeed.initialize(
             model=model, optimizer=self._optimizer, config=_settings(model, train, learner)
         )
-        # Stage 0 with bfloat16 has created the moments by a step without gradients, which would count as an update.
+        # Clear the moments: stage 0 with bfloat16 has created them by a step without gradients, which would count as an
+        # update.
         self._optimizer.state.clear()
 
     @property
@@ -76,7 +77,8 @@ class DeepSpeedEngine:
     def optimizer_step(self, learning_rate: float) -> float:
         for options in self._optimizer.param_groups:
             options["lr"] = learning_rate
-        # ZeRO 0 clips with torch and keeps no norm. Every rank holds the whole averaged gradients here.
+        # Compute the norm here for ZeRO 0, which clips with torch and keeps no norm. Every rank holds all averaged
+        # gradients.
         own_norm = self._gradient_norm() if self._zero_stage == 0 else None
         if own_norm is not None and not math.isfinite(own_norm):
             self._engine.zero_grad()
@@ -165,7 +167,8 @@ class DeepSpeedEngine:
             else:
                 safe_set_full_optimizer_state(weight, whole, part)
             return
-        # The last rank's share is padded, and DeepSpeed's setter of whole values would read past their end there.
+        # Set the shares directly: the last rank's share is padded, and DeepSpeed's setter of whole values would read
+        # past the end of the values there.
         size = weight.ds_tensor.numel()  # type: ignore[attr-defined]
         padded = torch.zeros(size * self._num_ranks)
         padded[: whole.numel()] = whole.flatten()
@@ -183,7 +186,7 @@ def _own_partitions(zero: Any) -> list[Tensor]:
 
 
 def _settings(model: torch.nn.Module, train: TrainConfig, learner: LearnerConfig) -> dict[str, Any]:
-    """Return DeepSpeed's configuration; the learner accumulates and normalises, so that DeepSpeed counts one batch."""
+    """Return DeepSpeed's configuration for one batch per step: the learner itself accumulates and normalises."""
     num_elements = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     zero: dict[str, Any] = {
         "stage": learner.zero_stage,

@@ -77,7 +77,8 @@ class Engine(Protocol):
     rank: int
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """Device of the policy."""
 
     def forward(self, *inputs: Any) -> Tensor:
         """Run the policy's forward pass."""
@@ -98,10 +99,13 @@ class Engine(Protocol):
         """Return a context in which the trained parameters are whole; every rank must enter."""
 
     def state(self) -> Weights:
-        """Return whole weights and moments, as `rlir_ray.learner.state` says; every rank calls, rank 0 gets them."""
+        """Return all weights and moments in the format of `rlir_ray.learner.state`; every rank calls, rank 0 gets them.
+
+        Other ranks get an empty dict.
+        """
 
     def load_state(self, state: State) -> None:
-        """Load a state that any engine wrote; every rank calls with the same state.
+        """Load a state that any engine has written; every rank calls with the same state.
 
         Raises:
             ValueError: the state belongs to another policy.
@@ -117,13 +121,13 @@ def learning_rate_at(step: int, learning_rate: float, warmup_steps: int) -> floa
 
 
 class Learner:
-    """Learner of one rank: updates the policy from groups and advantages. All ranks make the same calls.
+    """The learner of one rank, which updates the policy from groups and advantages. All ranks make the same calls.
 
     Args:
-        engine: holds the policy.
-        objective: objective of the same policy.
-        train: step and learning rate.
-        learner: decision budget.
+        engine: the engine that holds the policy.
+        objective: the objective of the same policy.
+        train: the learning rate and its warmup.
+        learner: the decision budget.
     """
 
     def __init__(self, engine: Engine, objective: Objective, train: TrainConfig, learner: LearnerConfig) -> None:
@@ -171,7 +175,7 @@ class Learner:
         """Return the cause of a skipped update, equal on every rank.
 
         Args:
-            bad_group: number of this rank's first group in a micro-batch with a loss that is not finite; infinity: all
+            bad_group: id of this rank's first group in a micro-batch with a loss that is not finite; infinity: all
                 losses are finite.
         """
         first = -float(self.engine.reduce(torch.tensor(-bad_group, dtype=torch.float64), maximum=True))
@@ -200,7 +204,7 @@ class Learner:
         state = self.engine.state()
         if self.engine.rank != 0:
             return {}
-        check_finite(state, "what a checkpoint holds")
+        check_finite(state, "the values of a checkpoint")
         memory = {OBJECTIVE + name: value for name, value in self.objective.state().items()}
         return state | memory | {NUM_STEPS: np.array(self.num_steps, np.int64)}
 
@@ -210,7 +214,7 @@ class Learner:
         Raises:
             ValueError: the state belongs to another policy or objective, or a value is not finite.
         """
-        check_finite(state, "what a checkpoint holds")
+        check_finite(state, "the values of a checkpoint")
         memory = {name: state[name] for name in state if name.startswith(OBJECTIVE)}
         own = {name for name in state if name not in memory and name != NUM_STEPS}
         self.engine.load_state(Part(state, own))
@@ -232,10 +236,10 @@ class Learner:
 
 
 class GradientWatch:
-    """Record of the parameters whose gradients were not finite, kept on the device so that nothing waits for it.
+    """A record of the parameters whose gradients were not finite. It stays on the device, so that the host never waits.
 
     Args:
-        module: its trained parameters are watched.
+        module: the module whose trained parameters are watched.
         device: the engine's device.
     """
 
@@ -257,7 +261,7 @@ class GradientWatch:
 
 
 def _are_finite(tensors: Sequence[Tensor]) -> bool:
-    # One tensor, so that the host waits for the device only once.
+    # Concatenate the tensors, so that the host waits for the device only once.
     return bool(torch.cat([tensor.detach().flatten().float() for tensor in tensors]).isfinite().all())
 
 
@@ -276,7 +280,7 @@ def save_whole(model: Any, folder: Path) -> None:
         shutil.rmtree(previous, ignore_errors=True)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
-        # safetensors reports a full disk by its own error type, which names no file.
+        # Convert safetensors' own error for a full disk too, because it names no file.
         if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
             raise
         raise ValueError(f"a policy must be saved whole, got {error} at {folder}; make room or set run.dir") from None
@@ -310,7 +314,7 @@ def stack(batch: StepBatch, micro: MicroBatch, step: int, device: torch.device) 
 
 
 def layout(record: Record) -> tuple[tuple[int, ...], ...]:
-    """Trajectories are stacked only with those whose columns have the same shapes."""
+    """Return the shapes of a trajectory's columns; only trajectories with equal shapes can be stacked."""
     columns = [getattr(record, entry.name) for entry in dataclasses.fields(record)]
     return tuple(column.shape[1:] for column in columns if column is not None)
 

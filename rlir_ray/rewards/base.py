@@ -1,4 +1,4 @@
-"""What a reward is, and how the configured one is built. Knows nothing of pools."""
+"""The protocol of a reward, and the construction of the configured one. Independent of pools."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class Reward(Protocol):
-    """A member of the axis `rewards`: its class is built in each replica of the reward pool.
+    """A member of the axis `rewards`; each replica of the reward pool builds one.
 
-    A class that has `from_context` is built by `from_context(context, **reward.args)`, any other one as
-    `Class(**reward.args)`. A class that reads models.reward_idm says so by `reads_idm = True`.
+    A class with `from_context` is built by `from_context(context, **reward.args)`, any other class by
+    `Class(**reward.args)`. A class that reads models.reward_idm must set `reads_idm = True`.
     """
 
     def score(self, videos: Sequence[EncodedVideo]) -> list[RewardScores]:
-        """Return one `RewardScores` a video, in their order; `frame_rewards` is [G, F], higher is better."""
+        """Return one `RewardScores` per video, in order; `frame_rewards` is [G, F], and higher is better."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,13 +34,13 @@ class RewardContext:
 
     config: Config
     device: str
-    """`cuda` where the replica has a GPU, otherwise `cpu`."""
+    """`cuda` if the replica has a GPU, otherwise `cpu`."""
     class_shares: Mapping[str, npt.NDArray[np.floating]] | None
-    """How often training commands each class, by action group; None without reward.balance=class."""
+    """Frequency of each class in the training commands, by action group; None without reward.balance=class."""
     open_codec: Callable[[], Any]
     """Opens the `FrameCodec` that decodes frames, on the CPU."""
     camera_bins: CameraBins
-    """Degrees to the bins in which the world model gets the camera's angles."""
+    """Maps degrees to the bins in which the world model gets the camera's angles."""
 
 
 def open_reward(context: RewardContext) -> Reward:

@@ -1,4 +1,4 @@
-"""The fingerprint of a reward: two rewards with the same fingerprint give the same scores."""
+"""The fingerprint of a reward: rewards with equal fingerprints give equal scores."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from rlir_ray.data.digests import checkpoint_digest
 
 
 def reward_fingerprint(config: Config) -> dict[str, str]:
-    """Collect every configuration key on which the scores of an encoded video depend, with its value.
+    """Return every configuration key that the scores of an encoded video depend on, with its value.
 
-    Checkpoints are named by their content: the same ones may lie elsewhere on another machine.
+    The value of a checkpoint is its content: on another machine, the same checkpoint may have another path.
     """
     world, reward = config.world, config.reward
     return {
@@ -30,14 +30,15 @@ def reward_fingerprint(config: Config) -> dict[str, str]:
 
 
 def check_fingerprint(wanted: Mapping[str, str], served: Mapping[str, str], address: str) -> None:
-    """Check that a service gives the scores that a run wants.
+    """Check that a service gives the scores of a run's own reward.
 
     Args:
-        wanted, served: `reward_fingerprint` of the run's and of the service's configuration.
-        address: the service's, for the error.
+        wanted: `reward_fingerprint` of the run's configuration.
+        served: `reward_fingerprint` of the service's configuration.
+        address: address of the service, for the error.
 
     Raises:
-        ValueError: names the first key that differs, and both values.
+        ValueError: a key differs; the message names the first such key and both values.
     """
     for key, value in wanted.items():
         if served.get(key) != value:

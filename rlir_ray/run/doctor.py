@@ -1,6 +1,6 @@
-"""Checks of this machine for a recipe, one finding a check. `actors/cluster/doctor.py` checks Ray.
+"""Checks of this machine for a recipe, with one finding per check. `actors/cluster/doctor.py` checks Ray.
 
-The tested versions are those of the constraints file that `make install` gives to pip.
+The tested versions are those in the constraints file that `make install` passes to pip.
 """
 
 from __future__ import annotations
@@ -26,26 +26,30 @@ Level = Literal["ok", "warn", "fail"]
 CONSTRAINTS = Path(__file__).parents[2] / "constraints"
 TESTED_PYTHON = "3.11"
 SHARED_MEMORY = Path("/dev/shm")
-# What a small run holds there, weights included, where it takes what is free.
-LEAST_STORE_BYTES = 1 << 30
-# vLLM takes half a minute on two busy cores.
+# Shared memory that a small run takes, weights included, if object_store_budget_bytes is 0.
+MIN_STORE_BYTES = 1 << 30
+# The import of vLLM takes half a minute on two busy cores.
 IMPORT_TIMEOUT_S = 180.0
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
+    """The result of one check."""
+
     level: Level
-    """`fail`: the recipe cannot run."""
+    """`ok`, `warn`, or `fail`: the recipe cannot run."""
     check: str
+    """Name of the check."""
     text: str
     """The finding; if not ok, followed by a semicolon and the remedy."""
 
     def line(self) -> str:
+        """Format the finding as a line."""
         return f"{self.level:<5} {self.check:<14} {self.text}"
 
 
 def run_check(check: str, ask: Callable[[], str], level: Level = "fail") -> Finding:
-    """Run a check; return its answer, or its error, which holds the remedy."""
+    """Run a check; return its answer as ok, or its error, which contains the remedy."""
     try:
         return Finding("ok", check, ask())
     except ImportError as error:
@@ -134,11 +138,11 @@ def _shared_memory(config: Config) -> Finding:
         return Finding("warn", "shared memory", f"no {SHARED_MEMORY}; Ray keeps its objects on disk here")
     usage, asked = shutil.disk_usage(SHARED_MEMORY), config.object_store_budget_bytes
     text = f"{_gb(usage.free)} GB free of {_gb(usage.total)} GB in {SHARED_MEMORY}"
-    if usage.free >= max(asked, LEAST_STORE_BYTES):
+    if usage.free >= max(asked, MIN_STORE_BYTES):
         return Finding("ok", "shared memory", text)
-    # With too little shared memory, Ray puts its store on disk, which is slow.
+    # This is a warning: with too little shared memory, Ray puts its store on disk, which is slow.
     remedy = "docker run --shm-size, in Kubernetes an emptyDir of medium Memory, or lower object_store_budget_bytes"
-    return Finding("warn", "shared memory", f"{text}, Ray's store asks for {max(asked, LEAST_STORE_BYTES)}; {remedy}")
+    return Finding("warn", "shared memory", f"{text}, Ray's store asks for {max(asked, MIN_STORE_BYTES)}; {remedy}")
 
 
 def _gb(num_bytes: float) -> str:
@@ -146,7 +150,7 @@ def _gb(num_bytes: float) -> str:
 
 
 def import_finding(module: str, needed: bool, remedy: str) -> Finding:
-    """Check that a library can be imported, in a separate process: some imports hang, or end the process."""
+    """Check that a library can be imported, in a separate process, because some imports hang or end the process."""
     level: Level = "fail" if needed else "warn"
     if importlib.util.find_spec(module) is None:
         if not needed:

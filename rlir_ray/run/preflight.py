@@ -1,4 +1,4 @@
-"""Checks of a resolved run before its parts start: the weights are whole and finite, the engine is installed."""
+"""Checks of a resolved run before its parts start: the weights are complete and finite, the engine is installed."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from rlir_ray.registry import load
 
 
 def check_checkpoints(models: Mapping[str, Path]) -> None:
-    """Check that the weights of all models are there, whole and finite, and that the IDMs are IDMs.
+    """Check that all models have complete and finite weights, and that the IDMs are IDMs.
 
-    Reads every weight once, one at a time.
+    This reads every weight once, one at a time.
 
     Args:
         models: folder of each checkpoint, by its key of `models`.
 
     Raises:
-        ValueError: a folder holds none, a file is cut off, a weight is NaN or infinite, or an inverse dynamics model is
-            something else.
+        ValueError: a folder has no weights, a file is truncated, a weight is NaN or infinite, or a folder of an inverse
+            dynamics model holds another kind of model.
     """
     for name in models.keys() & {"reward_idm", "judge_idm"}:
         folder = models[name]
@@ -46,7 +46,7 @@ def check_checkpoints(models: Mapping[str, Path]) -> None:
             raise ValueError(f"models.{model} must hold safetensors, got none in {folder}; give a model's folder")
         for file in files:
             try:
-                # Compares the file's length with its header, then reads one tensor after another.
+                # `safe_open` compares the file's length with its header; then read one tensor after another.
                 with safe_open(file, "pt") as tensors:
                     names = list(tensors.keys())
                     for name in names:
@@ -86,7 +86,7 @@ def check_engine(config: Config) -> None:
     """Check that the rollout engine is installed, and built for the device of its actors.
 
     Raises:
-        ValueError: vLLM is missing, or built for a GPU that rollout.num_gpus does not give it, or for none.
+        ValueError: vLLM is missing, or its build (GPU or CPU) does not fit rollout.num_gpus.
     """
     if config.rollout.engine != "vllm":
         return

@@ -12,7 +12,7 @@ from typing import TypeVar
 ShowProgress = Callable[[float, str], None]
 Item = TypeVar("Item")
 
-# Interval of lines without a terminal, so that a log never stays silent for long.
+# Interval of lines without a terminal, short enough that a log shows the run is alive.
 LINE_EVERY_S = 30.0
 # The speed of this last time gives the remaining time; it must hold several lines.
 SPEED_PERIOD_S = 600.0
@@ -36,7 +36,7 @@ def progress_bar(name: str) -> Iterator[ShowProgress]:
     """Show percent, elapsed and remaining time, and a text such as the loss: a bar if stderr is a terminal, else lines.
 
     Yields:
-        A function to call with the finished share of the work, and with the text.
+        A function to call with the finished share of the work, in [0, 1], and with the text.
     """
     from rich import progress as rich
     from rich.console import Console
@@ -75,7 +75,14 @@ def progress_bar(name: str) -> Iterator[ShowProgress]:
 
 
 def counted(items: Iterable[Item], number: int, show: ShowProgress, what: str) -> Iterator[Item]:
-    """Yield the items and show how many of `number` are done; `what` names the items in the plural."""
+    """Yield the items and show how many of them are done.
+
+    Args:
+        items: the items.
+        number: number of the items.
+        show: shows the progress, from `progress_bar`.
+        what: name of the items, in the plural.
+    """
     for done, item in enumerate(items, 1):
         yield item
         show(done / number, f"{done} of {number} {what}")

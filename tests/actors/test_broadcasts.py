@@ -86,12 +86,12 @@ def test_two_actors_hold_each_version_by_broadcast_and_a_third_that_joins_the_ne
     for version in (1, 2):
         assert run.step() == {version}
         assert run.held() == {run.report.checksum}
-    assert run.sync.broadcasts.num_whole == 3 and run.lines == []
+    assert run.sync.broadcasts.num_complete == 3 and run.lines == []
     new = run.pool.grow(1)
     run.sync.join(new, threading.Event())
     assert run.step() == {3}
     assert run.held() == {run.report.checksum} and len(run.pool.actors) == 3
-    assert run.sync.broadcasts.num_whole == 4 and run.lines == []
+    assert run.sync.broadcasts.num_complete == 4 and run.lines == []
 
 
 @pytest.mark.slow
@@ -101,11 +101,11 @@ def test_after_the_loss_of_an_actor_the_store_serves_one_version_and_the_next_is
     assert run.step() == {1} and run.held() == {run.report.checksum}
     kill_process(run.pool.actors[0])
     assert run.step() == {2} and run.held() == {run.report.checksum}
-    assert run.sync.broadcasts.num_whole == 2
+    assert run.sync.broadcasts.num_complete == 2
     (line,) = run.lines
     assert line.startswith("weights of version 2: 2 of 2 rollout actors loaded them from the object store: ")
     assert run.step() == {3} and run.held() == {run.report.checksum}
-    assert run.sync.broadcasts.num_whole == 3 and len(run.lines) == 1
+    assert run.sync.broadcasts.num_complete == 3 and len(run.lines) == 1
 
 
 @pytest.mark.slow
@@ -114,8 +114,8 @@ def test_a_run_whose_weights_are_broadcast_trains_as_the_local_loop(ray_cluster,
     config = make_config("weights.transfer=broadcast", "rollout.num_actors=2")
     pipeline = Pipeline(config, prompts=tiny_prompt_set)
     assert_same_run(pipeline.train(calibrate=False, evaluate=False), config)
-    # The last version may still be under way when the run is over.
-    assert pipeline.driver.session.sync.broadcasts.num_whole >= config.train.num_steps
+    # The last version may still be in flight at the end of the run.
+    assert pipeline.driver.session.sync.broadcasts.num_complete >= config.train.num_steps
 
 
 @pytest.mark.slow
@@ -124,4 +124,4 @@ def test_without_gpus_the_store_serves_all_versions(start):
     run = start()
     assert run.learner.sender is None
     assert run.step() == {1} and run.held() == {run.report.checksum}
-    assert run.sync.broadcasts.num_whole == 0 and run.lines == []
+    assert run.sync.broadcasts.num_complete == 0 and run.lines == []

@@ -1,4 +1,4 @@
-"""A run goes on from its checkpoint in the pools."""
+"""A run resumes from its checkpoint in the pools."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ def run_until(config, step, prompt_set=tiny_prompt_set):
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_by_the_same_command_with_the_losses_of_one_that_was_not(ray_cluster, make_config):
+def test_a_stopped_run_resumes_by_the_same_command_with_the_losses_of_an_uninterrupted_run(ray_cluster, make_config):
     config, lines = make_config("train.num_steps=4", "checkpoint.every=0"), []
     first = run_until(config, 2)
     assert (first.interrupted, first.num_steps) == (True, 2)
@@ -48,7 +48,7 @@ def test_a_stopped_run_goes_on_by_the_same_command_with_the_losses_of_one_that_w
     ledger = Ledger.from_json((result.folder / "ledger.json").read_text())
     ledger.check()
     assert ledger.counts()["trained"] == 16
-    # And once more: nothing is left to do.
+    # The same command again has nothing left to do.
     before, lines[:] = (result.folder / "policy").stat().st_mtime_ns, []
     again = Pipeline(config, prompts=tiny_prompt_set, progress=lines.append).train(calibrate=False, evaluate=False)
     assert (again.num_steps, again.interrupted, again.metrics) == (4, False, result.metrics)
@@ -69,7 +69,7 @@ def test_the_setting_that_ended_a_training_is_named_when_it_starts_and_when_it_e
 
 
 @pytest.mark.parametrize("has_policy", [False, True])
-def test_a_run_none_of_whose_checkpoints_can_be_read_is_refused_and_loses_nothing(make_config, has_policy):
+def test_a_run_without_a_readable_checkpoint_is_rejected_and_loses_nothing(make_config, has_policy):
     config = make_config()
     folder = RunFolder(config).begin()
     folder.log_step({"step": 1})
@@ -82,7 +82,7 @@ def test_a_run_none_of_whose_checkpoints_can_be_read_is_refused_and_loses_nothin
     if has_policy:
         (folder.path / "policy").mkdir()
     before = files_of(folder.path)
-    said = f"got none of 2, the newest because {newest_manifest.parent} must be of format 1, got 99 .*; move .* away or"
+    said = f"got 2 unreadable ones, the newest because {newest_manifest.parent} must be of format 1, got 99 .*; move"
     with pytest.raises(ValueError, match=said):
         Pipeline(config, prompts=tiny_prompt_set).train(calibrate=False, evaluate=False)
     assert files_of(folder.path) == before
@@ -134,7 +134,7 @@ def test_a_file_of_another_node_is_read_through_that_node(ray_cluster, tmp_path,
     ],
     ids=["grpo", "nft"],
 )
-def test_a_flow_run_goes_on_with_other_ranks_and_another_stage(ray_cluster, make_config, checkpoints, options):
+def test_a_flow_run_resumes_with_other_ranks_and_another_stage(ray_cluster, make_config, checkpoints, options):
     # One more step: the roundings of other ranks come back larger through what is sampled after it.
     options = [*flow_overrides(checkpoints), "train.max_advantage=2", "train.num_steps=3", *options]
     run_until(make_config(*options), 2, tiny_flow_prompt_set)
@@ -143,7 +143,7 @@ def test_a_flow_run_goes_on_with_other_ranks_and_another_stage(ray_cluster, make
 
 
 @pytest.mark.slow
-def test_groups_ahead_of_the_learner_are_kept_or_sampled_again_under_their_numbers(ray_cluster, make_config):
+def test_groups_ahead_of_the_learner_are_kept_or_sampled_again_with_their_ids(ray_cluster, make_config):
     config = make_config("train.max_staleness=2", "train.num_steps=6", "checkpoint.every=1")
     result = run_until(config, 3)
     point = newest(result.folder, pytest.fail)

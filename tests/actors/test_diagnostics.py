@@ -27,7 +27,7 @@ def test_the_innermost_frame_of_the_project_is_found_in_whichever_thread():
 
 
 @pytest.mark.timeout(120)
-def test_a_wait_that_was_too_long_names_the_line_where_the_actor_stands(ray_cluster, make_config):
+def test_a_timeout_names_the_line_that_the_actor_executes(ray_cluster, make_config):
     pool = RolloutPool.from_config(make_config("train.wait_timeout_s=60"), StuckSampler)
     pool.start()
     pool.wait_ready()

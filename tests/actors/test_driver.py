@@ -145,7 +145,7 @@ def test_group_with_rewards_that_are_no_numbers_fails_with_its_cause_and_trainin
 
 
 @pytest.mark.slow
-def test_what_was_trained_is_saved_when_a_callback_ends_the_run(ray_cluster, make_config):
+def test_trained_steps_are_saved_when_a_callback_ends_the_run(ray_cluster, make_config):
     """The step that the learner has begun by then is trained to its end, and counts."""
 
     def object_to_step_2(metrics):

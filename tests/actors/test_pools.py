@@ -85,7 +85,7 @@ def test_every_group_goes_to_one_rank():
     assert [len(order.group_refs) for order in orders] == [3, 2]
 
 
-def test_orders_and_reports_keep_their_order_whichever_call_ray_starts_first():
+def test_commands_and_reports_keep_their_order_whichever_call_ray_starts_first():
     def order(number):
         return SaveCommand(folder=str(number), node="")
 

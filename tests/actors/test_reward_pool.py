@@ -98,14 +98,14 @@ def test_no_group_is_lost_and_none_scored_twice_while_the_pool_grows_and_shrinks
     pool.scale(3)
     load.until(lambda: len(scored_by_process(tmp_path)) == 3)
     pool.scale(1)
-    # Under way are 24 groups, some of them with the replicas that go.
+    # 24 groups are in flight, some of them at the removed replicas.
     load.until(lambda: len(pool.deployment.actor_ids()) == 1)
     assert pool.num_replicas() == 1
     load.more(30)
     assert answers(load.scored) == list(range(len(load.scored)))
     counted = Counter(group for groups in scored_by_process(tmp_path).values() for group in groups)
     assert counted == Counter(range(len(load.scored)))
-    # Whoever went is gone: what comes now is scored by one process.
+    # The removed replicas have ended: one process scores all new groups.
     before = {process: len(groups) for process, groups in scored_by_process(tmp_path).items()}
     load.more(30)
     answers(load.scored)
@@ -132,7 +132,7 @@ def test_a_group_that_kills_every_replica_is_given_up_and_the_others_are_scored(
     assert pool.score(ray.put(small_video(9))).result(TIMEOUT_S).scores.group_id == 9
 
 
-def test_a_replica_that_sickens_is_replaced_and_its_groups_are_scored_by_the_new_one(start_pool, tmp_path):
+def test_a_broken_replica_is_replaced_and_the_new_one_scores_its_groups(start_pool, tmp_path):
     pool = start_pool(partial(SickeningReward, tmp_path, 3))
     assert answers([pool.score(ray.put(small_video(number))) for number in range(8)]) == list(range(8))
 
@@ -150,7 +150,7 @@ def test_a_scoring_that_raises_is_tried_once_more(shared_pool):
     assert answers([shared_pool.score(ray.put(small_video(20)))]) == [20]
 
 
-def test_groups_read_together_fail_one_by_one_and_a_sick_replica_ends_its_process(tmp_path, monkeypatch, capsys):
+def test_groups_of_a_batch_fail_one_by_one_and_a_broken_replica_ends_its_process(tmp_path, monkeypatch, capsys):
     exits = []
     monkeypatch.setattr(os, "_exit", exits.append)
     videos = [small_video(number) for number in range(4)]
@@ -161,14 +161,14 @@ def test_groups_read_together_fail_one_by_one_and_a_sick_replica_ends_its_proces
     # It still reads what it could read before.
     assert not exits
     sick = RewardReplica(partial(SickeningReward, tmp_path, 2), max_frames=100)
-    assert [type(each).__name__ for each in sick.read(videos[:2])] == ["Scored", "Scored"]
+    assert [type(each).__name__ for each in sick.read(videos[:2])] == ["ScoreReport", "ScoreReport"]
     assert not exits
     (error,) = sick.read(videos[2:3])
     assert str(error) == "the device is lost"
     assert exits == [1] and "the device is lost" in capsys.readouterr().err
 
 
-def test_a_replica_that_could_read_nothing_yet_is_not_called_sick(tmp_path, monkeypatch):
+def test_a_replica_without_a_scored_group_does_not_count_as_broken(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "_exit", pytest.fail)
     (error,) = RewardReplica(partial(SickeningReward, tmp_path, 0), max_frames=100).read([small_video(0)])
     assert str(error) == "the device is lost"
@@ -199,7 +199,7 @@ class FakeHandle:
         return asyncio.get_running_loop().create_future()
 
 
-def test_a_group_that_is_alone_tells_the_replica_not_to_wait_for_others():
+def test_a_single_group_tells_the_replica_not_to_wait_for_a_burst():
     async def asked(*bursts):
         handle = FakeHandle()
         calls = HandleCalls(handle)
@@ -258,7 +258,7 @@ def test_a_served_pool_follows_its_queue_between_its_bounds(start_pool, tmp_path
         time.sleep(0.1)
 
 
-def test_the_recipe_says_how_many_replicas_and_whether_they_follow_the_queue(make_config):
+def test_the_recipe_sets_the_number_of_replicas_or_the_bounds_of_the_autoscaler(make_config):
     fixed = serve_options(make_config("reward.num_replicas=3", "reward.num_cpus=0.5").reward, wait_timeout_s=250.0)
     assert (fixed["num_replicas"], fixed["autoscaling_config"]) == (3, None)
     assert fixed["ray_actor_options"] == {"num_cpus": 0.5, "num_gpus": 0, "resources": {}}

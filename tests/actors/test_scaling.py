@@ -84,7 +84,7 @@ def test_a_new_rollout_actor_holds_the_current_weights_before_it_serves(rollouts
     each.publish()
     new = each.pool.grow(2)
     assert (each.pool.num_actors(), len(each.pool.actors)) == (3, 1)
-    # A version that is published while they start is theirs too.
+    # The new actors also load a version that is published while they start.
     each.publish()
     each.sync.join(new, threading.Event())
     assert len(each.pool.actors) == 3
@@ -150,7 +150,7 @@ def test_an_actor_that_gets_other_bytes_does_not_serve(rollouts):
     assert each.pool.drop(new[0]) and each.pool.num_actors() == 1
 
 
-def test_a_rollout_actor_that_goes_finishes_its_calls(rollouts):
+def test_a_removed_rollout_actor_finishes_its_calls(rollouts):
     each = rollouts("rollout.num_actors=3", sample_s=0.05)
     each.publish()
     groups = each.sample(30)
@@ -176,7 +176,7 @@ def test_actors_that_are_no_longer_wanted_before_they_joined_stay_out(rollouts):
     assert not each.pool.drop(new)
 
 
-def test_a_join_is_given_up_when_the_run_ends(rollouts):
+def test_a_join_stops_when_the_run_ends(rollouts):
     each = rollouts()
     each.publish()
     stop = threading.Event()
@@ -229,7 +229,7 @@ def test_pools_that_grow_and_shrink_while_they_train_change_no_loss_and_lose_no_
         if metrics["step"] == 1:
             assert pipeline.scale_rollout(3) == "rollout pool: 1 -> 3"
             assert pipeline.scale_reward(3) == "reward pool: 1 -> 3"
-            # Otherwise the run would be over before they serve.
+            # Wait here: the run would end before the new actors serve.
             wait_until(lambda: len(pipeline.driver.session.rollout.actors) == 3)
         elif metrics["step"] == 3:
             pipeline.scale_reward(1)
@@ -308,7 +308,7 @@ def test_a_run_is_scaled_from_another_process_by_its_name(ray_cluster, make_conf
         ("scale reward 0 --run nowhere", "error: the number of reward actors must be >= 1, got 0; scale to 1 or more"),
     ],
 )
-def test_an_order_that_cannot_be_meant_is_refused_in_one_line(arguments, message, capsys):
+def test_an_invalid_command_is_rejected_in_one_line(arguments, message, capsys):
     with pytest.raises(SystemExit) as end:
         main(arguments.split())
     error = capsys.readouterr().err

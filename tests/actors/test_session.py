@@ -79,7 +79,7 @@ def test_a_run_without_an_address_or_with_local_starts_a_ray_of_its_own(
 
 
 @pytest.mark.slow
-def test_a_user_without_a_home_folder_starts_ray_with_one_that_stands_in(short_folder: Path) -> None:
+def test_a_user_without_a_home_folder_starts_ray_with_a_temporary_one(short_folder: Path) -> None:
     code = NOBODY + SESSION + "import ray.train\nprint('home', os.environ['HOME'])"
     done = run(code, RAY_TMPDIR=str(short_folder), TMPDIR=str(short_folder))
     assert done.returncode == 0, done.stderr

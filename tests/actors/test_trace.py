@@ -44,19 +44,19 @@ def test_a_trace_shows_the_work_of_all_pools_and_every_step_where_its_time_went(
         assert group_id - call < PER_CALL and scored > began["rollout"][call]
     logged = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
     assert [step["policy_version"] for step in logged] == list(range(1, NUM_STEPS + 1))
-    # Its first order came when groups had been sampled and scored.
+    # The first command came after groups had been sampled and scored.
     assert logged[0]["time/learner_wait_s"] > 0
     for step in logged:
         assert {"time/sample_idle_s", "time/score_idle_s", "time/learn_idle_s"} <= step.keys()
         assert step["time/learner_wait_s"] >= 0
-        # Of the groups that it trained, whenever they were scored.
+        # The groups that the step trained, whenever they were scored.
         assert 0 <= step["reward/mean"] <= 1
         assert step["overlap/ceiling"] >= 1 and step["overlap/reached"] > 0
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_steps_that_take_what_is_there_train_all_and_lose_no_group(ray_cluster, make_config):
+def test_steps_that_take_scored_groups_first_lose_no_group(ray_cluster, make_config):
     config = make_config(f"train.num_steps={NUM_STEPS}", "train.max_staleness=1", "train.stale_policy=drop")
     result = train(config)
     ledger = Ledger.from_json((result.folder / "ledger.json").read_text())

@@ -55,7 +55,7 @@ BAD = {
     10: (lambda score: [None], "a reward must give RewardScores for every video, got NoneType"),
     13: (with_rewards(lambda rewards: rewards[:, :-1]), "frame rewards of group 13 must be (8, 8)"),
 }
-"""Group id -> how its scores are spoilt, and its cause of failure."""
+"""Group id -> how its scores are corrupted, and its cause of failure."""
 
 
 def check_only_bad_groups_failed(ledger, causes):

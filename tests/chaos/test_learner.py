@@ -65,7 +65,7 @@ def check_recovered(result, config: Config, lines: list[str], after: int) -> Non
 
 
 @pytest.mark.parametrize("transfer", ["store", "broadcast"])
-def test_new_ranks_go_on_from_the_latest_checkpoint(ray_cluster, make_config, monkeypatch, transfer) -> None:
+def test_new_ranks_resume_from_the_latest_checkpoint(ray_cluster, make_config, monkeypatch, transfer) -> None:
     config, lines = make_config("train.num_steps=5", "checkpoint.every=2", f"weights.transfer={transfer}"), []
     check_recovered(train(config, monkeypatch, lines), config, lines, after=2)
     # New ranks broadcast like the first ones.
@@ -84,7 +84,7 @@ def test_new_ranks_that_die_before_they_are_ready_are_replaced_too(ray_cluster, 
     assert ledger.counts()["trained"] == 16 and ledger.counts()["failed"] == 0
 
 
-def test_without_a_checkpoint_they_start_again_and_one_of_two_ranks_takes_the_other_along(
+def test_without_a_checkpoint_ranks_start_again_and_one_of_two_ranks_ends_the_other(
     ray_cluster, make_config, monkeypatch
 ) -> None:
     config, lines = (

@@ -64,7 +64,7 @@ def test_a_scoring_that_hangs_is_given_to_another_replica(start_pool, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_group_that_always_hangs_fails_with_its_cause_and_takes_no_other_along(start_pool, tmp_path):
+def test_a_group_that_always_hangs_fails_with_its_cause_and_no_other_group_fails(start_pool, tmp_path):
     pool = start_pool(partial(StuckReward, tmp_path, 3, always=True), "reward.timeout_s=2")
     scored = submit(pool, range(6))
     error = scored.pop(3).exception(DEADLINE_S)

@@ -55,7 +55,7 @@ def test_a_killed_rollout_actor_gives_the_groups_that_it_would_have_given(pool, 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_group_that_ends_every_actor_fails_and_takes_no_other_along(ray_cluster, make_config):
+def test_a_group_that_ends_every_actor_fails_and_no_other_group_fails(ray_cluster, make_config):
     pool = RolloutPool.from_config(make_config(), partial(DeadlySampler, 13))
     pool.start()
     prompt = ray.put(tiny_prompts(1))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from actors.cluster.compat import actor_info
-from actors.cluster.diagnostics import ids
+from actors.cluster.diagnostics import actor_ids
 from actors.pipeline import Pipeline
 from benchmarks.stages import SleepLearner, SleepReward, SleepSampler, random_prompts
 from rlir_ray.algorithm.ledger import Ledger
@@ -54,7 +54,10 @@ def test_a_hundred_steps_with_and_without_kills_account_for_the_same_groups(ray_
     def kill(metrics):
         if metrics["step"] not in due:
             return
-        actors = [*ids(pipeline.driver.session.rollout.actors), *pipeline.driver.session.reward.deployment.actor_ids()]
+        actors = [
+            *actor_ids(pipeline.driver.session.rollout.actors),
+            *pipeline.driver.session.reward.deployment.actor_ids(),
+        ]
         alive = [actor for actor in actors if actor_info(actor).state == "ALIVE"]
         kill_process(chance.choice(alive))
         kills.append(metrics["step"])

@@ -6,7 +6,7 @@ import ray
 
 from actors.cluster.placement import as_actor, stop_actors
 from actors.rollout.pool import RolloutPool
-from actors.weights.sync import MAX_LOST, WeightSync
+from actors.weights.sync import MAX_FAILED_VERSIONS, WeightSync
 from tests.chaos.victims import kill_process
 from tests.fakes import tiny_prompts
 from tests.light_world import LightSampler, Publisher, light_tokens
@@ -117,13 +117,13 @@ def test_a_publisher_that_dies_while_others_read_leaves_each_with_one_whole_vers
 
 @pytest.mark.timeout(180)
 def test_versions_that_never_arrive_end_the_run_in_one_line(run):
-    for _ in range(MAX_LOST):
+    for _ in range(MAX_FAILED_VERSIONS):
         run.publish(spoilt=True)
     with pytest.raises(
-        RuntimeError, match=f"the weights of {MAX_LOST} versions in a row did not reach the rollout pool"
+        RuntimeError, match=f"the weights of {MAX_FAILED_VERSIONS} versions in a row did not reach the rollout pool"
     ):
         run.sync.wait()
-    assert len(run.lines) == MAX_LOST
+    assert len(run.lines) == MAX_FAILED_VERSIONS
 
 
 @pytest.mark.timeout(180)

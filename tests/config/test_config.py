@@ -87,9 +87,9 @@ def test_recipes_that_are_each_others_base_are_refused_in_one_line(tmp_path):
             load_config(str(recipe))
 
 
-def test_a_key_that_is_there_twice_is_refused(tmp_path):
+def test_a_key_that_occurs_twice_is_rejected(tmp_path):
     (tmp_path / "twice.yaml").write_text("train:\n  num_steps: 1\n  num_steps: 2\n")
-    with pytest.raises(ValueError, match=r"settings must be YAML, got .*num_steps is there twice"):
+    with pytest.raises(ValueError, match=r"settings must be YAML, got .*num_steps occurs twice"):
         load_config(str(tmp_path / "twice.yaml"))
 
 

@@ -3,13 +3,13 @@
 import pytest
 
 from rlir_ray.config.load import keys, load_config
-from rlir_ray.config.unread_keys import CONDITIONS, refuse_unread
+from rlir_ray.config.unread_keys import CONDITIONS, reject_unread
 
 NFT = ["train.objective=nft", "train.max_advantage=5", "flow.shared_noise=false"]
 
 
 def resolved(recipe, overrides):
-    refuse_unread(load_config(recipe, overrides), overrides)
+    reject_unread(load_config(recipe, overrides), overrides)
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ def test_the_prompt_actor_hands_clips_over_once_and_keeps_the_prompts(tmp_path: 
     config = _config(_record(tmp_path))
     actor = PromptActor(lambda split: prepare_prompts(config, split, Corners(), tmp_path))
     actor.prepare("train", 3)
-    handed = actor.hand_over("train")
+    handed = actor.pop_clips("train")
     assert len(handed) == len(handed.frames) == len(handed.recorded) == 3
     assert actor.sets["train"].frames.nbytes == 0 and actor.sets["train"].frames.base is None
     assert len(actor.prompts(range(6))) == 6 and set(actor.class_shares(GROUPS)) == set(GROUPS)

@@ -130,7 +130,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
 def test_a_finished_run_is_not_overwritten(tmp_path):
     folder = RunFolder(_config(tmp_path)).begin()
     (folder.path / "policy").mkdir()
-    said = r"run\.name=first must be new .* got a saved policy and none; move .*/first away or choose another run\.name"
+    said = r"run\.name=first must be new .* saved policy without a checkpoint; move .*/first away or .*run\.name"
     with pytest.raises(ValueError, match=said):
         RunFolder(_config(tmp_path))
     with pytest.raises(ValueError, match=said):
@@ -153,7 +153,7 @@ def test_a_start_from_the_beginning_removes_half_written_checkpoints_and_no_othe
     folder.log_step({"step": 1})
     for name in ("step_00000010", "step_00000020"):
         (checkpoints / name).mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"got step_00000020, which .*; move .*/first away or choose"):
+    with pytest.raises(ValueError, match=r"got step_00000020, from which .*; move .*/first away or choose"):
         RunFolder(_config(tmp_path)).begin()
     assert len(list(checkpoints.iterdir())) == 2 and [each["step"] for each in folder.metrics(9)] == [1]
 
@@ -162,7 +162,7 @@ def test_a_policy_with_half_written_checkpoints_alone_is_not_overwritten(tmp_pat
     folder = RunFolder(_config(tmp_path)).begin()
     for name in ("policy", "checkpoints/.step_00000010.partial"):
         (folder.path / name).mkdir(parents=True)
-    with pytest.raises(ValueError, match="got a saved policy and none"):
+    with pytest.raises(ValueError, match="got a saved policy without a checkpoint"):
         RunFolder(_config(tmp_path))
     assert (folder.path / "policy").is_dir()
 
