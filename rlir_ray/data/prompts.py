@@ -133,7 +133,8 @@ def open_source(config: Config) -> Source:
         ValueError: it cannot be imported, lacks a method, or does not take `prompts.args`.
     """
     part = config.prompts
-    return build("sources", part.source, part.args, load("sources", part.source), config)
+    source: Source = build("sources", part.source, part.args, load("sources", part.source), config)
+    return source
 
 
 def heldout_bytes(config: Config) -> int:

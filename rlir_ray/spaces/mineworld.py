@@ -102,4 +102,5 @@ def exclusive_classes(actions: Actions) -> npt.NDArray[np.int64]:
 
 def no_action_classes() -> npt.NDArray[np.int64]:
     """Return the classes of no buttons and a still camera, int64 [9], for a clip's first frame."""
-    return exclusive_classes(Actions.from_events([{}]))[0]
+    classes: npt.NDArray[np.int64] = exclusive_classes(Actions.from_events([{}]))[0]
+    return classes

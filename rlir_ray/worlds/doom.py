@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from rlir_ray.data.files import write_json
 from rlir_ray.data.recordings import read_events, write_recording
-from rlir_ray.spaces.actions import Actions, group_classes
+from rlir_ray.spaces.actions import Actions, Event, group_classes
 from rlir_ray.worlds.doom_engine import (
     DoomWorld,
     Pose,
@@ -40,6 +40,8 @@ __all__ = ["CollectSummary", "DoomWorld", "PlayerScript", "ScriptedPlayer", "col
 
 Split = Literal["train", "validation", "prompts"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "prompts")
+Job = tuple[int, str, str]
+"""An episode to record: its number, the recording's name, the map."""
 GROUPS_IN_USE = ("forward_back", "jump", "use_attack", "yaw")
 
 ALL_MAPS = tuple(
@@ -106,7 +108,7 @@ def _start(game: DoomGame, rng: np.random.Generator, world: DoomWorld) -> bool:
 
 def play_episode(
     game: DoomGame, map_name: str, rng: np.random.Generator, world: DoomWorld
-) -> tuple[npt.NDArray[np.uint8], list[dict[str, Any]]]:
+) -> tuple[npt.NDArray[np.uint8], list[Event]]:
     """Play one recording: frames uint8 [F, H, W, 3] and F events; try another spot if the player leaves the map."""
     load_map(game, map_name, int(rng.integers(2**31)))
     for attempt in range(MAX_ATTEMPTS):
@@ -120,7 +122,7 @@ def play_episode(
 
 def _play(
     game: DoomGame, rng: np.random.Generator, world: DoomWorld
-) -> tuple[npt.NDArray[np.uint8], list[dict[str, Any]]] | None:
+) -> tuple[npt.NDArray[np.uint8], list[Event]] | None:
     """Play from here; return frames and events, or None if the player leaves the map, teleports or is stuck."""
     player = ScriptedPlayer(rng, world.script)
     command, blocked, num_blocked, state = Command(), False, 0, game.get_state()
@@ -151,7 +153,7 @@ def _play(
 
 def _event(
     command: Command, previous: Command, pose: Pose, wall_distance: float, index: int, world: DoomWorld
-) -> dict[str, Any]:
+) -> Event:
     """Build an event: position in map units (z is up), yaw in degrees clockwise, wallDistance in map units."""
     x, y, z = (round(float(value), 3) for value in pose.position)
     tick = index * world.frame_skip
@@ -213,7 +215,7 @@ def collect(
     _claim(out_dir, {"split": split, "seed": seed, "maps": list(maps), "world": dataclasses.asdict(world)})
     num_episodes = -(-num_frames // world.episode_frames)
     names = {index: f"{split}-{maps[index % len(maps)].replace(':', '-')}-{index:05d}" for index in range(num_episodes)}
-    todo: dict[str, list[tuple[int, str, str]]] = {}
+    todo: dict[str, list[Job]] = {}
     done = 0
     for index, name in names.items():
         if (out_dir / f"{name}.jsonl").exists() and (out_dir / f"{name}.mp4").exists():
@@ -239,19 +241,15 @@ def collect(
     return _write_index(out_dir, list(names.values()), maps, world)
 
 
-def _chunks(jobs: list[Any], num_chunks: int) -> list[list[Any]]:
+def _chunks(jobs: list[Job], num_chunks: int) -> list[list[Job]]:
     return [part for part in (jobs[start::num_chunks] for start in range(num_chunks)) if part]
 
 
-def _record_all(
-    wad: str, jobs: list[tuple[int, str, str]], out_dir: Path, split: Split, seed: int, world: DoomWorld
-) -> int:
+def _record_all(wad: str, jobs: list[Job], out_dir: Path, split: Split, seed: int, world: DoomWorld) -> int:
     return sum(1 for _ in _record(wad, jobs, out_dir, split, seed, world))
 
 
-def _record(
-    wad: str, jobs: list[tuple[int, str, str]], out_dir: Path, split: Split, seed: int, world: DoomWorld
-) -> Iterator[str]:
+def _record(wad: str, jobs: list[Job], out_dir: Path, split: Split, seed: int, world: DoomWorld) -> Iterator[str]:
     with open_game(wad, seed) as game:
         for index, name, map_name in jobs:
             rng = np.random.default_rng([seed, SPLITS.index(split), index])
@@ -260,9 +258,9 @@ def _record(
             yield name
 
 
-def _claim(out_dir: Path, settings: dict[str, Any]) -> None:
+def _claim(out_dir: Path, settings: Mapping[str, object]) -> None:
     """Reject a folder with another seed or world, because its recordings would be counted as ours."""
-    settings = json.loads(json.dumps(settings))
+    settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
     path = out_dir / "settings.json"
     if path.exists() and (held := json.loads(path.read_text(encoding="utf-8"))) != settings:
         key = next(key for key in settings if held.get(key) != settings[key])
