@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rlir_ray.data.files import Json
 from rlir_ray.idm.base import frames_at_once, resize_frames, save_model
 from rlir_ray.idm.vpt_config import NUM_BINS, complete_net
 from rlir_ray.idm.vpt_network import Heads, InverseDynamicsNet, Logits
@@ -27,7 +27,7 @@ class InverseDynamicsModel(nn.Module):
         ValueError: this class cannot build the network that the config describes.
     """
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: Json) -> None:
         super().__init__()
         self.config = {"architecture": "vpt", **config}
         if config.get("n_camera_bins", NUM_BINS) != NUM_BINS:
@@ -48,9 +48,10 @@ class InverseDynamicsModel(nn.Module):
             buttons float32 [B, F, 20, 2] and camera [B, F, 2, 11], normalised to log-probabilities as published;
             index k is the action leading INTO frame k.
         """
-        device = self.pi_head.buttons["linear_layer"].weight.device
+        device = self.pi_head.buttons["linear_layer"].get_parameter("weight").device
         images = resize_frames(frames.to(device), self.height, self.width)
-        return self.pi_head(self.net(images, max_frames or frames_at_once(images)))
+        found: Logits = self.pi_head(self.net(images, max_frames or frames_at_once(images)))
+        return found
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write config.json and model.safetensors into the folder `path`."""
@@ -67,7 +68,7 @@ class InverseDynamicsModel(nn.Module):
         return cls.from_state(config, read_state_dict(Path(path) / "model.safetensors"))
 
     @classmethod
-    def from_state(cls, config: dict[str, Any], state: Mapping[str, Tensor]) -> InverseDynamicsModel:
+    def from_state(cls, config: Json, state: Mapping[str, Tensor]) -> InverseDynamicsModel:
         """Build a model from the given weights, converted to float32, in evaluation mode.
 
         Raises:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rlir_ray.data.files import Json
 from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
 from rlir_ray.idm.vpt_config import NUM_BINS
 from rlir_ray.models.checkpoints import read_plain_pickle, read_state_dict
@@ -29,7 +30,7 @@ def load_vpt(weights: Path | str, *, model: Path | str = "", config: Path | str 
     return InverseDynamicsModel.from_state(settings, read_state_dict(weights))
 
 
-def read_kwargs(path: Path | str) -> dict[str, Any]:
+def read_kwargs(path: Path | str) -> Json:
     """Return the config that a published `.model` file describes.
 
     Raises:
@@ -38,7 +39,7 @@ def read_kwargs(path: Path | str) -> dict[str, Any]:
     return _layout(read_plain_pickle(path), path)
 
 
-def read_config(path: Path | str) -> dict[str, Any]:
+def read_config(path: Path | str) -> Json:
     """Read the config from a JSON file: ours, or the published file's content as JSON.
 
     Raises:
@@ -51,7 +52,8 @@ def read_config(path: Path | str) -> dict[str, Any]:
     return content if isinstance(content, dict) and "net" in content else _layout(content, path)
 
 
-def _layout(content: Any, path: Path | str) -> dict[str, Any]:
+# Any: parsed from a file of another program; what it lacks is an error in here.
+def _layout(content: Any, path: Path | str) -> Json:
     try:
         arguments = content["model"]["args"]
         net, head = arguments["net"]["args"], arguments["pi_head_opts"]
@@ -62,4 +64,7 @@ def _layout(content: Any, path: Path | str) -> dict[str, Any]:
             "file that belongs to the inverse dynamics model's weights"
         ) from None
     # As JSON keeps it: tuples become lists, so that a saved config reads back the same.
-    return json.loads(json.dumps({"net": net, "pi_head": {"temperature": temperature}, "n_camera_bins": NUM_BINS}))
+    layout: Json = json.loads(
+        json.dumps({"net": net, "pi_head": {"temperature": temperature}, "n_camera_bins": NUM_BINS})
+    )
+    return layout

@@ -113,7 +113,7 @@ class PolicyGradient:
     def from_parts(cls, parts: ObjectiveParts) -> PolicyGradient:
         # What `auto` means depends on the family: a flow log-probability is a mean over a latent's numbers, so that its
         # ratio is no importance weight.
-        train = replace(parts.config.train, importance=parts.config.importance_level)  # type: ignore[arg-type]
+        train = replace(parts.config.train, importance=parts.config.importance_level)  # type: ignore[arg-type]  # a choice
         return cls(parts.policy, parts.rescore, train, parts.reference)
 
     def loss(self, forward: Forward, columns: Columns, num_decisions: int) -> tuple[Tensor, Metrics]:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from rlir_ray.config import ArchitectureConfig
+from rlir_ray.data.files import Json
 from rlir_ray.models.autoregressive import NUM_EXTRA_IDS
 
 
-def is_flow_model(settings: Mapping[str, Any]) -> bool:
+def is_flow_model(settings: Json) -> bool:
     """Return whether a config.json is a FlowWorldModel's."""
-    return settings.get("_class_name") == "FlowWorldModel"
+    return bool(settings.get("_class_name") == "FlowWorldModel")
 
 
-def stated_architecture(settings: Mapping[str, Any]) -> ArchitectureConfig:
+def stated_architecture(settings: Json) -> ArchitectureConfig:
     """Return the size that a config.json of either family states."""
     return flow_architecture(settings) if is_flow_model(settings) else policy_architecture(settings)
 
 
-def policy_architecture(settings: Mapping[str, Any]) -> ArchitectureConfig:
+def policy_architecture(settings: Json) -> ArchitectureConfig:
     """Return the size that a LlamaForCausalLM's config.json states; 0 where it says nothing."""
     return ArchitectureConfig(
         num_codes=max(0, settings.get("vocab_size", 0) - NUM_EXTRA_IDS),
@@ -33,7 +31,7 @@ def policy_architecture(settings: Mapping[str, Any]) -> ArchitectureConfig:
     )
 
 
-def flow_architecture(settings: Mapping[str, Any]) -> ArchitectureConfig:
+def flow_architecture(settings: Json) -> ArchitectureConfig:
     """Return the size that a FlowWorldModel's config.json states."""
     height, width, patch = (settings[name] for name in ("latent_height", "latent_width", "patch_size"))
     return ArchitectureConfig(

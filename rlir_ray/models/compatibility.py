@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 from rlir_ray.config import ArchitectureConfig, Config, asset_path
+from rlir_ray.data.files import Json
 from rlir_ray.models.architectures import flow_architecture, is_flow_model, policy_architecture
 from rlir_ray.models.autoregressive import sequence_length
 from rlir_ray.trajectory import FrameShape
@@ -91,7 +91,7 @@ def check_flow_world(config: Config) -> FrameShape:
     return got
 
 
-def _grid(config: Config, folder: Path, codec: dict[str, Any]) -> tuple[int, int]:
+def _grid(config: Config, folder: Path, codec: Json) -> tuple[int, int]:
     """Rows and columns that a frame is encoded into; the tokenizer's or autoencoder's size must be the world's."""
     world = config.world
     stem = {"height": world.height, "width": world.width, "pixel_unshuffle": 1}
@@ -117,14 +117,15 @@ def _check_architecture(stated: ArchitectureConfig, held: ArchitectureConfig) ->
             )
 
 
-def read_settings(folder: Path, file: str, what: str) -> dict[str, Any]:
+def read_settings(folder: Path, file: str, what: str) -> Json:
     """A JSON file of a checkpoint.
 
     Raises:
         ValueError: it cannot be read.
     """
     try:
-        return json.loads((folder / file).read_text(encoding="utf-8"))
+        settings: Json = json.loads((folder / file).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         found = type(error).__name__
         raise ValueError(f"{what} must hold a readable {file}, got {found} in {folder}; check models.*") from None
+    return settings

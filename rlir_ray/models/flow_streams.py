@@ -63,4 +63,5 @@ def two_streams(
         places,
         visible,
     )
-    return velocities[:, num_history:].unflatten(1, (num_frames, num_levels))
+    found: Tensor = velocities[:, num_history:].unflatten(1, (num_frames, num_levels))
+    return found

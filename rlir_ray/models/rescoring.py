@@ -35,7 +35,7 @@ class Scores:
 
 
 Rescore = Callable[[Forward, Any, int], Scores]
-"""Function from a forward pass, a record of the same family and T to scores."""
+"""Function from a forward pass, a record of the same family (Any: each family has its own class) and T to scores."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -174,7 +173,7 @@ def _check_size(height: int, width: int, limits: Limits) -> None:
         )
 
 
-def clip_report(scores: ClipScores) -> dict[str, Any]:
+def clip_report(scores: ClipScores) -> dict[str, object]:
     """Write the scores of a clip as JSON for a person: the agreement of each frame, commanded and recovered classes."""
     return {
         "frames": len(scores.agreement) + 1,

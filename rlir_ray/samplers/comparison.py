@@ -33,6 +33,7 @@ def compare(policy: nn.Module, rescore: Rescore, group: TrajectoryGroup) -> Logp
     if group.behavior_logprobs is None:
         return None
     row, device = group.group_id % group.group_size, next(policy.parameters()).device
+    # Any: the columns of the family's own record.
     clip: dict[str, Any] = {
         entry.name: torch.from_numpy(column[row : row + 1].copy()).to(device)
         for entry in fields(group.record)
