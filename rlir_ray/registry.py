@@ -107,7 +107,7 @@ def check_name(axis: str, name: str) -> None:
 
 
 def load(axis: str, name: str) -> Any:
-    """Import a member and check that it has what its axis needs; its type is known to the caller, by the axis.
+    """Import a member and check that it has what its axis needs. Its type depends on the axis, hence Any.
 
     Raises:
         ValueError: the name is unknown, its module cannot be imported, the module does not hold it, or it lacks a

@@ -15,6 +15,7 @@ GONE = (errno.EPIPE, errno.EIO)
 class ProtectedStream(io.FileIO):
     """File that writes to a console or pipe until it is closed, and drops later output."""
 
+    # Any: what memoryview takes, for which Python 3.11 has no name.
     def write(self, data: Any) -> int:
         try:
             return super().write(data)

@@ -8,12 +8,11 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter
 
 from rlir_ray.config.config import Config
-from rlir_ray.config.schema import Entry, entries, sections, shown
+from rlir_ray.config.schema import Entry, Schema, entries, sections, shown
 
 INTRODUCTION = """\
 # Configuration
@@ -30,7 +29,7 @@ the same list.
 HEAD = "| Key | Type | Values | Default | Description |\n| --- | --- | --- | --- | --- |\n"
 
 
-def config_schema() -> dict[str, Any]:
+def config_schema() -> Schema:
     """Build the JSON schema of a recipe."""
     return TypeAdapter(Config).json_schema()
 

@@ -16,6 +16,8 @@ KINDS = {
     "array": "list",
     "object": "mapping of names to numbers",
 }
+Schema = dict[str, Any]
+"""A JSON schema, as pydantic writes it."""
 # Where the schema of a part of a value lies: of an entry of a list, of the value or the name in a mapping.
 ITEM, VALUE, NAME = "items", "additionalProperties", "propertyNames"
 
@@ -26,10 +28,10 @@ class Entry:
 
     key: str
     """With its section: `train.num_steps`."""
-    schema: dict[str, Any]
+    schema: Schema
     """JSON schema of its value."""
     default: Any
-    """Value without recipe and override."""
+    """Value without recipe and override, of the type that the schema says."""
 
     @property
     def description(self) -> str:
@@ -41,7 +43,7 @@ class Entry:
 
     @property
     def is_text(self) -> bool:
-        return self.schema["type"] == "string"
+        return bool(self.schema["type"] == "string")
 
     @property
     def kind(self) -> str:
@@ -129,7 +131,7 @@ def sections(node: type) -> dict[str, str]:
     return {name: str(part.get("description", "")) for name, part in parts.items() if part}
 
 
-def _entries(schema: dict[str, Any], definitions: dict[str, Any], default: Any, prefix: str) -> dict[str, Entry]:
+def _entries(schema: Schema, definitions: Schema, default: object, prefix: str) -> dict[str, Entry]:
     found: dict[str, Entry] = {}
     for name, field in schema["properties"].items():
         key, value = f"{prefix}{name}", getattr(default, name)
@@ -140,12 +142,13 @@ def _entries(schema: dict[str, Any], definitions: dict[str, Any], default: Any, 
     return found
 
 
-def _part(field: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+def _part(field: Schema, definitions: Schema) -> Schema:
     """Find the schema of a section; empty: the field is a key."""
-    return definitions[field["$ref"].rpartition("/")[2]] if "$ref" in field else {}
+    found: Schema = definitions[field["$ref"].rpartition("/")[2]] if "$ref" in field else {}
+    return found
 
 
-def _range(schema: dict[str, Any]) -> str:
+def _range(schema: Schema) -> str:
     least, above = schema.get("minimum"), schema.get("exclusiveMinimum")
     most, below = schema.get("maximum"), schema.get("exclusiveMaximum")
     if most is None and below is None:

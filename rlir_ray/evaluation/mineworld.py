@@ -8,11 +8,12 @@ Legend: B clips, F frames, N frames of all clips, C classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from rlir_ray.data.files import Json
 from rlir_ray.rewards.classification import accuracy, confusion
 from rlir_ray.spaces.actions import BUTTONS, JUDGED_BUTTONS, VPT_CAMERA, Actions
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Clip = Mapping[str, npt.ArrayLike]
-Columns = dict[str, npt.NDArray[Any]]
+Columns = dict[str, npt.NDArray[np.generic]]
 
 # Class i of a task is its i-th button pressed alone; class 0 is none of them, or both. The others are not judged.
 TASKS = {
@@ -36,7 +37,7 @@ CAMERA = "camera"
 FIGURES = tuple(f"{figure}_{average}" for average in ("micro", "macro") for figure in ("precision", "recall", "f1"))
 
 
-def action_following(predicted: Sequence[Clip], recorded: Sequence[Clip]) -> dict[str, Any]:
+def action_following(predicted: Sequence[Clip], recorded: Sequence[Clip]) -> Json:
     """Compute the recovery of the recorded actions as MineWorld's evaluator does.
 
     Precision, recall and F1 of each task are scikit-learn's, over the frames of all clips: micro is the accuracy; macro
@@ -69,7 +70,7 @@ def action_following(predicted: Sequence[Clip], recorded: Sequence[Clip]) -> dic
     return {"per_task": per_task, "mean": {**mean, "camera_loss": float(distance.mean())}}
 
 
-def following_in_use(predicted: Sequence[Clip], recorded: Sequence[Clip]) -> dict[str, Any]:
+def following_in_use(predicted: Sequence[Clip], recorded: Sequence[Clip]) -> Json:
     """Average the result of `action_following` over the tasks that the recordings use.
 
     MineWorld's own means count 1 for a task that never occurs, and 0 for a camera axis that never turns.
@@ -127,7 +128,7 @@ def _read(clip: Clip, where: str) -> Columns:
         raise ValueError(
             f"camera must be finite degrees [F, 2] with F >= 1, {where} has {_shown(camera)}; give (pitch, yaw) a frame"
         )
-    columns = {CAMERA: camera}
+    columns: Columns = {CAMERA: camera}
     for name in names:
         values = np.asarray(clip[name])
         if values.shape != (len(camera),):
@@ -141,7 +142,7 @@ def _read(clip: Clip, where: str) -> Columns:
     return columns
 
 
-def _shown(values: npt.NDArray[Any]) -> str:
+def _shown(values: npt.NDArray[np.generic]) -> str:
     return f"{list(values.shape)} with {values.ravel()[:4].tolist()}..."
 
 
@@ -220,7 +221,7 @@ def readings_clips(buttons: npt.NDArray[np.integer], camera: npt.NDArray[np.inte
     return [_clip(*clip) for clip in zip(pressed, VPT_CAMERA.degrees(camera), strict=True)]
 
 
-def _clip(buttons: npt.NDArray[Any], camera: npt.NDArray[np.floating]) -> Columns:
+def _clip(buttons: npt.NDArray[np.generic], camera: npt.NDArray[np.floating]) -> Columns:
     """Return [F, 23] and [F, 2]."""
     columns = zip(BUTTONS, buttons.T.astype(np.int64), strict=True)
     return {**dict(columns), CAMERA: camera}
@@ -235,7 +236,7 @@ NO_WEIGHTS = "no weights given"
 MEANS = {"P": "precision_macro", "R": "recall_macro", "F1": "f1_macro", "camera": "camera_loss"}
 
 
-def in_use_lines(in_use: Mapping[str, Any]) -> list[str]:
+def in_use_lines(in_use: Json) -> list[str]:
     """Return the action figures over the tasks in use, for a terminal, and what the published row is that follows.
 
     Args:
@@ -251,7 +252,7 @@ def in_use_lines(in_use: Mapping[str, Any]) -> list[str]:
 
 
 def table_lines(
-    following: Mapping[str, Any] | None,
+    following: Json | None,
     *,
     fps: float,
     psnr: float,

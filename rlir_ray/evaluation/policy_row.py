@@ -10,18 +10,20 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rlir_ray.algorithm.seeds import group_seed
+from rlir_ray.data.files import Json
 from rlir_ray.data.prompts import encode_prompts
 from rlir_ray.evaluation.actions import decode_clips, generated_logits
 from rlir_ray.evaluation.fvd import I3D, frechet_distance
 from rlir_ray.evaluation.lpips import LPIPS
 from rlir_ray.evaluation.mineworld import (
+    Columns,
     action_following,
     actions_clip,
     following_in_use,
@@ -49,20 +51,21 @@ class PolicyRow:
     """Frames generated in a second of sampling, decoding left out; clips are sampled a chunk at once."""
     psnr: float
     ssim: float
-    following: dict[str, Any] | None
+    following: Json | None
     """Result of `action_following`: MineWorld's means, over its seven tasks."""
-    following_in_use: dict[str, Any] | None = None
+    following_in_use: Json | None = None
     """Result of `following_in_use`: means over the tasks that the recordings use."""
     lpips: float | None = None
     fvd: float | None = None
 
     def lines(self) -> list[str]:
         """Return the figures over the tasks in use, and the published columns, for a terminal."""
-        figures = {"fps": self.fps, "psnr": self.psnr, "ssim": self.ssim, "lpips": self.lpips, "fvd": self.fvd}
-        published = table_lines(self.following, **figures)  # type: ignore[arg-type]
+        published = table_lines(
+            self.following, fps=self.fps, psnr=self.psnr, ssim=self.ssim, lpips=self.lpips, fvd=self.fvd
+        )
         return [*(in_use_lines(self.following_in_use) if self.following_in_use else ()), *published]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return asdict(self)
 
 
@@ -129,8 +132,8 @@ class _Rows:
     def __init__(self) -> None:
         self.num_clips, self.sampling_s = 0, 0.0
         self.qualities: list[Quality] = []
-        self.read: list[dict[str, Any]] = []
-        self.commanded: list[dict[str, Any]] = []
+        self.read: list[Columns] = []
+        self.commanded: list[Columns] = []
         self.lpips: list[Tensor] = []
         self.features: list[tuple[np.ndarray, np.ndarray]] = []
 

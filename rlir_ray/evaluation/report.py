@@ -9,8 +9,8 @@ import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
+from rlir_ray.data.files import Json
 from rlir_ray.evaluation.charts import line_chart
 from rlir_ray.evaluation.results import BASE, POST_TRAINED, REAL, Results, compare
 from rlir_ray.evaluation.tables import (
@@ -214,10 +214,10 @@ def _origin(run_dir: Path, results: Results, steps: Sequence[dict[str, float]]) 
     )
 
 
-def _groups(ledger: dict[str, Any]) -> str:
+def _groups(ledger: Json) -> str:
     counts = [f"{count} {state.replace('_', ' ')}" for state, count in ledger.get("counts", {}).items() if count]
     return f"Groups: {', '.join(counts)}." if counts else ""
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> Json:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

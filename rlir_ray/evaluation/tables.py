@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import Any
 
+from rlir_ray.data.files import Json
 from rlir_ray.evaluation.results import BASE, POST_TRAINED, REAL, RECONSTRUCTED, Comparison, Evaluation, Results
 
 ROW_NAMES = {
@@ -90,7 +90,7 @@ def quality_table(results: Results) -> str:
     )
 
 
-def calibration_table(calibration: dict[str, Any]) -> str:
+def calibration_table(calibration: Json) -> str:
     if not calibration:
         return ""
     names = {"judge": "Judge", "reward": "Reward IDM"}

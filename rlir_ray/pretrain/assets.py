@@ -12,9 +12,9 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rlir_ray.data.files import give_usual_mode, replace_folder, write_json
+from rlir_ray.data.files import Json, give_usual_mode, replace_folder, write_json
 from rlir_ray.pretrain.arguments import add_settings, build_parser, take_settings
 from rlir_ray.pretrain.settings import SPLITS
 from rlir_ray.run.versions import versions
@@ -69,7 +69,7 @@ class AssetsPlan:
             raise ValueError(f"world_frames must be >= 10, for a tenth is held out, got {self.world_frames}; set more")
 
 
-def make_assets(work: Path, out: Path, plan: AssetsPlan) -> dict[str, Any]:
+def make_assets(work: Path, out: Path, plan: AssetsPlan) -> Json:
     """All stages in turn.
 
     Args:
@@ -209,7 +209,7 @@ def _train_flow_model(work: Path, plan: AssetsPlan) -> None:
     train_flow(train, validation, work / "flow_model", settings)
 
 
-def publish(work: Path, out: Path, plan: dict[str, Any]) -> dict[str, Any]:
+def publish(work: Path, out: Path, plan: Json) -> Json:
     """Copies the models, with their settings, curves and held-out figures, and writes made.json beside them.
 
     Raises:
@@ -263,7 +263,7 @@ def _copy_half(source: Path, target: Path) -> None:
     give_usual_mode(target.parent)
 
 
-def _summary(folder: Path) -> Any:
+def _summary(folder: Path) -> object:
     index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     return {key: value for key, value in index.items() if key not in ("basedir", "relpaths")}
 

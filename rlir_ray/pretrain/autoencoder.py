@@ -8,14 +8,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rlir_ray.data.files import Json
 from rlir_ray.models.autoencoder import FrameAutoencoder, build_autoencoder
+from rlir_ray.pretrain.arguments import Chosen
 from rlir_ray.pretrain.encode import encode_splits, read_splits
 from rlir_ray.pretrain.loop import cosine_rate, train
 from rlir_ray.pretrain.pictures import Clips, draw_pairs, long_enough, picture_figures, reconstruction_loss
@@ -102,10 +103,10 @@ class AutoencoderTask(Task):
         divergence = posterior.kl().mean() / posterior.mean[0].numel()
         return reconstruction + settings.kl_weight * divergence, {"kl": divergence.detach()}
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self) -> Json:
         return {"validation_psnr": evaluate_autoencoder(self.model, _spread(self.validation, NUM_CURVE))["psnr"]}
 
-    def save(self, folder: Path, final: Mapping[str, Any], steps: int, elapsed_s: float) -> dict[str, Any]:
+    def save(self, folder: Path, final: Json, steps: int, elapsed_s: float) -> Json:
         _set_scale(self.model, self.clips)
         # Held-out figures are those of the stored float16 weights, which is what users get.
         self.model.save_pretrained(folder, torch.float16)
@@ -115,7 +116,7 @@ class AutoencoderTask(Task):
         return {**frames, "validation": figures}
 
 
-def run_command(chosen: dict[str, Any], settings: AutoencoderTraining) -> None:
+def run_command(chosen: Chosen, settings: AutoencoderTraining) -> None:
     """Train on the recordings that `pretrain autoencoder` was given, and encode them."""
     recordings = read_splits(chosen["data"], chosen["action_shift"])
     clips = {split: [one.frames for one in recorded] for split, recorded in recordings.items()}

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rlir_ray.pretrain.arguments import add_action_shift, add_settings, build_parser, take_settings
 from rlir_ray.pretrain.settings import (
@@ -21,6 +21,9 @@ from rlir_ray.pretrain.settings import (
     TokenizerTraining,
     WorldModelTraining,
 )
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 RECORDINGS = "folder with train/ and validation/ recordings"
 CODES = "folder with train.npz and validation.npz"
@@ -38,7 +41,7 @@ class Command:
         threads: torch threads, by default; None: `settings` has them.
     """
 
-    settings: type
+    settings: type[DataclassInstance]
     data: str
     out: str
     description: str
@@ -51,7 +54,7 @@ def main(model: str, argv: Sequence[str] | None = None) -> None:
     """Run `python -m rlir_ray pretrain MODEL`, a key of `COMMANDS`."""
     command = COMMANDS[model]
     chosen = vars(_parser(model, command).parse_args(argv))
-    settings: Any = take_settings(chosen, command.settings)
+    settings = take_settings(chosen, command.settings)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if command.threads:
         import torch

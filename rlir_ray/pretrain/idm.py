@@ -6,18 +6,20 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rlir_ray.data.causality import check_causality
+from rlir_ray.data.files import Json
 from rlir_ray.data.recordings import Recording
 from rlir_ray.idm.base import load_inverse_dynamics
 from rlir_ray.idm.correlation_idm import CorrelationInverseDynamics, correlation_config
 from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
 from rlir_ray.idm.vpt_config import small_vpt_config
+from rlir_ray.pretrain.arguments import Chosen
 from rlir_ray.pretrain.device import open_device
 from rlir_ray.pretrain.encode import read_splits
 from rlir_ray.pretrain.idm_figures import CLIP_FRAMES, Model, cut_clips, evaluate_inverse_dynamics, held_out_figures
@@ -81,7 +83,8 @@ def _start(settings: InverseDynamicsTraining, height: int, width: int) -> Model:
     if settings.init:
         if not (Path(settings.init) / "config.json").is_file():
             raise ValueError(f"--init must be the folder of an inverse dynamics model, got {settings.init}; check it")
-        return load_inverse_dynamics(settings.init).train()
+        # `--init` names a model that this command has trained before.
+        return cast(Model, load_inverse_dynamics(settings.init)).train()
     return build_model(
         settings.architecture,
         height,
@@ -108,7 +111,7 @@ def train_inverse_dynamics(
     path: str | Path,
     settings: InverseDynamicsTraining,
     reconstruct: Reconstruct | None = None,
-) -> dict[str, Any]:
+) -> Json:
     """Train a model and write config.json, model.safetensors, training.json and curve.jsonl into `path`.
 
     Resume from the last saved state. Leave a finished training as it is, unless more minutes are asked for than it
@@ -132,7 +135,7 @@ def train_inverse_dynamics(
     if report is None:
         torch.set_num_threads(settings.threads)
         report = train(InverseDynamicsTask(recordings, validation, settings, reconstruct), folder)
-    figures: dict[str, Any] = report["held_out"]
+    figures: Json = report["held_out"]
     if warning := judge_warning(figures["gate"], settings.groups):
         logger.warning(warning)
     return figures
@@ -194,19 +197,19 @@ class InverseDynamicsTask(Task):
         weights = self.button_weights.to(device), self.camera_weights.to(device)
         return inverse_dynamics_loss(logits, buttons.to(device), camera.to(device), *weights), {}
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self) -> Json:
         return {"held_out": evaluate_inverse_dynamics(self.model, *self.clips, self.settings.groups)["+0"]}
 
-    def words(self, line: Mapping[str, Any]) -> dict[str, float | None]:
+    def words(self, line: Json) -> dict[str, float | None]:
         held_out = {f"held-out {name}": value for name, value in line["held_out"]["mean"].items()}
         return {**({"loss": line["loss"]} if "loss" in line else {}), **held_out}
 
-    def save(self, folder: Path, final: Mapping[str, Any], steps: int, elapsed_s: float) -> dict[str, Any]:
+    def save(self, folder: Path, final: Json, steps: int, elapsed_s: float) -> Json:
         self.model.eval().save_pretrained(folder)
         return {"held_out": held_out_figures(self.model, self.validation, self.settings.groups, self.reconstruct)}
 
 
-def run_command(chosen: dict[str, Any], settings: InverseDynamicsTraining) -> None:
+def run_command(chosen: Chosen, settings: InverseDynamicsTraining) -> None:
     """Train on the recordings that `pretrain idm` was given, after a look at which event leads into a frame."""
     reconstruct = reconstruction(chosen["tokenizer"], settings.device) if chosen["tokenizer"] else None
     recordings, validation = read_splits(chosen["data"], chosen["action_shift"]).values()

@@ -6,11 +6,11 @@ Legend: B clips, F frames. Index 0 of a clip has no frame before it and is never
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from rlir_ray.data.files import Json
 from rlir_ray.data.recordings import Recording
 from rlir_ray.idm.correlation_idm import CorrelationInverseDynamics
 from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
@@ -94,7 +94,7 @@ def held_out_figures(
     groups: Sequence[str],
     reconstruct: Reconstruct | None = None,
     num_clips: int = 512,
-) -> dict[str, Any]:
+) -> Json:
     """The figures of a finished model on held-out recordings.
 
     Returns:
@@ -103,7 +103,7 @@ def held_out_figures(
     """
     frames, actions = cut_clips(validation, CLIP_FRAMES, num_clips)
     spoilt = gate(model, frames, [clip[1:] for clip in actions], groups)
-    figures: dict[str, Any] = {
+    figures: Json = {
         "num_clips": len(frames),
         "shifts": evaluate_inverse_dynamics(model, frames, actions, groups),
         "gate": {name: or_none(round(score, 4)) for name, score in spoilt.items()},

@@ -6,7 +6,6 @@ Says whether a world's actions can be seen at all; attack moves nobody and is le
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +13,7 @@ import torch
 from torch import nn
 
 from rlir_ray.rewards.classification import confusion, macro_f1
-from rlir_ray.spaces.actions import Actions, group_classes
+from rlir_ray.spaces.actions import Actions, Event, group_classes
 
 ORACLE_GROUPS = ("forward_back", "jump", "yaw")
 NEIGHBORS = 2
@@ -22,7 +21,7 @@ NEIGHBORS = 2
 SCALES = np.array([20.0, 20.0, 20.0, 5.0], np.float32)
 
 
-def displacement_features(events: Sequence[dict[str, Any]], neighbors: int = NEIGHBORS) -> npt.NDArray[np.float32]:
+def displacement_features(events: Sequence[Event], neighbors: int = NEIGHBORS) -> npt.NDArray[np.float32]:
     """What the player's pose did around each frame.
 
     Args:
@@ -46,8 +45,8 @@ def displacement_features(events: Sequence[dict[str, Any]], neighbors: int = NEI
 
 
 def oracle_macro_f1(
-    train: Sequence[Sequence[dict[str, Any]]],
-    validation: Sequence[Sequence[dict[str, Any]]],
+    train: Sequence[Sequence[Event]],
+    validation: Sequence[Sequence[Event]],
     *,
     num_steps: int = 2000,
     seed: int = 0,
@@ -96,7 +95,7 @@ def oracle_macro_f1(
     }
 
 
-def _examples(recordings: Sequence[Sequence[dict[str, Any]]]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+def _examples(recordings: Sequence[Sequence[Event]]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """Features [N, D] and classes [N, 3] of all frames that have both neighbours within their recording."""
     inside = slice(NEIGHBORS + 1, -NEIGHBORS)
     features = np.concatenate([displacement_features(events)[inside] for events in recordings])

@@ -10,7 +10,6 @@ import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rlir_ray.data.files import Json
 from rlir_ray.models.tokenizer import FrameTokenizer, build_tokenizer
+from rlir_ray.pretrain.arguments import Chosen
 from rlir_ray.pretrain.codebook import CodeAverages
 from rlir_ray.pretrain.encode import encode_splits, read_splits
 from rlir_ray.pretrain.loop import train
@@ -116,7 +117,10 @@ class TokenizerTask(Task):
         )
         # Pixels span 2, hence the peak 4 of the squared error.
         error = (decoded.detach().float().clamp(-1, 1) - pixels).square().mean((1, 2, 3))
-        metrics = {"commitment": commitment.detach(), "psnr": 10 * torch.log10(4 / error).mean()}
+        metrics: dict[str, Tensor | float] = {
+            "commitment": commitment.detach(),
+            "psnr": 10 * torch.log10(4 / error).mean(),
+        }
         if self.averages.started:
             metrics["perplexity"] = perplexity(self.averages.counts)
         return reconstruction + settings.commitment_weight * commitment, metrics
@@ -140,7 +144,7 @@ class TokenizerTask(Task):
         )
         return latents + (codes - latents).detach(), F.mse_loss(latents, codes)
 
-    def save(self, folder: Path, final: Mapping[str, Any], steps: int, elapsed_s: float) -> dict[str, Any]:
+    def save(self, folder: Path, final: Json, steps: int, elapsed_s: float) -> Json:
         # Held-out figures are those of the stored float16 weights, which is what users get.
         self.model.save_pretrained(folder, torch.float16)
         figures = evaluate_tokenizer(FrameTokenizer.from_pretrained(folder), self.validation)
@@ -183,7 +187,7 @@ def perplexity(counts: Tensor) -> float:
     return float(torch.exp(-(share * share.clamp(min=1e-12).log()).sum()))
 
 
-def run_command(chosen: dict[str, Any], settings: TokenizerTraining) -> None:
+def run_command(chosen: Chosen, settings: TokenizerTraining) -> None:
     """Train on the recordings that `pretrain tokenizer` was given, and encode them."""
     recordings = read_splits(chosen["data"], chosen["action_shift"])
     clips = {split: [one.frames for one in recorded] for split, recorded in recordings.items()}

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rlir_ray.config import Config
 from rlir_ray.config.load import DROPPED, tell_dropped
@@ -20,6 +20,9 @@ from rlir_ray.data.content import content_of
 from rlir_ray.data.files import number, strict_json, write_json, write_text
 from rlir_ray.run.home import stand_in
 from rlir_ray.run.versions import versions
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard.writer import FileWriter
 
 # In a run's folder.
 CHECKPOINTS = "checkpoints"
@@ -116,7 +119,7 @@ class RunFolder:
         except OSError as error:
             raise ValueError(f"run.dir must be writable, got {self.path}: {error.strerror}; set run.dir") from error
         self.has_begun = False
-        self._events: Any = None
+        self._events: FileWriter | None = None
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -202,7 +205,7 @@ class RunFolder:
         if (self.path / "policy").exists():
             raise cannot_resume(self.path, "a saved policy and none")
 
-    def _write_yaml(self, settings: dict[str, Any]) -> None:
+    def _write_yaml(self, settings: dict[str, object]) -> None:
         from omegaconf import OmegaConf
 
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)))
@@ -262,14 +265,15 @@ def read_content(run: Path) -> dict[str, str]:
 
 def judges_by_reward(run: Path) -> bool:
     """Return whether the judge of a run is the inverse dynamics model that rewards, wherever the two lie."""
-    held, path = read_content(run), run / "config.json"
+    held: dict[str, object] = {**read_content(run)}
+    path = run / "config.json"
     if not held and path.is_file():
         held = _flat(json.loads(path.read_text(encoding="utf-8")))
     judge = held.get("models.judge_idm")
     return judge is not None and judge == held.get("models.reward_idm")
 
 
-def _upgraded(settings: dict[str, Any]) -> dict[str, Any]:
+def _upgraded(settings: dict[str, object]) -> dict[str, object]:
     """Flat settings of an earlier version under today's keys: rollout.engine=flow named a family."""
     if "policy.family" in settings or "rollout.engine" not in settings:
         return settings
@@ -278,15 +282,17 @@ def _upgraded(settings: dict[str, Any]) -> dict[str, Any]:
     return settings | {"policy.family": "flow" if is_flow else "autoregressive", "rollout.engine": engine}
 
 
-def _place(value: Any) -> Any:
+def _place(value: object) -> object:
     """Return the canonical form of a path, for comparison; other text stays as it is."""
     return os.path.abspath(value) if isinstance(value, str) and value else value
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _flat(settings: dict[str, object], prefix: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
     for key, value in settings.items():
         # The arguments of a plug-in are one value: each of them may come and go.
-        is_part = isinstance(value, dict) and key not in PLUGIN_ARGUMENTS
-        found |= _flat(value, f"{prefix}{key}.") if is_part else {prefix + key: value}
+        if isinstance(value, dict) and key not in PLUGIN_ARGUMENTS:
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
     return found
