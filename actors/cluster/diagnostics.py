@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import ray
 
 from actors.cluster import compat
+from actors.cluster.lifecycle import Handle
 from actors.cluster.placement import on_node
 from rlir_ray.run.watchdog import STACK_SIGNAL, innermost_frame
 
@@ -39,7 +39,7 @@ def activity(actor_ids: Sequence[str]) -> str:
     return "; ".join(text for actor_id in actor_ids[:MAX_ASKED] if (text := _one(actor_id)))
 
 
-def ids(actors: Sequence[Any]) -> list[str]:
+def ids(actors: Sequence[Handle]) -> list[str]:
     return [compat.actor_id(actor) for actor in actors]
 
 

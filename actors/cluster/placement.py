@@ -11,11 +11,13 @@ from actors.cluster.compat import free_resources
 from rlir_ray.config import RewardConfig
 from rlir_ray.run.capacity import Node, PoolConfig, bundle
 
+Options = dict[str, Any]
+"""Options of `ray.remote` or of a Serve deployment: name -> value, each of a type of its own."""
 LEARNER_STRATEGY = "PACK"
 """Ranks communicate at every step: place them on as few nodes as hold them."""
 
 
-def ray_options(pool_config: PoolConfig, **more: Any) -> dict[str, Any]:
+def ray_options(pool_config: PoolConfig, **more: object) -> Options:
     """Return the options of a pool's actors or Serve replicas: their resources, spread over the nodes.
 
     Args:
@@ -23,7 +25,7 @@ def ray_options(pool_config: PoolConfig, **more: Any) -> dict[str, Any]:
         more: options that override.
     """
     asked = bundle(pool_config)
-    options: dict[str, Any] = {"num_cpus": asked.pop("CPU", 0), "num_gpus": asked.pop("GPU", 0), "resources": asked}
+    options: Options = {"num_cpus": asked.pop("CPU", 0), "num_gpus": asked.pop("GPU", 0), "resources": asked}
     # Serve spreads its replicas by itself and takes no strategy.
     if not isinstance(pool_config, RewardConfig):
         options["scheduling_strategy"] = "SPREAD"
@@ -48,11 +50,11 @@ def node_cpus() -> int:
     return max(1, int(sum(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["NodeID"] == own)))
 
 
-def on_node(node: str) -> NodeAffinitySchedulingStrategy:
+def on_node(node: str) -> Any:
     """Pin an actor or task to a node.
 
     For actors that take no resources, or write into a folder of that node: an autoscaler removes a node on which no
-    resource is taken, even if actors run there.
+    resource is taken, even if actors run there. Any: Ray's types know no strategy but placement groups.
     """
     return NodeAffinitySchedulingStrategy(node, soft=False)
 

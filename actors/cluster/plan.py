@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from ray.util.placement_group import placement_group, remove_placement_group
 from safetensors import safe_open
@@ -37,7 +36,7 @@ def absolute_paths(config: Config) -> Config:
 
     Ray Train's workers have another working directory. `asset:` paths stay: every node resolves them in its package.
     """
-    models: dict[str, Any] = {}
+    models: dict[str, str] = {}
     for name, path in models_read(config).items():
         folder = asset_path(path)
         models[name] = path if path.startswith("asset:") else str(folder.absolute())
@@ -47,11 +46,11 @@ def absolute_paths(config: Config) -> Config:
         source = find_recordings(Path(path))
         if config.data.strict and source.left_out:
             raise ValueError(source.left_out[0])
-    prompts: dict[str, Any] = {key: str(Path(path).absolute()) if path else "" for key, path in folders.items()}
+    prompts = {key: str(Path(path).absolute()) if path else "" for key, path in folders.items()}
     return dataclasses.replace(
         config,
         models=dataclasses.replace(config.models, **models),
-        prompts=dataclasses.replace(config.prompts, **prompts),
+        prompts=dataclasses.replace(config.prompts, path=prompts["path"], heldout_path=prompts["heldout_path"]),
     )
 
 

@@ -11,12 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any
+from typing import TypeVar
 
 import ray
 
 from actors.cluster.errors import import_hint, one_line
 
+Value = TypeVar("Value")
 # How often a wait checks whether the user has asked for the end.
 POLL_S = 0.2
 WAY_OUT = "look into Ray's logs (/tmp/ray/session_latest/logs), or raise train.wait_timeout_s"
@@ -59,13 +60,13 @@ def in_brackets(activity: str) -> str:
 
 
 def wait_all(
-    refs: Sequence[ray.ObjectRef],
+    refs: Sequence[ray.ObjectRef[Value]],
     timeout_s: float,
     who: str,
     stop: threading.Event | None = None,
     activity: Callable[[], str] = lambda: "",
     meanwhile: Callable[[], None] = lambda: None,
-) -> list[Any]:
+) -> list[Value]:
     """Wait for all references; return their values in order.
 
     Args:

@@ -28,7 +28,7 @@ class RunControl:
         self._answers: list[asyncio.Future[Answer]] = []
 
     async def scale(self, pool: str, number: int) -> Answer:
-        future = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._answers.append(future)
         self._commands.put_nowait(ScaleCommand(command_id=len(self._answers) - 1, pool=pool, number=number))
         return await future

@@ -15,7 +15,7 @@ from pathlib import Path
 import ray
 
 from actors.cluster.errors import one_line
-from actors.cluster.lifecycle import as_actor, stop_actors
+from actors.cluster.lifecycle import Handle, as_actor, stop_actors
 from actors.cluster.placement import node_id, on_node
 from actors.cluster.start import check_answers
 from actors.cluster.waiting import POLL_S
@@ -104,7 +104,7 @@ def scale_run(run: RunAddress, pool: str, number: int) -> str:
     """
     with _joined(run):
         try:
-            actor = ray.get_actor(run.actor, namespace=NAMESPACE)
+            actor: Handle = ray.get_actor(run.actor, namespace=NAMESPACE)
             answer: Answer = ray.get(actor.scale.remote(pool, number), timeout=ANSWER_TIMEOUT_S)
         except (ValueError, ray.exceptions.RayActorError) as error:
             raise ValueError(run.refusal) from error

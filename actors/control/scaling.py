@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from actors.cluster.errors import one_line
-from actors.cluster.placement import cluster_nodes, ray_options
+from actors.cluster.lifecycle import Handle
+from actors.cluster.placement import Options, cluster_nodes, ray_options
 from actors.cluster.waiting import Stopped
 from actors.reward.pool import RewardPool
 from actors.rollout.pool import RolloutPool
@@ -19,9 +19,7 @@ ROUNDING = 1e-4
 STOP_TIMEOUT_S = 60.0
 
 
-def check_scale(
-    what: str, now: int, wanted: int, options: Mapping[str, Any], free: Sequence[Mapping[str, float]]
-) -> None:
+def check_scale(what: str, now: int, wanted: int, options: Options, free: Sequence[Mapping[str, float]]) -> None:
     """Check that the cluster can hold a pool of `wanted` actors.
 
     Args:
@@ -104,13 +102,13 @@ class Scaling:
             thread.start()
         return now
 
-    def _check(self, what: str, now: int, wanted: int, options: Mapping[str, Any]) -> None:
+    def _check(self, what: str, now: int, wanted: int, options: Options) -> None:
         # An autoscaler may add nodes to a run that waits for nodes.
         grows = self.rollout.config.run.wait_for_nodes_s > 0
         free = [{}] if grows else [node.free for node in cluster_nodes()]
         check_scale(what, now, wanted, {} if grows else options, free)
 
-    def _bring_up(self, actor: Any) -> None:
+    def _bring_up(self, actor: Handle) -> None:
         """Wait until a new rollout actor holds its policy and the latest weights; let it serve."""
         try:
             self.rollout.wait_ready(self._closing, [actor])

@@ -5,16 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import ray
 
-from actors.cluster.lifecycle import as_actor, stop_actors
+from actors.cluster.lifecycle import Handle, as_actor, stop_actors
 from actors.cluster.placement import node_cpus, node_id, on_node, ray_options
-from actors.cluster.waiting import wait_all
+from actors.cluster.waiting import Value, wait_all
 from actors.evaluation.actor import EvaluationActor
 from actors.learner.command_queue import StepReport
 from rlir_ray.config import Config
+from rlir_ray.data.prompts import PromptSet
 from rlir_ray.evaluation.results import BASE, judged_temperatures
 
 
@@ -30,7 +30,7 @@ class EvaluationClient:
     """
 
     def __init__(
-        self, config: Config, folder: Path, prompts: Any, progress: Callable[[str], None], stop: threading.Event
+        self, config: Config, folder: Path, prompts: Handle, progress: Callable[[str], None], stop: threading.Event
     ) -> None:
         self.config, self.folder, self.prompts, self.progress, self.stopping = config, folder, prompts, progress, stop
         home, evaluation = node_id(), config.evaluation
@@ -39,7 +39,7 @@ class EvaluationClient:
         shell = as_actor(EvaluationActor, **ray_options(evaluation, scheduling_strategy=strategy))
         # The pools are idle during an evaluation: the actor may use every core of its node.
         self.actor = shell.remote(config, folder, node_cpus(), home)
-        self._heldout_ref: ray.ObjectRef | None = None
+        self._heldout_ref: ray.ObjectRef[PromptSet] | None = None
 
     def calibrate(self) -> None:
         """Check the reward on real clips.
@@ -72,16 +72,18 @@ class EvaluationClient:
     ) -> dict[str, float]:
         """Judge published weights; None: the weights before training."""
         weights, version = (None, 0) if latest is None else (latest.weights_refs[0], latest.version)
-        ref = self.actor.evaluate.remote(self._heldout(), weights, version, name, temperature, keep_clips)
+        ref: ray.ObjectRef[dict[str, float]] = self.actor.evaluate.remote(
+            self._heldout(), weights, version, name, temperature, keep_clips
+        )
         return self._ask(ref, f"the judgement of the {name} policy")
 
-    def _heldout(self) -> ray.ObjectRef:
+    def _heldout(self) -> ray.ObjectRef[PromptSet]:
         """Put the held-out prompts into the object store once, for all evaluations."""
         if self._heldout_ref is None:
             self._heldout_ref = self.prompts.hand_over.remote("heldout")
         return self._heldout_ref
 
-    def _ask(self, ref: ray.ObjectRef, who: str) -> Any:
+    def _ask(self, ref: ray.ObjectRef[Value], who: str) -> Value:
         return wait_all([ref], self.config.train.wait_timeout_s, who, stop=self.stopping)[0]
 
     def stop(self) -> None:

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ray
 
+from actors.cluster.lifecycle import Handle
 from rlir_ray.algorithm.advantages import GroupAdvantages
 from rlir_ray.algorithm.batching import split_groups
 from rlir_ray.run.checkpoint import Files
 from rlir_ray.run.tracing import Span
 
 if TYPE_CHECKING:
+    from rlir_ray.trajectory import TrajectoryGroup
     from rlir_ray.transfer.broadcast import Channel
+    from rlir_ray.transfer.weights import Received
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepCommand:
     """One rank's share of an optimiser step."""
 
-    group_refs: list[ray.ObjectRef]
+    group_refs: list[ray.ObjectRef[TrajectoryGroup]]
     """References inside a list travel as they are: only the rank that trains a group reads it."""
     advantages: list[GroupAdvantages]
 
@@ -38,7 +41,7 @@ class CheckpointCommand:
     folder: str
     """Empty; the files of a checkpoint go there."""
     node: str
-    group_refs: list[ray.ObjectRef]
+    group_refs: list[ray.ObjectRef[TrajectoryGroup]]
     """Groups that are ready but not trained."""
 
 
@@ -52,7 +55,7 @@ class StepReport:
 
     version: int
     metrics: dict[str, float]
-    weights_refs: list[ray.ObjectRef]
+    weights_refs: list[ray.ObjectRef[Received]]
     """The version's weights, put once; empty after a save or a checkpoint."""
     checksum: str
     span: Span
@@ -78,7 +81,7 @@ class BroadcastCommand:
 
     channel: Channel
     version: int
-    weights_refs: list[ray.ObjectRef]
+    weights_refs: list[ray.ObjectRef[Received]]
     """The version's weights, put once; a reference inside a list travels as it is."""
 
 
@@ -86,7 +89,7 @@ class BroadcastCommand:
 class SendingRank:
     """Rank 0 as a sender of broadcasts."""
 
-    queue: Any
+    queue: Handle
     """Through which it gets its commands."""
     host: str
     """Where the store of its groups listens."""
@@ -172,7 +175,9 @@ class CommandQueue:
         return self._reports.setdefault(number, asyncio.get_running_loop().create_future())
 
 
-def split_step(group_refs: list[ray.ObjectRef], advantages: list[GroupAdvantages], num_ranks: int) -> list[StepCommand]:
+def split_step(
+    group_refs: list[ray.ObjectRef[TrajectoryGroup]], advantages: list[GroupAdvantages], num_ranks: int
+) -> list[StepCommand]:
     """A step's groups over the ranks."""
     shares = split_groups([each.values.size for each in advantages], num_ranks)
     return [

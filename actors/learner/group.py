@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray import train
@@ -20,7 +19,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from actors.cluster.diagnostics import activity
 from actors.cluster.errors import import_hint, one_line
-from actors.cluster.lifecycle import as_actor, stop_actors
+from actors.cluster.lifecycle import Handle, as_actor, stop_actors
 from actors.cluster.placement import LEARNER_STRATEGY, node_id, on_node
 from actors.cluster.waiting import POLL_S, Stopped, wait_all
 from actors.learner.actor import build_learner, run_rank
@@ -39,6 +38,7 @@ from rlir_ray.config import Config
 from rlir_ray.learner.step import Learner
 from rlir_ray.run.capacity import bundle
 from rlir_ray.run.checkpoint import Files
+from rlir_ray.trajectory import TrajectoryGroup
 
 # Ranks that are still starting read the command to stop when they are done: on a busy machine that takes a while.
 STOP_TIMEOUT_S = 60.0
@@ -75,9 +75,9 @@ class LearnerGroup:
         """Of all kinds, so far."""
         self.num_submitted = 0
         """Steps whose report has not come."""
-        self._reports: deque[tuple[ray.ObjectRef, Future[Any]]] = deque()
+        self._reports: deque[tuple[ray.ObjectRef[StepReport | Failure], Future[StepReport | Failure]]] = deque()
         """To come, in order."""
-        self.queue: Any = None
+        self.queue: Handle = None
         self.sender: SendingRank | None = None
         """Of broadcasts, from the first report on; None: weights go through the object store alone."""
         self.has_failed = False
@@ -116,7 +116,7 @@ class LearnerGroup:
         self._thread.start()
 
     @staticmethod
-    def _fit(trainer: TorchTrainer, queue: Any) -> None:
+    def _fit(trainer: TorchTrainer, queue: Handle) -> None:
         try:
             trainer.fit()
         except Exception as error:
@@ -148,7 +148,9 @@ class LearnerGroup:
             self.sender = SendingRank(queue=self.queue, host=host, port=port)
         return report
 
-    def submit_step(self, group_refs: Sequence[ray.ObjectRef], advantages: Sequence[GroupAdvantages]) -> None:
+    def submit_step(
+        self, group_refs: Sequence[ray.ObjectRef[TrajectoryGroup]], advantages: Sequence[GroupAdvantages]
+    ) -> None:
         """Submit an optimiser step; it waits at the ranks until they are done with the step before."""
         self._submit(split_step(list(group_refs), list(advantages), self.config.learner.num_workers))
         self.num_submitted += 1
@@ -160,11 +162,13 @@ class LearnerGroup:
         self.num_submitted -= 1
         return report
 
-    def report_future(self) -> Future[Any] | None:
+    def report_future(self) -> Future[StepReport | Failure] | None:
         """Done when the next report is there; None: none is to come."""
         return self._reports[0][1] if self._reports else None
 
-    def step(self, group_refs: Sequence[ray.ObjectRef], advantages: Sequence[GroupAdvantages]) -> StepReport:
+    def step(
+        self, group_refs: Sequence[ray.ObjectRef[TrajectoryGroup]], advantages: Sequence[GroupAdvantages]
+    ) -> StepReport:
         """Run one optimiser step, from the command to the report."""
         self.submit_step(group_refs, advantages)
         return self.finish_step()
@@ -174,7 +178,7 @@ class LearnerGroup:
         self._submit([SaveCommand(folder=str(folder), node=node_id())] * self.config.learner.num_workers)
         self._next_report("the learner to save the policy")
 
-    def checkpoint(self, folder: Path, group_refs: Sequence[ray.ObjectRef]) -> Files:
+    def checkpoint(self, folder: Path, group_refs: Sequence[ray.ObjectRef[TrajectoryGroup]]) -> Files:
         """Writes the learner's state and groups into an empty folder of this process's node; says what it wrote."""
         # Rank 0 alone writes.
         refs = [list(group_refs), *([] for _ in range(self.config.learner.num_workers - 1))]
@@ -185,7 +189,7 @@ class LearnerGroup:
         self._num_commands += 1
         self._await(self.queue.execute.remote(self._num_commands, list(commands)))
 
-    def _await(self, report: ray.ObjectRef) -> None:
+    def _await(self, report: ray.ObjectRef[StepReport | Failure]) -> None:
         self._reports.append((report, report.future()))
 
     def _next_report(self, who: str, stop: threading.Event | None = None) -> StepReport:

@@ -10,12 +10,13 @@ from typing import Any
 
 import ray
 
+from actors.cluster.lifecycle import Handle
 from actors.cluster.waiting import WAY_OUT
 from actors.learner.command_queue import CheckpointCommand, SaveCommand, StepCommand, StepReport
 from rlir_ray.run.checkpoint import Files
 from rlir_ray.run.tracing import span_since
 from rlir_ray.trajectory import TrajectoryGroup
-from rlir_ray.transfer.weights import Weights, checksum
+from rlir_ray.transfer.weights import Received, Weights, checksum
 
 # How often a wait for a command looks whether the rank has ended.
 LOOK_S = 1.0
@@ -41,7 +42,7 @@ class RankQueue:
     timeout_s: bound of fetching groups and of sending a report.
     """
 
-    def __init__(self, queue: Any, rank: int, timeout_s: float) -> None:
+    def __init__(self, queue: Handle, rank: int, timeout_s: float) -> None:
         self.queue, self.rank, self.timeout_s = queue, rank, timeout_s
         self._fetcher, self._sender, self._beside = (ThreadPoolExecutor(1) for _ in range(3))
         self._has_ended = False
@@ -58,6 +59,7 @@ class RankQueue:
         """
         started = time.monotonic()
         while not self._next.done():
+            # Any: of a command, and of a report that is sent.
             pending: list[Future[Any]] = [each for each in (self._next, self._sent) if not each.done()]
             futures.wait(pending, timeout=LOOK_S, return_when=futures.FIRST_COMPLETED)
             if self._sent.done():
@@ -128,6 +130,6 @@ class RankQueue:
         if weights:
             # The checksum and the put both read the weights at the speed of the memory: do them side by side.
             published = self._beside.submit(checksum, weights)
-            ref = ray.put(weights)
+            ref: ray.ObjectRef[Received] = ray.put(weights)
             report = replace(report, weights_refs=[ref], checksum=published.result(self.timeout_s))
         ray.get(self.queue.report.remote(report), timeout=POST_TIMEOUT_S)

@@ -6,13 +6,17 @@ import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from actors.cluster.errors import one_line
+from actors.cluster.lifecycle import Handle
 from actors.reward.replica import Scored
+
+if TYPE_CHECKING:
+    from rlir_ray.trajectory import EncodedVideo
 
 # How long the end of a run waits for groups that replicas are reading: to give up a call of Serve can end the driver
 # (MAX_ONGOING in deployment.py says when).
@@ -32,7 +36,7 @@ def is_lost(error: Exception) -> bool:
 class _Asked:
     """A group that waits for its scores."""
 
-    video_ref: ray.ObjectRef
+    video_ref: ray.ObjectRef[EncodedVideo]
     answer: asyncio.Future[Scored]
 
 
@@ -46,13 +50,13 @@ class HandleCalls:
         timeout_s: bound of an answer, its time in the queue included; infinity: the replicas bound it themselves.
     """
 
-    def __init__(self, handle: Any, timeout_s: float = math.inf) -> None:
+    def __init__(self, handle: Handle, timeout_s: float = math.inf) -> None:
         self.handle, self.timeout_s = handle, timeout_s
         self._waiting: list[_Asked] = []
         self._calls: set[asyncio.Task[None]] = set()
         self._num_out = 0
 
-    async def score(self, video_ref: ray.ObjectRef) -> Scored:
+    async def score(self, video_ref: ray.ObjectRef[EncodedVideo]) -> Scored:
         """Score a video that exists.
 
         Raises:

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +23,7 @@ from actors.reward.deployment import OwnDeployment, SharedService
 from actors.reward.replica import Scored, build_reward
 from rlir_ray.config import MAX_ATTEMPTS, Config
 from rlir_ray.rewards.base import Reward
+from rlir_ray.trajectory import EncodedVideo
 
 # A group whose scoring raises is tried once more: the cause may have passed.
 MAX_RAISED = 2
@@ -57,9 +57,9 @@ class RewardPool:
         self._suspects = asyncio.Lock()
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, name="reward pool", daemon=True)
-        self._waiting: dict[ray.ObjectRef, asyncio.Future[None]] = {}
+        self._waiting: dict[ray.ObjectRef[EncodedVideo], asyncio.Future[None]] = {}
         self._watch: asyncio.Task[None] | None = None
-        self._groups: set[asyncio.Task[Any]] = set()
+        self._groups: set[asyncio.Task[object]] = set()
 
     def start(self, stop: threading.Event | None = None) -> None:
         """Start the replicas and wait until they are ready.
@@ -84,7 +84,7 @@ class RewardPool:
             return SharedService(self.config)
         return OwnDeployment(self.config, self.make_reward, stop)
 
-    def score(self, video_ref: ray.ObjectRef) -> Future[Scored]:
+    def score(self, video_ref: ray.ObjectRef[EncodedVideo]) -> Future[Scored]:
         """Score a group; the replica reads the video, the caller gets G x F floats."""
         assert self.deployment is not None, "start the pool first"
         return asyncio.run_coroutine_threadsafe(self._score(self.deployment, video_ref), self.loop)
@@ -102,7 +102,7 @@ class RewardPool:
         """Return the wanted number of replicas; 0 for a service that other runs share."""
         return self.deployment.num_replicas() if self.deployment is not None else 0
 
-    async def _score(self, deployment: OwnDeployment | SharedService, video_ref: ray.ObjectRef) -> Scored:
+    async def _score(self, deployment: OwnDeployment | SharedService, video_ref: ray.ObjectRef[EncodedVideo]) -> Scored:
         task = asyncio.current_task()
         assert task is not None
         self._groups.add(task)
@@ -126,7 +126,7 @@ class RewardPool:
                     raise
         raise AssertionError
 
-    async def _until_ready(self, video_ref: ray.ObjectRef) -> None:
+    async def _until_ready(self, video_ref: ray.ObjectRef[EncodedVideo]) -> None:
         """Wait for a video that is still being sampled: meanwhile its group holds no place in a replica's queue."""
         if ray.wait([video_ref], timeout=0, fetch_local=False)[0]:
             return
@@ -157,7 +157,7 @@ class RewardPool:
         self.deployment = None
         self._end_loop()
 
-    def _on_loop(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _on_loop(self, coroutine: Coroutine[object, object, None]) -> None:
         asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(STOP_TIMEOUT_S)
 
     async def _give_up(self) -> None:

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ray
 
@@ -63,7 +63,7 @@ def build_reward(config: Config, class_shares: Mapping[str, npt.NDArray[np.float
 
 def num_frames(video: EncodedVideo) -> int:
     """Count the frames to decode, the context's included."""
-    return video.codes.shape[0] * video.codes.shape[1]
+    return int(video.codes.shape[0] * video.codes.shape[1])
 
 
 def form(video: EncodedVideo) -> Hashable:
@@ -80,13 +80,17 @@ class RewardReplica:
         timeout_s: a batch that takes longer ends the process; each of its groups is asked for again elsewhere, alone.
     """
 
-    def __init__(self, make_reward: Callable[[], Any], max_frames: int, timeout_s: float = math.inf) -> None:
+    def __init__(self, make_reward: Callable[[], Reward], max_frames: int, timeout_s: float = math.inf) -> None:
         show_stack_on_signal()
         self.reward, self.timeout_s = make_reward(), timeout_s
-        self.batches = MicroBatches[Any, Scored](self.read, size=num_frames, max_size=max_frames, kind=form)
+        self.batches: MicroBatches[EncodedVideo, Scored] = MicroBatches(
+            self.read, size=num_frames, max_size=max_frames, kind=form
+        )
         self._readable: EncodedVideo | None = None
 
-    async def score(self, video_refs: Sequence[ray.ObjectRef], is_alone: bool = False) -> list[Scored | None]:
+    async def score(
+        self, video_refs: Sequence[ray.ObjectRef[EncodedVideo]], is_alone: bool = False
+    ) -> list[Scored | None]:
         """Score the groups of one call; the replica gets their videos itself.
 
         An error, also one that lies where the video should, is raised for the only group of a call; among several it
@@ -100,7 +104,7 @@ class RewardReplica:
         found = await asyncio.gather(*map(self._score, video_refs), return_exceptions=True)
         return [None if isinstance(one, BaseException) else one for one in found]
 
-    async def _score(self, video_ref: ray.ObjectRef, is_alone: bool = False) -> Scored:
+    async def _score(self, video_ref: ray.ObjectRef[EncodedVideo], is_alone: bool = False) -> Scored:
         return await self.batches.submit(await video_ref, is_alone)
 
     async def check_health(self) -> None:

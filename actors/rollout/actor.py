@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import ray
 import torch
@@ -16,7 +15,7 @@ from rlir_ray.families import family_of, open_policy
 from rlir_ray.run.tracing import Span, span_since
 from rlir_ray.run.watchdog import bounded, show_stack_on_signal
 from rlir_ray.samplers import LogprobDifference, Sampler
-from rlir_ray.trajectory import Prompt
+from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup
 from rlir_ray.transfer.broadcast import Channel, Receiver
 from rlir_ray.transfer.weights import Received
 
@@ -44,7 +43,7 @@ class CallReport:
 class Published:
     """A version in the object store. Every call carries one: an actor without that version loads it first."""
 
-    weights_ref: ray.ObjectRef
+    weights_ref: ray.ObjectRef[Received]
     version: int
     checksum: str
     oldest: int
@@ -77,7 +76,7 @@ class RolloutActor:
         group_size: int,
         published: Published | None,
         prompts: Sequence[Prompt],
-    ) -> tuple[Any, ...]:
+    ) -> tuple[TrajectoryGroup | EncodedVideo | CallReport, ...]:
         """Sample one group a prompt; return group and video of each prompt in turn, then a `CallReport`.
 
         Args:
@@ -127,7 +126,7 @@ class RolloutActor:
             return one_line(error)
         return ""
 
-    def load_received(self, published: Published, receiving: list[ray.ObjectRef]) -> str:
+    def load_received(self, published: Published, receiving: list[ray.ObjectRef[str]]) -> str:
         """Load the version that the broadcast brought, else the copy in the object store.
 
         Args:
@@ -142,7 +141,7 @@ class RolloutActor:
             self._load_stored(published)
         return cause
 
-    def _load_broadcast(self, published: Published, receiving: ray.ObjectRef) -> str:
+    def _load_broadcast(self, published: Published, receiving: ray.ObjectRef[str]) -> str:
         try:
             cause: str = ray.get(receiving, timeout=self.timeout_s)
             if cause:

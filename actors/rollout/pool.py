@@ -6,18 +6,19 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import ray
 
 from actors.cluster.diagnostics import activity, ids
-from actors.cluster.lifecycle import as_actor, stop_actors
-from actors.cluster.placement import ray_options
+from actors.cluster.lifecycle import Handle, as_actor, stop_actors
+from actors.cluster.placement import Options, ray_options
 from actors.cluster.waiting import wait_all
-from actors.rollout.actor import RECEIVING, Published, RolloutActor, build_sampler
+from actors.rollout.actor import RECEIVING, CallReport, Published, RolloutActor, build_sampler
 from rlir_ray.config import MAX_ATTEMPTS, Config
 from rlir_ray.samplers import Sampler
+from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup
 from rlir_ray.transfer.broadcast import Channel
+from rlir_ray.transfer.weights import Received
 
 
 def _restartable(make_sampler: Callable[[], Sampler], timeout_s: float) -> type[RolloutActor]:
@@ -35,9 +36,9 @@ def _restartable(make_sampler: Callable[[], Sampler], timeout_s: float) -> type[
 class GroupRefs:
     """References to what a rollout call puts into the object store for one group."""
 
-    group_ref: ray.ObjectRef
-    video_ref: ray.ObjectRef
-    report_ref: ray.ObjectRef
+    group_ref: ray.ObjectRef[TrajectoryGroup]
+    video_ref: ray.ObjectRef[EncodedVideo]
+    report_ref: ray.ObjectRef[CallReport]
     """The call's `CallReport`, shared by its groups."""
 
 
@@ -56,9 +57,9 @@ class RolloutPool:
         self.config = config
         self.make_sampler = make_sampler or partial(build_sampler, config)
         self.options = ray_options(config.rollout)
-        self.actors: list[Any] = []
-        self._joining: list[Any] = []
-        self._leaving: list[Any] = []
+        self.actors: list[Handle] = []
+        self._joining: list[Handle] = []
+        self._leaving: list[Handle] = []
         self._num_calls = 0
         self._shell = _restartable(self.make_sampler, config.rollout_timeout_s)
         self._published: Published | None = None
@@ -67,15 +68,15 @@ class RolloutPool:
     def start(self) -> None:
         self.actors = self._launch(self.config.rollout.num_actors)
 
-    def _launch(self, num_actors: int) -> list[Any]:
+    def _launch(self, num_actors: int) -> list[Handle]:
         # Bounded: the groups of a call that crashes every actor must fail.
-        restarts: dict[str, Any] = {"max_restarts": -1, "max_task_retries": MAX_ATTEMPTS - 1}
+        restarts: Options = {"max_restarts": -1, "max_task_retries": MAX_ATTEMPTS - 1}
         if self.config.broadcasts_weights:
             restarts["concurrency_groups"] = {RECEIVING: 1}
         shell = as_actor(self._shell, **restarts, **self.options)
         return [shell.remote() for _ in range(num_actors)]
 
-    def wait_ready(self, stop: threading.Event | None = None, actors: Sequence[Any] | None = None) -> None:
+    def wait_ready(self, stop: threading.Event | None = None, actors: Sequence[Handle] | None = None) -> None:
         """Block until every actor, or each of `actors`, holds its policy."""
         chosen = self.actors if actors is None else actors
         who, timeout_s = f"{len(chosen)} rollout actors to load the policy", self.config.train.wait_timeout_s
@@ -85,7 +86,9 @@ class RolloutPool:
         """Say what the actors are busy with."""
         return activity(ids(self.actors))
 
-    def sample(self, group_ids: Sequence[int], seeds: Sequence[int], prompts_ref: ray.ObjectRef) -> list[GroupRefs]:
+    def sample(
+        self, group_ids: Sequence[int], seeds: Sequence[int], prompts_ref: ray.ObjectRef[list[Prompt]]
+    ) -> list[GroupRefs]:
         """Submit one call to the next actor: it samples a group of each prompt.
 
         Args:
@@ -101,8 +104,8 @@ class RolloutPool:
         return [GroupRefs(group, video, report) for group, video in zip(columns[::2], columns[1::2], strict=True)]
 
     def load_weights(
-        self, weights_ref: ray.ObjectRef, version: int, checksum: str, actors: Sequence[Any] | None = None
-    ) -> list[ray.ObjectRef]:
+        self, weights_ref: ray.ObjectRef[Received], version: int, checksum: str, actors: Sequence[Handle] | None = None
+    ) -> list[ray.ObjectRef[int]]:
         """Hand a version to every actor; calls submitted later are sampled with this version.
 
         Args:
@@ -115,8 +118,12 @@ class RolloutPool:
             return [actor.load_weights.remote(weights_ref, version, checksum) for actor in chosen]
 
     def receive_weights(
-        self, weights_ref: ray.ObjectRef, version: int, checksum: str, channel: Callable[[Sequence[Any]], Channel]
-    ) -> list[ray.ObjectRef]:
+        self,
+        weights_ref: ray.ObjectRef[Received],
+        version: int,
+        checksum: str,
+        channel: Callable[[Sequence[Handle]], Channel],
+    ) -> list[ray.ObjectRef[str]]:
         """Hand a version to every actor by broadcast: actors receive while they sample.
 
         Args:
@@ -131,7 +138,7 @@ class RolloutPool:
                 loads.append(actor.load_received.remote(published, [receive.remote(group, rank, version)]))
             return loads
 
-    def _publish(self, weights_ref: ray.ObjectRef, version: int, checksum: str) -> Published:
+    def _publish(self, weights_ref: ray.ObjectRef[Received], version: int, checksum: str) -> Published:
         oldest = version - self.config.train.max_staleness
         self._published = Published(weights_ref, version, checksum, oldest)
         return self._published
@@ -142,14 +149,14 @@ class RolloutPool:
         with self._lock:
             return len(self.actors) + len(self._joining)
 
-    def grow(self, num_more: int) -> list[Any]:
+    def grow(self, num_more: int) -> list[Handle]:
         """Start more actors, which get no call before they `join`."""
         new = self._launch(num_more)
         with self._lock:
             self._joining += new
         return new
 
-    def join(self, new: Sequence[Any]) -> None:
+    def join(self, new: Sequence[Handle]) -> None:
         """Let actors serve that `grow` started, except those that `shrink` has stopped meanwhile."""
         with self._lock:
             self.actors += [actor for actor in new if actor in self._joining]
@@ -169,7 +176,7 @@ class RolloutPool:
                 actor.__ray_terminate__.options(max_task_retries=0).remote()
                 self._leaving.append(actor)
 
-    def drop(self, actor: Any) -> bool:
+    def drop(self, actor: Handle) -> bool:
         """Stop an actor that `grow` started and that cannot join; return whether it was still wanted."""
         with self._lock:
             was_wanted = actor in self._joining

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import ray
 
+from actors.cluster.lifecycle import Handle
 from actors.learner.command_queue import BroadcastCommand, SendingRank, StepReport
 from actors.rollout.pool import RolloutPool
 from rlir_ray.config import Config
@@ -29,7 +29,7 @@ class Broadcasts:
         self.config, self.pool, self.progress = config, pool, progress
         self.num_whole = 0
         """Versions that reached every actor by broadcast."""
-        self._members: tuple[Any, ...] = ()
+        self._members: tuple[Handle, ...] = ()
         self._channel: Channel | None = None
         self._num_refused = 0
         self._num_groups = 0
@@ -38,10 +38,10 @@ class Broadcasts:
     def has_given_up(self) -> bool:
         return self._num_refused >= MAX_REFUSED
 
-    def load(self, report: StepReport, sender: SendingRank) -> list[ray.ObjectRef]:
+    def load(self, report: StepReport, sender: SendingRank) -> list[ray.ObjectRef[str]]:
         """Broadcast a version to every actor; each answers why it loaded the store's copy, or an empty text."""
 
-        def open_channel(actors: Sequence[Any]) -> Channel:
+        def open_channel(actors: Sequence[Handle]) -> Channel:
             members = (sender.host, sender.port, *actors)
             if self._channel is None or self._members != members:
                 self._members, self._channel = members, self._new_channel(sender, len(actors))

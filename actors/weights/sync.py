@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from actors.cluster.errors import one_line
+from actors.cluster.lifecycle import Handle
 from actors.cluster.waiting import wait_all
 from actors.learner.command_queue import SendingRank, StepReport
 from actors.rollout.pool import RolloutPool
@@ -23,8 +24,8 @@ MAX_LOST = 3
 @dataclass(frozen=True, slots=True)
 class Publication:
     version: int
-    loads: list[ray.ObjectRef]
-    """One load an actor."""
+    loads: list[ray.ObjectRef[Any]]
+    """One load an actor, which answers the version, or of a broadcast a text."""
     is_broadcast: bool
 
 
@@ -80,7 +81,7 @@ class WeightSync:
         self._in_flight.clear()
         self._num_lost = 0
 
-    def join(self, actors: Sequence[Any], stop: threading.Event) -> None:
+    def join(self, actors: Sequence[Handle], stop: threading.Event) -> None:
         """Let new actors of the pool serve once they hold the latest version; for another thread than `publish`.
 
         Raises:
@@ -100,7 +101,7 @@ class WeightSync:
             who = f"{len(actors)} new rollout actors to load weights"
             wait_all(self._load(held, actors), self.timeout_s, who, stop)
 
-    def _load(self, report: StepReport, actors: Sequence[Any] | None = None) -> list[ray.ObjectRef]:
+    def _load(self, report: StepReport, actors: Sequence[Handle] | None = None) -> list[ray.ObjectRef[int]]:
         return self.pool.load_weights(report.weights_refs[0], report.version, report.checksum, actors)
 
     def wait(self, most: int = 0) -> None:
@@ -143,7 +144,7 @@ class WeightSync:
             self.broadcasts.answered(one.version, answers)
         return []
 
-    def _error(self, load: ray.ObjectRef) -> Exception | None:
+    def _error(self, load: ray.ObjectRef[object]) -> Exception | None:
         try:
             ray.get(load, timeout=self.timeout_s)
         except ray.exceptions.RayError as error:
@@ -151,5 +152,5 @@ class WeightSync:
         return None
 
 
-def _are_done(loads: list[ray.ObjectRef]) -> bool:
+def _are_done(loads: list[ray.ObjectRef[object]]) -> bool:
     return len(ray.wait(loads, num_returns=len(loads), timeout=0)[0]) == len(loads)
