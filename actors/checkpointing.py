@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import ray
@@ -23,7 +22,7 @@ from rlir_ray.algorithm.ledger import FILE as LEDGER
 from rlir_ray.algorithm.ledger import Ledger
 from rlir_ray.algorithm.seeds import prompt_index
 from rlir_ray.config import CheckpointConfig, TrainConfig
-from rlir_ray.data.files import write_json
+from rlir_ray.data.files import Json, write_json
 from rlir_ray.run.checkpoint import (
     DRIVER,
     Checkpoint,
@@ -37,7 +36,7 @@ from rlir_ray.run.checkpoint import (
 from rlir_ray.run.folder import read_metrics
 from rlir_ray.run.tracing import Span
 from rlir_ray.samplers import LogprobDifference
-from rlir_ray.trajectory import RewardScores
+from rlir_ray.trajectory import RewardScores, TrajectoryGroup
 
 
 @dataclass(kw_only=True, slots=True)
@@ -53,7 +52,7 @@ class RunState:
     """The checkpoint that the run resumed from; None: the run started from the beginning."""
     metrics: list[dict[str, float]] = field(default_factory=list)
     """The metrics of each step up to `step`."""
-    ready: list[dict[str, Any]] = field(default_factory=list)
+    ready: list[Json] = field(default_factory=list)
     """Groups of the checkpoint that were scored but not trained, as JSON."""
 
     def is_complete(self, train: TrainConfig) -> bool:
@@ -149,7 +148,7 @@ class Checkpoints:
         self.write_ledger(run)
 
 
-def _to_json(group: ReadyGroup) -> dict[str, Any]:
+def _to_json(group: ReadyGroup) -> dict[str, object]:
     return {
         "group_id": group.group_id,
         "advantages": group.advantages.tolist(),
@@ -200,7 +199,7 @@ def ready_groups(run: RunState, timeout_s: float) -> list[ReadyGroup]:
     return [_from_json(each, ref) for each, ref in zip(with_scores, refs, strict=True)]
 
 
-def _from_json(content: dict[str, Any], group_ref: ray.ObjectRef) -> ReadyGroup:
+def _from_json(content: Json, group_ref: ray.ObjectRef[TrajectoryGroup]) -> ReadyGroup:
     report, difference = content["report"], content["report"]["difference"]
     sizes = {int(group_id): size for group_id, size in report["column_bytes"].items()}
     failures = {int(group_id): cause for group_id, cause in report.get("failures", {}).items()}

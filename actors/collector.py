@@ -80,7 +80,7 @@ class Collector:
         """Scores of the groups that were dropped for each returned step, by the first group id of the step."""
         self._counted_calls: set[int] = set()
         self._step = StepTotals(self._counted_calls)
-        self._last_report: tuple[ray.ObjectRef, CallReport] | None = None
+        self._last_report: tuple[ray.ObjectRef[CallReport], CallReport] | None = None
         self._room_since: float | None = None
         self._has_reported_wait = False
 
@@ -179,6 +179,7 @@ class Collector:
         deadline = time.monotonic() + timeout_s
         waiting = {future: group_id for group_id, (_, future) in self._in_flight.items()}
         step = self.learner.report_future() if self.learner is not None else None
+        # Any: futures of scores, and of a step's report.
         done: set[futures.Future[Any]] = set()
         while not done:
             if self.stop.is_set():
@@ -187,7 +188,7 @@ class Collector:
                 scores = f"the scores of {len(waiting)} groups from the rollout and reward pools"
                 awaited = scores if waiting else "a step"
                 raise TimeoutError(f"waited {timeout_s:.0f} s for {awaited}{in_brackets(self.activity())}; {WAY_OUT}")
-            pending = [*waiting, step] if step is not None else list(waiting)
+            pending: list[futures.Future[Any]] = [*waiting, step] if step is not None else list(waiting)
             if not pending:
                 raise RuntimeError("no group can be sampled: all slots are taken and nothing is in flight")
             done, _ = futures.wait(pending, timeout=POLL_S, return_when=futures.FIRST_COMPLETED)
@@ -221,7 +222,7 @@ class Collector:
         else:
             self._ready[group_id] = ReadyGroup(group_id, refs.group_ref, advantages, report, span, scored.scores)
 
-    def _report(self, ref: ray.ObjectRef) -> CallReport:
+    def _report(self, ref: ray.ObjectRef[CallReport]) -> CallReport:
         """Fetch the report of a call once for all its groups."""
         if self._last_report is None or self._last_report[0] != ref:
             self._last_report = ref, ray.get(ref, timeout=self.config.train.wait_timeout_s)

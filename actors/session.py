@@ -6,22 +6,25 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import ray
 
 from actors.checkpointing import RunState, check_prompts
 from actors.cluster.clock import clock_offsets
 from actors.cluster.placement import as_actor, node_id, on_node, stop_actors
-from actors.cluster.waiting import wait_all
+from actors.cluster.waiting import Value, wait_all
 from actors.control.commands import Control
 from actors.control.scaling import Scaling
 from actors.evaluation.client import EvaluationClient
 from actors.learner.command_queue import StepReport
 from actors.learner.group import LearnerGroup
 from actors.reward.pool import RewardPool
-from actors.rollout.pool import RolloutPool
+from actors.reward.replica import ScoreReport
+from actors.rollout.pool import GroupRefs, RolloutPool
 from actors.rollout.prompts import WATCHING, ConfiguredPrompts, PromptActor, PromptProgress, PromptSource
 from actors.weights.sync import WeightSync
 from rlir_ray.data.prompts import NUM_ALIGNED
@@ -162,7 +165,7 @@ class Session:
             shares = self.prompts.class_shares.remote(self.config.world.groups)
             self._start_reward(self._wait(shares, "the class shares"))
 
-    def _start_reward(self, class_shares: dict[str, Any] | None) -> None:
+    def _start_reward(self, class_shares: Mapping[str, npt.NDArray[np.floating]] | None) -> None:
         self.reward = RewardPool.from_config(self.config, class_shares, self.builders.make_reward)
         self._parts.callback(self.reward.stop)
         self.reward.start(self.stop)
@@ -177,7 +180,7 @@ class Session:
             # Name both numbers: a source opens only as many of its recordings as the prompts need.
             self.progress(f"left out {len(lines)} recordings, {num_recordings} are known: {lines[0]} (all in run.log)")
 
-    def _wait(self, ref: ray.ObjectRef, awaited: str, meanwhile: Callable[[], None] = lambda: None) -> Any:
+    def _wait(self, ref: ray.ObjectRef[Value], awaited: str, meanwhile: Callable[[], None] = lambda: None) -> Value:
         """Wait for a small answer of the prompt actor."""
         return wait_all([ref], self.config.train.wait_timeout_s, awaited, stop=self.stop, meanwhile=meanwhile)[0]
 
@@ -199,7 +202,9 @@ class Session:
         assert self.sync.latest is not None, "evaluate inside a run: no weights are published yet"
         return self.sync.latest
 
-    def submit(self, group_ids: Sequence[int], seeds: Sequence[int], prompt_indices: Sequence[int]) -> list[Any]:
+    def submit(
+        self, group_ids: Sequence[int], seeds: Sequence[int], prompt_indices: Sequence[int]
+    ) -> list[tuple[GroupRefs, Future[ScoreReport]]]:
         """Submit one rollout call and the scoring of its videos; only references pass through the driver."""
         refs = self.rollout.sample(group_ids, seeds, self.prompts.prompts.remote(prompt_indices))
         return [(each, self.reward.score(each.video_ref)) for each in refs]

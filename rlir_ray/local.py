@@ -91,7 +91,9 @@ def train_local(
 
         learn_started = time.monotonic()
         groups = [scored.group for scored in ready]  # behavior_logprobs and loss_mask [G, T]
-        advantages = normalised_advantages(config, [scored.advantages for scored in ready])  # type: ignore[misc]  # [rows, F]
+        advantages = normalised_advantages(
+            config, [one.advantages for one in ready if one.advantages is not None]
+        )  # [rows, F]
         metrics = learner.step(StepBatch(groups, advantages, trained_decisions(groups, advantages)))
         sampler.load_weights(learner.weights(), version=step)
         for scored in ready:

@@ -10,9 +10,11 @@ import difflib
 import importlib
 import importlib.metadata
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+Member = TypeVar("Member")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,12 +109,14 @@ def check_name(axis: str, name: str) -> None:
 def load(axis: str, name: str) -> Any:
     """Import a member and check that it has the attributes and methods that its axis needs.
 
+    The type of the member depends on the axis, hence Any.
+
     Raises:
         ValueError: the name is unknown, its module cannot be imported or lacks the member, or the member lacks an
             attribute or method.
     """
     check_name(axis, name)
-    member = _import(axis, name, _target(axis, name))
+    member: Any = _import(axis, name, _target(axis, name))
     if AXES[axis].is_class and not inspect.isclass(member):
         found = type(member).__name__
         raise ValueError(f"{AXES[axis].key}={name} must name a class, got a {found}; name the class itself")
@@ -124,7 +128,7 @@ def load(axis: str, name: str) -> Any:
     return member
 
 
-def build(axis: str, name: str, args: Mapping[str, Any], make: Any, *parts: Any) -> Any:
+def build(axis: str, name: str, args: Mapping[str, object], make: Callable[..., Member], *parts: object) -> Member:
     """Build a member by `make(*parts, **args)`.
 
     Args:
@@ -166,11 +170,11 @@ def _entry_points(axis: str) -> list[importlib.metadata.EntryPoint]:
     return list(importlib.metadata.entry_points(group=AXES[axis].group))
 
 
-def _import(axis: str, name: str, target: str) -> Any:
+def _import(axis: str, name: str, target: str) -> object:
     module_name, _, attribute = target.partition(":")
     label = f"{AXES[axis].key}={name}"
     try:
-        found: Any = importlib.import_module(module_name)
+        found: object = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise ValueError(
             f"{label} must be importable, got no module {error.name!r}; install it, put its folder on PYTHONPATH, or "

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from rlir_ray.data.clips import Clip, ClipRequest, PromptSplit
 from rlir_ray.data.prompts import open_source
 from rlir_ray.families import family_of, make_objective
 from rlir_ray.idm.base import InverseDynamics
-from rlir_ray.learner.objectives import Columns
+from rlir_ray.learner.objectives import Columns, Objective
 from rlir_ray.learner.step import StepBatch, layout, stack, trained_decisions
 from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.rewards.base import Reward
@@ -135,7 +134,7 @@ def _check_same(one: Sequence[RewardScores], other: Sequence[RewardScores], rule
 
 def check_objective(
     name: str,
-    args: Mapping[str, Any] | None = None,
+    args: Mapping[str, object] | None = None,
     *,
     config: Config | None = None,
     policy: nn.Module | None = None,
@@ -170,7 +169,7 @@ def check_objective(
     objective.load_state({key: np.asarray(value) for key, value in objective.state().items()})
 
 
-def _check_mask(objective: Any, policy: nn.Module, columns: Columns, num_decisions: int) -> None:
+def _check_mask(objective: Objective, policy: nn.Module, columns: Columns, num_decisions: int) -> None:
     """Check that the advantages of masked decisions do not change the loss."""
     loss_mask = columns.loss_mask.clone()
     loss_mask[:, ::2] = False
@@ -268,7 +267,9 @@ def _check_ratio(config: Config, policy: nn.Module, groups: Sequence[TrajectoryG
 # Sources
 
 
-def check_source(name: str, folder: Path, args: Mapping[str, Any] | None = None, config: Config | None = None) -> None:
+def check_source(
+    name: str, folder: Path, args: Mapping[str, object] | None = None, config: Config | None = None
+) -> None:
     """Check a source: the number and size of its clips, equal clips for equal seeds, and no clip in both splits.
 
     Args:

@@ -7,7 +7,7 @@ S SDE steps of a frame, D h w a latent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -30,7 +30,7 @@ def _require(rule: bool, what: str, got: object) -> None:
         raise ValueError(f"{what}, got {got}")
 
 
-def _nbytes(payload: Any) -> int:
+def _nbytes(payload: object) -> int:
     """Sum the bytes of all arrays of a payload and its parts."""
     if isinstance(payload, np.ndarray):
         return payload.nbytes
@@ -143,7 +143,8 @@ class TrajectoryGroup:
 
     @property
     def group_size(self) -> int:
-        return len(getattr(self.record, fields(self.record)[0].name))
+        first: npt.NDArray[np.generic] = getattr(self.record, fields(self.record)[0].name)
+        return len(first)
 
     def not_finite(self) -> str:
         """Say in one line which column holds NaN or infinity, so that the group cannot train; empty: all are finite."""
@@ -188,7 +189,7 @@ class EncodedVideo:
     @property
     def num_frames(self) -> int:
         """F, the generated frames."""
-        return self.codes.shape[1] - self.num_context
+        return int(self.codes.shape[1]) - self.num_context
 
     @property
     def nbytes(self) -> int:
@@ -248,7 +249,7 @@ class RewardScores:
         """Return the scores of a group that could not be scored."""
         return cls(group_id=group_id, frame_rewards=np.zeros((0, 0), np.float32), failure=cause)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return plain values for a checkpoint; `from_json` reads them."""
         return {
             "group_id": self.group_id,
@@ -258,7 +259,7 @@ class RewardScores:
         }
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> RewardScores:
+    def from_json(cls, content: Mapping[str, Any]) -> RewardScores:
         return cls(
             group_id=content["group_id"],
             frame_rewards=np.array(content["frame_rewards"], np.float32),

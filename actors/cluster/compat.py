@@ -8,10 +8,14 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import ray
 from ray._private import state
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+    from ray.serve import Deployment
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,14 +40,16 @@ def actor_info(actor_id: str) -> ActorInfo:
     )
 
 
-def actor_id(actor: Any) -> str:
+def actor_id(actor: ActorHandle[object]) -> str:
     """Return the id of a handle's actor; a handle has no public attribute for the id."""
     return str(actor._actor_id.hex())
 
 
 def worker_logs() -> Path:
     """Return the folder of this node's worker logs; the public state API needs the dashboard to read them."""
-    return Path(ray._private.worker._global_node.get_logs_dir_path())
+    node = ray._private.worker._global_node
+    assert node is not None, "Ray runs here"
+    return Path(node.get_logs_dir_path())
 
 
 def free_resources() -> dict[str, dict[str, float]]:
@@ -51,7 +57,7 @@ def free_resources() -> dict[str, dict[str, float]]:
     return dict(state.available_resources_per_node())
 
 
-def pin_version(deployment: Any, version: str) -> None:
+def pin_version(deployment: Deployment, version: str) -> None:
     """Fix the code version of a Serve deployment, so that scaling keeps its replicas.
 
     Serve restarts all replicas when the code version changes, and treats every deployment of code without a version as

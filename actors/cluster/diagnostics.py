@@ -6,12 +6,11 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import ray
 
 from actors.cluster import compat
-from actors.cluster.placement import on_node
+from actors.cluster.placement import Handle, on_node
 from rlir_ray.run.watchdog import STACK_SIGNAL, innermost_frame
 
 # A process answers the signal at once, even a stuck one. The longer bound covers the start of the worker that sends it.
@@ -41,7 +40,7 @@ def activity(actor_ids: Sequence[str]) -> str:
     return "; ".join(text for actor_id in actor_ids[:MAX_ACTORS] if (text := _actor_activity(actor_id)))
 
 
-def actor_ids(actors: Sequence[Any]) -> list[str]:
+def actor_ids(actors: Sequence[Handle]) -> list[str]:
     """Return the ids of the actors of these handles."""
     return [compat.actor_id(actor) for actor in actors]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import ray
 
-from actors.cluster.placement import node_id, on_node
+from actors.cluster.placement import Handle, node_id, on_node
 from actors.cluster.waiting import wait_all
 from rlir_ray.data.files import replace_folder
 
@@ -46,10 +46,13 @@ def send_whole(source: Path, node: str, target: Path) -> None:
     Raises:
         ValueError, TimeoutError: as `send_folder`.
     """
-    partial, options = target.with_name(f".{target.name}.partial"), {"num_cpus": 0, "max_retries": 0}
-    remove, replace = (
-        ray.remote(scheduling_strategy=on_node(node), **options)(change) for change in (shutil.rmtree, replace_folder)
+    partial = target.with_name(f".{target.name}.partial")
+    # Ray's types of tasks know no keyword arguments.
+    tasks: Iterator[Handle] = (
+        ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=on_node(node))(change)
+        for change in (shutil.rmtree, replace_folder)
     )
+    remove, replace = tasks
     wait_all([remove.remote(partial, ignore_errors=True)], PART_TIMEOUT_S, f"node {node} to make room for {target}")
     send_folder(source, node, partial)
     wait_all([replace.remote(partial, target)], PART_TIMEOUT_S, f"node {node} to finish {target}")

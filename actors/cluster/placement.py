@@ -12,11 +12,15 @@ from actors.cluster.compat import free_resources
 from rlir_ray.config import RewardConfig
 from rlir_ray.run.capacity import Node, PoolConfig, bundle
 
+Options = dict[str, Any]
+"""Options of `ray.remote` or of a Serve deployment: name -> value, each of a type of its own."""
+Handle = Any
+"""A handle of an actor or a deployment, or an actor class. Ray's types for these do not know the methods of a shell."""
 LEARNER_STRATEGY = "PACK"
 """Placement of learner ranks: on as few nodes as possible, because ranks communicate at every step."""
 
 
-def ray_options(pool_config: PoolConfig, **more: Any) -> dict[str, Any]:
+def ray_options(pool_config: PoolConfig, **more: object) -> Options:
     """Return the options of a pool's actors or Serve replicas: their resources, spread over the nodes.
 
     Args:
@@ -24,7 +28,7 @@ def ray_options(pool_config: PoolConfig, **more: Any) -> dict[str, Any]:
         more: options that override the pool's.
     """
     custom = bundle(pool_config)
-    options: dict[str, Any] = {"num_cpus": custom.pop("CPU", 0), "num_gpus": custom.pop("GPU", 0), "resources": custom}
+    options: Options = {"num_cpus": custom.pop("CPU", 0), "num_gpus": custom.pop("GPU", 0), "resources": custom}
     # Serve spreads its replicas by itself and accepts no scheduling strategy.
     if not isinstance(pool_config, RewardConfig):
         options["scheduling_strategy"] = "SPREAD"
@@ -49,11 +53,12 @@ def node_cpus() -> int:
     return max(1, int(sum(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["NodeID"] == own)))
 
 
-def on_node(node: str) -> NodeAffinitySchedulingStrategy:
+def on_node(node: str) -> Any:
     """Return the strategy that pins an actor or task to a node.
 
     Pin actors that write into a folder of that node. Also pin actors that take no resources to the driver's node: an
-    autoscaler removes nodes without taken resources, even if actors run on them.
+    autoscaler removes nodes without taken resources, even if actors run on them. The type is Any because
+    Ray's types know no strategy but placement groups.
     """
     return NodeAffinitySchedulingStrategy(node, soft=False)
 

@@ -11,12 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any
+from typing import TypeVar
 
 import ray
 
 from actors.cluster.diagnostics import import_hint, one_line
 
+Value = TypeVar("Value")
 # Interval at which a wait checks whether the user has asked the run to end.
 POLL_S = 0.2
 WAY_OUT = "look into Ray's logs (/tmp/ray/session_latest/logs), or raise train.wait_timeout_s"
@@ -61,13 +62,13 @@ def in_brackets(activity: str) -> str:
 
 
 def wait_all(
-    refs: Sequence[ray.ObjectRef],
+    refs: Sequence[ray.ObjectRef[Value]],
     timeout_s: float,
     awaited: str,
     stop: threading.Event | None = None,
     activity: Callable[[], str] = lambda: "",
     meanwhile: Callable[[], None] = lambda: None,
-) -> list[Any]:
+) -> list[Value]:
     """Wait for all references; return their values in order.
 
     Args:

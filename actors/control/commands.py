@@ -17,7 +17,7 @@ from pathlib import Path
 import ray
 
 from actors.cluster.diagnostics import one_line
-from actors.cluster.placement import as_actor, node_id, on_node, stop_actors
+from actors.cluster.placement import Handle, as_actor, node_id, on_node, stop_actors
 from actors.cluster.start import check_answers
 from actors.cluster.waiting import POLL_S
 from rlir_ray.run.address import ADDRESS_FILE, RunAddress, write_address
@@ -52,7 +52,7 @@ class ControlActor:
 
     async def scale(self, pool: str, number: int) -> Answer:
         """Queue a command and wait for the driver's answer."""
-        future = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._answers.append(future)
         self._commands.put_nowait(ScaleCommand(command_id=len(self._answers) - 1, pool=pool, number=number))
         return await future
@@ -149,7 +149,7 @@ def scale_run(run: RunAddress, pool: str, number: int) -> str:
     """
     with _joined(run):
         try:
-            actor = ray.get_actor(run.actor, namespace=NAMESPACE)
+            actor: Handle = ray.get_actor(run.actor, namespace=NAMESPACE)
             answer: Answer = ray.get(actor.scale.remote(pool, number), timeout=ANSWER_TIMEOUT_S)
         except (ValueError, ray.exceptions.RayActorError) as error:
             raise ValueError(run.not_running) from error

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from actors.cluster.diagnostics import one_line
-from actors.cluster.placement import cluster_nodes
+from actors.cluster.placement import Handle, Options, cluster_nodes
 from actors.cluster.waiting import Stopped
 from actors.reward.pool import RewardPool
 from actors.rollout.pool import RolloutPool
@@ -19,9 +18,7 @@ ROUNDING = 1e-4
 STOP_TIMEOUT_S = 60.0
 
 
-def check_scale(
-    what: str, now: int, wanted: int, options: Mapping[str, Any], free: Sequence[Mapping[str, float]]
-) -> None:
+def check_scale(what: str, now: int, wanted: int, options: Options, free: Sequence[Mapping[str, float]]) -> None:
     """Check that the cluster can hold a pool of `wanted` actors.
 
     Args:
@@ -118,11 +115,11 @@ class Scaling:
             thread.start()
         return now
 
-    def _check(self, what: str, now: int, wanted: int, options: Mapping[str, Any]) -> None:
+    def _check(self, what: str, now: int, wanted: int, options: Options) -> None:
         free = [{}] if self.nodes_may_join else [node.free for node in cluster_nodes()]
         check_scale(what, now, wanted, {} if self.nodes_may_join else options, free)
 
-    def _join(self, actor: Any) -> None:
+    def _join(self, actor: Handle) -> None:
         """Wait until a new rollout actor holds the latest weights; then give it calls."""
         try:
             self.rollout.wait_ready(self._closing, [actor])

@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +20,7 @@ from rlir_ray.data.prompts import PromptSet
 from rlir_ray.evaluation.actions import evaluate_policy, evaluate_real
 from rlir_ray.evaluation.results import record_ceiling, record_evaluation
 from rlir_ray.families import family_of, open_codec, open_policy
-from rlir_ray.idm.base import load_inverse_dynamics
+from rlir_ray.idm.base import InverseDynamics, load_inverse_dynamics
 from rlir_ray.rewards.calibration import check_alignment, check_gate, gate
 
 CALIBRATION_FILE = "calibration.json"
@@ -51,7 +50,7 @@ class EvaluationActor:
         self.policy, self._has_loaded = open_policy(config, device).eval(), False
         self.tokenizer = open_codec(config).to(device)
         models = used_models(config)
-        self.idms: dict[str, Any] = {
+        self.idms: dict[str, InverseDynamics] = {
             name: load_inverse_dynamics(models[key]).to(device)
             for name, key in (("reward", "reward_idm"), ("judge", "judge_idm"))
             if key in models

@@ -5,15 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import ray
 
-from actors.cluster.placement import as_actor, node_cpus, node_id, on_node, ray_options, stop_actors
-from actors.cluster.waiting import wait_all
+from actors.cluster.placement import Handle, as_actor, node_cpus, node_id, on_node, ray_options, stop_actors
+from actors.cluster.waiting import Value, wait_all
 from actors.evaluation.actor import EvaluationActor
 from actors.learner.command_queue import StepReport
 from rlir_ray.config import Config
+from rlir_ray.data.prompts import PromptSet
 from rlir_ray.evaluation.results import BASE, judged_temperatures
 
 
@@ -29,7 +29,7 @@ class EvaluationClient:
     """
 
     def __init__(
-        self, config: Config, folder: Path, prompts: Any, progress: Callable[[str], None], stop: threading.Event
+        self, config: Config, folder: Path, prompts: Handle, progress: Callable[[str], None], stop: threading.Event
     ) -> None:
         self.config, self.folder, self.prompts, self.progress, self.stopping = config, folder, prompts, progress, stop
         home, evaluation = node_id(), config.evaluation
@@ -38,7 +38,7 @@ class EvaluationClient:
         shell = as_actor(EvaluationActor, **ray_options(evaluation, scheduling_strategy=strategy))
         # The pools are idle during an evaluation, so the actor may use every core of its node.
         self.actor = shell.remote(config, folder, node_cpus(), home)
-        self._heldout_ref: ray.ObjectRef | None = None
+        self._heldout_ref: ray.ObjectRef[PromptSet] | None = None
 
     def calibrate(self) -> None:
         """Check the reward on real clips.
@@ -78,16 +78,18 @@ class EvaluationClient:
             keep_clips: whether the clips go into the report.
         """
         weights, version = (None, 0) if latest is None else (latest.weights_refs[0], latest.version)
-        ref = self.actor.evaluate.remote(self._heldout(), weights, version, name, temperature, keep_clips)
+        ref: ray.ObjectRef[dict[str, float]] = self.actor.evaluate.remote(
+            self._heldout(), weights, version, name, temperature, keep_clips
+        )
         return self._wait(ref, f"the judgement of the {name} policy")
 
-    def _heldout(self) -> ray.ObjectRef:
+    def _heldout(self) -> ray.ObjectRef[PromptSet]:
         """Put the held-out prompts into the object store once, for all evaluations."""
         if self._heldout_ref is None:
             self._heldout_ref = self.prompts.pop_clips.remote("heldout")
         return self._heldout_ref
 
-    def _wait(self, ref: ray.ObjectRef, awaited: str) -> Any:
+    def _wait(self, ref: ray.ObjectRef[Value], awaited: str) -> Value:
         return wait_all([ref], self.config.train.wait_timeout_s, awaited, stop=self.stopping)[0]
 
     def stop(self) -> None:

@@ -25,6 +25,7 @@ from rlir_ray.learner.step import Engine, Learner, StepBatch, trained_decisions
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.run.checkpoint import LEARNER, ArrayFile, Files, describe_files, save_arrays, save_group
 from rlir_ray.run.watchdog import show_stack_on_signal
+from rlir_ray.trajectory import TrajectoryGroup
 from rlir_ray.transfer.weights import Weights
 
 
@@ -33,7 +34,7 @@ def build_learner(config: Config) -> Learner:
     torch.set_num_threads(config.learner.num_threads)
     policy = open_policy(config, get_device() if config.learner.use_gpu else "cpu")
     if config.learner.gradient_checkpointing:
-        policy.enable_gradient_checkpointing()
+        policy.enable_gradient_checkpointing()  # type: ignore[operator]  # a method of every family's policy
     # Build the objective before the engine takes the parameters: an objective may copy them.
     objective = make_objective(config, policy)
     engine: Engine
@@ -124,7 +125,7 @@ def _checkpoint(command: CheckpointCommand, learner: Learner) -> Files:
         return files
 
 
-def _write_checkpoint(folder: Path, state: Weights, group_refs: list[ray.ObjectRef]) -> Files:
+def _write_checkpoint(folder: Path, state: Weights, group_refs: list[ray.ObjectRef[TrajectoryGroup]]) -> Files:
     save_arrays(folder / LEARNER, state)
     for ref in group_refs:
         # Fault tolerance: leave out a group that was lost with its node; a resumed run samples the group again.

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ray
 
+from actors.cluster.placement import Handle
 from rlir_ray.algorithm.advantages import GroupAdvantages
 from rlir_ray.algorithm.batching import split_groups
 from rlir_ray.run.checkpoint import Files
 from rlir_ray.run.tracing import Span
 
 if TYPE_CHECKING:
+    from rlir_ray.trajectory import TrajectoryGroup
     from rlir_ray.transfer.broadcast import Channel
+    from rlir_ray.transfer.weights import Received
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepCommand:
     """One rank's share of an optimiser step."""
 
-    group_refs: list[ray.ObjectRef]
+    group_refs: list[ray.ObjectRef[TrajectoryGroup]]
     """References to the groups. Ray does not resolve references inside a list, so only the rank reads the groups."""
     advantages: list[GroupAdvantages]
 
@@ -43,7 +46,7 @@ class CheckpointCommand:
     """An empty folder for the files."""
     node: str
     """Id of the folder's node."""
-    group_refs: list[ray.ObjectRef]
+    group_refs: list[ray.ObjectRef[TrajectoryGroup]]
     """References to the groups that are scored but not trained."""
 
 
@@ -58,7 +61,7 @@ class StepReport:
     version: int
     """The learner's version: the number of steps done."""
     metrics: dict[str, float]
-    weights_refs: list[ray.ObjectRef]
+    weights_refs: list[ray.ObjectRef[Received]]
     """One reference to the version's weights; empty after a save or a checkpoint."""
     checksum: str
     """Checksum of the weights; empty without weights."""
@@ -86,7 +89,7 @@ class BroadcastCommand:
 
     channel: Channel
     version: int
-    weights_refs: list[ray.ObjectRef]
+    weights_refs: list[ray.ObjectRef[Received]]
     """One reference to the version's weights; in a list, so that Ray does not resolve it."""
 
 
@@ -94,7 +97,7 @@ class BroadcastCommand:
 class SendingRank:
     """Rank 0 as the sender of broadcasts."""
 
-    queue: Any
+    queue: Handle
     """The command queue, which passes `BroadcastCommand`s to rank 0."""
     host: str
     """Host of the store through which broadcast groups form."""
@@ -188,7 +191,9 @@ class CommandQueue:
         return self._reports.setdefault(number, asyncio.get_running_loop().create_future())
 
 
-def split_step(group_refs: list[ray.ObjectRef], advantages: list[GroupAdvantages], num_ranks: int) -> list[StepCommand]:
+def split_step(
+    group_refs: list[ray.ObjectRef[TrajectoryGroup]], advantages: list[GroupAdvantages], num_ranks: int
+) -> list[StepCommand]:
     """Split the groups of a step over the ranks; return the command of each rank."""
     shares = split_groups([each.values.size for each in advantages], num_ranks)
     return [

@@ -12,14 +12,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray import train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from actors.cluster.diagnostics import activity, import_hint, one_line
-from actors.cluster.placement import LEARNER_STRATEGY, as_actor, node_id, on_node, stop_actors
+from actors.cluster.placement import LEARNER_STRATEGY, Handle, as_actor, node_id, on_node, stop_actors
 from actors.cluster.waiting import POLL_S, Stopped, wait_all
 from actors.learner.actor import build_learner, run_rank
 from actors.learner.command_queue import (
@@ -37,6 +36,7 @@ from rlir_ray.config import Config, LearnerConfig
 from rlir_ray.learner.step import Learner
 from rlir_ray.run.capacity import bundle
 from rlir_ray.run.checkpoint import Files
+from rlir_ray.trajectory import TrajectoryGroup
 
 # A rank that is still starting reads the command to stop only after its start, which is slow on a busy machine.
 STOP_TIMEOUT_S = 60.0
@@ -79,9 +79,9 @@ class LearnerGroup:
         """Number of commands of all kinds so far."""
         self.num_submitted = 0
         """Number of submitted steps whose report has not arrived yet."""
-        self._reports: deque[tuple[ray.ObjectRef, Future[Any]]] = deque()
+        self._reports: deque[tuple[ray.ObjectRef[StepReport | Failure], Future[StepReport | Failure]]] = deque()
         """Reports that have not arrived yet, oldest first."""
-        self.queue: Any = None
+        self.queue: Handle = None
         self.sender: SendingRank | None = None
         """The sender of broadcasts, known after the first report; None: all weights go through the object store."""
         self.has_failed = False
@@ -138,7 +138,7 @@ class LearnerGroup:
         self._thread.start()
 
     @staticmethod
-    def _fit(trainer: TorchTrainer, queue: Any) -> None:
+    def _fit(trainer: TorchTrainer, queue: Handle) -> None:
         try:
             trainer.fit()
         except Exception as error:
@@ -170,7 +170,9 @@ class LearnerGroup:
             self.sender = SendingRank(queue=self.queue, host=host, port=port)
         return report
 
-    def submit_step(self, group_refs: Sequence[ray.ObjectRef], advantages: Sequence[GroupAdvantages]) -> None:
+    def submit_step(
+        self, group_refs: Sequence[ray.ObjectRef[TrajectoryGroup]], advantages: Sequence[GroupAdvantages]
+    ) -> None:
         """Submit an optimiser step; the ranks execute it after the steps before it."""
         self._submit(split_step(list(group_refs), list(advantages), self.config.num_workers))
         self.num_submitted += 1
@@ -182,11 +184,13 @@ class LearnerGroup:
         self.num_submitted -= 1
         return report
 
-    def report_future(self) -> Future[Any] | None:
+    def report_future(self) -> Future[StepReport | Failure] | None:
         """Return a future that is done when the next report arrives; None: no report is expected."""
         return self._reports[0][1] if self._reports else None
 
-    def step(self, group_refs: Sequence[ray.ObjectRef], advantages: Sequence[GroupAdvantages]) -> StepReport:
+    def step(
+        self, group_refs: Sequence[ray.ObjectRef[TrajectoryGroup]], advantages: Sequence[GroupAdvantages]
+    ) -> StepReport:
         """Submit one optimiser step and block until it is done."""
         self.submit_step(group_refs, advantages)
         return self.finish_step()
@@ -196,7 +200,7 @@ class LearnerGroup:
         self._submit([SaveCommand(folder=str(folder), node=node_id())] * self.config.num_workers)
         self._next_report("the learner to save the policy")
 
-    def checkpoint(self, folder: Path, group_refs: Sequence[ray.ObjectRef]) -> Files:
+    def checkpoint(self, folder: Path, group_refs: Sequence[ray.ObjectRef[TrajectoryGroup]]) -> Files:
         """Write the learner's state and groups into an empty folder on this process's node; return the files."""
         # Send the references to rank 0 only, which alone writes.
         refs = [list(group_refs), *([] for _ in range(self.config.num_workers - 1))]
@@ -207,7 +211,7 @@ class LearnerGroup:
         self._num_commands += 1
         self._await(self.queue.execute.remote(self._num_commands, list(commands)))
 
-    def _await(self, report: ray.ObjectRef) -> None:
+    def _await(self, report: ray.ObjectRef[StepReport | Failure]) -> None:
         self._reports.append((report, report.future()))
 
     def _next_report(self, awaited: str, stop: threading.Event | None = None) -> StepReport:
@@ -215,7 +219,9 @@ class LearnerGroup:
         # The group counts as failed until the report arrives: after an abandoned wait, the next report would belong to
         # another command.
         self.has_failed = True
-        report = wait_all([self._reports[0][0]], self.wait_timeout_s, awaited, stop, self.activity)[0]
+        report: StepReport | Failure = wait_all(
+            [self._reports[0][0]], self.wait_timeout_s, awaited, stop, self.activity
+        )[0]
         self._reports.popleft()
         if isinstance(report, Failure):
             # A missing module is final: new ranks could not import it either.

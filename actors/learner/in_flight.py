@@ -6,18 +6,17 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import ray
 
-from actors.learner.command_queue import StepReport
+from actors.learner.command_queue import Failure, StepReport
 from actors.learner.group import LearnerGroup
 from actors.rollout.actor import CallReport
 from rlir_ray.algorithm.advantages import GroupAdvantages
 from rlir_ray.run.tracing import Span
-from rlir_ray.trajectory import RewardScores
+from rlir_ray.trajectory import RewardScores, TrajectoryGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +24,7 @@ class ReadyGroup:
     """A scored group with signal."""
 
     group_id: int
-    group_ref: ray.ObjectRef
+    group_ref: ray.ObjectRef[TrajectoryGroup]
     advantages: npt.NDArray[np.float32]
     """[G, F], not yet normalised over the step."""
     report: CallReport
@@ -64,7 +63,7 @@ class InFlightSteps:
         self.learner.submit_step([group.group_ref for group in step.groups], advantages)
         self._steps.append(step)
 
-    def report_future(self) -> Future[Any] | None:
+    def report_future(self) -> Future[StepReport | Failure] | None:
         """Return a future that is done when the oldest step has ended; None: no step is in flight."""
         return self.learner.report_future()
 

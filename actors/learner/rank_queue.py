@@ -10,12 +10,13 @@ from typing import Any
 
 import ray
 
+from actors.cluster.placement import Handle
 from actors.cluster.waiting import WAY_OUT
 from actors.learner.command_queue import CheckpointCommand, SaveCommand, StepCommand, StepReport
 from rlir_ray.run.checkpoint import Files
 from rlir_ray.run.tracing import span_since
 from rlir_ray.trajectory import TrajectoryGroup
-from rlir_ray.transfer.weights import Weights, checksum
+from rlir_ray.transfer.weights import Received, Weights, checksum
 
 # Interval at which a wait for a command checks whether the rank has ended.
 POLL_S = 1.0
@@ -43,7 +44,7 @@ class RankQueue:
         timeout_s: bound of fetching groups and of sending a report.
     """
 
-    def __init__(self, queue: Any, rank: int, timeout_s: float) -> None:
+    def __init__(self, queue: Handle, rank: int, timeout_s: float) -> None:
         self.queue, self.rank, self.timeout_s = queue, rank, timeout_s
         self._fetcher, self._sender, self._hasher = (ThreadPoolExecutor(1) for _ in range(3))
         self._has_ended = False
@@ -60,6 +61,7 @@ class RankQueue:
         """
         started = time.monotonic()
         while not self._next.done():
+            # Any: of a command, and of a report that is sent.
             pending: list[Future[Any]] = [each for each in (self._next, self._sent) if not each.done()]
             futures.wait(pending, timeout=POLL_S, return_when=futures.FIRST_COMPLETED)
             if self._sent.done():
@@ -136,6 +138,6 @@ class RankQueue:
         if weights:
             # Compute the checksum during the put, because each of them reads all weights once.
             published = self._hasher.submit(checksum, weights)
-            ref = ray.put(weights)
+            ref: ray.ObjectRef[Received] = ray.put(weights)
             report = replace(report, weights_refs=[ref], checksum=published.result(self.timeout_s))
         ray.get(self.queue.report.remote(report), timeout=QUEUE_TIMEOUT_S)

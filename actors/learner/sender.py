@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from typing import Any
 
 import ray
 import torch
+from torch.distributed import TCPStore
 
-from actors.cluster.placement import own_host
+from actors.cluster.placement import Handle, own_host
 from actors.learner.command_queue import BroadcastCommand
 from rlir_ray.transfer.broadcast import BroadcastFailed, Sender, open_store
 
@@ -17,14 +17,14 @@ from rlir_ray.transfer.broadcast import BroadcastFailed, Sender, open_store
 POLL_S, QUEUE_TIMEOUT_S = 60.0, 60.0
 
 
-def start_sending(queue: Any, device: torch.device) -> None:
+def start_sending(queue: Handle, device: torch.device) -> None:
     """Start a thread that sends the versions in the queue, until the queue dies or returns None."""
     store = open_store(host := own_host())
     ray.get(queue.register_sender.remote(host, store.port), timeout=QUEUE_TIMEOUT_S)
     threading.Thread(target=_send_on_command, args=(queue, store, device), name="weights", daemon=True).start()
 
 
-def _send_on_command(queue: Any, store: Any, device: torch.device) -> None:
+def _send_on_command(queue: Handle, store: TCPStore, device: torch.device) -> None:
     sender: Sender | None = None
     if device.type == "cuda":
         # CUDA's current device belongs to a thread: set it in this one.
@@ -42,8 +42,9 @@ def _send_on_command(queue: Any, store: Any, device: torch.device) -> None:
                 sender.send(command.version, ray.get(command.weights_refs[0], timeout=QUEUE_TIMEOUT_S))
 
 
-def _next_command(queue: Any) -> BroadcastCommand | None:
+def _next_command(queue: Handle) -> BroadcastCommand | None:
     ref = queue.next_broadcast.remote()
     while not ray.wait([ref], timeout=POLL_S)[0]:
         pass
-    return ray.get(ref, timeout=POLL_S)
+    command: BroadcastCommand | None = ray.get(ref, timeout=POLL_S)
+    return command

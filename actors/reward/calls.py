@@ -6,13 +6,17 @@ import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from actors.cluster.diagnostics import one_line
+from actors.cluster.placement import Handle
 from actors.reward.replica import ScoreReport
+
+if TYPE_CHECKING:
+    from rlir_ray.trajectory import EncodedVideo
 
 # Bound of the wait for calls in flight when a run ends. Let them finish, because cancelling a Serve call can end the
 # driver (MAX_ONGOING in deployment.py says when).
@@ -32,7 +36,7 @@ def is_replica_lost(error: Exception) -> bool:
 class _Request:
     """A group that waits for its scores."""
 
-    video_ref: ray.ObjectRef
+    video_ref: ray.ObjectRef[EncodedVideo]
     answer: asyncio.Future[ScoreReport]
 
 
@@ -46,14 +50,14 @@ class HandleCalls:
         timeout_s: bound of an answer, including the time in the queue; infinity: the replicas bound their own batches.
     """
 
-    def __init__(self, handle: Any, timeout_s: float = math.inf) -> None:
+    def __init__(self, handle: Handle, timeout_s: float = math.inf) -> None:
         self.handle, self.timeout_s = handle, timeout_s
         self._waiting: list[_Request] = []
         self._calls: set[asyncio.Task[None]] = set()
         self._num_in_flight = 0
         """Number of groups in calls that have not returned."""
 
-    async def score(self, video_ref: ray.ObjectRef) -> ScoreReport:
+    async def score(self, video_ref: ray.ObjectRef[EncodedVideo]) -> ScoreReport:
         """Score a group whose video exists.
 
         Raises:

@@ -11,16 +11,15 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from typing import Any
 
 import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig
-from ray.serve.schema import ApplicationStatus
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, ServeStatus
 
 from actors.cluster.compat import pin_version, replica_ids, start_deleting
 from actors.cluster.diagnostics import import_hint
-from actors.cluster.placement import ray_options
+from actors.cluster.placement import Options, ray_options
 from actors.cluster.waiting import POLL_S, WAY_OUT, Stopped
 from actors.reward.calls import HandleCalls
 from actors.reward.replica import RewardReplica
@@ -42,7 +41,7 @@ HEALTH_PERIOD_S, DRAIN_POLL_S, DRAIN_TIMEOUT_S = 0.5, 0.1, 60.0
 METRICS_INTERVAL_S, LOOK_BACK_S, UPSCALE_DELAY_S, DOWNSCALE_DELAY_S = 0.5, 2.0, 1.0, 30.0
 
 
-def serve_options(reward: RewardConfig, wait_timeout_s: float) -> dict[str, Any]:
+def serve_options(reward: RewardConfig, wait_timeout_s: float) -> Options:
     """Return the options of the deployment for the configured pool."""
     return {
         "ray_actor_options": ray_options(reward),
@@ -56,7 +55,7 @@ def serve_options(reward: RewardConfig, wait_timeout_s: float) -> dict[str, Any]
     }
 
 
-def count_options(reward: RewardConfig, num_replicas: int = 0) -> dict[str, Any]:
+def count_options(reward: RewardConfig, num_replicas: int = 0) -> Options:
     """Return the options for the number of replicas: a fixed number, or bounds for Serve's autoscaler.
 
     Args:
@@ -172,7 +171,7 @@ class OwnDeployment(HandleCalls):
                 )
             time.sleep(POLL_S)
 
-    def _application(self) -> Any:
+    def _application(self) -> ApplicationStatusOverview:
         return _applications()[self.name]
 
     def _cause(self) -> str:
@@ -193,7 +192,7 @@ class OwnDeployment(HandleCalls):
         with contextlib.suppress(TimeoutError, ray.exceptions.RayError):
             (deployment,) = self._application().deployments.values()
             states = ("STARTING", "UPDATING", "RUNNING")
-            self._num_seen = sum(deployment.replica_states.get(state, 0) for state in states)
+            self._num_seen = sum(deployment.replica_states.get(state, 0) for state in states)  # type: ignore[call-overload]  # an enum of texts
         return self._num_seen
 
     def actor_ids(self) -> list[str]:
@@ -271,13 +270,13 @@ class SharedService(HandleCalls):
         self.handle.shutdown()
 
 
-def _applications() -> dict[str, Any]:
+def _applications() -> dict[str, ApplicationStatusOverview]:
     """Return Serve's applications by name.
 
     Raises:
         TimeoutError: Serve's controller did not answer.
     """
-    answer: Future[Any] = Future()
+    answer: Future[ServeStatus] = Future()
 
     def ask() -> None:
         try:

@@ -12,20 +12,20 @@ import threading
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import ray
 
 from actors.cluster.diagnostics import activity
-from actors.cluster.placement import ray_options
+from actors.cluster.placement import Options, ray_options
 from actors.reward.calls import ReplicaLost
 from actors.reward.deployment import OwnDeployment, SharedService, group_frames
 from actors.reward.replica import ScoreReport, build_reward
 from rlir_ray.config import MAX_ATTEMPTS, Config
 from rlir_ray.rewards.base import Reward
 from rlir_ray.rewards.fingerprint import reward_fingerprint
+from rlir_ray.trajectory import EncodedVideo
 
 # Retry a group once if its scoring raises an error: the cause may be temporary.
 MAX_RAISED = 2
@@ -47,7 +47,7 @@ class RewardPool:
         self,
         deploy: Callable[[threading.Event], OwnDeployment | SharedService],
         *,
-        options: Mapping[str, Any],
+        options: Options,
         timeout_s: float,
     ) -> None:
         self._deploy, self.options, self.timeout_s = deploy, options, timeout_s
@@ -55,9 +55,9 @@ class RewardPool:
         self._suspects = asyncio.Lock()
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, name="reward pool", daemon=True)
-        self._waiting: dict[ray.ObjectRef, asyncio.Future[None]] = {}
+        self._waiting: dict[ray.ObjectRef[EncodedVideo], asyncio.Future[None]] = {}
         self._watch: asyncio.Task[None] | None = None
-        self._groups: set[asyncio.Task[Any]] = set()
+        self._groups: set[asyncio.Task[object]] = set()
 
     @classmethod
     def from_config(
@@ -116,7 +116,7 @@ class RewardPool:
             self._end_loop()
             raise
 
-    def score(self, video_ref: ray.ObjectRef) -> Future[ScoreReport]:
+    def score(self, video_ref: ray.ObjectRef[EncodedVideo]) -> Future[ScoreReport]:
         """Score a group: a replica reads the video, and the returned future gets G x F floats."""
         assert self.deployment is not None, "start the pool first"
         return asyncio.run_coroutine_threadsafe(self._score(self.deployment, video_ref), self.loop)
@@ -134,7 +134,9 @@ class RewardPool:
         """Return the wanted number of replicas; 0 for a shared service."""
         return self.deployment.num_replicas() if self.deployment is not None else 0
 
-    async def _score(self, deployment: OwnDeployment | SharedService, video_ref: ray.ObjectRef) -> ScoreReport:
+    async def _score(
+        self, deployment: OwnDeployment | SharedService, video_ref: ray.ObjectRef[EncodedVideo]
+    ) -> ScoreReport:
         task = asyncio.current_task()
         assert task is not None
         self._groups.add(task)
@@ -158,7 +160,7 @@ class RewardPool:
                     raise
         raise AssertionError
 
-    async def _wait_for_video(self, video_ref: ray.ObjectRef) -> None:
+    async def _wait_for_video(self, video_ref: ray.ObjectRef[EncodedVideo]) -> None:
         """Wait until a video is sampled, so that its group does not take a place in a replica's queue before."""
         if ray.wait([video_ref], timeout=0, fetch_local=False)[0]:
             return
@@ -189,7 +191,7 @@ class RewardPool:
         self.deployment = None
         self._end_loop()
 
-    def _on_loop(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _on_loop(self, coroutine: Coroutine[object, object, None]) -> None:
         asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(STOP_TIMEOUT_S)
 
     async def _cancel_groups(self) -> None:

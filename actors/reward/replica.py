@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ray
 
@@ -63,7 +63,7 @@ def build_reward(config: Config, class_shares: Mapping[str, npt.NDArray[np.float
 
 def num_frames(video: EncodedVideo) -> int:
     """Count the frames to decode, context frames included."""
-    return video.codes.shape[0] * video.codes.shape[1]
+    return int(video.codes.shape[0] * video.codes.shape[1])
 
 
 def batch_key(video: EncodedVideo) -> Hashable:
@@ -80,14 +80,18 @@ class RewardReplica:
         timeout_s: bound of a batch; a longer batch ends the process, and other replicas retry its groups one at a time.
     """
 
-    def __init__(self, make_reward: Callable[[], Any], max_frames: int, timeout_s: float = math.inf) -> None:
+    def __init__(self, make_reward: Callable[[], Reward], max_frames: int, timeout_s: float = math.inf) -> None:
         show_stack_on_signal()
         self.reward, self.timeout_s = make_reward(), timeout_s
-        self.batches = MicroBatches[Any, ScoreReport](self.read, size=num_frames, max_size=max_frames, kind=batch_key)
+        self.batches: MicroBatches[EncodedVideo, ScoreReport] = MicroBatches(
+            self.read, size=num_frames, max_size=max_frames, kind=batch_key
+        )
         self._known_good: EncodedVideo | None = None
         """The first video that this replica has scored; None: no video yet."""
 
-    async def score(self, video_refs: Sequence[ray.ObjectRef], is_alone: bool = False) -> list[ScoreReport | None]:
+    async def score(
+        self, video_refs: Sequence[ray.ObjectRef[EncodedVideo]], is_alone: bool = False
+    ) -> list[ScoreReport | None]:
         """Score the groups of one call; the replica fetches their videos itself.
 
         In a call with one group, raise its error; a failed rollout call raises its error here too. In a call with
@@ -102,7 +106,7 @@ class RewardReplica:
         found = await asyncio.gather(*map(self._score, video_refs), return_exceptions=True)
         return [None if isinstance(each, BaseException) else each for each in found]
 
-    async def _score(self, video_ref: ray.ObjectRef, is_alone: bool = False) -> ScoreReport:
+    async def _score(self, video_ref: ray.ObjectRef[EncodedVideo], is_alone: bool = False) -> ScoreReport:
         return await self.batches.submit(await video_ref, is_alone)
 
     async def check_health(self) -> None:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ray import serve
 from starlette.requests import Request
@@ -16,6 +16,7 @@ from actors.reward.deployment import serve_options
 from actors.reward.replica import RewardReplica, build_reward
 from rlir_ray.config import Config, require
 from rlir_ray.config.load import load_config
+from rlir_ray.data.files import Json
 from rlir_ray.rewards.fingerprint import reward_fingerprint
 from rlir_ray.rewards.uploads import (
     CURL,
@@ -28,11 +29,14 @@ from rlir_ray.rewards.uploads import (
 )
 from rlir_ray.run.watchdog import bounded
 
+if TYPE_CHECKING:
+    from rlir_ray.rewards.inverse_dynamics import InverseReward
+
 ARGUMENTS = ("recipe", "overrides", "max_upload_bytes", "max_clip_frames")
 SCORE_PATH = "/score"
 
 
-def build(args: dict[str, Any]) -> serve.Application:
+def build(args: Json) -> serve.Application:
     """Build the application, for `import_path: actors.reward.service:build` in a Serve configuration.
 
     Args:
@@ -70,8 +74,8 @@ def build(args: dict[str, Any]) -> serve.Application:
     )
 
 
-def _count(args: dict[str, Any], name: str, default: int) -> int:
-    value = args.get(name, default)
+def _count(args: Json, name: str, default: int) -> int:
+    value: int = args.get(name, default)
     require(isinstance(value, int) and value >= 2, name, "must be a whole number, 2 or more", value, f"use {default}")
     return value
 
@@ -83,6 +87,8 @@ class RewardService(RewardReplica):
         config: configuration of the reward; runs with another reward are rejected.
         limits: limits of an upload.
     """
+
+    reward: InverseReward
 
     def __init__(self, config: Config, limits: Limits) -> None:
         super().__init__(partial(build_reward, config, None), config.reward.max_frames, config.reward_timeout_s)
@@ -105,7 +111,7 @@ class RewardService(RewardReplica):
         except UploadError as error:
             return _reject(error.status, str(error))
 
-    def _score_clip(self, parts: dict[str, bytes]) -> dict[str, Any]:
+    def _score_clip(self, parts: dict[str, bytes]) -> dict[str, object]:
         """Score an upload; this runs in the replica's thread, between the batches of the runs' groups."""
         with bounded(self.timeout_s):
             frames, actions = read_clip(parts, self.limits)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ray
 
@@ -17,7 +17,7 @@ from rlir_ray.config import Config
 from rlir_ray.run.tracing import Span, span_since
 from rlir_ray.run.watchdog import bounded, show_stack_on_signal
 from rlir_ray.samplers import LogprobDifference, Sampler
-from rlir_ray.trajectory import Prompt
+from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup
 
 if TYPE_CHECKING:
     from rlir_ray.transfer.broadcast import Channel, Receiver
@@ -47,7 +47,7 @@ class CallReport:
 class Published:
     """A published version. Every call carries one: an actor with another version loads this version first."""
 
-    weights_ref: ray.ObjectRef
+    weights_ref: ray.ObjectRef[Received]
     version: int
     checksum: str
     oldest: int
@@ -86,7 +86,7 @@ class RolloutActor:
         group_size: int,
         published: Published | None,
         prompts: Sequence[Prompt],
-    ) -> tuple[Any, ...]:
+    ) -> tuple[TrajectoryGroup | EncodedVideo | CallReport, ...]:
         """Sample one group for each prompt.
 
         Args:
@@ -150,7 +150,7 @@ class RolloutActor:
             return one_line(error)
         return ""
 
-    def load_received(self, published: Published, receiving: list[ray.ObjectRef]) -> str:
+    def load_received(self, published: Published, receiving: list[ray.ObjectRef[str]]) -> str:
         """Load the version that the broadcast brought, or the object store's copy if the broadcast failed.
 
         Args:
@@ -165,7 +165,7 @@ class RolloutActor:
             self._load_stored(published)
         return cause
 
-    def _load_broadcast(self, published: Published, receiving: ray.ObjectRef) -> str:
+    def _load_broadcast(self, published: Published, receiving: ray.ObjectRef[str]) -> str:
         try:
             cause: str = ray.get(receiving, timeout=self.timeout_s)
             if cause:

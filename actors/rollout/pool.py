@@ -6,17 +6,18 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import ray
 
 from actors.cluster.diagnostics import activity, actor_ids
-from actors.cluster.placement import as_actor, ray_options, stop_actors
+from actors.cluster.placement import Handle, Options, as_actor, ray_options, stop_actors
 from actors.cluster.waiting import wait_all
-from actors.rollout.actor import RECEIVING, Published, RolloutActor, build_sampler
+from actors.rollout.actor import RECEIVING, CallReport, Published, RolloutActor, build_sampler
 from rlir_ray.config import MAX_ATTEMPTS, Config, RolloutConfig
 from rlir_ray.samplers import Sampler
+from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup
 from rlir_ray.transfer.broadcast import Channel
+from rlir_ray.transfer.weights import Received
 
 
 def _restartable(make_sampler: Callable[[], Sampler], timeout_s: float) -> type[RolloutActor]:
@@ -34,9 +35,9 @@ def _restartable(make_sampler: Callable[[], Sampler], timeout_s: float) -> type[
 class GroupRefs:
     """References to the results of a rollout call for one group."""
 
-    group_ref: ray.ObjectRef
-    video_ref: ray.ObjectRef
-    report_ref: ray.ObjectRef
+    group_ref: ray.ObjectRef[TrajectoryGroup]
+    video_ref: ray.ObjectRef[EncodedVideo]
+    report_ref: ray.ObjectRef[CallReport]
     """The `CallReport`, shared by the groups of the call."""
 
 
@@ -70,9 +71,9 @@ class RolloutPool:
         self.num_initial, self.options = rollout.num_actors, ray_options(rollout)
         self.group_size, self.max_staleness, self.wait_timeout_s = group_size, max_staleness, wait_timeout_s
         self.receives_broadcasts = receives_broadcasts
-        self.actors: list[Any] = []
-        self._joining: list[Any] = []
-        self._leaving: list[Any] = []
+        self.actors: list[Handle] = []
+        self._joining: list[Handle] = []
+        self._leaving: list[Handle] = []
         self._num_calls = 0
         self._shell = _restartable(make_sampler, timeout_s)
         self._published: Published | None = None
@@ -95,15 +96,15 @@ class RolloutPool:
         """Start the actors in the background; `wait_ready` blocks until they hold the policy."""
         self.actors = self._launch(self.num_initial)
 
-    def _launch(self, num_actors: int) -> list[Any]:
+    def _launch(self, num_actors: int) -> list[Handle]:
         # Bound the retries, so that the groups of a call that crashes every actor fail.
-        restarts: dict[str, Any] = {"max_restarts": -1, "max_task_retries": MAX_ATTEMPTS - 1}
+        restarts: Options = {"max_restarts": -1, "max_task_retries": MAX_ATTEMPTS - 1}
         if self.receives_broadcasts:
             restarts["concurrency_groups"] = {RECEIVING: 1}
         shell = as_actor(self._shell, **restarts, **self.options)
         return [shell.remote() for _ in range(num_actors)]
 
-    def wait_ready(self, stop: threading.Event | None = None, actors: Sequence[Any] | None = None) -> None:
+    def wait_ready(self, stop: threading.Event | None = None, actors: Sequence[Handle] | None = None) -> None:
         """Block until every actor of the pool, or each of `actors`, holds the policy."""
         chosen = self.actors if actors is None else actors
         awaited = f"{len(chosen)} rollout actors to load the policy"
@@ -114,7 +115,9 @@ class RolloutPool:
         """Describe the current work of the actors."""
         return activity(actor_ids(self.actors))
 
-    def sample(self, group_ids: Sequence[int], seeds: Sequence[int], prompts_ref: ray.ObjectRef) -> list[GroupRefs]:
+    def sample(
+        self, group_ids: Sequence[int], seeds: Sequence[int], prompts_ref: ray.ObjectRef[list[Prompt]]
+    ) -> list[GroupRefs]:
         """Submit one call to the next actor, which samples one group for each prompt.
 
         Args:
@@ -133,8 +136,8 @@ class RolloutPool:
         return [GroupRefs(group, video, report) for group, video in zip(columns[::2], columns[1::2], strict=True)]
 
     def load_weights(
-        self, weights_ref: ray.ObjectRef, version: int, checksum: str, actors: Sequence[Any] | None = None
-    ) -> list[ray.ObjectRef]:
+        self, weights_ref: ray.ObjectRef[Received], version: int, checksum: str, actors: Sequence[Handle] | None = None
+    ) -> list[ray.ObjectRef[int]]:
         """Submit the load of a version to every actor; calls that are submitted later sample with this version.
 
         Args:
@@ -151,8 +154,12 @@ class RolloutPool:
             return [actor.load_weights.remote(weights_ref, version, checksum) for actor in chosen]
 
     def receive_weights(
-        self, weights_ref: ray.ObjectRef, version: int, checksum: str, channel: Callable[[Sequence[Any]], Channel]
-    ) -> list[ray.ObjectRef]:
+        self,
+        weights_ref: ray.ObjectRef[Received],
+        version: int,
+        checksum: str,
+        channel: Callable[[Sequence[Handle]], Channel],
+    ) -> list[ray.ObjectRef[str]]:
         """Submit the load of a version by broadcast to every actor; actors receive while they sample.
 
         Args:
@@ -170,7 +177,7 @@ class RolloutPool:
                 loads.append(actor.load_received.remote(published, [receive.remote(group, rank, version)]))
             return loads
 
-    def _publish(self, weights_ref: ray.ObjectRef, version: int, checksum: str) -> Published:
+    def _publish(self, weights_ref: ray.ObjectRef[Received], version: int, checksum: str) -> Published:
         self._published = Published(weights_ref, version, checksum, oldest=version - self.max_staleness)
         return self._published
 
@@ -180,14 +187,14 @@ class RolloutPool:
         with self._lock:
             return len(self.actors) + len(self._joining)
 
-    def grow(self, num_more: int) -> list[Any]:
+    def grow(self, num_more: int) -> list[Handle]:
         """Start more actors, which get no calls before `join`."""
         new = self._launch(num_more)
         with self._lock:
             self._joining += new
         return new
 
-    def join(self, new: Sequence[Any]) -> None:
+    def join(self, new: Sequence[Handle]) -> None:
         """Give calls to actors that `grow` has started, unless `shrink` has stopped them meanwhile."""
         with self._lock:
             self.actors += [actor for actor in new if actor in self._joining]
@@ -207,7 +214,7 @@ class RolloutPool:
                 actor.__ray_terminate__.options(max_task_retries=0).remote()
                 self._leaving.append(actor)
 
-    def drop(self, actor: Any) -> bool:
+    def drop(self, actor: Handle) -> bool:
         """Stop an actor that `grow` has started and that cannot join; return whether the pool still wanted it."""
         with self._lock:
             was_wanted = actor in self._joining

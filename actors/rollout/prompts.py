@@ -6,14 +6,15 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import ray
 
+from actors.cluster.placement import Handle
 from rlir_ray.config import Config
-from rlir_ray.data.prompts import PromptSet, PromptSplit, prepare_prompts
+from rlir_ray.data.clips import PromptSplit
+from rlir_ray.data.prompts import PromptSet, prepare_prompts
 from rlir_ray.trajectory import Prompt
 
 PromptSource = Callable[[PromptSplit], PromptSet]
@@ -102,7 +103,7 @@ class PromptProgress:
         progress: called with a line every `REPORT_EVERY_S` seconds.
     """
 
-    def __init__(self, actor: Any, progress: Callable[[str], None]) -> None:
+    def __init__(self, actor: Handle, progress: Callable[[str], None]) -> None:
         self.actor, self.progress = actor, progress
         self.started = self.last_report = time.monotonic()
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import ray
 
+from actors.cluster.placement import Handle
 from actors.learner.command_queue import BroadcastCommand, SendingRank, StepReport
 from actors.rollout.pool import RolloutPool
 from rlir_ray.transfer.broadcast import Channel
@@ -39,7 +39,7 @@ class Broadcasts:
         self.bucket_bytes, self.on_gpus, self.transfer_s = bucket_bytes, on_gpus, transfer_s
         self.num_complete = 0
         """Number of versions that reached every actor by broadcast."""
-        self._members: tuple[Any, ...] = ()
+        self._members: tuple[Handle, ...] = ()
         self._channel: Channel | None = None
         self._num_failed = 0
         """Number of failed broadcasts in a row."""
@@ -50,14 +50,14 @@ class Broadcasts:
         """Whether too many broadcasts in a row failed, so that all versions go through the object store."""
         return self._num_failed >= MAX_FAILED
 
-    def load(self, report: StepReport, sender: SendingRank) -> list[ray.ObjectRef]:
+    def load(self, report: StepReport, sender: SendingRank) -> list[ray.ObjectRef[str]]:
         """Broadcast a version to every actor.
 
         Returns:
             The load of each actor: its result is empty, or says why the actor loaded the object store's copy.
         """
 
-        def open_channel(actors: Sequence[Any]) -> Channel:
+        def open_channel(actors: Sequence[Handle]) -> Channel:
             members = (sender.host, sender.port, *actors)
             if self._channel is None or self._members != members:
                 self._members, self._channel = members, self._new_channel(sender, len(actors))

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from actors.cluster.diagnostics import one_line
+from actors.cluster.placement import Handle
 from actors.cluster.waiting import wait_all
 from actors.learner.command_queue import SendingRank, StepReport
 from actors.rollout.pool import RolloutPool
@@ -26,8 +27,8 @@ class Publication:
     """A published version whose loads may still run."""
 
     version: int
-    loads: list[ray.ObjectRef]
-    """One load for each actor."""
+    loads: list[ray.ObjectRef[Any]]
+    """One load for each actor, which answers the version, or of a broadcast a text."""
     broadcasts: Broadcasts | None = None
     """The broadcasts that sent the version; None: the version went through the object store."""
 
@@ -104,7 +105,7 @@ class WeightSync:
         self._in_flight.clear()
         self._num_failed = 0
 
-    def join(self, actors: Sequence[Any], stop: threading.Event) -> None:
+    def join(self, actors: Sequence[Handle], stop: threading.Event) -> None:
         """Load the latest version on new actors of the pool; then give them calls. Any thread may call this.
 
         Args:
@@ -128,7 +129,7 @@ class WeightSync:
             awaited = f"{len(actors)} new rollout actors to load weights"
             wait_all(self._load(loaded, actors), self.timeout_s, awaited, stop)
 
-    def _load(self, report: StepReport, actors: Sequence[Any] | None = None) -> list[ray.ObjectRef]:
+    def _load(self, report: StepReport, actors: Sequence[Handle] | None = None) -> list[ray.ObjectRef[int]]:
         return self.pool.load_weights(report.weights_refs[0], report.version, report.checksum, actors)
 
     def wait(self, most: int = 0) -> None:
@@ -170,7 +171,7 @@ class WeightSync:
             broadcasts.record(publication.version, results)
         return []
 
-    def _error(self, load: ray.ObjectRef) -> Exception | None:
+    def _error(self, load: ray.ObjectRef[object]) -> Exception | None:
         try:
             ray.get(load, timeout=self.timeout_s)
         except ray.exceptions.RayError as error:
@@ -178,5 +179,5 @@ class WeightSync:
         return None
 
 
-def _are_done(loads: list[ray.ObjectRef]) -> bool:
+def _are_done(loads: list[ray.ObjectRef[object]]) -> bool:
     return len(ray.wait(loads, num_returns=len(loads), timeout=0)[0]) == len(loads)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import field
-from typing import Any, Self
+from typing import Self
 
 from pydantic import model_validator
 
@@ -85,7 +85,7 @@ class Config:
         """Bound of a batch of groups in a reward replica. The default is that of `rollout_timeout_s`."""
         return self.reward.timeout_s or self.train.wait_timeout_s / (MAX_ATTEMPTS + 1)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return the configuration as nested dictionaries."""
         return dataclasses.asdict(self)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.resources
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import yaml
 
@@ -14,20 +14,24 @@ from rlir_ray.config.messages import require
 from rlir_ray.config.old_keys import DROPPED, tell_dropped, upgraded
 from rlir_ray.config.schema import entries
 
+Layer = dict[str, Any]
+"""Settings of a recipe or of overrides, by section, before they are checked."""
+
 
 class TextLoader(yaml.SafeLoader):
     """A YAML loader that reads every scalar as text and rejects a key that occurs twice."""
 
-    yaml_implicit_resolvers: ClassVar = {
+    yaml_implicit_resolvers: ClassVar = {  # type: ignore[misc]  # yaml has it on the class too
         # Keep `<<`, which merges the keys of an anchor.
         "<": [pair for pair in yaml.SafeLoader.yaml_implicit_resolvers["<"] if pair[0].endswith(":merge")]
     }
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
         names = [key.value for key, _ in node.value]
         if twice := [name for name in names if names.count(name) > 1]:
             raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} occurs twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+        found: dict[object, object] = super().construct_mapping(node, deep)  # type: ignore[no-untyped-call]  # yaml's
+        return found
 
 
 def recipes() -> list[str]:
@@ -62,12 +66,12 @@ def load_config(recipe: str = "", overrides: list[str] | None = None) -> Config:
     return Config(**settings)
 
 
-def _merge(layers: list[dict[str, Any]]) -> dict[str, Any]:
+def _merge(layers: list[Layer]) -> Layer:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        merged: Any = OmegaConf.to_container(OmegaConf.merge({}, *layers))
+        merged = cast(Layer, OmegaConf.to_container(OmegaConf.merge({}, *layers)))  # layers have texts as names
     except OmegaConfBaseException as error:
         text = str(error.msg or error).splitlines()[0]
         raise ValueError(
@@ -78,10 +82,10 @@ def _merge(layers: list[dict[str, Any]]) -> dict[str, Any]:
         raise ValueError(
             f"settings must keep lists and mappings apart, got {error}; write {{NAME: VALUE}} for a mapping"
         ) from None
-    return merged  # type: ignore[no-any-return]
+    return merged
 
 
-def _drop_old(values: dict[str, Any], prefix: str) -> None:
+def _drop_old(values: Layer, prefix: str) -> None:
     """Remove the keys of `DROPPED`, and warn about each of them."""
     for key, value in list(values.items()):
         name = f"{prefix}{key}"
@@ -92,7 +96,7 @@ def _drop_old(values: dict[str, Any], prefix: str) -> None:
             _drop_old(value, f"{name}.")
 
 
-def _read_recipe(recipe: str, read: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
+def _read_recipe(recipe: str, read: tuple[Path, ...] = ()) -> list[Layer]:
     """Read the layers of a recipe, its bases first.
 
     Args:
@@ -125,16 +129,17 @@ def _read_recipe(recipe: str, read: tuple[Path, ...] = ()) -> list[dict[str, Any
     return [*(_read_recipe(base, (*read, path)) if base else []), layer]
 
 
-def _read_override(override: str) -> dict[str, Any]:
+def _read_override(override: str) -> Layer:
     require("=" in override, "an override", "must be KEY=VALUE", override, "for example train.num_steps=10")
     key, _, text = override.partition("=")
     is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
     entry = entries(Config).get(key)
     # Keep the text of a text key unchanged, even if YAML would read a number, a comment or a mapping.
-    value: Any = text if entry and entry.is_text and not is_quoted else _parse(text, override)
+    value: object = text if entry and entry.is_text and not is_quoted else _parse(text, override)
+    layer: Layer = {}
     for part in reversed(key.split(".")):
-        value = {part: value}
-    return value  # type: ignore[no-any-return]
+        value = layer = {part: value}
+    return layer
 
 
 def _parse(text: str, source: str) -> Any:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter
 
 from rlir_ray.config.config import Config
-from rlir_ray.config.schema import Entry, entries, sections, shown
+from rlir_ray.config.schema import Entry, Schema, entries, sections, shown
 
 INTRODUCTION = """\
 # Configuration
@@ -32,7 +31,7 @@ same list.
 HEAD = "| Key | Type | Values | Default | Description |\n| --- | --- | --- | --- | --- |\n"
 
 
-def config_schema() -> dict[str, Any]:
+def config_schema() -> Schema:
     """Build the JSON schema of a recipe."""
     return TypeAdapter(Config).json_schema()
 

@@ -16,6 +16,8 @@ KINDS = {
     "array": "list",
     "object": "mapping of names to numbers",
 }
+Schema = dict[str, Any]
+"""A JSON schema, as pydantic writes it."""
 # Keys of JSON schema for the parts of a value: an item of a list, a value of a mapping, a name of a mapping.
 ITEM, VALUE, NAME = "items", "additionalProperties", "propertyNames"
 
@@ -26,7 +28,7 @@ class Entry:
 
     key: str
     """Dotted name of the key: `train.num_steps`."""
-    schema: dict[str, Any]
+    schema: Schema
     """JSON schema of the value."""
     default: Any
     """Value if neither a recipe nor an override sets the key."""
@@ -44,7 +46,7 @@ class Entry:
     @property
     def is_text(self) -> bool:
         """Whether the value is text."""
-        return self.schema["type"] == "string"
+        return bool(self.schema["type"] == "string")
 
     @property
     def kind(self) -> str:
@@ -140,7 +142,7 @@ def _sections(schema: dict[str, Any], definitions: dict[str, Any], prefix: str) 
     return found
 
 
-def _entries(schema: dict[str, Any], definitions: dict[str, Any], default: Any, prefix: str) -> dict[str, Entry]:
+def _entries(schema: Schema, definitions: Schema, default: object, prefix: str) -> dict[str, Entry]:
     found: dict[str, Entry] = {}
     for name, field in schema["properties"].items():
         key, value = f"{prefix}{name}", getattr(default, name)
@@ -151,12 +153,13 @@ def _entries(schema: dict[str, Any], definitions: dict[str, Any], default: Any, 
     return found
 
 
-def _part(field: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+def _part(field: Schema, definitions: Schema) -> Schema:
     """Return the schema of a section; empty if the field is a key."""
-    return definitions[field["$ref"].rpartition("/")[2]] if "$ref" in field else {}
+    found: Schema = definitions[field["$ref"].rpartition("/")[2]] if "$ref" in field else {}
+    return found
 
 
-def _range(schema: dict[str, Any]) -> str:
+def _range(schema: Schema) -> str:
     least, above = schema.get("minimum"), schema.get("exclusiveMinimum")
     most, below = schema.get("maximum"), schema.get("exclusiveMaximum")
     if most is None and below is None:

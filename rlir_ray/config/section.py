@@ -10,7 +10,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, TypeVar, dataclass_transform
+from typing import Annotated, Any, TypeVar, cast, dataclass_transform
 
 import pydantic.dataclasses
 import yaml
@@ -35,6 +35,7 @@ def section(name: str) -> Callable[[type[Section]], type[Section]]:
 
     def build(plain: type[Section]) -> type[Section]:
         make = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
+        # Any: the class that pydantic makes, whose __init__ is replaced below.
         checked: Any = make(plain)
         check = checked.__init__
 
@@ -46,7 +47,7 @@ def section(name: str) -> Callable[[type[Section]], type[Section]]:
                 raise ValueError(one_line(error, checked, name)) from None
 
         checked.__init__ = __init__
-        return checked  # type: ignore[no-any-return]
+        return cast("type[Section]", checked)
 
     return build
 
@@ -153,6 +154,7 @@ RewardName = Annotated[str, AfterValidator(partial(_check_member, "rewards"))]
 ObjectiveName = Annotated[str, AfterValidator(partial(_check_member, "objectives"))]
 SourceName = Annotated[str, AfterValidator(partial(_check_member, "sources"))]
 Arguments = Annotated[
+    # Any: the plug-in takes its arguments in its own types.
     dict[str, Any],
     Field(json_schema_extra={"rule": "a mapping of names to values", "way_out": "write {key}={{NAME: VALUE}}"}),
     BeforeValidator(_read_scalars),

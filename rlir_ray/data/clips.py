@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from rlir_ray.config import DataConfig, WorldConfig
 from rlir_ray.data.recordings import RecordingFile, open_recording
 from rlir_ray.data.sources import RecordingSource
-from rlir_ray.spaces.actions import Actions
+from rlir_ray.spaces.actions import Actions, Event
 
 PromptSplit = Literal["train", "heldout"]
 Progress = Callable[[int, int], None]
@@ -121,7 +121,7 @@ def open_in(source: RecordingSource, name: str, action_shift: int = 0) -> Record
     return open_recording(source.videos[name], name, action_shift)
 
 
-def clip_starts(events: Sequence[dict[str, Any]], world: WorldConfig, min_wall_distance: float) -> list[int]:
+def clip_starts(events: Sequence[Event], world: WorldConfig, min_wall_distance: float) -> list[int]:
     """Return the first frames of the clips of a recording that may serve as prompts, a clip's length apart."""
     length = world.num_context + world.num_frames
     return [
@@ -133,7 +133,7 @@ def clip_starts(events: Sequence[dict[str, Any]], world: WorldConfig, min_wall_d
     ]
 
 
-def _wall_distance(event: dict[str, Any]) -> float:
+def _wall_distance(event: Event) -> float:
     distance = event.get("wallDistance")
     return math.inf if distance is None else distance
 

@@ -135,7 +135,8 @@ def open_source(config: Config) -> Source:
         ValueError: the source cannot be imported, lacks a method, or does not accept `prompts.args`.
     """
     part = config.prompts
-    return build("sources", part.source, part.args, load("sources", part.source), config)
+    source: Source = build("sources", part.source, part.args, load("sources", part.source), config)
+    return source
 
 
 def heldout_bytes(config: Config) -> int:

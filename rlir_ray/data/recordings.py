@@ -11,7 +11,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
@@ -19,7 +19,7 @@ import numpy as np
 from rlir_ray.data.sources import find_recordings, list_recordings, log_skipped, pair
 from rlir_ray.data.video import VideoFile, index_video
 from rlir_ray.data.vpt_events import parse_event, recorder_version, repair_events
-from rlir_ray.spaces.actions import Actions
+from rlir_ray.spaces.actions import Actions, Event
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -58,7 +58,7 @@ class RecordingFile:
 
     name: str
     video: VideoFile
-    events: list[dict[str, Any]]
+    events: list[Event]
     actions: Actions
 
     def __len__(self) -> int:
@@ -85,13 +85,11 @@ class Recording:
 
     name: str
     frames: npt.NDArray[np.uint8]
-    events: list[dict[str, Any]]
+    events: list[Event]
     actions: Actions
 
 
-def write_recording(
-    path_stem: Path, frames: npt.NDArray[np.uint8], events: Iterable[dict[str, Any]], fps: int = 7
-) -> None:
+def write_recording(path_stem: Path, frames: npt.NDArray[np.uint8], events: Iterable[Event], fps: int = 7) -> None:
     """Write PATH_STEM.mp4 and PATH_STEM.jsonl; the files appear under these names only when they are complete.
 
     Example, a Gymnasium loop::
@@ -233,7 +231,7 @@ def _readable(
         yield recording
 
 
-def read_events(path: Path) -> list[dict[str, Any]]:
+def read_events(path: Path) -> list[Event]:
     """Return all events of a jsonl, without repairs.
 
     Raises:

@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +129,7 @@ def _in_index(path: Path) -> RecordingSource:
 def _read_index(path: Path) -> tuple[str, list[str]]:
     """Return the base directory and the names (relpaths without a suffix), sorted and without duplicates."""
     try:
-        index: Any = json.loads(path.read_text(encoding="utf-8-sig"))
+        index: object = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path}: a source must be a folder of recordings or an index in JSON, got no JSON ({error}); give "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import numpy.typing as npt
+    from av import Packet, VideoFrame
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
 
 WAY_OUT = "record or download it again"
 # Exceptions of PyAV for a damaged file; IndexError is for a file without a video stream.
@@ -87,9 +90,9 @@ class VideoFile:
                     yield _as_shown(frame)
 
 
-def _as_shown(frame: Any) -> npt.NDArray[np.uint8]:
+def _as_shown(frame: VideoFrame) -> npt.NDArray[np.uint8]:
     """Convert a frame to RGB and apply the rotation that the file asks for, as a player does."""
-    if matrix := frame.side_data.get(SideDataType.DISPLAYMATRIX):
+    if matrix := frame.side_data.get(SideDataType.DISPLAYMATRIX):  # type: ignore[call-overload]  # av's stubs say int
         a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32).astype(float)
         if a * d < b * c:
             raise ValueError("the file asks for a mirrored display, which would swap left and right")
@@ -99,11 +102,12 @@ def _as_shown(frame: Any) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), quarters))
 
 
-def _decoded(container: Any, stream: Any, first_time: int, last_time: int) -> Iterator[Any]:
+def _decoded(container: InputContainer, stream: VideoStream, first_time: int, last_time: int) -> Iterator[VideoFrame]:
     """Yield the decoded frames of the packets from `first_time` to `last_time`, and not one packet more."""
     for packet in container.demux(stream):
         if packet.size == 0:
             break
+        assert packet.dts is not None, "index_video rejects such a file"
         # A seek may end at an earlier keyframe than the requested one.
         if packet.dts < first_time:
             continue
@@ -154,7 +158,7 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _check_packets(packets: list[Any], num_expected: int) -> None:
+def _check_packets(packets: list[Packet[VideoStream]], num_expected: int) -> None:
     """Check that no packet is damaged or missing; `num_expected` is 0 for a fragmented mp4, which states no number."""
     if len(packets) < num_expected:
         raise ValueError(f"{len(packets)} of {num_expected} frames are there")
@@ -162,7 +166,7 @@ def _check_packets(packets: list[Any], num_expected: int) -> None:
         raise ValueError("the file is cut off")
     if any(packet.pts is None or packet.dts is None for packet in packets):
         raise ValueError("frames without a time")
-    times = [packet.dts for packet in packets]
+    times = [packet.dts for packet in packets if packet.dts is not None]
     if len({packet.pts for packet in packets}) < len(packets) or times != sorted(set(times)):
         raise ValueError("frames of the same time")
 

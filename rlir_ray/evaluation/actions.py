@@ -150,7 +150,8 @@ def _reconstructed_chunks(frames: npt.NDArray[np.uint8], tokenizer: FrameCodec) 
 
 def decode_clips(tokenizer: FrameCodec, codes: Tensor) -> Tensor:
     """Decode clips [B, n, ...] to uint8 [B, n, H, W, 3], on the CPU."""
-    return tokenizer.decode(codes.flatten(0, 1).to(tokenizer.device)).cpu().unflatten(0, codes.shape[:2])
+    clips: Tensor = tokenizer.decode(codes.flatten(0, 1).to(tokenizer.device)).cpu().unflatten(0, codes.shape[:2])
+    return clips
 
 
 def _evaluate(

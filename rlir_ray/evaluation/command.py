@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from rlir_ray.evaluation.fvd import I3D, MIN_FRAMES
 from rlir_ray.evaluation.lpips import LPIPS
 from rlir_ray.evaluation.policy_row import PolicyRow, evaluate_row
 from rlir_ray.families import family_of, open_codec, open_policy
-from rlir_ray.idm.base import load_inverse_dynamics
+from rlir_ray.idm.base import InverseDynamics, load_inverse_dynamics
 from rlir_ray.models.adapters import is_adapter_folder
 from rlir_ray.models.compatibility import stated_architecture
 from rlir_ray.rewards.calibration import check_alignment
@@ -201,7 +201,7 @@ def _is_folder(named: str, folder: Path) -> bool:
     return named.startswith("asset:") and asset_path(named).samefile(folder)
 
 
-def alignment_lines(idm: Any, clips: Iterator[Clip], config: Config) -> list[str]:
+def alignment_lines(idm: InverseDynamics, clips: Iterator[Clip], config: Config) -> list[str]:
     """Warn if the recorded actions fit better when shifted by a frame: then every figure would be wrong."""
     real = list(clips)
     if not real or config.world.num_context + config.world.num_frames < 4:

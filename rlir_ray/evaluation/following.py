@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from rlir_ray.data.files import Json
 from rlir_ray.rewards.classification import confusion, known_mean, macro_f1, occurs, or_none
 from rlir_ray.spaces.actions import GROUPS
 
@@ -123,7 +123,7 @@ class Following:
             columns.append(np.where(occurs(pooled, GROUPS[name].null_class), macro_f1(pooled), np.nan))
         return np.stack(columns, -1)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the figures (null if undefined) and the classes from which `from_json` computes them again."""
         figures = {name: or_none(getattr(self, name)) for name in FIGURES}
         per_group = {
@@ -138,7 +138,7 @@ class Following:
         }
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Following:
+    def from_json(cls, content: Json) -> Following:
         commanded, recovered = (_from_text(content[key]) for key in ("commanded", "recovered"))
         return cls(groups=tuple(content["groups"]), commanded=commanded, recovered=recovered)
 

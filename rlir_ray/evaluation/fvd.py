@@ -73,7 +73,8 @@ class I3D:
 
     def _features(self, clips: Tensor) -> Tensor:
         try:
-            return self.network(i3d_input(clips), rescale=False, resize=False, return_features=True)
+            features: Tensor = self.network(i3d_input(clips), rescale=False, resize=False, return_features=True)
+            return features
         except RuntimeError as error:
             if "forward()" not in str(error):
                 raise
@@ -100,7 +101,8 @@ def i3d_input(clips: Tensor) -> Tensor:
     frames = functional.interpolate(frames, size, mode="bilinear", align_corners=False)
     top, left = (size[0] - SIDE) // 2, (size[1] - SIDE) // 2
     frames = (frames[..., top : top + SIDE, left : left + SIDE] - 0.5) * 2
-    return frames.unflatten(0, clips.shape[:2]).transpose(1, 2).contiguous()
+    whole: Tensor = frames.unflatten(0, clips.shape[:2])
+    return whole.transpose(1, 2).contiguous()
 
 
 def fvd(i3d: I3D, generated: Tensor, real: Tensor) -> float:

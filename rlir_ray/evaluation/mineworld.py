@@ -8,11 +8,12 @@ Legend: B clips, F frames, N frames of all clips, C classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from rlir_ray.data.files import Json
 from rlir_ray.rewards.classification import accuracy, confusion
 from rlir_ray.spaces.actions import BUTTONS, IDM_BUTTONS, VPT_CAMERA, Actions
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Clip = Mapping[str, npt.ArrayLike]
-Columns = dict[str, npt.NDArray[Any]]
+Columns = dict[str, npt.NDArray[np.generic]]
 
 # Class i of a task: its i-th button alone is pressed. Class 0: no button or both. Other buttons are not evaluated.
 TASKS = {
@@ -36,7 +37,7 @@ CAMERA = "camera"
 FIGURES = tuple(f"{figure}_{average}" for average in ("micro", "macro") for figure in ("precision", "recall", "f1"))
 
 
-def action_following(predicted: Sequence[Clip], recorded: Sequence[Clip]) -> dict[str, Any]:
+def action_following(predicted: Sequence[Clip], recorded: Sequence[Clip]) -> Json:
     """Compute how well the recorded actions were recovered, as MineWorld's evaluator does.
 
     Precision, recall and F1 of each task are those of scikit-learn, over the frames of all clips. Micro is the
@@ -69,7 +70,7 @@ def action_following(predicted: Sequence[Clip], recorded: Sequence[Clip]) -> dic
     return {"per_task": per_task, "mean": {**mean, "camera_loss": float(distance.mean())}}
 
 
-def following_in_use(predicted: Sequence[Clip], recorded: Sequence[Clip]) -> dict[str, Any]:
+def following_in_use(predicted: Sequence[Clip], recorded: Sequence[Clip]) -> Json:
     """Average the result of `action_following` over the tasks that the recordings use.
 
     MineWorld's own means count 1 for a task that never occurs, and 0 for a camera axis that never turns.
@@ -128,7 +129,7 @@ def _read(clip: Clip, where: str) -> Columns:
             f"camera must be finite degrees [F, 2] with F >= 1, {where} has {_shown(camera)}; give a pair (pitch, yaw) "
             "for each frame"
         )
-    columns = {CAMERA: camera}
+    columns: Columns = {CAMERA: camera}
     for name in names:
         values = np.asarray(clip[name])
         if values.shape != (len(camera),):
@@ -142,7 +143,7 @@ def _read(clip: Clip, where: str) -> Columns:
     return columns
 
 
-def _shown(values: npt.NDArray[Any]) -> str:
+def _shown(values: npt.NDArray[np.generic]) -> str:
     return f"{list(values.shape)} with {values.ravel()[:4].tolist()}..."
 
 
@@ -222,7 +223,7 @@ def classes_clips(buttons: npt.NDArray[np.integer], camera: npt.NDArray[np.integ
     return [_clip(*clip) for clip in zip(pressed, VPT_CAMERA.degrees(camera), strict=True)]
 
 
-def _clip(buttons: npt.NDArray[Any], camera: npt.NDArray[np.floating]) -> Columns:
+def _clip(buttons: npt.NDArray[np.generic], camera: npt.NDArray[np.floating]) -> Columns:
     """Build a clip of buttons [F, 23] and camera [F, 2]."""
     columns = zip(BUTTONS, buttons.T.astype(np.int64), strict=True)
     return {**dict(columns), CAMERA: camera}

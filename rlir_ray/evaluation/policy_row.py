@@ -10,18 +10,19 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rlir_ray.algorithm.seeds import group_seed
+from rlir_ray.data.files import Json
 from rlir_ray.data.prompts import encode_prompts
 from rlir_ray.evaluation.actions import decode_clips, generated_logits
 from rlir_ray.evaluation.fvd import I3D, frechet_distance
 from rlir_ray.evaluation.lpips import LPIPS
-from rlir_ray.evaluation.mineworld import action_following, actions_clip, following_in_use, logits_clips
+from rlir_ray.evaluation.mineworld import Columns, action_following, actions_clip, following_in_use, logits_clips
 from rlir_ray.evaluation.quality import Quality, clip_quality, join_quality
 from rlir_ray.trajectory import codes_tensor
 
@@ -48,9 +49,9 @@ class PolicyRow:
     psnr: float
     """dB, mean over the frames, like `ssim` (-1..1) and `lpips` (>= 0)."""
     ssim: float
-    following: dict[str, Any] | None
+    following: Json | None
     """Result of `action_following`: MineWorld's means, over its seven tasks."""
-    following_in_use: dict[str, Any] | None = None
+    following_in_use: Json | None = None
     """Result of `following_in_use`: means over the tasks that the recordings use."""
     lpips: float | None = None
     fvd: float | None = None
@@ -78,7 +79,7 @@ class PolicyRow:
             }
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return asdict(self)
 
 
@@ -154,8 +155,8 @@ class _Totals:
     def __init__(self) -> None:
         self.num_clips, self.sampling_s = 0, 0.0
         self.qualities: list[Quality] = []
-        self.read: list[dict[str, Any]] = []
-        self.commanded: list[dict[str, Any]] = []
+        self.read: list[Columns] = []
+        self.commanded: list[Columns] = []
         self.lpips: list[Tensor] = []
         self.features: list[tuple[np.ndarray, np.ndarray]] = []
 

@@ -14,6 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rlir_ray.data.files import Json
+
 # The PSNR of two equal frames is infinite.
 MAX_PSNR = 100.0
 
@@ -37,16 +39,16 @@ class Quality:
         values = getattr(self, figure)
         return None if values is None else float(values.mean())
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return ``{figure: {"mean", "clips": [P]}}``, with null for a missing figure."""
-        found: dict[str, Any] = {}
+        found: dict[str, object] = {}
         for figure in FIGURES:
             values = getattr(self, figure)
             found[figure] = None if values is None else {"mean": self.mean(figure), "clips": values.tolist()}
         return found
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Quality:
+    def from_json(cls, content: Json) -> Quality:
         # JSON holds null for a number that is not finite; numpy reads null as NaN.
         clips = {figure: part and np.array(part["clips"], np.float64) for figure, part in content.items()}
         return cls(**clips)
@@ -95,7 +97,7 @@ def _against(generated: Tensor, real: Tensor) -> dict[str, Tensor]:
 
 def join_quality(parts: Sequence[Quality]) -> Quality:
     """Join the clips of several parts; a figure that one part lacks is missing from the result."""
-    joined: dict[str, Any] = {}
+    joined: dict[str, Any] = {}  # only some of the figures may be None
     for figure in FIGURES:
         values = [getattr(part, figure) for part in parts]
         joined[figure] = None if any(value is None for value in values) else np.concatenate(values)

@@ -10,11 +10,10 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from rlir_ray.data.files import write_text
+from rlir_ray.data.files import Json, write_text
 from rlir_ray.evaluation import tables
 from rlir_ray.evaluation.results import BASE, POST_TRAINED, REAL, Results, compare
 from rlir_ray.evaluation.video import FOLDER, contact_strip
@@ -113,11 +112,11 @@ def _verdict(results: Results) -> str:
     return "shows no clear change in how it obeys commanded actions"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> Json:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _charts(steps: Sequence[dict[str, float]]) -> list[dict[str, Any]]:
+def _charts(steps: Sequence[dict[str, float]]) -> list[Json]:
     measured = {key for step in steps for key, value in step.items() if math.isfinite(value)}
     charts = []
     for title, keys, zero in CHARTS:
@@ -129,7 +128,7 @@ def _charts(steps: Sequence[dict[str, float]]) -> list[dict[str, Any]]:
 
 def line_chart(
     title: str, steps: Sequence[float], series: Mapping[str, Sequence[float]], *, zero: bool = False
-) -> dict[str, Any]:
+) -> Json:
     """Compute the positions of curves over steps in an SVG picture.
 
     Args:

@@ -9,12 +9,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rlir_ray.data.files import number, write_json
+from rlir_ray.data.files import Json, number, write_json
 from rlir_ray.evaluation.following import Following, bootstrap_std, standard_error
 from rlir_ray.evaluation.quality import FIGURES, Quality
 from rlir_ray.evaluation.video import Clips, save_clips, write_videos
@@ -52,7 +51,7 @@ class Evaluation:
     def num_prompts(self) -> int:
         return len(self.quality.brightness)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {
             "name": self.name,
             "temperature": self.temperature,
@@ -64,7 +63,7 @@ class Evaluation:
         }
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Evaluation:
+    def from_json(cls, content: Json) -> Evaluation:
         return cls(
             name=content["name"],
             temperature=content["temperature"],
@@ -96,7 +95,7 @@ class Comparison:
     quality: dict[str, Change]
     """Figure of `Quality` -> its change."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         content = asdict(self)
         for changes in (*content["following"].values(), content["quality"]):
             for change in changes.values():
@@ -104,12 +103,12 @@ class Comparison:
         return content
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Comparison:
+    def from_json(cls, content: Json) -> Comparison:
         following = {idm: _changes(part) for idm, part in content["following"].items()}
         return cls(**{**content, "following": following, "quality": _changes(content["quality"])})
 
 
-def _changes(content: dict[str, Any]) -> dict[str, Change]:
+def _changes(content: Json) -> dict[str, Change]:
     return {figure: Change(mean=number(part["mean"]), se=number(part["se"])) for figure, part in content.items()}
 
 

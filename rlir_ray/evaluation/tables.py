@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
+from rlir_ray.data.files import Json
 from rlir_ray.evaluation.results import BASE, POST_TRAINED, REAL, RECONSTRUCTED, Comparison, Evaluation, Results
 
 Row = tuple[str, list[str]]
@@ -78,7 +78,7 @@ def quality_rows(results: Results) -> list[Row]:
     return rows
 
 
-def calibration_table(calibration: dict[str, Any]) -> tuple[list[str], list[Row]] | None:
+def calibration_table(calibration: Json) -> tuple[list[str], list[Row]] | None:
     """Return head and rows of the check of the reward on real clips; None: the run did not check its reward."""
     if not calibration:
         return None

@@ -67,7 +67,7 @@ class Clips:
 
     @property
     def num_context(self) -> int:
-        return self.frames.shape[1] - self.commanded.shape[1]
+        return int(self.frames.shape[1] - self.commanded.shape[1])
 
 
 def save_clips(run_dir: Path, clips: Clips) -> Path:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from rlir_ray.config import Config, asset_path
@@ -34,6 +35,7 @@ class Family:
     """Returns the class that encodes and decodes frames."""
     check_world: Callable[[Config], FrameShape]
     """Checks that policy and codec fit each other and the world; returns the shape of an encoded frame."""
+    # Any: a policy of the family's own class, as `open_policy` opens it.
     rollout_sampler: Callable[[Config, Any], Sampler]
     """Builds the sampler of a policy for rollouts, which explores and keeps the data that rescoring needs."""
     evaluation_sampler: Callable[[Config, Any, float], Sampler]
@@ -54,7 +56,8 @@ def family_of(config: Config) -> Family:
     Raises:
         ValueError: the family cannot be imported or lacks a part.
     """
-    return load("families", config.policy.family)
+    family: Family = load("families", config.policy.family)
+    return family
 
 
 def compares(config: Config) -> bool:
@@ -62,7 +65,7 @@ def compares(config: Config) -> bool:
     return config.rollout.max_logprob_difference > 0
 
 
-def open_policy(config: Config, device: Any = "cpu") -> nn.Module:
+def open_policy(config: Config, device: torch.device | str = "cpu") -> nn.Module:
     """Open the configured policy, with its adapter if it has one.
 
     Raises:
@@ -103,4 +106,5 @@ def make_objective(config: Config, policy: nn.Module) -> Objective:
         reference=open_reference(config, policy),
     )
     name, member = config.train.objective, load("objectives", config.train.objective)
-    return build("objectives", name, config.train.objective_args, member.from_parts, parts)
+    objective: Objective = build("objectives", name, config.train.objective_args, member.from_parts, parts)
+    return objective

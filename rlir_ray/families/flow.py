@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -16,6 +16,9 @@ from rlir_ray.models.rescoring import FlowRescorer, Rescore
 from rlir_ray.samplers import Sampler
 from rlir_ray.spaces.mineworld import flow_camera_bins
 from rlir_ray.trajectory import FrameShape
+
+if TYPE_CHECKING:
+    from rlir_ray.models.flow import FlowWorldModel
 
 
 def _open_flow_model(folder: Path) -> nn.Module:
@@ -30,14 +33,14 @@ def _autoencoder() -> type[FrameCodec]:
     return FrameAutoencoder
 
 
-def _flow_sampler(config: Config, policy: Any) -> Sampler:
+def _flow_sampler(config: Config, policy: FlowWorldModel) -> Sampler:
     from rlir_ray.samplers.flow import FlowSampler
 
     explore, keep_means = config.train.objective != "nft", config.train.grpo.ratio == "guard"
     return FlowSampler(policy, config.flow, explore=explore, keep_means=keep_means, compares=compares(config))
 
 
-def _flow_evaluation_sampler(config: Config, policy: Any, temperature: float) -> Sampler:
+def _flow_evaluation_sampler(config: Config, policy: FlowWorldModel, temperature: float) -> Sampler:
     from rlir_ray.samplers.flow import FlowSampler
 
     return FlowSampler(policy, config.flow, explore=False, noise_scale=temperature)

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, Self
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlir_ray.data.files import give_usual_mode
+from rlir_ray.data.files import Json, give_usual_mode
 from rlir_ray.registry import load
 
 # Pixels that pass through the convolutions at once: on a CPU they fit into its caches, on a GPU into its memory.
@@ -27,13 +27,16 @@ class InverseDynamics(Protocol):
     def logits(self, frames: Tensor) -> dict[str, Tensor]:
         """Map uint8 [B, F, H, W, 3] to buttons [B, F, 20, 2] and camera [B, F, 2, 11]; index k leads into frame k."""
 
+    def to(self, device: torch.device | str, /) -> Self:
+        """As `nn.Module.to`."""
 
-def architecture_of(settings: dict[str, Any]) -> str:
+
+def architecture_of(settings: Json) -> str:
     """Return the architecture that a config.json names; empty: the checkpoint is no inverse dynamics model."""
     return str(settings.get("architecture", "vpt" if "net" in settings else ""))
 
 
-def load_inverse_dynamics(path: str | Path) -> Any:
+def load_inverse_dynamics(path: str | Path) -> InverseDynamics:
     """Open a checkpoint with the architecture that its config.json names: an `InverseDynamics` and `nn.Module`.
 
     Raises:
@@ -44,7 +47,8 @@ def load_inverse_dynamics(path: str | Path) -> Any:
         member = load("idms", architecture_of(settings) or "vpt")
     except ValueError as error:
         raise ValueError(f"{error}; see {path}/config.json") from error
-    return member.from_pretrained(path)
+    model: InverseDynamics = member.from_pretrained(path)
+    return model
 
 
 def frames_at_once(frames: Tensor) -> int:
@@ -67,14 +71,15 @@ def resize_frames(frames: Tensor, height: int, width: int) -> Tensor:
         images = part.movedim(-1, 1).float()
         resized = F.interpolate(images, (height, width), mode="bilinear", align_corners=False, antialias=False)
         parts.append(resized.round().to(torch.uint8).movedim(1, -1))
-    return torch.cat(parts).unflatten(0, frames.shape[:2])
+    resized_frames: Tensor = torch.cat(parts).unflatten(0, frames.shape[:2])
+    return resized_frames
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Files
 
 
-def save_model(model: nn.Module, config: dict[str, Any], path: str | Path) -> None:
+def save_model(model: nn.Module, config: Json, path: str | Path) -> None:
     """Write config.json and model.safetensors, with weights in float32."""
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rlir_ray.data.files import Json
 from rlir_ray.idm.base import frames_at_once, resize_frames, save_model
 from rlir_ray.idm.vpt_network import Heads, Logits
 from rlir_ray.models.checkpoints import assign_weights, read_state_dict
@@ -30,7 +30,8 @@ class TemporalBlock(nn.Module):
         self.norm, self.conv = nn.GroupNorm(1, hidden), nn.Conv1d(hidden, hidden, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(F.gelu(self.norm(x)))
+        branch: Tensor = self.conv(F.gelu(self.norm(x)))
+        return x + branch
 
 
 class CorrelationInverseDynamics(nn.Module):
@@ -42,7 +43,9 @@ class CorrelationInverseDynamics(nn.Module):
             see `correlation_config`.
     """
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    index: Tensor
+
+    def __init__(self, config: Json) -> None:
         super().__init__()
         self.config = {"architecture": "correlation", **config}
         height, width = config["img_shape"]
@@ -83,12 +86,13 @@ class CorrelationInverseDynamics(nn.Module):
 
     def logits(self, frames: Tensor, max_frames: int | None = None) -> Logits:
         """Recover the actions of clips of any length; see `VptInverseDynamics.logits`."""
-        device = self.pi_head.buttons["linear_layer"].weight.device
+        device = self.pi_head.buttons["linear_layer"].get_parameter("weight").device
         images = resize_frames(frames.to(device), *self.config["img_shape"])
         at_once = max(1, (max_frames or frames_at_once(images)) // images.shape[1])
         embedded = [self._embed(clips) for clips in images.split(at_once)]
         x = torch.cat(embedded).transpose(1, 2)  # [B, hidden, F]
-        return self.pi_head(self.norm(self.temporal(x).transpose(1, 2)))
+        found: Logits = self.pi_head(self.norm(self.temporal(x).transpose(1, 2)))
+        return found
 
     def _embed(self, frames: Tensor) -> Tensor:
         """Embed frames, uint8 [B, F, H, W, 3] -> [B, F, hidden]."""
@@ -103,8 +107,8 @@ class CorrelationInverseDynamics(nn.Module):
         volume = correlation_volume(current.flatten(0, 1), before.flatten(0, 1), self.index)  # [N, cells, D]
         stacked = torch.cat([volume, current.flatten(0, 1), before.flatten(0, 1)], -1)
         planes = stacked.unflatten(1, self.cells).permute(0, 3, 1, 2)
-        embedded = self.embed(self.motion(planes).contiguous().flatten(1))
-        return embedded.unflatten(0, (num_clips, num_frames))
+        embedded: Tensor = self.embed(self.motion(planes).contiguous().flatten(1)).unflatten(0, (num_clips, num_frames))
+        return embedded
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write config.json and model.safetensors into the folder `path`."""
@@ -123,7 +127,7 @@ class CorrelationInverseDynamics(nn.Module):
         return model.eval()
 
 
-def correlation_config(height: int = 48, width: int = 64) -> dict[str, Any]:
+def correlation_config(height: int = 48, width: int = 64) -> Json:
     """Return a config for small worlds, of about 1.3 M parameters."""
     return {
         "img_shape": [height, width],

@@ -41,7 +41,8 @@ def recovered_classes(logits: Logits, groups: Sequence[str]) -> Tensor:
     """
     buttons, camera = (logits[head].argmax(-1).cpu().numpy() for head in ("buttons", "camera"))
     actions = recovered_actions(buttons.reshape(-1, buttons.shape[-1]), camera.reshape(-1, 2))
-    return torch.from_numpy(group_classes(actions, groups)).unflatten(0, buttons.shape[:2])
+    classes: Tensor = torch.from_numpy(group_classes(actions, groups)).unflatten(0, buttons.shape[:2])
+    return classes
 
 
 def one_hot_classes(classes: Tensor, groups: Sequence[str]) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlir_ray.data.files import Json
 from rlir_ray.idm.base import frames_at_once, resize_frames, save_model
 from rlir_ray.idm.vpt_config import NUM_BINS, complete_net
 from rlir_ray.idm.vpt_network import Heads, InverseDynamicsNet, Logits
@@ -51,9 +52,10 @@ class VptInverseDynamics(nn.Module):
             Buttons float32 [B, F, 20, 2] and camera [B, F, 2, 11], normalized to log-probabilities as published;
             index k is the action leading INTO frame k.
         """
-        device = self.pi_head.buttons["linear_layer"].weight.device
+        device = self.pi_head.buttons["linear_layer"].get_parameter("weight").device
         images = resize_frames(frames.to(device), self.height, self.width)
-        return self.pi_head(self.net(images, max_frames or frames_at_once(images)))
+        found: Logits = self.pi_head(self.net(images, max_frames or frames_at_once(images)))
+        return found
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write config.json and model.safetensors into the folder `path`."""
@@ -105,7 +107,7 @@ def load_vpt(weights: Path | str, *, model: Path | str = "", config: Path | str 
     return VptInverseDynamics.from_state(settings, read_state_dict(weights))
 
 
-def read_kwargs(path: Path | str) -> dict[str, Any]:
+def read_kwargs(path: Path | str) -> Json:
     """Return the config that a published `.model` file describes.
 
     Raises:
@@ -114,7 +116,7 @@ def read_kwargs(path: Path | str) -> dict[str, Any]:
     return _layout(read_plain_pickle(path), path)
 
 
-def read_config(path: Path | str) -> dict[str, Any]:
+def read_config(path: Path | str) -> Json:
     """Read the config from a JSON file: the config of this class, or the content of a `.model` file as JSON.
 
     Raises:
@@ -127,7 +129,8 @@ def read_config(path: Path | str) -> dict[str, Any]:
     return content if isinstance(content, dict) and "net" in content else _layout(content, path)
 
 
-def _layout(content: Any, path: Path | str) -> dict[str, Any]:
+# Any: parsed from a file of another program; what it lacks is an error in here.
+def _layout(content: Any, path: Path | str) -> Json:
     try:
         arguments = content["model"]["args"]
         net, head = arguments["net"]["args"], arguments["pi_head_opts"]
@@ -138,4 +141,7 @@ def _layout(content: Any, path: Path | str) -> dict[str, Any]:
             "file that belongs to the inverse dynamics model's weights"
         ) from None
     # Convert to JSON's types (tuples become lists), so that a saved config reads back the same.
-    return json.loads(json.dumps({"net": net, "pi_head": {"temperature": temperature}, "n_camera_bins": NUM_BINS}))
+    layout: Json = json.loads(
+        json.dumps({"net": net, "pi_head": {"temperature": temperature}, "n_camera_bins": NUM_BINS})
+    )
+    return layout

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from rlir_ray.data.files import Json
 from rlir_ray.spaces.actions import VPT_CAMERA
 
 NUM_BINS = VPT_CAMERA.num_bins
 
 # The published sizes (4x_idm.model, which leaves impala_chans and pointwise_ratio to the code's defaults).
-VPT_CONFIG: dict[str, Any] = {
+VPT_CONFIG: Json = {
     "net": {
         "attention_heads": 32,
         "attention_mask_style": "none",
@@ -38,7 +36,7 @@ VPT_CONFIG: dict[str, Any] = {
 }
 
 # Defaults of the published code for kwargs that a config does not give.
-DEFAULTS: dict[str, Any] = {
+DEFAULTS: Json = {
     "attention_heads": 8,
     "attention_mask_style": "clipped_causal",
     "attention_memory_size": 2048,
@@ -76,7 +74,7 @@ FIXED = {
 }
 
 
-def complete_net(net: Mapping[str, Any]) -> dict[str, Any]:
+def complete_net(net: Json) -> Json:
     """Fill in the published code's defaults for missing `net` kwargs.
 
     Raises:
@@ -117,14 +115,14 @@ def complete_net(net: Mapping[str, Any]) -> dict[str, Any]:
     return complete
 
 
-def _keeps_size(conv3d: Mapping[str, Any]) -> bool:
+def _keeps_size(conv3d: Json) -> bool:
     kernel, padding = conv3d["kernel_size"], conv3d["padding"]
     return len(kernel) == len(padding) == 3 and all(
         size == 2 * half + 1 for size, half in zip(kernel, padding, strict=True)
     )
 
 
-def small_vpt_config(height: int = 48, width: int = 64) -> dict[str, Any]:
+def small_vpt_config(height: int = 48, width: int = 64) -> Json:
     """Return a config of VPT's form for small worlds, of about 2 M parameters.
 
     The temperature is 1, because soft rewards use the probabilities.

@@ -8,12 +8,12 @@ Legend: B clips, F frames, N frames of several clips, C channels, E hidden width
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rlir_ray.data.files import Json
 from rlir_ray.spaces.actions import IDM_BUTTONS, VPT_CAMERA
 
 Logits = dict[str, Tensor]
@@ -56,7 +56,8 @@ class ResidualBlock(nn.Module):
         self.conv0, self.conv1 = _conv(channels, channels, scale**0.5), _conv(channels, channels, scale**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv1(self.conv0(x))
+        branch: Tensor = self.conv1(self.conv0(x))
+        return x + branch
 
 
 class DownStack(nn.Module):
@@ -70,7 +71,8 @@ class DownStack(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = F.max_pool2d(self.firstconv(x), kernel_size=3, stride=2, padding=1)
-        return self.blocks(self.n(pooled))
+        found: Tensor = self.blocks(self.n(pooled))
+        return found
 
 
 class ImpalaCNN(nn.Module):
@@ -87,7 +89,8 @@ class ImpalaCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # contiguous, because the dense layer's columns have the order C, H, W, whatever the memory format of the input.
-        return self.dense(self.stacks(x).contiguous().flatten(1))
+        found: Tensor = self.dense(self.stacks(x).contiguous().flatten(1))
+        return found
 
 
 class ImageProcess(nn.Module):
@@ -96,7 +99,8 @@ class ImageProcess(nn.Module):
         self.cnn, self.linear = cnn, _dense(CNN_OUTSIZE, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.cnn(x))
+        found: Tensor = self.linear(self.cnn(x))
+        return found
 
 
 class Attention(nn.Module):
@@ -122,7 +126,8 @@ class Attention(nn.Module):
             for layer in (self.q_layer, self.k_layer, self.v_layer)
         )
         mixed = F.scaled_dot_product_attention(queries, keys, values, scale=1 / queries.shape[-1])
-        return x + self.proj_layer(mixed.transpose(1, 2).flatten(2))
+        branch: Tensor = self.proj_layer(mixed.transpose(1, 2).flatten(2))
+        return x + branch
 
 
 def _scaled_linear(inputs: int, outputs: int, scale: float, bias: bool = True) -> nn.Linear:
@@ -135,7 +140,7 @@ def _scaled_linear(inputs: int, outputs: int, scale: float, bias: bool = True) -
 
 
 class RecurrentBlock(nn.Module):
-    def __init__(self, net: dict[str, Any]) -> None:
+    def __init__(self, net: Json) -> None:
         super().__init__()
         hidden, heads, ratio = net["hidsize"], net["attention_heads"], net["pointwise_ratio"]
         scale = (2 * net["n_recurrence_layers"]) ** -0.5
@@ -147,7 +152,8 @@ class RecurrentBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # As published, the residual connection starts after the norm.
         x = self.r["orc_block"](self.pre_r_ln(x))
-        return x + self.mlp1(self.mlp0(x))
+        branch: Tensor = self.mlp1(self.mlp0(x))
+        return x + branch
 
 
 def _start_with_differences(conv3d: nn.Module) -> None:
@@ -166,7 +172,7 @@ def _start_with_differences(conv3d: nn.Module) -> None:
 class InverseDynamicsNet(nn.Module):
     """Network without heads, uint8 frames [B, F, H, W, 3] -> [B, F, E]; `net` comes from `complete_net`."""
 
-    def __init__(self, net: dict[str, Any]) -> None:
+    def __init__(self, net: Json) -> None:
         super().__init__()
         conv3d, (height, width, channels), hidden = net["conv3d_params"], net["img_shape"], net["hidsize"]
         if conv3d is not None:
@@ -188,14 +194,17 @@ class InverseDynamicsNet(nn.Module):
             # Process a clip that is longer than `max_frames` in parts, to bound the memory.
             parts = [self._features(clips, *part) for part in _spans(num_frames, max_frames)]
             rows.append(torch.cat(parts, 1))
-        return self.final_ln(F.relu(self.recurrent_layer["blocks"](torch.cat(rows))))
+        found: Tensor = self.final_ln(F.relu(self.recurrent_layer["blocks"](torch.cat(rows))))
+        return found
 
     def _features(self, clips: Tensor, start: int, stop: int) -> Tensor:
         """Compute the features of the frames from start to stop, [B, stop - start, E]."""
         if not hasattr(self, "conv3d_layer"):
             images = clips[:, start:stop].flatten(0, 1).permute(0, 3, 1, 2).float() / 255  # channels_last memory format
-            return self.img_process(images).unflatten(0, (len(clips), -1))
+            features: Tensor = self.img_process(images).unflatten(0, (len(clips), -1))
+            return features
         layer = self.conv3d_layer.layer
+        assert isinstance(layer, nn.Conv3d)
         half = layer.kernel_size[0] // 2
         # Pad with black frames at the ends of the clip, and with real neighbours at the ends of a part.
         seen = clips[:, max(0, start - half) : stop + half]
@@ -210,7 +219,8 @@ class InverseDynamicsNet(nn.Module):
         else:
             volume = F.conv3d(pixels.permute(0, 4, 1, 2, 3), weight, layer.bias, padding=(0, *layer.padding[1:]))
         images = F.relu(volume, inplace=True).transpose(1, 2).flatten(0, 1)  # [B * n, C, H, W]
-        return self.img_process(images).unflatten(0, (len(clips), -1))
+        features = self.img_process(images).unflatten(0, (len(clips), -1))
+        return features
 
 
 def _spans(length: int, longest: int) -> list[tuple[int, int]]:

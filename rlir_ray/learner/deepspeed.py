@@ -6,7 +6,6 @@ import math
 import os
 import warnings
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 import torch.distributed
@@ -66,8 +65,9 @@ class DeepSpeedEngine:
     def device(self) -> torch.device:
         return self._device
 
-    def forward(self, *inputs: Any) -> Tensor:
-        return self._engine(*inputs)
+    def forward(self, *inputs: object) -> Tensor:
+        found: Tensor = self._engine(*inputs)
+        return found
 
     def backward(self, loss: Tensor, last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(last)
@@ -86,7 +86,7 @@ class DeepSpeedEngine:
         # From stage 1 on, DeepSpeed itself skips an update whose norm is not finite.
         self._engine.step()
         grad_norm = self._engine.get_global_grad_norm()
-        return float(own_norm if grad_norm is None else grad_norm)  # type: ignore[arg-type]
+        return float(own_norm if grad_norm is None else grad_norm)  # type: ignore[arg-type]  # one of them is a number
 
     def _gradient_norm(self) -> float:
         gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
@@ -169,7 +169,7 @@ class DeepSpeedEngine:
             return
         # Set the shares directly: the last rank's share is padded, and DeepSpeed's setter of whole values would read
         # past the end of the values there.
-        size = weight.ds_tensor.numel()  # type: ignore[attr-defined]
+        size = weight.ds_tensor.numel()  # type: ignore[attr-defined]  # ZeRO 3 adds it
         padded = torch.zeros(size * self._num_ranks)
         padded[: whole.numel()] = whole.flatten()
         own = padded[size * self.rank : size * (self.rank + 1)]
@@ -179,16 +179,16 @@ class DeepSpeedEngine:
             safe_set_local_optimizer_state(weight, own, part)
 
 
-def _own_partitions(zero: Any) -> list[Tensor]:
+def _own_partitions(zero: object) -> list[Tensor]:
     """Return this rank's float32 weights; each of DeepSpeed's optimisers has its own name for them."""
     names = ("fp32_partitioned_groups_flat", "fp32_groups_flat_partition", "single_partition_of_fp32_groups")
     return next(list(getattr(zero, name)) for name in names if hasattr(zero, name))
 
 
-def _settings(model: torch.nn.Module, train: TrainConfig, learner: LearnerConfig) -> dict[str, Any]:
+def _settings(model: torch.nn.Module, train: TrainConfig, learner: LearnerConfig) -> dict[str, object]:
     """Return DeepSpeed's configuration for one batch per step: the learner itself accumulates and normalises."""
     num_elements = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    zero: dict[str, Any] = {
+    zero: dict[str, object] = {
         "stage": learner.zero_stage,
         "reduce_bucket_size": min(num_elements, MAX_BUCKET_ELEMENTS),
         "allgather_bucket_size": min(num_elements, MAX_BUCKET_ELEMENTS),

@@ -113,7 +113,7 @@ class PolicyGradient:
         # What `auto` means depends on the family: a flow log-probability is a mean over a latent's numbers, so that its
         # ratio is no importance weight.
         train, level = parts.config.train, parts.config.importance_level
-        train = replace(train, off_policy=replace(train.off_policy, importance=level))  # type: ignore[arg-type]
+        train = replace(train, off_policy=replace(train.off_policy, importance=level))  # type: ignore[arg-type]  # a choice
         return cls(parts.policy, parts.rescore, train, parts.reference)
 
     def loss(self, forward: Forward, columns: Columns, num_decisions: int) -> tuple[Tensor, Metrics]:

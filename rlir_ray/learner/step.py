@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlir_ray.algorithm.advantages import GroupAdvantages
 from rlir_ray.algorithm.batching import MicroBatch, micro_batches
@@ -80,7 +80,7 @@ class Engine(Protocol):
     def device(self) -> torch.device:
         """Device of the policy."""
 
-    def forward(self, *inputs: Any) -> Tensor:
+    def forward(self, *inputs: object) -> Tensor:
         """Run the policy's forward pass."""
 
     def backward(self, loss: Tensor, last: bool) -> None:
@@ -153,13 +153,13 @@ class Learner:
         parts, bad_group = [], math.inf
         for number, micro in enumerate(micro_batches(shapes, self.learner.decision_budget, most), start=1):
             columns = stack(batch, micro, self.num_steps, self.engine.device)
-            loss, metrics = self.objective.loss(self.engine.forward, columns, batch.num_decisions)
-            if not _are_finite([loss, *metrics.values()]):
+            loss, sums = self.objective.loss(self.engine.forward, columns, batch.num_decisions)
+            if not _are_finite([loss, *sums.values()]):
                 bad_group = min(bad_group, batch.groups[micro.rows[0].group].group_id)
                 # Gradients become NaN on this rank, and so does their sum over ranks: all ranks skip the update.
                 loss = loss * math.nan
             self.engine.backward(loss, last=number == most)
-            parts.append(metrics)
+            parts.append(sums)
         rate = learning_rate_at(self.num_steps, self.train.learning_rate, self.train.warmup_steps)
         grad_norm = self.engine.optimizer_step(rate)
         self.num_steps += 1
@@ -265,7 +265,7 @@ def _are_finite(tensors: Sequence[Tensor]) -> bool:
     return bool(torch.cat([tensor.detach().flatten().float() for tensor in tensors]).isfinite().all())
 
 
-def save_whole(model: Any, folder: Path) -> None:
+def save_whole(model: nn.Module, folder: Path) -> None:
     """Save into a temporary folder beside `folder`, then rename it, so that `folder` is never half-written."""
     partial = folder.with_name(f".{folder.name}.partial")
     previous = folder.with_name(f".{folder.name}.previous")
@@ -303,8 +303,8 @@ def stack(batch: StepBatch, micro: MicroBatch, step: int, device: torch.device) 
     masks = [group.loss_mask[row] & (not micro.is_empty) for group, row in zip(groups, places, strict=True)]
     has_logprobs = logprobs[0] is not None
     return Columns(
-        record=kind(*(column(entry.name) for entry in dataclasses.fields(kind))),  # type: ignore[arg-type]
-        behavior_logprobs=tensor([each[row] for each, row in zip(logprobs, places, strict=True)])  # type: ignore[index]
+        record=kind(*(column(entry.name) for entry in dataclasses.fields(kind))),  # type: ignore[arg-type]  # of the same class
+        behavior_logprobs=tensor([each[row] for each, row in zip(logprobs, places, strict=True)])  # type: ignore[index]  # none is None
         if has_logprobs
         else None,
         loss_mask=tensor(masks),

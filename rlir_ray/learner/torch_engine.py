@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,9 +36,10 @@ class TorchEngine:
     def device(self) -> torch.device:
         return next(self.module.parameters()).device
 
-    def forward(self, *inputs: Any) -> Tensor:
+    def forward(self, *inputs: object) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._is_bf16):
-            return self.module(*inputs)
+            found: Tensor = self.module(*inputs)
+            return found
 
     def backward(self, loss: Tensor, last: bool) -> None:
         loss.backward()

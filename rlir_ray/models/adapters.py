@@ -60,7 +60,12 @@ def add_adapter(model: nn.Module, lora: LoraConfig, folder: str = "") -> None:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             carrier.add_adapter(
-                PeftLoraConfig(r=lora.rank, lora_alpha=lora.alpha or lora.rank, target_modules=list(targets)), NAME
+                PeftLoraConfig(
+                    r=lora.rank,
+                    lora_alpha=lora.alpha or lora.rank,  # type: ignore[arg-type]  # any number
+                    target_modules=list(targets),
+                ),
+                NAME,
             )
     if not has_adapter(model):
         raise ValueError(
@@ -116,7 +121,7 @@ def is_adapter_folder(folder: Path) -> bool:
 
 
 def _carrier(model: nn.Module) -> Any:
-    """Return the library's model, which has the adapter methods."""
+    """Return the library's model; Any: each library has its own adapter methods."""
     return getattr(model, "llama", model)
 
 
@@ -133,10 +138,11 @@ def without_adapter(model: nn.Module) -> Callable[..., Tensor]:
     """Return the forward pass of the model without its adapter: a reference policy that needs no memory."""
     carrier = _carrier(model)
 
-    def forward(*inputs: Any) -> Tensor:
+    def forward(*inputs: object) -> Tensor:
         carrier.disable_adapters()
         try:
-            return model(*inputs)
+            found: Tensor = model(*inputs)
+            return found
         finally:
             carrier.enable_adapters()
 
@@ -145,24 +151,25 @@ def without_adapter(model: nn.Module) -> Callable[..., Tensor]:
 
 def merged_weight(linear: nn.Module) -> Tensor:
     """Return a linear layer's weight with its adapter added, detached."""
-    weight: Tensor = linear.weight.detach()  # type: ignore[operator,union-attr,assignment]
+    weight = linear.get_parameter("weight").detach()
     if not hasattr(linear, "get_delta_weight"):
         return weight
     with torch.no_grad():
-        return weight + linear.get_delta_weight(NAME).to(weight.dtype)  # type: ignore[operator]
+        change: Tensor = linear.get_delta_weight(NAME)  # type: ignore[operator]  # a method of peft's layers
+        return weight + change.to(weight.dtype)
 
 
 def bias_of(linear: nn.Module) -> Tensor | None:
     """Return a linear layer's bias, detached; None: there is none. Adapters with biases are rejected when loaded."""
-    bias: Tensor | None = linear.bias  # type: ignore[assignment]
+    bias: Tensor | None = linear.bias  # type: ignore[assignment]  # a linear layer's bias is no module
     return None if bias is None else bias.detach()
 
 
 def save_policy(model: Any, folder: Path) -> None:
     """Save a policy, or its adapter alone, in the layout of its library.
 
-    An adapter has peft's layout (adapter_config.json, adapter_model.safetensors) for a LLaMA, and diffusers' layout
-    (pytorch_lora_weights.safetensors) for a flow model.
+    The model (Any: no type says so) has `save_pretrained`. An adapter has peft's layout (adapter_config.json,
+    adapter_model.safetensors) for a LLaMA, and diffusers' layout (pytorch_lora_weights.safetensors) for a flow model.
     """
     if not (isinstance(model, nn.Module) and has_adapter(model)):
         model.save_pretrained(folder)

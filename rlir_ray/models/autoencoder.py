@@ -6,12 +6,16 @@ Legend: N frames, H W pixels, D channels of a latent, h w grid.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from rlir_ray.models.frame_codec import FrameCodec, block_settings
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 
 class FrameAutoencoder(FrameCodec):
@@ -24,12 +28,14 @@ class FrameAutoencoder(FrameCodec):
     """
 
     what = "autoencoder"
+    model: AutoencoderKL
 
     @classmethod
-    def model_class(cls) -> Any:
-        from diffusers import AutoencoderKL
+    def model_class(cls) -> type[AutoencoderKL]:
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-        return AutoencoderKL
+        kind: type[AutoencoderKL] = AutoencoderKL
+        return kind
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -59,9 +65,10 @@ class FrameAutoencoder(FrameCodec):
 
     # The differentiable steps of encoding and decoding, which training uses.
 
-    def posterior(self, pixels: Tensor) -> Any:
+    def posterior(self, pixels: Tensor) -> DiagonalGaussianDistribution:
         """Encode [N, 3, H, W] in [-1, 1] as the model's unscaled distribution over latents (`mode`, `sample`, `kl`)."""
-        return self.model.encode(self.fold(pixels)).latent_dist
+        distribution: DiagonalGaussianDistribution = self.model.encode(self.fold(pixels)).latent_dist
+        return distribution
 
     def pixels(self, latents: Tensor) -> Tensor:
         """Decode unscaled latents [N, D, h, w] to [N, 3, H, W]."""
@@ -76,7 +83,8 @@ class FrameAutoencoder(FrameCodec):
         config = self.model.config
         mean = config["latents_mean"] or [config["shift_factor"] or 0.0]
         std = config["latents_std"] or [1 / config["scaling_factor"]]
-        return tuple(torch.tensor(v, device=self.device).view(-1, 1, 1) for v in (mean, std))  # type: ignore[return-value]
+        first, second = (torch.tensor(v, device=self.device).view(-1, 1, 1) for v in (mean, std))
+        return first, second
 
     def _normalise(self, latents: Tensor) -> Tensor:
         mean, std = self._scale()

@@ -122,10 +122,10 @@ class WorldModel(nn.Module):
         hidden = self.llama.model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state  # [B, L - 1, E]
         # The state before a position predicts its token. Only the states of decisions pass through the head, to save
         # memory.
-        logits = self.llama.lm_head(hidden[:, positions - 1])[..., : self.num_codes]  # [B, T, K]
+        logits: Tensor = self.llama.lm_head(hidden[:, positions - 1])[..., : self.num_codes]  # [B, T, K]
         # float32, because sampler and learner must agree on log-probabilities at any precision of the weights.
         logits = logits.float() / temperature
-        decided = logits.gather(-1, tokens[:, positions, None]).squeeze(-1)
+        decided: Tensor = logits.gather(-1, tokens[:, positions, None]).squeeze(-1)
         return decided - logits.logsumexp(-1)
 
     def enable_gradient_checkpointing(self) -> None:

@@ -8,7 +8,7 @@ Legend: B sequences, L length, H query heads, V key-value heads, D head size.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ def block_attention(queries: Tensor, keys: Tensor, values: Tensor, scale: float,
 
 
 def _attend(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, scaling: float, **options: Any
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, scaling: float, **options: object
 ) -> tuple[Tensor, None]:
     return block_attention(query, key, value.to(query.dtype), scaling), None
 

@@ -9,12 +9,14 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
+
+Model = TypeVar("Model", bound=nn.Module)
 
 # Most keys that an error or a warning names; the message always gives the total number.
 NUM_NAMED = 6
@@ -34,7 +36,7 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no file"
         raise ValueError(f"a checkpoint must be an existing file, got {found} at {path}; check the path")
-    content: Any = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    content: object = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not state or not all(isinstance(key, str) for key in state):
         kind = "none" if isinstance(state, Mapping) and not state else type(content).__name__
@@ -52,7 +54,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"a checkpoint must be whole, got {error} in {path}; copy the file again") from None
 
 
-def _read_torch(path: Path) -> Any:
+def _read_torch(path: Path) -> object:
     try:
         # Files in torch's zip format can be memory-mapped: only the used tensors are read.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -80,7 +82,7 @@ class _PlainUnpickler(pickle.Unpickler):
         raise ValueError(f"{module}.{name}")
 
 
-def read_plain_pickle(path: Path | str) -> Any:
+def read_plain_pickle(path: Path | str) -> object:
     """Read a pickle of dicts, lists, tuples, numbers and strings, such as VPT's `.model` files.
 
     Raises:
@@ -104,7 +106,7 @@ def read_plain_pickle(path: Path | str) -> Any:
             raise ValueError(f"a .model file must be a whole pickle, got {found} in {path}; copy it again") from None
 
 
-def open_library_model(load: Callable[..., tuple[Any, Any]], folder: Path | str, what: str) -> Any:
+def open_library_model(load: Callable[..., Model], folder: Path | str, what: str) -> Model:
     """Open a model folder of transformers or diffusers, and reject missing or unknown weights.
 
     By default both libraries draw random weights for missing names and ignore unknown names.
@@ -121,10 +123,12 @@ def open_library_model(load: Callable[..., tuple[Any, Any]], folder: Path | str,
 
     try:
         with only_errors("transformers"), only_errors("diffusers"):
-            model, found = load(folder, output_loading_info=True, ignore_mismatched_sizes=True)
+            opened: object = load(folder, output_loading_info=True, ignore_mismatched_sizes=True)
     except (OSError, SafetensorError) as error:
         cause = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{what} must be whole, got {cause} in {folder}; copy the folder again") from error
+    # `load` is annotated to return the model alone, which it does without output_loading_info.
+    model, found = cast("tuple[Model, dict[str, Iterable[Any]]]", opened)
     _check_names(
         f"{what} in {folder}",
         missing=sorted(found["missing_keys"]),

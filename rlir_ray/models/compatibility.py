@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rlir_ray.config import ArchitectureConfig, Config, asset_path
+from rlir_ray.data.files import Json
 from rlir_ray.models.autoregressive import NUM_EXTRA_IDS, sequence_length
 from rlir_ray.trajectory import FrameShape
 
@@ -91,7 +90,7 @@ def check_flow_world(config: Config) -> FrameShape:
     return got
 
 
-def _grid(config: Config, folder: Path, codec: dict[str, Any]) -> tuple[int, int]:
+def _grid(config: Config, folder: Path, codec: Json) -> tuple[int, int]:
     """Return rows and columns of an encoded frame; check that the codec's frame size is the world's."""
     world = config.world
     stem = {"height": world.height, "width": world.width, "pixel_unshuffle": 1}
@@ -117,34 +116,35 @@ def _check_architecture(stated: ArchitectureConfig, held: ArchitectureConfig) ->
             )
 
 
-def read_settings(folder: Path, file: str, what: str) -> dict[str, Any]:
+def read_settings(folder: Path, file: str, what: str) -> Json:
     """Read a JSON file of a checkpoint.
 
     Raises:
         ValueError: the file cannot be read.
     """
     try:
-        return json.loads((folder / file).read_text(encoding="utf-8"))
+        settings: Json = json.loads((folder / file).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         found = type(error).__name__
         raise ValueError(f"{what} must hold a readable {file}, got {found} in {folder}; check models.*") from None
+    return settings
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Sizes in a config.json
 
 
-def is_flow_model(settings: Mapping[str, Any]) -> bool:
+def is_flow_model(settings: Json) -> bool:
     """Return whether a config.json belongs to a FlowWorldModel."""
-    return settings.get("_class_name") == "FlowWorldModel"
+    return bool(settings.get("_class_name") == "FlowWorldModel")
 
 
-def stated_architecture(settings: Mapping[str, Any]) -> ArchitectureConfig:
+def stated_architecture(settings: Json) -> ArchitectureConfig:
     """Return the sizes in a config.json of either family."""
     return flow_architecture(settings) if is_flow_model(settings) else policy_architecture(settings)
 
 
-def policy_architecture(settings: Mapping[str, Any]) -> ArchitectureConfig:
+def policy_architecture(settings: Json) -> ArchitectureConfig:
     """Return the sizes in a LlamaForCausalLM's config.json; 0 for a missing size."""
     return ArchitectureConfig(
         num_codes=max(0, settings.get("vocab_size", 0) - NUM_EXTRA_IDS),
@@ -158,7 +158,7 @@ def policy_architecture(settings: Mapping[str, Any]) -> ArchitectureConfig:
     )
 
 
-def flow_architecture(settings: Mapping[str, Any]) -> ArchitectureConfig:
+def flow_architecture(settings: Json) -> ArchitectureConfig:
     """Return the sizes in a FlowWorldModel's config.json."""
     height, width, patch = (settings[name] for name in ("latent_height", "latent_width", "patch_size"))
     return ArchitectureConfig(

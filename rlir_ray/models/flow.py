@@ -12,15 +12,16 @@ import inspect
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
-from diffusers.loaders import PeftAdapterMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders.peft import PeftAdapterMixin
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rlir_ray.data.files import Json
 from rlir_ray.models.checkpoints import open_library_model
 from rlir_ray.spaces.mineworld import ACTION_CLASS_COUNTS
 
@@ -50,7 +51,7 @@ class FrameCache:
         )
 
 
-class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
+class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore[misc]  # as diffusers' own models
     """Flow world model; a `diffusers` model, so that any folder of `save_pretrained` opens.
 
     Args:
@@ -66,7 +67,7 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     _supports_gradient_checkpointing = True
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]  # diffusers does not annotate it
     def __init__(
         self,
         latent_channels: int = 8,
@@ -78,7 +79,7 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         num_heads: int = 4,
         mlp_ratio: float = 4.0,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # diffusers does not annotate it
         if latent_height % patch_size or latent_width % patch_size:
             raise ValueError(
                 f"patch_size must divide the latent's height and width, got {patch_size} for {latent_height}x"
@@ -110,10 +111,10 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def _initialise(self) -> None:
         """Start every block as the identity and the velocity as zero (adaLN-zero, https://arxiv.org/abs/2212.09748)."""
         for table in self.actions:
-            nn.init.normal_(table.weight, std=0.02)
-        for layer in (*(block.modulation for block in self.blocks), self.final_modulation, self.head):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            nn.init.normal_(table.get_parameter("weight"), std=0.02)
+        for layer in (*(block.get_submodule("modulation") for block in self.blocks), self.final_modulation, self.head):
+            nn.init.zeros_(layer.get_parameter("weight"))
+            nn.init.zeros_(layer.get_parameter("bias"))
 
     @property
     def tokens_per_frame(self) -> int:
@@ -171,7 +172,8 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         for number, block in enumerate(self.blocks):
             past = (cache.keys[number], cache.values[number]) if cache is not None else None
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x, keys, values = self._gradient_checkpointing_func(block, x, condition, turns, mask, past)
+                checkpointed = self._gradient_checkpointing_func  # diffusers sets it with the flag
+                x, keys, values = checkpointed(block, x, condition, turns, mask, past)  # type: ignore[misc]  # not None
             else:
                 x, keys, values = block(x, condition, turns, mask, past)
             kept.keys.append(keys)
@@ -194,7 +196,8 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         angles = levels.float()[..., None] * LEVEL_SCALE * torch.exp(-math.log(10_000) * exponents)
         waves = torch.cat([angles.cos(), angles.sin()], -1).to(self.dtype)
         tables = [table(actions[..., column]) for column, table in enumerate(self.actions)]
-        return self.level(waves) + torch.stack(tables).sum(0)
+        level: Tensor = self.level(waves)
+        return level + torch.stack(tables).sum(0)
 
     def _patches(self, latents: Tensor) -> Tensor:
         """Cut latents [B, M, D, h, w] into patches [B, L, D * patch²]."""
@@ -204,7 +207,8 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def _latents(self, patches: Tensor, num_frames: int) -> Tensor:
         """Join patches to latents, the inverse of `_patches`."""
         folded = patches.reshape(len(patches) * num_frames, *self.grid, -1).permute(0, 3, 1, 2)
-        return functional.pixel_shuffle(folded, self.patch_size).unflatten(0, (len(patches), num_frames))
+        latents: Tensor = functional.pixel_shuffle(folded, self.patch_size).unflatten(0, (len(patches), num_frames))
+        return latents
 
 
 class Block(nn.Module):
@@ -284,22 +288,24 @@ def normalise(x: Tensor) -> Tensor:
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Scale and shift tokens [B, M * N, E] by each frame's factors [B, M, E]."""
     frames = x.unflatten(1, (shift.shape[1], -1))
-    return (frames * (1 + scale[:, :, None]) + shift[:, :, None]).flatten(1, 2)
+    modulated: Tensor = frames * (1 + scale[:, :, None]) + shift[:, :, None]
+    return modulated.flatten(1, 2)
 
 
 def gated(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
     """Add a branch [B, M * N, E], times each frame's gate [B, M, E], to x."""
-    return x + (branch.unflatten(1, (gate.shape[1], -1)) * gate[:, :, None]).flatten(1, 2)
+    frames: Tensor = branch.unflatten(1, (gate.shape[1], -1)) * gate[:, :, None]
+    return x + frames.flatten(1, 2)
 
 
-def open_flow_model(folder: Any) -> FlowWorldModel:
+def open_flow_model(folder: Path | str) -> FlowWorldModel:
     """Open a folder that `save_pretrained` wrote, in float32 and evaluation mode, on the CPU.
 
     Raises:
         ValueError: the config has unknown fields, or the weights do not fit the config or are not finite.
     """
     known = inspect.signature(FlowWorldModel.__init__).parameters
-    settings: dict[str, Any] = FlowWorldModel.load_config(folder, local_files_only=True)  # type: ignore[assignment]
+    settings: Json = FlowWorldModel.load_config(folder, local_files_only=True)
     if unknown := [name for name in settings if name not in known and not name.startswith("_")]:
         raise ValueError(
             f"a flow policy's config.json must set only fields of FlowWorldModel, got {unknown[0]}="
@@ -312,5 +318,5 @@ def open_flow_model(folder: Any) -> FlowWorldModel:
         local_files_only=True,
         use_safetensors=True,
     )
-    model: FlowWorldModel = open_library_model(load, folder, "the policy")
-    return model.eval()
+    model: FlowWorldModel = open_library_model(load, folder, "the policy").eval()
+    return model

@@ -11,14 +11,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlir_ray.data.files import give_usual_mode
+from rlir_ray.data.files import Json, give_usual_mode
 from rlir_ray.models.checkpoints import open_library_model
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.vq_model import VQModel
+
+    LibraryModel = VQModel | AutoencoderKL
 
 STEM_FILE = "tokenizer.json"
 
@@ -38,8 +44,12 @@ class FrameCodec(nn.Module, ABC):
 
     what: ClassVar[str]
     """Name of the codec in error messages."""
+    model: LibraryModel
+    grid: tuple[int, int]
 
-    def __init__(self, model: Any, *, height: int, width: int, pixel_unshuffle: int = 1, max_frames: int = 256) -> None:
+    def __init__(
+        self, model: LibraryModel, *, height: int, width: int, pixel_unshuffle: int = 1, max_frames: int = 256
+    ) -> None:
         super().__init__()
         factor = pixel_unshuffle * 2 ** (len(model.config["block_out_channels"]) - 1)
         if height % factor or width % factor:
@@ -53,7 +63,7 @@ class FrameCodec(nn.Module, ABC):
                 f"and pixel_unshuffle {pixel_unshuffle}; correct {STEM_FILE} beside the model"
             )
         # CPU convolutions in bf16 are fast in channels_last only.
-        self.model = model.to(memory_format=torch.channels_last)
+        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # diffusers' decorator hides `self`
         self.height, self.width = height, width
         self.pixel_unshuffle = pixel_unshuffle
         self.max_frames = max_frames
@@ -134,7 +144,7 @@ class FrameCodec(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def model_class(cls) -> Any:
+    def model_class(cls) -> type[LibraryModel]:
         """Return the `diffusers` class; imported here because the import is slow."""
 
     @classmethod
@@ -152,19 +162,21 @@ class FrameCodec(nn.Module, ABC):
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise ValueError(f"no {cls.what} in {folder} (config.json is missing); give the folder of a {cls.what}")
-        stem: dict[str, Any] = {"height": height, "width": width, "pixel_unshuffle": 1}
+        stem: Json = {"height": height, "width": width, "pixel_unshuffle": 1}
         if (folder / STEM_FILE).is_file():
             stem = json.loads((folder / STEM_FILE).read_text(encoding="utf-8"))
         elif height is None or width is None:
             raise ValueError(f"{folder} has no {STEM_FILE}; give the frames' height and width for a plain {cls.what}")
-        load = partial(cls.model_class().from_pretrained, torch_dtype=torch.float32, low_cpu_mem_usage=False)
+        load: Callable[..., LibraryModel] = partial(
+            cls.model_class().from_pretrained, torch_dtype=torch.float32, low_cpu_mem_usage=False
+        )
         model = open_library_model(load, folder, f"the {cls.what}")
         return cls(model, max_frames=max_frames, **stem).eval()
 
 
 def block_settings(
     block_channels: tuple[int, ...], layers_per_block: int, norm_groups: int, pixel_unshuffle: int
-) -> dict[str, Any]:
+) -> Json:
     """Return the arguments that all `diffusers` autoencoders of pictures share.
 
     Args:

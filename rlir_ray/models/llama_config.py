@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig
@@ -80,7 +81,7 @@ def check_llama_config(config: LlamaConfig) -> None:
         off = value == defaults[name] if name in defaults else not value
         if name not in COMPUTED | HARMLESS and not off:
             raise ValueError(_rejection(name, f"{value!r}"))
-    rope: dict[str, Any] = config.rope_parameters or {}
+    rope: Mapping[str, object] = config.rope_parameters or {}
     if (kind := rope.get("rope_type", "default")) not in ROPE_TYPES:
         raise ValueError(_rejection("rope_type", f"{kind!r} instead of one of {', '.join(sorted(ROPE_TYPES))}"))
     for name, value in rope.items():

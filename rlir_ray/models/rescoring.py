@@ -36,7 +36,7 @@ class Scores:
 
 
 Rescore = Callable[[Forward, Any, int], Scores]
-"""Function from a forward pass, a record of the same family and T to scores."""
+"""Function from a forward pass, a record of the same family (Any: each family has its own class) and T to scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,4 +130,5 @@ def two_streams(
         places,
         visible,
     )
-    return velocities[:, num_history:].unflatten(1, (num_frames, num_levels))
+    found: Tensor = velocities[:, num_history:].unflatten(1, (num_frames, num_levels))
+    return found

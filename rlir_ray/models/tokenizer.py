@@ -5,11 +5,14 @@ Independent of actions, videos and training. Legend: N frames, H W pixels, h w g
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from rlir_ray.models.frame_codec import FrameCodec, block_settings
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.vq_model import VQModel
 
 
 class FrameTokenizer(FrameCodec):
@@ -19,12 +22,14 @@ class FrameTokenizer(FrameCodec):
     """
 
     what = "tokenizer"
+    model: VQModel
 
     @classmethod
-    def model_class(cls) -> Any:
-        from diffusers import VQModel
+    def model_class(cls) -> type[VQModel]:
+        from diffusers.models.autoencoders.vq_model import VQModel
 
-        return VQModel
+        kind: type[VQModel] = VQModel
+        return kind
 
     @property
     def num_codes(self) -> int:
@@ -37,7 +42,8 @@ class FrameTokenizer(FrameCodec):
     @property
     def codebook(self) -> Tensor:
         """float [num_codes, D]."""
-        return self.model.quantize.embedding.weight
+        weight: Tensor = self.model.quantize.embedding.weight
+        return weight
 
     def encode(self, frames: Tensor) -> Tensor:
         """Encode uint8 [N, H, W, 3] as int64 [N, tokens_per_frame], in raster order, each below `num_codes`."""
@@ -58,7 +64,8 @@ class FrameTokenizer(FrameCodec):
 
     def latents(self, pixels: Tensor) -> Tensor:
         """Encode [N, 3, H, W] in [-1, 1] as continuous latents [N, D, h, w], before quantization."""
-        return self.model.encode(self.fold(pixels)).latents
+        latents: Tensor = self.model.encode(self.fold(pixels)).latents
+        return latents
 
     def pixels(self, latents: Tensor) -> Tensor:
         """Decode latents [N, D, h, w], quantized or not, to [N, 3, H, W]."""

@@ -9,10 +9,15 @@ import inspect
 import itertools
 import math
 import textwrap
-from collections.abc import Sequence
-from typing import Any, TypeGuard, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
-Settings = TypeVar("Settings")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
+Chosen = dict[str, Any]
+"""Parsed arguments of a command by their names, each of the type that its parser gives it."""
 
 
 def field_lines(node: type) -> dict[str, str]:
@@ -45,7 +50,7 @@ def add_settings(parser: argparse.ArgumentParser, settings: type, leave_out: Seq
             parser.add_argument(option, type=_names, default=",".join(default), metavar="A,B,...", help=text)
         if entry.name in leave_out or not isinstance(entry.default, int | float | str | None):
             continue
-        kind: Any = float if entry.default is None else type(entry.default)
+        kind: Callable[[str], object] = float if entry.default is None else type(entry.default)
         text = lines[entry.name].replace("%", "%%")
         parser.add_argument(f"--{entry.name.replace('_', '-')}", type=kind, default=entry.default, help=text)
 
@@ -93,7 +98,7 @@ def check_settings(settings: Any) -> None:
         raise ValueError("a training needs --minutes or --num-steps above 0, got 0 of both; set one of them")
 
 
-def take_settings(chosen: dict[str, Any], settings: type[Settings]) -> Settings:
+def take_settings(chosen: Chosen, settings: type[Settings]) -> Settings:
     """Build the settings from parsed arguments, and remove these arguments from `chosen`."""
-    names = {entry.name for entry in dataclasses.fields(settings)}  # type: ignore[arg-type]
+    names = {entry.name for entry in dataclasses.fields(settings)}
     return settings(**{name: chosen.pop(name) for name in list(chosen) if name in names})

@@ -12,9 +12,9 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rlir_ray.data.files import give_usual_mode, replace_folder, write_json
+from rlir_ray.data.files import Json, give_usual_mode, replace_folder, write_json
 from rlir_ray.pretrain.arguments import add_settings, build_parser, take_settings
 from rlir_ray.pretrain.settings import SPLITS
 from rlir_ray.run.environment import versions
@@ -72,7 +72,7 @@ class AssetsPlan:
             )
 
 
-def make_assets(work: Path, out: Path, plan: AssetsPlan) -> dict[str, Any]:
+def make_assets(work: Path, out: Path, plan: AssetsPlan) -> Json:
     """Run all stages in order.
 
     Args:
@@ -212,7 +212,7 @@ def _train_flow_model(work: Path, plan: AssetsPlan) -> None:
     train_flow(train, validation, work / "flow_model", settings)
 
 
-def publish(work: Path, out: Path, plan: dict[str, Any]) -> dict[str, Any]:
+def publish(work: Path, out: Path, plan: Json) -> Json:
     """Copy the models with their settings, curves and held-out metrics, and write made.json.
 
     Raises:
@@ -266,7 +266,7 @@ def _copy_half(source: Path, target: Path) -> None:
     give_usual_mode(target.parent)
 
 
-def _summary(folder: Path) -> Any:
+def _summary(folder: Path) -> object:
     index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     return {key: value for key, value in index.items() if key not in ("basedir", "relpaths")}
 

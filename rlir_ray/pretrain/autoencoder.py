@@ -8,14 +8,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rlir_ray.data.files import Json
 from rlir_ray.models.autoencoder import FrameAutoencoder, build_autoencoder
+from rlir_ray.pretrain.arguments import Chosen
 from rlir_ray.pretrain.encode import encode_splits, read_splits
 from rlir_ray.pretrain.loop import train
 from rlir_ray.pretrain.reconstruction import (
@@ -108,10 +109,10 @@ class AutoencoderTask(Task):
         divergence = posterior.kl().mean() / posterior.mean[0].numel()
         return reconstruction + settings.kl_weight * divergence, {"kl": divergence.detach()}
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self) -> Json:
         return {"validation_psnr": evaluate_autoencoder(self.model, _spread(self.validation, NUM_CURVE))["psnr"]}
 
-    def save(self, folder: Path, final: Mapping[str, Any], steps: int, elapsed_s: float) -> dict[str, Any]:
+    def save(self, folder: Path, final: Json, steps: int, elapsed_s: float) -> Json:
         _set_scale(self.model, self.clips)
         # Evaluate the stored float16 weights, because users load those.
         self.model.save_pretrained(folder, torch.float16)
@@ -121,7 +122,7 @@ class AutoencoderTask(Task):
         return {**frames, "validation": figures}
 
 
-def run_command(chosen: dict[str, Any], settings: AutoencoderTraining) -> None:
+def run_command(chosen: Chosen, settings: AutoencoderTraining) -> None:
     """Run `pretrain autoencoder`: train on recordings, then encode them if asked to."""
     recordings = read_splits(chosen["data"], chosen["action_shift"])
     clips = {split: [one.frames for one in recorded] for split, recorded in recordings.items()}

@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rlir_ray.pretrain.arguments import add_action_shift, add_settings, build_parser, take_settings
 from rlir_ray.pretrain.settings import (
@@ -21,6 +21,9 @@ from rlir_ray.pretrain.settings import (
     WorldModelTraining,
 )
 from rlir_ray.run.progress import log_to_stderr
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 RECORDINGS = "folder with train/ and validation/ recordings"
 CODES = "folder with train.npz and validation.npz"
@@ -38,7 +41,7 @@ class TrainingCommand:
         threads: default number of torch threads; None: `settings` has the number.
     """
 
-    settings: type
+    settings: type[DataclassInstance]
     data: str
     out: str
     description: str
@@ -51,7 +54,7 @@ def main(model: str, argv: Sequence[str] | None = None) -> None:
     """Run `python -m rlir_ray pretrain MODEL`; MODEL is a key of `COMMANDS`."""
     command = COMMANDS[model]
     chosen = vars(_parser(model, command).parse_args(argv))
-    settings: Any = take_settings(chosen, command.settings)
+    settings = take_settings(chosen, command.settings)
     log_to_stderr()
     if command.threads:
         import torch

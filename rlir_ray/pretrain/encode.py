@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,11 +37,11 @@ def encode_recordings(codec: FrameCodec, recordings: Iterable[Recording], out_fi
         ValueError: no recordings.
     """
     names: list[str] = []
-    columns: dict[str, list[npt.NDArray[Any]]] = {"codes": [], "buttons": [], "camera": [], "wall_distance": []}
+    columns: dict[str, list[npt.NDArray[np.generic]]] = {"codes": [], "buttons": [], "camera": [], "wall_distance": []}
     for recording in recordings:
         names.append(recording.name)
-        codes = codec.encode(torch.from_numpy(np.ascontiguousarray(recording.frames)))
-        columns["codes"].append(stored_codes(codes.cpu().numpy()))
+        encoded = codec.encode(torch.from_numpy(np.ascontiguousarray(recording.frames)))
+        columns["codes"].append(stored_codes(encoded.cpu().numpy()))
         columns["buttons"].append(recording.actions.buttons)
         columns["camera"].append(recording.actions.camera)
         walls = [event.get("wallDistance", math.nan) for event in recording.events]
@@ -52,7 +51,7 @@ def encode_recordings(codec: FrameCodec, recordings: Iterable[Recording], out_fi
             "an encoding needs at least one readable recording, got none; make some with: python -m rlir_ray collect"
         )
     lengths = [len(part) for part in columns["codes"]]
-    arrays: dict[str, Any] = {name: np.concatenate(parts) for name, parts in columns.items()}
+    arrays: dict[str, npt.NDArray[np.generic]] = {name: np.concatenate(parts) for name, parts in columns.items()}
     codes = arrays.pop("codes")
     arrays["latents" if codes.dtype.kind == "f" else "tokens"] = codes
     if np.isnan(arrays["wall_distance"]).any():
@@ -62,7 +61,7 @@ def encode_recordings(codec: FrameCodec, recordings: Iterable[Recording], out_fi
     out_file.parent.mkdir(parents=True, exist_ok=True)
     part = out_file.with_name(out_file.name + ".part")
     with part.open("wb") as file:
-        np.savez(file, episode_starts=starts, names=np.array(names), **arrays)
+        np.savez(file, episode_starts=starts, names=np.array(names), **arrays)  # type: ignore[arg-type]  # no column is named allow_pickle
     part.replace(out_file)
     return sum(lengths)
 

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rlir_ray.algorithm.flow_steps import interpolate
-from rlir_ray.data.files import give_usual_mode
+from rlir_ray.data.files import Json, give_usual_mode
 from rlir_ray.models.rescoring import two_streams
+from rlir_ray.pretrain.arguments import Chosen
 from rlir_ray.pretrain.encode import window_starts
 from rlir_ray.pretrain.loop import train as train_task
 from rlir_ray.pretrain.settings import SPLITS, FlowTraining
@@ -41,7 +42,7 @@ logger = logging.getLogger(__name__)
 class LatentRecordings:
     """Recordings of n frames in all, end to end, as latents and action classes."""
 
-    latents: npt.NDArray[np.floating[Any]]
+    latents: npt.NDArray[np.floating]
     """[n, D, h, w]."""
     actions: npt.NDArray[np.int64]
     """[n, 9], classes of the action that leads into each frame."""
@@ -98,7 +99,7 @@ def train_flow(
         model = open_flow_model(out_dir)
     else:
         task = FlowTask(train, validation, settings)
-        report, model = train_task(task, out_dir), task.average.module
+        report, model = train_task(task, out_dir), task.kept
     if warning := world_model_warning(report["final"]):
         logger.warning(warning)
     return model
@@ -108,6 +109,8 @@ class FlowTask(Task):
     """Training task: a flow model and the moving average of its weights, which is saved as the model."""
 
     name = "flow"
+    model: FlowWorldModel
+    settings: FlowTraining
 
     def __init__(self, train: LatentRecordings, validation: LatentRecordings, settings: FlowTraining) -> None:
         self.train, self.validation = train, validation
@@ -125,6 +128,11 @@ class FlowTask(Task):
             precision=settings.precision,
             max_grad_norm=settings.max_grad_norm,
         )
+
+    @property
+    def kept(self) -> FlowWorldModel:
+        """The model of averaged weights."""
+        return cast("FlowWorldModel", self.average.module)  # AveragedModel does not keep the type
 
     def parts(self) -> dict[str, nn.Module]:
         return {"model": self.model, "average": self.average}
@@ -147,11 +155,12 @@ class FlowTask(Task):
     def after_update(self) -> None:
         self.average.update_parameters(self.model)
 
-    def evaluate(self) -> dict[str, Any]:
-        return validate(self.average.module, self.validation, self.settings)
+    def evaluate(self) -> Json:
+        figures: Json = validate(self.kept, self.validation, self.settings)
+        return figures
 
-    def save(self, folder: Path, final: Mapping[str, Any], steps: int, elapsed_s: float) -> dict[str, Any]:
-        kept: FlowWorldModel = self.average.module.to("cpu").eval()
+    def save(self, folder: Path, final: Json, steps: int, elapsed_s: float) -> Json:
+        kept = self.kept.to("cpu").eval()  # type: ignore[arg-type]  # diffusers' decorator hides `self`
         kept.save_pretrained(folder)
         give_usual_mode(folder)
         return {
@@ -162,7 +171,7 @@ class FlowTask(Task):
         }
 
 
-def run_command(chosen: dict[str, Any], settings: FlowTraining) -> None:
+def run_command(chosen: Chosen, settings: FlowTraining) -> None:
     """Run `pretrain flow`: train on the encoded recordings of a folder."""
     train, validation = (load_latents(chosen["data"] / f"{split}.npz") for split in SPLITS)
     train_flow(train, validation, chosen["out"], settings)
@@ -179,9 +188,10 @@ def _initial_model(settings: FlowTraining, latent_shape: tuple[int, ...]) -> Flo
                 f"the recordings must have latents of {model.latent_shape} as {settings.init}, got {latent_shape}; "
                 "encode them with its autoencoder"
             )
-        return model.train()
+        model.train()
+        return model
     channels, height, width = latent_shape
-    return FlowWorldModel(
+    fresh: FlowWorldModel = FlowWorldModel(
         latent_channels=channels,
         latent_height=height,
         latent_width=width,
@@ -190,6 +200,7 @@ def _initial_model(settings: FlowTraining, latent_shape: tuple[int, ...]) -> Flo
         num_layers=settings.num_layers,
         num_heads=settings.num_heads,
     )
+    return fresh
 
 
 def flow_loss(

@@ -6,18 +6,20 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rlir_ray.data.alignment import check_alignment
+from rlir_ray.data.files import Json
 from rlir_ray.data.recordings import Recording
 from rlir_ray.idm.base import load_inverse_dynamics
 from rlir_ray.idm.correlation_idm import CorrelationInverseDynamics, correlation_config
 from rlir_ray.idm.vpt import VptInverseDynamics
 from rlir_ray.idm.vpt_config import small_vpt_config
+from rlir_ray.pretrain.arguments import Chosen
 from rlir_ray.pretrain.encode import read_splits
 from rlir_ray.pretrain.idm_scores import (
     CLIP_FRAMES,
@@ -88,7 +90,8 @@ def _initial_model(settings: InverseDynamicsTraining, height: int, width: int) -
     if settings.init:
         if not (Path(settings.init) / "config.json").is_file():
             raise ValueError(f"--init must be the folder of an inverse dynamics model, got {settings.init}; check it")
-        return load_inverse_dynamics(settings.init).train()
+        # `--init` names a model that this command has trained before.
+        return cast(Model, load_inverse_dynamics(settings.init)).train()
     return build_model(
         settings.architecture,
         height,
@@ -115,7 +118,7 @@ def train_inverse_dynamics(
     path: str | Path,
     settings: InverseDynamicsTraining,
     reconstruct: Reconstruct | None = None,
-) -> dict[str, Any]:
+) -> Json:
     """Train a model and write config.json, model.safetensors, training.json and curve.jsonl into `path`.
 
     Resume from the last saved state. Do not repeat a finished training; extend the training if `settings.minutes` is
@@ -140,7 +143,7 @@ def train_inverse_dynamics(
     if report is None:
         torch.set_num_threads(settings.threads)
         report = train(InverseDynamicsTask(recordings, validation, settings, reconstruct), folder)
-    scores: dict[str, Any] = report["held_out"]
+    scores: Json = report["held_out"]
     if warning := idm_warning(scores["gate"], settings.groups):
         logger.warning(warning)
     return scores
@@ -202,19 +205,19 @@ class InverseDynamicsTask(Task):
         weights = self.button_weights.to(device), self.camera_weights.to(device)
         return inverse_dynamics_loss(logits, buttons.to(device), camera.to(device), *weights), {}
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self) -> Json:
         return {"held_out": evaluate_inverse_dynamics(self.model, *self.clips, self.settings.groups)["+0"]}
 
-    def words(self, line: Mapping[str, Any]) -> dict[str, float | None]:
+    def words(self, line: Json) -> dict[str, float | None]:
         held_out = {f"held-out {name}": value for name, value in line["held_out"]["mean"].items()}
         return {**({"loss": line["loss"]} if "loss" in line else {}), **held_out}
 
-    def save(self, folder: Path, final: Mapping[str, Any], steps: int, elapsed_s: float) -> dict[str, Any]:
+    def save(self, folder: Path, final: Json, steps: int, elapsed_s: float) -> Json:
         self.model.eval().save_pretrained(folder)
         return {"held_out": held_out_scores(self.model, self.validation, self.settings.groups, self.reconstruct)}
 
 
-def run_command(chosen: dict[str, Any], settings: InverseDynamicsTraining) -> None:
+def run_command(chosen: Chosen, settings: InverseDynamicsTraining) -> None:
     """Run `pretrain idm`: check the alignment of events and frames, then train on the recordings."""
     reconstruct = reconstruction(chosen["tokenizer"], settings.device) if chosen["tokenizer"] else None
     recordings, validation = read_splits(chosen["data"], chosen["action_shift"]).values()

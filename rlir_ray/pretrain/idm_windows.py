@@ -137,4 +137,5 @@ def augment(frames: Tensor, generator: torch.Generator, strength: float) -> Tens
     images = torch.lerp(images, smooth, blur) + 6 * strength * draw(1) * patches
     noise = 8 * strength * draw(1) * draw(*images.shape)
     changed = (images + noise).round_().clamp_(0, 255).to(torch.uint8)
-    return changed.permute(0, 2, 3, 1).unflatten(0, (num_clips, num_frames)).contiguous()
+    clips: Tensor = changed.permute(0, 2, 3, 1).unflatten(0, (num_clips, num_frames))
+    return clips.contiguous()

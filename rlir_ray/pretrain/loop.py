@@ -12,10 +12,8 @@ import math
 import os
 import platform
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +21,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from rlir_ray.data.files import strict_json, write_json
+from rlir_ray.data.files import Json, strict_json, write_json
 from rlir_ray.pretrain.state import load_state, remove_states, save_state
 from rlir_ray.pretrain.task import Every, Progress, Task
 from rlir_ray.run.progress import clock, figure_words, progress_bar
@@ -31,7 +29,7 @@ from rlir_ray.run.progress import clock, figure_words, progress_bar
 logger = logging.getLogger(__name__)
 
 
-def train(task: Task, out_dir: Path) -> dict[str, Any]:
+def train(task: Task, out_dir: Path) -> Json:
     """Run a training to its end; resume from the last saved state if there is one.
 
     Args:
@@ -128,7 +126,7 @@ class Loop:
         save_state(self.accelerator, self.out_dir, step=self.step, elapsed_s=self.elapsed_s, settings=self.settings)
         self._saved_at = self.elapsed_s
 
-    def write_line(self, held_out: Mapping[str, Any], *, log: bool = True) -> dict[str, Any]:
+    def write_line(self, held_out: Json, *, log: bool = True) -> Json:
         """Append a line to the curve: step, elapsed_s, mean metrics since the last line, held-out metrics.
 
         Args:

@@ -6,7 +6,6 @@ The bound shows whether a world's actions can be recovered at all. Attack is exc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +13,7 @@ import torch
 from torch import nn
 
 from rlir_ray.rewards.classification import confusion, macro_f1
-from rlir_ray.spaces.actions import Actions, group_classes
+from rlir_ray.spaces.actions import Actions, Event, group_classes
 
 ORACLE_GROUPS = ("forward_back", "jump", "yaw")
 NEIGHBORS = 2
@@ -23,7 +22,7 @@ NEIGHBORS = 2
 SCALES = np.array([20.0, 20.0, 20.0, 5.0], np.float32)
 
 
-def displacement_features(events: Sequence[dict[str, Any]], neighbors: int = NEIGHBORS) -> npt.NDArray[np.float32]:
+def displacement_features(events: Sequence[Event], neighbors: int = NEIGHBORS) -> npt.NDArray[np.float32]:
     """Return the change of the player's pose around each frame.
 
     Args:
@@ -47,8 +46,8 @@ def displacement_features(events: Sequence[dict[str, Any]], neighbors: int = NEI
 
 
 def oracle_macro_f1(
-    train: Sequence[Sequence[dict[str, Any]]],
-    validation: Sequence[Sequence[dict[str, Any]]],
+    train: Sequence[Sequence[Event]],
+    validation: Sequence[Sequence[Event]],
     *,
     num_steps: int = 2000,
     seed: int = 0,
@@ -97,7 +96,7 @@ def oracle_macro_f1(
     }
 
 
-def _examples(recordings: Sequence[Sequence[dict[str, Any]]]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+def _examples(recordings: Sequence[Sequence[Event]]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """Return features [N, D] and classes [N, 3] of all frames whose neighbours lie within the recording."""
     inside = slice(NEIGHBORS + 1, -NEIGHBORS)
     features = np.concatenate([displacement_features(events)[inside] for events in recordings])

@@ -10,11 +10,14 @@ import logging
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
 
-from rlir_ray.data.files import write_json
+from rlir_ray.data.files import Json, write_json
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +28,7 @@ RESUME_OVERRIDABLE = ("minutes", "num_steps", "evaluate_every_s", "threads", "de
 STATE_FILE = "training_state.json"
 
 
-def finished_report(folder: Path, settings: Any, *, extendable: bool = False) -> dict[str, Any] | None:
+def finished_report(folder: Path, settings: DataclassInstance, *, extendable: bool = False) -> Json | None:
     """Return the content of training.json, or None if the training is not finished.
 
     Args:
@@ -39,7 +42,7 @@ def finished_report(folder: Path, settings: Any, *, extendable: bool = False) ->
     path = folder / "training.json"
     if not path.is_file():
         return None
-    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    report: Json = json.loads(path.read_text(encoding="utf-8"))
     held, asked = report["settings"], json.loads(json.dumps(asdict(settings)))
     changed = [name for name in asked if name not in RESUME_OVERRIDABLE and held.get(name, asked[name]) != asked[name]]
     if changed:
@@ -52,7 +55,7 @@ def finished_report(folder: Path, settings: Any, *, extendable: bool = False) ->
     return report
 
 
-def save_state(accelerator: Accelerator, folder: Path, *, step: int, elapsed_s: float, settings: Any) -> None:
+def save_state(accelerator: Accelerator, folder: Path, *, step: int, elapsed_s: float, settings: Json) -> None:
     """Save all that `accelerator` prepared as the newest state in `folder`, then remove the older ones.
 
     Args:
@@ -75,7 +78,7 @@ def save_state(accelerator: Accelerator, folder: Path, *, step: int, elapsed_s: 
         shutil.rmtree(path, ignore_errors=True)
 
 
-def load_state(accelerator: Accelerator, folder: Path, settings: Any) -> tuple[int, float]:
+def load_state(accelerator: Accelerator, folder: Path, settings: Json) -> tuple[int, float]:
     """Load the newest state of `folder` into what `accelerator` prepared.
 
     Returns:

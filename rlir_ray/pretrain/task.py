@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from rlir_ray.data.files import Json
+
 Autocast = Callable[[], AbstractContextManager[None]]
 
 
@@ -33,7 +35,7 @@ class Length:
 
     @classmethod
     def of(cls, settings: Any) -> Length:
-        """Return the length of settings whose `num_steps` hold where `minutes` is 0."""
+        """Return the length of settings, a dataclass whose `num_steps` hold where `minutes` is 0."""
         return cls(settings.minutes, 0 if settings.minutes else settings.num_steps)
 
     def progress(self, step: int, elapsed_s: float) -> float:
@@ -62,7 +64,7 @@ class Task(ABC):
     """A model in training mode with its data, loss, evaluation and files.
 
     Args:
-        settings: a dataclass, which training.json holds.
+        settings: a dataclass, which training.json holds. Any: each kind of model has one of its own.
         model: the trained module, on the CPU; the loop moves the module to the device.
         length: length of the training.
         curve_every, save_every: intervals of the lines of the curve and of the saved states.
@@ -115,16 +117,16 @@ class Task(ABC):
     def after_update(self) -> None:  # noqa: B027 - most tasks have nothing to do
         """Act after an update of the weights, for example on a moving average."""
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self) -> Json:
         """Return the held-out metrics of a line of the curve."""
         return {}
 
-    def words(self, line: Mapping[str, Any]) -> dict[str, float | None]:
+    def words(self, line: Json) -> dict[str, float | None]:
         """Return the numbers of a line of the curve that are logged."""
         return {name: value for name, value in line.items() if name not in ("step", "elapsed_s")}
 
     @abstractmethod
-    def save(self, folder: Path, final: Mapping[str, Any], steps: int, elapsed_s: float) -> dict[str, Any]:
+    def save(self, folder: Path, final: Json, steps: int, elapsed_s: float) -> Json:
         """Write the trained model.
 
         Args:

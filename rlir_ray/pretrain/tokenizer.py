@@ -10,7 +10,6 @@ import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rlir_ray.data.files import Json
 from rlir_ray.models.tokenizer import FrameTokenizer, build_tokenizer
+from rlir_ray.pretrain.arguments import Chosen
 from rlir_ray.pretrain.codebook import CodebookAverages
 from rlir_ray.pretrain.encode import encode_splits, read_splits
 from rlir_ray.pretrain.loop import train
@@ -123,7 +124,10 @@ class TokenizerTask(Task):
         )
         # Pixels lie in [-1, 1]: the largest squared error is 4.
         error = (decoded.detach().float().clamp(-1, 1) - pixels).square().mean((1, 2, 3))
-        metrics = {"commitment": commitment.detach(), "psnr": 10 * torch.log10(4 / error).mean()}
+        metrics: dict[str, Tensor | float] = {
+            "commitment": commitment.detach(),
+            "psnr": 10 * torch.log10(4 / error).mean(),
+        }
         if self.averages.started:
             metrics["perplexity"] = perplexity(self.averages.counts)
         return reconstruction + settings.commitment_weight * commitment, metrics
@@ -147,7 +151,7 @@ class TokenizerTask(Task):
         )
         return latents + (codes - latents).detach(), F.mse_loss(latents, codes)
 
-    def save(self, folder: Path, final: Mapping[str, Any], steps: int, elapsed_s: float) -> dict[str, Any]:
+    def save(self, folder: Path, final: Json, steps: int, elapsed_s: float) -> Json:
         # Evaluate the stored float16 weights, because users load those.
         self.model.save_pretrained(folder, torch.float16)
         figures = evaluate_tokenizer(FrameTokenizer.from_pretrained(folder), self.validation)
@@ -190,7 +194,7 @@ def perplexity(counts: Tensor) -> float:
     return float(torch.exp(-(share * share.clamp(min=1e-12).log()).sum()))
 
 
-def run_command(chosen: dict[str, Any], settings: TokenizerTraining) -> None:
+def run_command(chosen: Chosen, settings: TokenizerTraining) -> None:
     """Run `pretrain tokenizer`: train on recordings, then encode them if asked to."""
     recordings = read_splits(chosen["data"], chosen["action_shift"])
     clips = {split: [one.frames for one in recorded] for split, recorded in recordings.items()}

@@ -9,15 +9,16 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from rlir_ray.data.files import Json
 from rlir_ray.models.autoregressive import WorldModel, assemble, image_positions
 from rlir_ray.models.block_attention import set_block_attention
+from rlir_ray.pretrain.arguments import Chosen
 from rlir_ray.pretrain.encode import window_starts
 from rlir_ray.pretrain.loop import train as train_task
 from rlir_ray.pretrain.settings import SPLITS, WorldModelTraining
@@ -134,7 +135,10 @@ class WorldModelTask(Task):
     def build_optimizer(self) -> torch.optim.Optimizer:
         matrices = [weight for weight in self.model.parameters() if weight.ndim > 1]
         vectors = [weight for weight in self.model.parameters() if weight.ndim <= 1]
-        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+        groups: list[dict[str, list[nn.Parameter] | float]] = [
+            {"params": matrices},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
         rate, decay = self.settings.learning_rate, self.settings.weight_decay
         return torch.optim.AdamW(groups, rate, (0.9, 0.95), weight_decay=decay, fused=True)
 
@@ -156,10 +160,12 @@ class WorldModelTask(Task):
         first = settings.context_weight * logprobs[:, :num_first].sum() / logprobs[:, num_first:].numel()
         return generated - first, {"loss": generated.detach()}
 
-    def evaluate(self) -> dict[str, Any]:
-        return validate(self.model, self.validation, self.settings.num_validation, self.settings.num_frames)
+    def evaluate(self) -> Json:
+        settings = self.settings
+        figures: Json = validate(self.model, self.validation, settings.num_validation, settings.num_frames)
+        return figures
 
-    def save(self, folder: Path, final: Mapping[str, Any], steps: int, elapsed_s: float) -> dict[str, Any]:
+    def save(self, folder: Path, final: Json, steps: int, elapsed_s: float) -> Json:
         model = self.model.to("cpu").eval()
         set_block_attention(model, enabled=False)
         model.save_pretrained(folder)
@@ -175,7 +181,7 @@ class WorldModelTask(Task):
         }
 
 
-def run_command(chosen: dict[str, Any], settings: WorldModelTraining) -> None:
+def run_command(chosen: Chosen, settings: WorldModelTraining) -> None:
     """Run `pretrain world-model`: train on the tokenized recordings of a folder."""
     train, validation = (load_tokens(chosen["data"] / f"{split}.npz", settings.num_codes) for split in SPLITS)
     train_world_model(train, validation, chosen["out"], settings)

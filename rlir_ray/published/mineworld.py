@@ -9,15 +9,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from rlir_ray.data.files import Json
 from rlir_ray.models.checkpoints import assign_weights, read_state_dict
 
 if TYPE_CHECKING:
-    from diffusers import VQModel
+    from diffusers.models.autoencoders.vq_model import VQModel
     from transformers import LlamaForCausalLM
 
 LLAMA_PREFIX = "transformer."
@@ -66,7 +67,7 @@ def load_mineworld(
     )
 
 
-def build_llama(settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> LlamaForCausalLM:
+def build_llama(settings: Json, state: Mapping[str, Tensor]) -> LlamaForCausalLM:
     """Build a LlamaForCausalLM from the published `transformer_config` and the given weights.
 
     Raises:
@@ -95,34 +96,35 @@ def build_llama(settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> Lla
     if "image_num" in settings:
         config.tokens_per_frame = settings["image_num"]
     with torch.device("meta"):
-        llama = LlamaForCausalLM(config)
+        llama: LlamaForCausalLM = LlamaForCausalLM(config)
     assign_weights(llama, state, "the world model")
     # The rotary embedding was created on the meta device and is not in the checkpoint: create it again.
     llama.model.rotary_emb = type(llama.model.rotary_emb)(config)
     config.dtype = llama.lm_head.weight.dtype
-    return llama.eval()
+    llama.eval()
+    return llama
 
 
-def build_vq_model(settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> VQModel:
+def build_vq_model(settings: Json, state: Mapping[str, Tensor]) -> VQModel:
     """Build a VQModel from its config.json and the given weights.
 
     Raises:
         ValueError: weights are missing or have another shape.
     """
-    from diffusers import VQModel
+    from diffusers.models.autoencoders.vq_model import VQModel
 
-    model = VQModel.from_config(dict(settings))
+    model: VQModel = VQModel.from_config(dict(settings))
     assign_weights(model, state, "the tokenizer")
     return model.eval()
 
 
-def transformer_settings(settings: Mapping[str, Any], config: Path | str) -> Mapping[str, Any]:
+def transformer_settings(settings: Json, config: Path | str) -> Json:
     """Return the LLaMA's settings from the published YAML, or from a part of it.
 
     Raises:
         ValueError: the settings are missing.
     """
-    found = settings.get("model", {}).get("params", settings).get("transformer_config", settings)
+    found: Json = settings.get("model", {}).get("params", settings).get("transformer_config", settings)
     found = found.get("params", found)
     if missing := {"hidden_size", "num_hidden_layers", "vocab_size"} - set(found):
         raise ValueError(
@@ -136,7 +138,7 @@ def _with_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
+def _read_settings(path: Path) -> Json:
     from omegaconf import OmegaConf
 
     if not path.is_file():
@@ -149,10 +151,10 @@ def _read_settings(path: Path) -> dict[str, Any]:
         raise ValueError(f"a config must be a readable YAML or JSON file, got {first}; check {path}") from None
     if not isinstance(content, dict):
         raise ValueError(f"a config must map names to values, got a {type(content).__name__} in {path}; check the file")
-    return content  # type: ignore[return-value]
+    return content  # type: ignore[return-value]  # OmegaConf knows more kinds of names than text
 
 
-def _find_vq_settings(settings: dict[str, Any], config: Path, checkpoint: Path, given: Path | str) -> dict[str, Any]:
+def _find_vq_settings(settings: Json, config: Path, checkpoint: Path, given: Path | str) -> Json:
     if given:
         content = _read_settings(Path(given))
         if "block_out_channels" not in content:
@@ -171,4 +173,5 @@ def _find_vq_settings(settings: dict[str, Any], config: Path, checkpoint: Path, 
             f"a checkpoint with a tokenizer needs the VQ model's config.json, got none at {relative}; give it with "
             "--tokenizer-config"
         )
-    return json.loads(found.read_text(encoding="utf-8"))
+    vq_settings: Json = json.loads(found.read_text(encoding="utf-8"))
+    return vq_settings

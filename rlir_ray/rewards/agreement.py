@@ -189,11 +189,13 @@ def _accepted_bins(
 ) -> npt.NDArray[np.bool_]:
     bins = np.arange(VPT_CAMERA.num_bins)
     if camera == "within":
-        return np.abs(bins - exact.argmax(1)[:, None]) <= tolerance
+        near: npt.NDArray[np.bool_] = np.abs(bins - exact.argmax(1)[:, None]) <= tolerance
+        return near
     if camera == "cell":
         alike = camera_bins(ANGLES) == camera_bins(degrees)[:, None]  # [F, angles]
         read = VPT_CAMERA.bins(ANGLES)[:, None] == bins  # [angles, K]
-        return exact | (alike.astype(np.float32) @ read > 0)
+        same: npt.NDArray[np.bool_] = exact | (alike.astype(np.float32) @ read > 0)
+        return same
     return exact
 
 
@@ -214,7 +216,8 @@ def class_weights(share: npt.ArrayLike) -> npt.NDArray[np.float32]:
         raise ValueError(f"class shares must be >= 0 and some > 0, got {counts.tolist()}; count them over the prompts")
     shares = counts / counts.sum()
     raw = np.clip(1 / np.maximum((shares > 0).sum() * shares, 1e-9), MIN_WEIGHT, MAX_WEIGHT)
-    return (raw / (raw * shares).sum()).astype(np.float32)
+    weights: npt.NDArray[np.float32] = (raw / (raw * shares).sum()).astype(np.float32)
+    return weights
 
 
 def frame_weights(

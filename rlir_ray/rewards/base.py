@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from rlir_ray.registry import build, load
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from rlir_ray.config import Config
+    from rlir_ray.models.frame_codec import FrameCodec
     from rlir_ray.spaces.actions import CameraBins
     from rlir_ray.trajectory import EncodedVideo, RewardScores
 
@@ -37,8 +38,8 @@ class RewardContext:
     """`cuda` if the replica has a GPU, otherwise `cpu`."""
     class_shares: Mapping[str, npt.NDArray[np.floating]] | None
     """Frequency of each class in the training commands, by action group; None without reward.balance=class."""
-    open_codec: Callable[[], Any]
-    """Opens the `FrameCodec` that decodes frames, on the CPU."""
+    open_codec: Callable[[], FrameCodec]
+    """Opens what decodes frames, on the CPU."""
     camera_bins: CameraBins
     """Maps degrees to the bins in which the world model gets the camera's angles."""
 
@@ -52,5 +53,7 @@ def open_reward(context: RewardContext) -> Reward:
     settings = context.config.reward
     member = load("rewards", settings.name)
     if make := getattr(member, "from_context", None):
-        return build("rewards", settings.name, settings.args, make, context)
-    return build("rewards", settings.name, settings.args, member)
+        reward: Reward = build("rewards", settings.name, settings.args, make, context)
+    else:
+        reward = build("rewards", settings.name, settings.args, member)
+    return reward

@@ -41,7 +41,8 @@ def class_f1(confusion: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     hits = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.float64)
     commanded = confusion.sum(-1)
     both = commanded + confusion.sum(-2)
-    return np.divide(2 * hits, both, out=np.full(hits.shape, np.nan), where=commanded > 0)
+    f1: npt.NDArray[np.float64] = np.divide(2 * hits, both, out=np.full(hits.shape, np.nan), where=commanded > 0)
+    return f1
 
 
 def macro_f1(confusion: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
@@ -66,7 +67,8 @@ def occurs(confusion: npt.NDArray[np.int64], null_class: int) -> npt.NDArray[np.
     A group in which only the null class was commanded scores 1.0 without effort and would raise any mean over groups.
     """
     commanded = confusion.sum(-1)
-    return commanded.sum(-1) > commanded[..., null_class]
+    found: npt.NDArray[np.bool_] = commanded.sum(-1) > commanded[..., null_class]
+    return found
 
 
 def known_mean(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -74,7 +76,8 @@ def known_mean(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
     found = np.asarray(values, np.float64)
     num_known = (~np.isnan(found)).sum(-1)
     sums = np.nansum(found, -1)
-    return np.divide(sums, num_known, out=np.full(sums.shape, np.nan), where=num_known > 0)
+    means: npt.NDArray[np.float64] = np.divide(sums, num_known, out=np.full(sums.shape, np.nan), where=num_known > 0)
+    return means
 
 
 def or_none(value: float) -> float | None:

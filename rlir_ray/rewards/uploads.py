@@ -9,7 +9,6 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -176,7 +175,7 @@ def _check_size(height: int, width: int, limits: Limits) -> None:
         )
 
 
-def clip_report(scores: ClipScores) -> dict[str, Any]:
+def clip_report(scores: ClipScores) -> dict[str, object]:
     """Return the scores of a clip as JSON for a person: agreement, commanded and recovered classes of each frame."""
     return {
         "frames": len(scores.agreement) + 1,

@@ -14,12 +14,11 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rlir_ray.data.files import give_usual_mode, replace_folder, write_json, write_text
+from rlir_ray.data.files import Json, give_usual_mode, replace_folder, write_json, write_text
 from rlir_ray.run.folder import CHECKPOINTS, cannot_resume, step_folders
 from rlir_ray.trajectory import FlowRecord, TokenRecord, TrajectoryGroup
 
@@ -28,7 +27,7 @@ MANIFEST, LATEST, LEARNER, DRIVER = "manifest.json", "latest", "learner.safetens
 CHUNK_BYTES = 1 << 22
 RECORDS = {kind.__name__: kind for kind in (TokenRecord, FlowRecord)}
 
-Files = dict[str, dict[str, Any]]
+Files = dict[str, Json]
 """File name -> ``{"bytes": size, "blake2b": digest}`` for each file of a checkpoint."""
 
 
@@ -178,7 +177,7 @@ def check(folder: Path, *, digests: bool = True) -> Checkpoint:
         ) from None
 
 
-def _check_file(path: Path, expected: Mapping[str, Any], digest: bool) -> None:
+def _check_file(path: Path, expected: Json, digest: bool) -> None:
     size = path.stat().st_size if path.is_file() else -1
     if size != expected["bytes"]:
         got = "none" if size < 0 else f"{size} bytes"
@@ -203,7 +202,8 @@ class ArrayFile(Mapping[str, npt.NDArray[np.generic]]):
     def __getitem__(self, name: str) -> npt.NDArray[np.generic]:
         if name not in self._names:
             raise KeyError(name)
-        return self._file.get_tensor(name)  # type: ignore[no-any-return]
+        array: npt.NDArray[np.generic] = self._file.get_tensor(name)
+        return array
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -240,12 +240,15 @@ def save_group(folder: Path, group: TrajectoryGroup) -> None:
         ValueError: the disk is full.
     """
     plain = {name: getattr(group, name) for name in ("prompt_id", "group_id", "seed", "policy_version")}
-    columns: dict[str, Any] = {"loss_mask": group.loss_mask, "behavior_logprobs": group.behavior_logprobs}
+    columns: dict[str, npt.NDArray[np.generic] | None] = {
+        "loss_mask": group.loss_mask,
+        "behavior_logprobs": group.behavior_logprobs,
+    }
     columns |= {f"record.{entry.name}": getattr(group.record, entry.name) for entry in dataclasses.fields(group.record)}
     arrays = {name: value for name, value in columns.items() if value is not None}
     path = folder / group_file(group.group_id)
     try:
-        np.savez(path, about=np.array(json.dumps({**plain, "record": type(group.record).__name__})), **arrays)
+        np.savez(path, about=np.array(json.dumps({**plain, "record": type(group.record).__name__})), **arrays)  # type: ignore[arg-type]  # no column is named allow_pickle
     except OSError as error:
         raise ValueError(f"could not save {path}: {error.strerror}; free some space or set run.dir") from error
 

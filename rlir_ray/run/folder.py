@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rlir_ray.config import Config
 from rlir_ray.config.old_keys import DROPPED, tell_dropped, upgraded
@@ -20,6 +20,9 @@ from rlir_ray.data.digests import input_digests
 from rlir_ray.data.files import number, strict_json, write_json, write_text
 from rlir_ray.extras import has_library
 from rlir_ray.run.environment import stand_in, versions
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard.writer import FileWriter
 
 # Folder of the checkpoints in a run's folder.
 CHECKPOINTS = "checkpoints"
@@ -115,7 +118,7 @@ class RunFolder:
         except OSError as error:
             raise ValueError(f"run.dir must be writable, got {self.path}: {error.strerror}; set run.dir") from error
         self.has_begun = False
-        self._events: Any = None
+        self._events: FileWriter | None = None
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -205,7 +208,7 @@ class RunFolder:
         if (self.path / "policy").exists():
             raise cannot_resume(self.path, "a saved policy without a checkpoint")
 
-    def _write_yaml(self, settings: dict[str, Any]) -> None:
+    def _write_yaml(self, settings: dict[str, object]) -> None:
         from omegaconf import OmegaConf
 
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)))
@@ -267,22 +270,25 @@ def read_content(run: Path) -> dict[str, str]:
 
 def judges_by_reward(run: Path) -> bool:
     """Return whether judge and reward of a run use the same inverse dynamics model, also under different paths."""
-    stored, path = read_content(run), run / "config.json"
+    stored: dict[str, object] = {**read_content(run)}
+    path = run / "config.json"
     if not stored and path.is_file():
         stored = _flat(json.loads(path.read_text(encoding="utf-8")))
     judge = stored.get("models.judge_idm")
     return judge is not None and judge == stored.get("models.reward_idm")
 
 
-def _path(value: Any) -> Any:
+def _path(value: object) -> object:
     """Return the absolute path of a text, for comparison; return other values unchanged."""
     return os.path.abspath(value) if isinstance(value, str) and value else value
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _flat(settings: dict[str, object], prefix: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
     for key, value in settings.items():
         # Compare the arguments of a plug-in as one value: single arguments may be missing on one side.
-        is_part = isinstance(value, dict) and key not in PLUGIN_ARGUMENTS
-        found |= _flat(value, f"{prefix}{key}.") if is_part else {prefix + key: value}
+        if isinstance(value, dict) and key not in PLUGIN_ARGUMENTS:
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
     return found

@@ -10,7 +10,6 @@ import platform
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +97,7 @@ class TraceRecorder:
             self._spans.setdefault((pool, span.host, span.process, span.start_s), (name, span))
         return span
 
-    def events(self) -> dict[str, Any]:
+    def events(self) -> dict[str, object]:
         """Return the spans in the Trace Event Format: a row for each process, in microseconds since the first span."""
         first = min((span.start_s for _, span in self._spans.values()), default=0.0)
         rows = {

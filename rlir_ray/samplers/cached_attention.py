@@ -11,11 +11,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float32]
 
 from rlir_ray.extras import has_library
 
@@ -63,12 +69,12 @@ def _compiled(function: Callable[..., None]) -> Callable[..., None]:
     import numba
 
     # fastmath allows sums of float32 in any order; otherwise the compiler cannot use the vector units.
-    options = {"fastmath": True, "nogil": True}
     try:
-        return numba.njit(function, cache=True, **options)
+        compiled: Callable[..., None] = numba.njit(function, cache=True, fastmath=True, nogil=True)
     except RuntimeError:
         # numba finds no writable folder for its cache.
-        return numba.njit(function, **options)
+        compiled = numba.njit(function, fastmath=True, nogil=True)
+    return compiled
 
 
 @functools.cache
@@ -77,7 +83,7 @@ def _kernels() -> tuple[Callable[..., None], Callable[..., None]]:
     import numpy as np
 
     @_compiled
-    def score(queries: Any, cache: Any, weights: Any) -> None:
+    def score(queries: Floats, cache: Floats, weights: Floats) -> None:
         num_clips, num_kv_heads, num_rows, head_size = queries.shape
         for clip in range(num_clips):
             for head in range(num_kv_heads):
@@ -89,7 +95,7 @@ def _kernels() -> tuple[Callable[..., None], Callable[..., None]]:
                         weights[clip, head, row, position] = total
 
     @_compiled
-    def mix(weights: Any, cache: Any, mixed: Any) -> None:
+    def mix(weights: Floats, cache: Floats, mixed: Floats) -> None:
         num_clips, num_kv_heads, num_rows, head_size = mixed.shape
         for clip in range(num_clips):
             for head in range(num_kv_heads):

@@ -227,7 +227,9 @@ class _Rollout:
     def _history_levels(self, seen: Tensor) -> Tensor:
         return torch.full(seen.shape[:2], self.history_noise, device=seen.device)
 
-    def record(self, rows: slice, keep_means: bool) -> tuple[FlowRecord[npt.NDArray[np.generic]], Tensor | None]:
+    def record(
+        self, rows: slice, keep_means: bool
+    ) -> tuple[FlowRecord[npt.NDArray[np.generic]], npt.NDArray[np.float32] | None]:
         """Return the columns of a group and its log-probabilities [G, T]."""
         latents = torch.stack(self.states, 1)[rows]  # [G, F, S + 1, D, h, w]
         history = torch.cat(self.history, 1)[rows]

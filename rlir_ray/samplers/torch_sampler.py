@@ -8,8 +8,9 @@ frame, K image ids, E width, H query heads, V key-value heads, D head size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -23,6 +24,9 @@ from rlir_ray.samplers.base import PolicySampler
 from rlir_ray.samplers.cached_attention import attend
 from rlir_ray.samplers.calls import check_call, prefixes, token_groups, token_inputs
 from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup
+
+if TYPE_CHECKING:
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 
 # cuDNN is left out because it builds an execution plan for each new length of the cache: with cuDNN the first clip in
 # bfloat16 took seven times as long on an H100.
@@ -61,26 +65,29 @@ class Decoder:
     def __init__(self, model: WorldModel, dtype: torch.dtype) -> None:
         config, llama = model.config, model.llama.model
         self.num_codes, self.dtype, self.epsilon = model.num_codes, dtype, config.rms_norm_eps
+        assert config.num_key_value_heads is not None, "LlamaConfig fills it in"
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_size = config.head_dim or config.hidden_size // config.num_attention_heads
         self.rotary = llama.rotary_emb
         self.embedding = llama.embed_tokens.weight.detach().to(dtype)
         self.head = self._fold(merged_weight(model.llama.lm_head)[: self.num_codes], llama.norm)
-        self.layers = [self._prepare(layer) for layer in llama.layers]
+        # A ModuleList does not know the class of its modules.
+        self.layers = [self._prepare(layer) for layer in cast("Iterable[LlamaDecoderLayer]", llama.layers)]
 
-    def _fold(self, weight: Tensor, norm: torch.nn.Module) -> Tensor:
+    def _fold(self, weight: Tensor, norm: LlamaRMSNorm) -> Tensor:
         return (weight.detach() * norm.weight.detach()).to(self.dtype).contiguous()
 
     def _pair(self, weight: Tensor) -> Tensor:
         """Interleave the first and second half of each head's rows, of a weight or a bias."""
-        return weight.unflatten(0, (-1, 2, self.head_size // 2)).transpose(1, 2).flatten(0, 2)
+        halves: Tensor = weight.unflatten(0, (-1, 2, self.head_size // 2))
+        return halves.transpose(1, 2).flatten(0, 2)
 
     def _bias(self, *parts: Tensor | None) -> Tensor | None:
         """Concatenate the biases of matrices that are multiplied as one."""
         known = [part for part in parts if part is not None]
         return torch.cat(known).to(self.dtype) if known else None
 
-    def _prepare(self, layer: torch.nn.Module) -> LayerWeights:
+    def _prepare(self, layer: LlamaDecoderLayer) -> LayerWeights:
         attention, mlp = layer.self_attn, layer.mlp
         queries, keys, values = (merged_weight(getattr(attention, f"{name}_proj")) for name in "qkv")
         gate, up = merged_weight(mlp.gate_proj), merged_weight(mlp.up_proj)

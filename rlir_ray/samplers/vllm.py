@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,9 @@ from rlir_ray.models.rescoring import TokenRescorer
 from rlir_ray.samplers.base import PolicySampler
 from rlir_ray.samplers.calls import check_call, prefixes, token_groups, token_inputs
 from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup
+
+if TYPE_CHECKING:
+    from vllm.outputs import CompletionOutput
 
 # The prefix cache finds whole blocks only, so that small blocks are better; all of vLLM's attention kernels, also on
 # CPUs, support at least this size.
@@ -109,7 +112,7 @@ def checkpoint_weights(llama: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield f"{plain}.{kind}", weight if plain == owner else merged_weight(llama.get_submodule(plain))
 
 
-def _attributes(value: Any) -> Mapping[str, Any]:
+def _attributes(value: object) -> Mapping[str, object]:
     found = value.__dict__
     return found if isinstance(found, Mapping) else {}
 
@@ -289,7 +292,7 @@ class VllmSampler(PolicySampler[WorldModel]):
         self.engine.add_request(name, tokens_input(clip.tokens), parameters)
         return name
 
-    def _append_frame(self, clip: _Clip, found: Any) -> None:
+    def _append_frame(self, clip: _Clip, found: CompletionOutput) -> None:
         """Append a drawn frame to its clip, and the action that leads into the next frame."""
         drawn = list(found.token_ids)
         if len(drawn) != self.policy.tokens_per_frame:

@@ -32,6 +32,9 @@ IDM_BUTTONS = (
 BUTTONS = (*IDM_BUTTONS, "swapHands", "pickItem", "ESC")
 BUTTON_INDEX = {name: index for index, name in enumerate(BUTTONS)}
 
+Event = dict[str, Any]
+"""A parsed line of a recording. Each recorder writes fields of its own; `parse_event` checks those of actions."""
+
 # One degree of camera is 2400/360 mouse pixels in the VPT recorder.
 DEGREES_PER_PIXEL = 360 / 2400
 
@@ -91,13 +94,17 @@ class CameraQuantizer:
         clipped = np.clip(np.asarray(degrees, np.float64), -self.max_degrees, self.max_degrees)
         fraction = np.log1p(self.mu * np.abs(clipped) / self.max_degrees) / np.log1p(self.mu)
         companded = np.sign(clipped) * fraction * self.max_degrees
-        return np.round((companded + self.max_degrees) / self.bin_size).astype(np.int64)
+        found: npt.NDArray[np.int64] = np.round((companded + self.max_degrees) / self.bin_size).astype(np.int64)
+        return found
 
     def degrees(self, bins: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Convert bin indices of any shape to the degrees of their centres."""
         companded = np.asarray(bins) * self.bin_size - self.max_degrees
         fraction = np.abs(companded) / self.max_degrees
-        return np.sign(companded) * ((1 + self.mu) ** fraction - 1) * self.max_degrees / self.mu
+        found: npt.NDArray[np.float64] = (
+            np.sign(companded) * ((1 + self.mu) ** fraction - 1) * self.max_degrees / self.mu
+        )
+        return found
 
 
 VPT_CAMERA = CameraQuantizer(max_degrees=10, bin_size=2, mu=10)
@@ -141,7 +148,7 @@ class Actions:
         return Actions(buttons, camera)
 
     @classmethod
-    def from_events(cls, events: Sequence[dict[str, Any]]) -> Actions:
+    def from_events(cls, events: Sequence[Event]) -> Actions:
         """Convert events, one a frame, to actions. Missing or null fields mean that nothing is pressed.
 
         Args:

@@ -102,4 +102,5 @@ def action_classes(actions: Actions) -> npt.NDArray[np.int64]:
 
 def null_action_classes() -> npt.NDArray[np.int64]:
     """Return the classes of the null action, int64 [9], for a clip's first frame, whose action is unknown."""
-    return action_classes(Actions.from_events([{}]))[0]
+    classes: npt.NDArray[np.int64] = action_classes(Actions.from_events([{}]))[0]
+    return classes

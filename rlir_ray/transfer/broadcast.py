@@ -16,13 +16,16 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.distributed import DistStoreError, PrefixStore, ProcessGroupGloo, TCPStore
 
 from rlir_ray.transfer.weights import Received, as_tensor
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Backend
 
 FORMED, TOO_LATE = "formed", "not ready in time"
 # By default NCCL ends the process, and with it the learner's training, when a member is lost.
@@ -67,6 +70,7 @@ class _Member:
         self.channel, self.rank, self._host = channel, rank, host
         self._store = PrefixStore(channel.key, store)
         self._device = torch.device("cuda", torch.cuda.current_device()) if channel.on_gpus else torch.device("cpu")
+        # Any: torch's stubs leave out the methods of process groups of one backend.
         self._group: Any = None
         self._failure = ""
 
@@ -107,10 +111,10 @@ class _Member:
                     for place, part in parts:
                         part.copy_(place)
 
-    def _make_group(self) -> Any:
+    def _make_group(self) -> Backend:
         size, timeout = self.channel.num_receivers + 1, timedelta(seconds=self.channel.transfer_s)
         if not self.channel.on_gpus:
-            gloo = ProcessGroupGloo._Options()
+            gloo = ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # not in torch's stubs
             gloo._timeout, gloo._devices = timeout, [ProcessGroupGloo.create_device(hostname=self._host)]
             return ProcessGroupGloo(self._store, self.rank, size, gloo)
         nccl = torch.distributed.ProcessGroupNCCL.Options()
@@ -188,7 +192,7 @@ class Receiver(_Member):
             self._transfer([_flat(each) for each in tensors.values()])
         return tensors
 
-    def _verdict(self, version: int) -> Any:
+    def _verdict(self, version: int) -> str | list[tuple[str, str, list[int]]]:
         """Return the layout, [name, type, shape] of each tensor, or the reason why the version is not sent."""
         try:
             # Twice the bound, because the sender may start its wait when this receiver's wait ends.
@@ -197,7 +201,8 @@ class Receiver(_Member):
             self.close("the sender did not answer in time")
             self._store.set(f"{version}/{self.rank}", json.dumps(self._failure))
             return self._failure
-        return json.loads(self._store.get(f"{version}/verdict"))
+        verdict: str | list[tuple[str, str, list[int]]] = json.loads(self._store.get(f"{version}/verdict"))
+        return verdict
 
 
 _DTYPES = {str(value).removeprefix("torch."): value for value in vars(torch).values() if isinstance(value, torch.dtype)}

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from rlir_ray.data.files import write_json
 from rlir_ray.data.recordings import read_events, write_recording
-from rlir_ray.spaces.actions import Actions, group_classes
+from rlir_ray.spaces.actions import Actions, Event, group_classes
 from rlir_ray.worlds.doom_engine import (
     DoomWorld,
     Pose,
@@ -47,6 +47,8 @@ __all__ = ["CollectSummary", "DoomWorld", "PlayerScript", "ScriptedPlayer", "col
 
 Split = Literal["train", "validation", "prompts"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "prompts")
+Job = tuple[int, str, str]
+"""An episode to record: its number, the recording's name, the map."""
 GROUPS_IN_USE = ("forward_back", "jump", "use_attack", "yaw")
 
 ALL_MAPS = tuple(
@@ -114,7 +116,7 @@ def _place_player(game: DoomGame, rng: np.random.Generator, world: DoomWorld) ->
 
 def play_episode(
     game: DoomGame, map_name: str, rng: np.random.Generator, world: DoomWorld
-) -> tuple[npt.NDArray[np.uint8], list[dict[str, Any]]]:
+) -> tuple[npt.NDArray[np.uint8], list[Event]]:
     """Play one episode; try another spot if the player leaves the map or is stuck.
 
     Returns:
@@ -137,7 +139,7 @@ def play_episode(
 
 def _play(
     game: DoomGame, rng: np.random.Generator, world: DoomWorld
-) -> tuple[npt.NDArray[np.uint8], list[dict[str, Any]]] | None:
+) -> tuple[npt.NDArray[np.uint8], list[Event]] | None:
     """Play from here; return frames and events, or None if the player leaves the map, teleports or is stuck."""
     player = ScriptedPlayer(rng, world.script)
     command, blocked, num_blocked, state = Command(), False, 0, game.get_state()
@@ -169,7 +171,7 @@ def _play(
 
 def _event(
     command: Command, previous: Command, pose: Pose, wall_distance: float, index: int, world: DoomWorld
-) -> dict[str, Any]:
+) -> Event:
     """Build an event; position and wallDistance in map units (z is up), yaw in degrees clockwise."""
     x, y, z = (round(float(value), 3) for value in pose.position)
     tick = index * world.frame_skip
@@ -232,7 +234,7 @@ def collect(
     _check_settings(out_dir, {"split": split, "seed": seed, "maps": list(maps), "world": dataclasses.asdict(world)})
     num_episodes = -(-num_frames // world.episode_frames)
     names = {index: f"{split}-{maps[index % len(maps)].replace(':', '-')}-{index:05d}" for index in range(num_episodes)}
-    todo: dict[str, list[tuple[int, str, str]]] = {}
+    todo: dict[str, list[Job]] = {}
     done = 0
     for index, name in names.items():
         if (out_dir / f"{name}.jsonl").exists() and (out_dir / f"{name}.mp4").exists():
@@ -258,19 +260,15 @@ def collect(
     return _write_index(out_dir, list(names.values()), maps, world)
 
 
-def _chunks(jobs: list[Any], num_chunks: int) -> list[list[Any]]:
+def _chunks(jobs: list[Job], num_chunks: int) -> list[list[Job]]:
     return [part for part in (jobs[start::num_chunks] for start in range(num_chunks)) if part]
 
 
-def _record_all(
-    wad: str, jobs: list[tuple[int, str, str]], out_dir: Path, split: Split, seed: int, world: DoomWorld
-) -> int:
+def _record_all(wad: str, jobs: list[Job], out_dir: Path, split: Split, seed: int, world: DoomWorld) -> int:
     return sum(1 for _ in _record(wad, jobs, out_dir, split, seed, world))
 
 
-def _record(
-    wad: str, jobs: list[tuple[int, str, str]], out_dir: Path, split: Split, seed: int, world: DoomWorld
-) -> Iterator[str]:
+def _record(wad: str, jobs: list[Job], out_dir: Path, split: Split, seed: int, world: DoomWorld) -> Iterator[str]:
     with open_game(wad, seed) as game:
         for index, name, map_name in jobs:
             rng = np.random.default_rng([seed, SPLITS.index(split), index])
@@ -279,9 +277,9 @@ def _record(
             yield name
 
 
-def _check_settings(out_dir: Path, settings: dict[str, Any]) -> None:
+def _check_settings(out_dir: Path, settings: Mapping[str, object]) -> None:
     """Reject a folder of other settings, because its recordings would count as recordings of these settings."""
-    settings = json.loads(json.dumps(settings))
+    settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
     path = out_dir / "settings.json"
     if path.exists() and (held := json.loads(path.read_text(encoding="utf-8"))) != settings:
         key = next(key for key in settings if held.get(key) != settings[key])

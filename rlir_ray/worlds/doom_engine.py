@@ -219,4 +219,5 @@ def read_distances(state: GameState) -> tuple[float, float, float]:
 def read_frame(state: GameState, world: DoomWorld) -> npt.NDArray[np.uint8]:
     """Return the picture at the world's size, brightened, uint8 [H, W, 3]."""
     picture = Image.fromarray(state.screen_buffer).resize((world.width, world.height), Image.Resampling.BOX)
-    return GAMMA_TABLE[np.asarray(picture)]
+    frame: npt.NDArray[np.uint8] = GAMMA_TABLE[np.asarray(picture)]
+    return frame

@@ -7,11 +7,11 @@ The player draws each action group independently and holds it for a few frames, 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlir_ray.spaces.actions import Actions
+from rlir_ray.spaces.actions import Actions, Event
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -136,7 +136,7 @@ class ScriptedPlayer:
         return not self.held.attack
 
 
-def command_event(command: Command, previous: Command, fields: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def command_event(command: Command, previous: Command, fields: Mapping[str, object] | None = None) -> Event:
     """Build a VPT recorder event of one frame.
 
     Args:
