@@ -5,6 +5,7 @@ Every rank makes the same groups and trains its share for some steps; rank 0 wri
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import os
@@ -34,6 +35,7 @@ NUM_GROUPS, GROUP_SIZE, NUM_FRAMES, NUM_STEPS = 5, 4, 3, 2
 TRAIN = TrainConfig(group_size=GROUP_SIZE, learning_rate=2e-5, warmup_steps=2, max_grad_norm=0.5, kl_coefficient=0.05)
 
 
+@functools.cache
 def sampled_groups() -> list[TrajectoryGroup]:
     sampler = TorchSampler(tiny_world_model(), temperature=0.9)
     prompts = tiny_prompts(NUM_GROUPS, num_frames=NUM_FRAMES)
@@ -135,7 +137,7 @@ class Runs:
         self.folder, self.timeout_s = folder, timeout_s
         self._done: dict[str, Path] = {}
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["tests.learner.ranks", "rlir_ray.learner.deepspeed"])
+        self._context.set_forkserver_preload(["tests.learner.preload", "tests.learner.ranks"])
         forkserver.ensure_running()
 
     def __call__(self, **settings: Any) -> Path:
