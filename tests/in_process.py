@@ -23,7 +23,7 @@ from actors.checkpointing import Checkpoints, RunState
 from actors.cluster.waiting import Stopped
 from actors.driver import Driver
 from actors.learner.command_queue import StepReport
-from actors.reward.replica import RewardReplica, Scored
+from actors.reward.replica import RewardReplica, ScoreReport
 from actors.rollout.actor import RolloutActor
 from actors.rollout.pool import GroupRefs
 from benchmarks.stages import SleepLearner, SleepSampler, random_prompts
@@ -127,13 +127,13 @@ class InProcessSession:
 
     def submit(
         self, group_ids: Sequence[int], seeds: Sequence[int], indices: Sequence[int]
-    ) -> list[tuple[GroupRefs, Future[Scored]]]:
+    ) -> list[tuple[GroupRefs, Future[ScoreReport]]]:
         prompts, group_size = [self.prompts[index] for index in indices], self.config.train.group_size
         *columns, report = map(ray.put, self.rollout.sample(group_ids, seeds, group_size, None, prompts))
         refs = [GroupRefs(group, video, report) for group, video in zip(columns[::2], columns[1::2], strict=True)]
         return [(each, self.scoring.submit(self._score, each.video_ref)) for each in refs]
 
-    def _score(self, video_ref: ray.ObjectRef) -> Scored:
+    def _score(self, video_ref: ray.ObjectRef) -> ScoreReport:
         (scored,) = self.replica.read([ray.get(video_ref, timeout=TIMEOUT_S)])
         if isinstance(scored, Exception):
             raise scored
@@ -168,7 +168,7 @@ def run_in_process(
     try:
         with contextlib.suppress(Stopped):
             driver.train(config.object_store_budget_bytes)
-        driver.save_rest()
+        driver.save_unsaved()
     finally:
         session.close()
     return driver.state

@@ -16,7 +16,7 @@ import ray
 
 from actors.cluster.placement import as_actor
 from actors.cluster.waiting import Stopped
-from actors.control.commands import RunControl, scale_run
+from actors.control.commands import ControlActor, scale_run
 from actors.control.scaling import check_scale
 from actors.learner.command_queue import StepReport
 from actors.pipeline import Pipeline
@@ -329,7 +329,7 @@ def test_a_run_whose_driver_was_killed_is_not_waited_for(tmp_path, monkeypatch):
 
 
 def test_two_runs_of_one_name_do_not_share_a_ray(ray_cluster, make_config):
-    taken = as_actor(RunControl, name="tiny", namespace="rlir_ray").remote()
+    taken = as_actor(ControlActor, name="tiny", namespace="rlir_ray").remote()
     pipeline = Pipeline(make_config(), prompts=tiny_prompt_set)
     with pytest.raises(ValueError, match=r"^run.name must be free in the Ray that it trains in, got tiny, which"):
         pipeline.train(calibrate=False, evaluate=False)
