@@ -104,6 +104,8 @@ class Session:
         self.sync = WeightSync(self.rollout, self.config.train.wait_timeout_s, self.progress)
         self.publish_ready(learner)
         self.recording.offsets = clock_offsets(self.config.train.wait_timeout_s)
+        # The ranks end while the pools are stopped.
+        self._parts.callback(lambda: self.learner and self.learner.end())
         self.scaling = Scaling(self.rollout, self.reward, self.sync, self.progress)
         self._parts.enter_context(contextlib.closing(self.scaling))
 
