@@ -62,16 +62,6 @@ def test_a_scoring_that_hangs_is_given_to_another_replica(start_pool, tmp_path):
     assert len((tmp_path / "met").read_text().split()) == 1
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_group_that_always_hangs_fails_with_its_cause_and_takes_no_other_along(start_pool, tmp_path):
-    pool = start_pool(partial(StuckReward, tmp_path, 3, always=True), "reward.timeout_s=2")
-    scored = submit(pool, range(6))
-    error = scored.pop(3).exception(DEADLINE_S)
-    assert "reward replicas in a row died over this group, or took more than reward.timeout_s=2" in one_line(error)
-    assert group_ids(scored) == [0, 1, 2, 4, 5]
-
-
 def test_a_scoring_that_raises_is_tried_once_more(start_pool, tmp_path):
     pool = start_pool(partial(MoodyReward, tmp_path, 2))
     assert group_ids(submit(pool, range(4))) == list(range(4))
