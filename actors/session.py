@@ -112,6 +112,8 @@ class Session:
         self.sync = WeightSync.from_config(self.config, self.rollout, self.progress)
         self.publish_ready(learner)
         self.recording.offsets = clock_offsets(self.config.train.wait_timeout_s)
+        # Parts stop in reverse order: the ranks end while the pools stop.
+        self._parts.callback(self._end_learner)
         self.scaling = Scaling(
             self.rollout,
             self.reward,
@@ -133,6 +135,10 @@ class Session:
     def publish_ready(self, learner: LearnerGroup) -> None:
         """Wait for new learner ranks and publish their weights."""
         self.sync.publish(learner.wait_ready(self.stop), learner.sender)
+
+    def _end_learner(self) -> None:
+        if self.learner is not None:
+            self.learner.end()
 
     def stop_learner(self) -> None:
         """Stop the ranks, if any are running, and set `learner` to None."""

@@ -8,17 +8,14 @@ import pytest
 import ray
 
 from actors.learner.group import LearnerGroup
-from actors.pipeline import Pipeline
 from actors.rollout.pool import RolloutPool
 from actors.weights.sync import WeightSync
 from benchmarks.stages import SleepLearner
 from rlir_ray.algorithm.advantages import GroupAdvantages
 from rlir_ray.transfer.weights import checksum
-from tests.actors.test_driver import assert_same_run
 from tests.chaos.victims import kill_process
 from tests.fakes import tiny_prompts
 from tests.light_world import LightSampler
-from tests.world import tiny_prompt_set
 
 TIMEOUT_S = 120
 
@@ -106,22 +103,3 @@ def test_after_the_loss_of_an_actor_the_store_serves_one_version_and_the_next_is
     assert line.startswith("weights of version 2: 2 of 2 rollout actors loaded them from the object store: ")
     assert run.step() == {3} and run.held() == {run.report.checksum}
     assert run.sync.broadcasts.num_complete == 3 and len(run.lines) == 1
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(180)
-def test_a_run_whose_weights_are_broadcast_trains_as_the_local_loop(ray_cluster, make_config):
-    config = make_config("weights.transfer=broadcast", "rollout.num_actors=2")
-    pipeline = Pipeline(config, prompts=tiny_prompt_set)
-    assert_same_run(pipeline.train(calibrate=False, evaluate=False), config)
-    # The last version may still be in flight at the end of the run.
-    assert pipeline.driver.session.sync.broadcasts.num_complete >= config.train.num_steps
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(180)
-def test_without_gpus_the_store_serves_all_versions(start):
-    run = start()
-    assert run.learner.sender is None
-    assert run.step() == {1} and run.held() == {run.report.checksum}
-    assert run.sync.broadcasts is None and run.lines == []

@@ -104,9 +104,10 @@ def test_a_group_whose_numbers_are_not_finite_has_failed_whatever_its_reward_say
     assert (collector.ledger[1].state, collector.ledger[1].cause) == ("failed", pools.failures[1])
 
 
-def test_too_many_failures_stop_the_run_in_one_line(ray_cluster, make_config):
-    with pytest.raises(RuntimeError, match=r"^11 of the last .* no clip for") as stop:
-        make_collector(make_config(), Pools(failing)).collect(version=0, num_steps_left=2)
+@pytest.mark.parametrize(("overrides", "number"), [((), 11), (("train.max_failed_fraction=0",), 1)])
+def test_too_many_failures_stop_the_run_in_one_line(ray_cluster, make_config, overrides, number):
+    with pytest.raises(RuntimeError, match=rf"^{number} of the last .* no clip for") as stop:
+        make_collector(make_config(*overrides), Pools(failing)).collect(version=0, num_steps_left=2)
     assert "\n" not in str(stop.value)
 
 

@@ -1,8 +1,6 @@
 """Each pool alone, and the shells in this process."""
 
 import asyncio
-import os
-import signal
 import threading
 from functools import partial
 
@@ -107,10 +105,10 @@ def test_commands_and_reports_keep_their_order_whichever_call_ray_starts_first()
     assert asyncio.run(exchange()) == (["1", "2"], [0, 1, 2])
 
 
-def build_broken_learner(kind, config):
+def build_failing_learner(config):
     policy = tiny_world_model()
     engine = TorchEngine(policy, config.train, config.learner)
-    return kind(engine, make_objective(config, policy), config.train, config.learner)
+    return FailingLearner(engine, make_objective(config, policy), config.train, config.learner)
 
 
 class FailingLearner(Learner):
@@ -122,9 +120,10 @@ class FailingLearner(Learner):
         return super().step(batch)
 
 
-class KilledLearner(Learner):
-    def step(self, batch):
-        os.kill(os.getpid(), signal.SIGKILL)
+def build_failing_learner(config):
+    policy = tiny_world_model()
+    engine = TorchEngine(policy, config.train, config.learner)
+    return FailingLearner(engine, make_objective(config, policy), config.train, config.learner)
 
 
 VALUES = GroupAdvantages.of_all(np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3))
@@ -141,11 +140,11 @@ def test_a_learner_group_alone_publishes_new_weights_once_saves_them_and_says_in
     group_ref, make_config, tmp_path
 ):
     config = make_config()
-    learner = LearnerGroup.from_config(
-        config, tmp_path / "train", partial(build_broken_learner, FailingLearner, config)
-    )
+    learner = LearnerGroup.from_config(config, tmp_path / "train", partial(build_failing_learner, config))
     learner.start()
     before = learner.wait_ready()
+    # Without GPUs weights go through the object store.
+    assert learner.sender is None
     after = learner.step([group_ref], [VALUES])
     # The learner owns what it published: read it while there is one.
     weights = ray.get(after.weights_refs[0])
@@ -163,18 +162,6 @@ def test_a_learner_group_alone_publishes_new_weights_once_saves_them_and_says_in
 
     saved = weights_of(WorldModel.from_pretrained(tmp_path / "policy"))
     assert checksum(saved) == after.checksum
-
-
-@pytest.mark.slow
-def test_a_killed_learner_surfaces_in_one_line_and_not_as_a_timeout(group_ref, make_config, tmp_path):
-    config = make_config()
-    learner = LearnerGroup.from_config(config, tmp_path / "train", partial(build_broken_learner, KilledLearner, config))
-    learner.start()
-    assert learner.wait_ready().version == 0
-    with pytest.raises(RuntimeError, match="learner group") as failure:
-        learner.step([group_ref], [VALUES])
-    assert "\n" not in str(failure.value)
-    learner.stop()
 
 
 def test_a_learner_is_placed_when_its_own_ranks_are_and_not_when_another_group_of_that_size_is(

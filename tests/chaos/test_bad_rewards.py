@@ -47,8 +47,8 @@ def hang(score):
 
 
 BAD = {
-    1: (one_is(np.nan), "rewards must be finite numbers, got NaN or infinity"),
-    2: (one_is(-np.inf), "rewards must be finite numbers, got NaN or infinity"),
+    1: (one_is(np.nan), "rewards must be finite numbers, got NaN or infinity; check the reward"),
+    2: (one_is(-np.inf), "rewards must be finite numbers, got NaN or infinity; check the reward"),
     5: (with_rewards(lambda rewards: rewards[:, :0]), "rewards must be finite numbers, got none"),
     6: (with_rewards(lambda rewards: rewards[:0]), "rewards must be finite numbers, got none"),
     9: (lambda score: [], "a reward must score every video, got 0 scores of 1 videos"),
@@ -90,4 +90,5 @@ def test_a_group_whose_scoring_always_hangs_fails_with_its_cause_and_the_run_fin
     )
     result = run(pipeline)
     assert result.num_steps == NUM_STEPS
-    check_only_bad_groups_failed(ledger_of(result), {5: "or took more than reward.timeout_s=2"})
+    cause = "reward replicas in a row died over this group, or took more than reward.timeout_s=2"
+    check_only_bad_groups_failed(ledger_of(result), {5: cause})

@@ -251,7 +251,7 @@ def test_a_key_that_moved_says_where_it_is_now(old: str, new: str, tmp_path: Pat
     section, _, name = old.partition(".")
     (tmp_path / "old.yaml").write_text(f"base: doom_tiny_ar\n{section}: {{{name}: 1}}\n")
     for recipe, overrides in (("", [f"{old}=1"]), (str(tmp_path / "old.yaml"), [])):
-        with pytest.raises(ValueError, match=f"^'{old}' is '{new}' now; set that instead$"):
+        with pytest.raises(ValueError, match=f"^'{old}' is now called '{new}'; set that key instead$"):
             load_config(recipe, overrides)
     assert new in keys() and old not in keys()
 
