@@ -105,12 +105,6 @@ def test_commands_and_reports_keep_their_order_whichever_call_ray_starts_first()
     assert asyncio.run(exchange()) == (["1", "2"], [0, 1, 2])
 
 
-def build_failing_learner(config):
-    policy = tiny_world_model()
-    engine = TorchEngine(policy, config.train, config.learner)
-    return FailingLearner(engine, make_objective(config, policy), config.train, config.learner)
-
-
 class FailingLearner(Learner):
     """Its second step raises."""
 
