@@ -129,7 +129,7 @@ def assert_videos_crossed(videos: list[dict[str, Any]], source: str, target: str
 
 RECIPE = """base: doom_tiny_ar
 object_store_budget_bytes: 100000000
-prompts: {num_train: 64, num_heldout: 32}
+prompts: {num_train: 16, num_heldout: 8}
 train: {prompts_per_step: 2, group_size: 2, num_steps: STEPS}
 evaluation: {num_videos: 1}
 """

@@ -224,36 +224,16 @@ def wait_until(condition):
 
 
 @pytest.mark.slow
-def test_pools_that_grow_and_shrink_while_they_train_change_no_loss_and_lose_no_group(ray_cluster, make_config):
-    def scale(metrics):
-        if metrics["step"] == 1:
-            assert pipeline.scale_rollout(3) == "rollout pool: 1 -> 3"
-            assert pipeline.scale_reward(3) == "reward pool: 1 -> 3"
-            # Wait here: the run would end before the new actors serve.
-            wait_until(lambda: len(pipeline.driver.session.rollout.actors) == 3)
-        elif metrics["step"] == 3:
-            pipeline.scale_reward(1)
-            pipeline.scale_rollout(1)
-
-    config = make_config("train.num_steps=4")
-    stages = []
-    pipeline = Pipeline(config, callbacks=[scale], progress=stages.append, prompts=tiny_prompt_set)
-    result = pipeline.train(calibrate=False, evaluate=False)
-    assert_same_run(result, config)
-    assert result.groups["trained"] == 16 and result.groups["failed"] == 0
-    assert "rollout pool: 3 actors serve" in stages
-    with pytest.raises(
-        ValueError, match=r"^only a run that trains can be scaled or evaluated, got one that is starting"
-    ):
-        pipeline.scale_reward(2)
-
-
-@pytest.mark.slow
-def test_a_run_is_scaled_from_another_process_by_its_name(ray_cluster, make_config, monkeypatch, capsys, tmp_path):
+def test_a_run_that_is_scaled_from_another_process_changes_no_loss(
+    ray_cluster, make_config, monkeypatch, capsys, tmp_path
+):
     """The command joins the Ray that this process started, which it finds in RAY_ADDRESS or in the run's folder."""
     found = {}
 
     def scale(metrics):
+        if metrics["step"] == 3:
+            assert pipeline.scale_reward(1) == "reward pool: 2 -> 1"
+            assert pipeline.scale_rollout(1) == "rollout pool: 2 -> 1"
         if metrics["step"] != 1:
             return
         folder = pipeline.folder.path
@@ -265,6 +245,7 @@ def test_a_run_is_scaled_from_another_process_by_its_name(ray_cluster, make_conf
         found["done"] = subprocess.run(
             command, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment, cwd=tmp_path
         )
+        # Otherwise the run would be over before it serves.
         wait_until(lambda: len(pipeline.driver.session.rollout.actors) == 2)
         # By name, as typed where runs/ is, in a shell that knows nothing of that Ray.
         (tmp_path / "runs").symlink_to(folder.parent)
@@ -280,7 +261,8 @@ def test_a_run_is_scaled_from_another_process_by_its_name(ray_cluster, make_conf
                 scale_run(find_run(folder.name), *arguments)
             found[key] = str(refused.value)
 
-    pipeline = Pipeline(make_config(), callbacks=[scale], prompts=tiny_prompt_set)
+    config, stages = make_config("train.num_steps=4"), []
+    pipeline = Pipeline(config, callbacks=[scale], progress=stages.append, prompts=tiny_prompt_set)
     result = pipeline.train(calibrate=False, evaluate=False)
     assert (found["done"].stdout, found["done"].returncode) == ("rollout pool: 1 -> 2\n", 0), found["done"].stderr
     assert found["mode"] == 0o600
@@ -290,8 +272,13 @@ def test_a_run_is_scaled_from_another_process_by_its_name(ray_cluster, make_conf
         and "got 40; scale to" in found["many"]
     )
     assert found["none"] == "the number of rollout actors must be >= 1, got 0; scale to 1 or more"
-    assert result.groups["trained"] == 8 and result.groups["failed"] == 0
+    assert result.groups["trained"] == 16 and result.groups["failed"] == 0
+    assert "rollout pool: 2 actors serve" in stages
     # It has ended: nobody answers, and its folder says so.
+    with pytest.raises(
+        ValueError, match=r"^only a run that trains can be scaled or evaluated, got one that is starting"
+    ):
+        pipeline.scale_reward(2)
     with pytest.raises(SystemExit) as end:
         main(["scale", "reward", "2", "--run", str(result.folder)])
     assert end.value.code == 2
@@ -299,6 +286,7 @@ def test_a_run_is_scaled_from_another_process_by_its_name(ray_cluster, make_conf
         f"error: --run must name a run that trains, got {result.folder}, which has saved its policy and ended; scale "
         "it between its first and last step\n"
     )
+    assert_same_run(result, config)
 
 
 @pytest.mark.parametrize(
