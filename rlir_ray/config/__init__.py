@@ -1,4 +1,4 @@
-"""The configuration: one tree of frozen dataclasses, a file a section, each with a line for every field."""
+"""The configuration: one tree of frozen dataclasses. A file holds related sections, with a line for every field."""
 
 from rlir_ray.config.config import MAX_ATTEMPTS, Config
 from rlir_ray.config.learner import LearnerConfig, WeightsConfig

@@ -1,4 +1,4 @@
-"""Clips of recordings: the types, the first frames where clips may start, and reading of one clip at the world's size.
+"""Clips: their types, the protocol of a source of clips (`prompts.source`), and reading of clips from recordings.
 
 Legend: C context frames, F generated frames, K = C + F, H W pixels.
 """

@@ -1,4 +1,4 @@
-"""Autoregressive world models: one sequence of frame tokens and action tokens (as MineWorld)."""
+"""The family of autoregressive world models: one sequence of frame tokens and action tokens (as MineWorld)."""
 
 from __future__ import annotations
 

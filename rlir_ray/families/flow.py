@@ -1,4 +1,4 @@
-"""Flow world models: frame latents, denoised by flow matching (as Next-Frame Diffusion)."""
+"""The family of flow world models: frame latents, denoised by flow matching (as Next-Frame Diffusion)."""
 
 from __future__ import annotations
 

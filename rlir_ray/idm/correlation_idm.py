@@ -1,7 +1,7 @@
 """An inverse dynamics model of another design than VPT's: correlation volumes between neighbouring frames.
 
-This model evaluates policies that were trained with VPT's model as the reward: another design does not make the same
-errors. The correlation layer follows FlowNet (arXiv 1504.06852).
+This model is the judge of the embedded world: it evaluates policies that were trained with VPT's model as the reward.
+Another design does not make the same errors. The correlation layer follows FlowNet (arXiv 1504.06852).
 Legend: B clips, F frames, N = B * F.
 """
 

@@ -1,5 +1,6 @@
-"""One optimiser step over groups, for any engine and number of ranks. Independent of Ray and of policy versions.
+"""The `Learner`: one optimiser step over groups, for any engine and number of ranks.
 
+Independent of Ray and of policy versions.
 Legend: B trajectories of a micro-batch, G of a group, T decisions, F generated frames.
 """
 

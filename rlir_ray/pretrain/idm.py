@@ -1,4 +1,4 @@
-"""Training of inverse dynamics models on recordings: the reward model and the evaluation model of a world."""
+"""Training of inverse dynamics models on recordings: the reward IDM and the judge of a world."""
 
 from __future__ import annotations
 
