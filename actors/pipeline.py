@@ -13,7 +13,7 @@ from actors.cluster.plan import check_disk, check_plan
 from actors.cluster.start import ray_session, stop_notice
 from actors.cluster.waiting import Stopped, stop_on_signals
 from actors.driver import Driver
-from actors.rollout.prompts import PromptSource
+from actors.rollout.prompt_actor import PromptSource
 from actors.session import Builders, Session, not_training
 from rlir_ray.config import Config
 from rlir_ray.data.files import write_json

@@ -25,7 +25,7 @@ from actors.learner.group import LearnerGroup
 from actors.reward.pool import RewardPool
 from actors.reward.replica import ScoreReport
 from actors.rollout.pool import GroupRefs, RolloutPool
-from actors.rollout.prompts import WATCHING, ConfiguredPrompts, PromptActor, PromptProgress, PromptSource
+from actors.rollout.prompt_actor import WATCHING, ConfiguredPrompts, PromptActor, PromptProgress, PromptSource
 from actors.weights.sync import WeightSync
 from rlir_ray.data.prompts import NUM_ALIGNED
 from rlir_ray.evaluation.results import BASE

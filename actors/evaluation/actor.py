@@ -17,7 +17,7 @@ from rlir_ray.config import Config
 from rlir_ray.data.digests import used_models
 from rlir_ray.data.files import write_json
 from rlir_ray.data.prompts import PromptSet
-from rlir_ray.evaluation.actions import evaluate_policy, evaluate_real
+from rlir_ray.evaluation.evaluate import evaluate_policy, evaluate_real
 from rlir_ray.evaluation.results import record_ceiling, record_evaluation
 from rlir_ray.families import family_of, open_codec, open_policy
 from rlir_ray.idm.base import InverseDynamics, load_inverse_dynamics

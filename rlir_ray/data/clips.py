@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rlir_ray.config import DataConfig, WorldConfig
+from rlir_ray.data.recording_index import RecordingSource
 from rlir_ray.data.recordings import RecordingFile, open_recording
-from rlir_ray.data.sources import RecordingSource
 from rlir_ray.spaces.actions import Actions, Event
 
 PromptSplit = Literal["train", "heldout"]

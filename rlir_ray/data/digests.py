@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 
 from rlir_ray.config import Config, asset_path
-from rlir_ray.data.sources import find_recordings, pair
+from rlir_ray.data.recording_index import find_recordings, pair
 from rlir_ray.registry import load
 
 PROMPT_PATHS = ("path", "heldout_path")

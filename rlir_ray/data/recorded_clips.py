@@ -14,8 +14,8 @@ import numpy as np
 
 from rlir_ray.config import Config, DataConfig, WorldConfig
 from rlir_ray.data.clips import Clip, ClipAddress, ClipRequest, CutClips, clip_starts, cut_one, open_in, read_clip
+from rlir_ray.data.recording_index import RecordingSource, find_recordings, log_skipped
 from rlir_ray.data.recordings import RecordingFile, nothing_readable
-from rlir_ray.data.sources import RecordingSource, find_recordings, log_skipped
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import av
 import numpy as np
 
-from rlir_ray.data.sources import find_recordings, list_recordings, log_skipped, pair
+from rlir_ray.data.recording_index import find_recordings, list_recordings, log_skipped, pair
 from rlir_ray.data.video import VideoFile, index_video
 from rlir_ray.data.vpt_events import parse_event, recorder_version, repair_events
 from rlir_ray.spaces.actions import Actions, Event

@@ -18,8 +18,8 @@ from rlir_ray.config.load import load_config, recipes
 from rlir_ray.data.clips import Clip
 from rlir_ray.data.files import write_json
 from rlir_ray.data.recorded_clips import round_robin_clips
+from rlir_ray.data.recording_index import MAX_LOGGED, find_recordings
 from rlir_ray.data.recordings import nothing_readable
-from rlir_ray.data.sources import MAX_LOGGED, find_recordings
 from rlir_ray.evaluation.fvd import I3D, MIN_FRAMES
 from rlir_ray.evaluation.lpips import LPIPS
 from rlir_ray.evaluation.policy_row import PolicyRow, evaluate_row
@@ -32,7 +32,7 @@ from rlir_ray.run.environment import versions
 from rlir_ray.run.progress import progress_bar
 
 if TYPE_CHECKING:
-    from rlir_ray.data.sources import RecordingSource
+    from rlir_ray.data.recording_index import RecordingSource
 
 # A fixed seed, so that all evaluations use the same draws.
 SEED = 20_250_928

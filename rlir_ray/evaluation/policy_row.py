@@ -19,7 +19,7 @@ from torch import Tensor
 from rlir_ray.algorithm.seeds import group_seed
 from rlir_ray.data.files import Json
 from rlir_ray.data.prompts import encode_prompts
-from rlir_ray.evaluation.actions import decode_clips, generated_logits
+from rlir_ray.evaluation.evaluate import decode_clips, generated_logits
 from rlir_ray.evaluation.fvd import I3D, frechet_distance
 from rlir_ray.evaluation.lpips import LPIPS
 from rlir_ray.evaluation.mineworld import Columns, action_following, actions_clip, following_in_use, logits_clips

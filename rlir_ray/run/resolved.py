@@ -9,7 +9,7 @@ from pathlib import Path
 from rlir_ray.config import Config, require
 from rlir_ray.data.digests import used_models
 from rlir_ray.data.prompts import heldout_bytes
-from rlir_ray.data.sources import find_recordings
+from rlir_ray.data.recording_index import find_recordings
 from rlir_ray.families import family_of
 from rlir_ray.registry import load
 from rlir_ray.trajectory import FrameShape

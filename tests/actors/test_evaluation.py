@@ -14,7 +14,7 @@ from actors.evaluation import actor as evaluation
 from actors.evaluation import client
 from actors.evaluation.actor import EvaluationActor
 from actors.evaluation.client import EvaluationClient
-from actors.rollout.prompts import PromptActor
+from actors.rollout.prompt_actor import PromptActor
 from rlir_ray.data.prompts import PromptSet
 from rlir_ray.spaces.actions import Actions
 from rlir_ray.trajectory import Prompt

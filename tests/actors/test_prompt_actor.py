@@ -2,10 +2,10 @@
 
 import time
 
-import actors.rollout.prompts
+import actors.rollout.prompt_actor
 from actors.cluster.placement import as_actor, stop_actors
 from actors.cluster.waiting import wait_all
-from actors.rollout.prompts import WATCHING, PromptActor, PromptProgress
+from actors.rollout.prompt_actor import WATCHING, PromptActor, PromptProgress
 from tests.world import tiny_prompt_set
 
 
@@ -23,7 +23,7 @@ class Slow:
 
 
 def test_making_prompts_reports_its_progress(ray_cluster, tmp_path, monkeypatch):
-    monkeypatch.setattr(actors.rollout.prompts, "REPORT_EVERY_S", 0.1)
+    monkeypatch.setattr(actors.rollout.prompt_actor, "REPORT_EVERY_S", 0.1)
     heard, lines = tmp_path / "heard", []
 
     def say(line):

@@ -15,7 +15,7 @@ from rlir_ray.data import clips as clips_module
 from rlir_ray.data import recorded_clips
 from rlir_ray.data.clips import Clip, ClipAddress, CutClips, read_clip
 from rlir_ray.data.recorded_clips import cut_clips
-from rlir_ray.data.sources import RecordingSource, find_recordings
+from rlir_ray.data.recording_index import RecordingSource, find_recordings
 from rlir_ray.data.video import VideoFile
 from tests.data.videos import HEIGHT, NUM_FRAMES, WIDTH, damage_frame, decode_all, event, write_pair
 

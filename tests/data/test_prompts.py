@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from actors.rollout.prompts import PromptActor
+from actors.rollout.prompt_actor import PromptActor
 from rlir_ray.config import Config
 from rlir_ray.config.load import load_config
 from rlir_ray.data import prompts as prompts_module
 from rlir_ray.data.clips import clip_starts
 from rlir_ray.data.prompts import heldout_bytes, prepare_prompts
 from rlir_ray.data.recorded_clips import cut_clips
+from rlir_ray.data.recording_index import find_recordings
 from rlir_ray.data.recordings import write_recording
-from rlir_ray.data.sources import find_recordings
 
 HEIGHT, WIDTH, LENGTH = 16, 24, 40
 GROUPS = ("forward_back", "jump", "yaw")

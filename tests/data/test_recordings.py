@@ -12,6 +12,7 @@ import pytest
 from rlir_ray.config import DataConfig, WorldConfig
 from rlir_ray.data.clips import ClipAddress, read_clip
 from rlir_ray.data.recorded_clips import cut_clips
+from rlir_ray.data.recording_index import find_recordings
 from rlir_ray.data.recordings import (
     list_recordings,
     load_recordings,
@@ -21,7 +22,6 @@ from rlir_ray.data.recordings import (
     read_recordings,
     write_recording,
 )
-from rlir_ray.data.sources import find_recordings
 from rlir_ray.spaces.actions import BUTTON_INDEX, DEGREES_PER_PIXEL
 from tests.data.videos import damage_frame, decode_all, event, turn, write_pair
 

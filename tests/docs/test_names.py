@@ -32,7 +32,7 @@ def test_keys_exist(name):
     for code in inline(name):
         for key in re.findall(r"(?<![\w./])[a-z]+\.[a-z_.]*[a-z_](?![\w/(])", code):
             section, _, rest = key.partition(".")
-            if section in SECTIONS and rest.rpartition(".")[2] not in ("json", "jsonl", "md", "py", "yaml"):
+            if section in SECTIONS and rest.rpartition(".")[2] not in ("json", "jsonl", "log", "md", "py", "yaml"):
                 is_key = any(key == known or key.startswith(f"{known}.") for known in KEYS)
                 assert is_key or key in sections(Config), key
 

@@ -14,8 +14,8 @@ import torch
 from rlir_ray.cli.commands import main
 from rlir_ray.config import DataConfig, WorldConfig
 from rlir_ray.data.recorded_clips import round_robin_clips
+from rlir_ray.data.recording_index import find_recordings
 from rlir_ray.data.recordings import write_recording
-from rlir_ray.data.sources import find_recordings
 from rlir_ray.evaluation.command import EvaluationRequest, evaluate, find_recipe, resolve_config
 from rlir_ray.evaluation.policy_row import NO_WEIGHTS, evaluate_row
 from rlir_ray.families import open_policy

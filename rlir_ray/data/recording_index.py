@@ -1,6 +1,6 @@
 """Search for recordings: in a folder of NAME.mp4 + NAME.jsonl pairs, or by a published index of such pairs.
 
-This module downloads nothing, and opens no file except the index. The plug-ins of `prompts.source` are not here:
+This module downloads nothing, and opens no file except the index. The plug-ins of `prompts.source` are elsewhere:
 `clips.Source` is their protocol, and `recorded_clips.py` has the source `recordings`.
 """
 
