@@ -63,6 +63,14 @@ def build(args: Json) -> serve.Application:
         config.reward.name,
         "leave reward.name out, or give each run a pool of its own",
     )
+    # The configuration allows an empty path, for runs with a reward of their own.
+    require(
+        bool(config.models.reward_idm),
+        "models.reward_idm",
+        "must name a folder in a service",
+        config.models.reward_idm,
+        "set models.reward_idm=PATH",
+    )
     limits = Limits(
         height=config.world.height,
         width=config.world.width,

@@ -202,6 +202,7 @@ def test_serve_accepts_the_shipped_configuration_which_binds_to_this_machine_onl
         ({"recipe": "doom_tiny"}, "a recipe must be a shipped name"),
         ({"max_clip_frames": 1}, "max_clip_frames must be a whole number, 2 or more, got 1; use 576"),
         ({"overrides": ["reward.balance=class"]}, "reward.balance must be none in a service"),
+        ({"overrides": ["models.reward_idm="]}, "models.reward_idm must name a folder in a service"),
         ({"overrides": ["reward.min_replicas=3"]}, "reward.num_replicas must lie between reward.min_replicas=3"),
     ],
 )

@@ -80,7 +80,7 @@ def test_new_ranks_go_on_from_the_latest_checkpoint_and_broadcast_like_the_first
     check_recovered(pipeline.train(calibrate=False, evaluate=False), config, lines, after=2)
     assert not [line for line in lines if line.startswith("weights")]
     # The last version before the loss and the last one of all may still be in flight then.
-    assert pipeline.driver.session.sync.broadcasts.num_whole >= config.train.num_steps
+    assert pipeline.driver.session.sync.broadcasts.num_complete >= config.train.num_steps
 
 
 def test_new_ranks_that_die_before_they_are_ready_are_replaced_too(ray_cluster, make_config, monkeypatch) -> None:
