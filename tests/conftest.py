@@ -28,8 +28,10 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """Pass over files without Ray where only tests with Ray are asked for: to import them all takes ten seconds."""
     if not config.option.markexpr.startswith("ray ") or not collection_path.name.startswith("test_"):
         return None
-    starts_ray = collection_path.parent.name in RAY_FOLDERS or "ray_cluster" in collection_path.read_text("utf-8")
-    return None if starts_ray else True
+    if collection_path.parent.name in RAY_FOLDERS:
+        return None
+    text = collection_path.read_text("utf-8")
+    return None if "ray_cluster" in text or "mark.ray" in text else True
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -42,13 +42,15 @@ def run_program(program, folder):
     program = program.replace('"train.num_steps=10"', small)
     assert "train.num_steps=2" in program
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=folder, env=environment, capture_output=True, text=True, timeout=250
+        [sys.executable, "-c", program], cwd=folder, env=environment, capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 @pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(600)
 def test_the_pipeline_of_the_readme_runs(tmp_path):
     last = run_program(blocks("README.md", "python")[0], tmp_path).splitlines()[-1]
     assert (tmp_path / "runs" / "from-python" / "policy" / "model.safetensors").is_file()

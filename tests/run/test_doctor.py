@@ -91,6 +91,7 @@ def test_a_checkpoint_that_is_missing_is_a_finding_with_its_remedy(monkeypatch: 
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_the_shipped_recipe_runs_here_and_one_that_asks_for_gpus_or_checkpoints_does_not() -> None:
     """As a user types it; the exit code is what scripts see."""
     command = [sys.executable, "-m", "rlir_ray", "doctor", "--recipe"]
