@@ -24,7 +24,7 @@ install: $(VENV)/installed
 $(VENV)/installed: setup.cfg pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c $(CONSTRAINTS) torch
-	$(BIN)/pip install -q -c $(CONSTRAINTS) -e .
+	$(BIN)/pip install -q -c $(CONSTRAINTS) -e ".[doom,tensorboard,numba]"
 	touch $@
 
 install-dev: $(VENV)/installed-dev
@@ -52,14 +52,18 @@ quickstart: install
 
 # Each worker computes with one thread: two workers take the two cores of the smallest machine. Both runs go on to their
 # end; ARGS that select tests of one kind alone leave the other run empty (5).
+define run_tests
+@unit=0; ray=0; \
+OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ray and $(1)" -n 2 --dist loadfile --durations=20 $(ARGS) || unit=$$?; \
+$(BIN)/python -m pytest -m "ray and $(1)" --durations=20 $(ARGS) || ray=$$?; \
+case "$$unit $$ray" in "0 0"|"0 5"|"5 0") ;; *) exit 1 ;; esac
+endef
+
 test: install-dev
-	@unit=0; ray=0; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ray and not slow and not gpu" -n 2 --dist loadfile --durations=20 $(ARGS) || unit=$$?; \
-	$(BIN)/python -m pytest -m "ray and not slow and not gpu" --durations=20 $(ARGS) || ray=$$?; \
-	case "$$unit $$ray" in "0 0"|"0 5"|"5 0") ;; *) exit 1 ;; esac
+	$(call run_tests,not slow and not gpu)
 
 test-slow: install-dev
-	$(BIN)/python -m pytest -m "slow and not gpu" --durations=20 $(ARGS)
+	$(call run_tests,slow and not gpu)
 
 test-gpu: install-dev
 	$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -1,7 +1,7 @@
-"""The loop, in the one process that drives a run. It holds references, floats and the ledger, never a frame or a token.
+"""The training loop, in the driver's process. The driver holds references, floats and the ledger, no frame or token.
 
-One path for all staleness: rollout calls are admitted while there are slots, a group's video goes on to the reward pool
-as a reference, and the learner trains a step's groups while the other pools work on the groups that come next.
+All values of max_staleness share one path. The driver admits rollout calls while slots are free and passes each group's
+video to the reward pool by reference. The learner trains the groups of a step while the other pools work on later ones.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from rlir_ray.run.tracing import span_since
 
 
 class Driver:
-    """Train a run from a state to its limits.
+    """The loop that trains a run from a state to its limits.
 
     Args:
-        session: the run's parts; started before `train`.
-        checkpoints: of the run.
-        state: how far the run has come.
+        session: the parts of the run; start them before `train`.
+        checkpoints: the checkpoints of the run.
+        state: the state to continue from.
         log: called with the metrics of each step.
     """
 
@@ -47,13 +47,13 @@ class Driver:
         """Train until a limit is reached. `rlir_ray/local.py` is the same algorithm in one process.
 
         Args:
-            budget_bytes: bound of the groups in flight, in the object store.
+            budget_bytes: bytes of the object store that the groups in flight may take.
 
         Raises:
-            Stopped: the user ended the run; the steps that the learner had begun are trained.
+            Stopped: the user ended the run; the submitted steps are trained.
         """
         if self._is_complete():
-            return  # resumed for the evaluation alone
+            return  # the run was resumed for its evaluation alone
         self._budget_bytes = budget_bytes
         collector, in_flight = self._resume()
         self.session.progress(f"training: {describe_limits(self.config.train)}")
@@ -61,13 +61,13 @@ class Driver:
             try:
                 self._step(collector, in_flight)
                 if self._is_complete():
-                    # Save before the evaluation: a failure there costs no step.
+                    # Save before the evaluation: a failed evaluation must not lose a step.
                     in_flight.drain()
                     self.checkpoints.save(self.state, self._learner(), collector.ready())
                 elif len(in_flight):
                     continue
                 elif self.checkpoints.is_due(self.state.step) and not self.skipped.num_in_a_row:
-                    # While updates are skipped keep the older checkpoints: the newest policy may cause the skipping.
+                    # Keep the older checkpoints while updates are skipped: the newest policy may be the cause.
                     self.checkpoints.write(self.state, self._learner(), collector.ready())
             except LearnerLost as loss:
                 collector, in_flight = self._recover(loss)
@@ -75,9 +75,9 @@ class Driver:
             except Stopped:
                 in_flight.drain()
                 raise
-            self._evaluate_between(self.state.step)
+            self._evaluate_if_due(self.state.step)
             if not len(in_flight):
-                # A checkpoint and an evaluation are no part of the next step.
+                # Restart the clock: a checkpoint or an evaluation must not count as time of the next step.
                 self._count_time()
             if self.session.stop.is_set():
                 raise Stopped
@@ -88,37 +88,37 @@ class Driver:
         return self.state.is_complete(self.config.train)
 
     def _step(self, collector: Collector, in_flight: InFlightSteps) -> None:
-        """Collect the groups of a step and submit it; return when the learner has enough to do."""
+        """Collect and submit the groups of a step; return when the learner has enough queued work."""
         train, started = self.config.train, time.time()
         submitted = self.state.step + len(in_flight)
         groups = collector.collect(version=submitted, num_steps_left=train.num_steps - submitted)
         wait = span_since(started)
         wait = self.session.recording.add("driver", f"wait for the groups of step {submitted + 1}", wait)
         check_logprobs(self.config, [group.report.difference for group in groups])
-        # Meanwhile the pools sample and score the groups that were admitted ahead.
+        # While the learner trains, the pools sample and score the groups that `collect` has admitted ahead.
         in_flight.submit(
             SubmittedStep(groups, wait), normalised_advantages(self.config, [group.advantages for group in groups])
         )
         del groups
-        # Keep one step queued so that the learner never idles, except before a checkpoint or an evaluation.
+        # Keep one step queued so that the learner never idles, except before a checkpoint or evaluation: drain fully.
         in_flight.drain(most=0 if self._is_barrier(submitted + 1) else 1)
 
     def _is_barrier(self, step: int) -> bool:
-        """Whether something happens between this step and the next one, so that the loop waits for its end."""
+        """Return whether this step must end before the next one is submitted, for a checkpoint or an evaluation."""
         train, every = self.config.train, self.config.evaluation.every
         is_evaluated = bool(every) and step % every == 0
         is_last = step == train.num_steps or self.session.stop.is_set()
         return not train.max_staleness or is_last or is_evaluated or self.checkpoints.is_due(step)
 
-    def _finished(self, step: SubmittedStep, report: StepReport) -> None:
-        """Publish the weights of a step that the learner has done; free the slots of its groups; log it."""
+    def _finish_step(self, step: SubmittedStep, report: StepReport) -> None:
+        """Publish the weights of a trained step, free the slots of its groups, and log its metrics."""
         assert self.collector is not None and self.in_flight is not None
         self.session.sync.publish(report, self._learner().sender)
-        self.collector.trained(step.groups, report.skipped)
+        self.collector.finish(step.groups, report.skipped)
         self.state.step += 1
         seconds = self._count_time()
         if len(self.in_flight) and not (self._is_complete() or self.session.stop.is_set()):
-            # The loop may wait for the next step: use the free slots meanwhile.
+            # Use the free slots now: the loop may block on the next step before it collects again.
             self.collector.admit(self.config.train.num_steps - self.state.step - len(self.in_flight))
         metrics = self.collector.metrics(step.groups, report.version - 1, step.wait)
         metrics |= {"step": self.state.step, "policy_version": report.version, **report.metrics}
@@ -129,13 +129,13 @@ class Driver:
         self.skipped.add(self.state.step, report.skipped)
 
     def _count_time(self) -> float:
-        """Add the seconds since the last step, or since the pause after it, to the training time; return them."""
+        """Add the seconds since the last call to the training time; return these seconds."""
         now = time.monotonic()
         seconds, self._last_step_at = now - self._last_step_at, now
         self.state.trained_s += seconds
         return seconds
 
-    def _evaluate_between(self, step: int) -> None:
+    def _evaluate_if_due(self, step: int) -> None:
         every = self.config.evaluation.every
         if every and step % every == 0 and step < self.config.train.num_steps:
             self.session.evaluate(f"step {step}", self.config.evaluation.temperatures[0])
@@ -148,9 +148,9 @@ class Driver:
         return self.session.learner
 
     def _resume(self) -> tuple[Collector, InFlightSteps]:
-        """Continue from the state: the ready groups of its checkpoint are used, the others in flight sampled again."""
+        """Continue from the state: use the ready groups of its checkpoint, sample the other groups in flight again."""
         train, session = self.config.train, self.session
-        in_flight = InFlightSteps(self._learner(), self._finished)
+        in_flight = InFlightSteps(self._learner(), self._finish_step)
         admission = Admission(train.max_staleness, train.prompts_per_step, self._budget_bytes)
         collector = Collector(
             self.config,
@@ -170,10 +170,10 @@ class Driver:
         return collector, in_flight
 
     def _recover(self, loss: LearnerLost) -> tuple[Collector, InFlightSteps]:
-        """Start new learner ranks from the newest checkpoint; the other pools stay.
+        """Start new learner ranks from the newest checkpoint; keep the other pools.
 
         Raises:
-            LearnerLost: more often than learner.max_restarts allows.
+            LearnerLost: the learner was lost more often than learner.max_restarts allows.
         """
         most, lost_at = self.config.learner.max_restarts, self.state.step + 1
         assert self.collector is not None
@@ -197,16 +197,16 @@ class Driver:
             return self._resume()
         raise loss
 
-    def save_rest(self) -> None:
-        """Save what was trained since the last saving, where the learner is well; steps that it has begun included.
+    def save_unsaved(self) -> None:
+        """Save the steps since the last save, submitted steps included, unless the learner has failed.
 
-        A run that ends because updates were skipped keeps its older checkpoints.
+        Save nothing in a run that ends because of skipped updates: the older checkpoints are the better ones.
         """
         learner = self.session.learner
         if self.in_flight is None or learner is None or learner.has_failed or self.skipped.is_too_many:
             return
         for _ in range(len(self.in_flight)):
-            # Fault tolerance: a callback that raises has ended the run; the user hears of its first error.
+            # Fault tolerance: if a callback ended the run with an error, report that first error and no later one.
             with contextlib.suppress(Exception):
                 self.in_flight.drain()
         # Do not checkpoint a step whose weights were updated but whose groups are not yet in the ledger.

@@ -1,11 +1,11 @@
-"""The public face of a distributed run: checks, the run's folder, and one call that trains."""
+"""The public interface of a distributed run: checks, the run's folder, and one call that trains."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from actors.checkpointing import Checkpoints, RunState
@@ -13,7 +13,7 @@ from actors.cluster.plan import check_disk, check_plan
 from actors.cluster.start import ray_session, stop_notice
 from actors.cluster.waiting import Stopped, stop_on_signals
 from actors.driver import Driver
-from actors.rollout.prompts import PromptSource
+from actors.rollout.prompt_actor import PromptSource
 from actors.session import Builders, Session, not_training
 from rlir_ray.config import Config
 from rlir_ray.data.files import write_json
@@ -21,8 +21,8 @@ from rlir_ray.evaluation.results import POST_TRAINED, judged_temperatures
 from rlir_ray.learner.step import Learner
 from rlir_ray.rewards.base import Reward
 from rlir_ray.run.folder import RunFolder
-from rlir_ray.run.preflight import check_checkpoints, check_engine
-from rlir_ray.run.resolved import resolve
+from rlir_ray.run.preflight import check_checkpoints, check_engine, check_libraries
+from rlir_ray.run.resolved import check_reward_idm, resolve
 from rlir_ray.run.tracing import TraceRecorder
 from rlir_ray.samplers import Sampler
 
@@ -31,39 +31,42 @@ Callback = Callable[[dict[str, float]], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainResult:
+    """The result of `Pipeline.train`."""
+
     folder: Path
     """The run's folder: policy/, checkpoints/, ledger.json, metrics.jsonl, evaluation.json."""
     num_steps: int
-    """Of the whole run, those before a resume included."""
+    """Number of steps of the whole run, including steps before a resume."""
     interrupted: bool
+    """Whether the user ended the run before its limits."""
     was_finished: bool
-    """Nothing was left to do."""
+    """Whether the run was complete before this call, so that the call did nothing."""
     metrics: list[dict[str, float]]
-    """Of each step, those before a resume included."""
+    """The metrics of each step, including steps before a resume."""
     groups: dict[str, int]
-    """Groups in each state of the ledger."""
+    """Number of groups in each state of the ledger."""
 
 
 class Pipeline:
-    """Post-train a policy with three Ray pools.
+    """The post-training of a policy with three Ray pools.
 
-    Example: ``Pipeline(load_config("doom_tiny_ar"), callbacks=[print]).train()``, in a program of your own or in one
-    that has called `ray.init`.
+    Example: ``Pipeline(load_config("doom_tiny_ar"), callbacks=[print]).train()``. The program may have called
+    `ray.init` before; otherwise the pipeline starts Ray.
 
     Args:
-        config: resolved.
+        config: the configuration, as `load_config` returns it.
         callbacks: called with the metrics of each step.
         progress: called with a line for each stage.
         prompts: your own source of prompt sets, called with `train` and `heldout`; None: the configured one.
         make_reward: builds your own reward (`score(videos) -> list[RewardScores]`) in each replica of the reward pool;
-            None: the configured reward.
-        make_sampler, make_learner: build your own sampler in each rollout actor and your own learner in each rank;
-            None: the configured engines.
-        trace: file for a Chrome trace of all pools, in a folder that exists; None: no trace is kept.
+            `reward.name` and `models.reward_idm` are not read then. None: the configured reward.
+        make_sampler: builds your own sampler in each rollout actor; None: the configured engine.
+        make_learner: builds your own learner in each learner rank; None: the configured engine.
+        trace: file for a Chrome trace of all pools, in an existing folder; None: no trace is kept.
 
     Raises:
-        ValueError: a model is missing or of another world, the run's name is taken by a run of another config, or the
-            trace's folder is missing.
+        ValueError: a model is missing or belongs to another world, a run with another configuration has the same name,
+            or the trace's folder is missing.
     """
 
     def __init__(
@@ -77,13 +80,19 @@ class Pipeline:
         make_learner: Callable[[], Learner] | None = None,
         trace: Path | None = None,
     ) -> None:
+        if make_reward is None:
+            check_reward_idm(config)
+        else:
+            # The configured reward is not built, and nothing reads its inverse dynamics model.
+            config = replace(config, models=replace(config.models, reward_idm=""))
         self.run = resolve(config)
         self.config = self.run.config
         check_checkpoints(self.run.models)
         check_engine(self.config)
+        check_libraries(self.config, own_prompts=prompts is not None)
         if trace is not None and not trace.absolute().parent.is_dir():
             raise ValueError(f"a trace must go into an existing folder, got {trace}; make it, or choose another file")
-        # The folder keeps the paths as they were given: a project that is moved finds its files again.
+        # Keep the paths in the folder as the user gave them: relative paths still work after a project is moved.
         self.folder = RunFolder(config)
         self.callbacks = [self.folder.log_step, *callbacks]
         self.progress = progress or (lambda stage: None)
@@ -92,18 +101,18 @@ class Pipeline:
         )
         self.trace = trace
         self.driver: Driver | None = None
-        """Of the last `train`."""
+        """The driver of the last `train`; None before the first."""
         self._stop = threading.Event()
 
     def train(self, *, calibrate: bool = True, evaluate: bool = True) -> TrainResult:
-        """Run everything: prompts, calibration, evaluation, the loop, evaluation, saving.
+        """Run all stages: prompts, calibration, evaluation, the training loop, saving, evaluation.
 
-        A run of this name resumes from its newest checkpoint. Ctrl-C, SIGTERM or SIGHUP ends it after the step in
-        flight; a checkpoint, the policy and the ledger are saved all the same.
+        If the run exists, resume it from its newest checkpoint. Ctrl-C, SIGTERM or SIGHUP ends the run after the step
+        in flight; the run still saves a checkpoint, the policy and the ledger.
 
         Args:
-            calibrate: check the reward on real clips first.
-            evaluate: judge the policy before and after.
+            calibrate: whether to check the reward on real clips before training.
+            evaluate: whether to judge the policy before and after training.
 
         Raises:
             ValueError: the plan does not fit, or the prompts or the reward are not usable.
@@ -127,16 +136,16 @@ class Pipeline:
         recording = TraceRecorder(is_kept=self.trace is not None)
         session = Session(self.run, self.folder, self.builders, recording, self.progress, self._stop)
         self.driver = driver = Driver(session, checkpoints, state, self._log)
-        with contextlib.ExitStack() as leaving:
-            # Ray sets a SIGTERM handler of its own when it starts: set ours after it.
-            leaving.enter_context(ray_session())
-            leaving.enter_context(stop_on_signals(self._stop))
+        with contextlib.ExitStack() as exit_stack:
+            # Ray sets its own SIGTERM handler when it starts: set our handlers after that.
+            exit_stack.enter_context(ray_session())
+            exit_stack.enter_context(stop_on_signals(self._stop))
             if notice := stop_notice():
                 self.progress(notice)
             check_disk(self.run, self.folder.path)
-            leaving.callback(self.folder.close)
-            leaving.callback(session.close)
-            leaving.callback(self._leave, driver, recording)
+            exit_stack.callback(self.folder.close)
+            exit_stack.callback(session.close)
+            exit_stack.callback(self._save_on_exit, driver, recording)
             try:
                 budget_bytes = check_plan(self.run, self.progress, self._stop)
                 session.start(state, calibrate=calibrate, evaluate=evaluate)
@@ -148,14 +157,14 @@ class Pipeline:
             except Stopped:
                 interrupted = True
             except KeyboardInterrupt:
-                # The second Ctrl-C: end at once.
+                # This is the second Ctrl-C: end at once.
                 session.close()
                 raise
         return self._result(driver.state, interrupted=interrupted)
 
-    def _leave(self, driver: Driver, recording: TraceRecorder) -> None:
-        """Save what there is, whatever ended the run."""
-        driver.save_rest()
+    def _save_on_exit(self, driver: Driver, recording: TraceRecorder) -> None:
+        """Save the unsaved steps, the ledger and the trace, whatever ended the run."""
+        driver.save_unsaved()
         driver.state.ledger.fail_in_flight("the run ended before it was trained")
         if self.folder.has_begun:
             driver.checkpoints.write_ledger(driver.state)
@@ -163,7 +172,7 @@ class Pipeline:
             write_json(self.trace, recording.events())
 
     def _is_finished(self, state: RunState, evaluate: bool) -> bool:
-        """Whether the same command has nothing left to do."""
+        """Return whether training and evaluation are complete, so that `train` has nothing left to do."""
         missing = set(self.config.evaluation.temperatures) if evaluate else set()
         missing -= judged_temperatures(self.folder.path, POST_TRAINED, state.step)
         has_policy = (self.folder.path / "policy").is_dir()
@@ -184,30 +193,39 @@ class Pipeline:
             callback(metrics)
 
     def stop(self) -> None:
-        """End the run after the step in flight, as Ctrl-C does; for callbacks and other threads."""
+        """End the run after the step in flight, as Ctrl-C does. Call this from a callback or another thread."""
         self._stop.set()
 
     def scale_reward(self, num_replicas: int) -> str:
-        """Grow or shrink the reward pool while `train` runs; for callbacks and other threads. Returns at once.
+        """Grow or shrink the reward pool while `train` runs. Call this from a callback or another thread.
 
-        The number holds from then on: a pool that scaled by itself no longer does. Replicas that go finish what they
-        hold; no group is lost, no group counts twice.
+        The call returns at once, with a line that describes the change. The number stays fixed from then on: a pool
+        that scaled by its queue no longer does. Removed replicas first finish their groups; no group is lost or counted
+        twice.
 
         Raises:
-            ValueError: fewer than one, more than the cluster can hold, a shared service, or `train` does not run.
+            ValueError: the number is below 1 or more than the cluster can hold, the reward is a shared service, or
+                `train` does not run.
         """
         return self._session().scale("reward", num_replicas)
 
     def scale_rollout(self, num_actors: int) -> str:
-        """Grow or shrink the rollout pool in the same way; a new actor serves when it holds the current weights.
+        """Grow or shrink the rollout pool while `train` runs; see `scale_reward`.
+
+        A new actor serves as soon as it holds the current weights.
 
         Raises:
-            ValueError: fewer than one, more than the cluster can hold, or `train` does not run.
+            ValueError: the number is below 1 or more than the cluster can hold, or `train` does not run.
         """
         return self._session().scale("rollout", num_actors)
 
     def evaluate(self, name: str, temperature: float, *, keep_clips: bool = False) -> dict[str, float]:
-        """Judge the latest published weights, or as `base` those before training; the results go to the run's folder.
+        """Judge the latest published weights and write the results into the run's folder.
+
+        Args:
+            name: name of the policy in the results; `base` judges the weights before training instead.
+            temperature: sampling temperature.
+            keep_clips: whether the clips go into the report.
 
         Returns:
             `reward/accuracy`, `reward/macro_f1`, `judge/accuracy` and `judge/macro_f1`.

@@ -1,4 +1,4 @@
-"""The parts of a run: pools, learner, prompts, evaluation and control, started in order and stopped together."""
+"""The parts of a run: pools, learner, prompts, evaluation and control. They start in order and stop together."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import ray
 
 from actors.checkpointing import RunState, check_prompts
 from actors.cluster.clock import clock_offsets
 from actors.cluster.placement import as_actor, node_id, on_node, stop_actors
-from actors.cluster.waiting import wait_all
+from actors.cluster.waiting import Value, wait_all
 from actors.control.commands import Control
 from actors.control.scaling import Scaling
 from actors.evaluation.client import EvaluationClient
 from actors.learner.command_queue import StepReport
 from actors.learner.group import LearnerGroup
 from actors.reward.pool import RewardPool
-from actors.rollout.pool import RolloutPool
-from actors.rollout.prompts import WATCHING, ConfiguredPrompts, PromptActor, PromptSource, PromptWatch
+from actors.reward.replica import ScoreReport
+from actors.rollout.pool import GroupRefs, RolloutPool
+from actors.rollout.prompt_actor import WATCHING, ConfiguredPrompts, PromptActor, PromptProgress, PromptSource
 from actors.weights.sync import WeightSync
 from rlir_ray.data.prompts import NUM_ALIGNED
 from rlir_ray.evaluation.results import BASE
@@ -37,7 +40,7 @@ from rlir_ray.samplers import Sampler
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Builders:
-    """The user's own parts; None: the configured ones."""
+    """The user's own parts of a run; None: the configured part."""
 
     prompts: PromptSource | None = None
     make_reward: Callable[[], Reward] | None = None
@@ -46,15 +49,15 @@ class Builders:
 
 
 class Session:
-    """Start all parts with `start`; `close` stops those that were started, the newest first.
+    """The running parts of a run. `start` starts all parts; `close` stops the started parts, newest first.
 
     Args:
-        run: its configuration goes to the parts, each of which takes its section.
+        run: the resolved run.
         folder: the run's folder.
-        builders: of parts of the user's own.
-        recording: gets the clocks' offsets.
+        builders: builders of the user's own parts.
+        recording: receives the offsets of the nodes' clocks.
         progress: called with a line for each stage.
-        stop: gives up waits when it is set.
+        stop: event that ends waits early.
     """
 
     def __init__(
@@ -70,18 +73,23 @@ class Session:
         self.recording, self.progress, self.stop = recording, progress, stop
         self.learner: LearnerGroup | None = None
         self.scaling: Scaling | None = None
-        """While the run trains."""
+        """The scaling of the pools; None: the run does not train."""
         self._parts = contextlib.ExitStack()
 
     def start(self, state: RunState, *, calibrate: bool, evaluate: bool) -> None:
-        """Start the pools; they load their models while the prompts are made.
+        """Start the pools, which load their models while the prompts are made.
+
+        Args:
+            state: the state that the run continues from.
+            calibrate: whether to check the reward on real clips.
+            evaluate: whether the run judges the policy before and after training.
 
         Raises:
             ValueError: the prompts or the reward are not usable.
             RuntimeError: a pool failed.
             TimeoutError: a pool did not answer within train.wait_timeout_s.
         """
-        # First of all: it refuses a run whose name trains in this Ray already, before the folder changes.
+        # Start the control first: it rejects a run whose name already trains in this Ray, before the folder changes.
         self._parts.enter_context(contextlib.closing(Control(self.folder.path, self.scale)))
         self.folder.begin(state.step)
         if judges_by_reward(self.folder.path):
@@ -92,7 +100,8 @@ class Session:
         self._parts.callback(self.stop_learner)
         learner = self.start_learner(state.checkpoint)
         if len(ray.nodes()) > 1:
-            # Ranks need the most of a node: actors that are spread first could leave too little on each node.
+            # Place the ranks first, because they need the most of a node: other actors, spread over the nodes, could
+            # leave too little on each node.
             learner.wait_placed(self.stop)
         self.rollout = RolloutPool.from_config(self.config, self.builders.make_sampler)
         self._parts.callback(self.rollout.stop)
@@ -103,6 +112,8 @@ class Session:
         self.sync = WeightSync.from_config(self.config, self.rollout, self.progress)
         self.publish_ready(learner)
         self.recording.offsets = clock_offsets(self.config.train.wait_timeout_s)
+        # Parts stop in reverse order: the ranks end while the pools stop.
+        self._parts.callback(self._end_learner)
         self.scaling = Scaling(
             self.rollout,
             self.reward,
@@ -114,7 +125,7 @@ class Session:
         self._parts.enter_context(contextlib.closing(self.scaling))
 
     def start_learner(self, checkpoint: Checkpoint | None) -> LearnerGroup:
-        """Start learner ranks where the run has come to."""
+        """Start learner ranks that resume from a checkpoint; None: from the beginning."""
         folder = checkpoint.path if checkpoint else None
         storage = self.folder.path / ".ray_train"
         self.learner = LearnerGroup.from_config(self.config, storage, self.builders.make_learner, folder)
@@ -122,84 +133,90 @@ class Session:
         return self.learner
 
     def publish_ready(self, learner: LearnerGroup) -> None:
-        """Wait for new learner ranks and publish the weights that they hold."""
+        """Wait for new learner ranks and publish their weights."""
         self.sync.publish(learner.wait_ready(self.stop), learner.sender)
 
+    def _end_learner(self) -> None:
+        if self.learner is not None:
+            self.learner.end()
+
     def stop_learner(self) -> None:
-        """Stop the ranks, if there are any; `learner` is None from then on."""
+        """Stop the ranks, if any are running, and set `learner` to None."""
         learner, self.learner = self.learner, None
         if learner is not None:
             learner.stop()
 
     def _prepare_prompts(self, state: RunState, calibrate: bool, evaluate: bool) -> None:
-        """Make the prompts; calibrate and start the reward pool as soon as it has what it needs."""
+        """Make the prompts, calibrate, and start the reward pool as early as its configuration allows."""
         self.progress("making prompts")
         shell = as_actor(PromptActor, scheduling_strategy=on_node(node_id()), concurrency_groups={WATCHING: 1})
         self.prompts = shell.remote(self.builders.prompts or ConfiguredPrompts(self.config, self.folder.path))
         self._parts.callback(stop_actors, [self.prompts])
-        watch = PromptWatch(self.prompts, self.progress)
+        report_progress = PromptProgress(self.prompts, self.progress)
         if calibrate or evaluate:
-            # The evaluation actor loads its models while the prompts are made.
+            # Start the evaluation actor now: it loads its models while the prompts are made.
             _ = self.evaluation
         num_clips = {"train": NUM_ALIGNED if calibrate else 0, "heldout": None}
         preparing = [self.prompts.prepare.remote(split, number) for split, number in num_clips.items()]
         needs_shares = self.config.reward.balance == "class"
         if not needs_shares:
             self._start_reward(None)
-        self.prompt_ids: list[str] = self._ask(preparing[0], "the training prompts", watch)
-        self._ask(preparing[1], "the held-out prompts", watch)
+        self.prompt_ids: list[str] = self._wait(preparing[0], "the training prompts", report_progress)
+        self._wait(preparing[1], "the held-out prompts", report_progress)
         check_prompts(state, self.config.seed, self.prompt_ids)
-        self._show_left_out()
+        self._show_skipped()
         if calibrate:
             self.evaluation.calibrate()
         if needs_shares:
             shares = self.prompts.class_shares.remote(self.config.world.groups)
-            self._start_reward(self._ask(shares, "the class shares"))
+            self._start_reward(self._wait(shares, "the class shares"))
 
-    def _start_reward(self, class_shares: dict[str, Any] | None) -> None:
+    def _start_reward(self, class_shares: Mapping[str, npt.NDArray[np.floating]] | None) -> None:
         self.reward = RewardPool.from_config(self.config, class_shares, self.builders.make_reward)
         self._parts.callback(self.reward.stop)
         self.reward.start(self.stop)
 
-    def _show_left_out(self) -> None:
-        """Show one line for all recordings that were left out; run.log gets a line for each recording."""
-        num_recordings, lines = self._ask(self.prompts.left_out.remote(), "the recordings that were left out")
+    def _show_skipped(self) -> None:
+        """Show one line about all recordings that were left out; write a line for each of them into run.log."""
+        num_recordings, lines = self._wait(self.prompts.skipped.remote(), "the recordings that were left out")
         if lines:
-            # Workers' logs stay hidden.
+            # Write to the file here: the logs of workers are not shown.
             with (self.folder.path / "run.log").open("a", encoding="utf-8") as log:
                 log.writelines(f"left out: {line}\n" for line in lines)
-            # Only as many of the known recordings are opened as the prompts need.
+            # Name both numbers: a source opens only as many of its recordings as the prompts need.
             self.progress(f"left out {len(lines)} recordings, {num_recordings} are known: {lines[0]} (all in run.log)")
 
-    def _ask(self, ref: ray.ObjectRef, who: str, meanwhile: Callable[[], None] = lambda: None) -> Any:
+    def _wait(self, ref: ray.ObjectRef[Value], awaited: str, meanwhile: Callable[[], None] = lambda: None) -> Value:
         """Wait for a small answer of the prompt actor."""
-        return wait_all([ref], self.config.train.wait_timeout_s, who, stop=self.stop, meanwhile=meanwhile)[0]
+        return wait_all([ref], self.config.train.wait_timeout_s, awaited, stop=self.stop, meanwhile=meanwhile)[0]
 
     @functools.cached_property
     def evaluation(self) -> EvaluationClient:
-        """Started at its first use."""
+        """Return the client of the evaluation actor; the first use starts the actor."""
         client = EvaluationClient(self.config, self.folder.path, self.prompts, self.progress, self.stop)
         self._parts.callback(client.stop)
         return client
 
     def evaluate(self, name: str, temperature: float, *, keep_clips: bool = False) -> dict[str, float]:
-        """Judge the latest published weights, or as `base` those before training."""
-        # After a resume the base is no longer what is published.
+        """Judge the latest published weights; with the name `base`, judge the weights before training."""
+        # The published weights are not the base after a resume: the evaluation actor loads the base itself.
         latest = None if name == BASE else self.latest()
         return self.evaluation.judge(name, temperature, latest, keep_clips=keep_clips)
 
     def latest(self) -> StepReport:
-        """The step whose weights were published last."""
+        """Return the report whose weights were published last."""
         assert self.sync.latest is not None, "evaluate inside a run: no weights are published yet"
         return self.sync.latest
 
-    def submit(self, group_ids: Sequence[int], seeds: Sequence[int], prompt_indices: Sequence[int]) -> list[Any]:
-        """Submit one rollout call, and the scoring of its videos as soon as they exist, by reference alone."""
+    def submit(
+        self, group_ids: Sequence[int], seeds: Sequence[int], prompt_indices: Sequence[int]
+    ) -> list[tuple[GroupRefs, Future[ScoreReport]]]:
+        """Submit one rollout call and the scoring of its videos; only references pass through the driver."""
         refs = self.rollout.sample(group_ids, seeds, self.prompts.prompts.remote(prompt_indices))
         return [(each, self.reward.score(each.video_ref)) for each in refs]
 
     def overlap(self, metrics: Mapping[str, float], report: StepReport) -> dict[str, float]:
-        """Record a step of the learner; return how far the three stages overlapped in it."""
+        """Record the learner's span of a step; return the metrics of the overlap of the three stages."""
         self.recording.add("learner", f"step {metrics['step']:.0f}", report.span)
         stages = {
             "sample": (metrics["time/sample_s"], self.rollout.num_actors()),
@@ -209,28 +226,28 @@ class Session:
         return overlap_metrics(stages, metrics["time/step_s"])
 
     def activity(self) -> str:
-        """What the pools are busy with, for the message of a wait that was too long."""
+        """Describe the current work of the pools, for the message of a timeout."""
         found = []
         for pool in (self.rollout, self.reward, self.learner):
-            # Fault tolerance: the user must hear of the wait itself.
+            # Fault tolerance: an error here must not hide the timeout from the user.
             with contextlib.suppress(Exception):
                 found.append(pool.activity() if pool is not None else "")
         return "; ".join(each for each in found if each)
 
     def scale(self, pool: str, number: int) -> str:
-        """Scale a pool; see `Scaling.scale`."""
+        """Scale a pool, as `Scaling.scale` does; raise ValueError if the run does not train."""
         if self.scaling is None:
             raise not_training()
         return self.scaling.scale(pool, number)
 
     def close(self) -> None:
-        """Stop what was started; a second call does nothing."""
+        """Stop the started parts; a second call does nothing."""
         self.scaling = None
         self._parts.close()
 
 
 def not_training() -> ValueError:
-    """Say that there are no pools that could be scaled or evaluated."""
+    """Return the error for a run without running pools."""
     return ValueError(
         "only a run that trains can be scaled or evaluated, got one that is starting, has ended or was not started; "
         "call it from a callback, or from another thread while train() runs"

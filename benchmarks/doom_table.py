@@ -95,7 +95,7 @@ def judge_supervised(folder: Path, recipe: str, overrides: list[str]) -> None:
     import ray
 
     from actors.evaluation.actor import EvaluationActor
-    from actors.rollout.prompts import ConfiguredPrompts
+    from actors.rollout.prompt_actor import ConfiguredPrompts
     from rlir_ray.config.load import load_config
     from rlir_ray.evaluation.report import report_picture, write_report
     from rlir_ray.families import family_of

@@ -30,7 +30,7 @@ from rlir_ray.models.rescoring import FlowRescorer
 from rlir_ray.run.environment import versions
 from rlir_ray.samplers.flow import FlowSampler
 from rlir_ray.spaces.actions import BUTTONS, Actions
-from rlir_ray.spaces.mineworld import exclusive_classes, no_action_classes
+from rlir_ray.spaces.mineworld import action_classes, null_action_classes
 from rlir_ray.trajectory import Prompt, TrajectoryGroup
 
 
@@ -58,7 +58,7 @@ def sample_without_cache(
     device = next(model.parameters()).device
     clip = torch.from_numpy(np.stack([p.context for p in prompts]).astype(np.float32)).to(device)
     clip = clip.repeat_interleave(group_size, 0)
-    classes = [np.concatenate([[no_action_classes()], exclusive_classes(p.actions)]) for p in prompts]
+    classes = [np.concatenate([[null_action_classes()], action_classes(p.actions)]) for p in prompts]
     actions = torch.from_numpy(np.stack(classes)).to(device).repeat_interleave(group_size, 0)
     steps = noise_levels(config.num_steps, config.shift).to(device)
     for _ in range(prompts[0].num_frames):

@@ -23,7 +23,7 @@ from rlir_ray.config import Config
 from rlir_ray.config.load import load_config
 from rlir_ray.data.files import write_json
 from rlir_ray.families import make_objective
-from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
+from rlir_ray.idm.vpt import VptInverseDynamics
 from rlir_ray.idm.vpt_config import VPT_CONFIG
 from rlir_ray.learner.step import Learner, StepBatch, trained_decisions
 from rlir_ray.learner.torch_engine import TorchEngine
@@ -137,7 +137,7 @@ def flow(recipe: str, group_size: int, num_frames: int) -> dict[str, Any]:
 def inverse_dynamics(num_clips: int, num_frames: int) -> dict[str, Any]:
     """VPT's network at its published size on clips of 128 x 128 pixels, in float32 and under bf16 autocast."""
     torch.manual_seed(0)
-    model = InverseDynamicsModel(VPT_CONFIG).eval().cuda()
+    model = VptInverseDynamics(VPT_CONFIG).eval().cuda()
     clips = torch.randint(0, 256, (num_clips, num_frames, 128, 128, 3), dtype=torch.uint8, device="cuda")
     content: dict[str, Any] = {"parameters": sum(weight.numel() for weight in model.parameters())}
     for precision in ("fp32", "bf16"):

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rlir_ray.data.files import write_json
-from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
+from rlir_ray.idm.vpt import VptInverseDynamics
 from rlir_ray.idm.vpt_config import VPT_CONFIG
 from rlir_ray.run.environment import versions
 
@@ -40,15 +40,15 @@ SMALL = {
 }
 
 
-def small_model(width: int) -> InverseDynamicsModel:
+def small_model(width: int) -> VptInverseDynamics:
     """The small golden network with a transformer of the given width, random weights of seed 0."""
     config = copy.deepcopy(VPT_CONFIG)
     config["net"] |= {**SMALL, "hidsize": width}
     torch.manual_seed(0)
-    return InverseDynamicsModel(config).eval()
+    return VptInverseDynamics(config).eval()
 
 
-def straight_loop(model: InverseDynamicsModel, clips: Tensor) -> dict[str, Tensor]:
+def straight_loop(model: VptInverseDynamics, clips: Tensor) -> dict[str, Tensor]:
     """The published forward pass on uint8 clips [B, F, H, W, 3] of the network's size, one by one."""
     net, found = model.net, []
     for clip in clips.split(1):
@@ -67,7 +67,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 @torch.inference_mode()
-def measure(model: InverseDynamicsModel, clips: Tensor, repeats: int) -> dict[str, float]:
+def measure(model: VptInverseDynamics, clips: Tensor, repeats: int) -> dict[str, float]:
     """Clips per second, best of the repeats, taken turn about so that both see the same machine."""
     forms = {"batched": lambda: model.logits(clips), "straight_loop": lambda: straight_loop(model, clips)}
     for form in forms.values():

@@ -18,7 +18,7 @@ from typing import Any
 import ray
 
 from actors.cluster.compat import actor_info
-from actors.cluster.diagnostics import ids
+from actors.cluster.diagnostics import actor_ids
 from actors.cluster.start import start_ray
 from actors.reward.pool import RewardPool
 from actors.rollout.pool import RolloutPool
@@ -75,7 +75,7 @@ def measure_rollout(config: Config, repeats: int) -> dict[str, Any]:
         (call,) = pool.sample([0], [7], prompts_ref)
         assert ray.get(call.report_ref, timeout=TIMEOUT_S).policy_version == VERSION
 
-    found = seconds_of(repeats, started, lambda: ids(pool.actors), result)
+    found = seconds_of(repeats, started, lambda: actor_ids(pool.actors), result)
     pool.stop()
     return found
 

@@ -76,7 +76,7 @@ class Publisher(SleepLearner):
         super().__init__(0.0)
         torch.set_num_threads(1)
         random = np.random.default_rng(0)
-        shapes = {name: array.shape for name, array in weights_of(make_sampler().model).items()}  # type: ignore[attr-defined]
+        shapes = {name: array.shape for name, array in weights_of(make_sampler().policy).items()}  # type: ignore[attr-defined]
         self.versions = [
             {name: random.random(shape, dtype=np.float32) + 0.5 for name, shape in shapes.items()} for _ in range(2)
         ]

@@ -1,6 +1,7 @@
 """Reinforcement learning with inverse rewards for action-conditioned video world models.
 
-Names are imported when they are asked for. `Pipeline` alone reaches into `actors`: all else works without Ray.
+The public names are imported at their first use. Only `Pipeline` imports `actors`, so everything else works without
+Ray.
 """
 
 from __future__ import annotations

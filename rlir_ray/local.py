@@ -40,6 +40,8 @@ MAX_REFILLS = 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoredGroup:
+    """A sampled group with its scores."""
+
     group: TrajectoryGroup
     scores: RewardScores
     advantages: npt.NDArray[np.float32] | None
@@ -60,11 +62,12 @@ def train_local(
     """Train for `train.num_steps` steps; stop earlier after the first step that ends beyond `train.max_minutes`.
 
     Args:
-        config: seed, prompts a step, group size, credit and advantage; the other objects hold their own settings.
-        prompts: training prompts.
-        sampler: holds the learner's weights, as version 0.
-        reward: scores encoded videos.
-        learner: the only rank.
+        config: the run's configuration: seed, prompts per step, group size, credit and advantage. The other arguments
+            hold their own settings.
+        prompts: the training prompts.
+        sampler: the sampler, which holds the learner's weights as version 0.
+        reward: the reward of encoded videos.
+        learner: the learner, as the only rank.
         callbacks: called after each step with the step's number, from 1, and its metrics.
         ledger: records the groups of this run; None: a new ledger.
 
@@ -88,14 +91,16 @@ def train_local(
 
         learn_started = time.monotonic()
         groups = [scored.group for scored in ready]  # behavior_logprobs and loss_mask [G, T]
-        advantages = normalised_advantages(config, [scored.advantages for scored in ready])  # type: ignore[misc]  # [rows, F]
+        advantages = normalised_advantages(
+            config, [one.advantages for one in ready if one.advantages is not None]
+        )  # [rows, F]
         metrics = learner.step(StepBatch(groups, advantages, trained_decisions(groups, advantages)))
         sampler.load_weights(learner.weights(), version=step)
         for scored in ready:
             end = (FAILED, skipped_cause(learner.skipped)) if learner.skipped else (TRAINED,)
             ledger.finish(scored.group.group_id, *end)
 
-        metrics |= reward_metrics([one.scores for one in seen if not one.scores.failure], config.reward.discount)
+        metrics |= reward_metrics([each.scores for each in seen if not each.scores.failure], config.reward.discount)
         metrics |= {f"groups/{state}": float(count) for state, count in ledger.counts().items() if state != "in_flight"}
         metrics |= {"step": float(step), "policy_version": float(step), "staleness/mean": 0.0}
         metrics |= {"time/learn_s": time.monotonic() - learn_started, "time/step_s": time.monotonic() - step_started}
@@ -169,11 +174,12 @@ def check_signal(config: Config, num_seen: int, num_missing: int) -> None:
     """Bound the search for groups with signal.
 
     Args:
-        num_seen: groups that were scored for the step, with and without signal.
-        num_missing: groups with signal that the step still lacks; 0: the search is over.
+        config: the run's configuration.
+        num_seen: number of groups that were scored for the step, with and without signal.
+        num_missing: number of groups with signal that the step still lacks; 0: the search is over.
 
     Raises:
-        ValueError: a step has seen `MAX_REFILLS` times the groups that it needs, and still lacks some.
+        ValueError: a step has seen `MAX_REFILLS` times the groups that it needs, and still lacks groups.
     """
     if num_missing > 0 and num_seen >= MAX_REFILLS * config.train.prompts_per_step:
         raise ValueError(
@@ -200,9 +206,9 @@ def check_logprobs(config: Config, found: Sequence[LogprobDifference | None]) ->
         exact = "" if vllm.dtype == "float32" else "vllm.dtype=float32 or "
         remedy = f"set {exact}rollout.engine=torch, or raise the bound"
     elif engine == "torch":
-        remedy = "the sampler computes this policy otherwise than transformers does: set rollout.engine=vllm"
+        remedy = "sampler and transformers compute this policy differently: set rollout.engine=vllm"
     else:
-        remedy = "the sampler's cache computes this policy otherwise than a whole pass: give another models.policy"
+        remedy = "the sampler's cache and a full pass compute this policy differently: give another models.policy"
     raise RuntimeError(
         f"log-probabilities of the engine {engine} must be within rollout.max_logprob_difference={bound:g} of "
         f"the learner's model's in the mean, got {mean:.3g}; {remedy}"
@@ -218,8 +224,8 @@ def reward_metrics(scores: Sequence[RewardScores], discount: float) -> dict[str,
     `follow/*` cover the action groups that occur in the commands; if none occurs, these metrics are absent.
 
     Args:
-        scores: scores of the groups.
-        discount: discount of credit by frame.
+        scores: the scores of the groups.
+        discount: the discount of credit by frame.
     """
     clips = [group.frame_rewards.mean(axis=1) for group in scores]  # [G] each
     metrics = {

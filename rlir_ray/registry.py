@@ -1,7 +1,7 @@
-"""Named plug-ins: what the configuration may name on each axis, and how a name becomes a class.
+"""Named plug-ins: the members that the configuration may name on each axis, and the import of a member by its name.
 
-A name is a built-in one, one that an installed package offers as an entry point (`rlir_ray.rewards`, ...), or
-`package.module:Name`. Nothing is imported before `load`: this file knows the plug-ins by their names only.
+A name is a built-in name, an entry point of an installed package (`rlir_ray.rewards`, ...), or `package.module:Name`.
+This file imports a plug-in only in `load`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import difflib
 import importlib
 import importlib.metadata
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+Member = TypeVar("Member")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,15 +22,15 @@ class Axis:
     """One kind of plug-in."""
 
     group: str
-    """Of entry points."""
+    """Name of the group of entry points."""
     key: str
     """The configuration key that names a member."""
     members: Mapping[str, str]
     """Built-in name -> `package.module:Name`."""
     needs: tuple[str, ...]
-    """The names that a member must have."""
+    """Names of the attributes and methods that a member must have."""
     is_class: bool = True
-    """A member is a class; otherwise an object."""
+    """Whether a member is a class; otherwise a member is an object."""
 
 
 AXES = {
@@ -46,7 +48,7 @@ AXES = {
         group="rlir_ray.idms",
         key="architecture",
         members={
-            "vpt": "rlir_ray.idm.inverse_dynamics:InverseDynamicsModel",
+            "vpt": "rlir_ray.idm.vpt:VptInverseDynamics",
             "correlation": "rlir_ray.idm.correlation_idm:CorrelationInverseDynamics",
         },
         needs=("from_pretrained", "logits"),
@@ -71,7 +73,7 @@ AXES = {
         key="prompts.source",
         members={
             "doom": "rlir_ray.worlds.doom_source:DoomSource",
-            "recordings": "rlir_ray.data.recorded_source:RecordedSource",
+            "recordings": "rlir_ray.data.recorded_clips:RecordedSource",
         },
         needs=("clips",),
     ),
@@ -79,7 +81,7 @@ AXES = {
 
 
 def known(axis: str) -> list[str]:
-    """The short names of an axis: the built-in ones, then those of installed packages."""
+    """Return the short names of an axis: built-in names first, then those of installed packages."""
     offered = {point.name for point in _entry_points(axis)} - AXES[axis].members.keys()
     return [*AXES[axis].members, *sorted(offered)]
 
@@ -88,7 +90,7 @@ def check_name(axis: str, name: str) -> None:
     """Check that a name is a known short name or has the form `package.module:Name`. Import nothing.
 
     Raises:
-        ValueError: it is neither; the known names and the nearest one are named.
+        ValueError: the name is neither; the message lists the known names and the nearest one.
     """
     if name in AXES[axis].members:
         return
@@ -105,14 +107,16 @@ def check_name(axis: str, name: str) -> None:
 
 
 def load(axis: str, name: str) -> Any:
-    """Import a member and check that it has what its axis needs.
+    """Import a member and check that it has the attributes and methods that its axis needs.
+
+    The type of the member depends on the axis, hence Any.
 
     Raises:
-        ValueError: the name is unknown, its module cannot be imported, the module does not hold it, or it lacks a
-            method of the axis' protocol.
+        ValueError: the name is unknown, its module cannot be imported or lacks the member, or the member lacks an
+            attribute or method.
     """
     check_name(axis, name)
-    member = _import(axis, name, _target(axis, name))
+    member: Any = _import(axis, name, _target(axis, name))
     if AXES[axis].is_class and not inspect.isclass(member):
         found = type(member).__name__
         raise ValueError(f"{AXES[axis].key}={name} must name a class, got a {found}; name the class itself")
@@ -124,14 +128,15 @@ def load(axis: str, name: str) -> Any:
     return member
 
 
-def build(axis: str, name: str, args: Mapping[str, Any], make: Any, *parts: Any) -> Any:
-    """Call `make(*parts, **args)`, which builds a member.
+def build(axis: str, name: str, args: Mapping[str, object], make: Callable[..., Member], *parts: object) -> Member:
+    """Build a member by `make(*parts, **args)`.
 
     Args:
-        axis, name: of the member, for the error.
-        args: the user's, out of the configuration.
-        make: the member's class, or its class method that builds it.
-        parts: what this axis gives each member.
+        axis: axis of the member, for the error.
+        name: name of the member, for the error.
+        args: the user's arguments, from the configuration.
+        make: the class of the member, or its class method that builds the member.
+        parts: arguments that every member of the axis gets.
 
     Raises:
         ValueError: the arguments do not fit the signature.
@@ -148,7 +153,7 @@ def build(axis: str, name: str, args: Mapping[str, Any], make: Any, *parts: Any)
 
 
 def _target(axis: str, name: str) -> str:
-    """`package.module:Name` of a name that `check_name` accepts."""
+    """Return `package.module:Name` for a name that `check_name` accepts."""
     if ":" in name:
         return name
     if name in AXES[axis].members:
@@ -165,11 +170,11 @@ def _entry_points(axis: str) -> list[importlib.metadata.EntryPoint]:
     return list(importlib.metadata.entry_points(group=AXES[axis].group))
 
 
-def _import(axis: str, name: str, target: str) -> Any:
+def _import(axis: str, name: str, target: str) -> object:
     module_name, _, attribute = target.partition(":")
     label = f"{AXES[axis].key}={name}"
     try:
-        found: Any = importlib.import_module(module_name)
+        found: object = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise ValueError(
             f"{label} must be importable, got no module {error.name!r}; install it, put its folder on PYTHONPATH, or "

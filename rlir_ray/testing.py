@@ -1,7 +1,7 @@
-"""Contract tests of plug-ins, which a third party can call in tests of its own.
+"""Contract tests of plug-ins, which third parties can call in their own tests.
 
-Each check raises an AssertionError that names what does not hold. Small models and videos are made here, so that a
-check takes seconds on a CPU. Legend: G trajectories, C context frames, F generated frames, K = C + F, N tokens a frame.
+Each check raises an AssertionError that names the broken rule. The checks use small models and videos and take seconds
+on a CPU. Legend: G trajectories, C context frames, F generated frames, K = C + F, N tokens a frame.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from rlir_ray.data.clips import Clip, ClipRequest, PromptSplit
 from rlir_ray.data.prompts import open_source
 from rlir_ray.families import family_of, make_objective
 from rlir_ray.idm.base import InverseDynamics
-from rlir_ray.learner.objectives import Columns
+from rlir_ray.learner.objectives import Columns, Objective
 from rlir_ray.learner.step import StepBatch, layout, stack, trained_decisions
 from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.rewards.base import Reward
@@ -30,20 +29,20 @@ from rlir_ray.spaces.actions import BUTTONS, Actions
 from rlir_ray.trajectory import EncodedVideo, Prompt, RewardScores, TrajectoryGroup, check_scores
 
 NUM_CODES, TOKENS_PER_FRAME, NUM_FRAMES = 32, 12, 3
-# Of rewards and losses that are computed together or apart: they differ by rounding only.
+# Largest difference between rewards or losses that are computed together and apart, which only rounding may cause.
 TOLERANCE = 1e-3
-# Of log-probabilities at the same weights: beyond it the ratio of the first update is not 1.
+# Largest difference of log-probabilities at the same weights at which the ratio of the first update counts as 1.
 LOGPROB_TOLERANCE = 1e-3
 
 
 def check(holds: bool, rule: str, got: object) -> None:
-    """Raise an AssertionError that names the rule and what was found instead."""
+    """Raise an AssertionError with the rule and the found value, unless the rule holds."""
     if not holds:
         raise AssertionError(f"{rule}, got {got}")
 
 
 def sample_actions(num_actions: int, seed: int = 0) -> Actions:
-    """Forward in half of the frames, with small turns."""
+    """Return random actions: forward in half of the frames, with small camera turns."""
     random = np.random.default_rng(seed)
     buttons = np.zeros((num_actions, len(BUTTONS)), np.bool_)
     buttons[:, BUTTONS.index("forward")] = random.random(num_actions) < 0.5
@@ -51,7 +50,7 @@ def sample_actions(num_actions: int, seed: int = 0) -> Actions:
 
 
 def sample_videos(num_groups: int = 2, group_size: int = 3, num_frames: int = NUM_FRAMES) -> list[EncodedVideo]:
-    """Groups of random tokens [G, 1 + F, 12], after one context frame."""
+    """Return groups of random tokens, [G, 1 + F, 12] each, with one context frame."""
     random = np.random.default_rng(0)
     return [
         EncodedVideo(
@@ -65,7 +64,7 @@ def sample_videos(num_groups: int = 2, group_size: int = 3, num_frames: int = NU
 
 
 def sample_prompts(num_prompts: int = 2, num_frames: int = NUM_FRAMES) -> list[Prompt]:
-    """One context frame of 12 random tokens each."""
+    """Return prompts of one context frame with 12 random tokens."""
     random = np.random.default_rng(0)
     contexts = random.integers(0, NUM_CODES, (num_prompts, 1, TOKENS_PER_FRAME)).astype(np.uint16)
     return [
@@ -75,7 +74,7 @@ def sample_prompts(num_prompts: int = 2, num_frames: int = NUM_FRAMES) -> list[P
 
 
 def sample_policy() -> WorldModel:
-    """A token policy of about 0.1 M parameters."""
+    """Return a token policy of about 0.1 M parameters with random weights."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return WorldModel.create(
@@ -95,11 +94,11 @@ def sample_policy() -> WorldModel:
 
 
 def check_reward(reward: Reward, videos: Sequence[EncodedVideo] | None = None) -> None:
-    """Check a reward: one finite [G, F] array for each video, the same at every call, alone and together.
+    """Check a reward: finite rewards [G, F] for each video, equal at every call, alone and together with others.
 
     Args:
-        reward: built.
-        videos: at least two, of one length, that it can read; None: random tokens.
+        reward: the reward.
+        videos: at least two videos of one length that the reward can read; None: videos of random tokens.
     """
     videos = list(videos or sample_videos())
     first = _scores(reward, videos)
@@ -135,19 +134,20 @@ def _check_same(one: Sequence[RewardScores], other: Sequence[RewardScores], rule
 
 def check_objective(
     name: str,
-    args: Mapping[str, Any] | None = None,
+    args: Mapping[str, object] | None = None,
     *,
     config: Config | None = None,
     policy: nn.Module | None = None,
     prompts: Sequence[Prompt] | None = None,
 ) -> None:
-    """Check an objective: a finite loss that is summed over micro-batches, trains, and counts no masked decision.
+    """Check an objective: its loss is finite, has a gradient, adds up over micro-batches, and ignores masked decisions.
 
     Args:
-        name: as train.objective takes it.
-        args: train.objective_args.
-        config: of the run; None: the defaults, for tokens. Its objective is replaced.
-        policy, prompts: of the configured family; None: a small token policy and random prompts.
+        name: name of the objective, as for train.objective.
+        args: arguments of the objective, as for train.objective_args.
+        config: configuration of a run, whose objective is replaced; None: the defaults, for tokens.
+        policy: a policy of the configured family; None: a small token policy.
+        prompts: prompts of the configured family; None: random tokens.
     """
     config = config or Config(train=TrainConfig(group_size=2, max_advantage=5.0))
     config = replace(config, train=replace(config.train, objective=name, objective_args=dict(args or {})))
@@ -157,7 +157,7 @@ def check_objective(
     columns, parts, num_decisions = _columns(config, policy, prompts or sample_prompts())
     loss, metrics = objective.loss(policy, columns, num_decisions)
     check(loss.ndim == 0 and bool(loss.isfinite()), "the loss must be one finite number", loss)
-    check(loss.requires_grad, "the loss must carry a gradient of the policy", "one without")
+    check(loss.requires_grad, "the loss must carry a gradient of the policy", "a loss without gradient")
     for key, value in metrics.items():
         check(isinstance(value, Tensor), f"the metric {key} must be a tensor", type(value).__name__)
         check(bool(value.isfinite().all()), f"the metric {key} must be finite", value)
@@ -169,8 +169,8 @@ def check_objective(
     objective.load_state({key: np.asarray(value) for key, value in objective.state().items()})
 
 
-def _check_mask(objective: Any, policy: nn.Module, columns: Columns, num_decisions: int) -> None:
-    """Masked decisions count for nothing, whatever their advantages."""
+def _check_mask(objective: Objective, policy: nn.Module, columns: Columns, num_decisions: int) -> None:
+    """Check that the advantages of masked decisions do not change the loss."""
     loss_mask = columns.loss_mask.clone()
     loss_mask[:, ::2] = False
     advantages = torch.where(loss_mask, columns.advantages, columns.advantages + 3)
@@ -187,7 +187,7 @@ def _check_near(one: Tensor, other: Tensor, rule: str) -> None:
 
 
 def _columns(config: Config, policy: nn.Module, prompts: Sequence[Prompt]) -> tuple[Columns, list[Columns], int]:
-    """All groups in one micro-batch, the same in one for each group, and their decisions."""
+    """Return all groups in one micro-batch, each group in its own micro-batch, and the number of decisions."""
     groups = [group for group, _ in _sample(config, policy, prompts)]
     values = np.linspace(-1, 1, config.train.group_size, dtype=np.float32)[:, None].repeat(prompts[0].num_frames, 1)
     advantages = [GroupAdvantages.of_all(values) for _ in groups]
@@ -213,11 +213,12 @@ def _sample(config: Config, policy: nn.Module, prompts: Sequence[Prompt]) -> lis
 
 
 def check_family(config: Config, prompts: Sequence[Prompt]) -> None:
-    """Check a family of world models: what is sampled, its size, and a ratio of 1 at the first update.
+    """Check a family of world models: its samples, their size, and a ratio of 1 at the first update.
 
     Args:
-        config: names the family, checkpoints of a small policy and codec, and their world; train.objective=grpo.
-        prompts: at least two, encoded by the codec, of world.num_context and world.num_frames frames.
+        config: configuration with the family, checkpoints of a small policy and codec, and their world;
+            train.objective=grpo.
+        prompts: at least two prompts of world.num_context and world.num_frames frames, encoded by the codec.
     """
     family, world = family_of(config), config.world
     frame_shape = family.check_world(config)
@@ -229,7 +230,7 @@ def check_family(config: Config, prompts: Sequence[Prompt]) -> None:
         context = video.codes[:, : world.num_context]
         given = np.broadcast_to(prompt.context, context.shape)
         check(np.array_equal(context, given), "a video must start with the prompt's context", "other frames")
-        check(np.array_equal(video.codes, repeated.codes), "the same seeds must give the same clips", "others")
+        check(np.array_equal(video.codes, repeated.codes), "the same seeds must give the same clips", "other clips")
         check(not group.not_finite(), "a group must be finite", group.not_finite())
         size = group.nbytes + video.codes.nbytes
         stated = family.group_bytes(config, frame_shape)
@@ -248,7 +249,7 @@ def _wide(video: EncodedVideo) -> type[np.generic]:
 
 @torch.no_grad()
 def _check_ratio(config: Config, policy: nn.Module, groups: Sequence[TrajectoryGroup]) -> None:
-    """The sampler's log-probabilities equal the learner's at the same weights."""
+    """Check that the sampler's log-probabilities equal those of the learner at the same weights."""
     rescore = family_of(config).rescorer(config)
     for group in groups:
         check(group.behavior_logprobs is not None, "a rollout sampler must keep log-probabilities", None)
@@ -258,7 +259,7 @@ def _check_ratio(config: Config, policy: nn.Module, groups: Sequence[TrajectoryG
         found = rescore(policy, columns.record, group.loss_mask.shape[1]).logprobs
         assert columns.behavior_logprobs is not None
         gap = float((found - columns.behavior_logprobs)[columns.loss_mask].abs().max())
-        rule = "the ratio must be 1 at the first update: sampler and rescorer must give the same log-probabilities"
+        rule = "the ratio must be 1 at the first update: sampler and rescorer must give equal log-probabilities"
         check(gap <= LOGPROB_TOLERANCE, rule, f"a difference of {gap:.3g}")
 
 
@@ -266,14 +267,16 @@ def _check_ratio(config: Config, policy: nn.Module, groups: Sequence[TrajectoryG
 # Sources
 
 
-def check_source(name: str, folder: Path, args: Mapping[str, Any] | None = None, config: Config | None = None) -> None:
-    """Check a source: as many clips as asked for, of the world's size, the same ones again, none in both splits.
+def check_source(
+    name: str, folder: Path, args: Mapping[str, object] | None = None, config: Config | None = None
+) -> None:
+    """Check a source: the number and size of its clips, equal clips for equal seeds, and no clip in both splits.
 
     Args:
-        name: as prompts.source takes it.
-        folder: for files that the source writes.
-        args: prompts.args.
-        config: None: the defaults; its source is replaced.
+        name: name of the source, as for prompts.source.
+        folder: folder for files that the source writes.
+        args: arguments of the source, as for prompts.args.
+        config: configuration of a run, whose source is replaced; None: the defaults.
     """
     config = config or Config()
     prompts = replace(config.prompts, source=name, args=dict(args or {}))
@@ -281,10 +284,10 @@ def check_source(name: str, folder: Path, args: Mapping[str, Any] | None = None,
     train, again, heldout = (_clips(config, split, folder) for split in ("train", "train", "heldout"))
     for one, other in zip(train, again, strict=True):
         same = one.address == other.address and np.array_equal(one.frames, other.frames)
-        check(same, "the same seed must give the same clips", f"others at {one.address.prompt_id}")
+        check(same, "the same seed must give the same clips", f"other clips at {one.address.prompt_id}")
     for split, clips in (("training", train), ("held-out", heldout)):
         addresses = [clip.address for clip in clips]
-        check(len(set(addresses)) == len(addresses), f"each {split} clip must have an address of its own", addresses)
+        check(len(set(addresses)) == len(addresses), f"each {split} clip must have its own address", addresses)
     shared = {clip.address for clip in train} & {clip.address for clip in heldout}
     check(not shared, "training and held-out clips must have no address in common", sorted(shared))
     if draw := getattr(open_source(config), "commands", None):
@@ -317,11 +320,12 @@ def _clips(config: Config, split: PromptSplit, folder: Path) -> list[Clip]:
 
 @torch.no_grad()
 def check_idm(idm: InverseDynamics, height: int, width: int) -> None:
-    """Check an inverse dynamics model: finite heads for every frame, the same for a clip alone and among others.
+    """Check an inverse dynamics model: finite heads for every frame, equal for a clip alone and among other clips.
 
     Args:
-        idm: in evaluation mode.
-        height, width: of its frames.
+        idm: the model, in evaluation mode.
+        height: height of its frames in pixels.
+        width: width of its frames in pixels.
     """
     random = np.random.default_rng(0)
     frames = torch.from_numpy(random.integers(0, 256, (2, 5, height, width, 3), dtype=np.uint8))
@@ -336,7 +340,7 @@ def check_idm(idm: InverseDynamics, height: int, width: int) -> None:
         check(bool(logits[head].isfinite().all()), f"{head} must be finite", "NaN or infinity")
         for rule, again in (
             ("must be the same at every call", idm.logits(frames)[head][:1]),
-            ("of a clip must be the same alone and among others", idm.logits(frames[:1])[head]),
+            ("of a clip must be the same alone and among other clips", idm.logits(frames[:1])[head]),
         ):
             gap = float((again - logits[head][:1]).abs().max())
             check(gap <= TOLERANCE, f"{head} {rule}", f"a difference of {gap:.3g}")

@@ -7,7 +7,7 @@ S SDE steps of a frame, D h w a latent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -30,7 +30,7 @@ def _require(rule: bool, what: str, got: object) -> None:
         raise ValueError(f"{what}, got {got}")
 
 
-def _nbytes(payload: Any) -> int:
+def _nbytes(payload: object) -> int:
     """Sum the bytes of all arrays of a payload and its parts."""
     if isinstance(payload, np.ndarray):
         return payload.nbytes
@@ -98,7 +98,7 @@ class FlowRecord(Generic[Array]):
     history_levels: Array
     """float32 [G, C + F - 1], levels of the noise in `history`."""
     actions: Array
-    """uint8 [G, C + F, 9], the `exclusive_classes` that lead into each frame; no action leads into the first."""
+    """uint8 [G, C + F, 9], the `action_classes` that lead into each frame; no action leads into the first."""
     means: Array | None = None
     """float32 [G, F, S, D, h, w], mean of each step under the behavior policy; None: the objective needs no means."""
 
@@ -143,7 +143,8 @@ class TrajectoryGroup:
 
     @property
     def group_size(self) -> int:
-        return len(getattr(self.record, fields(self.record)[0].name))
+        first: npt.NDArray[np.generic] = getattr(self.record, fields(self.record)[0].name)
+        return len(first)
 
     def not_finite(self) -> str:
         """Say in one line which column holds NaN or infinity, so that the group cannot train; empty: all are finite."""
@@ -188,7 +189,7 @@ class EncodedVideo:
     @property
     def num_frames(self) -> int:
         """F, the generated frames."""
-        return self.codes.shape[1] - self.num_context
+        return int(self.codes.shape[1]) - self.num_context
 
     @property
     def nbytes(self) -> int:
@@ -225,7 +226,7 @@ def codes_tensor(videos: Sequence[EncodedVideo]) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewardScores:
-    """The result of a reward for one group; small, so that it may pass through the driver."""
+    """The result of a reward for one group, small enough to pass through the driver."""
 
     group_id: int
     frame_rewards: npt.NDArray[np.float32]
@@ -248,7 +249,7 @@ class RewardScores:
         """Return the scores of a group that could not be scored."""
         return cls(group_id=group_id, frame_rewards=np.zeros((0, 0), np.float32), failure=cause)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return plain values for a checkpoint; `from_json` reads them."""
         return {
             "group_id": self.group_id,
@@ -258,7 +259,7 @@ class RewardScores:
         }
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> RewardScores:
+    def from_json(cls, content: Mapping[str, Any]) -> RewardScores:
         return cls(
             group_id=content["group_id"],
             frame_rewards=np.array(content["frame_rewards"], np.float32),
@@ -275,13 +276,13 @@ def check_scores(scores: Sequence[RewardScores], videos: Sequence[EncodedVideo])
     """
     if len(scores) != len(videos):
         raise ValueError(f"a reward must score every video, got {len(scores)} scores of {len(videos)} videos")
-    for one, video in zip(scores, videos, strict=True):
-        if not isinstance(one, RewardScores):
-            raise ValueError(f"a reward must give RewardScores for every video, got {type(one).__name__}")
-        if one.group_id != video.group_id:
-            raise ValueError(f"scores must be in the order of the videos, got {one.group_id} for {video.group_id}")
+    for each, video in zip(scores, videos, strict=True):
+        if not isinstance(each, RewardScores):
+            raise ValueError(f"a reward must give RewardScores for every video, got {type(each).__name__}")
+        if each.group_id != video.group_id:
+            raise ValueError(f"scores must be in the order of the videos, got {each.group_id} for {video.group_id}")
         _require(
-            bool(one.failure) or one.frame_rewards.shape == (len(video.codes), video.num_frames),
+            bool(each.failure) or each.frame_rewards.shape == (len(video.codes), video.num_frames),
             f"frame rewards of group {video.group_id} must be {(len(video.codes), video.num_frames)}",
-            one.frame_rewards.shape,
+            each.frame_rewards.shape,
         )

@@ -5,16 +5,17 @@ Frames of 24 x 32 pixels; 12 tokens of 32 codes a frame, or latents of 4 x 6 x 8
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from rlir_ray.spaces.actions import BUTTONS, Actions, cancel_contradictions
 from rlir_ray.trajectory import Prompt
 
 if TYPE_CHECKING:
-    from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
+    import torch
+
+    from rlir_ray.idm.vpt import VptInverseDynamics
     from rlir_ray.models.autoencoder import FrameAutoencoder
     from rlir_ray.models.autoregressive import WorldModel
     from rlir_ray.models.flow import FlowWorldModel
@@ -29,6 +30,8 @@ def tiny_world_model(
     seed: int = 0, *, num_heads: int = 4, num_key_value_heads: int = 2, num_layers: int = 2
 ) -> WorldModel:
     """About 0.1 M parameters. The head is scaled up, so that its distributions are far from uniform."""
+    import torch
+
     from rlir_ray.models.autoregressive import WorldModel
 
     with torch.random.fork_rng():
@@ -79,6 +82,8 @@ def tiny_prompts(num_prompts: int, *, num_context: int = 1, num_frames: int = 3,
 
 def tiny_tokenizer(seed: int = 0) -> FrameTokenizer:
     """Frames of 24 x 32 pixels to a grid of 3 x 4 tokens."""
+    import torch
+
     from rlir_ray.models.tokenizer import build_tokenizer
 
     with torch.random.fork_rng():
@@ -91,21 +96,25 @@ def tiny_tokenizer(seed: int = 0) -> FrameTokenizer:
     return tokenizer.eval()
 
 
-def tiny_idm(seed: int = 0) -> InverseDynamicsModel:
+def tiny_idm(seed: int = 0) -> VptInverseDynamics:
     """A VPT-form network of about 0.1 M parameters for frames of 24 x 32 pixels."""
-    from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
+    from rlir_ray.idm.vpt import VptInverseDynamics
     from rlir_ray.idm.vpt_config import small_vpt_config
 
     config = small_vpt_config(HEIGHT, WIDTH)
     config["net"] |= {"hidsize": 32, "img_shape": [HEIGHT, WIDTH, 8], "impala_chans": [8, 8, 8]}
     config["net"]["conv3d_params"] |= {"outchan": 8}
+    import torch
+
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return InverseDynamicsModel(config).eval()
+        return VptInverseDynamics(config).eval()
 
 
 def tiny_flow_model(seed: int = 0) -> FlowWorldModel:
     """About 0.1 M parameters for latents of 4 x 6 x 8, with open gates: a fresh model says zero to everything."""
+    import torch
+
     from rlir_ray.models.flow import FlowWorldModel
 
     with torch.random.fork_rng():
@@ -134,6 +143,8 @@ def tiny_flow_prompts(num_prompts: int, *, num_context: int = 1, num_frames: int
 
 def tiny_autoencoder(seed: int = 0) -> FrameAutoencoder:
     """Frames of 24 x 32 pixels to latents of 4 x 6 x 8."""
+    import torch
+
     from rlir_ray.models.autoencoder import build_autoencoder
 
     with torch.random.fork_rng():
@@ -141,3 +152,19 @@ def tiny_autoencoder(seed: int = 0) -> FrameAutoencoder:
         return build_autoencoder(
             height=HEIGHT, width=WIDTH, latent_channels=4, block_channels=(8, 16), pixel_unshuffle=2
         ).eval()
+
+
+def events_of(actions: Actions) -> list[dict[str, Any]]:
+    """Return events that `Actions.from_events` reads as these actions, in MineWorld's form."""
+    return [
+        {**dict(zip(BUTTONS, map(int, pressed), strict=True)), "camera": [float(angle) for angle in camera]}
+        for pressed, camera in zip(actions.buttons, actions.camera, strict=True)
+    ]
+
+
+def image_tokens(tokens: torch.Tensor, tokens_per_frame: int) -> torch.Tensor:
+    """Return the image tokens of sequences, [..., L] to [..., n, N]."""
+    from rlir_ray.models.autoregressive import count_frames, image_positions
+
+    num_frames = count_frames(tokens.shape[-1], tokens_per_frame)
+    return tokens[..., image_positions(num_frames, tokens_per_frame)].unflatten(-1, (num_frames, tokens_per_frame))

@@ -106,17 +106,50 @@ class StuckReward:
 
 @dataclass
 class MoodyReward:
-    """Raises when it meets a group for the first time."""
+    """Raises when it meets a group for the first time, and over the group `never` each time."""
 
     folder: Path
     group_id: int
+    never: int = -1
 
     def score(self, videos: list[EncodedVideo]) -> list[RewardScores]:
         met = self.folder / "met"
+        if any(video.group_id == self.never for video in videos):
+            raise ValueError(f"group {self.never} cannot be read")
         if any(video.group_id == self.group_id for video in videos) and not met.exists():
             met.touch()
             raise RuntimeError("not now")
         return [scores_of(video) for video in videos]
+
+
+@dataclass
+class TokenReward:
+    """The higher a frame's ids, the better."""
+
+    num_codes: int
+
+    def score(self, videos: list[EncodedVideo]) -> list[RewardScores]:
+        return [
+            RewardScores(
+                group_id=video.group_id,
+                frame_rewards=(video.codes[:, video.num_context :].mean(-1) / self.num_codes).astype(np.float32),
+            )
+            for video in videos
+        ]
+
+
+class BrokenReward:
+    """Cannot be built."""
+
+    def __init__(self) -> None:
+        raise ValueError("no such network")
+
+
+def wait_for_video(path: Path) -> EncodedVideo:
+    """A video that exists as soon as a file does."""
+    while not path.exists():
+        time.sleep(0.01)
+    return small_video(7)
 
 
 def scores_of(video: EncodedVideo) -> RewardScores:

@@ -13,7 +13,7 @@ import sys
 
 import torch
 
-from rlir_ray.transfer.broadcast import Channel, NotSent, Receiver
+from rlir_ray.transfer.broadcast import BroadcastFailed, Channel, Receiver
 from rlir_ray.transfer.weights import checksum
 
 
@@ -25,7 +25,7 @@ def main(channel: str, rank: str, num_versions: str, end: str) -> None:
             receiver._transfer = lambda flats: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
         try:
             print(checksum(receiver.receive(version)), flush=True)
-        except NotSent as error:
+        except BroadcastFailed as error:
             print(f"not sent: {error}", flush=True)
 
 

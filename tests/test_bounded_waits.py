@@ -20,7 +20,9 @@ BOUNDED_ELSEWHERE = {
     ),
     "actors/control/commands.py": ("await self._commands.get()",),
     # The collector's wait for scores, and a thread that is waited for; a replica ends itself after reward.timeout_s.
-    "actors/reward/calls.py": ("await self.handle.score.remote([each.video_ref for each in asked], is_alone)",),
+    "actors/reward/calls.py": (
+        "await self.handle.score.remote([request.video_ref for request in requests], is_alone)",
+    ),
     "actors/reward/deployment.py": ("serve.status()",),
     # The process group's timeout, which Ray Train sets to train.wait_timeout_s.
     "rlir_ray/learner/deepspeed.py": ("torch.distributed.all_reduce(total, op=operation)",),

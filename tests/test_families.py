@@ -22,7 +22,7 @@ from tests.world import flow_overrides
 
 @pytest.mark.parametrize(
     "options",
-    [[], ["train.ratio=guard"], ["train.objective=nft", "train.max_advantage=5", "flow.shared_noise=false"]],
+    [[], ["train.grpo.ratio=guard"], ["train.objective=nft", "train.max_advantage=5", "flow.shared_noise=false"]],
     ids=["grpo", "guard", "nft"],
 )
 def test_estimate_of_a_flow_group_is_what_it_holds(make_config, checkpoints, options):
@@ -96,7 +96,7 @@ def test_nfd_recipes_are_of_the_published_sizes(size, millions):
             ["train.objective=nft", "policy.family=flow", "train.max_advantage=5"],
             "flow.shared_noise must be false with train.objective=nft",
         ),
-        (["train.ratio=guard"], "train.ratio must be plain without policy.family=flow"),
+        (["train.grpo.ratio=guard"], "train.grpo.ratio must be plain without policy.family=flow"),
         (["train.best_and_worst=5"], "must be at most half of train.group_size=8, got 5; set train.best_and_worst=4"),
         (["policy.family=flow", "rollout.temperature=0.9"], "rollout.temperature must be 1 with policy.family=flow"),
         (["flow.noise_level=0"], "flow.noise_level must be a finite number > 0"),
@@ -107,11 +107,14 @@ def test_nfd_recipes_are_of_the_published_sizes(size, millions):
                 "train.objective=nft",
                 "train.max_advantage=5",
                 "flow.shared_noise=false",
-                "train.ratio=guard",
+                "train.grpo.ratio=guard",
             ],
-            "train.ratio must be plain with train.objective=nft",
+            "train.grpo.ratio must be plain with train.objective=nft",
         ),
-        (["policy.family=flow", "flow.sde=cps", "train.ratio=guard"], "train.ratio must be plain with flow.sde=cps"),
+        (
+            ["policy.family=flow", "flow.sde=cps", "train.grpo.ratio=guard"],
+            "train.grpo.ratio must be plain with flow.sde=cps",
+        ),
         (
             ["policy.family=flow", "flow.sde=cps", "flow.skip_last=false", "train.kl_coefficient=0.1"],
             "flow.skip_last must be true with flow.sde=cps and a KL penalty",

@@ -78,7 +78,7 @@ def test_at_every_step_the_ratio_is_one_since_the_sampler_has_the_learners_weigh
     for metrics in history:
         assert metrics["ratio/max_abs_log"] < 1e-4 and "ratio/clip_fraction" not in metrics
     assert sampler.policy_version == 3
-    assert checksum(weights_of(sampler.model)) == checksum(learner.weights())
+    assert checksum(weights_of(sampler.policy)) == checksum(learner.weights())
 
 
 def test_groups_without_signal_are_replaced_and_every_group_ends_in_one_state() -> None:

@@ -111,7 +111,7 @@ def test_help_and_keys_are_shown_in_a_plain_locale(locale: dict[str, str], tmp_p
 def test_a_pipe_that_goes_away_ends_nothing(stream: str) -> None:
     """Nobody reads: without care the first line written ends the program."""
     code = (
-        "import os, sys, time\nfrom rlir_ray.cli.streams import protect_standard_streams\n"
+        "import os, sys, time\nfrom rlir_ray.cli.console import protect_standard_streams\n"
         "protect_standard_streams()\n"
         f"for line in range(3):\n    print('x' * 100000, file=sys.{stream})\n"
         f"os.write({1 if stream == 'stdout' else 2}, b'x' * 100000)\n"

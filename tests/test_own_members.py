@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from actors.evaluation.actor import EvaluationActor
 from actors.pipeline import Pipeline
 from actors.reward.replica import build_reward
 from actors.rollout.actor import build_sampler
 from docs.examples.family import NextFrame
 from docs.examples.reward import Brightness
+from rlir_ray.algorithm.ledger import Ledger
 from rlir_ray.config import Config
 from rlir_ray.config.load import load_config
-from rlir_ray.data.content import models_read
+from rlir_ray.data.digests import used_models
 from rlir_ray.data.prompts import prepare_prompts
 from rlir_ray.evaluation.report import write_report
 from rlir_ray.families import make_objective, open_codec, open_policy
@@ -24,7 +26,7 @@ from rlir_ray.learner.step import Learner
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.local import train_local
 from rlir_ray.run.preflight import check_checkpoints
-from rlir_ray.run.resolved import resolve
+from rlir_ray.run.resolved import check_reward_idm, resolve
 from rlir_ray.testing import check_family
 from tests.fakes import NUM_CODES, TOKENS_PER_FRAME, tiny_prompts
 from tests.world import MakeConfig, tiny_prompt_set
@@ -95,10 +97,16 @@ def test_family_of_ones_own_keeps_the_contract_and_trains(own_config, tmp_path: 
         check_family(config, prompts[:2])
 
 
-def test_pipeline_with_a_reward_from_yaml_needs_no_inverse_dynamics_model(ray_cluster, own_config) -> None:
-    config = own_config("train.objective=docs.examples.objective:Reinforce")
+def test_overlapped_pipeline_with_a_reward_from_yaml_needs_no_inverse_dynamics_model(ray_cluster, own_config) -> None:
+    """The small run with overlap of `make test`: test_driver.py has the one without."""
+    config = own_config(
+        "train.objective=docs.examples.objective:Reinforce", "train.max_staleness=1", "train.num_steps=4"
+    )
     result = Pipeline(config, prompts=tiny_prompt_set).train()
-    assert result.groups["trained"] == 8 and 0 < result.metrics[0]["reward/mean"] < 1
+    assert result.groups["trained"] == 16 and 0 < result.metrics[0]["reward/mean"] < 1
+    Ledger.from_json((result.folder / "ledger.json").read_text(encoding="utf-8")).check()
+    lags = [step["staleness/max"] for step in result.metrics]
+    assert lags[0] == 0 and max(lags) == 1
     assert result.metrics[0]["reward/mean"] == pytest.approx(
         run_local(config, tiny_prompt_set("train").prompts)[0]["reward/mean"], rel=1e-4
     )
@@ -113,11 +121,36 @@ def test_pipeline_with_a_reward_from_yaml_needs_no_inverse_dynamics_model(ray_cl
 
 def test_missing_idm_is_no_error_where_the_reward_reads_none_and_one_where_it_does(own_config, make_config) -> None:
     config = own_config("models.reward_idm=models/of_nobody")
-    check_checkpoints(models_read(config))
-    with pytest.raises(ValueError, match=r"models\.reward_idm must name a folder with reward\.name=inverse"):
-        make_config("models.reward_idm=")
+    check_checkpoints(used_models(config))
+    check_reward_idm(own_config())
+    check_reward_idm(make_config())
+    rule = r"models\.reward_idm must name a folder with reward\.name="
+    with pytest.raises(ValueError, match=f"{rule}inverse"):
+        check_reward_idm(make_config("models.reward_idm="))
+    with pytest.raises(ValueError, match=f"{rule}inverse"):
+        Pipeline(make_config("models.reward_idm="))
+    with pytest.raises(ValueError, match=f"{rule}tests.test_own_members:ReadsIdm"):
+        check_reward_idm(own_config("reward.name=tests.test_own_members:ReadsIdm"))
     with pytest.raises(ValueError, match=r"a checkpoint must be an existing folder, got 'models/of_nobody'"):
-        models_read(make_config("models.reward_idm=models/of_nobody"))
+        used_models(make_config("models.reward_idm=models/of_nobody"))
+
+
+@pytest.mark.parametrize("path", ["", "models/of_nobody"])
+def test_reward_of_a_program_needs_neither_an_idm_nor_a_name(
+    path: str, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config(f"models.reward_idm={path}", "models.judge_idm=")
+    assert config.reward.name == "inverse"
+    pipeline = Pipeline(config, prompts=tiny_prompt_set, make_reward=Brightness)
+    assert "models.reward_idm" not in pipeline.folder.content
+    assert EvaluationActor(pipeline.config, tmp_path, num_threads=1).idms == {}
+    # An earlier version kept the path.
+    folder = pipeline.folder.begin()
+    folder.log_step({"step": 1.0})
+    settings = json.loads((folder.path / "config.json").read_text(encoding="utf-8"))
+    settings["models"]["reward_idm"] = "asset:doom/reward_idm"
+    (folder.path / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    Pipeline(config, prompts=tiny_prompt_set, make_reward=Brightness)
 
 
 class ReadsIdm(Brightness):
@@ -126,7 +159,7 @@ class ReadsIdm(Brightness):
 
 def test_own_reward_that_says_so_has_its_idm_checked(own_config) -> None:
     with pytest.raises(ValueError, match="a checkpoint must be an existing folder"):
-        models_read(own_config("reward.name=tests.test_own_members:ReadsIdm", "models.reward_idm=models/x"))
+        used_models(own_config("reward.name=tests.test_own_members:ReadsIdm", "models.reward_idm=models/x"))
 
 
 def test_member_that_cannot_be_used_is_refused_before_anything_starts(own_config) -> None:

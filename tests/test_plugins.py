@@ -164,7 +164,7 @@ def test_inverse_dynamics_models_and_the_example_keep_the_contract(tmp_path: Pat
 
 def test_inverse_dynamics_model_that_breaks_the_contract_is_told_the_rule() -> None:
     torch.manual_seed(0)
-    with pytest.raises(AssertionError, match="of a clip must be the same alone and among others"):
+    with pytest.raises(AssertionError, match="of a clip must be the same alone and among other clips"):
         check_idm(Neighbourly(HEIGHT, WIDTH).eval(), HEIGHT, WIDTH)
 
 

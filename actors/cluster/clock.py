@@ -1,4 +1,4 @@
-"""Measure how far the clocks of the nodes are apart, so that spans of all nodes lie on one time axis."""
+"""Measure the differences between the clocks of the nodes, so that spans of all nodes lie on one time axis."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import ray
 from actors.cluster.placement import node_id, on_node
 from actors.cluster.waiting import wait_all
 
-# The shortest of several round trips gives the best estimate.
+# The shortest of several round trips gives the best estimate; five keep the start of a run fast.
 ROUND_TRIPS = 5
 
 
@@ -21,7 +21,8 @@ def _now() -> tuple[str, float]:
 def clock_offsets(timeout_s: float) -> dict[str, float]:
     """Return the seconds by which each other node's clock is ahead of this node's, by host.
 
-    The estimate is NTP's: the other clock was read in the middle of the round trip; its error is half the trip.
+    The estimate is NTP's: it assumes that the other clock was read in the middle of the round trip. The error is at
+    most half of the round trip.
     """
     offsets: dict[str, float] = {}
     for node in (each["NodeID"] for each in ray.nodes() if each["Alive"] and each["NodeID"] != node_id()):

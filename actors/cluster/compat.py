@@ -1,6 +1,6 @@
-"""What this project uses of Ray that Ray does not promise to keep, each with the reason why nothing public will do.
+"""Uses of Ray's private API, each with the reason why the public API does not suffice.
 
-setup.cfg bounds Ray's version because of this file; tests/actors/test_compat.py says what must hold in another one.
+setup.cfg bounds Ray's version because of this file. tests/actors/test_compat.py states what a new version must provide.
 """
 
 from __future__ import annotations
@@ -8,15 +8,19 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import ray
 from ray._private import state
 
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+    from ray.serve import Deployment
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ActorInfo:
-    """What Ray's GCS knows of an actor."""
+    """The entry of an actor in Ray's global control store (GCS)."""
 
     class_name: str
     state: str
@@ -26,7 +30,7 @@ class ActorInfo:
 
 
 def actor_info(actor_id: str) -> ActorInfo:
-    """Look an actor up. The public `ray.util.state.get_actor` asks the dashboard, which our own Ray starts without."""
+    """Look up an actor. The public `ray.util.state.get_actor` needs the dashboard, which our own Ray does not start."""
     found = state.actors(actor_id)
     return ActorInfo(
         class_name=found["ActorClassName"],
@@ -36,36 +40,45 @@ def actor_info(actor_id: str) -> ActorInfo:
     )
 
 
-def actor_id(actor: Any) -> str:
-    """Return the id of a handle's actor, which a handle does not give away in public."""
+def actor_id(actor: ActorHandle[object]) -> str:
+    """Return the id of a handle's actor; a handle has no public attribute for the id."""
     return str(actor._actor_id.hex())
 
 
 def worker_logs() -> Path:
-    """Return the folder of the logs of this node's workers; the public state API reads them through the dashboard."""
-    return Path(ray._private.worker._global_node.get_logs_dir_path())
+    """Return the folder of this node's worker logs; the public state API needs the dashboard to read them."""
+    node = ray._private.worker._global_node
+    assert node is not None, "Ray runs here"
+    return Path(node.get_logs_dir_path())
 
 
 def free_resources() -> dict[str, dict[str, float]]:
-    """Return what is free of each living node, by its id; `ray.available_resources` has the sum of all nodes alone."""
+    """Return the free resources of each living node, by its id; `ray.available_resources` only gives the total."""
     return dict(state.available_resources_per_node())
 
 
-def keep_version(deployment: Any, version: str) -> None:
-    """Give a Serve deployment's code a version that stays.
+def pin_version(deployment: Deployment, version: str) -> None:
+    """Fix the code version of a Serve deployment, so that scaling keeps its replicas.
 
-    Serve starts all replicas anew when the version changes, and takes every deployment of code without a version for a
-    change. Ray 2.60 has removed the public option of that name.
+    Serve restarts all replicas when the code version changes, and treats every deployment of code without a version as
+    a change. Ray 2.60 has removed the public option of that name.
     """
     deployment._version = version
 
 
+def start_deleting(application: str) -> None:
+    """Let Serve delete an application, without waiting for the end: the public call looks for it once a second."""
+    from ray import serve  # here: pools without Serve start without it
+
+    serve.delete(application, _blocking=False)
+
+
 def replica_ids(application: str) -> list[str]:
-    """Return the actor ids of an application's replicas; Serve's public status gives their number alone."""
+    """Return the actor ids of an application's replicas; Serve's public status only gives their number."""
     prefix, found = f"SERVE_REPLICA::{application}#", []
     for named in ray.util.list_named_actors(all_namespaces=True):
         if named["namespace"] == "serve" and named["name"].startswith(prefix):
-            # A replica that has just ended has no name any more.
+            # Skip a replica that has ended since it was listed.
             with contextlib.suppress(ValueError):
                 found.append(actor_id(ray.get_actor(named["name"], namespace="serve")))
     return found

@@ -1,4 +1,4 @@
-"""Describe other processes in one line for a person: the cause of an error, and what a busy actor is doing."""
+"""Describe other processes in one line for a person: the cause of an error, and the current work of an actor."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import ray
 
 from actors.cluster import compat
-from actors.cluster.placement import on_node
+from actors.cluster.placement import Handle, on_node
 from rlir_ray.run.watchdog import STACK_SIGNAL, innermost_frame
 
-# A stuck process answers the signal at once; the node must first start a worker that sends it.
-ANSWER_S, TIMEOUT_S = 2.0, 20.0
-MAX_ASKED = 4
+# A process answers the signal at once, even a stuck one. The longer bound covers the start of the worker that sends it.
+ANSWER_TIMEOUT_S, TIMEOUT_S = 2.0, 20.0
+# A message with more actors would not fit a line.
+MAX_ACTORS = 4
 
 
-def _stacks(process: int) -> str:
-    """Signal a process of this node to log its stacks; return what it has logged."""
+def _read_stacks(process: int) -> str:
+    """Signal a process of this node to log its stacks; return the logged text."""
     found = next(iter(compat.worker_logs().glob(f"worker-*-{process}.err")), None)
     if found is None:
         return ""
-    before, deadline = found.stat().st_size, time.monotonic() + ANSWER_S
+    before, deadline = found.stat().st_size, time.monotonic() + ANSWER_TIMEOUT_S
     os.kill(process, STACK_SIGNAL)
     while found.stat().st_size == before and time.monotonic() < deadline:
         time.sleep(0.05)
-    # The process writes the rest at once, but not in one piece.
+    # Wait for the rest: the process writes its stacks in several pieces.
     time.sleep(0.1)
     with found.open("rb") as log:
         log.seek(before)
@@ -36,22 +36,23 @@ def _stacks(process: int) -> str:
 
 
 def activity(actor_ids: Sequence[str]) -> str:
-    """Say in a line where each of a few actors is; empty where no actor can be asked."""
-    return "; ".join(text for actor_id in actor_ids[:MAX_ASKED] if (text := _one(actor_id)))
+    """Describe in one line what each of the first few actors is doing; empty if no actor answers."""
+    return "; ".join(text for actor_id in actor_ids[:MAX_ACTORS] if (text := _actor_activity(actor_id)))
 
 
-def ids(actors: Sequence[Any]) -> list[str]:
+def actor_ids(actors: Sequence[Handle]) -> list[str]:
+    """Return the ids of the actors of these handles."""
     return [compat.actor_id(actor) for actor in actors]
 
 
-def _one(actor_id: str) -> str:
+def _actor_activity(actor_id: str) -> str:
     try:
-        # Fault tolerance: the caller is about to report a failure, which an error here must not hide.
+        # Fault tolerance: the caller reports a failure, and an error here must not hide that failure.
         info = compat.actor_info(actor_id)
         name = f"{info.class_name.split('.')[-1]} (process {info.process_id})"
         if info.state != "ALIVE":
             return f"{name} is {info.state.lower()}"
-        ask = ray.remote(num_cpus=0, scheduling_strategy=on_node(info.node_id))(_stacks)
+        ask = ray.remote(num_cpus=0, scheduling_strategy=on_node(info.node_id))(_read_stacks)
         stacks = ray.get(ask.remote(info.process_id), timeout=TIMEOUT_S)
         if not stacks:
             return ""
@@ -65,7 +66,7 @@ MISSING_MODULE = re.compile(r"No module named '([^']+)'")
 
 
 def one_line(error: BaseException) -> str:
-    """Return the last cause of an error of another process, in one line."""
+    """Return the innermost cause of an error in another process, in one line."""
     cause = getattr(error, "cause", None) or error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     text = lines[-1] if lines else type(cause).__name__
@@ -73,10 +74,10 @@ def one_line(error: BaseException) -> str:
 
 
 def import_hint(cause: str) -> str:
-    """Say what to do about a module that a worker cannot import; empty where that is not the cause.
+    """Return the remedy for a module that a worker cannot import; empty if the cause is another one.
 
     Args:
-        cause: of `one_line`.
+        cause: the cause of an error, from `one_line`.
     """
     if (found := MISSING_MODULE.search(cause)) is None:
         return ""

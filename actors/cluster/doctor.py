@@ -1,4 +1,4 @@
-"""The part of `python -m rlir_ray doctor` that asks Ray: whether it answers, and whether it holds the recipe's run."""
+"""The checks of `python -m rlir_ray doctor` that need Ray: whether Ray answers, and whether the recipe's run fits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlir_ray.run.resolved import resolve
 
 
 def ray_findings(config: Config) -> Iterator[Finding]:
-    """Whether Ray starts or answers, on the path that `train` takes; then whether the plan fits it."""
+    """Check that Ray starts or answers, as for `train`; then check that the plan fits the cluster."""
     with contextlib.ExitStack() as session:
         answer = run_check("ray", lambda: session.enter_context(ray_session()))
         yield answer
@@ -35,7 +35,7 @@ def _plan_findings(config: Config, nodes: list[Node], store_bytes: int) -> Itera
     try:
         run = resolve(config)
     except ValueError:
-        # Sizes are those of the checkpoints: the finding "checkpoints" has this error.
+        # The checks below need the sizes of the checkpoints, whose errors the finding "checkpoints" reports.
         return
 
     def store() -> str:

@@ -1,6 +1,6 @@
-"""Copy files from one node to the run's folder on another, so that a run needs no shared disk.
+"""Copy files from one node to the run's folder on another node, so that a run needs no shared disk.
 
-Files travel in parts through the object store and appear whole or not at all.
+Files travel in parts through the object store. Each file appears complete or not at all.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from pathlib import Path
 
 import ray
 
-from actors.cluster.placement import node_id, on_node
+from actors.cluster.placement import Handle, node_id, on_node
 from actors.cluster.waiting import wait_all
 from rlir_ray.data.files import replace_folder
 
-# Parts bound the memory of both sides; a part's wait covers a slow disk.
+# The size of a part bounds the memory of sender and receiver. The timeout of a part allows for a slow disk.
 PART_BYTES = 64 << 20
 PART_TIMEOUT_S = 300.0
 
 
 def send_folder(source: Path, node: str, target: Path) -> None:
-    """Copy a folder's files into a folder on another node; other files there stay.
+    """Copy a folder's files into a folder on another node; keep other files in that folder.
 
     Raises:
-        ValueError: a file cannot be written there.
+        ValueError: a file cannot be written on that node.
         TimeoutError: the node does not answer.
     """
     write = ray.remote(num_cpus=0, scheduling_strategy=on_node(node), max_retries=0)(write_part)
@@ -41,15 +41,18 @@ def send_folder(source: Path, node: str, target: Path) -> None:
 
 
 def send_whole(source: Path, node: str, target: Path) -> None:
-    """Replace a folder on another node by this one, whole or not at all.
+    """Replace a folder on another node by `source`, completely or not at all.
 
     Raises:
         ValueError, TimeoutError: as `send_folder`.
     """
-    partial, options = target.with_name(f".{target.name}.partial"), {"num_cpus": 0, "max_retries": 0}
-    remove, replace = (
-        ray.remote(scheduling_strategy=on_node(node), **options)(change) for change in (shutil.rmtree, replace_folder)
+    partial = target.with_name(f".{target.name}.partial")
+    # Ray's types of tasks know no keyword arguments.
+    tasks: Iterator[Handle] = (
+        ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=on_node(node))(change)
+        for change in (shutil.rmtree, replace_folder)
     )
+    remove, replace = tasks
     wait_all([remove.remote(partial, ignore_errors=True)], PART_TIMEOUT_S, f"node {node} to make room for {target}")
     send_folder(source, node, partial)
     wait_all([replace.remote(partial, target)], PART_TIMEOUT_S, f"node {node} to finish {target}")
@@ -57,7 +60,10 @@ def send_whole(source: Path, node: str, target: Path) -> None:
 
 @contextlib.contextmanager
 def local_copy(path: Path, node: str) -> Iterator[Path]:
-    """Copy a file of another node here for the time inside; use the file itself where it is on this node.
+    """Copy a file of another node to this node until the context ends; use a file of this node directly.
+
+    Yields:
+        The path of the file on this node.
 
     Raises:
         TimeoutError: the node does not answer.
@@ -76,14 +82,14 @@ def local_copy(path: Path, node: str) -> Iterator[Path]:
 
 
 def read_part(path: Path, offset: int) -> bytes:
-    """Read a part of a file from `offset` on; empty at the end of the file."""
+    """Read the part of a file that starts at `offset`; empty at the end of the file."""
     with path.open("rb") as file:
         file.seek(offset)
         return file.read(PART_BYTES)
 
 
 def write_part(path: Path, offset: int, content: bytes, is_last: bool) -> None:
-    """Append a part to a file, which gets its name with the last part.
+    """Write a part of a file at `offset`; the file gets its final name with its last part.
 
     Raises:
         ValueError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""Check before any work whether the plan fits the checkpoints, the disk and the cluster."""
+"""Check before any work that the pools, the object store and the disk can hold the run."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ from rlir_ray.config import LearnerConfig, RolloutConfig, TrainConfig
 from rlir_ray.run.capacity import Node, Pool, bundle, check_capacity, fits, pools_of
 from rlir_ray.run.resolved import ResolvedRun
 
-# Share of the object store for prompts, copies of videos, and objects of other programs.
+# Share of the object store that stays free for prompts, copies of videos, and objects of other programs.
 STORE_MARGIN = 0.1
-# The resources of a run that has just ended are free after this time.
-GIVING_BACK_S = 10.0
-# Videos, clips, events and the report of a run, rounded up.
+# Ray frees the resources of a run that has just ended within this time.
+RELEASE_S = 10.0
+# Bound of the videos, clips, events and report of a run.
 REPORT_BYTES = 50_000_000
 
 
 def check_plan(run: ResolvedRun, progress: Callable[[str], None], stop: threading.Event) -> int:
-    """Check that the cluster holds the pools, each actor on one node, and the groups in flight.
+    """Check that the nodes can hold the pools, and the object store the groups in flight.
 
     Wait up to `run.wait_for_nodes_s` for nodes that are still joining.
 
     Returns:
-        Bytes that the groups in flight may hold.
+        Bytes that the groups in flight may take.
 
     Raises:
-        ValueError: with the demand, the resources, and the smallest change that fits.
+        ValueError: the plan does not fit; the message names the demand, the resources, and the smallest change that
+            fits.
         Stopped: the user ended the run.
     """
     check_ranks(run.config.learner, run.config.train)
@@ -44,8 +45,10 @@ def check_plan(run: ResolvedRun, progress: Callable[[str], None], stop: threadin
 
 
 def check_ranks(learner: LearnerConfig, train: TrainConfig) -> None:
-    """Raises:
-    ValueError: a learner rank would have no group.
+    """Check that each learner rank has a group in every step.
+
+    Raises:
+        ValueError: a learner rank would have no group.
     """
     if learner.num_workers > (groups := train.prompts_per_step):
         raise ValueError(
@@ -59,15 +62,15 @@ def _wait_for_room(pools: list[Pool], wait_s: float, progress: Callable[[str], N
     if fits(pools, nodes):
         return
     if fits(pools, [Node.idle(node.total) for node in nodes]):
-        wait_s = max(wait_s, GIVING_BACK_S)
-    if wait_s > GIVING_BACK_S:
+        wait_s = max(wait_s, RELEASE_S)
+    if wait_s > RELEASE_S:
         progress(f"waiting up to {wait_s:g} s for nodes that hold the pools")
     deadline = time.monotonic() + wait_s
-    # An autoscaler sees the placement group as demand; once placed it is removed, and its room goes to the pools.
+    # An autoscaler counts the placement group as demand. Remove the group once it is placed: the pools need its room.
     demand = placement_group([pool.bundle for pool in pools for _ in range(pool.count)], strategy="SPREAD")
     try:
         while time.monotonic() < deadline:
-            # Ray rounds the seconds down: a part of a second would not wait.
+            # Ray rounds the timeout down to whole seconds: less than 1 would not wait.
             if demand.wait(1):
                 return
             if stop.is_set():
@@ -78,28 +81,35 @@ def _wait_for_room(pools: list[Pool], wait_s: float, progress: Callable[[str], N
 
 
 def free_store(rollout: RolloutConfig) -> int:
-    """Return the free object store of the smallest node where rollout actors fit: it may get all of them."""
-    asked, nodes = bundle(rollout), cluster_nodes()
-    holding = [node for node in nodes if all(node.total.get(name, 0) >= each for name, each in asked.items())]
+    """Return the free bytes of the smallest object store on a node that fits a rollout actor.
+
+    One such node may get all rollout actors, so the smallest store bounds the groups in flight.
+    """
+    demand, nodes = bundle(rollout), cluster_nodes()
+    holding = [node for node in nodes if all(node.total.get(name, 0) >= each for name, each in demand.items())]
     return int(min(node.free.get("object_store_memory", 0) for node in holding or nodes))
 
 
 def check_store(run: ResolvedRun, have: int) -> int:
-    """Check that an object store with `have` free bytes holds groups in flight, weights and held-out clips.
+    """Check that the object store can hold the groups in flight, the weights and the held-out clips.
+
+    Args:
+        run: the run.
+        have: free bytes of the object store.
 
     Returns:
-        The budget of the groups in flight: the configured one, or what is left of the store.
+        The byte budget of the groups in flight: the configured one, or the rest of the store.
 
     Raises:
-        ValueError: it does not, or the budget does not hold the groups of one step.
+        ValueError: the store is too small, or the budget cannot hold the groups of one step.
     """
     config, budget = run.config, run.config.object_store_budget_bytes
     step_bytes = config.train.prompts_per_step * run.group_bytes
-    # Samplers use the arrays in the store itself. It holds the latest version, the versions of waiting and running
-    # calls, the version that is being put, and the version that was evaluated last.
+    # Samplers use the arrays in the store without a copy. The store holds the latest version, the versions of waiting
+    # and running calls, the version that is being put, and the version that was evaluated last.
     num_versions = config.train.max_staleness + 3
     weights = num_versions * run.weight_bytes
-    # Training clips are there only while the reward is checked, before any group.
+    # Training clips do not count: the store holds them only while the reward is checked, before any group.
     clips = run.heldout_bytes
     room = int(have * (1 - STORE_MARGIN)) - weights - clips
     if budget and step_bytes > budget:
@@ -121,17 +131,18 @@ def check_store(run: ResolvedRun, have: int) -> int:
 
 
 def check_disk(run: ResolvedRun, folder: Path) -> str:
-    """Check that the run's folder holds what the run writes: two policies, checkpoints, videos and events.
+    """Check that the disk of the run's folder has room for two policies, checkpoints, videos and events.
 
     Returns:
         The free space, for a person.
 
     Raises:
-        ValueError: it does not.
+        ValueError: the disk has too little free space.
     """
     config, needed = run.config, 2 * run.weight_bytes + REPORT_BYTES
     if not (config.lora.rank or config.models.adapter):
-        # Weights, two moments, an objective's copy; one checkpoint more during a write. Adapters are small.
+        # A checkpoint holds the weights, two moments, and with other objectives than grpo a copy of the weights. During
+        # a write there is one checkpoint more. Adapters are small enough to ignore.
         copies = 3 if config.train.objective == "grpo" else 4
         needed += copies * (config.checkpoint.keep + 1) * _trained_bytes(run.models["policy"])
     if (free := shutil.disk_usage(folder).free) < needed:
@@ -143,7 +154,7 @@ def check_disk(run: ResolvedRun, folder: Path) -> str:
 
 
 def _trained_bytes(policy: Path) -> int:
-    """Count the bytes of a checkpoint's weights as float32, by the headers of its files."""
+    """Count the bytes of a checkpoint's weights in float32; read only the headers of its files."""
     total = 0
     for path in policy.glob("*.safetensors"):
         with safe_open(str(path), framework="np") as file:

@@ -20,24 +20,25 @@ from rlir_ray.run.folder import JOB_VARIABLE
 
 START_ATTEMPTS = 3
 CONNECT_TIMEOUT_S = 10.0
-# Ray's three seconds are too short to finish a step and save the policy.
-LEAST_GRACE_S = 60
+# Ray's default of three seconds is too short to finish a step and save the policy.
+MIN_GRACE_S = 60
 SYSTEM_CONFIG = {
-    # Larger results stay in shared memory; smaller ones travel through the driver's own memory.
+    # Keep larger results in shared memory; columns and videos below Ray's default of 100 KiB would pass through the
+    # driver's own memory.
     "max_direct_call_object_size": 2048,
-    # Ray gives its agent 15 s to start, too little on two busy cores.
+    # Ray's default of 15 s is too short for its agent to start on two busy cores.
     "agent_register_timeout_ms": 120_000,
 }
 
 
 @contextlib.contextmanager
 def ray_session() -> Iterator[str]:
-    """Use Ray for the time inside: the caller's own, else the cluster of RAY_ADDRESS, else a new one on this machine.
+    """Use Ray until the context ends: the caller's own, else the cluster of RAY_ADDRESS, else a new one.
 
-    A Ray of this machine that RAY_ADDRESS does not name is not used.
+    A new Ray starts even if another Ray runs on this machine: only RAY_ADDRESS joins an existing one.
 
     Yields:
-        Which Ray it is, for a person.
+        A description of the Ray in use, for a person.
 
     Raises:
         ValueError: RAY_ADDRESS is not the address of a Ray that a program can join.
@@ -47,10 +48,10 @@ def ray_session() -> Iterator[str]:
         yield f"{ray.__version__}, started by this program"
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Libraries in Ray's processes read their own files in the encoding of the locale.
+    # Without UTF-8 mode, libraries in Ray's processes read their own files in the encoding of the locale.
     os.environ.setdefault("PYTHONUTF8", "1")
     if not sys.stdout.isatty():
-        # Ray prints its warnings in yellow even into a file.
+        # Ray colors its warnings even in a file.
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     address = os.environ.get("RAY_ADDRESS", "")
     if address in ("", "local"):
@@ -66,7 +67,10 @@ def ray_session() -> Iterator[str]:
 
 
 def start_ray(**options: Any) -> None:
-    """Start Ray on this machine, without its dashboard; `options` are those of `ray.init`.
+    """Start Ray on this machine, without its dashboard.
+
+    Args:
+        options: more options of `ray.init`.
 
     Raises:
         RuntimeError: Ray did not start.
@@ -74,7 +78,7 @@ def start_ray(**options: Any) -> None:
     for attempt in range(START_ATTEMPTS):
         try:
             with _hangups_ignored():
-                # `local`: otherwise Ray joins a Ray of `ray start` on this machine, which ignores these settings.
+                # Without `local`, Ray would join a Ray of `ray start` on this machine, which ignores these settings.
                 ray.init(
                     address="local",
                     include_dashboard=False,
@@ -85,15 +89,15 @@ def start_ray(**options: Any) -> None:
                 )
             return
         except Exception as error:
-            # Ray bounds its own start at half a minute, too little on a busy machine: try again.
+            # Retry: Ray bounds its own start at half a minute, which is too short on a busy machine.
             ray.shutdown()
-            if attempt == START_ATTEMPTS - 1 or _is_of_folder(error):
+            if attempt == START_ATTEMPTS - 1 or _is_folder_error(error):
                 raise RuntimeError(f"Ray did not start: {_first_line(error)}; {_start_remedy(error)}") from error
 
 
 @contextlib.contextmanager
 def _hangups_ignored() -> Iterator[None]:
-    """Ignore SIGHUP in processes that start inside: the driver saves with them when its terminal is closed."""
+    """Ignore SIGHUP in processes that start inside: the driver needs them to save when its terminal closes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -109,31 +113,31 @@ def _first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _is_of_folder(error: Exception) -> bool:
-    """Whether Ray could not use its temporary folder, so that another attempt would fail too."""
+def _is_folder_error(error: Exception) -> bool:
+    """Return whether Ray could not use its temporary folder, so that another attempt would fail too."""
     return isinstance(error, OSError) and not isinstance(error, TimeoutError | ConnectionError)
 
 
 def _start_remedy(error: Exception) -> str:
     if "AF_UNIX path" in str(error):
         return "set RAY_TMPDIR to a folder with a shorter path, for example RAY_TMPDIR=/tmp"
-    if _is_of_folder(error):
+    if _is_folder_error(error):
         return "set RAY_TMPDIR to a folder that this user can write and that has space"
     return "free the machine's cores, or join a cluster"
 
 
 def join_ray(address: str) -> None:
-    """Join the cluster of RAY_ADDRESS, which `ray job submit` sets too.
+    """Join the cluster of RAY_ADDRESS; `ray job submit` also sets this variable.
 
     Raises:
-        ValueError: the address is that of a dashboard or of a Ray Client server.
+        ValueError: the address belongs to a dashboard or to a Ray Client server.
         RuntimeError: the cluster does not answer, or rejects this process.
     """
     host = re.sub(r":\d+$", "", address.rpartition("://")[2].partition("/")[0]) or "HOST"
     if "://" in address:
-        whose = "a Ray Client server's" if address.startswith("ray://") else "a dashboard's, for `ray job submit`"
+        server = "a Ray Client server's" if address.startswith("ray://") else "a dashboard's, for `ray job submit`"
         raise ValueError(
-            f"RAY_ADDRESS must be host:port of a Ray's head, got {address}, which is {whose}; set "
+            f"RAY_ADDRESS must be host:port of a Ray's head, got {address}, which is {server}; set "
             f"RAY_ADDRESS={host}:6379, or unset it to start Ray on this machine"
         )
     try:
@@ -148,10 +152,12 @@ def join_ray(address: str) -> None:
 
 
 def check_answers(address: str) -> None:
-    """Check that a server listens at host:port; Ray resolves other forms of addresses.
+    """Check that a server listens at host:port, because Ray itself would retry for a minute.
+
+    Other forms of addresses pass: Ray resolves them.
 
     Raises:
-        OSError: no server listens. Ray itself would try for a minute.
+        OSError: no server listens.
     """
     host, _, port = address.rpartition(":")
     if host and port.isdigit() and "/" not in host:
@@ -159,9 +165,9 @@ def check_answers(address: str) -> None:
 
 
 def stop_notice() -> str:
-    """Warn the user of a submitted job that `ray job stop` would end too soon; empty: no warning."""
+    """Return a warning if `ray job stop` would end this submitted job before it can save; empty: no warning."""
     grace_s = os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", "3")
-    if JOB_VARIABLE not in os.environ or (grace_s.isdigit() and int(grace_s) >= LEAST_GRACE_S):
+    if JOB_VARIABLE not in os.environ or (grace_s.isdigit() and int(grace_s) >= MIN_GRACE_S):
         return ""
     return (
         f"`ray job stop` would end this job after {grace_s} s, before its policy is saved; submit it with "

@@ -1,4 +1,4 @@
-"""Wait with a bound, and end early: Ctrl-C, SIGTERM or SIGHUP asks the run to end.
+"""Bounded waits that end early when Ctrl-C, SIGTERM or SIGHUP asks the run to end.
 
 A second Ctrl-C or SIGTERM ends the run at once.
 """
@@ -11,13 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any
+from typing import TypeVar
 
 import ray
 
 from actors.cluster.diagnostics import import_hint, one_line
 
-# How often a wait checks whether the user has asked for the end.
+Value = TypeVar("Value")
+# Interval at which a wait checks whether the user has asked the run to end.
 POLL_S = 0.2
 WAY_OUT = "look into Ray's logs (/tmp/ray/session_latest/logs), or raise train.wait_timeout_s"
 
@@ -28,16 +29,18 @@ class Stopped(Exception):
 
 @contextlib.contextmanager
 def stop_on_signals(stop: threading.Event) -> Iterator[None]:
-    """Set the event on SIGINT, SIGTERM or SIGHUP. Outside the main thread the caller's program keeps its signals.
+    """Set the event on SIGINT, SIGTERM or SIGHUP until the context ends.
 
-    Under `nohup` SIGHUP stays ignored.
+    Outside the main thread do nothing: Python sets signal handlers in the main thread only. Under `nohup`, SIGHUP stays
+    ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def ask(number: int, frame: FrameType | None) -> None:
-        # A terminal that is closed sends SIGHUP more than once, and a service manager sends it after SIGTERM.
+        # Only a second SIGINT or SIGTERM ends the run at once: a closed terminal sends SIGHUP more than once, and a
+        # service manager sends SIGHUP after SIGTERM.
         if stop.is_set() and number != signal.SIGHUP:
             raise KeyboardInterrupt
         stop.set()
@@ -54,27 +57,30 @@ def stop_on_signals(stop: threading.Event) -> Iterator[None]:
 
 
 def in_brackets(activity: str) -> str:
-    """Put a text about an activity in brackets, to append to a message; empty for no text."""
+    """Put the description of an activity in brackets, to append to a message; empty for an empty description."""
     return f" ({activity})" if activity else ""
 
 
 def wait_all(
-    refs: Sequence[ray.ObjectRef],
+    refs: Sequence[ray.ObjectRef[Value]],
     timeout_s: float,
-    who: str,
+    awaited: str,
     stop: threading.Event | None = None,
     activity: Callable[[], str] = lambda: "",
     meanwhile: Callable[[], None] = lambda: None,
-) -> list[Any]:
+) -> list[Value]:
     """Wait for all references; return their values in order.
 
     Args:
-        stop: gives up the wait when it is set; None: the wait ends by itself or by its bound.
-        activity: says what the awaited processes are busy with, for the message of a wait that was too long.
+        refs: the references.
+        timeout_s: bound of the wait.
+        awaited: description of the awaited processes and their work, for messages.
+        stop: event that ends the wait early; None: only the bound ends the wait early.
+        activity: describes the current work of the awaited processes, for the message of a timeout.
         meanwhile: called at each poll, several times a second.
 
     Raises:
-        TimeoutError: with the awaited processes, the time, and the way out.
+        TimeoutError: the bound is reached; the message names the awaited processes, the time and the remedy.
         Stopped: the user ended the run.
         RuntimeError: a worker could not import a module.
     """
@@ -85,7 +91,7 @@ def wait_all(
             raise Stopped
         if time.monotonic() > deadline:
             raise TimeoutError(
-                f"waited {timeout_s:.0f} s for {who} ({len(refs) - len(waiting)} of {len(refs)} answered)"
+                f"waited {timeout_s:.0f} s for {awaited} ({len(refs) - len(waiting)} of {len(refs)} answered)"
                 f"{in_brackets(activity())}; {WAY_OUT}"
             )
         _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_S)
@@ -95,5 +101,5 @@ def wait_all(
         return ray.get(list(refs), timeout=timeout_s)
     except ray.exceptions.RayError as error:
         if hint := import_hint(cause := one_line(error)):
-            raise RuntimeError(f"{who}: {cause}; {hint}") from error
+            raise RuntimeError(f"{awaited}: {cause}; {hint}") from error
         raise

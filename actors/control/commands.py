@@ -1,6 +1,6 @@
-"""Reach a running driver from another process, through a small named actor that passes commands on.
+"""Commands from another process to a running driver, through a small named actor.
 
-`python -m rlir_ray scale` reads in the run's folder in which Ray the run trains, and calls the actor there.
+`python -m rlir_ray scale` reads the address of the run's Ray in the run's folder and calls the actor in that Ray.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 import ray
 
 from actors.cluster.diagnostics import one_line
-from actors.cluster.placement import as_actor, node_id, on_node, stop_actors
+from actors.cluster.placement import Handle, as_actor, node_id, on_node, stop_actors
 from actors.cluster.start import check_answers
 from actors.cluster.waiting import POLL_S
 from rlir_ray.run.address import ADDRESS_FILE, RunAddress, write_address
@@ -25,62 +25,71 @@ from rlir_ray.run.address import ADDRESS_FILE, RunAddress, write_address
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScaleCommand:
+    """The command to scale a pool."""
+
     command_id: int
     pool: str
+    """`rollout` or `reward`."""
     number: int
+    """The wanted number of actors or replicas."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
+    """The driver's answer to a command."""
+
     text: str
-    is_refusal: bool
-    """The command was refused: the text says why."""
+    is_rejected: bool
+    """Whether the driver rejected the command; `text` then says why."""
 
 
-class RunControl:
-    """Commands in, answers out. An async actor, so that waiting takes no thread and no CPU."""
+class ControlActor:
+    """The queue of commands and their answers. An async actor, so that waiting takes no thread and no CPU."""
 
     def __init__(self) -> None:
         self._commands: asyncio.Queue[ScaleCommand] = asyncio.Queue()
         self._answers: list[asyncio.Future[Answer]] = []
 
     async def scale(self, pool: str, number: int) -> Answer:
-        future = asyncio.get_running_loop().create_future()
+        """Queue a command and wait for the driver's answer."""
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._answers.append(future)
         self._commands.put_nowait(ScaleCommand(command_id=len(self._answers) - 1, pool=pool, number=number))
         return await future
 
     async def next_command(self) -> ScaleCommand:
+        """Wait for the next command."""
         return await self._commands.get()
 
     async def answer(self, command_id: int, answer: Answer) -> None:
+        """Pass the driver's answer to the sender of a command."""
         if not self._answers[command_id].done():
             self._answers[command_id].set_result(answer)
 
 
 NAMESPACE = "rlir_ray"
-# A driver answers between two polls; a longer wait means that it is gone or stuck.
+# A working driver answers within a second or two; a longer wait means that the driver has ended or is stuck.
 ANSWER_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 120.0
 POOLS = ("rollout", "reward")
 
 
 class Control:
-    """The driver's side: execute commands in a thread of its own, while the loop goes on.
+    """The driver's side: a thread that executes commands while the training loop runs.
 
     Args:
-        folder: of the run; the actor has its name, and the folder gets the actor's address.
-        scale: executes a command; a ValueError refuses the command.
+        folder: the run's folder; the actor gets the folder's name, and the folder gets the actor's address.
+        scale: executes a command; a ValueError rejects the command.
 
     Raises:
-        ValueError: a run of this name trains in this Ray already.
+        ValueError: a run with this name already trains in this Ray.
     """
 
     def __init__(self, folder: Path, scale: Callable[[str, int], str]) -> None:
         self.folder, self.scale = folder, scale
         try:
             self.actor = as_actor(
-                RunControl, name=folder.name, namespace=NAMESPACE, scheduling_strategy=on_node(node_id())
+                ControlActor, name=folder.name, namespace=NAMESPACE, scheduling_strategy=on_node(node_id())
             ).remote()
         except ValueError as error:
             raise ValueError(
@@ -93,7 +102,7 @@ class Control:
         write_address(folder, ray.get_runtime_context().gcs_address, folder.name)
 
     def _work(self) -> None:
-        """Block until a command or `close`; execute commands."""
+        """Execute commands; block until the next command, and return after `close`."""
         while True:
             ref = self.actor.next_command.remote()
             while not ray.wait([ref], timeout=POLL_S)[0]:
@@ -102,17 +111,17 @@ class Control:
             try:
                 command: ScaleCommand = ray.get(ref, timeout=ANSWER_TIMEOUT_S)
             except ray.exceptions.RayError:
-                return  # the actor is gone, and with it everybody who waits for an answer
+                return  # the actor has died, and its callers have got an error
             self.actor.answer.remote(command.command_id, self._execute(command))
 
     def _execute(self, command: ScaleCommand) -> Answer:
         try:
-            return Answer(text=self.scale(command.pool, command.number), is_refusal=False)
+            return Answer(text=self.scale(command.pool, command.number), is_rejected=False)
         except Exception as error:
-            return Answer(text=one_line(error) if not isinstance(error, ValueError) else str(error), is_refusal=True)
+            return Answer(text=one_line(error) if not isinstance(error, ValueError) else str(error), is_rejected=True)
 
     def close(self) -> None:
-        """Take no more commands; remove the address from the folder."""
+        """Stop the thread and the actor; remove the address from the folder."""
         (self.folder / ADDRESS_FILE).unlink(missing_ok=True)
         self._closing.set()
         self._thread.join(STOP_TIMEOUT_S)
@@ -120,43 +129,43 @@ class Control:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The user's side
+# The caller's side
 
 
 def scale_run(run: RunAddress, pool: str, number: int) -> str:
-    """Scale a pool of a run that trains, from any process on a machine of its cluster.
+    """Scale a pool of a running run, from any process on a machine of its cluster.
 
     Args:
-        run: its address, from `find_run`.
+        run: the address of the run, from `find_run`.
         pool: `rollout` or `reward`.
-        number: actors or replicas.
+        number: the wanted number of actors or replicas.
 
     Returns:
-        What the pool will be, in a line.
+        A line with the old and the new number.
 
     Raises:
-        ValueError: the run does not train, or the driver refuses.
+        ValueError: the run does not train, or the driver rejects the command.
         TimeoutError: the driver did not answer.
     """
     with _joined(run):
         try:
-            actor = ray.get_actor(run.actor, namespace=NAMESPACE)
+            actor: Handle = ray.get_actor(run.actor, namespace=NAMESPACE)
             answer: Answer = ray.get(actor.scale.remote(pool, number), timeout=ANSWER_TIMEOUT_S)
         except (ValueError, ray.exceptions.RayActorError) as error:
-            raise ValueError(run.refusal) from error
+            raise ValueError(run.not_running) from error
         except ray.exceptions.GetTimeoutError as error:
             raise TimeoutError(
                 f"waited {ANSWER_TIMEOUT_S:.0f} s for the driver of {run.actor}; check that it still works and try "
                 "again"
             ) from error
-    if answer.is_refusal:
+    if answer.is_rejected:
         raise ValueError(answer.text)
     return answer.text
 
 
 @contextlib.contextmanager
 def _joined(run: RunAddress) -> Iterator[None]:
-    """Join the run's Ray for the time inside; keep this process's Ray where it is the same."""
+    """Join the run's Ray until the context ends; keep this process's own Ray if it is the same one."""
     if ray.is_initialized():
         own = ray.get_runtime_context().gcs_address
         if run.address not in (own, "auto"):
@@ -166,13 +175,13 @@ def _joined(run: RunAddress) -> Iterator[None]:
             )
         yield
         return
-    # Ray prefers RAY_ADDRESS, which may be a dashboard's for `ray job submit`, to the address that it is given.
+    # Hide RAY_ADDRESS, which may name a dashboard for `ray job submit`: Ray would prefer it to the given address.
     kept = os.environ.pop("RAY_ADDRESS", None)
     try:
         check_answers(run.address)
         ray.init(address=run.address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:
-        raise ValueError(run.refusal) from error
+        raise ValueError(run.not_running) from error
     finally:
         if kept is not None:
             os.environ["RAY_ADDRESS"] = kept

@@ -1,37 +1,35 @@
-"""Grow and shrink the pools of a run while it trains."""
+"""Scaling of the pools of a run while it trains."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from actors.cluster.diagnostics import one_line
-from actors.cluster.placement import cluster_nodes
+from actors.cluster.placement import Handle, Options, cluster_nodes
 from actors.cluster.waiting import Stopped
 from actors.reward.pool import RewardPool
 from actors.rollout.pool import RolloutPool
 from actors.weights.sync import WeightSync
 from rlir_ray.config import require
 
-# Fractions of CPUs and GPUs are added up with rounding errors.
+# Sums of fractions of CPUs and GPUs have rounding errors; Ray counts resources in steps of this size.
 ROUNDING = 1e-4
 STOP_TIMEOUT_S = 60.0
 
 
-def check_scale(
-    what: str, now: int, wanted: int, options: Mapping[str, Any], free: Sequence[Mapping[str, float]]
-) -> None:
+def check_scale(what: str, now: int, wanted: int, options: Options, free: Sequence[Mapping[str, float]]) -> None:
     """Check that the cluster can hold a pool of `wanted` actors.
 
     Args:
-        what: for the error, "rollout actors".
-        now: actors that the pool has.
-        options: of `ray.remote`, for one actor.
+        what: name of the actors in the error, such as "rollout actors".
+        now: current number of actors.
+        wanted: wanted number of actors.
+        options: options of `ray.remote` for one actor.
         free: free resources of each node.
 
     Raises:
-        ValueError: fewer than one, or more than the cluster can hold.
+        ValueError: `wanted` is below 1 or more than the cluster can hold.
     """
     require(wanted >= 1, f"the number of {what}", "must be >= 1", wanted, "scale to 1 or more")
     each = {"CPU": options.get("num_cpus", 0), "GPU": options.get("num_gpus", 0), **(options.get("resources") or {})}
@@ -53,12 +51,14 @@ def check_scale(
 
 
 class Scaling:
-    """Scale the pools of a run that trains. Calls may come from any thread; they return at once.
+    """The scaling of the pools of a run. Any thread may call `scale`, which returns at once.
 
     Args:
-        rollout, reward, sync: of the run; the weights of the first version are published.
-        progress: called with a line when a pool has changed.
-        nodes_may_join: whether an autoscaler may add nodes: then what is free now is no bound.
+        rollout: the rollout pool.
+        reward: the reward pool.
+        sync: the weight sync, which has published a version.
+        progress: called with a line when a pool changes.
+        nodes_may_join: whether an autoscaler may add nodes, so that the free resources are no bound.
     """
 
     def __init__(
@@ -77,14 +77,18 @@ class Scaling:
         self._threads: list[threading.Thread] = []
 
     def scale(self, pool: str, wanted: int) -> str:
-        """Start to grow or to shrink a pool, `rollout` or `reward`; return what it will be.
+        """Start to grow or shrink a pool; return a line with the old and the new number.
+
+        Args:
+            pool: `rollout` or `reward`.
+            wanted: wanted number of actors or replicas.
 
         Raises:
-            ValueError: fewer than one, more than the cluster can hold, a reward service that others share, or a run
-                that is ending.
+            ValueError: the number is below 1 or more than the cluster can hold, the reward is a shared service, or the
+                run is ending.
         """
         with self._lock:
-            # A stopped pool must not start again.
+            # While the run ends, a new actor would start in a stopped pool.
             require(
                 not self._closing.is_set(), "a run that is scaled", "must train", "one that is ending", "let it end"
             )
@@ -96,7 +100,7 @@ class Scaling:
     def _scale_reward(self, wanted: int) -> int:
         now = self.reward.num_replicas()
         self._check("reward replicas", now, wanted, self.reward.options)
-        # Also for an unchanged number: from here on the pool no longer follows its queue.
+        # Call this also for an unchanged number: it fixes the number of a pool that follows its queue.
         self.reward.scale(wanted)
         return now
 
@@ -106,31 +110,31 @@ class Scaling:
         if wanted < now:
             self.rollout.shrink(wanted)
         for actor in self.rollout.grow(max(0, wanted - now)):
-            thread = threading.Thread(target=self._bring_up, args=(actor,), name="new rollout actor", daemon=True)
+            thread = threading.Thread(target=self._join, args=(actor,), name="new rollout actor", daemon=True)
             self._threads.append(thread)
             thread.start()
         return now
 
-    def _check(self, what: str, now: int, wanted: int, options: Mapping[str, Any]) -> None:
+    def _check(self, what: str, now: int, wanted: int, options: Options) -> None:
         free = [{}] if self.nodes_may_join else [node.free for node in cluster_nodes()]
         check_scale(what, now, wanted, {} if self.nodes_may_join else options, free)
 
-    def _bring_up(self, actor: Any) -> None:
-        """Wait until a new rollout actor holds its policy and the latest weights; let it serve."""
+    def _join(self, actor: Handle) -> None:
+        """Wait until a new rollout actor holds the latest weights; then give it calls."""
         try:
             self.rollout.wait_ready(self._closing, [actor])
             self.sync.join([actor], self._closing)
         except Stopped:
             return
         except Exception as error:
-            # The actor was killed because the pool shrank again, or was lost: the others keep serving.
+            # Fault tolerance: the pool shrank again and killed the actor, or the actor died. The other actors serve on.
             if self.rollout.drop(actor):
                 self.progress(f"rollout pool: a new actor could not join: {one_line(error)}")
         else:
             self.progress(f"rollout pool: {len(self.rollout.actors)} actors serve")
 
     def close(self) -> None:
-        """Give up actors that still start."""
+        """Stop waiting for actors that are still starting."""
         with self._lock:
             self._closing.set()
         for thread in self._threads:

@@ -1,4 +1,4 @@
-"""The evaluation actor: judges policies, checks the reward, and writes its results into the run's folder."""
+"""The evaluation actor: judges policies, checks the reward, and writes the results into the run's folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,26 +14,28 @@ import torch
 from actors.cluster.files import send_folder
 from actors.cluster.placement import node_id
 from rlir_ray.config import Config
-from rlir_ray.data.content import models_read
+from rlir_ray.data.digests import used_models
 from rlir_ray.data.files import write_json
 from rlir_ray.data.prompts import PromptSet
-from rlir_ray.evaluation.actions import evaluate_policy, evaluate_real
+from rlir_ray.evaluation.evaluate import evaluate_policy, evaluate_real
 from rlir_ray.evaluation.results import record_ceiling, record_evaluation
 from rlir_ray.families import family_of, open_codec, open_policy
-from rlir_ray.idm.base import load_inverse_dynamics
+from rlir_ray.idm.base import InverseDynamics, load_inverse_dynamics
 from rlir_ray.rewards.calibration import check_alignment, check_gate, gate
 
 CALIBRATION_FILE = "calibration.json"
-# Every run judges with the same draws, so that runs compare.
+# All runs use the same seed, so that their results are comparable.
 EVALUATION_SEED = 20_250_928
 
 
 class EvaluationActor:
-    """Args:
-    config: checkpoints, world and engine are read.
-    run_dir: where evaluation.json, calibration.json and the videos go.
-    num_threads: torch threads; the other pools are idle during an evaluation.
-    home: the node of run_dir; empty: this node.
+    """The Ray actor with the policy, the codec and the inverse dynamics models of an evaluation.
+
+    Args:
+        config: the run's configuration; checkpoints, world and engine are read.
+        run_dir: folder for evaluation.json, calibration.json and the videos.
+        num_threads: number of torch threads.
+        home: id of the node of `run_dir`; empty: this node.
     """
 
     def __init__(self, config: Config, run_dir: Path, num_threads: int, home: str = "") -> None:
@@ -42,31 +43,31 @@ class EvaluationActor:
         self.config, self.run_dir, self.target = config, run_dir, run_dir
         self.home = home if home and home != node_id() else ""
         if self.home:
-            # Keep the results here as well: each evaluation is compared with those before it.
+            # Keep the results on this node as well: a new evaluation is compared with earlier ones.
             self._own = tempfile.TemporaryDirectory(prefix="rlir_evaluation_")
             self.run_dir = Path(self._own.name)
         device = "cuda" if config.evaluation.num_gpus else "cpu"
         self.policy, self._has_loaded = open_policy(config, device).eval(), False
         self.tokenizer = open_codec(config).to(device)
-        models = models_read(config)
-        self.idms: dict[str, Any] = {
+        models = used_models(config)
+        self.idms: dict[str, InverseDynamics] = {
             name: load_inverse_dynamics(models[key]).to(device)
             for name, key in (("reward", "reward_idm"), ("judge", "judge_idm"))
             if key in models
         }
 
     def calibrate(self, prompt_set: PromptSet, train_set: PromptSet) -> dict[str, float]:
-        """Check the inverse dynamics models that the run has on real clips.
+        """Check the run's inverse dynamics models on real clips.
 
         Args:
-            prompt_set: held-out prompts; for all checks.
-            train_set: training prompts, whose actions must fit their frames too.
+            prompt_set: held-out prompts, for all checks.
+            train_set: training prompts, for the check that actions and frames are aligned.
 
         Returns:
-            Macro-F1 of each on real clips.
+            Macro-F1 of each model on real clips.
 
         Raises:
-            ValueError: actions fit another frame than theirs, or a model reads corrupted clips as well as real clips.
+            ValueError: actions and frames are not aligned, or a model reads corrupted clips as well as real clips.
         """
         frames, actions, groups = prompt_set.frames, prompt_set.recorded, self.config.world.groups
         found = {}
@@ -81,7 +82,7 @@ class EvaluationActor:
         return {name: float(part["gate"]["exact"]) for name, part in found.items()}
 
     def ceiling(self, prompt_set: PromptSet) -> None:
-        """Judge real clips, and real clips that went through the tokenizer."""
+        """Judge real clips, and real clips that the tokenizer has encoded and decoded."""
         ceiling, clips = evaluate_real(
             prompt_set,
             self.tokenizer,
@@ -103,9 +104,15 @@ class EvaluationActor:
         temperature: float,
         keep_clips: bool,
     ) -> dict[str, float]:
-        """Judge one policy at one temperature; return the figures for the log, by inverse dynamics model.
+        """Judge one policy at one temperature; return the figures of each inverse dynamics model for the log.
 
-        Without weights judge the policy that the run started from: only before any other policy.
+        Args:
+            prompt_set: held-out prompts.
+            weights: the policy's weights; None: the weights before training, allowed only before any other weights.
+            version: version of the weights.
+            name: name of the policy in the results.
+            temperature: sampling temperature.
+            keep_clips: whether the clips go into the report.
         """
         settings = self.config.evaluation
         sampler = family_of(self.config).evaluation_sampler(self.config, self.policy, temperature)
@@ -134,6 +141,6 @@ class EvaluationActor:
         }
 
     def _send(self) -> None:
-        """Send the results to the run's folder where it is on another node."""
+        """Copy the results into the run's folder if it is on another node."""
         if self.home:
             send_folder(self.run_dir, self.home, self.target)

@@ -1,62 +1,62 @@
-"""Ask the evaluation actor to check the reward and to judge policies."""
+"""The driver's client of the evaluation actor, which checks the reward and judges policies."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import ray
 
-from actors.cluster.placement import as_actor, node_cpus, node_id, on_node, ray_options, stop_actors
-from actors.cluster.waiting import wait_all
+from actors.cluster.placement import Handle, as_actor, node_cpus, node_id, on_node, ray_options, stop_actors
+from actors.cluster.waiting import Value, wait_all
 from actors.evaluation.actor import EvaluationActor
 from actors.learner.command_queue import StepReport
 from rlir_ray.config import Config
+from rlir_ray.data.prompts import PromptSet
 from rlir_ray.evaluation.results import BASE, judged_temperatures
 
 
 class EvaluationClient:
-    """Start the evaluation actor, which loads its models in the background.
+    """A client that starts the evaluation actor, which loads its models in the background.
 
     Args:
-        config: `evaluation` and the models are read.
-        folder: of the run; results and clips go there.
+        config: the run's configuration; `evaluation` and the models are read.
+        folder: the run's folder, for results and clips.
         prompts: the prompt actor.
         progress: called with a line for each stage.
-        stop: gives up waits when it is set.
+        stop: event that ends waits early.
     """
 
     def __init__(
-        self, config: Config, folder: Path, prompts: Any, progress: Callable[[str], None], stop: threading.Event
+        self, config: Config, folder: Path, prompts: Handle, progress: Callable[[str], None], stop: threading.Event
     ) -> None:
         self.config, self.folder, self.prompts, self.progress, self.stopping = config, folder, prompts, progress, stop
         home, evaluation = node_id(), config.evaluation
-        # On the run's own node, or where a GPU is free.
+        # Without a GPU the actor takes no resources: pin it to the driver's node, which an autoscaler keeps.
         strategy = "DEFAULT" if evaluation.num_gpus else on_node(home)
         shell = as_actor(EvaluationActor, **ray_options(evaluation, scheduling_strategy=strategy))
-        # The pools are idle during an evaluation: the actor may use every core of its node.
+        # The pools are idle during an evaluation, so the actor may use every core of its node.
         self.actor = shell.remote(config, folder, node_cpus(), home)
-        self._heldout_ref: ray.ObjectRef | None = None
+        self._heldout_ref: ray.ObjectRef[PromptSet] | None = None
 
     def calibrate(self) -> None:
         """Check the reward on real clips.
 
         Raises:
-            ValueError: the reward is not usable, or actions and frames do not fit.
+            ValueError: the reward is not usable, or actions and frames are not aligned.
         """
         self.progress("checking the reward on real clips")
-        train_set = self.prompts.hand_over.remote("train")
-        self._ask(self.actor.calibrate.remote(self._heldout(), train_set), "the calibration")
+        train_set = self.prompts.pop_clips.remote("train")
+        self._wait(self.actor.calibrate.remote(self._heldout(), train_set), "the calibration")
 
     def judge_base(self, *, is_resumed: bool) -> None:
-        """Judge real clips and the policy before training; skip this where a resumed run has done so."""
+        """Judge real clips and the policy before training; skip this if a resumed run has these results."""
         temperatures = self.config.evaluation.temperatures
         if is_resumed and not set(temperatures) - judged_temperatures(self.folder, BASE, 0):
             return
         self.progress("judging real clips and the base policy")
-        self._ask(self.actor.ceiling.remote(self._heldout()), "the judgement of real clips")
+        self._wait(self.actor.ceiling.remote(self._heldout()), "the judgement of real clips")
         self.judge_all(BASE, None)
 
     def judge_all(self, name: str, latest: StepReport | None) -> None:
@@ -69,19 +69,28 @@ class EvaluationClient:
     def judge(
         self, name: str, temperature: float, latest: StepReport | None, *, keep_clips: bool = False
     ) -> dict[str, float]:
-        """Judge published weights; None: the weights before training."""
-        weights, version = (None, 0) if latest is None else (latest.weights_refs[0], latest.version)
-        ref = self.actor.evaluate.remote(self._heldout(), weights, version, name, temperature, keep_clips)
-        return self._ask(ref, f"the judgement of the {name} policy")
+        """Judge a policy at one temperature; return the figures for the log.
 
-    def _heldout(self) -> ray.ObjectRef:
+        Args:
+            name: name of the policy in the results.
+            temperature: sampling temperature.
+            latest: report of the step whose weights are judged; None: the weights before training.
+            keep_clips: whether the clips go into the report.
+        """
+        weights, version = (None, 0) if latest is None else (latest.weights_refs[0], latest.version)
+        ref: ray.ObjectRef[dict[str, float]] = self.actor.evaluate.remote(
+            self._heldout(), weights, version, name, temperature, keep_clips
+        )
+        return self._wait(ref, f"the judgement of the {name} policy")
+
+    def _heldout(self) -> ray.ObjectRef[PromptSet]:
         """Put the held-out prompts into the object store once, for all evaluations."""
         if self._heldout_ref is None:
-            self._heldout_ref = self.prompts.hand_over.remote("heldout")
+            self._heldout_ref = self.prompts.pop_clips.remote("heldout")
         return self._heldout_ref
 
-    def _ask(self, ref: ray.ObjectRef, who: str) -> Any:
-        return wait_all([ref], self.config.train.wait_timeout_s, who, stop=self.stopping)[0]
+    def _wait(self, ref: ray.ObjectRef[Value], awaited: str) -> Value:
+        return wait_all([ref], self.config.train.wait_timeout_s, awaited, stop=self.stopping)[0]
 
     def stop(self) -> None:
         stop_actors([self.actor])

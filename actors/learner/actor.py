@@ -1,4 +1,4 @@
-"""The learner rank: the shell of a `Learner` in a Ray Train worker."""
+"""The learner rank: a Ray Train worker around a `Learner`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from actors.cluster.diagnostics import one_line
 from actors.cluster.files import local_copy, send_folder, send_whole
 from actors.cluster.placement import node_id
 from actors.learner.command_queue import CheckpointCommand, Failure, SaveCommand, StepCommand
-from actors.learner.rank_queue import POST_TIMEOUT_S, FetchedCommand, RankQueue
+from actors.learner.rank_queue import QUEUE_TIMEOUT_S, FetchedCommand, RankQueue
 from actors.learner.sender import start_sending
 from rlir_ray.config import Config
 from rlir_ray.families import make_objective, open_policy
@@ -25,16 +25,17 @@ from rlir_ray.learner.step import Engine, Learner, StepBatch, trained_decisions
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.run.checkpoint import LEARNER, ArrayFile, Files, describe_files, save_arrays, save_group
 from rlir_ray.run.watchdog import show_stack_on_signal
+from rlir_ray.trajectory import TrajectoryGroup
 from rlir_ray.transfer.weights import Weights
 
 
 def build_learner(config: Config) -> Learner:
-    """This rank's learner; the process group is the one that Ray Train started."""
+    """Build this rank's learner; the engine uses the process group that Ray Train has started."""
     torch.set_num_threads(config.learner.num_threads)
     policy = open_policy(config, get_device() if config.learner.use_gpu else "cpu")
     if config.learner.gradient_checkpointing:
-        policy.enable_gradient_checkpointing()
-    # Before the engine takes the parameters: an objective may keep a copy of them.
+        policy.enable_gradient_checkpointing()  # type: ignore[operator]  # a method of every family's policy
+    # Build the objective before the engine takes the parameters: an objective may copy them.
     objective = make_objective(config, policy)
     engine: Engine
     if config.learner.engine == "deepspeed":
@@ -47,11 +48,11 @@ def build_learner(config: Config) -> Learner:
 
 
 def run_rank(settings: dict[str, Any]) -> None:
-    """Run the loop of one rank: take a command, execute it, report. Ray Train calls it in every worker.
+    """Run the loop of one rank: fetch a command, execute it, report. Ray Train calls this function in every worker.
 
     Args:
-        settings: `queue`, the command queue; `make_learner`; `timeout_s`; `checkpoint`, a folder and its node, or None;
-            `broadcasts`, whether rank 0 sends weights.
+        settings: `queue`, the command queue; `make_learner`, which builds the learner; `timeout_s`, the bound of waits;
+            `checkpoint`, a folder and its node, or None; `broadcasts`, whether rank 0 broadcasts weights.
     """
     queue, timeout_s, rank = (
         settings["queue"],
@@ -88,7 +89,7 @@ def _execute(fetched: FetchedCommand, learner: Learner, queue: RankQueue) -> Non
         num_decisions = int(learner.engine.reduce(own.to(learner.engine.device), maximum=False))
         batch = StepBatch(groups=groups, advantages=command.advantages, num_decisions=num_decisions)
         metrics = learner.step(batch) | {"time/learner_wait_s": fetched.wait_s}
-        # Gathered by all ranks.
+        # Every rank calls `weights`, which gathers them; only rank 0 reports.
         queue.report(learner.num_steps, metrics, started, learner.weights(), skipped=learner.skipped)
     elif isinstance(command, CheckpointCommand):
         files = _checkpoint(command, learner)
@@ -99,20 +100,20 @@ def _execute(fetched: FetchedCommand, learner: Learner, queue: RankQueue) -> Non
 
 
 def _save(command: SaveCommand, learner: Learner) -> None:
-    """Into the run's folder, which may be on a disk that this node does not see."""
+    """Save the policy into the run's folder, which may be on another node."""
     if command.node == node_id():
         learner.save(command.folder)
         return
     with tempfile.TemporaryDirectory(prefix="rlir_policy_") as own:
         folder = Path(own) / "policy"
-        # Every rank calls, rank 0 writes.
+        # Every rank calls `save`, which gathers the weights; rank 0 writes them.
         learner.save(folder)
         if learner.engine.rank == 0:
             send_whole(folder, command.node, Path(command.folder))
 
 
 def _checkpoint(command: CheckpointCommand, learner: Learner) -> Files:
-    """Every rank gathers, rank 0 writes the learner's state and the groups, one at a time."""
+    """Gather the learner's state on every rank; on rank 0 write the state and the groups, one group at a time."""
     state = learner.state()
     if learner.engine.rank != 0:
         return {}
@@ -124,10 +125,10 @@ def _checkpoint(command: CheckpointCommand, learner: Learner) -> Files:
         return files
 
 
-def _write_checkpoint(folder: Path, state: Weights, group_refs: list[ray.ObjectRef]) -> Files:
+def _write_checkpoint(folder: Path, state: Weights, group_refs: list[ray.ObjectRef[TrajectoryGroup]]) -> Files:
     save_arrays(folder / LEARNER, state)
     for ref in group_refs:
-        # Fault tolerance: a group that was lost with its node is left out, and sampled again after a resume.
+        # Fault tolerance: leave out a group that was lost with its node; a resumed run samples the group again.
         with suppress(ray.exceptions.ObjectLostError, ray.exceptions.RayTaskError):
-            save_group(folder, ray.get(ref, timeout=POST_TIMEOUT_S))
+            save_group(folder, ray.get(ref, timeout=QUEUE_TIMEOUT_S))
     return describe_files(sorted(folder.iterdir()))

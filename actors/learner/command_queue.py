@@ -1,100 +1,114 @@
-"""The commands of the driver to the learner ranks, their reports, and the actor that passes both on. No torch here."""
+"""The driver's commands to the learner ranks, the ranks' reports, and the actor that passes both on. No torch here."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ray
 
+from actors.cluster.placement import Handle
 from rlir_ray.algorithm.advantages import GroupAdvantages
 from rlir_ray.algorithm.batching import split_groups
 from rlir_ray.run.checkpoint import Files
 from rlir_ray.run.tracing import Span
 
 if TYPE_CHECKING:
+    from rlir_ray.trajectory import TrajectoryGroup
     from rlir_ray.transfer.broadcast import Channel
+    from rlir_ray.transfer.weights import Received
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepCommand:
     """One rank's share of an optimiser step."""
 
-    group_refs: list[ray.ObjectRef]
-    """References inside a list travel as they are: only the rank that trains a group reads it."""
+    group_refs: list[ray.ObjectRef[TrajectoryGroup]]
+    """References to the groups. Ray does not resolve references inside a list, so only the rank reads the groups."""
     advantages: list[GroupAdvantages]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SaveCommand:
+    """The command to save the policy."""
+
     folder: str
     node: str
-    """Where that folder is."""
+    """Id of the folder's node."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointCommand:
+    """The command to write a checkpoint's files."""
+
     folder: str
-    """Empty; the files of a checkpoint go there."""
+    """An empty folder for the files."""
     node: str
-    group_refs: list[ray.ObjectRef]
-    """Groups that are ready but not trained."""
+    """Id of the folder's node."""
+    group_refs: list[ray.ObjectRef[TrajectoryGroup]]
+    """References to the groups that are scored but not trained."""
 
 
 Command = StepCommand | SaveCommand | CheckpointCommand | None
-"""None ends the loop."""
+"""A command to a rank; None ends the rank's loop."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepReport:
-    """What rank 0 says when it is ready, after a step, a save or a checkpoint."""
+    """The report of rank 0 when the ranks are ready, and after each step, save or checkpoint."""
 
     version: int
+    """The learner's version: the number of steps done."""
     metrics: dict[str, float]
-    weights_refs: list[ray.ObjectRef]
-    """The version's weights, put once; empty after a save or a checkpoint."""
+    weights_refs: list[ray.ObjectRef[Received]]
+    """One reference to the version's weights; empty after a save or a checkpoint."""
     checksum: str
+    """Checksum of the weights; empty without weights."""
     span: Span
-    """From the command to the report."""
+    """The span from the command to the report."""
     files: Files = field(default_factory=dict)
-    """After a checkpoint: what rank 0 wrote."""
+    """The files that rank 0 wrote for a checkpoint."""
     skipped: str = ""
-    """After a step: why its update was skipped; empty: it was done."""
+    """Why the update of a step was skipped; empty: the update was done."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:
-    """A rank ended; the cause in one line."""
+    """The report of a rank that failed."""
 
     cause: str
+    """The error in one line."""
     is_final: bool = False
-    """New ranks would end alike: a full disk, a checkpoint of another policy."""
+    """Whether new ranks would fail with the same error, such as a full disk or a checkpoint of another policy."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BroadcastCommand:
-    """A version that rank 0 is to send, beside its steps."""
+    """The command to rank 0 to broadcast a version while it trains."""
 
     channel: Channel
     version: int
-    weights_refs: list[ray.ObjectRef]
-    """The version's weights, put once; a reference inside a list travels as it is."""
+    weights_refs: list[ray.ObjectRef[Received]]
+    """One reference to the version's weights; in a list, so that Ray does not resolve it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SendingRank:
-    """Rank 0 as a sender of broadcasts."""
+    """Rank 0 as the sender of broadcasts."""
 
-    queue: Any
-    """Through which it gets its commands."""
+    queue: Handle
+    """The command queue, which passes `BroadcastCommand`s to rank 0."""
     host: str
-    """Where the store of its groups listens."""
+    """Host of the store through which broadcast groups form."""
     port: int
 
 
 class CommandQueue:
-    """Pass commands to each rank and reports back. An async actor, so that waiting takes no thread and no CPU."""
+    """The queues of commands to each rank and of reports back.
+
+    An async actor, so that waiting takes no thread and no CPU.
+    """
 
     def __init__(self, num_ranks: int) -> None:
         self._commands: list[asyncio.Queue[Command]] = [asyncio.Queue() for _ in range(num_ranks)]
@@ -107,7 +121,7 @@ class CommandQueue:
         self._sender = ("", 0)
 
     async def register(self, rank: int, actor_id: str) -> None:
-        """Which actor a rank lives in."""
+        """Record the id of the actor that runs a rank."""
         self._ranks[rank] = actor_id
         if len(self._ranks) == len(self._commands):
             self._all_registered.set()
@@ -117,29 +131,32 @@ class CommandQueue:
         await self._all_registered.wait()
 
     async def ranks(self) -> list[str]:
-        """Actor ids of the ranks that have started, in the order of the ranks."""
+        """Return the actor ids of the ranks that have started, in the order of the ranks."""
         return [self._ranks[rank] for rank in sorted(self._ranks)]
 
     async def register_sender(self, host: str, port: int) -> None:
-        """Where rank 0's store of broadcasts listens."""
+        """Record the address of rank 0's broadcast store."""
         self._sender = host, port
 
     async def sender(self) -> tuple[str, int]:
-        """Host and port; an empty host where there is none."""
+        """Return host and port of rank 0's broadcast store; the host is empty before rank 0 has registered."""
         return self._sender
 
     async def submit_broadcast(self, command: BroadcastCommand) -> None:
+        """Queue a broadcast for rank 0."""
         self._broadcasts.put_nowait(command)
 
     async def next_broadcast(self) -> BroadcastCommand | None:
-        """None ends the sending."""
+        """Wait for the next broadcast; None: the group is stopping."""
         return await self._broadcasts.get()
 
     async def execute(self, number: int, commands: list[Command]) -> StepReport | Failure:
-        """Hand a command to each rank; return the report of what they did, or the failure of one rank.
+        """Pass a command to each rank; wait for the report of rank 0 or the failure of a rank.
 
         Args:
-            number: from 1 on. Ray starts the calls of an async actor in any order; commands and reports keep theirs.
+            number: position of the command in the driver's order, from 1 on. Commands wait for their turn, because Ray
+                may start the calls of an async actor in any order.
+            commands: one command for each rank.
         """
         self._early[number] = commands
         while self._next_command in self._early:
@@ -149,22 +166,24 @@ class CommandQueue:
         return await self.next_report(number)
 
     async def end(self) -> None:
-        """Ends the ranks' loops."""
+        """End the loops of all ranks, and the broadcasts of rank 0."""
         for queue in self._commands:
             queue.put_nowait(None)
         self._broadcasts.put_nowait(None)
 
     async def next_command(self, rank: int) -> Command:
+        """Wait for the next command of a rank."""
         return await self._commands[rank].get()
 
     async def report(self, report: StepReport | Failure) -> None:
+        """Pass a rank's report to the driver; reports have the order of the commands."""
         self._report(self._num_reports).set_result(report)
         self._num_reports += 1
 
     async def next_report(self, number: int = 0) -> StepReport | Failure:
-        """Wait for the report of a command; 0: the report that the ranks are ready."""
+        """Wait for the report of a command; number 0 is the report that the ranks are ready."""
         report = await self._report(number)
-        # The report holds a reference to the weights: drop it, so that their memory is freed.
+        # Drop the report, which holds a reference to the weights: otherwise their memory would never be freed.
         del self._reports[number]
         return report
 
@@ -172,8 +191,10 @@ class CommandQueue:
         return self._reports.setdefault(number, asyncio.get_running_loop().create_future())
 
 
-def split_step(group_refs: list[ray.ObjectRef], advantages: list[GroupAdvantages], num_ranks: int) -> list[StepCommand]:
-    """A step's groups over the ranks."""
+def split_step(
+    group_refs: list[ray.ObjectRef[TrajectoryGroup]], advantages: list[GroupAdvantages], num_ranks: int
+) -> list[StepCommand]:
+    """Split the groups of a step over the ranks; return the command of each rank."""
     shares = split_groups([each.values.size for each in advantages], num_ranks)
     return [
         StepCommand(

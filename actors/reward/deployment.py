@@ -1,4 +1,4 @@
-"""The Serve deployment behind the reward pool: one of the run's own, or a service that several runs share."""
+"""The Serve deployment behind the reward pool: the run's own deployment, or a service that several runs share."""
 
 from __future__ import annotations
 
@@ -11,58 +11,62 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from typing import Any
 
 import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig
-from ray.serve.schema import ApplicationStatus
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, ServeStatus
 
-from actors.cluster.compat import keep_version, replica_ids
+from actors.cluster.compat import pin_version, replica_ids, start_deleting
 from actors.cluster.diagnostics import import_hint
-from actors.cluster.placement import ray_options
+from actors.cluster.placement import Options, ray_options
 from actors.cluster.waiting import POLL_S, WAY_OUT, Stopped
 from actors.reward.calls import HandleCalls
 from actors.reward.replica import RewardReplica
 from rlir_ray.config import Config, RewardConfig
 from rlir_ray.rewards.base import Reward
-from rlir_ray.rewards.fingerprint import check_identity
+from rlir_ray.rewards.fingerprint import check_fingerprint
 
-# Groups that a replica takes, more than runs have in flight, so that it refuses none. After a refusal the router asks
-# another replica, and where answers above a small size lie in the object store (plan.py) the driver ends: Ray 2.60
-# looks there for the answer to the refused call and finds that nobody owns it.
+# Most calls that a replica accepts: more than runs have in flight, so that no replica ever rejects a call. After a
+# rejection the router tries another replica. With our small inline limit (SYSTEM_CONFIG in cluster/start.py) the driver
+# then crashes: Ray 2.60 looks for the answer to the rejected call in the object store, where it has no owner.
 MAX_ONGOING = 4096
-# Of a question to Serve's controller.
+# Bound of a request to Serve's controller.
 STATUS_TIMEOUT_S = 30.0
-# How often Serve checks its replicas; how often a replica that is to end checks whether it has finished its groups, and
-# how long it may take. Another replica scores the groups that are left.
-HEALTH_PERIOD_S, DRAIN_LOOK_S, DRAIN_TIMEOUT_S = 0.5, 0.5, 60.0
-# Serve's autoscaler: how often it reads the queue's length, over how long it averages, and how long the queue must be
-# too long or too short before it acts. A replica takes seconds to start, so it is not ended early.
+# The interval of Serve's health checks; the interval at which a replica that is stopping checks whether it has finished
+# its groups; and the bound of that wait, after which another replica scores the remaining groups.
+HEALTH_PERIOD_S, DRAIN_POLL_S, DRAIN_TIMEOUT_S = 0.5, 0.1, 60.0
+# Serve's autoscaler: the interval at which it reads the queue's length, the period of its average, and how long the
+# queue must be too long or too short before it acts. Scaling down waits longest, because a replica starts slowly.
 METRICS_INTERVAL_S, LOOK_BACK_S, UPSCALE_DELAY_S, DOWNSCALE_DELAY_S = 0.5, 2.0, 1.0, 30.0
 
 
-def serve_options(reward: RewardConfig, wait_timeout_s: float) -> dict[str, Any]:
-    """Return the deployment's options as the recipe sets them."""
+def serve_options(reward: RewardConfig, wait_timeout_s: float) -> Options:
+    """Return the options of the deployment for the configured pool."""
     return {
         "ray_actor_options": ray_options(reward),
         "max_ongoing_requests": MAX_ONGOING,
         "health_check_period_s": HEALTH_PERIOD_S,
-        # A replica is asked between two batches, and a batch may be long.
+        # A replica answers health checks between two batches, and a batch may take long.
         "health_check_timeout_s": wait_timeout_s,
-        "graceful_shutdown_wait_loop_s": DRAIN_LOOK_S,
+        "graceful_shutdown_wait_loop_s": DRAIN_POLL_S,
         "graceful_shutdown_timeout_s": DRAIN_TIMEOUT_S,
         **count_options(reward),
     }
 
 
-def count_options(reward: RewardConfig, num_replicas: int = 0) -> dict[str, Any]:
-    """Return how many replicas Serve keeps: a number set by hand, the recipe's, or bounds for its autoscaler."""
+def count_options(reward: RewardConfig, num_replicas: int = 0) -> Options:
+    """Return the options for the number of replicas: a fixed number, or bounds for Serve's autoscaler.
+
+    Args:
+        reward: the pool's configuration.
+        num_replicas: number that a user has set while the run trains; 0: use the configuration.
+    """
     fewest, most = reward.bounds
     if num_replicas or fewest == most:
         return {"num_replicas": num_replicas or reward.num_replicas, "autoscaling_config": None}
     with warnings.catch_warnings():
-        # One of two ways to set the interval; the other one, an environment variable, would hold for all of a cluster.
+        # Use the deprecated field for the interval: its replacement, an environment variable, applies to the cluster.
         warnings.simplefilter("ignore", DeprecationWarning)
         scaling = AutoscalingConfig(
             min_replicas=fewest,
@@ -78,19 +82,19 @@ def count_options(reward: RewardConfig, num_replicas: int = 0) -> dict[str, Any]
 
 
 def group_frames(config: Config) -> int:
-    """Count the frames of a group's clips, their context included."""
+    """Count the frames of a group's clips, context frames included."""
     return config.train.group_size * (config.world.num_context + config.world.num_frames)
 
 
 class OwnDeployment(HandleCalls):
-    """A Ray Serve deployment of the run's own, reached by its handle alone: no HTTP proxy is started.
+    """The run's own Ray Serve deployment. Calls use its handle, so no HTTP proxy starts.
 
     Args:
         reward: number and resources of the replicas, and the bound of a batch.
         make_reward: builds the reward in a replica.
-        stop: ends the wait for the replicas when it is set.
-        group_frames: frames of a group's clips.
-        timeout_s: a batch that takes longer ends the replica's process.
+        stop: event that ends the wait for the replicas early.
+        group_frames: number of frames of a group's clips.
+        timeout_s: bound of a batch; a longer batch ends the replica's process.
         wait_timeout_s: bound of the wait for replicas that start.
     """
 
@@ -110,42 +114,48 @@ class OwnDeployment(HandleCalls):
         self._num_seen = reward.num_replicas
         self.name = f"rlir_reward_{uuid.uuid4().hex[:8]}"
         self.deployment = serve.deployment(**serve_options(reward, wait_timeout_s))(RewardReplica)
-        # Replicas that are there stay when their number changes.
-        keep_version(self.deployment, self.name)
-        # With our small inline limit (plan.py) the controller's arguments lie in the object store, which Ray's core
-        # reports on the terminal as an error although they stay there as long as the driver does.
+        # Keep running replicas when their number changes.
+        pin_version(self.deployment, self.name)
+        # With our small inline limit (SYSTEM_CONFIG in cluster/start.py) the controller's arguments lie in the object
+        # store. Ray's core prints this as an error, although the arguments stay there as long as the driver lives.
         with _quiet_stderr():
             serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
         try:
             self._deploy()
             self._wait_running(stop)
         except BaseException:
-            # A user's own Ray goes on: nothing of ours may stay in it.
-            with contextlib.suppress(TimeoutError):
-                serve.delete(self.name)
+            # Delete the deployment: the user's own Ray may continue after this run.
+            self._delete()
             raise
         super().__init__(serve.get_app_handle(self.name))
 
-    def groups_a_call(self, num_out: int) -> int:
-        """Return a batch's number of groups once each replica has two batches, since a call costs the driver 5 ms.
+    def groups_per_call(self, num_in_flight: int) -> int:
+        """Return the groups of a batch if each replica has two batches in flight, otherwise 1.
 
-        Below that replicas could get nothing while others get more; and Serve's autoscaler counts calls, not groups.
+        A call costs the driver 5 ms, so larger calls save time. With fewer groups in flight, larger calls could leave
+        replicas idle. Serve's autoscaler counts calls, not groups, so a pool that follows its queue gets single groups.
         """
         if not self._num_replicas:
             return 1
-        return self._batch_groups if num_out >= 2 * self._batch_groups * self._num_replicas else 1
+        return self._batch_groups if num_in_flight >= 2 * self._batch_groups * self._num_replicas else 1
 
     def _deploy(self, num_replicas: int = 0) -> None:
         options = count_options(self.config, num_replicas)
         self._num_replicas: int = options["num_replicas"] or 0
-        """Of a number that was set; 0: as many as the queue asks for."""
+        """The fixed number of replicas; 0: the number follows the queue."""
         deployment = self.deployment.options(**options)
         application = deployment.bind(self.make_reward, self.config.max_frames, self._batch_timeout_s)
         target = serve.RunTarget(target=application, name=self.name, route_prefix=None)
         serve.run_many([target], wait_for_applications_running=False)
 
     def _wait_running(self, stop: threading.Event) -> None:
-        """Wait until the replicas are ready or have failed, or the user ends the run."""
+        """Block until the replicas are ready.
+
+        Raises:
+            RuntimeError: the replicas failed.
+            Stopped: the user ended the run.
+            TimeoutError: the replicas are not ready within wait_timeout_s.
+        """
         deadline = time.monotonic() + self.wait_timeout_s
         while (status := self._application().status) != ApplicationStatus.RUNNING:
             if status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
@@ -161,51 +171,61 @@ class OwnDeployment(HandleCalls):
                 )
             time.sleep(POLL_S)
 
-    def _application(self) -> Any:
+    def _application(self) -> ApplicationStatusOverview:
         return _applications()[self.name]
 
     def _cause(self) -> str:
-        """Return the last line of Serve's message about a failed deployment: the error raised in the replica."""
+        """Return the error that was raised in the replica: the last line of Serve's message about the deployment."""
         deployments = self._application().deployments.values()
         lines = [line for each in deployments for line in each.message.splitlines() if line.strip()]
         return lines[-1].strip() if lines else "Serve gives no cause"
 
     def scale(self, num_replicas: int) -> None:
+        """Fix the number of replicas."""
         self._deploy(num_replicas)
 
     def num_replicas(self) -> int:
+        """Return the wanted number of replicas."""
         if self._num_replicas:
             return self._num_replicas
-        # Fault tolerance: a controller that starts again answers later; until then the last number holds.
+        # Fault tolerance: while Serve's controller restarts, return the last known number.
         with contextlib.suppress(TimeoutError, ray.exceptions.RayError):
             (deployment,) = self._application().deployments.values()
             states = ("STARTING", "UPDATING", "RUNNING")
-            self._num_seen = sum(deployment.replica_states.get(state, 0) for state in states)
+            self._num_seen = sum(deployment.replica_states.get(state, 0) for state in states)  # type: ignore[call-overload]  # an enum of texts
         return self._num_seen
 
     def actor_ids(self) -> list[str]:
+        """Return the actor ids of the replicas."""
         return replica_ids(self.name)
 
     def stop(self) -> None:
-        # The handle's threads end the process when they find that Ray has gone before them.
+        """Delete the deployment."""
+        # Stop the handle first: its threads would end the process if Ray shut down before them.
         self.handle.shutdown()
-        # A replica that is still busy ends when it has finished.
+        self._delete()
+
+    def _delete(self) -> None:
+        """Delete the application; a replica that is still busy after DRAIN_TIMEOUT_S ends by itself."""
+        start_deleting(self.name)
+        deadline = time.monotonic() + DRAIN_TIMEOUT_S
         with contextlib.suppress(TimeoutError):
-            serve.delete(self.name)
+            while self.name in _applications() and time.monotonic() < deadline:
+                time.sleep(POLL_S / 2)
 
 
 class SharedService(HandleCalls):
-    """A reward service that other runs share: its replicas are not this run's to start, scale or stop.
+    """A reward service that several runs share. This run cannot start, scale or stop its replicas.
 
     Args:
-        address: `serve://` and the application's name.
+        address: `serve://` and the name of the Serve application.
         wanted: fingerprint of the run's reward.
-        stop: not needed, the service runs.
+        stop: unused, because the service already runs; present for the same signature as `OwnDeployment`.
         timeout_s: bound of an answer.
         wait_timeout_s: bound of the wait for the service's fingerprint.
 
     Raises:
-        ValueError: there is no such service, or it gives another reward.
+        ValueError: the service does not run, or its reward differs from the run's.
     """
 
     def __init__(
@@ -221,34 +241,42 @@ class SharedService(HandleCalls):
                 f"{', '.join(running) or 'none'} runs; start it with: serve deploy deploy/serve_reward.yaml, and join "
                 "its cluster (RAY_ADDRESS)"
             )
-        # The service has a bound of its own, which may be another one.
+        # Bound the answers here: the service's own bound of a batch may be larger than the run's.
         super().__init__(serve.get_app_handle(name), timeout_s)
         try:
-            served = self.handle.identity.remote().result(timeout_s=wait_timeout_s)
-            check_identity(wanted, served, address)
+            served = self.handle.fingerprint.remote().result(timeout_s=wait_timeout_s)
+            check_fingerprint(wanted, served, address)
         except BaseException:
             self.handle.shutdown()
             raise
 
     def scale(self, num_replicas: int) -> None:
+        """Reject the change: the service's own configuration sets the number."""
         raise ValueError(
             f"only a pool of the run's own can be scaled, got reward.address={self.address}; set the number of "
             "replicas in the service's YAML and deploy it again"
         )
 
     def num_replicas(self) -> int:
+        """Return 0: the replicas do not belong to this run."""
         return 0
 
     def actor_ids(self) -> list[str]:
+        """Return an empty list: the replicas do not belong to this run."""
         return []
 
     def stop(self) -> None:
+        """Disconnect from the service."""
         self.handle.shutdown()
 
 
-def _applications() -> dict[str, Any]:
-    """Return Serve's applications by their names; raise TimeoutError where its controller does not answer."""
-    answer: Future[Any] = Future()
+def _applications() -> dict[str, ApplicationStatusOverview]:
+    """Return Serve's applications by name.
+
+    Raises:
+        TimeoutError: Serve's controller did not answer.
+    """
+    answer: Future[ServeStatus] = Future()
 
     def ask() -> None:
         try:
@@ -256,7 +284,7 @@ def _applications() -> dict[str, Any]:
         except Exception as error:
             answer.set_exception(error)
 
-    # Serve waits for its controller without a bound.
+    # Ask in a thread, because Serve waits for its controller without a bound.
     threading.Thread(target=ask, name="serve status", daemon=True).start()
     try:
         return answer.result(STATUS_TIMEOUT_S).applications
@@ -266,7 +294,7 @@ def _applications() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """Keep what is written inside off the terminal, by compiled code too; exceptions pass."""
+    """Discard standard error until the context ends, including output of compiled code; exceptions pass."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:

@@ -1,7 +1,7 @@
-"""The reward pool, usable alone: replicas of Ray Serve, of the run's own or of a service that several runs share.
+"""The reward pool: Ray Serve replicas of the run's own, or of a service that several runs share. It also works alone.
 
-A video goes to a replica by its reference, as soon as it exists. A group whose replica dies is scored by another one;
-the caller's future ends once, whatever happened before.
+The pool sends a video to a replica by reference as soon as the video exists. If the replica dies, another replica
+scores the group. The caller's future ends exactly once.
 """
 
 from __future__ import annotations
@@ -12,34 +12,34 @@ import threading
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import ray
 
 from actors.cluster.diagnostics import activity
-from actors.cluster.placement import ray_options
+from actors.cluster.placement import Options, ray_options
 from actors.reward.calls import ReplicaLost
 from actors.reward.deployment import OwnDeployment, SharedService, group_frames
-from actors.reward.replica import Scored, build_reward
+from actors.reward.replica import ScoreReport, build_reward
 from rlir_ray.config import MAX_ATTEMPTS, Config
 from rlir_ray.rewards.base import Reward
-from rlir_ray.rewards.fingerprint import reward_identity
+from rlir_ray.rewards.fingerprint import reward_fingerprint
+from rlir_ray.trajectory import EncodedVideo
 
-# A group whose scoring raises is tried once more: the cause may have passed.
+# Retry a group once if its scoring raises an error: the cause may be temporary.
 MAX_RAISED = 2
-# How often the wait for videos looks for new ones among them.
-LOOK_S = 0.05
+# Interval at which the wait for videos includes new groups.
+VIDEO_POLL_S = 0.05
 STOP_TIMEOUT_S = 60.0
 
 
 class RewardPool:
-    """The reward of a run: groups in, scores out.
+    """The pool of reward replicas: takes the videos of groups and returns their scores.
 
     Args:
-        deploy: starts the run's own replicas, or connects to a service that runs share; a set event ends its waits.
-        options: resources of a replica of the run's own, as `ray.remote` takes them.
+        deploy: starts the run's own replicas or connects to a shared service; the event ends its waits early.
+        options: resources of one of the run's own replicas, as options of `ray.remote`.
         timeout_s: bound of a batch in a replica, for messages.
     """
 
@@ -47,7 +47,7 @@ class RewardPool:
         self,
         deploy: Callable[[threading.Event], OwnDeployment | SharedService],
         *,
-        options: Mapping[str, Any],
+        options: Options,
         timeout_s: float,
     ) -> None:
         self._deploy, self.options, self.timeout_s = deploy, options, timeout_s
@@ -55,9 +55,9 @@ class RewardPool:
         self._suspects = asyncio.Lock()
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, name="reward pool", daemon=True)
-        self._waiting: dict[ray.ObjectRef, asyncio.Future[None]] = {}
+        self._waiting: dict[ray.ObjectRef[EncodedVideo], asyncio.Future[None]] = {}
         self._watch: asyncio.Task[None] | None = None
-        self._groups: set[asyncio.Task[Any]] = set()
+        self._groups: set[asyncio.Task[object]] = set()
 
     @classmethod
     def from_config(
@@ -69,11 +69,12 @@ class RewardPool:
         """Build the pool of a run.
 
         Args:
+            config: the run's configuration.
             class_shares: how often each class is commanded, for reward.balance=class.
-            make_reward: builds the reward in a replica; None: the configured one.
+            make_reward: builds the reward in a replica; None: the configured reward.
 
         Raises:
-            ValueError: a reward of the caller's own beside a shared service.
+            ValueError: both `make_reward` and a shared service are given.
         """
         reward, timeout_s, wait_timeout_s = config.reward, config.reward_timeout_s, config.train.wait_timeout_s
         deploy: Callable[[threading.Event], OwnDeployment | SharedService]
@@ -92,20 +93,21 @@ class RewardPool:
             raise ValueError(
                 f"make_reward needs a pool of the run's own, got reward.address={reward.address}; leave one out"
             )
-        wanted = reward_identity(config)
+        wanted = reward_fingerprint(config)
         deploy = partial(SharedService, reward.address, wanted, timeout_s=timeout_s, wait_timeout_s=wait_timeout_s)
         return cls(deploy, options={}, timeout_s=timeout_s)
 
     def start(self, stop: threading.Event | None = None) -> None:
-        """Start the replicas and wait until they are ready.
+        """Start the replicas and block until they are ready.
 
         Args:
-            stop: ends the wait when it is set.
+            stop: event that ends the wait early.
 
         Raises:
-            RuntimeError: they did not start, with the cause.
-            ValueError: there is no such service, or it gives another reward than the configured one.
+            RuntimeError: the replicas did not start; the message names the cause.
+            ValueError: the shared service does not run, or its reward differs from the configured one.
             Stopped: the user ended the run.
+            TimeoutError: the replicas are not ready in time.
         """
         self._thread.start()
         try:
@@ -114,34 +116,36 @@ class RewardPool:
             self._end_loop()
             raise
 
-    def score(self, video_ref: ray.ObjectRef) -> Future[Scored]:
-        """Score a group; the replica reads the video, the caller gets G x F floats."""
+    def score(self, video_ref: ray.ObjectRef[EncodedVideo]) -> Future[ScoreReport]:
+        """Score a group: a replica reads the video, and the returned future gets G x F floats."""
         assert self.deployment is not None, "start the pool first"
         return asyncio.run_coroutine_threadsafe(self._score(self.deployment, video_ref), self.loop)
 
     def scale(self, num_replicas: int) -> None:
-        """Grow or shrink to a number, which holds from then on; replicas that go finish the groups that they hold."""
+        """Fix the number of replicas; removed replicas first finish their groups."""
         assert self.deployment is not None, "start the pool first"
         self.deployment.scale(num_replicas)
 
     def activity(self) -> str:
-        """Say what the replicas are busy with, for a message; empty for a service that other runs share."""
+        """Describe the current work of the replicas, for a message; empty for a shared service."""
         return activity(self.deployment.actor_ids()) if self.deployment is not None else ""
 
     def num_replicas(self) -> int:
-        """Return the wanted number of replicas; 0 for a service that other runs share."""
+        """Return the wanted number of replicas; 0 for a shared service."""
         return self.deployment.num_replicas() if self.deployment is not None else 0
 
-    async def _score(self, deployment: OwnDeployment | SharedService, video_ref: ray.ObjectRef) -> Scored:
+    async def _score(
+        self, deployment: OwnDeployment | SharedService, video_ref: ray.ObjectRef[EncodedVideo]
+    ) -> ScoreReport:
         task = asyncio.current_task()
         assert task is not None
         self._groups.add(task)
         task.add_done_callback(self._groups.discard)
-        await self._until_ready(video_ref)
+        await self._wait_for_video(video_ref)
         num_raised = 0
         for attempt in range(1, MAX_ATTEMPTS + 1):
             try:
-                # One at a time: of the groups that shared a dead replica, one may kill every replica that reads it.
+                # Retry these groups one at a time: one of them may crash every replica that reads it.
                 async with self._suspects if attempt > 1 else contextlib.nullcontext():
                     return await deployment.score(video_ref)
             except ReplicaLost as lost:
@@ -156,21 +160,21 @@ class RewardPool:
                     raise
         raise AssertionError
 
-    async def _until_ready(self, video_ref: ray.ObjectRef) -> None:
-        """Wait for a video that is still being sampled: meanwhile its group holds no place in a replica's queue."""
+    async def _wait_for_video(self, video_ref: ray.ObjectRef[EncodedVideo]) -> None:
+        """Wait until a video is sampled, so that its group does not take a place in a replica's queue before."""
         if ray.wait([video_ref], timeout=0, fetch_local=False)[0]:
             return
         ready = self._waiting.setdefault(video_ref, self.loop.create_future())
         if self._watch is None or self._watch.done():
             self._watch = self.loop.create_task(self._watch_videos())
-        # Two groups may wait for one video: when one of them is cancelled, the other goes on waiting.
+        # Two calls may wait for one video: the cancellation of one must not cancel the shared future.
         await asyncio.shield(ready)
 
     async def _watch_videos(self) -> None:
-        """Wait for videos until no group needs one; no video is fetched."""
+        """Wait for videos until no group waits any more; do not fetch any video."""
         while self._waiting:
             refs = list(self._waiting)
-            wait = partial(ray.wait, refs, num_returns=1, timeout=LOOK_S, fetch_local=False)
+            wait = partial(ray.wait, refs, num_returns=1, timeout=VIDEO_POLL_S, fetch_local=False)
             if not (await self.loop.run_in_executor(None, wait))[0]:
                 continue
             ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)
@@ -178,31 +182,31 @@ class RewardPool:
                 self._waiting.pop(ref).set_result(None)
 
     def stop(self) -> None:
-        """End the replicas; groups that are not scored yet stay without scores."""
+        """Stop the replicas and cancel the groups that are not scored yet."""
         if self.deployment is None:
             return
-        self._on_loop(self._give_up())
+        self._on_loop(self._cancel_groups())
         self._on_loop(self.deployment.drain())
         self.deployment.stop()
         self.deployment = None
         self._end_loop()
 
-    def _on_loop(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _on_loop(self, coroutine: Coroutine[object, object, None]) -> None:
         asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(STOP_TIMEOUT_S)
 
-    async def _give_up(self) -> None:
+    async def _cancel_groups(self) -> None:
         for task in self._groups:
             task.cancel()
         await asyncio.gather(*self._groups, return_exceptions=True)
 
     def _end_loop(self) -> None:
-        """End the thread: if it used Ray after Ray's shutdown, the whole process would end."""
-        self._on_loop(self._cancel_rest())
+        """End the loop's thread, because the process would crash if the thread used Ray after Ray's shutdown."""
+        self._on_loop(self._cancel_tasks())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(STOP_TIMEOUT_S)
         self.loop.close()
 
-    async def _cancel_rest(self) -> None:
+    async def _cancel_tasks(self) -> None:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()

@@ -1,6 +1,6 @@
-"""The reward replica, which Ray Serve deploys: a reward with its decoder and reader, and the groups that wait for it.
+"""The reward replica, which Ray Serve deploys: a reward and the queue of its groups.
 
-Nothing heavy is imported before a reward is built: a replica starts as fast as its reward does.
+Heavy libraries are imported when the reward is built, so that a replica starts as fast as its reward.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ray
 
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Scored:
-    """What the driver gets for a group."""
+class ScoreReport:
+    """The replica's report of one scored group to the driver."""
 
     scores: RewardScores
     seconds: float
-    """The group's share of the time of decoding and reading."""
+    """The group's share of the batch's seconds."""
     span: Span
-    """Of all groups that were read together."""
+    """The span of the batch, which may hold several groups."""
 
 
 def build_reward(config: Config, class_shares: Mapping[str, npt.NDArray[np.floating]] | None) -> Reward:
-    """Build the configured reward, on a GPU where the replica has one."""
+    """Build the configured reward, on the replica's GPU if it has one."""
     import torch
 
     from rlir_ray.families import family_of, open_codec
@@ -62,53 +62,59 @@ def build_reward(config: Config, class_shares: Mapping[str, npt.NDArray[np.float
 
 
 def num_frames(video: EncodedVideo) -> int:
-    """Count the frames to decode, the context's included."""
-    return video.codes.shape[0] * video.codes.shape[1]
+    """Count the frames to decode, context frames included."""
+    return int(video.codes.shape[0] * video.codes.shape[1])
 
 
-def form(video: EncodedVideo) -> Hashable:
-    """Return what videos that are read together have in common."""
+def batch_key(video: EncodedVideo) -> Hashable:
+    """Return the properties that all videos of a batch must share."""
     return video.num_context, video.codes.shape[1:]
 
 
 class RewardReplica:
-    """A process that scores groups: those that wait are read together, whichever run they are of.
+    """A process that scores groups of any run, in batches of the waiting groups.
 
     Args:
         make_reward: builds the reward in the replica's process.
-        max_frames: of a batch.
-        timeout_s: a batch that takes longer ends the process; each of its groups is asked for again elsewhere, alone.
+        max_frames: most frames of a batch.
+        timeout_s: bound of a batch; a longer batch ends the process, and other replicas retry its groups one at a time.
     """
 
-    def __init__(self, make_reward: Callable[[], Any], max_frames: int, timeout_s: float = math.inf) -> None:
+    def __init__(self, make_reward: Callable[[], Reward], max_frames: int, timeout_s: float = math.inf) -> None:
         show_stack_on_signal()
         self.reward, self.timeout_s = make_reward(), timeout_s
-        self.batches = MicroBatches[Any, Scored](self.read, size=num_frames, max_size=max_frames, kind=form)
-        self._readable: EncodedVideo | None = None
+        self.batches: MicroBatches[EncodedVideo, ScoreReport] = MicroBatches(
+            self.read, size=num_frames, max_size=max_frames, kind=batch_key
+        )
+        self._known_good: EncodedVideo | None = None
+        """The first video that this replica has scored; None: no video yet."""
 
-    async def score(self, video_refs: Sequence[ray.ObjectRef], is_alone: bool = False) -> list[Scored | None]:
-        """Score the groups of one call; the replica gets their videos itself.
+    async def score(
+        self, video_refs: Sequence[ray.ObjectRef[EncodedVideo]], is_alone: bool = False
+    ) -> list[ScoreReport | None]:
+        """Score the groups of one call; the replica fetches their videos itself.
 
-        An error, also one that lies where the video should, is raised for the only group of a call; among several it
-        is None, and the caller asks for that group again in a call of its own.
+        In a call with one group, raise its error; a failed rollout call raises its error here too. In a call with
+        several groups, return None for a failed group: the caller retries that group in its own call.
 
         Args:
-            is_alone: the caller has no other group at any replica.
+            video_refs: references to the groups' videos.
+            is_alone: whether the caller has no other group at any replica.
         """
         if len(video_refs) == 1:
             return [await self._score(video_refs[0], is_alone)]
         found = await asyncio.gather(*map(self._score, video_refs), return_exceptions=True)
-        return [None if isinstance(one, BaseException) else one for one in found]
+        return [None if isinstance(each, BaseException) else each for each in found]
 
-    async def _score(self, video_ref: ray.ObjectRef, is_alone: bool = False) -> Scored:
+    async def _score(self, video_ref: ray.ObjectRef[EncodedVideo], is_alone: bool = False) -> ScoreReport:
         return await self.batches.submit(await video_ref, is_alone)
 
     async def check_health(self) -> None:
-        """Answer Serve between two batches; Serve replaces a replica that does not."""
+        """Answer Serve's health check between two batches; Serve replaces a replica that does not answer."""
         await self.batches.run(lambda: None)
 
-    def read(self, videos: Sequence[EncodedVideo]) -> list[Scored | Exception]:
-        """Score groups together. A group that cannot be scored gets its error and leaves the others their scores."""
+    def read(self, videos: Sequence[EncodedVideo]) -> list[ScoreReport | Exception]:
+        """Score groups together; return the error of a group that cannot be scored, and the scores of the others."""
         started = time.time()
         try:
             scores = self._read(videos)
@@ -116,29 +122,29 @@ class RewardReplica:
         except Exception as error:
             if len(videos) > 1:
                 return [scored for video in videos for scored in self.read([video])]
-            self._end_if_sick()
+            self._exit_if_broken()
             return [error]
-        if self._readable is None:
-            # A copy: the video itself would stay in the object store.
-            self._readable = copy.deepcopy(videos[0])
+        if self._known_good is None:
+            # Keep a copy: a reference to the video itself would keep it in the object store.
+            self._known_good = copy.deepcopy(videos[0])
         span = span_since(started)
-        return [Scored(scores=one, seconds=span.seconds / len(videos), span=span) for one in scores]
+        return [ScoreReport(scores=each, seconds=span.seconds / len(videos), span=span) for each in scores]
 
     def _read(self, videos: Sequence[EncodedVideo]) -> list[RewardScores]:
         with bounded(self.timeout_s):
             scores: list[RewardScores] = self.reward.score(list(videos))
             return scores
 
-    def _end_if_sick(self) -> None:
-        """Read a group again that was readable, to tell a bad group from a sick replica.
+    def _exit_if_broken(self) -> None:
+        """End the process if it cannot score a group again that it has scored before.
 
-        A sick replica would fail every group until Serve has asked often enough: its process ends at once, so that
-        the groups go to another replica.
+        This tells a broken replica from a bad group. A broken replica would fail every group until Serve's health
+        checks replace it, so its process ends at once and other replicas score the groups.
         """
-        if self._readable is None:
+        if self._known_good is None:
             return
         try:
-            self._read([self._readable])
+            self._read([self._known_good])
         except Exception:
             traceback.print_exc(file=sys.stderr)
             os._exit(1)

@@ -1,12 +1,12 @@
-"""The reward as a service of its own, which several runs share and which reads single clips over HTTP.
+"""The reward as a separate service, which several runs share and which scores single clips over HTTP.
 
-`serve deploy deploy/serve_reward.yaml` starts it; runs name it with `reward.address=serve://rlir_reward`.
+`serve deploy deploy/serve_reward.yaml` starts the service; runs use it with `reward.address=serve://rlir_reward`.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ray import serve
 from starlette.requests import Request
@@ -16,7 +16,8 @@ from actors.reward.deployment import serve_options
 from actors.reward.replica import RewardReplica, build_reward
 from rlir_ray.config import Config, require
 from rlir_ray.config.load import load_config
-from rlir_ray.rewards.fingerprint import reward_identity
+from rlir_ray.data.files import Json
+from rlir_ray.rewards.fingerprint import reward_fingerprint
 from rlir_ray.rewards.uploads import (
     CURL,
     MAX_BYTES,
@@ -28,19 +29,22 @@ from rlir_ray.rewards.uploads import (
 )
 from rlir_ray.run.watchdog import bounded
 
+if TYPE_CHECKING:
+    from rlir_ray.rewards.inverse_dynamics import InverseReward
+
 ARGUMENTS = ("recipe", "overrides", "max_upload_bytes", "max_clip_frames")
 SCORE_PATH = "/score"
 
 
-def build(args: dict[str, Any]) -> serve.Application:
-    """The application, for `import_path: actors.reward.service:build` in a Serve configuration.
+def build(args: Json) -> serve.Application:
+    """Build the application, for `import_path: actors.reward.service:build` in a Serve configuration.
 
     Args:
         args: `recipe`, a name or a YAML file; `overrides`, a list of KEY=VALUE; `max_upload_bytes` and
-            `max_clip_frames` bound what comes over HTTP.
+            `max_clip_frames`, the bounds of an upload.
 
     Raises:
-        ValueError: an unknown argument or key, or a value out of range.
+        ValueError: an argument or key is unknown, or a value is out of range.
     """
     for name in args:
         require(name in ARGUMENTS, "args", f"must be out of {', '.join(ARGUMENTS)}", name, "correct or remove it")
@@ -59,6 +63,14 @@ def build(args: dict[str, Any]) -> serve.Application:
         config.reward.name,
         "leave reward.name out, or give each run a pool of its own",
     )
+    # The configuration allows an empty path, for runs with a reward of their own.
+    require(
+        bool(config.models.reward_idm),
+        "models.reward_idm",
+        "must name a folder in a service",
+        config.models.reward_idm,
+        "set models.reward_idm=PATH",
+    )
     limits = Limits(
         height=config.world.height,
         width=config.world.width,
@@ -70,47 +82,49 @@ def build(args: dict[str, Any]) -> serve.Application:
     )
 
 
-def _count(args: dict[str, Any], name: str, default: int) -> int:
-    value = args.get(name, default)
+def _count(args: Json, name: str, default: int) -> int:
+    value: int = args.get(name, default)
     require(isinstance(value, int) and value >= 2, name, "must be a whole number, 2 or more", value, f"use {default}")
     return value
 
 
 class RewardService(RewardReplica):
-    """The replica of a run with a front for people who are not on the cluster.
+    """A reward replica that also scores uploads over HTTP, for users outside the cluster.
 
     Args:
-        config: of the reward; runs with another one are refused.
-        limits: of uploads.
+        config: configuration of the reward; runs with another reward are rejected.
+        limits: limits of an upload.
     """
+
+    reward: InverseReward
 
     def __init__(self, config: Config, limits: Limits) -> None:
         super().__init__(partial(build_reward, config, None), config.reward.max_frames, config.reward_timeout_s)
         self.limits = limits
-        self.held = reward_identity(config)
+        self._fingerprint = reward_fingerprint(config)
 
-    def identity(self) -> dict[str, str]:
-        """What the scores depend on, for runs that ask whether it is theirs."""
-        return self.held
+    def fingerprint(self) -> dict[str, str]:
+        """Return the fingerprint of the reward, which a run compares with its own."""
+        return self._fingerprint
 
     async def __call__(self, request: Request) -> JSONResponse:
-        """`POST /score`: a clip's agreement. Everything else is told what to do."""
+        """Answer `POST /score` with the agreement of a clip, and all other requests with an error and its remedy."""
         if request.url.path.removeprefix(request.scope.get("root_path", "")) != SCORE_PATH:
-            return _refuse(404, f"there is {SCORE_PATH} only, got {request.url.path[:80]!r}; try {CURL}")
+            return _reject(404, f"there is {SCORE_PATH} only, got {request.url.path[:80]!r}; try {CURL}")
         if request.method != "POST":
-            return _refuse(405, f"a clip must come by POST, got {request.method}; try {CURL}", Allow="POST")
+            return _reject(405, f"a clip must come by POST, got {request.method}; try {CURL}", Allow="POST")
         try:
             parts = await read_form(request, self.limits)
             return JSONResponse(await self.batches.run(partial(self._score_clip, parts)))
         except UploadError as error:
-            return _refuse(error.status, str(error))
+            return _reject(error.status, str(error))
 
-    def _score_clip(self, parts: dict[str, bytes]) -> dict[str, Any]:
-        """In the replica's thread: as runs' groups, a clip takes its turn."""
+    def _score_clip(self, parts: dict[str, bytes]) -> dict[str, object]:
+        """Score an upload; this runs in the replica's thread, between the batches of the runs' groups."""
         with bounded(self.timeout_s):
             frames, actions = read_clip(parts, self.limits)
-            return {"reward": self.held, **clip_report(self.reward.score_clip(frames, actions))}
+            return {"reward": self._fingerprint, **clip_report(self.reward.score_clip(frames, actions))}
 
 
-def _refuse(status: int, text: str, **headers: str) -> JSONResponse:
+def _reject(status: int, text: str, **headers: str) -> JSONResponse:
     return JSONResponse({"error": text}, status_code=status, headers=headers)

@@ -1,67 +1,76 @@
-"""The rollout actor: the shell of a sampler."""
+"""The rollout actor: a Ray actor around a `Sampler`.
+
+Nothing heavy is imported before a sampler is built: an actor starts as fast as its sampler does.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import ray
-import torch
 
 from actors.cluster.diagnostics import one_line
 from rlir_ray.config import Config
-from rlir_ray.families import family_of, open_policy
 from rlir_ray.run.tracing import Span, span_since
 from rlir_ray.run.watchdog import bounded, show_stack_on_signal
 from rlir_ray.samplers import LogprobDifference, Sampler
-from rlir_ray.trajectory import Prompt
-from rlir_ray.transfer.broadcast import Channel, Receiver
-from rlir_ray.transfer.weights import Received
+from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup
+
+if TYPE_CHECKING:
+    from rlir_ray.transfer.broadcast import Channel, Receiver
+    from rlir_ray.transfer.weights import Received
 
 RECEIVING = "receiving"
-"""The concurrency group of `RolloutActor.receive`, which runs beside the calls that are executed in order."""
+"""Concurrency group of `RolloutActor.receive`, which runs in parallel with the ordered calls of the actor."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CallReport:
-    """What the driver gets of one rollout call."""
+    """The actor's report of one rollout call to the driver."""
 
     call_id: int
-    """The first of its group ids."""
+    """The first group id of the call."""
     policy_version: int
     span: Span
     column_bytes: dict[int, int]
-    """Group id -> what its training columns hold in the object store."""
+    """Group id -> bytes of its training columns in the object store."""
     difference: LogprobDifference | None = None
-    """Between the engine's log-probabilities and the learner's model, where the engine compares them."""
+    """Difference of log-probabilities between engine and learner's model; None: the engine does not compare them."""
     failures: dict[int, str] = field(default_factory=dict)
-    """Group id -> why the group cannot train; only of groups with numbers that are not finite."""
+    """Group id -> why the group cannot train; only groups with numbers that are not finite."""
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A version in the object store. Every call carries one: an actor without that version loads it first."""
+    """A published version. Every call carries one: an actor with another version loads this version first."""
 
-    weights_ref: ray.ObjectRef
+    weights_ref: ray.ObjectRef[Received]
     version: int
     checksum: str
     oldest: int
-    """The oldest version that may sample where this version cannot be loaded."""
+    """The oldest version that may sample if this version cannot be loaded."""
 
 
 def build_sampler(config: Config) -> Sampler:
-    """Build the sampler of the configured policy, on a GPU where the actor has one."""
+    """Build the sampler of the configured policy, on the actor's GPU if it has one."""
+    import torch
+
+    from rlir_ray.families import family_of, open_policy
+
     torch.set_num_threads(config.rollout.num_threads)
     policy = open_policy(config, "cuda" if config.rollout.num_gpus else "cpu")
     return family_of(config).rollout_sampler(config, policy.eval())
 
 
 class RolloutActor:
-    """Args:
-    make_sampler: builds the sampler in the actor's process.
-    timeout_s: a call that takes longer ends the process.
+    """The Ray actor that samples groups and loads weights.
+
+    Args:
+        make_sampler: builds the sampler in the actor's process.
+        timeout_s: bound of a call; a longer call ends the process.
     """
 
     def __init__(self, make_sampler: Callable[[], Sampler], timeout_s: float = 300.0) -> None:
@@ -77,14 +86,21 @@ class RolloutActor:
         group_size: int,
         published: Published | None,
         prompts: Sequence[Prompt],
-    ) -> tuple[Any, ...]:
-        """Sample one group a prompt; return group and video of each prompt in turn, then a `CallReport`.
+    ) -> tuple[TrajectoryGroup | EncodedVideo | CallReport, ...]:
+        """Sample one group for each prompt.
 
         Args:
-            published: the version to sample with; an actor that was restarted or could not load it loads it first.
-                None: no version was published yet.
+            group_ids: id of each group.
+            seeds: seed of each group.
+            group_size: number of trajectories of a group.
+            published: version to sample with; an actor that has restarted or missed this version loads it first. None:
+                no version is published yet.
+            prompts: prompt of each group.
+
+        Returns:
+            Group and video of each prompt in turn, then a `CallReport`.
         """
-        # A newer version can only come from a learner that was lost: load the published one.
+        # Load the published version also over a newer one, which can only come from a learner that has crashed.
         if published is not None and self.sampler.policy_version != published.version:
             self._catch_up(published)
         started = time.time()
@@ -103,7 +119,12 @@ class RolloutActor:
         return (*(column for pair in pairs for column in pair), report)
 
     def load_weights(self, weights: Received, version: int, published: str) -> int:
-        """Load a version's weights; the sampler compares the checksum before it serves them.
+        """Load a version's weights; the sampler first compares the checksum.
+
+        Args:
+            weights: the weights.
+            version: their version.
+            published: the published checksum.
 
         Raises:
             ValueError: the checksums differ; the sampler keeps its version.
@@ -112,37 +133,39 @@ class RolloutActor:
         return version
 
     def receive(self, channel: Channel, rank: int, version: int) -> str:
-        """Receive a version by broadcast and keep it for `load_received`; return why this failed, or an empty text."""
+        """Receive a version by broadcast and keep it for `load_received`; return the cause of a failure, or ""."""
+        from rlir_ray.transfer.broadcast import Receiver
+
         try:
             if self._receiver is None or self._receiver.channel != channel:
                 if self._receiver is not None:
                     self._receiver.close()
                 self._receiver = Receiver(channel, rank)
             for old in [each for each in tuple(self._received) if each <= self.sampler.policy_version]:
-                # The load of this version gave up waiting for the broadcast.
+                # Drop versions whose `load_received` stopped waiting for the broadcast.
                 self._received.pop(old, None)
             self._received[version] = self._receiver.receive(version)
         except Exception as error:
-            # Fault tolerance: the actor loads the copy in the object store.
+            # Fault tolerance: the actor loads the object store's copy instead.
             return one_line(error)
         return ""
 
-    def load_received(self, published: Published, receiving: list[ray.ObjectRef]) -> str:
-        """Load the version that the broadcast brought, else the copy in the object store.
+    def load_received(self, published: Published, receiving: list[ray.ObjectRef[str]]) -> str:
+        """Load the version that the broadcast brought, or the object store's copy if the broadcast failed.
 
         Args:
             published: the version.
-            receiving: the call of `receive`.
+            receiving: reference to the result of `receive`, in a list so that Ray does not wait for it.
 
         Returns:
-            Why the store's copy was loaded; empty: the broadcast's was.
+            Why the object store's copy was loaded; empty: the broadcast's copy was loaded.
         """
         cause = self._load_broadcast(published, receiving[0])
         if cause:
             self._load_stored(published)
         return cause
 
-    def _load_broadcast(self, published: Published, receiving: ray.ObjectRef) -> str:
+    def _load_broadcast(self, published: Published, receiving: ray.ObjectRef[str]) -> str:
         try:
             cause: str = ray.get(receiving, timeout=self.timeout_s)
             if cause:
@@ -152,7 +175,7 @@ class RolloutActor:
                 return "the actor restarted after it received the version"
             self.load_weights(weights, published.version, published.checksum)
         except (ray.exceptions.RayError, ValueError) as error:
-            # Fault tolerance: the actor restarted meanwhile, or received other bytes than the published ones.
+            # Fault tolerance: load the object store's copy if the actor has restarted or received other bytes.
             return one_line(error)
         return ""
 
@@ -164,9 +187,10 @@ class RolloutActor:
         try:
             self._load_stored(published)
         except Exception:
-            # Fault tolerance: groups of an older version may still train; each group records its version.
+            # Fault tolerance: sample with an older version if its groups may still train; groups record their version.
             if not published.oldest <= self.sampler.policy_version <= published.version:
                 raise
 
     def version(self) -> int:
+        """Return the version of the sampler's weights."""
         return self.sampler.policy_version

@@ -1,29 +1,29 @@
-"""Broadcast versions of the weights from learner rank 0 to the rollout actors, beside the work of both."""
+"""Broadcasts of weights from learner rank 0 to the rollout actors, while both keep working."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import ray
 
+from actors.cluster.placement import Handle
 from actors.learner.command_queue import BroadcastCommand, SendingRank, StepReport
 from actors.rollout.pool import RolloutPool
 from rlir_ray.transfer.broadcast import Channel
 
-# After so many failed broadcasts in a row the object store is faster than further tries.
-MAX_REFUSED = 3
+# After this many failed broadcasts in a row, the object store is faster than more attempts.
+MAX_FAILED = 3
 
 
 class Broadcasts:
-    """The driver's part: one group of sender and receivers, replaced when it broke or its members changed.
+    """The driver's side: one group of sender and receivers, replaced when it breaks or its members change.
 
     Args:
-        pool: whose actors receive.
+        pool: the pool whose actors receive.
         progress: called with a line when versions go through the object store instead.
         bucket_bytes: size of a message.
         on_gpus: whether weights go from GPU to GPU.
-        transfer_s: bound of the transfer of a version.
+        transfer_s: bound of the transfer of a version, in seconds.
     """
 
     def __init__(
@@ -37,21 +37,27 @@ class Broadcasts:
     ) -> None:
         self.pool, self.progress = pool, progress
         self.bucket_bytes, self.on_gpus, self.transfer_s = bucket_bytes, on_gpus, transfer_s
-        self.num_whole = 0
-        """Versions that reached every actor by broadcast."""
-        self._members: tuple[Any, ...] = ()
+        self.num_complete = 0
+        """Number of versions that reached every actor by broadcast."""
+        self._members: tuple[Handle, ...] = ()
         self._channel: Channel | None = None
-        self._num_refused = 0
+        self._num_failed = 0
+        """Number of failed broadcasts in a row."""
         self._num_groups = 0
 
     @property
-    def has_given_up(self) -> bool:
-        return self._num_refused >= MAX_REFUSED
+    def is_disabled(self) -> bool:
+        """Whether too many broadcasts in a row failed, so that all versions go through the object store."""
+        return self._num_failed >= MAX_FAILED
 
-    def load(self, report: StepReport, sender: SendingRank) -> list[ray.ObjectRef]:
-        """Broadcast a version to every actor; each answers why it loaded the store's copy, or an empty text."""
+    def load(self, report: StepReport, sender: SendingRank) -> list[ray.ObjectRef[str]]:
+        """Broadcast a version to every actor.
 
-        def open_channel(actors: Sequence[Any]) -> Channel:
+        Returns:
+            The load of each actor: its result is empty, or says why the actor loaded the object store's copy.
+        """
+
+        def open_channel(actors: Sequence[Handle]) -> Channel:
             members = (sender.host, sender.port, *actors)
             if self._channel is None or self._members != members:
                 self._members, self._channel = members, self._new_channel(sender, len(actors))
@@ -73,19 +79,24 @@ class Broadcasts:
             transfer_s=self.transfer_s,
         )
 
-    def answered(self, version: int, answers: Sequence[str]) -> None:
-        """Take the answers of the actors for a version."""
-        causes = [answer for answer in answers if answer]
+    def record(self, version: int, results: Sequence[str]) -> None:
+        """Count a version as complete or failed.
+
+        Args:
+            version: the version.
+            results: the results of the loads: empty, or why an actor loaded the object store's copy.
+        """
+        causes = [result for result in results if result]
         if not causes:
-            self.num_whole, self._num_refused = self.num_whole + 1, 0
+            self.num_complete, self._num_failed = self.num_complete + 1, 0
             return
-        self.broke()
-        if self.has_given_up:
+        self.record_failure()
+        if self.is_disabled:
             self.progress(f"weights go through the object store from here on: {causes[0]}")
-        elif self._num_refused == 1:
-            count = f"{len(causes)} of {len(answers)} rollout actors"
+        elif self._num_failed == 1:
+            count = f"{len(causes)} of {len(results)} rollout actors"
             self.progress(f"weights of version {version}: {count} loaded them from the object store: {causes[0]}")
 
-    def broke(self) -> None:
-        """Note that the group broke: the next version needs another one."""
-        self._num_refused, self._channel = self._num_refused + 1, None
+    def record_failure(self) -> None:
+        """Count a failed broadcast; the next version needs a new group."""
+        self._num_failed, self._channel = self._num_failed + 1, None

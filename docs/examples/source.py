@@ -16,7 +16,7 @@ class Square:
 
     def clips(self, request: ClipRequest) -> CutClips:
         clips = [self._clip(request, number) for number in range(request.num_clips)]
-        return CutClips(clips=clips, left_out=(), num_recordings=request.num_clips)
+        return CutClips(clips=clips, skipped=(), num_recordings=request.num_clips)
 
     def commands(self, num_frames: int, generator: np.random.Generator) -> Actions:
         """Read with prompts.actions=sampled."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 
 def staleness(learner_version: int, policy_version: int) -> int:
-    """Count the versions between a group's weights and the learner's, when the group is consumed."""
+    """Count the versions between a group's weights and the learner's weights, when a step consumes the group."""
     return learner_version - policy_version
 
 
@@ -37,14 +37,17 @@ class Admission:
 
     @property
     def in_flight(self) -> int:
+        """Number of groups in flight."""
         return len(self._bytes)
 
     @property
     def bytes_in_flight(self) -> int:
+        """Bytes of all groups in flight."""
         return sum(self._bytes.values())
 
     @property
     def free_slots(self) -> int:
+        """Number of slots that no group holds."""
         return self.num_slots - self.in_flight
 
     def available(self, nbytes_each: int = 0) -> int:
@@ -63,6 +66,7 @@ class Admission:
         return max(0, min(self.free_slots, (self.budget_bytes - self.bytes_in_flight) // nbytes_each))
 
     def can_admit(self, num_groups: int = 1, nbytes_each: int = 0) -> bool:
+        """Return whether slots and bytes admit this many groups now."""
         return num_groups <= self.available(nbytes_each)
 
     def admit(self, group_id: int, nbytes: int = 0) -> None:
@@ -79,5 +83,6 @@ class Admission:
         self.peak_bytes = max(self.peak_bytes, self.bytes_in_flight)
 
     def release(self, group_id: int) -> None:
+        """Free the slot and the bytes of a group that has ended."""
         assert group_id in self._bytes, f"group {group_id} is not in flight"
         del self._bytes[group_id]

@@ -1,17 +1,18 @@
-"""Group-relative advantages from per-frame rewards. Numpy only; knows nothing of tokens or steps.
+"""Group-relative advantages from per-frame rewards. Numpy only; independent of tokens and steps.
 
 Legend: G trajectories of a group, F generated frames.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.floating]
+Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +23,9 @@ class GroupAdvantages:
     """
 
     values: npt.NDArray[np.float32]
-    """[rows, F]."""
+    """[rows, F], advantages of these trajectories."""
     rows: npt.NDArray[np.int64]
-    """Rows of the group."""
+    """Row of each trajectory in the group."""
 
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or len(self.values) != len(self.rows) or not len(self.rows):
@@ -101,7 +102,11 @@ def _over_own_std(centred: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return centred / std if std > 0 else np.zeros_like(centred)
 
 
-KINDS = {"grpo": _over_own_std, "batch_std": lambda centred: centred, "dr_grpo": lambda centred: centred}
+KINDS: dict[str, Callable[[Doubles], Doubles]] = {
+    "grpo": _over_own_std,
+    "batch_std": lambda centred: centred,
+    "dr_grpo": lambda centred: centred,
+}
 """train.advantage -> function from a group's centred returns to its advantages."""
 
 
@@ -160,7 +165,8 @@ def _matrix(values: Floats) -> Floats:
 
 def _centred(group_returns: Floats) -> npt.NDArray[np.float64]:
     values = _matrix(group_returns).astype(np.float64)
-    return values - values.mean(axis=0, keepdims=True)
+    centred: Doubles = values - values.mean(axis=0, keepdims=True)
+    return centred
 
 
 def _pooled_std(centred: Floats) -> float:

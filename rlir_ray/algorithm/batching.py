@@ -23,9 +23,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
+    """The trajectories of one forward and backward pass."""
+
     rows: tuple[Row, ...]
     is_empty: bool = False
-    """Padding: the rank runs these rows to keep collective calls aligned, and trains nothing on them."""
+    """Whether the micro-batch is padding: the rank runs its rows to keep collective calls aligned, without training."""
 
 
 def split_groups(sizes: Sequence[int], num_ranks: int) -> list[list[int]]:
@@ -62,7 +64,7 @@ def micro_batches(
         shapes: for each group of the rank: the number of trajectories that train, the decisions of one trajectory, and
             its layout. Only trajectories with equal layouts can be stacked.
         decision_budget: most decisions, masked ones included, of one forward and backward pass.
-        num_batches: pad with empty micro-batches up to this number, the largest over all ranks.
+        num_batches: pad with empty micro-batches up to this number, the largest over all ranks; None: do not pad.
     """
     batches: list[MicroBatch] = []
     rows: list[Row] = []

@@ -41,6 +41,12 @@ def noise_levels(num_steps: int, shift: float = 1.0) -> Tensor:
     return (shift * levels / (1 + (shift - 1) * levels)).float()
 
 
+def interpolate(latents: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
+    """Mix latents and noise [..., D, h, w] at levels [...]; the result is [..., D, h, w]."""
+    share = levels[..., None, None, None]
+    return (1 - share) * latents + share * noise
+
+
 def ode_step(latents: Tensor, velocity: Tensor, level: Tensor, next_level: Tensor) -> Tensor:
     """Take Euler's step between two levels, [...] each."""
     return latents.float() + _wide(next_level - level) * velocity.float()
@@ -129,10 +135,12 @@ def _squared(error: Tensor, std: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class SdeKind:
+    """A form of the SDE step."""
+
     distribution: Callable[[Tensor, Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
-    """Latents, velocity, level, next level, noise level -> mean and standard deviation of the next latents."""
+    """Takes latents, velocity, level, next level and noise level; returns mean and deviation of the next latents."""
     logprobs: Callable[[Tensor, Tensor], Tensor]
-    """Error and standard deviation -> log-probability of each number."""
+    """Takes error and standard deviation; returns the log-probability of each number."""
 
 
 SDE_KINDS = {

@@ -21,17 +21,18 @@ FAILURE_WINDOW = 100
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """One line of the ledger."""
+    """The entry of one group."""
 
     group_id: int
     prompt_id: str
     state: str = IN_FLIGHT
+    """State of the group: `IN_FLIGHT` or one of `END_STATES`."""
     cause: str = ""
     """Cause of a failure; empty in other states."""
 
 
 class Ledger:
-    """States of all groups of a run.
+    """The states of all groups of a run.
 
     Example: ``admit(0, "p")``, ``finish(0, "trained")``, ``counts() == {"in_flight": 0, "trained": 1, ...}``.
     """
@@ -41,11 +42,12 @@ class Ledger:
 
     @property
     def next_group_id(self) -> int:
-        """Number of the next group: groups are numbered in the order of admission."""
+        """Id of the next group: ids follow the order of admission."""
         return len(self._entries)
 
     @property
     def in_flight(self) -> list[int]:
+        """Ids of the groups in flight."""
         return [entry.group_id for entry in self._entries.values() if entry.state == IN_FLIGHT]
 
     def __getitem__(self, group_id: int) -> Entry:
@@ -79,7 +81,7 @@ class Ledger:
         self._entries[group_id] = Entry(group_id=group_id, prompt_id=entry.prompt_id, state=state, cause=cause)
 
     def fail_in_flight(self, cause: str) -> list[int]:
-        """End all groups in flight as failed and return their numbers; for a stop, or after reading a checkpoint."""
+        """End all groups in flight as failed and return their ids; call this at the end of a run."""
         lost = self.in_flight
         for group_id in lost:
             self.finish(group_id, FAILED, cause)
@@ -103,10 +105,11 @@ class Ledger:
         return dict(Counter(entry.cause for entry in self._entries.values() if entry.state == FAILED).most_common())
 
     def missing(self) -> list[int]:
-        """Return the group numbers below the highest number that were never admitted."""
+        """Return the ids below the highest id whose groups were never admitted."""
         return sorted(set(range(max(self._entries, default=-1) + 1)) - set(self._entries))
 
     def to_json(self) -> str:
+        """Return the ledger as JSON text, which `from_json` reads."""
         entries = [asdict(entry) for entry in self._entries.values()]
         return json.dumps({"counts": self.counts(), "groups": entries}, indent=1, allow_nan=False)
 
@@ -134,10 +137,10 @@ def account(ledger: Ledger, is_open: bool) -> tuple[list[str], str]:
 
     Args:
         ledger: the run's ledger.
-        is_open: the run still trains, or was killed and can resume: its groups in flight will end later.
+        is_open: whether the run still trains, or was killed and can resume, so that groups in flight end later.
 
     Returns:
-        Lines, and the first error in one line; an empty error: every group is accounted for.
+        The lines, and the first error in one line; the error is empty if every group is accounted for.
     """
     counts = ledger.counts()
     lines = [f"{count:>8}  {state.replace('_', ' ')}" for state, count in counts.items()]
@@ -154,7 +157,7 @@ def account(ledger: Ledger, is_open: bool) -> tuple[list[str], str]:
 
 
 class Failures:
-    """Counter of failed groups, which ends the run when too many of the last groups failed.
+    """The counter of failed groups, which ends the run if too many of the last groups failed.
 
     Args:
         max_fraction: fraction of any `FAILURE_WINDOW` consecutive groups that may fail; below 1.
@@ -179,10 +182,10 @@ class Failures:
 
 
 class SkippedUpdates:
-    """Counter of skipped updates, which ends the run when too many in a row were skipped.
+    """The counter of skipped updates, which ends the run if too many in a row were skipped.
 
     Args:
-        most: this many skipped updates in a row end the run.
+        most: number of skipped updates in a row that ends the run.
     """
 
     def __init__(self, most: int) -> None:
@@ -190,6 +193,7 @@ class SkippedUpdates:
 
     @property
     def is_too_many(self) -> bool:
+        """Whether too many updates in a row were skipped."""
         return self.num_in_a_row >= self.most
 
     def add(self, step: int, cause: str) -> None:

@@ -223,7 +223,7 @@ def is_maximum(name: str) -> bool:
 def combine(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Combine the metrics of several micro-batches."""
     return {
-        name: torch.stack([part[name] for part in parts]).amax(0) if is_maximum(name) else sum(p[name] for p in parts)
+        name: torch.stack([part[name] for part in parts]).amax(0) if is_maximum(name) else sum(p[name] for p in parts)  # type: ignore[misc]  # not 0: `parts` is not empty
         for name in parts[0]
     }
 

@@ -7,16 +7,16 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from rlir_ray.cli.console import protect_standard_streams
 from rlir_ray.cli.parser import build_parser
-from rlir_ray.cli.streams import protect_standard_streams
 from rlir_ray.run.environment import check_actors, ensure_home
 
 INTERRUPTED = 130
-# Messages of these errors need the error's name; they are bugs, never meant for a user.
+# Errors of bugs: their messages are unclear without the name of the error.
 NAMELESS = (LookupError, AttributeError, TypeError, ArithmeticError, AssertionError)
 Command = Callable[[argparse.Namespace, list[str]], None]
 
@@ -24,17 +24,17 @@ Command = Callable[[argparse.Namespace, list[str]], None]
 def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
     from rlir_ray.cli.console import StepView
     from rlir_ray.config.load import load_config, recipes
-    from rlir_ray.config.unread_keys import refuse_unread
+    from rlir_ray.config.unread_keys import reject_unread
 
     if not arguments.recipe:
-        # The defaults alone would train without a time limit, on a world that the user may not mean.
+        # The defaults alone would train without a time limit, on a world that the user may not want.
         raise ValueError(
             f"train needs a recipe, got none; add --recipe doom_tiny_ar, another of {', '.join(recipes())}, or "
-            "a FILE.yaml of your own"
+            "your own FILE.yaml"
         )
     overrides = [*arguments.overrides, *rest]
     config = load_config(arguments.recipe, overrides)
-    refuse_unread(config, overrides)
+    reject_unread(config, overrides)
     with contextlib.closing(StepView(config.train)) as view:
         view.stage("starting")
         check_actors()
@@ -44,13 +44,12 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
         pipeline = Pipeline(config, callbacks=[view.step], progress=view.stage, trace=arguments.trace)
         with _traceback_to(pipeline.folder.path / "run.log"):
             result = pipeline.train()
-            # A finished run already has its report, unless the run ended while writing it.
+            # A finished run has its report already, unless a process ended while it wrote the report.
             if not result.interrupted and not (result.was_finished and (result.folder / "report.html").is_file()):
                 from rlir_ray.evaluation.report import write_report
 
                 view.stage("writing the report")
                 write_report(pipeline.folder.path)
-    name = "" if config.run.name else result.folder.name
     lines = outcome_lines(
         result.folder,
         config.train,
@@ -58,7 +57,7 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
         result.metrics,
         result.groups,
         interrupted=result.interrupted,
-        made_up_name=name,
+        generated_name="" if config.run.name else result.folder.name,
     )
     print("\n".join(lines))
     if result.interrupted:
@@ -67,12 +66,12 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 def _doctor(arguments: argparse.Namespace, rest: list[str]) -> None:
     from rlir_ray.config.load import load_config
-    from rlir_ray.config.unread_keys import refuse_unread
+    from rlir_ray.config.unread_keys import reject_unread
     from rlir_ray.run.doctor import Finding, machine_findings
 
     overrides, failed = [*arguments.overrides, *rest], False
     config = load_config(arguments.recipe, overrides)
-    refuse_unread(config, overrides)
+    reject_unread(config, overrides)
 
     def show(findings: Iterable[Finding]) -> None:
         nonlocal failed
@@ -116,17 +115,17 @@ def _collect(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _probe(folder: Path) -> None:
-    """Measure which event of the recordings leads into a frame, and print the result."""
-    from rlir_ray.data.causality import MAX_RECORDINGS, check_causality
+    """Measure which event of the recordings leads into which frame, and print the result."""
+    from rlir_ray.data.alignment import MAX_RECORDINGS, check_alignment
     from rlir_ray.data.recordings import list_recordings, read_recordings
 
     read = read_recordings(list_recordings(folder)[:MAX_RECORDINGS])
-    found = check_causality(
+    found = check_alignment(
         [(each.frames, each.actions) for each in read], str(folder), way_out="data.action_shift={shift}"
     )
     if found is not None:
         others = ", ".join(f"{score:.2f} at shift {shift:+d}" for shift, score in found.scores.items() if shift)
-        print(f"event k leads into frame k: {found.scores[0]:.2f} of its actions read right in two frames ({others})")
+        print(f"event k leads into frame k: two frames give {found.scores[0]:.2f} of its actions ({others})")
 
 
 def _pretrain(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -157,8 +156,8 @@ def _ledger(arguments: argparse.Namespace, rest: list[str]) -> None:
 
     folder = find_folder(arguments.run)
     if not (folder / FILE).is_file():
-        raise ValueError(f"a run must hold {FILE}, got none in {folder}; it is written with the first checkpoint")
-    # A killed run could not remove its address; its groups in flight end when the run resumes.
+        raise ValueError(f"a run must hold {FILE}, got none in {folder}; the first checkpoint writes this file")
+    # A killed run leaves its address file; its groups in flight end when the run resumes.
     is_open = (folder / ADDRESS_FILE).exists()
     lines, fault = account(Ledger.from_json((folder / FILE).read_text(encoding="utf-8")), is_open)
     print("\n".join(lines))
@@ -188,9 +187,9 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _convert(arguments: argparse.Namespace, rest: list[str]) -> None:
-    # Silence both libraries' progress and defaults; the lines below give all that a user needs.
+    # The lines of this command tell the user enough: silence the messages of transformers.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # transformers loads DeepSpeed, which would announce a device that this command does not use.
+    # transformers imports DeepSpeed, which would otherwise log a device that this command does not use.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from rlir_ray.published.convert import convert_mineworld, convert_vpt_idm
 
@@ -215,7 +214,7 @@ def _scale(arguments: argparse.Namespace, rest: list[str]) -> None:
     require(arguments.number >= 1, what, "must be >= 1", arguments.number, "scale to 1 or more")
     run = find_run(arguments.run)
     if run.auth_mode:
-        # A run's own Ray requires its token; set the mode before Ray is imported, because Ray reads it then.
+        # The Ray of a run requires a token. Ray reads the mode when it is imported.
         os.environ.setdefault(AUTH_VARIABLE, run.auth_mode)
     check_actors()
     from actors.control.commands import scale_run
@@ -223,22 +222,18 @@ def _scale(arguments: argparse.Namespace, rest: list[str]) -> None:
     print(scale_run(run, arguments.pool, arguments.number))
 
 
-class _traceback_to:
-    """Context that writes the traceback of an error to a log file; the user sees one line."""
-
-    def __init__(self, log: Path) -> None:
-        self.log = log
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is not None and not isinstance(error, KeyboardInterrupt):
-            # If the disk is full, show the error itself rather than a failed write of its log.
-            with contextlib.suppress(OSError):
-                with self.log.open("a", encoding="utf-8") as lines:
-                    lines.writelines(traceback.format_exception(error))
-                error.add_note(f"full log: {self.log}")
+@contextlib.contextmanager
+def _traceback_to(log: Path) -> Iterator[None]:
+    """Append the traceback of an error to a log file, because the user sees one line of the error."""
+    try:
+        yield
+    except Exception as error:
+        # If the disk is full, report the first error rather than the failed write of its traceback.
+        with contextlib.suppress(OSError):
+            with log.open("a", encoding="utf-8") as lines:
+                lines.writelines(traceback.format_exception(error))
+            error.add_note(f"full log: {log}")
+        raise
 
 
 HANDLERS: dict[str, Command] = {
@@ -256,7 +251,7 @@ HANDLERS: dict[str, Command] = {
 
 
 def _fail(error: BaseException, code: int) -> NoReturn:
-    # An error from another process carries the original error as its cause.
+    # Ray's errors hold the error of the other process as their cause.
     cause = getattr(error, "cause", None) or error
     text = [line.strip() for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
     line = text[-1 if type(cause).__module__.startswith("ray.") else 0]
@@ -270,7 +265,7 @@ def _fail(error: BaseException, code: int) -> NoReturn:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted."""
     protect_standard_streams()
-    # Ray's usage report is the user's choice, not ours.
+    # Ray reports its usage only if the user asks for it.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)

@@ -1,4 +1,4 @@
-"""The last lines of a run: its result, its files, and the command to resume."""
+"""The last lines of a run: its result, its files, and the command that resumes the run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rlir_ray.config import TrainConfig
+from rlir_ray.evaluation.report import states_text
 from rlir_ray.evaluation.results import BASE, FILE, POST_TRAINED, Results
 from rlir_ray.run.folder import judges_by_reward
 
@@ -18,34 +19,37 @@ def outcome_lines(
     groups: Mapping[str, int],
     *,
     interrupted: bool = False,
-    made_up_name: str = "",
+    generated_name: str = "",
 ) -> list[str]:
     """Build the lines for the console.
 
     Args:
-        folder: of the run.
-        train: its limits.
-        num_steps: optimiser steps done.
-        steps: the metrics of each.
-        groups: how many ended in each state of the ledger.
-        made_up_name: what the command must add to name this run; empty: it named it.
+        folder: folder of the run.
+        train: limits of the run.
+        num_steps: number of finished optimiser steps.
+        steps: metrics of each step.
+        groups: number of groups in each state of the ledger.
+        interrupted: a signal stopped the run.
+        generated_name: the run's name if the command did not name the run, otherwise empty.
     """
     if not num_steps:
         return ["stopped  before the first step; the same command starts again"]
     lines = [] if interrupted else _result(folder, steps)
-    lines += [_trained(train, num_steps, steps, interrupted), _groups(groups)]
+    events = folder / "tensorboard"
     lines += [
+        _trained(train, num_steps, steps, interrupted),
+        f"groups   {states_text(groups)}",
         f"policy   {folder / 'policy'}",
-        f"metrics  {folder / 'metrics.jsonl'}   (tensorboard --logdir {folder / 'tensorboard'})",
+        f"metrics  {folder / 'metrics.jsonl'}" + (f"   (tensorboard --logdir {events})" if events.is_dir() else ""),
     ]
     if not interrupted:
         return [*lines, f"report   {folder / 'report.html'}"]
-    again = f"run the same command again with run.name={made_up_name}" if made_up_name else "run the same command again"
-    return [*lines, f"stopped  after step {num_steps}; to go on, {again}"]
+    name = f" with run.name={generated_name}" if generated_name else ""
+    return [*lines, f"stopped  after step {num_steps}; to resume, run the same command again{name}"]
 
 
 def _result(folder: Path, steps: Sequence[Mapping[str, float]]) -> list[str]:
-    """The figures of the report's headline."""
+    """Format the figures of the report's headline; empty: the run was not evaluated before and after training."""
     if not (folder / FILE).is_file():
         return []
     results = Results.load(folder)
@@ -72,10 +76,5 @@ def _trained(train: TrainConfig, num_steps: int, steps: Sequence[Mapping[str, fl
     minutes = sum(step.get("time/step_s", 0.0) for step in steps) / 60
     line = f"trained  {num_steps} of {train.num_steps} steps in {minutes:.1f} minutes"
     if not interrupted and num_steps < train.num_steps:
-        line += f"; train.max_minutes={train.max_minutes:g} ended it: raise that to go on (0: no limit)"
+        line += f"; train.max_minutes={train.max_minutes:g} ended the run: raise the limit to go on (0: none)"
     return line
-
-
-def _groups(groups: Mapping[str, int]) -> str:
-    counts = [f"{count} {state.replace('_', ' ')}" for state, count in groups.items() if count]
-    return f"groups   {', '.join(counts)}"

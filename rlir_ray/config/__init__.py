@@ -1,4 +1,4 @@
-"""The configuration: one tree of frozen dataclasses, a file a section, each with a line for every field."""
+"""The configuration: one tree of frozen dataclasses. A file holds related sections, with a line for every field."""
 
 from rlir_ray.config.config import MAX_ATTEMPTS, Config
 from rlir_ray.config.learner import LearnerConfig, WeightsConfig
@@ -7,7 +7,7 @@ from rlir_ray.config.models import ArchitectureConfig, LoraConfig, ModelsConfig,
 from rlir_ray.config.reward import CAMERA_MATCHES, RULES, RewardConfig
 from rlir_ray.config.rollout import FlowConfig, RolloutConfig, VllmConfig
 from rlir_ray.config.run import CheckpointConfig, EvaluationConfig, RunConfig
-from rlir_ray.config.train import TrainConfig
+from rlir_ray.config.train import GrpoConfig, NftConfig, OffPolicyConfig, TrainConfig
 from rlir_ray.config.world import MAX_ACTION_SHIFT, DataConfig, PromptsConfig, WorldConfig
 
 __all__ = [
@@ -18,11 +18,14 @@ __all__ = [
     "DataConfig",
     "EvaluationConfig",
     "FlowConfig",
+    "GrpoConfig",
     "LearnerConfig",
     "LoraConfig",
     "MAX_ACTION_SHIFT",
     "MAX_ATTEMPTS",
     "ModelsConfig",
+    "NftConfig",
+    "OffPolicyConfig",
     "PolicyConfig",
     "PromptsConfig",
     "RULES",

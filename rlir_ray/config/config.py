@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import field
-from typing import Any, Self
+from typing import Self
 
 from pydantic import model_validator
 
@@ -18,18 +18,21 @@ from rlir_ray.config.section import FolderName, NonNegativeInt, section
 from rlir_ray.config.train import TrainConfig
 from rlir_ray.config.world import DataConfig, PromptsConfig, WorldConfig
 
-# How often a group is sampled or scored in vain, for the end of its actor, before it fails.
+# Most attempts to sample or to score a group whose actor or replica dies each time; then the group fails, because it
+# probably crashes them itself.
 MAX_ATTEMPTS = 4
 
 
 @section("")
 class Config:
+    """The whole configuration of a run."""
+
     recipe: FolderName = ""
     """Name of the recipe."""
     seed: NonNegativeInt = 0
-    """Seed of the run; a group's seed follows from this seed and the group's number, on whatever worker."""
+    """Seed of the run; a group's seed depends on this seed and the group's number, not on the worker."""
     object_store_budget_bytes: NonNegativeInt = 0
-    """Bytes of groups in flight, above which sampling waits; 0: the free object store."""
+    """Most bytes of the groups in flight; above this bound sampling waits. 0: the free object store."""
     run: RunConfig = field(default_factory=RunConfig)
     world: WorldConfig = field(default_factory=WorldConfig)
     models: ModelsConfig = field(default_factory=ModelsConfig)
@@ -50,34 +53,40 @@ class Config:
 
     @property
     def importance_level(self) -> str:
-        """`none`, `token` or `sequence`: how stale groups are weighed."""
+        """Level of the importance weights of stale groups: `none`, `token` or `sequence`."""
         return "none" if self.policy.family == "flow" else self.train.importance_level
 
     @property
     def has_clip(self) -> bool:
-        """Whether ratios can leave 1: there is one update for each set of groups, and weights take the ratio out."""
+        """Whether the clip can act: only stale groups without importance weights have ratios other than 1.
+
+        Fresh groups have the ratio 1, because each set of groups is used for one update. Importance weights replace the
+        clipped ratio.
+        """
         return self.train.objective == "grpo" and self.train.max_staleness > 0 and self.importance_level == "none"
 
     @property
     def uses_nccl(self) -> bool:
-        """Whether weights can go from GPU to GPU; NCCL takes no GPU that two actors share."""
+        """Whether weights can go from GPU to GPU; NCCL does not work on a GPU that two actors share."""
         return self.learner.use_gpu and self.rollout.num_gpus >= 1
 
     @property
     def broadcasts_weights(self) -> bool:
+        """Whether published weights are broadcast to the rollout actors."""
         return self.weights.transfer == "broadcast" or (self.weights.transfer == "auto" and self.uses_nccl)
 
     @property
     def rollout_timeout_s(self) -> float:
-        """Of a sampling call. All attempts together end before the wait for them does."""
+        """Bound of a sampling call. By default all attempts together end before the driver's wait for them."""
         return self.rollout.timeout_s or self.train.wait_timeout_s / (MAX_ATTEMPTS + 1)
 
     @property
     def reward_timeout_s(self) -> float:
-        """Of groups that are read together; as `rollout_timeout_s`."""
+        """Bound of a batch of groups in a reward replica. The default is that of `rollout_timeout_s`."""
         return self.reward.timeout_s or self.train.wait_timeout_s / (MAX_ATTEMPTS + 1)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
+        """Return the configuration as nested dictionaries."""
         return dataclasses.asdict(self)
 
     @model_validator(mode="after")
@@ -88,14 +97,14 @@ class Config:
             "train.wait_timeout_s",
             f"must be above {MAX_ATTEMPTS} attempts of rollout.timeout_s and of reward.timeout_s",
             self.train.wait_timeout_s,
-            f"set train.wait_timeout_s={(MAX_ATTEMPTS + 1) * longest:g} or lower those",
+            f"set train.wait_timeout_s={(MAX_ATTEMPTS + 1) * longest:g} or lower the other two",
         )
         return self
 
     @model_validator(mode="after")
     def _check_adapter(self) -> Self:
         if self.lora.rank and self.train.kl_coefficient and not self.models.adapter:
-            # The reference is the policy without its adapter, which no rank holds whole at stage 3.
+            # The reference policy is the policy without its adapter, and at stage 3 no rank holds all its weights.
             require(
                 self.learner.zero_stage < 3,
                 "learner.zero_stage",
@@ -133,13 +142,6 @@ class Config:
             )
             return self
         require(
-            bool(self.models.reward_idm),
-            "models.reward_idm",
-            "must name a folder with reward.name=inverse",
-            "",
-            "set models.reward_idm=PATH, or reward.name=package.module:Class for a reward of your own",
-        )
-        require(
             not self.reward.args,
             "reward.args",
             "must be empty with reward.name=inverse",
@@ -158,11 +160,11 @@ class Config:
             "set train.objective=grpo",
         )
         require(
-            self.train.ratio == "plain",
-            "train.ratio",
+            self.train.grpo.ratio == "plain",
+            "train.grpo.ratio",
             f"must be plain {rule}",
-            self.train.ratio,
-            "set train.ratio=plain",
+            self.train.grpo.ratio,
+            "set train.grpo.ratio=plain",
         )
 
     def _check_flow(self) -> None:
@@ -174,10 +176,10 @@ class Config:
             "explore with flow.noise_level",
         )
         require(
-            self.train.importance in ("auto", "none"),
-            "train.importance",
+            self.train.off_policy.importance in ("auto", "none"),
+            "train.off_policy.importance",
             "must be none with policy.family=flow, whose log-probabilities are means over a latent's numbers",
-            self.train.importance,
+            self.train.off_policy.importance,
             "leave it out",
         )
         require(
@@ -196,26 +198,27 @@ class Config:
         require(
             not self.flow.shared_noise,
             "flow.shared_noise",
-            "must be false with train.objective=nft, or the clips of a group are one and the same",
+            "must be false with train.objective=nft, or all clips of a group are equal",
             self.flow.shared_noise,
             "set flow.shared_noise=false",
         )
         require(
-            self.train.ratio == "plain",
-            "train.ratio",
+            self.train.grpo.ratio == "plain",
+            "train.grpo.ratio",
             "must be plain with train.objective=nft, which has no ratio",
-            self.train.ratio,
-            "set train.ratio=plain",
+            self.train.grpo.ratio,
+            "set train.grpo.ratio=plain",
         )
 
     def _check_cps(self) -> None:
-        # Its log-probabilities are no densities, and its last step has no noise to divide by.
+        # CPS log-probabilities are no densities, which `guard` needs. The last step of CPS has a standard deviation of
+        # zero, by which the KL would divide.
         require(
-            self.train.ratio == "plain",
-            "train.ratio",
+            self.train.grpo.ratio == "plain",
+            "train.grpo.ratio",
             "must be plain with flow.sde=cps",
-            self.train.ratio,
-            "set flow.sde=flow_grpo or train.ratio=plain",
+            self.train.grpo.ratio,
+            "set flow.sde=flow_grpo or train.grpo.ratio=plain",
         )
         require(
             self.flow.skip_last or not self.train.kl_coefficient,

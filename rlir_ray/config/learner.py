@@ -1,4 +1,4 @@
-"""The learner group, and how its weights reach the rollout pool."""
+"""The learner group and the transfer of its weights to the rollout pool."""
 
 from __future__ import annotations
 
@@ -13,37 +13,39 @@ from rlir_ray.config.section import INT, NonNegativeFloat, NonNegativeInt, Posit
 
 @section("learner")
 class LearnerConfig:
+    """The learner group: its engine, ranks and resources."""
+
     engine: Literal["deepspeed", "torch"] = "deepspeed"
-    """`deepspeed`: ZeRO in a Ray Train worker group; `torch`: plain AdamW in the same group (one worker)."""
+    """`deepspeed`: DeepSpeed ZeRO on any number of ranks; `torch`: torch's AdamW on one rank."""
     num_workers: PositiveInt = 1
-    """Learner ranks."""
+    """Number of learner ranks."""
     num_cpus: NonNegativeFloat = 0.5
     """Logical CPUs that Ray reserves for a rank."""
     use_gpu: bool = False
-    """One GPU a rank, NCCL; otherwise gloo."""
+    """true: one GPU per rank, with NCCL; false: CPUs, with gloo."""
     resources: Resources = field(default_factory=dict)
-    """Custom resources that place a rank on a node that has them: {learner_node: 0.01}."""
+    """Custom resources that place a rank on a node with these resources: {learner_node: 0.01}."""
     num_threads: PositiveInt = 1
-    """Torch threads of a rank."""
+    """Number of torch threads of a rank."""
     zero_stage: Annotated[int, Field(strict=True, ge=0, le=3), INT] = 1
     """DeepSpeed ZeRO stage."""
     offload_optimizer: bool = False
     """Keep optimiser states in host memory (GPU learners)."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """`fp32` or `bf16`; with bf16 the ratio is 1 only within rounding."""
+    """Precision of the learner's computation; with `bf16` the first ratio is 1 only within rounding."""
     decision_budget: PositiveInt = 12288
     """Most decisions in one forward and backward pass; a larger step accumulates gradients."""
     gradient_checkpointing: bool = False
-    """Recompute the activations inside a layer in the backward pass: less memory, a third slower."""
+    """Recompute the activations of each layer in the backward pass: this saves memory and is a third slower."""
     max_restarts: NonNegativeInt = 3
-    """How often lost ranks are restarted from the latest checkpoint."""
+    """Most restarts of lost ranks from the latest checkpoint, in one run."""
 
     @model_validator(mode="after")
     def _check_engine(self) -> Self:
         require(
             self.zero_stage > 0 or self.precision == "fp32" or self.engine == "torch",
             "learner.zero_stage",
-            "must be 1..3 with learner.precision=bf16: without ZeRO DeepSpeed adds up gradients in bfloat16",
+            "must be 1..3 with learner.precision=bf16, because DeepSpeed without ZeRO sums gradients in bfloat16",
             self.zero_stage,
             "use 1",
         )
@@ -59,9 +61,9 @@ class LearnerConfig:
 
 @section("weights")
 class WeightsConfig:
-    """How published weights reach the rollout pool."""
+    """The transfer of published weights to the rollout pool."""
 
     transfer: Literal["auto", "broadcast", "store"] = "auto"
-    """`store`: Ray's object store; `broadcast`: NCCL or gloo, else the store; `auto`: NCCL where both have GPUs."""
+    """`store`: Ray's object store; `broadcast`: NCCL or gloo; `auto`: NCCL if both pools have GPUs, else the store."""
     bucket_bytes: PositiveInt = 256 << 20
-    """Bytes of one broadcast; sender and receivers each hold a buffer of this size."""
+    """Bytes of one broadcast message; the sender and each receiver hold a buffer of this size."""

@@ -1,38 +1,37 @@
-"""Reads configurations: YAML recipes and dotted overrides, merged; the sections check what comes out."""
+"""Load configurations: merge YAML recipes and dotted overrides; the sections check the result."""
 
 from __future__ import annotations
 
 import difflib
 import importlib.resources
-import logging
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import yaml
 
 from rlir_ray.config.config import Config
 from rlir_ray.config.messages import require
+from rlir_ray.config.old_keys import DROPPED, tell_dropped, upgraded
 from rlir_ray.config.schema import entries
 
-# Keys of earlier versions that have no effect: recipes and configurations of old runs that set them still work.
-DROPPED = {"reward.backend": "the reward pool always uses Ray Serve"}
-
-logger = logging.getLogger(__name__)
+Layer = dict[str, Any]
+"""Settings of a recipe or of overrides, by section, before they are checked."""
 
 
 class TextLoader(yaml.SafeLoader):
-    """Reads every scalar as text, and refuses a key that is there twice."""
+    """A YAML loader that reads every scalar as text and rejects a key that occurs twice."""
 
-    yaml_implicit_resolvers: ClassVar = {
-        # `<<` still takes in the keys of an anchor.
+    yaml_implicit_resolvers: ClassVar = {  # type: ignore[misc]  # yaml has it on the class too
+        # Keep `<<`, which merges the keys of an anchor.
         "<": [pair for pair in yaml.SafeLoader.yaml_implicit_resolvers["<"] if pair[0].endswith(":merge")]
     }
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
         names = [key.value for key, _ in node.value]
         if twice := [name for name in names if names.count(name) > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is there twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} occurs twice", node.start_mark)
+        found: dict[object, object] = super().construct_mapping(node, deep)  # type: ignore[no-untyped-call]  # yaml's
+        return found
 
 
 def recipes() -> list[str]:
@@ -42,20 +41,21 @@ def recipes() -> list[str]:
 
 
 def keys() -> list[str]:
-    """List all dotted keys."""
+    """List the dotted names of all keys."""
     return list(entries(Config))
 
 
 def load_config(recipe: str = "", overrides: list[str] | None = None) -> Config:
-    """Resolve the configuration.
+    """Load a recipe and apply overrides.
 
     Args:
-        recipe: a shipped recipe's name, a path of a YAML file, or empty for the defaults. A recipe may name another
-            one as its `base`, over which it is laid.
-        overrides: dotted ones, ``["train.num_steps=10", "reward.rule=joint"]``; later ones win.
+        recipe: name of a shipped recipe, path of a YAML file, or empty for the defaults. A recipe may name another
+            recipe as its `base` and override its keys.
+        overrides: dotted keys with values, ``["train.num_steps=10", "reward.rule=joint"]``; later overrides win.
 
     Raises:
-        ValueError: an unknown recipe or key (the nearest valid one is named), a wrong type or range.
+        ValueError: a recipe or key is unknown (the message names the nearest valid one), or a value has a wrong type or
+            range.
     """
     layers = _read_recipe(recipe) if recipe else []
     layers += [_read_override(override) for override in overrides or []]
@@ -66,27 +66,27 @@ def load_config(recipe: str = "", overrides: list[str] | None = None) -> Config:
     return Config(**settings)
 
 
-def _merge(layers: list[dict[str, Any]]) -> dict[str, Any]:
+def _merge(layers: list[Layer]) -> Layer:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        merged: Any = OmegaConf.to_container(OmegaConf.merge({}, *layers))
+        merged = cast(Layer, OmegaConf.to_container(OmegaConf.merge({}, *layers)))  # layers have texts as names
     except OmegaConfBaseException as error:
         text = str(error.msg or error).splitlines()[0]
         raise ValueError(
             f"{error.full_key or 'settings'} must be plain values, got {text}; leave out ${{...}} and ???"
         ) from None
     except TypeError as error:
-        # OmegaConf's own errors do not cover a list in a mapping's place.
+        # OmegaConf raises a TypeError for a list in the place of a mapping.
         raise ValueError(
             f"settings must keep lists and mappings apart, got {error}; write {{NAME: VALUE}} for a mapping"
         ) from None
-    return merged  # type: ignore[no-any-return]
+    return merged
 
 
-def _drop_old(values: dict[str, Any], prefix: str) -> None:
-    """Take the keys of `DROPPED` out, with a line for each that says why it is gone."""
+def _drop_old(values: Layer, prefix: str) -> None:
+    """Remove the keys of `DROPPED`, and warn about each of them."""
     for key, value in list(values.items()):
         name = f"{prefix}{key}"
         if name in DROPPED:
@@ -96,16 +96,12 @@ def _drop_old(values: dict[str, Any], prefix: str) -> None:
             _drop_old(value, f"{name}.")
 
 
-def tell_dropped(name: str, value: Any, way_out: str = "leave it out") -> None:
-    """Say in one line why a key of `DROPPED` is gone."""
-    logger.warning("%s=%s is not read any more: %s; %s", name, value, DROPPED[name], way_out)
-
-
-def _read_recipe(recipe: str, read: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
-    """Read a recipe's layers, those of its bases first.
+def _read_recipe(recipe: str, read: tuple[Path, ...] = ()) -> list[Layer]:
+    """Read the layers of a recipe, its bases first.
 
     Args:
-        read: the recipes whose base it is.
+        recipe: name or path of the recipe.
+        read: the recipes that lead to this one through their bases.
     """
     path = Path(recipe)
     if path.suffix not in (".yaml", ".yml"):
@@ -125,28 +121,32 @@ def _read_recipe(recipe: str, read: tuple[Path, ...] = ()) -> list[dict[str, Any
     layer = _parse(text, str(path))
     layer = {} if layer == "" else layer
     require(isinstance(layer, dict), "settings", "must map keys to values", str(path), "write key: value lines")
+    if path.name == "config.yaml" and path.with_name("config.json").is_file():
+        # A run saved both, perhaps a run of an earlier version.
+        layer = upgraded(layer)
     base = layer.pop("base", "")
     require(isinstance(base, str), "base", "must be one recipe's name or file", base, "name one")
     return [*(_read_recipe(base, (*read, path)) if base else []), layer]
 
 
-def _read_override(override: str) -> dict[str, Any]:
+def _read_override(override: str) -> Layer:
     require("=" in override, "an override", "must be KEY=VALUE", override, "for example train.num_steps=10")
     key, _, text = override.partition("=")
     is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
     entry = entries(Config).get(key)
-    # Keep a text as it is, also where YAML would read a number, a comment or a mapping.
-    value: Any = text if entry and entry.is_text and not is_quoted else _parse(text, override)
+    # Keep the text of a text key unchanged, even if YAML would read a number, a comment or a mapping.
+    value: object = text if entry and entry.is_text and not is_quoted else _parse(text, override)
+    layer: Layer = {}
     for part in reversed(key.split(".")):
-        value = {part: value}
-    return value  # type: ignore[no-any-return]
+        value = layer = {part: value}
+    return layer
 
 
 def _parse(text: str, source: str) -> Any:
-    """Read YAML but keep each scalar as text: the type of the key decides later, so that a name 007 stays 007.
+    """Parse YAML and keep each scalar as text. The type of the key decides later, so that the name 007 stays 007.
 
     Raises:
-        ValueError: it is no YAML, or has a key twice.
+        ValueError: the text is not YAML, or a key occurs twice.
     """
     try:
         value = yaml.load(text, TextLoader)

@@ -1,4 +1,4 @@
-"""What users read of a bad setting: key, rule, value and way out, in one line."""
+"""The error messages of bad settings: key, rule, value and remedy, in one line."""
 
 from __future__ import annotations
 
@@ -7,39 +7,51 @@ from typing import TYPE_CHECKING
 
 from pydantic_core import PydanticCustomError
 
+from rlir_ray.config.old_keys import MOVED
 from rlir_ray.config.schema import ITEM, NAME, VALUE, Entry, entries
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
     from pydantic_core import ErrorDetails
 
-# Keys of earlier versions.
-MOVED = {"vllm.max_logprob_difference": "rollout.max_logprob_difference"}
 UNKNOWN = "unexpected_keyword_argument"
 
 
 def require(rule: bool, key: str, text: str, value: object, remedy: str) -> None:
+    """Check a rule about a setting.
+
+    Args:
+        rule: whether the rule holds.
+        key: the configuration key.
+        text: the rule in words, such as "must be >= 1".
+        value: the value of the key.
+        remedy: what the user can do.
+
+    Raises:
+        ValueError: the rule does not hold.
+    """
     if not rule:
         raise ValueError(f"{key} {text}, got {value!r}; {remedy}")
 
 
 def broken_rule() -> PydanticCustomError:
-    """Create the error of a type's validator; the rule and the way out are in the schema of the type."""
+    """Return the error of a type's validator; the schema of the type holds the rule and the remedy."""
     return PydanticCustomError("rule", "breaks the rule of its type")
 
 
 def one_line(error: ValidationError, node: type, section: str) -> str:
-    """Describe the first problem.
+    """Describe the first problem of a section, unknown keys before wrong values.
 
     Args:
-        node: the class that was built.
-        section: name of the class in the tree; empty for the whole configuration.
+        error: the validation error.
+        node: class of the section.
+        section: name of the section; empty for the whole configuration.
     """
     problems = error.errors(include_url=False)
     problem = next((problem for problem in problems if problem["type"] == UNKNOWN), problems[0])
     prefix = f"{section}." if section else ""
     if problem["type"] == "value_error":
-        # `require` wrote the whole line.
+        # `require` has written the whole line.
         return str(problem["ctx"]["error"])
     if problem["type"] == UNKNOWN:
         return unknown_key(prefix + ".".join(map(str, problem["loc"])), list(entries(node, prefix)))
@@ -47,15 +59,16 @@ def one_line(error: ValidationError, node: type, section: str) -> str:
 
 
 def unknown_key(name: str, known: list[str]) -> str:
+    """Return the message about an unknown key, with its new name or the nearest known key."""
     if name in MOVED:
-        return f"{name!r} holds for every engine now and is {MOVED[name]!r}; set that instead"
+        return f"{name!r} is now called {MOVED[name]!r}; set that key instead"
     near = difflib.get_close_matches(name, known, 1, cutoff=0.0)
     return f"{name!r} is not a configuration key; did you mean {near[0]!r}?"
 
 
 def _broken(problem: ErrorDetails, known: dict[str, Entry], prefix: str) -> str:
     names = [str(name) for name in problem["loc"]]
-    # Names after the key lead to a part of its value.
+    # The location of the problem is the key, followed by names of parts of its value.
     length = next((end for end in range(1, len(names) + 1) if prefix + ".".join(names[:end]) in known), 0)
     key, value = prefix + ".".join(names[: length or None]), problem["input"]
     if not length:

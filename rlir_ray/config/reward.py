@@ -1,4 +1,4 @@
-"""The reward pool, and how agreement becomes a reward."""
+"""The reward: its plug-in, the comparison of actions, and the pool of replicas."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rlir_ray.config.section import (
     section,
 )
 
-# How agreement is counted, and how camera bins are compared: see `rlir_ray.rewards.agreement`.
+# `rlir_ray.rewards.agreement` defines these rules.
 Rule = Literal["groups", "joint", "fields"]
 CameraMatch = Literal["exact", "within", "cell", "ignore"]
 RULES: tuple[str, ...] = get_args(Rule)
@@ -29,50 +29,52 @@ CAMERA_MATCHES: tuple[str, ...] = get_args(CameraMatch)
 
 @section("reward")
 class RewardConfig:
+    """The reward and the pool of its replicas."""
+
     name: RewardName = "inverse"
-    """`inverse`: agreement with the actions that an inverse dynamics model reads; or package.module:Class."""
+    """`inverse`: agreement of commanded actions with those that an IDM recovers; or package.module:Class."""
     args: Arguments = field(default_factory=dict)
     """Arguments of your own reward: {NAME: VALUE}."""
     address: str = ""
     """`serve://NAME`: a reward service that several runs share; empty: the run starts its own pool."""
     num_replicas: PositiveInt = 1
-    """Replicas at the start."""
+    """Number of replicas at the start."""
     min_replicas: NonNegativeInt = 0
     """Fewest replicas under automatic scaling; 0: num_replicas."""
     max_replicas: NonNegativeInt = 0
-    """Most replicas under automatic scaling; 0: num_replicas. Equal to min_replicas: no automatic scaling."""
+    """Most replicas under automatic scaling; 0: num_replicas. If equal to min_replicas, the pool does not scale."""
     target_queue: PositiveFloat = 8.0
-    """Groups a replica, running and queued, that automatic scaling aims at."""
+    """Running and queued groups per replica at which automatic scaling aims."""
     num_cpus: NonNegativeFloat = 0.25
     """Logical CPUs that Ray reserves for a replica."""
     num_gpus: NonNegativeFloat = 0.0
-    """GPUs for a replica."""
+    """GPUs that Ray reserves for a replica."""
     resources: Resources = field(default_factory=dict)
-    """Custom resources that place a replica on a node that has them: {reward_node: 0.01}."""
+    """Custom resources that place a replica on a node with these resources: {reward_node: 0.01}."""
     num_threads: PositiveInt = 1
-    """Torch threads of a replica."""
+    """Number of torch threads of a replica."""
     rule: Rule = "groups"
     """Agreement: `groups`: mean over action groups; `joint`: all must agree; `fields`: mean over buttons and axes."""
     camera: CameraMatch = "exact"
-    """Camera bins agree: `exact`, `within` camera_tolerance, in the commanded quantiser's `cell`; or `ignore` them."""
+    """Camera bins agree: `exact`; `within` camera_tolerance; in one `cell` of the policy; or `ignore` the camera."""
     camera_tolerance: NonNegativeInt = 1
-    """Bins that may differ with camera=within."""
+    """Largest distance of camera bins that agree, with camera=within."""
     match: Literal["exact", "soft"] = "soft"
-    """`exact`: whether the IDM recovers the commanded class; `soft`: the IDM's probability of that class."""
+    """`exact`: 1 if the IDM recovers the commanded class, else 0; `soft`: the IDM's probability of that class."""
     balance: Literal["none", "class"] = "none"
     """`class`: weigh each action group by the inverse frequency of the commanded class; `none`: equal weights."""
     credit: Literal["clip", "frame"] = "frame"
-    """`clip`: each decision gets the clip's mean reward; `frame`: the rewards from its frame on."""
+    """`clip`: each decision gets the clip's mean reward; `frame`: the discounted rewards from its frame on."""
     discount: Annotated[float, Field(strict=True, ge=0, le=1), FLOAT] = 0.5
-    """Discount of later frames' rewards, for credit=frame."""
+    """Discount of the rewards of later frames, with credit=frame."""
     max_frames: PositiveInt = 576
-    """Most frames that a replica decodes and reads at once; it batches waiting groups up to this number."""
+    """Most frames that a replica decodes and reads at once; a replica batches waiting groups up to this number."""
     timeout_s: NonNegativeFloat = 0.0
-    """Groups that take longer are scored again, one at a time. 0: train.wait_timeout_s / 5."""
+    """Bound of a batch in seconds; its groups are retried one at a time. 0: train.wait_timeout_s / 5."""
 
     @property
     def bounds(self) -> tuple[int, int]:
-        """Fewest and most replicas; the same number where the pool does not scale by itself."""
+        """Fewest and most replicas; both are equal if automatic scaling is off."""
         return self.min_replicas or self.num_replicas, self.max_replicas or self.num_replicas
 
     @model_validator(mode="after")
@@ -101,7 +103,7 @@ class RewardConfig:
         require(
             self.balance == "none",
             "reward.balance",
-            "must be none with reward.address, which serves many runs",
+            "must be none with reward.address, because a service knows no run's prompts",
             self.balance,
             "set reward.balance=none or leave out reward.address",
         )

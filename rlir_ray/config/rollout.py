@@ -1,4 +1,4 @@
-"""The rollout pool, and how its engines sample."""
+"""The rollout pool and the settings of its engines."""
 
 from __future__ import annotations
 
@@ -20,76 +20,78 @@ from rlir_ray.config.section import (
 )
 
 
-def _refuse_flow(engine: object) -> object:
+def _reject_flow(engine: object) -> object:
     if engine == "flow":
-        raise ValueError("rollout.engine=flow is policy.family=flow now; set that and leave rollout.engine out")
+        raise ValueError("rollout.engine=flow is now policy.family=flow; set that key and leave rollout.engine out")
     return engine
 
 
 @section("rollout")
 class RolloutConfig:
-    engine: Annotated[Literal["torch", "vllm"], BeforeValidator(_refuse_flow)] = "torch"
-    """Sampler of an autoregressive policy: `torch`: our batched sampler; `vllm`: vLLM."""
+    """The rollout pool and its sampling."""
+
+    engine: Annotated[Literal["torch", "vllm"], BeforeValidator(_reject_flow)] = "torch"
+    """Sampler of an autoregressive policy: `torch`: the sampler of this project; `vllm`: vLLM."""
     num_actors: PositiveInt = 1
-    """Rollout actors."""
+    """Number of rollout actors."""
     num_cpus: NonNegativeFloat = 0.5
     """Logical CPUs that Ray reserves for an actor."""
     num_gpus: NonNegativeFloat = 0.0
-    """GPUs for an actor."""
+    """GPUs that Ray reserves for an actor."""
     resources: Resources = field(default_factory=dict)
-    """Custom resources that place an actor on a node that has them: {rollout_node: 0.01}."""
+    """Custom resources that place an actor on a node with these resources: {rollout_node: 0.01}."""
     num_threads: PositiveInt = 1
-    """Torch threads of an actor."""
+    """Number of torch threads of an actor."""
     prompts_per_call: PositiveInt = 8
     """Groups sampled in one call; the number of actors does not change which groups share a call."""
     temperature: PositiveFloat = 1.0
     """Temperature of sampling and rescoring tokens; must be 1 with policy.family=flow."""
     timeout_s: NonNegativeFloat = 0.0
-    """A call that takes longer ends its actor and is repeated. 0: train.wait_timeout_s / 5."""
+    """Bound of a call in seconds; a longer call ends its actor and is retried. 0: train.wait_timeout_s / 5."""
     max_logprob_difference: NonNegativeFloat = 0.05
-    """Bound of a step's mean |engine - learner| log-probability; above it the run ends. 0: do not compare."""
+    """Most mean |engine - learner| log-probability of a step; a larger one ends the run. 0: do not compare."""
 
 
 @section("vllm")
 class VllmConfig:
-    """How vLLM samples an autoregressive world model; read with rollout.engine=vllm."""
+    """The settings of vLLM; read with rollout.engine=vllm."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of weights and cache; with `bfloat16` log-probabilities differ from the learner's by rounding."""
     max_num_seqs: PositiveInt = 256
-    """Most clips decoded at a time; the others wait."""
+    """Most clips decoded at the same time; the other clips wait."""
     kv_cache_bytes: PositiveInt = 1 << 30
     """Bytes of the key-value cache on a CPU."""
     gpu_memory_utilization: OpenFraction = 0.7
-    """Share of a GPU's memory for vLLM; the policy's weights in float32 come on top."""
+    """Share of a GPU's memory for vLLM; the policy's float32 weights take additional memory."""
     enforce_eager: bool = False
-    """Decode without CUDA graphs on a GPU; a CPU has none."""
+    """Decode without CUDA graphs on a GPU; no effect on a CPU."""
 
 
 @section("flow")
 class FlowConfig:
-    """How a flow world model is sampled and rescored; read with policy.family=flow."""
+    """The sampling and rescoring of a flow world model; read with policy.family=flow."""
 
     num_steps: Annotated[int, Field(strict=True, ge=2), INT] = 10
-    """Denoising steps of a frame."""
+    """Number of denoising steps of a frame."""
     shift: PositiveFloat = 1.0
-    """Above 1 more steps are at high noise levels (Stable Diffusion 3)."""
+    """Shift of the noise levels; above 1, more steps lie at high levels (Stable Diffusion 3)."""
     sde: Literal["flow_grpo", "dance_grpo", "cps"] = "flow_grpo"
     """Form of the exploring (SDE) steps: `flow_grpo`, `dance_grpo`, or `cps` (coefficients-preserving)."""
     noise_level: PositiveFloat = 0.7
     """Noise of the exploring steps: Flow-GRPO's a, DanceGRPO's eta (0.3), or CPS's share of a right angle."""
     window: PositiveInt = 3
-    """Steps of each frame that explore and train (MixGRPO); the other steps follow the ODE."""
+    """Number of steps of each frame that explore and train (MixGRPO); the other steps follow the ODE."""
     window_moves: Literal["random", "sliding", "first"] = "random"
     """Place of the window: `random`: drawn for each group; `sliding`: noisy to clean over versions; `first`: fixed."""
     window_interval: PositiveInt = 5
-    """Versions between two moves of a sliding window."""
+    """Number of versions between two moves of a sliding window."""
     skip_last: bool = True
-    """Do not explore in the last step, whose noise would stay in the picture."""
+    """Do not explore in the last step, because its noise would stay in the picture."""
     shared_noise: bool = True
-    """Start the clips of a group from the same noise (DanceGRPO), with the same history noise."""
+    """Start all clips of a group from the same noise, with the same history noise (DanceGRPO)."""
     history_noise: FractionBelowOne = 0.05
-    """Noise level of finished frames when later frames attend to them; it reduces drift."""
+    """Noise level of finished frames when later frames attend to them; this noise reduces drift."""
 
     @model_validator(mode="after")
     def _check_exploration(self) -> Self:
@@ -111,5 +113,5 @@ class FlowConfig:
 
     @property
     def num_sde_steps(self) -> int:
-        """Steps that may explore."""
+        """Number of steps of a frame that may explore."""
         return self.num_steps - self.skip_last

@@ -20,33 +20,39 @@ from rlir_ray.config.section import (
 
 @section("run")
 class RunConfig:
+    """The run's name and folder."""
+
     name: FolderName = ""
-    """Name of the run's folder in `run.dir`; empty: recipe and time."""
+    """Name of the run and of its folder in `run.dir`; empty: recipe and time."""
     dir: str = "runs"
-    """Folder of all runs, on the driver's node; for a submitted job a relative path starts at ~/rlir_ray."""
+    """Folder of all runs, on the driver's node; in a submitted job a relative path starts at ~/rlir_ray."""
     wait_for_nodes_s: NonNegativeFloat = 0.0
-    """Seconds to wait for missing nodes on a cluster that grows, before the run is refused."""
+    """Seconds that the run waits for missing nodes of a growing cluster before it ends with an error."""
 
 
 @section("checkpoint")
 class CheckpointConfig:
+    """The checkpoints from which a run resumes."""
+
     every: NonNegativeInt = 10
-    """Steps between two checkpoints; 0: write one only when the run ends or is stopped."""
+    """Steps between two checkpoints; 0: write a checkpoint only when the run ends or is stopped."""
     keep: PositiveInt = 2
-    """Checkpoints to keep; each holds the trained weights in float32 three times (train.objective=nft: four times)."""
+    """Number of checkpoints to keep; each takes three times the trained float32 weights (train.objective=nft: four)."""
 
 
 @section("evaluation")
 class EvaluationConfig:
+    """The evaluation of policies on the held-out prompts."""
+
     temperatures: Annotated[tuple[PositiveFloat, ...], Field(min_length=1), LIST] = (1.0,)
-    """Temperatures of the evaluation; the headline uses the first one. For a flow model it scales the first noise."""
+    """Temperatures of the evaluation; the first gives the headline. A flow model scales its first noise by them."""
     top_p: Annotated[float, Field(strict=True, gt=0, le=1), FLOAT] = 1.0
-    """Sample only the likeliest tokens that hold this share of the probability; MineWorld reports 0.8."""
+    """Sample only the most probable tokens that together have this probability; MineWorld reports 0.8."""
     judge_context: bool = True
-    """Show the context frames to the inverse dynamics models; false: generated frames alone, as MineWorld does."""
+    """Show the context frames to the inverse dynamics models; false: only generated frames, as in MineWorld."""
     every: NonNegativeInt = 0
-    """Steps between two evaluations on the held-out prompts; 0: evaluate only before and after the training."""
+    """Steps between two evaluations on the held-out prompts; 0: evaluate only before and after training."""
     num_videos: NonNegativeInt = 6
-    """Side-by-side videos in the report."""
+    """Number of side-by-side videos in the report."""
     num_gpus: NonNegativeFloat = 0.0
-    """GPUs for the evaluation, which holds the policy, the tokenizer and both inverse dynamics models."""
+    """GPUs for the evaluation actor, which holds the policy, the tokenizer and both inverse dynamics models."""

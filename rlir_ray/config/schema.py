@@ -1,4 +1,4 @@
-"""The keys of the configuration, read from its JSON schema: what each takes, in words, for messages and pages."""
+"""The keys of the configuration from its JSON schema: their types, ranges and remedies in words."""
 
 from __future__ import annotations
 
@@ -16,36 +16,41 @@ KINDS = {
     "array": "list",
     "object": "mapping of names to numbers",
 }
-# Where the schema of a part of a value lies: of an entry of a list, of the value or the name in a mapping.
+Schema = dict[str, Any]
+"""A JSON schema, as pydantic writes it."""
+# Keys of JSON schema for the parts of a value: an item of a list, a value of a mapping, a name of a mapping.
 ITEM, VALUE, NAME = "items", "additionalProperties", "propertyNames"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """One key."""
+    """One key of the configuration."""
 
     key: str
-    """With its section: `train.num_steps`."""
-    schema: dict[str, Any]
-    """JSON schema of its value."""
+    """Dotted name of the key: `train.num_steps`."""
+    schema: Schema
+    """JSON schema of the value."""
     default: Any
-    """Value without recipe and override."""
+    """Value if neither a recipe nor an override sets the key."""
 
     @property
     def description(self) -> str:
+        """Description of the key: the docstring of its field."""
         return str(self.schema.get("description", ""))
 
     @property
     def choices(self) -> list[str]:
+        """Allowed values; empty: the key takes other values than choices."""
         return list(self.schema.get("enum", ()))
 
     @property
     def is_text(self) -> bool:
-        return self.schema["type"] == "string"
+        """Whether the value is text."""
+        return bool(self.schema["type"] == "string")
 
     @property
     def kind(self) -> str:
-        """Type of the value in words."""
+        """Type of the value, in words."""
         if self.choices:
             return "choice"
         if self.schema["type"] == "array":
@@ -54,7 +59,7 @@ class Entry:
 
     @property
     def values(self) -> str:
-        """Range or choices; empty: any value of the type."""
+        """Range or choices, in words; empty: any value of the type."""
         if rule := self.schema.get("rule"):
             return str(rule)
         if self.schema["type"] == "object":
@@ -72,7 +77,7 @@ class Entry:
 
     @property
     def rule(self) -> str:
-        """The end of "KEY must be ..."."""
+        """The rule in words, as the end of "KEY must be ..."."""
         if rule := self.schema.get("rule"):
             return str(rule)
         if self.choices:
@@ -86,7 +91,7 @@ class Entry:
 
     @property
     def way_out(self) -> str:
-        """A remedy for a value that breaks the rule."""
+        """The remedy for a value that breaks the rule."""
         if way_out := self.schema.get("way_out"):
             return str(way_out).format(key=self.key)
         if self.choices:
@@ -100,13 +105,13 @@ class Entry:
         return f"use {shown(self.default)}"
 
     def part(self, where: str, key: str) -> Entry:
-        """Describe a part of the value; `where` is `ITEM`, `VALUE` or `NAME`."""
+        """Return the entry of a part of the value; `where` is `ITEM`, `VALUE` or `NAME`."""
         default = self.default[0] if where == ITEM and self.default else None
         return Entry(key=key, schema=self.schema[where], default=default)
 
 
 def shown(value: object) -> str:
-    """Write a value as an override does."""
+    """Format a value as in an override."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
@@ -116,20 +121,28 @@ def shown(value: object) -> str:
 
 @functools.cache
 def entries(node: type, prefix: str = "") -> dict[str, Entry]:
-    """List the keys of a section, or of the whole configuration, by their dotted names."""
+    """Return the keys of a section, or of the whole configuration, by their dotted names."""
     schema = TypeAdapter(node).json_schema()
     return _entries(schema, schema.get("$defs", {}), node(), prefix)
 
 
 @functools.cache
 def sections(node: type) -> dict[str, str]:
-    """List the sections of the whole configuration, with the descriptions of their classes."""
+    """Return the sections of the whole configuration by their dotted names, with the docstrings of their classes."""
     schema = TypeAdapter(node).json_schema()
-    parts = {name: _part(field, schema["$defs"]) for name, field in schema["properties"].items()}
-    return {name: str(part.get("description", "")) for name, part in parts.items() if part}
+    return _sections(schema, schema["$defs"], "")
 
 
-def _entries(schema: dict[str, Any], definitions: dict[str, Any], default: Any, prefix: str) -> dict[str, Entry]:
+def _sections(schema: dict[str, Any], definitions: dict[str, Any], prefix: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, field in schema["properties"].items():
+        if part := _part(field, definitions):
+            found[f"{prefix}{name}"] = str(part.get("description", ""))
+            found |= _sections(part, definitions, f"{prefix}{name}.")
+    return found
+
+
+def _entries(schema: Schema, definitions: Schema, default: object, prefix: str) -> dict[str, Entry]:
     found: dict[str, Entry] = {}
     for name, field in schema["properties"].items():
         key, value = f"{prefix}{name}", getattr(default, name)
@@ -140,12 +153,13 @@ def _entries(schema: dict[str, Any], definitions: dict[str, Any], default: Any, 
     return found
 
 
-def _part(field: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    """Find the schema of a section; empty: the field is a key."""
-    return definitions[field["$ref"].rpartition("/")[2]] if "$ref" in field else {}
+def _part(field: Schema, definitions: Schema) -> Schema:
+    """Return the schema of a section; empty if the field is a key."""
+    found: Schema = definitions[field["$ref"].rpartition("/")[2]] if "$ref" in field else {}
+    return found
 
 
-def _range(schema: dict[str, Any]) -> str:
+def _range(schema: Schema) -> str:
     least, above = schema.get("minimum"), schema.get("exclusiveMinimum")
     most, below = schema.get("maximum"), schema.get("exclusiveMaximum")
     if most is None and below is None:

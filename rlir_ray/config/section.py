@@ -1,6 +1,6 @@
-"""The decorator that makes a section of the configuration, and the types of the fields.
+"""The decorator that makes a section of the configuration, and the types of its fields.
 
-Layers and overrides hold texts, code holds values: numbers and lists are read from either.
+Recipes and overrides give text, and code gives values. The types accept both for numbers and lists.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, TypeVar, dataclass_transform
+from typing import Annotated, Any, TypeVar, cast, dataclass_transform
 
 import pydantic.dataclasses
 import yaml
@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Validat
 from rlir_ray.config.messages import broken_rule, one_line
 from rlir_ray.registry import check_name
 
-# Ray counts resources in ten-thousandths.
+# Ray counts resources in steps of a ten-thousandth.
 LEAST_RESOURCE = 1e-4
 SETTINGS = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 Section = TypeVar("Section")
@@ -27,14 +27,15 @@ Section = TypeVar("Section")
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(dataclasses.field,))
 def section(name: str) -> Callable[[type[Section]], type[Section]]:
-    """Make a frozen dataclass that checks its values when it is built; an error is one line.
+    """Return a decorator for a frozen dataclass that checks its values and reports an error in one line.
 
     Args:
-        name: of the section, for the keys in messages; empty for the whole configuration.
+        name: name of the section, for the keys in messages; empty for the whole configuration.
     """
 
     def build(plain: type[Section]) -> type[Section]:
         make = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, slots=True, config=SETTINGS)
+        # Any: the class that pydantic makes, whose __init__ is replaced below.
         checked: Any = make(plain)
         check = checked.__init__
 
@@ -46,7 +47,7 @@ def section(name: str) -> Callable[[type[Section]], type[Section]]:
                 raise ValueError(one_line(error, checked, name)) from None
 
         checked.__init__ = __init__
-        return checked  # type: ignore[no-any-return]
+        return cast("type[Section]", checked)
 
     return build
 
@@ -61,12 +62,12 @@ def _read(kind: type[int] | type[float]) -> BeforeValidator:
 
 
 def _read_list(value: object) -> object:
-    """Read ``a,b`` or ``a`` as a list."""
+    """Convert the text ``a,b`` or ``a`` to a list."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 def _read_scalars(value: object) -> object:
-    """Read the arguments of a plug-in as plain YAML: the configuration does not know their types."""
+    """Convert texts in the arguments of a plug-in by YAML's rules: the configuration does not know their types."""
     if isinstance(value, dict):
         return {key: _read_scalars(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -77,7 +78,7 @@ def _read_scalars(value: object) -> object:
         found = yaml.safe_load(value)
     except yaml.YAMLError:
         return value
-    # Text that only looks like a mapping or a date stays text.
+    # Keep text that looks like a mapping or a date.
     return found if value and isinstance(found, bool | int | float | None) else value
 
 
@@ -104,7 +105,7 @@ def _check_amount(amount: float) -> float:
     return amount
 
 
-# Reading comes last, so that it runs first and the ranges stay in the schema.
+# Put the conversion last: pydantic runs it first there, and the ranges stay in the schema.
 INT, FLOAT, LIST = _read(int), _read(float), BeforeValidator(_read_list)
 PositiveInt = Annotated[int, Field(strict=True, ge=1), INT]
 NonNegativeInt = Annotated[int, Field(strict=True, ge=0), INT]
@@ -112,7 +113,7 @@ PositiveFloat = Annotated[float, Field(strict=True, gt=0), FLOAT]
 NonNegativeFloat = Annotated[float, Field(strict=True, ge=0), FLOAT]
 FractionBelowOne = Annotated[float, Field(strict=True, ge=0, lt=1), FLOAT]
 OpenFraction = Annotated[float, Field(strict=True, gt=0, lt=1), FLOAT]
-# A run's folder lies in `run.dir` and nowhere else.
+# A run's folder must lie directly in `run.dir`.
 FolderName = Annotated[
     str,
     AfterValidator(_check_folder_name),
@@ -123,7 +124,7 @@ FolderName = Annotated[
         }
     ),
 ]
-# Custom resources of a pool; CPUs and GPUs have keys of their own.
+# Custom resources of a pool; CPUs and GPUs have their own keys.
 ResourceName = Annotated[
     str,
     AfterValidator(_check_resource),
@@ -153,6 +154,7 @@ RewardName = Annotated[str, AfterValidator(partial(_check_member, "rewards"))]
 ObjectiveName = Annotated[str, AfterValidator(partial(_check_member, "objectives"))]
 SourceName = Annotated[str, AfterValidator(partial(_check_member, "sources"))]
 Arguments = Annotated[
+    # Any: the plug-in takes its arguments in its own types.
     dict[str, Any],
     Field(json_schema_extra={"rule": "a mapping of names to values", "way_out": "write {key}={{NAME: VALUE}}"}),
     BeforeValidator(_read_scalars),

@@ -23,6 +23,44 @@ from rlir_ray.config.section import (
 )
 
 
+@section("train.grpo")
+class GrpoConfig:
+    """The clipped surrogate; read with train.objective=grpo."""
+
+    ratio: Literal["plain", "guard"] = "plain"
+    """`plain`: policy over behavior; `guard`: GRPO-Guard's normalised ratio, for SDE steps."""
+    clip_low: OpenFraction = 0.2
+    """Lower clip of the ratio, 1 - clip_low, for stale groups without importance weights."""
+    clip_high: PositiveFloat = 0.28
+    """Upper clip of the ratio, 1 + clip_high (DAPO's separate upper clip)."""
+
+
+@section("train.nft")
+class NftConfig:
+    """DiffusionNFT; read with train.objective=nft."""
+
+    beta: PositiveFloat = 1.0
+    """Distance of the implicit policies from the sampling policy."""
+    num_levels: PositiveInt = 2
+    """Noise levels at which each frame is compared in a step."""
+    max_decay: FractionBelowOne = 0.5
+    """Highest decay of the sampling policy, a moving average of the trained policy; the decay rises by 0.001 a step."""
+
+
+@section("train.off_policy")
+class OffPolicyConfig:
+    """Correction of stale groups by importance weights; read with train.objective=grpo."""
+
+    importance: Literal["auto", "none", "token", "sequence"] = "auto"
+    """Importance weights of stale groups, by `token` or `sequence`; `none`: clip instead; `auto`: token for tokens."""
+    max_weight: Annotated[float, Field(strict=True, ge=1), FLOAT] = 2.0
+    """Truncate importance weights at this value."""
+    min_ratio: FractionBelowOne = 0.125
+    """With importance weights: lowest ratio of a decision (or clip) that trains."""
+    max_ratio: Annotated[float, Field(strict=True, gt=1), FLOAT] = 8.0
+    """With importance weights: highest ratio of a decision (or clip) that trains."""
+
+
 @section("train")
 class TrainConfig:
     num_steps: PositiveInt = 40
@@ -49,20 +87,6 @@ class TrainConfig:
     """`grpo`: the clipped surrogate; `nft`: DiffusionNFT, for flow policies; or package.module:Class."""
     objective_args: Arguments = field(default_factory=dict)
     """Arguments of your own objective: {NAME: VALUE}."""
-    ratio: Literal["plain", "guard"] = "plain"
-    """`plain`: policy over behavior; `guard`: GRPO-Guard's normalised ratio, for SDE steps."""
-    importance: Literal["auto", "none", "token", "sequence"] = "auto"
-    """Importance weights of stale groups, by `token` or `sequence`; `none`: clip instead; `auto`: token for tokens."""
-    max_importance: Annotated[float, Field(strict=True, ge=1), FLOAT] = 2.0
-    """Truncate importance weights at this value."""
-    min_ratio: FractionBelowOne = 0.125
-    """With importance weights: lowest ratio of a decision (or clip) that trains."""
-    max_ratio: Annotated[float, Field(strict=True, gt=1), FLOAT] = 8.0
-    """With importance weights: highest ratio of a decision (or clip) that trains."""
-    clip_low: OpenFraction = 0.2
-    """Lower clip of the ratio, 1 - clip_low, for stale groups without importance weights."""
-    clip_high: PositiveFloat = 0.28
-    """Upper clip of the ratio, 1 + clip_high (DAPO's separate upper clip)."""
     kl_coefficient: NonNegativeFloat = 0.0
     """Weight of KL(policy || reference): k3 for tokens, means for SDE steps, velocities for `nft`; 0: no reference."""
     advantage: Literal["grpo", "batch_std", "dr_grpo"] = "grpo"
@@ -71,12 +95,6 @@ class TrainConfig:
     """Clamp advantages to ± this value; 0: do not clamp. `nft` needs it."""
     best_and_worst: NonNegativeInt = 0
     """Train only this many best and as many worst clips of each group (DanceGRPO); 0: all clips."""
-    nft_beta: PositiveFloat = 1.0
-    """Distance of DiffusionNFT's implicit policies from the sampling policy."""
-    nft_levels: PositiveInt = 2
-    """Noise levels at which DiffusionNFT compares each frame in a step."""
-    nft_decay: FractionBelowOne = 0.5
-    """Highest decay of the sampling policy, a moving average of the trained policy; the decay rises by 0.001 a step."""
     max_failed_fraction: FractionBelowOne = 0.1
     """End the run when more than this share of a hundred groups failed; fewer failed groups are replaced."""
     max_skipped_updates: PositiveInt = 3
@@ -85,13 +103,16 @@ class TrainConfig:
     """Drop and replace a group whose rewards vary less: it carries no signal."""
     wait_timeout_s: PositiveFloat = 600.0
     """Bound of every wait for a pool."""
+    grpo: GrpoConfig = field(default_factory=GrpoConfig)
+    nft: NftConfig = field(default_factory=NftConfig)
+    off_policy: OffPolicyConfig = field(default_factory=OffPolicyConfig)
 
     @property
     def importance_level(self) -> str:
         """`none`, `token` or `sequence`: what `auto` means here."""
-        if self.importance != "auto":
-            return self.importance
-        return "token" if self.max_staleness and self.objective == "grpo" and self.ratio == "plain" else "none"
+        if self.off_policy.importance != "auto":
+            return self.off_policy.importance
+        return "token" if self.max_staleness and self.objective == "grpo" and self.grpo.ratio == "plain" else "none"
 
     @model_validator(mode="after")
     def _check_advantages(self) -> Self:
@@ -113,14 +134,14 @@ class TrainConfig:
 
     @model_validator(mode="after")
     def _check_importance(self) -> Self:
-        if self.importance in ("auto", "none"):
+        if self.off_policy.importance in ("auto", "none"):
             return self
-        for key, value, usual in (("objective", self.objective, "grpo"), ("ratio", self.ratio, "plain")):
+        for key, value, usual in (("objective", self.objective, "grpo"), ("grpo.ratio", self.grpo.ratio, "plain")):
             require(
                 value == usual,
                 f"train.{key}",
-                f"must be {usual} with train.importance, which weighs ratios of log-probabilities",
+                f"must be {usual} with train.off_policy.importance, which weighs ratios of log-probabilities",
                 value,
-                f"set train.{key}={usual} or leave importance out",
+                f"set train.{key}={usual} or leave train.off_policy.importance out",
             )
         return self

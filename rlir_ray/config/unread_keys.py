@@ -1,4 +1,4 @@
-"""Keys that act only with another setting: naming one without it would train something else than was asked for."""
+"""Keys that have an effect only with another setting. An override of such a key without that setting is an error."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from rlir_ray.config import Config
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Condition:
+    """The condition under which some keys have an effect."""
+
     keys: tuple[str, ...]
-    """Each a key, or the start of several."""
+    """Keys, or prefixes of keys."""
     is_met: Callable[[Config], bool]
     needs: str
-    """The setting with which the keys are read."""
+    """The setting that the keys need, in words."""
 
 
 EXPLORING = ("sde", "noise_level", "window", "skip_last")
@@ -56,25 +58,30 @@ CONDITIONS = (
         is_met=lambda c: c.flow.window_moves == "sliding",
         needs="flow.window_moves=sliding",
     ),
+    Condition(keys=("train.nft",), is_met=lambda c: c.train.objective == "nft", needs="train.objective=nft"),
     Condition(
-        keys=("train.clip_",),
-        is_met=lambda c: c.has_clip,
-        needs="train.max_staleness above 0 and train.importance=none (without, every ratio is 1)",
+        keys=("train.grpo", "train.off_policy"),
+        is_met=lambda c: c.train.objective != "nft",
+        needs="train.objective=grpo",
     ),
     Condition(
-        keys=("train.importance",),
-        # vLLM scores fresh groups otherwise than the learner, if by little.
+        keys=("train.grpo.clip_",),
+        is_met=lambda c: c.has_clip,
+        needs="train.max_staleness above 0 and train.off_policy.importance=none (without, every ratio is 1)",
+    ),
+    Condition(
+        keys=("train.off_policy.importance",),
+        # With vLLM the ratio of fresh groups is not exactly 1, because vLLM and the learner round differently.
         is_met=lambda c: (
-            c.train.max_staleness > 0 or c.rollout.engine == "vllm" or c.train.importance in ("auto", "none")
+            c.train.max_staleness > 0 or c.rollout.engine == "vllm" or c.train.off_policy.importance in ("auto", "none")
         ),
         needs="train.max_staleness above 0 (fresh groups have no ratio to correct)",
     ),
     Condition(
-        keys=("train.max_importance", "train.min_ratio", "train.max_ratio"),
+        keys=("train.off_policy.max_weight", "train.off_policy.min_ratio", "train.off_policy.max_ratio"),
         is_met=lambda c: c.importance_level != "none",
-        needs="importance weights (train.importance=token, for tokens)",
+        needs="importance weights (train.off_policy.importance=token, for tokens)",
     ),
-    Condition(keys=("train.nft_",), is_met=lambda c: c.train.objective == "nft", needs="train.objective=nft"),
     Condition(
         keys=("reward.camera_tolerance",), is_met=lambda c: c.reward.camera == "within", needs="reward.camera=within"
     ),
@@ -108,21 +115,21 @@ CONDITIONS = (
 )
 
 
-def refuse_unread(config: Config, overrides: Sequence[str]) -> None:
-    """Whether all keys that a user named act in the configuration that they lead to.
+def reject_unread(config: Config, overrides: Sequence[str]) -> None:
+    """Check that every key that a user overrides has an effect; keys that only the recipe sets may have none.
 
     Args:
-        config: resolved.
-        overrides: ``KEY=VALUE``, as they were typed. What a recipe says besides may stay unread.
+        config: the configuration with the overrides.
+        overrides: the overrides of the user, each ``KEY=VALUE``.
 
     Raises:
-        ValueError: one does not; with the setting that it needs.
+        ValueError: a key has no effect; the message names the setting that the key needs.
     """
     for override in overrides:
         key = override.partition("=")[0]
         for condition in CONDITIONS:
             if key.startswith(condition.keys) and not condition.is_met(config):
                 raise ValueError(
-                    f"{key} is read only with {condition.needs}, got {override!r} without; set that too or leave {key} "
-                    "out"
+                    f"{key} is read only with {condition.needs}, got {override!r} without that; set that too or leave "
+                    f"{key} out"
                 )

@@ -1,4 +1,4 @@
-"""What is shown to the model: the world, its prompts and the recordings that they come from."""
+"""The world, the prompts, and the recordings that the prompts come from."""
 
 from __future__ import annotations
 
@@ -19,24 +19,26 @@ GroupName = Literal[
 
 @section("world")
 class WorldConfig:
-    """What the checkpoints, the prompts and the judge must agree on."""
+    """The sizes and action groups that the checkpoints, the prompts and the judge share."""
 
     height: PositiveInt = 48
     """Height of a frame in pixels."""
     width: PositiveInt = 64
     """Width of a frame in pixels."""
     num_context: PositiveInt = 1
-    """Context frames: real frames that the model gets."""
+    """Number of context frames: real frames that the model gets."""
     num_frames: PositiveInt = 8
-    """Frames that the model generates."""
+    """Number of frames that the model generates."""
     groups: Annotated[tuple[GroupName, ...], Field(min_length=1), LIST] = ("forward_back", "use_attack", "jump", "yaw")
     """Action groups that rewards and metrics compare; the classes of a group exclude each other."""
 
 
 @section("prompts")
 class PromptsConfig:
+    """The prompts: context frames and commanded actions."""
+
     source: SourceName = "doom"
-    """`doom`: record the game at the start; `recordings`: your own VPT pairs; or package.module:Class."""
+    """`doom`: record the game at the start; `recordings`: your own VPT recordings; or package.module:Class."""
     args: Arguments = field(default_factory=dict)
     """Arguments of your own source: {NAME: VALUE}."""
     path: str = ""
@@ -46,11 +48,11 @@ class PromptsConfig:
     actions: Literal["recorded", "sampled"] = "recorded"
     """Commanded actions: `recorded`: the clip's own; `sampled`: the scripted player's (recordings: another clip's)."""
     num_train: PositiveInt = 1024
-    """Training prompts; when all are used, they are used again in another order."""
+    """Number of training prompts; each epoch uses all of them in a new order."""
     num_heldout: PositiveInt = 128
-    """Evaluation prompts, from recordings that training never uses."""
+    """Number of evaluation prompts, from recordings that training never uses."""
     min_wall_distance: Annotated[float, Field(strict=True), FLOAT] = 96.0
-    """Leave out clips whose first frame faces a wall nearer than this (map units): such a frame shows no motion."""
+    """Least distance (map units) to the wall in a clip's first frame: a nearer wall shows no motion."""
 
     @model_validator(mode="after")
     def _check_paths(self) -> Self:
@@ -84,11 +86,11 @@ class PromptsConfig:
 
 @section("data")
 class DataConfig:
-    """How recordings are read."""
+    """The reading of recordings."""
 
     strict: bool = False
-    """true: a broken recording is an error; false: leave it out, count and name it."""
+    """true: a broken recording is an error; false: skip broken recordings and report them."""
     resize: Literal["area", "bilinear"] = "area"
     """Resizing to the world's size: `area`: average; `bilinear`: no antialiasing, as MineWorld's and VPT's loaders."""
     action_shift: Annotated[int, Field(strict=True, ge=-MAX_ACTION_SHIFT, le=MAX_ACTION_SHIFT), INT] = 0
-    """Event k + action_shift leads INTO frame k; -1: the order of a Gymnasium loop (observation, then its action)."""
+    """Event k + action_shift leads INTO frame k; -1 is the order of a Gymnasium loop (observation, then action)."""

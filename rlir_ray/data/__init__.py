@@ -1,1 +1,1 @@
-"""Recordings, prompts and events. A module is imported by its full name: no command loads PyAV before it decodes."""
+"""Recordings, prompts and events. Import each module by its full name, so that only commands that decode load PyAV."""

@@ -1,4 +1,4 @@
-"""Files for other programs: atomic writes, strict JSON, and the usual file mode."""
+"""Writing of files that other programs read: atomic writes, strict JSON, and the usual file mode."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ import stat
 from pathlib import Path
 from typing import Any
 
+Json = dict[str, Any]
+"""A parsed JSON or YAML object. Its file decides the types; the code that reads a field checks it."""
 
-def write_json(path: Path, content: Any) -> None:
-    """Write strict JSON atomically; raises as `write_text`."""
+
+def write_json(path: Path, content: object) -> None:
+    """Write strict JSON atomically; see `write_text` for errors."""
     write_text(path, strict_json(content, indent=1) + "\n")
 
 
-def strict_json(content: Any, indent: int | None = None) -> str:
+def strict_json(content: object, indent: int | None = None) -> str:
     """Return JSON that any program can read: NaN and infinity become null."""
     return json.dumps(_finite_or_none(content), indent=indent, allow_nan=False)
 
 
-def _finite_or_none(content: Any) -> Any:
+def _finite_or_none(content: object) -> object:
     if isinstance(content, dict):
         return {key: _finite_or_none(value) for key, value in content.items()}
     if isinstance(content, list | tuple):

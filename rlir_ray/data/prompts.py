@@ -1,6 +1,6 @@
-"""Prompts: clips of a source, their first frames encoded, and the actions to command after them.
+"""Prompts: the encoded first frames of a source's clips, and the actions commanded after these frames.
 
-Knows nothing of policies or rewards; the source is a plug-in (`prompts.source`).
+Independent of policies and rewards; the source is a plug-in (`prompts.source`).
 Legend: P prompts, C context frames, F generated frames, K = C + F, N tokens a frame, H W pixels.
 """
 
@@ -10,11 +10,10 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from rlir_ray.config import Config, WorldConfig
 from rlir_ray.data.clips import Clip, ClipRequest, CutClips, Progress, PromptSplit, Source
@@ -22,36 +21,39 @@ from rlir_ray.registry import build, load
 from rlir_ray.spaces.actions import GROUPS, Actions, group_classes
 from rlir_ray.trajectory import Prompt, stored_codes
 
-# Held-out prompts do not depend on the run's seed, so that all runs are judged on the same ones.
+if TYPE_CHECKING:
+    import torch
+
+# Held-out prompts do not depend on the run's seed, so that all runs are evaluated on the same prompts.
 HELDOUT_SEED = 20_250_928
-# Training clips whose frames are kept: those on which the calibration checks that actions and frames fit.
+# Number of training clips that keep their frames: the calibration checks on these that actions and frames are aligned.
 NUM_ALIGNED = 128
 
 
 class Encoder(Protocol):
-    """What prompts need of a tokenizer."""
+    """The part of a frame codec that prompts need."""
 
     def encode(self, frames: torch.Tensor) -> torch.Tensor:
-        """uint8 [n, H, W, 3] to tokens int64 [n, N] or latents float [n, D, h, w]."""
+        """Encode uint8 [n, H, W, 3] as tokens int64 [n, N] or latents float [n, D, h, w]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptSet:
-    """Prompts with the real clips that the first R of them were cut from: R = P of held-out prompts.
+    """Prompts, and the recorded clips of the first R prompts; R = P for held-out prompts.
 
-    Example: 128 prompts of one context and eight commanded frames: ``frames [128, 9, 48, 64, 3]``, each of
-    ``recorded`` eight actions.
+    Example: 128 held-out prompts of one context frame and eight commanded frames have ``frames [128, 9, 48, 64, 3]``,
+    and each item of ``recorded`` has eight actions.
     """
 
     prompts: tuple[Prompt, ...]
     frames: npt.NDArray[np.uint8]
-    """[R, K, H, W, 3], what really happened; for evaluation and calibration, never for training."""
+    """[R, K, H, W, 3], the recorded frames; for evaluation and calibration, never for training."""
     recorded: tuple[Actions, ...]
-    """P times K - 1 actions that led to `frames`; action i leads into frame i + 1."""
-    left_out: tuple[str, ...] = ()
-    """A line for each recording that is broken or not whole: file, line and reason."""
+    """[P], the K - 1 recorded actions of each clip; action i leads into frame i + 1."""
+    skipped: tuple[str, ...] = ()
+    """One line for each broken or incomplete recording: file, line and reason."""
     num_recordings: int = 0
-    """Recordings that the prompts were looked for in, those that were left out among them."""
+    """Recordings of the source, including the skipped ones."""
 
     def __post_init__(self) -> None:
         if not len(self.frames) <= len(self.prompts) == len(self.recorded):
@@ -68,15 +70,15 @@ class PromptSet:
         return replace(self, prompts=self.prompts[part], frames=self.frames[part], recorded=self.recorded[part])
 
     def with_clips(self, most: int) -> PromptSet:
-        """All prompts, with the frames of so many clips at most; the memory of the others comes free."""
+        """Return all prompts with the frames of at most `most` clips; a copy, so that the other frames can be freed."""
         return self if len(self.frames) <= most else replace(self, frames=self.frames[:most].copy())
 
     def with_frames(self) -> PromptSet:
-        """Its first R prompts."""
+        """Return the first R prompts, which have frames."""
         return self[: len(self.frames)]
 
     def class_shares(self, groups: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:
-        """How often each class of a group is commanded: action group -> float [classes], summing to 1."""
+        """Return how often each class is commanded: action group -> float [classes], summing to 1."""
         commanded = [prompt.actions[len(prompt.actions) - prompt.num_frames :] for prompt in self.prompts]
         classes = np.concatenate([group_classes(actions, groups) for actions in commanded])
         return {
@@ -88,22 +90,22 @@ class PromptSet:
 def prepare_prompts(
     config: Config, split: PromptSplit, tokenizer: Encoder, folder: Path, progress: Progress | None = None
 ) -> PromptSet:
-    """Make exactly the prompts that the configuration asks for; the same ones for the same settings.
+    """Make the prompts of a configuration; the same settings give the same prompts.
 
     Args:
-        config: `prompts`, `data`, `world` and `seed` are read.
+        config: the function reads `prompts`, `data`, `world` and `seed`.
         split: ``train`` or ``heldout``.
         tokenizer: encodes the context frames.
-        folder: for fresh recordings; a later call with the same settings takes them up again.
-        progress: called with recorded frames done and in all.
+        folder: folder for new recordings; a later call with the same settings uses them again.
+        progress: called with the numbers of recorded frames and of all frames.
 
     Returns:
-        `prompts.num_train` or `prompts.num_heldout` prompts; of training prompts at most the first `NUM_ALIGNED` with
-        their clips. With `prompts.actions=sampled` the commands after the context are drawn by the source, or are
-        those of another clip where the source draws none.
+        `prompts.num_train` or `prompts.num_heldout` prompts; at most the first `NUM_ALIGNED` training prompts have
+        frames. With `prompts.actions=sampled`, the source draws the commands after the context; if the source draws no
+        commands, each prompt gets the commands of another clip.
 
     Raises:
-        ValueError: the source cannot be built, or does not give as many clips.
+        ValueError: the source cannot be built, or gives another number of clips.
     """
     part, train = config.prompts, split == "train"
     num_prompts = part.num_train if train else part.num_heldout
@@ -127,17 +129,18 @@ def prepare_prompts(
 
 
 def open_source(config: Config) -> Source:
-    """The configured source of clips.
+    """Build the configured source of clips.
 
     Raises:
-        ValueError: it cannot be imported, lacks a method, or does not take `prompts.args`.
+        ValueError: the source cannot be imported, lacks a method, or does not accept `prompts.args`.
     """
     part = config.prompts
-    return build("sources", part.source, part.args, load("sources", part.source), config)
+    source: Source = build("sources", part.source, part.args, load("sources", part.source), config)
+    return source
 
 
 def heldout_bytes(config: Config) -> int:
-    """What the frames of the held-out clips hold."""
+    """Return the bytes of the held-out clips' frames."""
     world = config.world
     return config.prompts.num_heldout * (world.num_context + world.num_frames) * world.height * world.width * 3
 
@@ -147,7 +150,7 @@ def heldout_bytes(config: Config) -> int:
 
 
 def _commands(clips: Sequence[Clip], source: Source, config: Config, seed: int) -> list[Actions]:
-    """The K - 1 actions of each prompt; those between context frames are always the recorded ones."""
+    """Return the K - 1 actions of each prompt; the actions between context frames are always the recorded ones."""
     recorded = [clip.actions for clip in clips]
     if config.prompts.actions == "recorded":
         return recorded
@@ -155,10 +158,10 @@ def _commands(clips: Sequence[Clip], source: Source, config: Config, seed: int) 
     if draw := getattr(source, "commands", None):
         drawn = [draw(num_frames, np.random.default_rng([seed, 1, index])) for index in range(len(clips))]
     else:
-        # A cycle through all clips in random order: none keeps its own, and the distribution stays the recorded one.
+        # A cycle through all clips in random order: no clip keeps its commands, and their distribution is unchanged.
         order = np.random.default_rng([seed, 1]).permutation(len(clips))
-        giver = dict(zip(order, np.roll(order, 1), strict=True))
-        drawn = [recorded[giver[index]][past:] for index in range(len(clips))]
+        partner = dict(zip(order, np.roll(order, 1), strict=True))
+        drawn = [recorded[partner[index]][past:] for index in range(len(clips))]
     return [
         Actions(np.concatenate([own.buttons[:past], new.buttons]), np.concatenate([own.camera[:past], new.camera]))
         for own, new in zip(recorded, drawn, strict=True)
@@ -172,7 +175,7 @@ def _prompt_set(cut: CutClips, commands: Sequence[Actions], tokenizer: Encoder, 
         prompts=tuple(encode_prompts(cut.clips, commands, tokenizer, world)),
         frames=np.stack(whole),
         recorded=tuple(clip.actions for clip in cut.clips),
-        left_out=cut.left_out,
+        skipped=cut.skipped,
         num_recordings=cut.num_recordings,
     )
 
@@ -180,7 +183,10 @@ def _prompt_set(cut: CutClips, commands: Sequence[Actions], tokenizer: Encoder, 
 def encode_prompts(
     clips: Sequence[Clip], commands: Sequence[Actions], tokenizer: Encoder, world: WorldConfig
 ) -> list[Prompt]:
-    """Prompts of clips' first C frames and of K - 1 actions each."""
+    """Build prompts from the first C frames of clips and K - 1 actions each."""
+    # Imported here: processes that only hold prompts need not load torch.
+    import torch
+
     context = torch.from_numpy(np.stack([clip.frames[: world.num_context] for clip in clips]))
     codes = tokenizer.encode(context.flatten(0, 1)).unflatten(0, context.shape[:2])
     stored = stored_codes(codes.cpu().numpy())

@@ -1,6 +1,6 @@
-"""Recordings in the VPT format: NAME.mp4 and NAME.jsonl, one event a frame.
+"""Reading and writing of recordings in the VPT format: NAME.mp4 and NAME.jsonl, one event a frame.
 
-**Event k leads INTO frame k**: it holds the input between frames k - 1 and k; event 0 is the null action. A
+**Event k leads INTO frame k**: event k holds the input between frames k - 1 and k; event 0 is the null action. A
 Gymnasium loop has another order (an observation, then the action taken after it): write an action beside the
 next observation, or read existing files with `action_shift=-1` (`data.action_shift`).
 """
@@ -11,15 +11,15 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
 
-from rlir_ray.data.sources import find_recordings, list_recordings, log_left_out, pair
+from rlir_ray.data.recording_index import find_recordings, list_recordings, log_skipped, pair
 from rlir_ray.data.video import VideoFile, index_video
 from rlir_ray.data.vpt_events import parse_event, recorder_version, repair_events
-from rlir_ray.spaces.actions import Actions
+from rlir_ray.spaces.actions import Actions, Event
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -50,14 +50,15 @@ class RecordingFile:
     """A recording on disk: events are in memory, frames are read on demand.
 
     Args:
-        name: its path below the source that it comes from, or its file name, without an ending.
-        video: where its F frames are.
-        events: F events; event k leads into frame k. The recorder's errors are put right.
+        name: path of the recording below its source, or its file name, without a suffix.
+        video: index of the F frames.
+        events: F events; event k leads into frame k; known errors of the recorder are repaired.
+        actions: F actions, as the events say.
     """
 
     name: str
     video: VideoFile
-    events: list[dict[str, Any]]
+    events: list[Event]
     actions: Actions
 
     def __len__(self) -> int:
@@ -67,7 +68,7 @@ class RecordingFile:
         """Return frames [start, stop), uint8 [n, H, W, 3], RGB.
 
         Raises:
-            ValueError: no such frames, or damaged ones; names the file.
+            ValueError: the frames do not exist or are damaged; the error names the file.
         """
         return self.video.read(start, stop)
 
@@ -77,21 +78,19 @@ class Recording:
     """One recording in memory; name, events and actions as in `RecordingFile`.
 
     Args:
-        name: as above.
+        name: path or file name without a suffix.
         frames: uint8 [F, H, W, 3], RGB.
         events: F events; event k leads into frame k.
     """
 
     name: str
     frames: npt.NDArray[np.uint8]
-    events: list[dict[str, Any]]
+    events: list[Event]
     actions: Actions
 
 
-def write_recording(
-    path_stem: Path, frames: npt.NDArray[np.uint8], events: Iterable[dict[str, Any]], fps: int = 7
-) -> None:
-    """Write PATH_STEM.mp4 and PATH_STEM.jsonl; a pair that is there under its name is whole.
+def write_recording(path_stem: Path, frames: npt.NDArray[np.uint8], events: Iterable[Event], fps: int = 7) -> None:
+    """Write PATH_STEM.mp4 and PATH_STEM.jsonl; the files appear under these names only when they are complete.
 
     Example, a Gymnasium loop::
 
@@ -102,19 +101,19 @@ def write_recording(
         write_recording(Path("data/mine/first"), np.stack(frames), events)
 
     Args:
-        path_stem: folder and name without an ending.
+        path_stem: folder and name without a suffix.
         frames: uint8 [F, H, W, 3], RGB; H and W even.
         events: F events; **event k leads INTO frame k**.
-        fps: of the mp4, for viewers.
+        fps: frame rate of the mp4, for viewers only.
 
     Raises:
-        ValueError: frames and events differ in number, or the frames are no uint8 RGB.
+        ValueError: frames and events differ in number, or the frames are not uint8 RGB.
     """
     events = list(events)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or len(frames) != len(events):
         raise ValueError(
             f"a recording needs uint8 frames [F, H, W, 3] and F events, got {frames.dtype} {frames.shape} and "
-            f"{len(events)} events"
+            f"{len(events)} events; convert the frames and give one event for each"
         )
     path_stem.parent.mkdir(parents=True, exist_ok=True)
     video, lines = pair(path_stem)
@@ -136,15 +135,15 @@ def open_recording(path: Path, name: str = "", action_shift: int = 0) -> Recordi
     """Open one recording without decoding a frame.
 
     Args:
-        path: of the mp4, of the jsonl, or of both without their ending.
-        name: of the recording within its source; empty: the file name.
-        action_shift: event k + action_shift leads INTO frame k: -1 for the order of a Gymnasium loop, which writes an
-            observation beside the action that is then taken in it. Above 0 the last frames, whose action is not there,
-            are left out.
+        path: path of the mp4, of the jsonl, or of both without a suffix.
+        name: name of the recording within its source; empty: the file name.
+        action_shift: event k + action_shift leads INTO frame k; -1 for the order of a Gymnasium loop, which writes an
+            observation beside the action that is taken after it. With a shift above 0 the last frames have no action
+            and are dropped.
 
     Raises:
-        ValueError: half of the pair is missing, a line is no event, the video is cut off, or they differ in length;
-            the message names the file and the line.
+        ValueError: a file of the pair is missing, a line is no event, the video is cut off, or video and events differ
+            in length; the error names the file and the line.
     """
     path = Path(path)
     stem = path.with_suffix("") if path.suffix in (".mp4", ".jsonl") else path
@@ -165,84 +164,84 @@ def open_recording(path: Path, name: str = "", action_shift: int = 0) -> Recordi
 
 
 def read_recording(path: Path, name: str = "", action_shift: int = 0) -> Recording:
-    """Read one recording with all its frames. Arguments and errors as `open_recording`."""
+    """Read one recording with all its frames; see `open_recording` for arguments and errors."""
     opened = open_recording(path, name, action_shift)
     frames = opened.read(0, len(opened))
     return Recording(name=opened.name, frames=frames, events=opened.events, actions=opened.actions)
 
 
 def read_recordings(paths: Iterable[Path], *, strict: bool = False) -> Iterator[Recording]:
-    """Yield the recordings at `paths` in order; a broken recording is skipped with one line in the log.
+    """Yield the recordings at `paths` in order; skip a broken recording with one line in the log.
 
     Args:
-        paths: as `list_recordings` gives them.
+        paths: see `list_recordings`.
         strict: raise at the first broken recording instead.
     """
-    left_out: list[str] = []
+    skipped: list[str] = []
     num_read = 0
-    for recording in _readable((("", path) for path in paths), left_out, strict):
+    for recording in _readable((("", path) for path in paths), skipped, strict):
         num_read += 1
         yield recording
-    if left_out:
-        logger.warning("%d of %d recordings were left out", len(left_out), num_read + len(left_out))
+    if skipped:
+        logger.warning("%d of %d recordings were skipped", len(skipped), num_read + len(skipped))
 
 
 def load_recordings(folder: Path, action_shift: int = 0) -> list[Recording]:
-    """Load all recordings of a folder or an index; broken recordings are skipped with a line in the log.
+    """Load all recordings of a folder or an index; skip a broken recording with one line in the log.
 
     Args:
-        folder: or index.
-        action_shift: as `open_recording` takes it.
+        folder: folder or index of recordings.
+        action_shift: see `open_recording`.
 
     Raises:
-        ValueError: no such folder, or nothing in it that can be read.
+        ValueError: the folder does not exist, or holds no readable recording.
     """
     source = find_recordings(folder)
-    log_left_out(source.left_out)
-    left_out = list(source.left_out)
-    recordings = list(_readable(source.videos.items(), left_out, False, action_shift))
+    log_skipped(source.skipped)
+    skipped = list(source.skipped)
+    recordings = list(_readable(source.videos.items(), skipped, False, action_shift))
     if not recordings:
-        raise ValueError(nothing_readable(source.path, left_out))
-    if left_out:
-        logger.warning("%d of %d recordings were left out", len(left_out), len(source))
+        raise ValueError(nothing_readable(source.path, skipped))
+    if skipped:
+        logger.warning("%d of %d recordings were skipped", len(skipped), len(source))
     return recordings
 
 
-def nothing_readable(path: Path, left_out: Sequence[str]) -> str:
+def nothing_readable(path: Path, skipped: Sequence[str]) -> str:
     """Return the error for a source whose recordings are all broken."""
     return (
-        f"{path} must hold a recording that can be read, got {len(left_out)} broken ones; make some with: python -m "
-        f"rlir_ray collect --out DIR, or fix the first: {left_out[0]}"
+        f"{path} must hold a recording that can be read, got {len(skipped)} broken ones; make some with: python -m "
+        f"rlir_ray collect --out DIR, or fix the first: {skipped[0]}"
     )
 
 
 def _readable(
-    items: Iterable[tuple[str, Path]], left_out: list[str], strict: bool, action_shift: int = 0
+    items: Iterable[tuple[str, Path]], skipped: list[str], strict: bool, action_shift: int = 0
 ) -> Iterator[Recording]:
-    """Yield the recordings of names and paths; append a line for each broken recording to `left_out`."""
+    """Yield the recordings of names and paths; append a line for each broken recording to `skipped`."""
     for name, path in items:
         try:
             recording = read_recording(path, name, action_shift)
         except ValueError as error:
             if strict:
                 raise
-            left_out.append(str(error))
-            logger.warning("left out: %s", error)
+            skipped.append(str(error))
+            logger.warning("skipped: %s", error)
             continue
         yield recording
 
 
-def read_events(path: Path) -> list[dict[str, Any]]:
-    """Return all events of a jsonl as they were written.
+def read_events(path: Path) -> list[Event]:
+    """Return all events of a jsonl, without repairs.
 
     Raises:
-        ValueError: the file cannot be read, or a line is no event; names the file and the line.
+        ValueError: the file cannot be read, or a line is no event; the error names the file and the line.
     """
     try:
         text = path.read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
         raise ValueError(f"{path}: no readable file ({error.strerror}); record or download it again") from error
-    # Only line feeds end a line: what players typed may hold other line separators.
+    # Split at line feeds only, because typed text in events may contain other line separators.
     lines = text.rstrip().split("\n") if text.strip() else []
     events = []
     for number, line in enumerate(lines, start=1):

@@ -1,13 +1,13 @@
-"""Frames of an mp4 by their number, without decoding the whole file. Knows nothing of events.
+"""Random access to the frames of an mp4, without decoding the whole file. Independent of events.
 
-Legend: F shown frames, P packets (compressed frames, in the order in which they are decoded).
+Legend: F shown frames, P packets (compressed frames, in decoding order).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import numpy.typing as npt
+    from av import Packet, VideoFrame
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
 
 WAY_OUT = "record or download it again"
-# What PyAV raises for a damaged file; a file without a video stream is an IndexError.
+# Exceptions of PyAV for a damaged file; IndexError is for a file without a video stream.
 VIDEO_ERRORS = (av.FFmpegError, IndexError, ValueError)
 
 
@@ -32,16 +35,16 @@ class VideoFile:
 
     path: Path
     height: int
-    """Pixels, as they are stored; a turned video is shown with the two exchanged."""
+    """Stored size in pixels; a player swaps height and width of a video that is rotated by 90 degrees."""
     width: int
     timestamps: npt.NDArray[np.int64]
-    """[F], when each frame is shown, in the stream's unit; rising."""
+    """[F], presentation time of each frame in the stream's unit, ascending."""
     packets: npt.NDArray[np.int64]
-    """[F], number of the packet that holds each frame."""
+    """[F], index of the packet that holds each frame."""
     decode_times: npt.NDArray[np.int64]
-    """[P], when each packet is decoded, in the stream's unit; rising."""
+    """[P], decoding time of each packet in the stream's unit, ascending."""
     keyframes: npt.NDArray[np.int64]
-    """Numbers of the frames at which decoding can begin; rising."""
+    """Indices of the frames at which decoding can start, ascending."""
 
     def __len__(self) -> int:
         return len(self.timestamps)
@@ -50,7 +53,7 @@ class VideoFile:
         """Return frames [start, stop), uint8 [n, H, W, 3], RGB; decoding starts at the preceding keyframe.
 
         Raises:
-            ValueError: no such frames, or a damaged one among those decoded; names the file.
+            ValueError: the frames do not exist, or a decoded frame is damaged; the error names the file.
         """
         if not 0 <= start < stop <= len(self):
             raise ValueError(f"{self.path}: frames must lie within 0..{len(self)}, got [{start}, {stop})")
@@ -58,7 +61,7 @@ class VideoFile:
         try:
             frames = list(self._decode(keyframe, start, stop))
             if len(frames) < stop - start and keyframe > 0:
-                # Intra refresh: what is marked as a keyframe begins a picture that is whole only some frames later.
+                # With intra refresh, a frame marked as keyframe is complete some frames later: decode from the start.
                 frames = list(self._decode(0, start, stop))
             if len(frames) < stop - start:
                 raise ValueError(f"{len(frames)} of the frames [{start}, {stop}) can be decoded")
@@ -67,7 +70,7 @@ class VideoFile:
             raise ValueError(f"{self.path}: no readable video ({_reason(error)}); {WAY_OUT}") from error
 
     def _decode(self, keyframe: int, start: int, stop: int) -> Iterator[npt.NDArray[np.uint8]]:
-        """Decode frames [start, stop) from `keyframe` on, as far as possible; 0 is the start of the file."""
+        """Yield frames [start, stop), decoding from `keyframe` on, as far as possible; 0 is the start of the file."""
         first = int(self.packets[keyframe]) if keyframe > 0 else 0
         last = int(self.packets[start:stop].max())
         wanted = {int(timestamp) for timestamp in self.timestamps[start:stop]}
@@ -77,7 +80,7 @@ class VideoFile:
             if first > 0:
                 container.seek(int(self.decode_times[first]), stream=stream)
             for frame in _decoded(container, stream, int(self.decode_times[first]), int(self.decode_times[last])):
-                # What is stored after a keyframe and shown before it needs frames that were not decoded.
+                # A frame that is stored after the keyframe and shown before it depends on frames that were not decoded.
                 reached = reached or frame.pts == self.timestamps[keyframe]
                 if (frame.height, frame.width) != (self.height, self.width):
                     raise ValueError(f"a frame of {frame.height}x{frame.width} among {self.height}x{self.width} ones")
@@ -87,30 +90,31 @@ class VideoFile:
                     yield _as_shown(frame)
 
 
-def _as_shown(frame: Any) -> npt.NDArray[np.uint8]:
+def _as_shown(frame: VideoFrame) -> npt.NDArray[np.uint8]:
     """Convert a frame to RGB and apply the rotation that the file asks for, as a player does."""
-    if matrix := frame.side_data.get(SideDataType.DISPLAYMATRIX):
+    if matrix := frame.side_data.get(SideDataType.DISPLAYMATRIX):  # type: ignore[call-overload]  # av's stubs say int
         a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32).astype(float)
         if a * d < b * c:
-            raise ValueError("it is to be shown mirrored, which would turn left into right")
+            raise ValueError("the file asks for a mirrored display, which would swap left and right")
     quarters, rest = divmod(int(frame.rotation), 90)  # counterclockwise
     if rest:
-        raise ValueError(f"it is to be shown turned by {frame.rotation} degrees, which are no right angles")
+        raise ValueError(f"the file asks for a rotation by {frame.rotation} degrees, not by a multiple of 90")
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), quarters))
 
 
-def _decoded(container: Any, stream: Any, first_time: int, last_time: int) -> Iterator[Any]:
+def _decoded(container: InputContainer, stream: VideoStream, first_time: int, last_time: int) -> Iterator[VideoFrame]:
     """Yield the decoded frames of the packets from `first_time` to `last_time`, and not one packet more."""
     for packet in container.demux(stream):
         if packet.size == 0:
             break
-        # A seek may end at an earlier keyframe than the one asked for.
+        assert packet.dts is not None, "index_video rejects such a file"
+        # A seek may end at an earlier keyframe than the requested one.
         if packet.dts < first_time:
             continue
         yield from packet.decode()
         if packet.dts >= last_time:
             break
-    # The decoder holds back frames until it knows that none is shown before them.
+    # Flush the decoder, which holds back frames until no earlier frame can follow.
     yield from stream.codec_context.decode(None)
 
 
@@ -118,13 +122,13 @@ def index_video(path: Path) -> VideoFile:
     """Read the packets of an mp4 without decoding them.
 
     Raises:
-        ValueError: the file is no video, is cut off or has damaged packets.
+        ValueError: the file is no video, is cut off, or has damaged packets.
     """
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             num_expected = stream.frames
-            # A stream that was cut off before its settings has no size.
+            # A stream that is cut off before its settings has no size.
             height, width = getattr(stream, "height", 0), getattr(stream, "width", 0)
             # Demuxing ends with an empty packet.
             packets = [packet for packet in container.demux(stream) if packet.size]
@@ -132,7 +136,7 @@ def index_video(path: Path) -> VideoFile:
         _check_boxes(path)
     except VIDEO_ERRORS as error:
         raise ValueError(f"{path}: no readable video ({_reason(error)}); {WAY_OUT}") from error
-    # What lies before the beginning of the edited video is decoded and not shown.
+    # Packets before the start of an edited video are decoded but not shown.
     shown = [number for number, packet in enumerate(packets) if not packet.is_discard]
     if not shown:
         raise ValueError(f"{path}: a video without frames; {WAY_OUT}")
@@ -150,11 +154,11 @@ def index_video(path: Path) -> VideoFile:
 
 
 def _reason(error: Exception) -> str:
-    """Return FFmpeg's message without its error number and path, because our message already holds the path."""
+    """Return FFmpeg's message without error number and path, because our message already has the path."""
     return getattr(error, "strerror", None) or str(error)
 
 
-def _check_packets(packets: list[Any], num_expected: int) -> None:
+def _check_packets(packets: list[Packet[VideoStream]], num_expected: int) -> None:
     """Check that no packet is damaged or missing; `num_expected` is 0 for a fragmented mp4, which states no number."""
     if len(packets) < num_expected:
         raise ValueError(f"{len(packets)} of {num_expected} frames are there")
@@ -162,7 +166,7 @@ def _check_packets(packets: list[Any], num_expected: int) -> None:
         raise ValueError("the file is cut off")
     if any(packet.pts is None or packet.dts is None for packet in packets):
         raise ValueError("frames without a time")
-    times = [packet.dts for packet in packets]
+    times = [packet.dts for packet in packets if packet.dts is not None]
     if len({packet.pts for packet in packets}) < len(packets) or times != sorted(set(times)):
         raise ValueError("frames of the same time")
 
@@ -181,7 +185,7 @@ def _check_boxes(path: Path) -> None:
             if size == 1:
                 size = int.from_bytes(header[8:16], "big")
             if size == 0:
-                return  # it ends with the file
+                return  # size 0: the box ends with the file
             position += max(size, 8)
     if position > end:
         raise ValueError(f"{end} of {position} bytes are there")

@@ -11,7 +11,8 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import PurePath
-from typing import Any
+
+from rlir_ray.spaces.actions import Event
 
 ATTACK = 0  # the recorder's number of the left mouse button
 # Scale of mouse motion in an open GUI by version of the recorder, as in VPT's data loader; 1 for other versions.
@@ -22,7 +23,7 @@ VERSION = re.compile(r"\d+\.\d+")
 PRINTED_ARRAY = re.compile(r"(?:np\.|numpy\.)?array\((\[[^()\[\]]*\])(?:,\s*dtype=[\w.]+)?\)")
 
 
-def parse_event(line: str) -> dict[str, Any]:
+def parse_event(line: str) -> Event:
     """Parse one line of a recording: the VPT recorder's JSON object, or MineWorld's, which may be a Python literal.
 
     Raises:
@@ -40,14 +41,14 @@ def parse_event(line: str) -> dict[str, Any]:
     return event
 
 
-def _parse_literal(line: str) -> Any:
+def _parse_literal(line: str) -> object:
     try:
         return ast.literal_eval(PRINTED_ARRAY.sub(r"\1", line))
     except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
         raise ValueError(f"no JSON and no Python literal, got {line[:40]!r}") from error
 
 
-def _check_event(event: dict[str, Any]) -> None:
+def _check_event(event: Event) -> None:
     """Check the types of all fields that hold actions; null means nothing pressed."""
     mouse, keyboard = event.get("mouse"), event.get("keyboard")
     for key, part in (("mouse", mouse), ("keyboard", keyboard)):
@@ -70,7 +71,7 @@ def _check_event(event: dict[str, Any]) -> None:
 
 
 def _is_number(value: object) -> bool:
-    # An integer of any length is JSON; one that no float holds is no number here.
+    # JSON allows integers of any length; reject an integer that a float cannot hold.
     return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
@@ -80,7 +81,7 @@ def recorder_version(path: PurePath | str) -> str:
     return next((name for name in names if VERSION.fullmatch(name)), "")
 
 
-def repair_events(events: Sequence[dict[str, Any]], version: str = "") -> list[dict[str, Any]]:
+def repair_events(events: Sequence[Event], version: str = "") -> list[Event]:
     """Repair all known errors of VPT recordings, as VPT's own data loader does.
 
     Args:
@@ -90,7 +91,7 @@ def repair_events(events: Sequence[dict[str, Any]], version: str = "") -> list[d
     return scale_gui_mouse(add_hotbar_keys(release_stuck_attack(events)), GUI_MOUSE_SCALES.get(version, 1.0))
 
 
-def release_stuck_attack(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def release_stuck_attack(events: Sequence[Event]) -> list[Event]:
     """Release an attack button that is down when the recording starts, until the player presses the button again."""
     repaired = list(events)
     if not events or _new_buttons(events[0]) != [ATTACK]:
@@ -104,11 +105,11 @@ def release_stuck_attack(events: Sequence[dict[str, Any]]) -> list[dict[str, Any
     return repaired
 
 
-def _new_buttons(event: dict[str, Any]) -> list[int]:
+def _new_buttons(event: Event) -> list[int]:
     return (event.get("mouse") or {}).get("newButtons") or []
 
 
-def add_hotbar_keys(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def add_hotbar_keys(events: Sequence[Event]) -> list[Event]:
     """Add the number key of a slot chosen with the scroll wheel, which only the `hotbar` field shows."""
     repaired, last_slot = list(events), None
     for index, event in enumerate(events):
@@ -123,7 +124,7 @@ def add_hotbar_keys(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return repaired
 
 
-def scale_gui_mouse(events: Sequence[dict[str, Any]], scale: float) -> list[dict[str, Any]]:
+def scale_gui_mouse(events: Sequence[Event], scale: float) -> list[Event]:
     """Scale mouse motion in an open GUI, which some recorders wrote in another unit than camera motion."""
     if scale == 1:
         return list(events)

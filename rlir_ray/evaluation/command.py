@@ -1,4 +1,4 @@
-"""The `eval` command: a policy's row of MineWorld's table, on recordings. Works without Ray."""
+"""The `eval` command: compute a policy's row of MineWorld's table on recordings. Works without Ray."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,32 +17,32 @@ from rlir_ray.config import Config, asset_path
 from rlir_ray.config.load import load_config, recipes
 from rlir_ray.data.clips import Clip
 from rlir_ray.data.files import write_json
+from rlir_ray.data.recorded_clips import round_robin_clips
+from rlir_ray.data.recording_index import MAX_LOGGED, find_recordings
 from rlir_ray.data.recordings import nothing_readable
-from rlir_ray.data.round_robin import round_robin_clips
-from rlir_ray.data.sources import MAX_LOGGED, find_recordings
 from rlir_ray.evaluation.fvd import I3D, MIN_FRAMES
 from rlir_ray.evaluation.lpips import LPIPS
 from rlir_ray.evaluation.policy_row import PolicyRow, evaluate_row
 from rlir_ray.families import family_of, open_codec, open_policy
-from rlir_ray.idm.base import load_inverse_dynamics
+from rlir_ray.idm.base import InverseDynamics, load_inverse_dynamics
 from rlir_ray.models.adapters import is_adapter_folder
-from rlir_ray.models.architectures import stated_architecture
+from rlir_ray.models.compatibility import stated_architecture
 from rlir_ray.rewards.calibration import check_alignment
 from rlir_ray.run.environment import versions
 from rlir_ray.run.progress import progress_bar
 
 if TYPE_CHECKING:
-    from rlir_ray.data.sources import RecordingSource
+    from rlir_ray.data.recording_index import RecordingSource
 
-# A seed of its own, so that every evaluation uses the same draws.
+# A fixed seed, so that all evaluations use the same draws.
 SEED = 20_250_928
-# Real clips on which the alignment check shifts the recordings' actions by one frame.
+# Number of real clips for the check that the recorded actions fit their frames.
 NUM_ALIGNED = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationRequest:
-    """The user's options; an empty path means the recipe's path."""
+    """Options of the command; an empty path means the recipe's path."""
 
     policy: str
     data: str
@@ -57,26 +57,26 @@ class EvaluationRequest:
 
 
 def evaluate(request: EvaluationRequest, chunk: int = 0) -> PolicyRow:
-    """Generate and evaluate the clips, print the row, and write it as JSON if requested.
+    """Generate and evaluate the clips, print the row, and write the row as JSON if `request.out` is set.
 
     Args:
-        request: of the user.
-        chunk: clips sampled at once; 0: as many as suit the device.
+        request: options of the command.
+        chunk: number of clips that are sampled at once; 0: eight times `rollout.prompts_per_call`.
 
     Raises:
-        ValueError: a checkpoint or the recordings are not usable, or of another world.
+        ValueError: a checkpoint or the recordings are unusable, or belong to another world.
     """
     config = resolve_config(request)
     num_clips = request.num_clips or config.prompts.num_heldout
     check_request(request, config, num_clips)
     family_of(config).check_world(config)
-    # transformers shows one bar a model, which is noise in our output.
+    # transformers shows a progress bar for each model, which would mix with this command's output.
     disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     lpips = LPIPS(request.lpips, device=device) if request.lpips else None
     i3d = I3D(request.fvd, device=device) if request.fvd else None
     source, world = find_recordings(Path(request.data)), config.world
-    left_out: list[str] = []
+    skipped: list[str] = []
     idm = load_inverse_dynamics(config.models.judge_idm).to(device) if config.models.judge_idm else None
     if idm is not None:
         for line in alignment_lines(idm, round_robin_clips(source, NUM_ALIGNED, world, config.data), config):
@@ -84,9 +84,9 @@ def evaluate(request: EvaluationRequest, chunk: int = 0) -> PolicyRow:
     policy, tokenizer = open_policy(config, device).eval(), open_codec(config)
     settings = config.evaluation
     sampler = family_of(config).evaluation_sampler(config, policy, settings.temperatures[0])
-    with progress_bar("evaluating") as show, _named_when_broken(source, left_out):
+    with progress_bar("evaluating") as show, _reason_if_all_broken(source, skipped):
         row = evaluate_row(
-            round_robin_clips(source, num_clips, world, config.data, left_out),
+            round_robin_clips(source, num_clips, world, config.data, skipped),
             sampler,
             tokenizer.to(device),
             world,
@@ -98,20 +98,20 @@ def evaluate(request: EvaluationRequest, chunk: int = 0) -> PolicyRow:
             i3d=i3d,
             progress=lambda done: show(done / num_clips, f"{done} clips"),
         )
-    print("\n".join(summary_lines(row, config, num_clips, source, left_out)))
+    print("\n".join(summary_lines(row, config, num_clips, source, skipped)))
     if request.out:
-        write_row(Path(request.out), row, config, left_out)
+        write_row(Path(request.out), row, config, skipped)
     return row
 
 
 def check_request(request: EvaluationRequest, config: Config, num_clips: int) -> None:
-    """Reject a request that cannot work before models are loaded.
+    """Reject impossible options before models are loaded.
 
     Raises:
-        ValueError: there are too few clips or frames for what is asked.
+        ValueError: the figures need more clips or frames.
     """
     if num_clips < 1 + bool(request.fvd):
-        raise ValueError(f"--num-clips must be >= 1, and >= 2 with --fvd, got {num_clips}; set it so")
+        raise ValueError(f"--num-clips must be >= 1, and >= 2 with --fvd, got {num_clips}; raise --num-clips")
     if request.fvd and config.world.num_frames < MIN_FRAMES:
         raise ValueError(
             f"--fvd needs world.num_frames >= {MIN_FRAMES}, got {config.world.num_frames}; set "
@@ -120,13 +120,13 @@ def check_request(request: EvaluationRequest, config: Config, num_clips: int) ->
 
 
 @contextmanager
-def _named_when_broken(source: RecordingSource, left_out: list[str]) -> Iterator[None]:
-    """If all recordings are broken, raise the reason of the first."""
+def _reason_if_all_broken(source: RecordingSource, skipped: list[str]) -> Iterator[None]:
+    """If all recordings are broken, replace a ValueError by one that gives the reason of the first recording."""
     try:
         yield
     except ValueError:
-        if len(left_out) == len(source):
-            raise ValueError(nothing_readable(source.path, left_out)) from None
+        if len(skipped) == len(source):
+            raise ValueError(nothing_readable(source.path, skipped)) from None
         raise
 
 
@@ -138,21 +138,21 @@ def _folder(path: str, option: str) -> Path:
 
 
 def resolve_config(request: EvaluationRequest) -> Config:
-    """Load the recipe and set the request's checkpoints, as absolute folders.
+    """Load the recipe and set the models of the request, as absolute folders.
 
     Raises:
-        ValueError: no recipe is given and none fits the policy, or a folder does not exist.
+        ValueError: the request names no recipe and no recipe fits the policy, or a folder does not exist.
     """
     policy = _folder(request.policy, "--policy")
     config = load_config(request.recipe or find_recipe(policy), list(request.overrides))
     if not request.recipe:
-        config = _at_home(config, policy)
+        config = _with_run_folders(config, policy)
     tokenizer = request.tokenizer or (str(policy / "tokenizer") if (policy / "tokenizer").is_dir() else "")
     judge = request.idm or config.models.judge_idm
     if not request.idm and judge and not judge.startswith("asset:") and not Path(judge).is_dir():
-        # The recipe's judge does not exist: evaluate without it instead of failing.
+        # The recipe's judge does not exist here: leave out action following instead of failing.
         judge = ""
-    # An adapter lies on the policy that its run started from.
+    # An adapter needs the policy from which its run started.
     checkpoint = {"adapter": str(policy)} if is_adapter_folder(policy) else {"policy": str(policy)}
     models = dataclasses.replace(
         config.models,
@@ -163,8 +163,8 @@ def resolve_config(request: EvaluationRequest) -> Config:
     return dataclasses.replace(config, models=models)
 
 
-def _at_home(config: Config, policy: Path) -> Config:
-    """Resolve a run's relative folders, first here and then in the parent folders of its policy."""
+def _with_run_folders(config: Config, policy: Path) -> Config:
+    """Resolve a run's relative folders: first in the working folder, then in the parent folders of the policy."""
     found = {entry.name: getattr(config.models, entry.name) for entry in dataclasses.fields(config.models)}
     for name, path in found.items():
         places = [home / path for home in policy.absolute().parents]
@@ -174,15 +174,15 @@ def _at_home(config: Config, policy: Path) -> Config:
 
 
 def find_recipe(policy: Path) -> str:
-    """Find the configuration of the policy's run, or else the shipped recipe of the policy's size.
+    """Find the configuration of the policy's run, otherwise the shipped recipe of the policy's size.
 
     Raises:
-        ValueError: there is neither.
+        ValueError: neither exists.
     """
     if (run := policy.absolute().parent / "config.yaml").is_file():
         return str(run)
     if is_adapter_folder(policy):
-        raise ValueError(f"an adapter that is of no run needs --recipe, got {policy}; name that of its policy")
+        raise ValueError(f"an adapter outside a run's folder needs --recipe, got {policy}; name its policy's recipe")
     try:
         held = stated_architecture(json.loads((policy / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
@@ -192,7 +192,7 @@ def find_recipe(policy: Path) -> str:
         if recipe.architecture == held or _is_folder(recipe.models.policy, policy):
             return name
     raise ValueError(
-        f"a policy that is of no run and no shipped size needs --recipe, got {policy}; name one of "
+        f"a policy outside a run's folder and of no shipped size needs --recipe, got {policy}; name one of "
         f"{', '.join(recipes())} or a YAML file"
     )
 
@@ -201,8 +201,8 @@ def _is_folder(named: str, folder: Path) -> bool:
     return named.startswith("asset:") and asset_path(named).samefile(folder)
 
 
-def alignment_lines(idm: Any, clips: Iterator[Clip], config: Config) -> list[str]:
-    """Warn if the recordings' actions fit their frames best one frame away: this would make every figure wrong."""
+def alignment_lines(idm: InverseDynamics, clips: Iterator[Clip], config: Config) -> list[str]:
+    """Warn if the recorded actions fit better when shifted by a frame: then every figure would be wrong."""
     real = list(clips)
     if not real or config.world.num_context + config.world.num_frames < 4:
         return []
@@ -215,25 +215,25 @@ def alignment_lines(idm: Any, clips: Iterator[Clip], config: Config) -> list[str
 
 
 def summary_lines(
-    row: PolicyRow, config: Config, num_clips: int, source: RecordingSource, left_out: list[str]
+    row: PolicyRow, config: Config, num_clips: int, source: RecordingSource, skipped: list[str]
 ) -> list[str]:
-    """Return lines with the policy, the recordings and the row."""
+    """Format the clips, the recordings and the row for a terminal."""
     world = config.world
     lines = [
-        f"{row.num_clips} clips of {world.num_context} given + {world.num_frames} generated frames, "
+        f"{row.num_clips} clips of {world.num_context} context + {world.num_frames} generated frames, "
         f"{world.height}x{world.width}, {family_of(config).sampling_text(config)}",
     ]
     if row.num_clips < num_clips:
-        lines.append(f"the recordings hold {row.num_clips} clips, {num_clips} were asked for")
-    if left_out:
-        lines.append(f"left out {len(left_out)} recordings, {len(source)} are known (all in --out), the first:")
-        lines += [f"  {line}" for line in left_out[:MAX_LOGGED]]
+        lines.append(f"the recordings hold {row.num_clips} of the {num_clips} requested clips")
+    if skipped:
+        lines.append(f"left out {len(skipped)} of {len(source)} recordings (--out lists all), the first:")
+        lines += [f"  {line}" for line in skipped[:MAX_LOGGED]]
     return [*lines, "", *row.lines()]
 
 
-def write_row(out: Path, row: PolicyRow, config: Config, left_out: list[str]) -> None:
-    """Write the row as JSON, with the configuration and the skipped recordings."""
+def write_row(out: Path, row: PolicyRow, config: Config, skipped: list[str]) -> None:
+    """Write the row as JSON, with the configuration and the recordings that were left out."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    content = {"row": row.to_json(), "left_out": left_out, "seed": SEED, "config": config.to_dict()}
+    content = {"row": row.to_json(), "left_out": skipped, "seed": SEED, "config": config.to_dict()}
     write_json(out, {**content, "versions": versions()})
     print(f"\nwritten to {out}")

@@ -1,7 +1,7 @@
-"""Action following, the recovery of commanded actions from videos: accuracy, macro-F1, their errors and paired
-differences.
+"""Action following, the recovery of commanded actions from videos: accuracy, macro-F1 and their standard errors.
 
-Numpy only; knows nothing of models. Legend: P clips (one a prompt), F generated frames, K action groups, C classes.
+Imports numpy only; independent of models.
+Legend: P clips (one for each prompt), F generated frames, K action groups, C classes.
 """
 
 from __future__ import annotations
@@ -9,32 +9,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from rlir_ray.data.files import Json
 from rlir_ray.rewards.classification import confusion, known_mean, macro_f1, occurs, or_none
 from rlir_ray.spaces.actions import GROUPS
 
 FIGURES = ("accuracy", "accuracy_se", "macro_f1", "macro_f1_se")
 NUM_RESAMPLES = 200
-BOOTSTRAP_SEED = 0  # the same resamples everywhere, so that paired differences cancel what the prompts share
+# All evaluations take the same resamples, so that paired differences cancel what the prompts share.
+BOOTSTRAP_SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Following:
     """The classes that one inverse dynamics model recovered in P clips, and the figures computed from these classes.
 
-    Means are over the groups that occur, those of which anything but "none" was commanded; without one they are NaN.
+    Means are over the groups in use: the groups with a command other than "none". Without such a group the means are
+    NaN.
 
     Args:
-        groups: names out of `rlir_ray.spaces.actions.GROUPS`, the K columns.
-        commanded: int64 [P, F, K], the classes that were asked for.
-        recovered: int64 [P, F, K], the classes that were read.
+        groups: names of the K columns, from `rlir_ray.spaces.actions.GROUPS`.
+        commanded: int64 [P, F, K], the commanded classes.
+        recovered: int64 [P, F, K], the classes that the model read.
 
     Raises:
-        ValueError: the shapes do not fit.
+        ValueError: the shapes differ, or do not fit the groups.
     """
 
     groups: tuple[str, ...]
@@ -51,12 +53,12 @@ class Following:
 
     @cached_property
     def in_use(self) -> npt.NDArray[np.bool_]:
-        """[K], the groups that occur."""
+        """Whether each group is in use, bool [K]."""
         return np.array([occurs(self.confusions[name].sum(0), GROUPS[name].null_class) for name in self.groups])
 
     @cached_property
     def prompt_accuracy(self) -> npt.NDArray[np.float64]:
-        """[P], the share of (frame, group) pairs of a clip that agree, over the groups in use."""
+        """Share of the (frame, group) pairs of each clip that agree, over the groups in use, [P]."""
         return known_mean(np.where(self.in_use, (self.commanded == self.recovered).mean(1), np.nan))
 
     @cached_property
@@ -65,12 +67,12 @@ class Following:
 
     @cached_property
     def accuracy_se(self) -> float:
-        """Standard error over prompts, whose clips are independent (frames of a clip are not)."""
+        """Standard error over prompts: clips are independent of each other, frames of one clip are not."""
         return standard_error(self.prompt_accuracy)
 
     @cached_property
     def macro_f1(self) -> float:
-        """Mean over the groups in use of the mean F1 over the classes that were commanded."""
+        """Mean over the groups in use of the mean F1 over the commanded classes."""
         return float(known_mean(self.group_macro_f1(self._every_prompt))[0])
 
     @cached_property
@@ -80,12 +82,12 @@ class Following:
 
     @cached_property
     def resampled_macro_f1(self) -> npt.NDArray[np.float64]:
-        """[NUM_RESAMPLES], macro-F1 over prompts drawn with replacement; equal draws for equal P."""
+        """Macro-F1 over prompts drawn with replacement, [NUM_RESAMPLES]; equal P gives equal draws."""
         return known_mean(self.group_macro_f1(resamples(len(self.commanded))))
 
     @cached_property
     def per_group(self) -> dict[str, dict[str, float]]:
-        """Accuracy and macro-F1 of each group; NaN for one that never occurs."""
+        """Accuracy and macro-F1 of each group; NaN for a group that is not in use."""
         accuracies = np.where(self.in_use, (self.commanded == self.recovered).mean((0, 1)), np.nan)
         scores = self.group_macro_f1(self._every_prompt)[0]
         return {
@@ -95,7 +97,7 @@ class Following:
 
     @cached_property
     def confusions(self) -> dict[str, npt.NDArray[np.int64]]:
-        """Group -> [P, C, C] counts, rows commanded, columns recovered."""
+        """Group -> counts [P, C, C]; rows are commanded classes, columns recovered classes."""
         found = {}
         for column, name in enumerate(self.groups):
             clips = zip(self.recovered[..., column], self.commanded[..., column], strict=True)
@@ -107,9 +109,13 @@ class Following:
         return np.ones((1, len(self.commanded)), np.int64)
 
     def group_macro_f1(self, weights: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """Compute macro-F1 of each group over weighted prompts: weights int [R, P] to float64 [R, K].
+        """Compute macro-F1 of each group over weighted prompts.
 
-        NaN where a group never occurs.
+        Args:
+            weights: int [R, P], how often each of R samples holds each prompt.
+
+        Returns:
+            float64 [R, K]; NaN where no prompt of the sample uses the group.
         """
         columns = []
         for name, counts in self.confusions.items():
@@ -117,8 +123,8 @@ class Following:
             columns.append(np.where(occurs(pooled, GROUPS[name].null_class), macro_f1(pooled), np.nan))
         return np.stack(columns, -1)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the figures (null if undefined) and the classes that they are computed from."""
+    def to_json(self) -> dict[str, object]:
+        """Return the figures (null if undefined) and the classes from which `from_json` computes them again."""
         figures = {name: or_none(getattr(self, name)) for name in FIGURES}
         per_group = {
             name: {figure: or_none(value) for figure, value in part.items()} for name, part in self.per_group.items()
@@ -132,13 +138,13 @@ class Following:
         }
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Following:
+    def from_json(cls, content: Json) -> Following:
         commanded, recovered = (_from_text(content[key]) for key in ("commanded", "recovered"))
         return cls(groups=tuple(content["groups"]), commanded=commanded, recovered=recovered)
 
 
 def _to_text(classes: npt.NDArray[np.int64]) -> list[str]:
-    """Format classes: a line for each clip, a word for each frame, a base-36 digit for each group: "0105 1105 ..."."""
+    """Format classes as a line for each clip, with a word for each frame and a base-36 digit for each group."""
     return [" ".join("".join(np.base_repr(index, 36) for index in frame) for frame in clip) for clip in classes]
 
 

@@ -1,4 +1,4 @@
-"""Fréchet video distance in StyleGAN-V's form (arXiv 2112.14683): two sets of clips, seen by an I3D network.
+"""Fréchet video distance in StyleGAN-V's form (arXiv 2112.14683), between the I3D features of two sets of clips.
 
 The numbers are those of github.com/JunyaoHu/common_metrics_on_video_quality (`method='styleganv'`), which MineWorld
 reports. Legend: B clips, F frames, D features.
@@ -15,22 +15,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-SIDE = 224  # of the pictures that I3D was trained on
-MIN_FRAMES = 10  # fewer vanish in I3D's strides
-# Clips that pass through the network at once: bounds the memory.
+SIDE = 224  # I3D was trained on pictures of this height and width
+MIN_FRAMES = 10  # I3D's strides reduce fewer frames to none
+# Clips that the network processes at once, to bound the memory.
 MAX_CLIPS = 8
 
 
 class I3D:
-    """The network that sees the clips.
+    """The network that computes the features of clips.
 
     Args:
-        path: its TorchScript file (i3d_torchscript.pt). Loading unpickles no Python, but the file IS a program, which
-            TorchScript then runs: give one whose source you trust.
-        device: where to compute.
+        path: TorchScript file of the network (i3d_torchscript.pt). Loading unpickles no Python objects. But the file is
+            a program that TorchScript runs: use a file from a source that you trust.
+        device: device of the network.
 
     Raises:
-        ValueError: there is no such file.
+        ValueError: the file does not exist or is no TorchScript file.
     """
 
     def __init__(self, path: str | Path, device: str | torch.device = "cpu") -> None:
@@ -43,22 +43,22 @@ class I3D:
             self.network = torch.jit.load(str(path), map_location=self.device).eval()
         except RuntimeError:
             raise ValueError(
-                f"I3D must be a TorchScript file, got another one: {path}; give i3d_torchscript.pt"
+                f"I3D must be a TorchScript file, got another format: {path}; give i3d_torchscript.pt"
             ) from None
         self.path = path
 
     @torch.no_grad()
     def __call__(self, clips: Tensor) -> npt.NDArray[np.float64]:
-        """Compute the network's features of clips.
+        """Compute the features of clips.
 
         Args:
             clips: uint8 [B, F, H, W, 3] RGB, at least 10 frames.
 
         Returns:
-            float64 [B, D], the values before the softmax (400 of the published network).
+            float64 [B, D], the values before the softmax; the published network has 400.
 
         Raises:
-            ValueError: the clips are of another kind or too short.
+            ValueError: the clips have another type or shape, or are too short.
         """
         if clips.ndim != 5 or clips.shape[-1] != 3 or clips.dtype != torch.uint8:
             raise ValueError(f"clips must be uint8 [B, F, H, W, 3], got {clips.dtype} {list(clips.shape)}; round them")
@@ -67,13 +67,14 @@ class I3D:
         features = torch.cat([self._features(chunk.to(self.device)) for chunk in clips.split(MAX_CLIPS)])
         if features.ndim != 2:
             raise ValueError(
-                f"I3D must give features [B, D], got {list(features.shape)} from {self.path}; give another"
+                f"I3D must give features [B, D], got {list(features.shape)} from {self.path}; give i3d_torchscript.pt"
             )
         return features.cpu().double().numpy()
 
     def _features(self, clips: Tensor) -> Tensor:
         try:
-            return self.network(i3d_input(clips), rescale=False, resize=False, return_features=True)
+            features: Tensor = self.network(i3d_input(clips), rescale=False, resize=False, return_features=True)
+            return features
         except RuntimeError as error:
             if "forward()" not in str(error):
                 raise
@@ -93,29 +94,32 @@ def i3d_input(clips: Tensor) -> Tensor:
         float32 [B, 3, F, 224, 224] in -1..1.
     """
     height, width = clips.shape[2:4]
-    # As published: the longer side is rounded up, and of a square clip the height is the one that is computed.
+    # The published code rounds the longer side up; for a square clip it computes the height.
     scale = SIDE / min(height, width)
     size = (SIDE, math.ceil(width * scale)) if height < width else (math.ceil(height * scale), SIDE)
     frames = clips.flatten(0, 1).movedim(-1, 1).float() / 255  # [B·F, 3, H, W]
     frames = functional.interpolate(frames, size, mode="bilinear", align_corners=False)
     top, left = (size[0] - SIDE) // 2, (size[1] - SIDE) // 2
     frames = (frames[..., top : top + SIDE, left : left + SIDE] - 0.5) * 2
-    return frames.unflatten(0, clips.shape[:2]).transpose(1, 2).contiguous()
+    whole: Tensor = frames.unflatten(0, clips.shape[:2])
+    return whole.transpose(1, 2).contiguous()
 
 
 def fvd(i3d: I3D, generated: Tensor, real: Tensor) -> float:
-    """Compute the distance of generated from real clips; comparable only at equal numbers of clips and frames.
+    """Compute the distance of generated from real clips.
+
+    Distances are comparable only for equal numbers of clips and frames.
 
     Args:
         i3d: the network.
-        generated, real: uint8 [B, F, H, W, 3], the generated frames and those recorded; B may differ.
+        generated, real: uint8 [B, F, H, W, 3], generated and recorded frames; B may differ.
 
     Raises:
-        ValueError: the clips are of two sizes, too short, or fewer than 2.
+        ValueError: the clips differ in size, are too short, or are fewer than 2.
     """
     if generated.shape[1:] != real.shape[1:]:
         raise ValueError(
-            f"generated and real clips must be of one shape [F, H, W, 3], got {list(generated.shape[1:])} and "
+            f"generated and real clips must have one shape [F, H, W, 3], got {list(generated.shape[1:])} and "
             f"{list(real.shape[1:])}; cut both to the generated frames"
         )
     return frechet_distance(i3d(generated), i3d(real))
@@ -124,9 +128,10 @@ def fvd(i3d: I3D, generated: Tensor, real: Tensor) -> float:
 def frechet_distance(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
     """Compute the squared Fréchet distance of two Gaussians: |mu1 - mu2|² + Tr(S1 + S2 - 2 (S1 S2)^(1/2)).
 
-    Means and covariances (over n - 1) are those of the features. The root's trace is the sum of the singular values of
-    R1 R2ᵀ, where S = Rᵀ R: their squares are the eigenvalues of S1 S2. It is exact to rounding where S1 S2 is singular,
-    as it is with fewer clips than features; there the published `scipy.linalg.sqrtm` loses digits.
+    mu and S are the mean and the covariance (divided by n - 1) of the features. With S = Rᵀ R, the trace of the root is
+    the sum of the singular values of R1 R2ᵀ, whose squares are the eigenvalues of S1 S2. This sum is exact to rounding
+    even if S1 S2 is singular, which holds for fewer clips than features. There the published `scipy.linalg.sqrtm` loses
+    digits.
 
     Args:
         one, other: float64 [B, D] of at least 2 clips; B may differ.
@@ -135,13 +140,13 @@ def frechet_distance(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64
         ValueError: there are fewer than 2 clips, or a feature is not finite.
     """
     if min(len(one), len(other)) < 2:
-        raise ValueError(f"FVD needs at least 2 clips on either side, got {len(one)} and {len(other)}; generate more")
+        raise ValueError(f"FVD needs at least 2 clips on each side, got {len(one)} and {len(other)}; generate more")
     if not (np.isfinite(one).all() and np.isfinite(other).all()):
         raise ValueError("FVD needs finite features, got others; check the I3D file")
     means = ((one.mean(0) - other.mean(0)) ** 2).sum()
     first, second = _covariance_root(one), _covariance_root(other)
     root_trace = np.linalg.svd(first @ second.T, compute_uv=False).sum()
-    # Equal sets may come out below 0 by rounding.
+    # Rounding can make the distance of equal sets negative.
     return max(0.0, float(means + (first**2).sum() + (second**2).sum() - 2 * root_trace))
 
 

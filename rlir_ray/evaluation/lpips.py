@@ -1,6 +1,6 @@
 """LPIPS v0.1 with AlexNet: the perceptual distance of two pictures (arXiv 1801.03924).
 
-Needs AlexNet's published weights as a file, and no torchvision. Legend: n pictures, C channels.
+Needs a file with AlexNet's published weights, but not torchvision. Legend: n pictures, C channels.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from rlir_ray.models.checkpoints import read_state_dict
 
-# Of AlexNet's five convolutions: number in torchvision's state dict, weight [out, in, side, side], stride, padding.
+# AlexNet's five convolutions: number in torchvision's state dict, weight [out, in, side, side], stride, padding.
 CONVOLUTIONS = (
     (0, (64, 3, 11, 11), 4, 2),
     (3, (192, 64, 5, 5), 1, 2),
@@ -23,7 +23,7 @@ CONVOLUTIONS = (
     (8, (256, 384, 3, 3), 1, 1),
     (10, (256, 256, 3, 3), 1, 1),
 )
-POOLED = (3, 6)  # a max-pool of 3, stride 2, stands before these
+POOLED = (3, 6)  # convolutions after a max-pool of 3 with stride 2
 BACKBONE_SHAPES = {
     f"features.{number}.{kind}": shape if kind == "weight" else shape[:1]
     for number, shape, _, _ in CONVOLUTIONS
@@ -31,27 +31,27 @@ BACKBONE_SHAPES = {
 }
 HEAD_SHAPES = {f"lin{index}.model.1.weight": (1, shape[0], 1, 1) for index, (_, shape, _, _) in enumerate(CONVOLUTIONS)}
 
-# LPIPS's own scaling of RGB in -1..1.
+# LPIPS scales RGB in -1..1 by these.
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
-EPSILON = 1e-10  # keeps a place without any activation at 0
-MIN_SIDE = 31  # below it nothing is left after the second pool
-# Pictures that pass through the network at once: bounds the memory.
+EPSILON = 1e-10  # avoids 0 / 0 at a position without any activation
+MIN_SIDE = 31  # the second pool reduces smaller pictures to nothing
+# Pictures that the network processes at once, to bound the memory.
 MAX_PICTURES = 64
 
 
 class LPIPS:
-    """The distance, with its weights in memory.
+    """The distance between pictures, with the weights of its network.
 
     Args:
         backbone_path: torchvision's AlexNet state dict (alexnet-owt-7be5be79.pth), as .safetensors or a torch file.
-        heads_path: the linear heads of LPIPS v0.1 (alex.pth); None takes those that torchmetrics ships.
-        device: where to compute.
+        heads_path: the linear heads of LPIPS v0.1 (alex.pth); None: the file that torchmetrics ships.
+        device: device of the network.
 
     Raises:
-        ValueError: a file is missing, or lacks a tensor or has it in another shape.
+        ValueError: a file or a tensor is missing, or a tensor has another shape.
 
-    Example: ``LPIPS("alexnet-owt-7be5be79.pth")(frames, frames)`` is a zero for each frame.
+    Example: ``LPIPS("alexnet-owt-7be5be79.pth")(frames, frames)`` returns a zero for each frame.
     """
 
     def __init__(
@@ -63,21 +63,19 @@ class LPIPS:
 
     @torch.no_grad()
     def __call__(self, one: Tensor, other: Tensor) -> Tensor:
-        """Compare picture by picture.
+        """Compute the distance of each pair of pictures.
 
         Args:
-            one, other: uint8 [n, H, W, 3] RGB, sides of at least 31.
+            one, other: uint8 [n, H, W, 3] RGB, height and width at least 31.
 
         Returns:
-            float32 [n], on the CPU; 0 for equal pictures, and the same for either order.
+            float32 [n], on the CPU; symmetric, and 0 for equal pictures.
 
         Raises:
-            ValueError: the pictures are of another kind, or of two sizes.
+            ValueError: the pictures have another type or shape, or differ in size.
         """
         if one.shape != other.shape:
-            raise ValueError(
-                f"pictures must be of one shape, got {list(one.shape)} and {list(other.shape)}; resize one"
-            )
+            raise ValueError(f"pictures must have one shape, got {list(one.shape)} and {list(other.shape)}; resize one")
         if one.ndim != 4 or one.shape[-1] != 3 or {one.dtype, other.dtype} != {torch.uint8}:
             raise ValueError(
                 f"pictures must be uint8 [n, H, W, 3], got {one.dtype} and {other.dtype} {list(one.shape)}; "
@@ -85,13 +83,13 @@ class LPIPS:
             )
         if min(one.shape[1:3]) < MIN_SIDE:
             raise ValueError(
-                f"AlexNet needs sides of at least {MIN_SIDE}, got {list(one.shape[1:3])}; enlarge the pictures"
+                f"AlexNet needs a height and width >= {MIN_SIDE}, got {list(one.shape[1:3])}; enlarge the pictures"
             )
         chunks = zip(one.split(MAX_PICTURES), other.split(MAX_PICTURES), strict=True)
         return torch.cat([self._distances(*chunk).cpu() for chunk in chunks])
 
     def _distances(self, one: Tensor, other: Tensor) -> Tensor:
-        """Return [n]: over the layers, the sum of the spatial mean of the weighted squared differences."""
+        """Sum over the layers the spatial mean of the weighted squared differences, [n]."""
         distances = torch.zeros(len(one), device=self.device)
         layers = zip(self.heads.values(), self._activations(one), self._activations(other), strict=True)
         for head, first, second in layers:
@@ -99,7 +97,7 @@ class LPIPS:
         return distances
 
     def _activations(self, pictures: Tensor) -> Iterator[Tensor]:
-        """After each convolution's ReLU, of length 1 over the channels: [n, C, height, width]."""
+        """Yield the activations [n, C, height, width] of each convolution, normalised to length 1 over the channels."""
         shift, scale = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (SHIFT, SCALE))
         x = pictures.to(self.device).movedim(-1, 1).float() / 127.5 - 1
         x = (x - shift) / scale
@@ -112,14 +110,14 @@ class LPIPS:
 
 
 def shipped_heads() -> Path:
-    """torchmetrics' file of the heads; torchmetrics itself takes seconds to import and is not."""
+    """Find torchmetrics' file of the heads without importing torchmetrics, which takes seconds."""
     found = importlib.util.find_spec("torchmetrics")
     folder = Path(found.origin).parent if found and found.origin else Path("torchmetrics")
     return folder / "functional" / "image" / "lpips_models" / "alex.pth"
 
 
 def _read(path: Path, shapes: Mapping[str, tuple[int, ...]], what: str, device: torch.device) -> dict[str, Tensor]:
-    """Return the tensors named in `shapes`, in that order, float32."""
+    """Read the tensors that `shapes` names, in its order, as float32."""
     state = read_state_dict(path)
     wrong = [f"{key} is missing" for key in shapes if key not in state]
     wrong += [
@@ -128,5 +126,5 @@ def _read(path: Path, shapes: Mapping[str, tuple[int, ...]], what: str, device: 
         if key in state and state[key].shape != shape
     ]
     if wrong:
-        raise ValueError(f"{what} must be those of AlexNet, in {path} {'; '.join(wrong)}; give the published file")
+        raise ValueError(f"{what} must have AlexNet's shapes, in {path} {'; '.join(wrong)}; give the published file")
     return {key: state[key].to(device, torch.float32) for key in shapes}

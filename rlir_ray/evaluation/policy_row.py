@@ -1,34 +1,28 @@
-"""A policy's row of MineWorld's table: clips generated after recorded frames, judged against their recordings.
+"""A policy's row of MineWorld's table: generate clips after recorded frames and compare them with their recordings.
 
-Clips pass through in chunks, so that any number of them fits into memory. Knows nothing of files.
+Clips are processed in chunks, so that any number of clips fits into memory. Independent of files.
 Legend: B clips of a chunk, C context frames, F generated frames, K = C + F, N tokens a frame.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rlir_ray.algorithm.seeds import group_seed
+from rlir_ray.data.files import Json
 from rlir_ray.data.prompts import encode_prompts
-from rlir_ray.evaluation.actions import decode_clips, generated_logits
+from rlir_ray.evaluation.evaluate import decode_clips, generated_logits
 from rlir_ray.evaluation.fvd import I3D, frechet_distance
 from rlir_ray.evaluation.lpips import LPIPS
-from rlir_ray.evaluation.mineworld import (
-    action_following,
-    actions_clip,
-    following_in_use,
-    in_use_lines,
-    logits_clips,
-    table_lines,
-)
+from rlir_ray.evaluation.mineworld import Columns, action_following, actions_clip, following_in_use, logits_clips
 from rlir_ray.evaluation.quality import Quality, clip_quality, join_quality
 from rlir_ray.trajectory import codes_tensor
 
@@ -40,30 +34,62 @@ if TYPE_CHECKING:
     from rlir_ray.samplers import Sampler
 
 
+# The published table's name of each column -> our figure.
+MEANS = {"P": "precision_macro", "R": "recall_macro", "F1": "f1_macro", "camera": "camera_loss"}
+NO_WEIGHTS = "no weights given"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PolicyRow:
-    """The figures of a policy; None for those whose weights were not given."""
+    """The figures of a policy; None for a figure whose network was not given."""
 
     num_clips: int
     fps: float
-    """Frames generated in a second of sampling, decoding left out; clips are sampled a chunk at once."""
+    """Frames generated in a second of sampling, without decoding; a chunk of clips is sampled at once."""
     psnr: float
+    """dB, mean over the frames, like `ssim` (-1..1) and `lpips` (>= 0)."""
     ssim: float
-    following: dict[str, Any] | None
+    following: Json | None
     """Result of `action_following`: MineWorld's means, over its seven tasks."""
-    following_in_use: dict[str, Any] | None = None
+    following_in_use: Json | None = None
     """Result of `following_in_use`: means over the tasks that the recordings use."""
     lpips: float | None = None
     fvd: float | None = None
 
     def lines(self) -> list[str]:
-        """Return the figures over the tasks in use, and the published columns, for a terminal."""
-        figures = {"fps": self.fps, "psnr": self.psnr, "ssim": self.ssim, "lpips": self.lpips, "fvd": self.fvd}
-        published = table_lines(self.following, **figures)  # type: ignore[arg-type]
-        return [*(in_use_lines(self.following_in_use) if self.following_in_use else ()), *published]
+        """Format the figures over the tasks in use, and the row of MineWorld's main table, for a terminal."""
+        lines = []
+        if used := self.following_in_use:
+            means = {name: used["mean"][key] for name, key in MEANS.items()}
+            lines = [
+                f"actions over the tasks in use ({', '.join(used['tasks']) or 'none'}) and the camera axes that turn",
+                *_columns({name: "–" if mean is None else f"{mean:.3f}" for name, mean in means.items()}),
+                "",
+                "MineWorld's published columns, over its seven tasks (a task that never occurs counts 1)",
+            ]
+        following = self.following
+        return lines + _columns(
+            {
+                "FPS": f"{self.fps:.2f}",
+                **{name: f"{following['mean'][key]:.3f}" if following else NO_WEIGHTS for name, key in MEANS.items()},
+                "PSNR": f"{self.psnr:.2f}",
+                "SSIM": f"{self.ssim:.3f}",
+                "LPIPS": NO_WEIGHTS if self.lpips is None else f"{self.lpips:.3f}",
+                "FVD": NO_WEIGHTS if self.fvd is None else f"{self.fvd:.1f}",
+            }
+        )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return asdict(self)
+
+
+def _columns(cells: Mapping[str, str]) -> list[str]:
+    """Format a header and a row, in columns of one width."""
+    widths = [max(len(name), len(text)) for name, text in cells.items()]
+    return [
+        "  ".join(f"{text:>{width}}" for text, width in zip(texts, widths, strict=True))
+        for texts in (list(cells), list(cells.values()))
+    ]
 
 
 def evaluate_row(
@@ -83,54 +109,54 @@ def evaluate_row(
     """Generate the last F frames of each clip from its first C frames and its recorded actions, and evaluate them.
 
     Args:
-        clips: of K frames of the world's size.
-        sampler: holds the policy.
-        tokenizer: encodes the context and decodes the clips.
+        clips: recorded clips of K frames of the world's size.
+        sampler: sampler that holds the policy.
+        tokenizer: codec that encodes the context and decodes the clips.
         world: frame counts.
-        seed: of sampling.
-        chunk: B, clips sampled and judged at once.
-        idm: reads the actions; None leaves action following out.
-        judge_context: show it the context frames too, which MineWorld's evaluator does not.
-        lpips, i3d: networks of the two figures; None leaves them out.
-        progress: called with the clips done.
+        seed: seed of sampling.
+        chunk: B, number of clips that are sampled and evaluated at once.
+        idm: model that reads the actions; None: leave out action following.
+        judge_context: show `idm` the context frames too, which MineWorld's evaluator does not.
+        lpips, i3d: networks of LPIPS and FVD; None: leave out the figure.
+        progress: called with the number of finished clips.
 
     Raises:
-        ValueError: there are no clips, or too few for the FVD.
+        ValueError: there are no clips, or fewer than FVD needs.
     """
-    rows = _Rows()
+    totals = _Totals()
     for part in _chunks(clips, chunk):
         real = torch.from_numpy(np.stack([clip.frames for clip in part]))  # [B, K, H, W, 3]
         prompts = encode_prompts(part, [clip.actions for clip in part], tokenizer, world)
-        numbers = range(rows.num_clips, rows.num_clips + len(part))
+        numbers = range(totals.num_clips, totals.num_clips + len(part))
         started = time.perf_counter()
         groups = sampler.sample(prompts, list(numbers), [group_seed(seed, number) for number in numbers], 1)
-        rows.sampling_s += time.perf_counter() - started
+        totals.sampling_s += time.perf_counter() - started
         frames = decode_clips(tokenizer, codes_tensor([video for _, video in groups]))
-        rows.qualities.append(clip_quality(frames, world.num_frames, real))
+        totals.qualities.append(clip_quality(frames, world.num_frames, real))
         generated, recorded = frames[:, -world.num_frames :], real[:, -world.num_frames :]
         if idm is not None:
-            rows.read += logits_clips(generated_logits(idm, frames, world.num_frames, judge_context))
-            rows.commanded += [actions_clip(clip.actions[-world.num_frames :], whole_degrees=True) for clip in part]
+            totals.read += logits_clips(generated_logits(idm, frames, world.num_frames, judge_context))
+            totals.commanded += [actions_clip(clip.actions[-world.num_frames :], whole_degrees=True) for clip in part]
         if lpips is not None:
-            rows.lpips.append(lpips(generated.flatten(0, 1), recorded.flatten(0, 1)))
+            totals.lpips.append(lpips(generated.flatten(0, 1), recorded.flatten(0, 1)))
         if i3d is not None:
-            rows.features.append((i3d(generated), i3d(recorded)))
-        rows.num_clips += len(part)
+            totals.features.append((i3d(generated), i3d(recorded)))
+        totals.num_clips += len(part)
         if progress:
-            progress(rows.num_clips)
-    if not rows.num_clips:
+            progress(totals.num_clips)
+    if not totals.num_clips:
         raise ValueError("an evaluation needs at least one clip, got none; add recordings longer than a clip")
-    return rows.row(world.num_frames)
+    return totals.row(world.num_frames)
 
 
-class _Rows:
-    """The accumulated figures of all chunks."""
+class _Totals:
+    """The values of all chunks so far."""
 
     def __init__(self) -> None:
         self.num_clips, self.sampling_s = 0, 0.0
         self.qualities: list[Quality] = []
-        self.read: list[dict[str, Any]] = []
-        self.commanded: list[dict[str, Any]] = []
+        self.read: list[Columns] = []
+        self.commanded: list[Columns] = []
         self.lpips: list[Tensor] = []
         self.features: list[tuple[np.ndarray, np.ndarray]] = []
 

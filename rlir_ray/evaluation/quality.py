@@ -1,6 +1,6 @@
-"""Picture quality of videos, alone and against the real ones. Needs no weights.
+"""Picture quality of videos: figures of a video itself, and figures against the real video. Needs no weights.
 
-Legend: P clips (one a prompt), B clips of a part of them, C context frames, F generated frames.
+Legend: P clips (one for each prompt), B clips of one call, C context frames, F generated frames.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-# Two equal frames would have no finite PSNR.
+from rlir_ray.data.files import Json
+
+# The PSNR of two equal frames is infinite.
 MAX_PSNR = 100.0
 
 
@@ -25,11 +27,11 @@ class Quality:
     brightness: npt.NDArray[np.float64]
     """Mean pixel."""
     sharpness: npt.NDArray[np.float64]
-    """Mean absolute difference of neighbouring pixels, right and below, of the three-channel mean: falls with blur."""
+    """Mean absolute difference of a pixel's gray value to its right and its lower neighbour; blur lowers it."""
     motion: npt.NDArray[np.float64]
-    """Mean absolute difference to the frame before; a still clip has 0."""
+    """Mean absolute difference to the previous frame; 0 for a still clip."""
     psnr: npt.NDArray[np.float64] | None = None
-    """Decibels against the real clip's frames; None where the clips did not follow the real ones' actions."""
+    """Decibels against the real clip's frames; None: the clips have other commands than the real clips."""
     ssim: npt.NDArray[np.float64] | None = None
     """Structural similarity against the real clip's frames, -1..1; None as for `psnr`."""
 
@@ -37,17 +39,17 @@ class Quality:
         values = getattr(self, figure)
         return None if values is None else float(values.mean())
 
-    def to_json(self) -> dict[str, Any]:
-        """Return ``{figure: {"mean", "clips": [P]}}``, or null for a missing figure."""
-        found: dict[str, Any] = {}
+    def to_json(self) -> dict[str, object]:
+        """Return ``{figure: {"mean", "clips": [P]}}``, with null for a missing figure."""
+        found: dict[str, object] = {}
         for figure in FIGURES:
             values = getattr(self, figure)
             found[figure] = None if values is None else {"mean": self.mean(figure), "clips": values.tolist()}
         return found
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Quality:
-        # A number that was not finite is null there, and NaN here.
+    def from_json(cls, content: Json) -> Quality:
+        # JSON holds null for a number that is not finite; numpy reads null as NaN.
         clips = {figure: part and np.array(part["clips"], np.float64) for figure, part in content.items()}
         return cls(**clips)
 
@@ -56,12 +58,12 @@ FIGURES = tuple(entry.name for entry in fields(Quality))
 
 
 def clip_quality(frames: Tensor, num_frames: int, real: Tensor | None = None) -> Quality:
-    """Compute the quality of some clips.
+    """Compute the quality of clips.
 
     Args:
         frames: uint8 [B, C + F, H, W, 3].
-        num_frames: F; the context counts only as the frame before the first generated one.
-        real: the recorded clips, of the same shape; None leaves PSNR and SSIM out.
+        num_frames: F; of the context only the last frame counts, for the motion of the first generated frame.
+        real: the recorded clips, of the same shape; None: leave PSNR and SSIM out.
     """
     generated = frames[:, -num_frames:].float()
     before = frames[:, -num_frames - 1 : -1].float()
@@ -82,7 +84,7 @@ def _mean(values: Tensor) -> Tensor:
 
 
 def _against(generated: Tensor, real: Tensor) -> dict[str, Tensor]:
-    """Compute PSNR and SSIM of each frame, averaged over the frames of a clip, [B]; float [B, F, H, W, 3]."""
+    """Compute the mean PSNR and SSIM over the frames of each clip: float [B, F, H, W, 3] to [B]."""
     # torchmetrics takes seconds to import.
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
@@ -94,8 +96,8 @@ def _against(generated: Tensor, real: Tensor) -> dict[str, Tensor]:
 
 
 def join_quality(parts: Sequence[Quality]) -> Quality:
-    """Join the clips of several parts; a figure that one part lacks is missing."""
-    joined: dict[str, Any] = {}
+    """Join the clips of several parts; a figure that one part lacks is missing from the result."""
+    joined: dict[str, Any] = {}  # only some of the figures may be None
     for figure in FIGURES:
         values = [getattr(part, figure) for part in parts]
         joined[figure] = None if any(value is None for value in values) else np.concatenate(values)

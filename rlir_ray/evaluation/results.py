@@ -1,7 +1,6 @@
-"""Results of evaluations in a run's folder: `evaluation.json` and the clips of the report, written after each
-evaluation.
+"""Results of evaluations, their paired differences, and the files that hold both in a run's folder.
 
-Knows nothing of models. The order of the names is the order of the report's table.
+A comparison pairs the values of each prompt, so that the difficulty of the prompt cancels. Independent of models.
 """
 
 from __future__ import annotations
@@ -10,15 +9,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-from rlir_ray.data.files import number, write_json
-from rlir_ray.evaluation.comparison import Change, following_changes, quality_changes
-from rlir_ray.evaluation.following import Following
-from rlir_ray.evaluation.quality import Quality
+import numpy as np
+import numpy.typing as npt
+
+from rlir_ray.data.files import Json, number, write_json
+from rlir_ray.evaluation.following import Following, bootstrap_std, standard_error
+from rlir_ray.evaluation.quality import FIGURES, Quality
 from rlir_ray.evaluation.video import Clips, save_clips, write_videos
 from rlir_ray.rewards.classification import or_none
 
+# The report's table has this order.
 BASE, SUPERVISED, POST_TRAINED = NAMES = ("base", "supervised", "post-trained")
 REAL, RECONSTRUCTED = "real", "reconstructed"
 FILE = "evaluation.json"
@@ -26,31 +27,31 @@ FILE = "evaluation.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One model, or the real clips, over the held-out prompts.
+    """The figures of one model, or of the real clips, over the held-out prompts.
 
     In JSON: ``{"name", "temperature", "num_prompts", "seed", "policy_version", "following": {"reward": F, "judge": F},
     "quality": Q}``. F is ``{"accuracy", "accuracy_se", "macro_f1", "macro_f1_se", "per_group": {group: {"accuracy",
-    "macro_f1"}}, "groups", "commanded", "recovered"}``, the last two the classes [P, F, K]: a line for each clip, a
-    word for each frame, a base-36 digit for each group. Q has brightness, sharpness, motion, psnr and ssim, each
-    ``{"mean", "clips": [P]}``.
+    "macro_f1"}}, "groups", "commanded", "recovered"}``. `commanded` and `recovered` are the classes [P, F, K]: a line
+    for each clip, a word for each frame, a base-36 digit for each group. Q has brightness, sharpness, motion, psnr and
+    ssim, each ``{"mean", "clips": [P]}``.
     """
 
     name: str
-    """`base`, `supervised` or `post-trained`; of the ceiling `real` or `reconstructed`; or a name of the user's."""
+    """A model: `base`, `supervised`, `post-trained` or a user's name. Real clips: `real` or `reconstructed`."""
     seed: int
     following: dict[str, Following]
-    """By inverse dynamics model: `reward` and `judge`, where the run has them."""
+    """Inverse dynamics model (`reward`, `judge`) -> its figures; a model that the run lacks is missing."""
     quality: Quality
     temperature: float | None = None
-    """Sampling temperature; None for clips that were not sampled."""
+    """Sampling temperature; None: the clips are real."""
     policy_version: int | None = None
-    """Version of the weights that sampled; None for clips that were not sampled."""
+    """Version of the weights that sampled the clips; None: the clips are real."""
 
     @property
     def num_prompts(self) -> int:
         return len(self.quality.brightness)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {
             "name": self.name,
             "temperature": self.temperature,
@@ -62,7 +63,7 @@ class Evaluation:
         }
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Evaluation:
+    def from_json(cls, content: Json) -> Evaluation:
         return cls(
             name=content["name"],
             temperature=content["temperature"],
@@ -74,19 +75,27 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Change:
+    """Mean over the prompts of after minus before, and its paired standard error; NaN if one side has no figure."""
+
+    mean: float
+    se: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """After minus before over the same prompts."""
+    """The changes from one evaluation to another over the same prompts."""
 
     before: str
     before_temperature: float | None
     after: str
     after_temperature: float | None
     following: dict[str, dict[str, Change]]
-    """By inverse dynamics model, of `accuracy` and `macro_f1`."""
+    """Inverse dynamics model -> changes of `accuracy` and `macro_f1`."""
     quality: dict[str, Change]
-    """By figure."""
+    """Figure of `Quality` -> its change."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         content = asdict(self)
         for changes in (*content["following"].values(), content["quality"]):
             for change in changes.values():
@@ -94,20 +103,20 @@ class Comparison:
         return content
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Comparison:
+    def from_json(cls, content: Json) -> Comparison:
         following = {idm: _changes(part) for idm, part in content["following"].items()}
         return cls(**{**content, "following": following, "quality": _changes(content["quality"])})
 
 
-def _changes(content: dict[str, Any]) -> dict[str, Change]:
+def _changes(content: Json) -> dict[str, Change]:
     return {figure: Change(mean=number(part["mean"]), se=number(part["se"])) for figure, part in content.items()}
 
 
 def compare(before: Evaluation, after: Evaluation) -> Comparison:
-    """Compute paired differences ± standard errors.
+    """Compute paired differences and their standard errors.
 
     Raises:
-        ValueError: they were not evaluated on the same prompts and commands.
+        ValueError: the evaluations differ in prompts or commands.
     """
     return Comparison(
         before=before.name,
@@ -123,11 +132,39 @@ def compare(before: Evaluation, after: Evaluation) -> Comparison:
     )
 
 
+def following_changes(before: Following, after: Following) -> dict[str, Change]:
+    """Compute the changes of `accuracy` and `macro_f1`.
+
+    Raises:
+        ValueError: the evaluations differ in prompts or commands.
+    """
+    if before.commanded.shape != after.commanded.shape or (before.commanded != after.commanded).any():
+        raise ValueError(
+            f"two evaluations must have the same prompts and commands, got {before.commanded.shape} and "
+            f"{after.commanded.shape} (P, F, groups) or other commands; evaluate both with one prompt set"
+        )
+    resampled = after.resampled_macro_f1 - before.resampled_macro_f1
+    return {
+        "accuracy": _change(after.prompt_accuracy - before.prompt_accuracy),
+        "macro_f1": Change(mean=after.macro_f1 - before.macro_f1, se=bootstrap_std(resampled)),
+    }
+
+
+def quality_changes(before: Quality, after: Quality) -> dict[str, Change]:
+    """Compute the changes of the figures that both sides have, over the same prompts."""
+    pairs = {figure: (getattr(before, figure), getattr(after, figure)) for figure in FIGURES}
+    return {figure: _change(two - one) for figure, (one, two) in pairs.items() if one is not None and two is not None}
+
+
+def _change(differences: npt.NDArray[np.float64]) -> Change:
+    return Change(mean=float(differences.mean()), se=standard_error(differences))
+
+
 def compare_all(evaluations: Sequence[Evaluation]) -> list[Comparison]:
     """Compare each model with the models before it in `NAMES`.
 
-    Compare at equal temperatures, and the model's first temperature with every temperature of the others: a gain that
-    a lower temperature also gives is not a gain of training.
+    Compare equal temperatures. Also compare the model's first temperature with every temperature of the other model: a
+    gain that a lower temperature also gives is not a gain of training.
     """
     found = []
     known = [evaluation for evaluation in evaluations if evaluation.name in NAMES]
@@ -152,7 +189,7 @@ class Results:
     comparisons: list[Comparison] = field(default_factory=list)
 
     def find(self, name: str) -> Evaluation | None:
-        """Return a model's evaluation at its first temperature, the headline; None: the model was not evaluated."""
+        """Return a model's evaluation at its first temperature (the headline); None: the model was not evaluated."""
         return next((evaluation for evaluation in self.evaluations if evaluation.name == name), None)
 
     def save(self, run_dir: Path) -> None:
@@ -165,10 +202,10 @@ class Results:
 
     @classmethod
     def load(cls, run_dir: Path) -> Results:
-        """Read a run's folder.
+        """Read the results of a run.
 
         Raises:
-            ValueError: the run has no evaluation.
+            ValueError: the run's folder holds no evaluation.
         """
         path = Path(run_dir) / FILE
         if not path.is_file():
@@ -186,25 +223,25 @@ def _load_or_new(run_dir: Path) -> Results:
 
 
 def judged_temperatures(run_dir: Path, name: str, policy_version: int) -> set[float | None]:
-    """Return the temperatures at which a model was evaluated with the weights of this version."""
+    """Return the temperatures at which the weights of this version of a model were evaluated."""
     found = _load_or_new(run_dir).evaluations
     return {each.temperature for each in found if (each.name, each.policy_version) == (name, policy_version)}
 
 
 def record_ceiling(run_dir: Path, ceiling: dict[str, Evaluation], clips: Clips) -> None:
-    """Save the results of `evaluate_real`, and the real clips for the report."""
+    """Save what `evaluate_real` returns: the ceiling, and the real clips for the report."""
     results = _load_or_new(run_dir)
     Results(ceiling=ceiling, evaluations=results.evaluations, comparisons=results.comparisons).save(run_dir)
     save_clips(run_dir, clips)
 
 
 def record_evaluation(run_dir: Path, evaluation: Evaluation, clips: Clips | None = None) -> None:
-    """Save the results of `evaluate_policy`, replacing an evaluation of the same name and temperature.
+    """Save what `evaluate_policy` returns; replace an evaluation of the same name and temperature.
 
     Args:
-        run_dir: a run's folder.
-        evaluation: compared with all that are there.
-        clips: for the side-by-side videos, which are made anew; give those of the headline temperature only.
+        run_dir: folder of the run.
+        evaluation: the new evaluation; the comparisons with the others are computed again.
+        clips: clips for the side-by-side videos, which are written again; give those of the headline temperature only.
     """
     results = _load_or_new(run_dir)
     same = (evaluation.name, evaluation.temperature)

@@ -1,6 +1,6 @@
-"""Side-by-side videos (real, before, after) with the commanded actions drawn on the frames, and the picture of them.
+"""Side-by-side videos (real, before, after) with the commanded actions below the frames, and a picture of one prompt.
 
-Knows nothing of models: it reads the clips that evaluations left in the run's folder.
+Evaluations save their clips in the run's folder; this file reads the clips there. Independent of models.
 Legend: V clips, C context frames, F generated frames, K action groups.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont, ImageFont
 
 FOLDER = "videos"
-# Names of the clips from left to right, and what a viewer reads above them.
+# Name of an evaluation -> title above its clip; clips stand in this order, from left to right.
 TITLES = {"real": "real", "base": "before", "supervised": "supervised", "post-trained": "after"}
 FRAMES_PER_SECOND = 4
-HOLD_FRAMES = 3  # the last frame rests before the loop begins again
+HOLD_FRAMES = 3  # repeats of the last frame before the video starts again
 PANEL_WIDTH = 256
 HEADER, FOOTER, GAP = 22, 30, 8
-# The class of a clip that no judge has read.
+# Recovered class if the run has no judge.
 UNREAD = -1
-INK, PAPER, PALE, GREEN, RED = (32, 33, 36), (255, 255, 255), (222, 224, 228), (24, 128, 56), (197, 34, 31)
+INK, PAPER, GREEN, RED = (32, 33, 36), (255, 255, 255), (24, 128, 56), (197, 34, 31)
 KEYS = {
     "forward": "W",
     "back": "S",
@@ -48,14 +48,14 @@ KEYS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Clips:
-    """Some clips of an evaluation and what the judge read in them.
+    """Some clips of an evaluation, with the commanded classes and the classes that the judge recovered.
 
     Args:
-        name: of the evaluation.
+        name: name of the evaluation.
         frames: uint8 [V, C + F, H, W, 3].
         commanded, recovered: int64 [V, F, K].
         groups: names of the K action groups.
-        prompt_ids: of the V clips.
+        prompt_ids: prompts of the V clips.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Clips:
 
     @property
     def num_context(self) -> int:
-        return self.frames.shape[1] - self.commanded.shape[1]
+        return int(self.frames.shape[1] - self.commanded.shape[1])
 
 
 def save_clips(run_dir: Path, clips: Clips) -> Path:
@@ -76,44 +76,29 @@ def save_clips(run_dir: Path, clips: Clips) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
     with temporary.open("wb") as file:
-        np.savez_compressed(
-            file,
-            frames=clips.frames,
-            commanded=clips.commanded,
-            recovered=clips.recovered,
-            groups=np.array(clips.groups),
-            prompt_ids=np.array(clips.prompt_ids),
-        )
+        arrays: dict[str, Any] = {key: np.asarray(value) for key, value in vars(clips).items() if key != "name"}
+        np.savez_compressed(file, **arrays)
     return temporary.replace(path)
 
 
 def load_clips(run_dir: Path) -> list[Clips]:
-    """Return the clips that a run's folder holds, in the order of `TITLES`."""
+    """Read the clips in a run's folder, in the order of `TITLES`."""
     found = []
     for name in TITLES:
         path = Path(run_dir) / FOLDER / f"{name}.npz"
         if path.is_file():
             with np.load(path, allow_pickle=False) as file:
-                groups, prompt_ids = (tuple(str(item) for item in file[key]) for key in ("groups", "prompt_ids"))
-                frames, commanded, recovered = (file[key] for key in ("frames", "commanded", "recovered"))
-            found.append(
-                Clips(
-                    name=name,
-                    frames=frames,
-                    commanded=commanded,
-                    recovered=recovered,
-                    groups=groups,
-                    prompt_ids=prompt_ids,
-                )
-            )
+                content: dict[str, Any] = {key: file[key] for key in file}
+            content |= {key: tuple(content[key].tolist()) for key in ("groups", "prompt_ids")}
+            found.append(Clips(name=name, **content))
     return found
 
 
 def write_videos(run_dir: Path) -> list[Path]:
-    """Write videos/NN.mp4 (H.264, looping well): for each prompt all clips that the folder holds, side by side.
+    """Write videos/NN.mp4 for each prompt: all clips of the prompt in the folder, side by side.
 
     Returns:
-        The files, in the order of the prompts; none without clips.
+        The files, in the order of the prompts.
     """
     clips = load_clips(run_dir)
     paths = []
@@ -126,12 +111,12 @@ def write_videos(run_dir: Path) -> list[Path]:
 
 
 def write_mp4(path: Path, pictures: Sequence[npt.NDArray[np.uint8]]) -> None:
-    """Write H.264 in yuv420p, which browsers play. Pictures uint8 [H, W, 3] of even height and width."""
+    """Write H.264 in yuv420p, which browsers play; pictures are uint8 [H, W, 3] of even height and width."""
     import av
 
     height, width, _ = pictures[0].shape
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
-        # crf 20: pixels of small worlds stay sharp, and a clip takes some 40 KB.
+        # crf 20 keeps the pixels of small worlds sharp, at about 40 KB for a clip.
         stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options={"crf": "20", "preset": "slow"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for picture in pictures:
@@ -140,7 +125,7 @@ def write_mp4(path: Path, pictures: Sequence[npt.NDArray[np.uint8]]) -> None:
 
 
 def side_by_side(clips: Sequence[Clips], index: int, frame: int) -> Image:
-    """Draw one frame of one prompt: a panel for each of the clips, left to right, on white."""
+    """Draw one frame of one prompt on white: a panel for each evaluation, from left to right."""
     from PIL import Image
 
     panels = [_panel(each, index, frame, TITLES.get(each.name, each.name)) for each in clips]
@@ -152,10 +137,7 @@ def side_by_side(clips: Sequence[Clips], index: int, frame: int) -> Image:
 
 
 def _panel(clips: Clips, index: int, frame: int, title: str) -> Image:
-    """Title, enlarged frame, and the keys commanded for it: green where the judge recovered them, red where not.
-
-    Keys are black where no judge read the clip.
-    """
+    """Draw a title, the enlarged frame and the keys of its commanded actions; a context frame has no keys."""
     from PIL import Image, ImageDraw
 
     shot = _enlarged(clips.frames[index, frame])
@@ -193,11 +175,12 @@ def draw_keys(
     commanded: npt.NDArray[np.int64],
     recovered: npt.NDArray[np.int64],
 ) -> None:
-    """Draw a key for each action group: filled while an action is commanded, outlined for none; green recovered, red
-    not.
+    """Draw a key for each action group: filled if an action is commanded, else outlined.
+
+    Green: the judge recovered the action. Red: the judge did not. Black: no judge read the clip.
 
     Args:
-        draw: of the picture.
+        draw: canvas of the picture.
         box: left, top, right, bottom in pixels.
         groups, commanded, recovered: K names, and their classes [K].
     """
@@ -216,7 +199,7 @@ def draw_keys(
 
 
 def key_label(group: str, index: int) -> tuple[str, bool]:
-    """Return a key's label (all keys of an idle group, the name of a camera axis) and whether nothing is commanded."""
+    """Return the label of a group's key and whether no action is commanded; an idle group shows all its keys."""
     members = GROUPS[group].members
     if GROUPS[group].camera_axis is not None:
         return ("look" if group == "pitch" else "turn"), index == VPT_CAMERA.null_bin
@@ -227,7 +210,7 @@ def key_label(group: str, index: int) -> tuple[str, bool]:
 
 
 def _draw_arrow(draw: ImageDraw, center: tuple[float, float], group: str, index: int) -> None:
-    """Draw an arrow whose length is the commanded turn: right or down for bins above the null bin."""
+    """Draw an arrow as long as the commanded turn; bins above the null bin point right or down."""
     steps = index - VPT_CAMERA.null_bin
     sign, half = (1 if steps > 0 else -1), 7 + 1.6 * abs(steps)
     neck = half - 7
@@ -238,7 +221,7 @@ def _draw_arrow(draw: ImageDraw, center: tuple[float, float], group: str, index:
 
 
 def contact_strip(run_dir: Path, path: Path, index: int = 0, num_columns: int = 4) -> Path:
-    """Write a PNG of one prompt: rows real, before, after; columns moments of the clip, keys below each.
+    """Write a PNG of one prompt: a row for each evaluation, a column for each moment, the keys below each frame.
 
     Raises:
         ValueError: the run's folder holds no clips.

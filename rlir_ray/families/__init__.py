@@ -1,7 +1,7 @@
-"""Families of world models: all in which they differ, behind one set of names.
+"""Families of world models: one interface for all that differs between kinds of models.
 
-`policy.family` says which family a run's policy is of. Each built-in family is one file of this folder; heavy libraries
-load when a model is opened.
+`policy.family` names the family of a run's policy. Each built-in family is one file of this folder, which imports heavy
+libraries only when a model is opened.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from rlir_ray.config import Config, asset_path
@@ -26,44 +27,46 @@ from rlir_ray.trajectory import FrameShape
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Family:
-    """A member of the axis `families`: an object of this class."""
+    """A member of the axis `families`: the functions that differ between kinds of world models."""
 
     open_policy: Callable[[Path], nn.Module]
-    """A checkpoint folder to a policy, in float32 on the CPU."""
+    """Opens the policy of a checkpoint folder, in float32 on the CPU."""
     codec: Callable[[], type[FrameCodec]]
-    """What frames are encoded with."""
+    """Returns the class that encodes and decodes frames."""
     check_world: Callable[[Config], FrameShape]
-    """Whether the checkpoints of policy and codec fit each other and the world; the shape of an encoded frame."""
+    """Checks that policy and codec fit each other and the world; returns the shape of an encoded frame."""
+    # Any: a policy of the family's own class, as `open_policy` opens it.
     rollout_sampler: Callable[[Config, Any], Sampler]
-    """Explores, and keeps what rescoring needs."""
+    """Builds the sampler of a policy for rollouts, which explores and keeps the data that rescoring needs."""
     evaluation_sampler: Callable[[Config, Any, float], Sampler]
-    """At a temperature."""
+    """Builds the sampler of a policy for evaluation at a temperature."""
     rescorer: Callable[[Config], Rescore]
-    """Scores stored decisions under the policy's weights, as the sampler did."""
+    """Builds the function that scores stored decisions under the policy's weights, exactly as the sampler did."""
     sampling_text: Callable[[Config], str]
-    """How an evaluation samples, for a person."""
+    """Describes the sampling of an evaluation, for a person."""
     camera_bins: CameraBins
-    """What a policy is told of the camera's angles."""
+    """Maps degrees to the bins in which the policy gets the camera's angles."""
     group_bytes: Callable[[Config, FrameShape], int]
-    """Of one group in flight: the training columns and the encoded video."""
+    """Returns the bound of one group in flight, in bytes: its training columns and its encoded video."""
 
 
 def family_of(config: Config) -> Family:
-    """The configured family.
+    """Return the configured family.
 
     Raises:
-        ValueError: it cannot be imported, or lacks a part.
+        ValueError: the family cannot be imported or lacks a part.
     """
-    return load("families", config.policy.family)
+    family: Family = load("families", config.policy.family)
+    return family
 
 
 def compares(config: Config) -> bool:
-    """Whether a rollout's log-probabilities are compared with the learner's model's."""
+    """Return whether the log-probabilities of rollouts are compared with those of the learner's model."""
     return config.rollout.max_logprob_difference > 0
 
 
-def open_policy(config: Config, device: Any = "cpu") -> nn.Module:
-    """The configured policy, with its adapter if it trains one or is given one.
+def open_policy(config: Config, device: torch.device | str = "cpu") -> nn.Module:
+    """Open the configured policy, with its adapter if it has one.
 
     Raises:
         ValueError: weights are missing, unexpected, of another shape, NaN or infinite.
@@ -75,13 +78,13 @@ def open_policy(config: Config, device: Any = "cpu") -> nn.Module:
 
 
 def open_codec(config: Config) -> FrameCodec:
-    """The configured tokenizer or autoencoder; a plain one is taken to be of the world's size."""
+    """Open the configured tokenizer or autoencoder; one that states no frame size gets the world's."""
     folder, world = asset_path(config.models.tokenizer), config.world
     return family_of(config).codec().from_pretrained(folder, height=world.height, width=world.width)
 
 
 def open_reference(config: Config, policy: nn.Module) -> Forward | None:
-    """The forward pass of the frozen reference; None where nothing holds the policy near it."""
+    """Return the forward pass of the frozen reference policy; None without a KL penalty."""
     if not config.train.kl_coefficient:
         return None
     if has_adapter(policy) and not config.models.adapter:
@@ -91,7 +94,7 @@ def open_reference(config: Config, policy: nn.Module) -> Forward | None:
 
 
 def make_objective(config: Config, policy: nn.Module) -> Objective:
-    """What the run optimises.
+    """Build the configured objective for a policy.
 
     Raises:
         ValueError: the objective cannot be imported, lacks a method, or does not take `train.objective_args`.
@@ -103,4 +106,5 @@ def make_objective(config: Config, policy: nn.Module) -> Objective:
         reference=open_reference(config, policy),
     )
     name, member = config.train.objective, load("objectives", config.train.objective)
-    return build("objectives", name, config.train.objective_args, member.from_parts, parts)
+    objective: Objective = build("objectives", name, config.train.objective_args, member.from_parts, parts)
+    return objective

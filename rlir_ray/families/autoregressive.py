@@ -1,9 +1,9 @@
-"""Autoregressive world models: tokens of frames and actions in one sequence (MineWorld's form)."""
+"""The family of autoregressive world models: one sequence of frame tokens and action tokens (as MineWorld)."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -15,6 +15,9 @@ from rlir_ray.models.rescoring import Rescore, TokenRescorer
 from rlir_ray.samplers import Sampler
 from rlir_ray.spaces.mineworld import TOKENS_PER_ACTION, token_camera_bins
 from rlir_ray.trajectory import FrameShape
+
+if TYPE_CHECKING:
+    from rlir_ray.models.autoregressive import WorldModel
 
 
 def _open_world_model(folder: Path) -> nn.Module:
@@ -29,7 +32,7 @@ def _tokenizer() -> type[FrameCodec]:
     return FrameTokenizer
 
 
-def _token_sampler(config: Config, policy: Any) -> Sampler:
+def _token_sampler(config: Config, policy: WorldModel) -> Sampler:
     if config.rollout.engine == "vllm":
         from rlir_ray.samplers.vllm import VllmSampler
 
@@ -46,7 +49,7 @@ def _token_sampler(config: Config, policy: Any) -> Sampler:
     return TorchSampler(policy, temperature=config.rollout.temperature, compares=compares(config))
 
 
-def _token_evaluation_sampler(config: Config, policy: Any, temperature: float) -> Sampler:
+def _token_evaluation_sampler(config: Config, policy: WorldModel, temperature: float) -> Sampler:
     from rlir_ray.samplers.torch_sampler import TorchSampler
 
     return TorchSampler(policy, temperature=temperature, top_p=config.evaluation.top_p, compares=False)
@@ -62,7 +65,7 @@ def _token_group_bytes(config: Config, frame: FrameShape) -> int:
     num_frames = world.num_context + world.num_frames
     length = num_frames * num_tokens + (num_frames - 1) * TOKENS_PER_ACTION
     columns = 4 * length + 5 * world.num_frames * num_tokens  # int32 tokens; float32 and bool decisions
-    code_bytes = 4 if config.architecture.num_codes > 1 << 16 else 2  # as `stored_codes`
+    code_bytes = 4 if config.architecture.num_codes > 1 << 16 else 2  # the types of `stored_codes`
     return config.train.group_size * (columns + code_bytes * num_frames * num_tokens)
 
 

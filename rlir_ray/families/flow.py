@@ -1,9 +1,9 @@
-"""Flow world models: latents of frames, denoised by flow matching (Next-Frame Diffusion's form)."""
+"""The family of flow world models: frame latents, denoised by flow matching (as Next-Frame Diffusion)."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -16,6 +16,9 @@ from rlir_ray.models.rescoring import FlowRescorer, Rescore
 from rlir_ray.samplers import Sampler
 from rlir_ray.spaces.mineworld import flow_camera_bins
 from rlir_ray.trajectory import FrameShape
+
+if TYPE_CHECKING:
+    from rlir_ray.models.flow import FlowWorldModel
 
 
 def _open_flow_model(folder: Path) -> nn.Module:
@@ -30,14 +33,14 @@ def _autoencoder() -> type[FrameCodec]:
     return FrameAutoencoder
 
 
-def _flow_sampler(config: Config, policy: Any) -> Sampler:
+def _flow_sampler(config: Config, policy: FlowWorldModel) -> Sampler:
     from rlir_ray.samplers.flow import FlowSampler
 
-    explore, keep_means = config.train.objective != "nft", config.train.ratio == "guard"
+    explore, keep_means = config.train.objective != "nft", config.train.grpo.ratio == "guard"
     return FlowSampler(policy, config.flow, explore=explore, keep_means=keep_means, compares=compares(config))
 
 
-def _flow_evaluation_sampler(config: Config, policy: Any, temperature: float) -> Sampler:
+def _flow_evaluation_sampler(config: Config, policy: FlowWorldModel, temperature: float) -> Sampler:
     from rlir_ray.samplers.flow import FlowSampler
 
     return FlowSampler(policy, config.flow, explore=False, noise_scale=temperature)
@@ -52,9 +55,9 @@ def _flow_group_bytes(config: Config, frame: FrameShape) -> int:
     num_frames, num_past = world.num_frames, world.num_context + world.num_frames - 1
     window = 0 if config.train.objective == "nft" else config.flow.window
     states = num_frames * (window + 1) * 4 * (size + 1)  # float32 latents and their levels
-    means = num_frames * window * 4 * size if config.train.ratio == "guard" else 0
-    history = num_past * 4 * (size + 1) + (num_past + 1) * 9  # with its levels; uint8 actions
-    decisions = 5 * num_frames * window if window else num_frames  # float32 and bool, or bool alone
+    means = num_frames * window * 4 * size if config.train.grpo.ratio == "guard" else 0
+    history = num_past * 4 * (size + 1) + (num_past + 1) * 9  # float32 latents and their levels; uint8 actions
+    decisions = 5 * num_frames * window if window else num_frames  # float32 and bool, or only bool
     return config.train.group_size * (states + means + history + decisions + 2 * (num_past + 1) * size)
 
 

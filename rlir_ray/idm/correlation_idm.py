@@ -1,7 +1,7 @@
-"""A second inverse dynamics model of another design than VPT's: correlation volumes between neighbouring frames.
+"""An inverse dynamics model of another design than VPT's: correlation volumes between neighbouring frames.
 
-It evaluates policies that were trained with VPT's model as the reward: a second design is not fooled by the same
-errors. After FlowNet's correlation layer (arXiv 1504.06852); same `logits` interface.
+This model is the judge of the embedded world: it evaluates policies that were trained with VPT's model as the reward.
+Another design does not make the same errors. The correlation layer follows FlowNet (arXiv 1504.06852).
 Legend: B clips, F frames, N = B * F.
 """
 
@@ -9,32 +9,33 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rlir_ray.data.files import Json
 from rlir_ray.idm.base import frames_at_once, resize_frames, save_model
 from rlir_ray.idm.vpt_network import Heads, Logits
 from rlir_ray.models.checkpoints import assign_weights, read_state_dict
 
-STRIDE = 4  # from pixels to the cells whose displacements are compared
+STRIDE = 4  # pixels a cell; displacements are measured in cells
 
 
 class TemporalBlock(nn.Module):
-    """[B, E, F] -> [B, E, F], one residual convolution over time."""
+    """Residual convolution over time, [B, E, F] -> [B, E, F]."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
         self.norm, self.conv = nn.GroupNorm(1, hidden), nn.Conv1d(hidden, hidden, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(F.gelu(self.norm(x)))
+        branch: Tensor = self.conv(F.gelu(self.norm(x)))
+        return x + branch
 
 
 class CorrelationInverseDynamics(nn.Module):
-    """Frame features, local displacements against the frame before, convolutions over time, VPT's heads.
+    """Frame features, correlation with the previous frame, convolutions over time, and VPT's heads.
 
     Args:
         config: img_shape [H, W] (multiples of 4), channels (of the features), hidden, reach [vertical, horizontal]
@@ -42,7 +43,9 @@ class CorrelationInverseDynamics(nn.Module):
             see `correlation_config`.
     """
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    index: Tensor
+
+    def __init__(self, config: Json) -> None:
         super().__init__()
         self.config = {"architecture": "correlation", **config}
         height, width = config["img_shape"]
@@ -82,13 +85,14 @@ class CorrelationInverseDynamics(nn.Module):
         self.pi_head = Heads(hidden, config["temperature"])
 
     def logits(self, frames: Tensor, max_frames: int | None = None) -> Logits:
-        """Read the actions of clips of any length; arguments and result as `InverseDynamicsModel.logits`."""
-        device = self.pi_head.buttons["linear_layer"].weight.device
+        """Recover the actions of clips of any length; see `VptInverseDynamics.logits`."""
+        device = self.pi_head.buttons["linear_layer"].get_parameter("weight").device
         images = resize_frames(frames.to(device), *self.config["img_shape"])
         at_once = max(1, (max_frames or frames_at_once(images)) // images.shape[1])
         embedded = [self._embed(clips) for clips in images.split(at_once)]
         x = torch.cat(embedded).transpose(1, 2)  # [B, hidden, F]
-        return self.pi_head(self.norm(self.temporal(x).transpose(1, 2)))
+        found: Logits = self.pi_head(self.norm(self.temporal(x).transpose(1, 2)))
+        return found
 
     def _embed(self, frames: Tensor) -> Tensor:
         """Embed frames, uint8 [B, F, H, W, 3] -> [B, F, hidden]."""
@@ -103,8 +107,8 @@ class CorrelationInverseDynamics(nn.Module):
         volume = correlation_volume(current.flatten(0, 1), before.flatten(0, 1), self.index)  # [N, cells, D]
         stacked = torch.cat([volume, current.flatten(0, 1), before.flatten(0, 1)], -1)
         planes = stacked.unflatten(1, self.cells).permute(0, 3, 1, 2)
-        embedded = self.embed(self.motion(planes).contiguous().flatten(1))
-        return embedded.unflatten(0, (num_clips, num_frames))
+        embedded: Tensor = self.embed(self.motion(planes).contiguous().flatten(1)).unflatten(0, (num_clips, num_frames))
+        return embedded
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write config.json and model.safetensors into the folder `path`."""
@@ -123,8 +127,8 @@ class CorrelationInverseDynamics(nn.Module):
         return model.eval()
 
 
-def correlation_config(height: int = 48, width: int = 64) -> dict[str, Any]:
-    """Return the config of the small worlds' evaluation model, about 1.3 M parameters."""
+def correlation_config(height: int = 48, width: int = 64) -> Json:
+    """Return a config for small worlds, of about 1.3 M parameters."""
     return {
         "img_shape": [height, width],
         "channels": 64,
@@ -136,8 +140,12 @@ def correlation_config(height: int = 48, width: int = 64) -> dict[str, Any]:
 
 
 def displacement_index(height: int, width: int, up: int, across: int) -> tuple[tuple[int, int], Tensor]:
-    """Return the flat index of each neighbour within reach of each cell, int64 [height * width, (2 up + 1)(2 across +
-    1)]; neighbours outside the picture point at one padding cell, height * width. Also returns (height, width)."""
+    """Compute the flat index of each cell's neighbours within reach.
+
+    Returns:
+        (height, width), and int64 [height * width, (2 up + 1)(2 across + 1)]; a neighbour outside the picture has the
+        index of a padding cell, height * width.
+    """
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     down, right = torch.meshgrid(torch.arange(-up, up + 1), torch.arange(-across, across + 1), indexing="ij")
     row, column = rows.reshape(-1, 1) + down.reshape(1, -1), columns.reshape(-1, 1) + right.reshape(1, -1)

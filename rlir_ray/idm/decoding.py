@@ -1,7 +1,7 @@
-"""Decoding of an inverse dynamics model's heads: the class of each action group, or the classes' probabilities.
+"""Decoding of an inverse dynamics model's heads: the class of each action group, or the probabilities of its classes.
 
 Contradicting buttons cancel each other, exactly as in the commands (`rlir_ray.spaces.actions`).
-Legend: B clips, F frames, K classes of one action group, n buttons that decide one, M = 2^n combinations of them.
+Legend: B clips, F frames, K classes of an action group, n buttons that decide the group, M = 2^n combinations of these.
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rlir_ray.spaces.actions import BUTTONS, CONTRADICTIONS, GROUPS, INDEX, Actions, group_classes, recovered_actions
+from rlir_ray.spaces.actions import (
+    BUTTON_INDEX,
+    BUTTONS,
+    CONTRADICTIONS,
+    GROUPS,
+    Actions,
+    group_classes,
+    recovered_actions,
+)
 
 Logits = Mapping[str, Tensor]
 
@@ -26,17 +34,18 @@ def recovered_classes(logits: Logits, groups: Sequence[str]) -> Tensor:
 
     Args:
         logits: buttons [B, F, 20, 2] and camera [B, F, 2, 11].
-        groups: names out of `rlir_ray.spaces.actions.GROUPS`.
+        groups: names from `rlir_ray.spaces.actions.GROUPS`.
 
     Returns:
         int64 [B, F, len(groups)], on the CPU.
     """
     buttons, camera = (logits[head].argmax(-1).cpu().numpy() for head in ("buttons", "camera"))
     actions = recovered_actions(buttons.reshape(-1, buttons.shape[-1]), camera.reshape(-1, 2))
-    return torch.from_numpy(group_classes(actions, groups)).unflatten(0, buttons.shape[:2])
+    classes: Tensor = torch.from_numpy(group_classes(actions, groups)).unflatten(0, buttons.shape[:2])
+    return classes
 
 
-def class_tables(classes: Tensor, groups: Sequence[str]) -> dict[str, Tensor]:
+def one_hot_classes(classes: Tensor, groups: Sequence[str]) -> dict[str, Tensor]:
     """Encode classes int [..., len(groups)] one-hot: action group -> float32 [..., K]."""
     return {
         name: functional.one_hot(classes[..., column].long(), GROUPS[name].num_classes).float()
@@ -47,12 +56,12 @@ def class_tables(classes: Tensor, groups: Sequence[str]) -> dict[str, Tensor]:
 def group_probabilities(logits: Logits, groups: Sequence[str]) -> dict[str, Tensor]:
     """Compute the class probabilities of the groups; the heads are treated as independent.
 
-    A class's probability is the sum over all combinations of the buttons that lead to it once contradictions are
-    cancelled. So of forward/back: p(forward) (1 - p(back)), p(back) (1 - p(forward)), and the rest for class 0.
+    The probability of a class is the sum over all combinations of buttons that give the class after contradictions are
+    cancelled. Example forward/back: p(forward) (1 - p(back)), p(back) (1 - p(forward)), and the rest for class 0.
 
     Args:
         logits: buttons [B, F, 20, 2] and camera [B, F, 2, 11].
-        groups: names out of `rlir_ray.spaces.actions.GROUPS`.
+        groups: names from `rlir_ray.spaces.actions.GROUPS`.
 
     Returns:
         Action group -> float32 [B, F, K], summing to 1 over the classes.
@@ -69,7 +78,7 @@ def group_probabilities(logits: Logits, groups: Sequence[str]) -> dict[str, Tens
         released, pressed = bits[..., space.columns, :].unbind(-1)  # [B, F, n]
         held = torch.from_numpy(space.pressed).to(bits)  # [M, n]
         combined = (pressed @ held.T + released @ (1 - held).T).exp()  # [B, F, M]
-        probabilities[name] = combined @ class_tables(space.classes, (name,))[name].to(bits)
+        probabilities[name] = combined @ one_hot_classes(space.classes, (name,))[name].to(bits)
     return probabilities
 
 
@@ -84,12 +93,13 @@ class _Combinations:
 
 @cache
 def _combinations(name: str) -> _Combinations:
+    # A button can cancel a member of the group, and a third button can cancel this button: follow all pairs.
     involved = set(GROUPS[name].members)
     while more := {b for pair in CONTRADICTIONS if involved & set(pair) for b in pair} - involved:
         involved |= more
-    columns = sorted(INDEX[button] for button in involved)
+    columns = sorted(BUTTON_INDEX[button] for button in involved)
     pressed = (np.arange(2 ** len(columns))[:, None] >> np.arange(len(columns))) & 1
     buttons = np.zeros((len(pressed), len(BUTTONS)), np.bool_)
     buttons[:, columns] = pressed
-    actions = Actions.cancelled(buttons, np.zeros((len(pressed), 2), np.float32))
+    actions = Actions.from_buttons(buttons, np.zeros((len(pressed), 2), np.float32))
     return _Combinations(columns, pressed.astype(np.float32), torch.from_numpy(group_classes(actions, (name,))))

@@ -1,48 +1,126 @@
-"""OpenAI's published VPT inverse dynamics model: `4x_idm.model` (a pickle of kwargs) and `4x_idm.weights`."""
+"""VPT's inverse dynamics model at any size, and OpenAI's published files of it (`4x_idm.model`, `4x_idm.weights`).
+
+Legend: B clips, F frames, H W pixels.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
-from rlir_ray.idm.vpt_config import NUM_BINS
-from rlir_ray.models.checkpoints import read_plain_pickle, read_state_dict
+import torch
+from torch import Tensor, nn
+
+from rlir_ray.data.files import Json
+from rlir_ray.idm.base import frames_at_once, resize_frames, save_model
+from rlir_ray.idm.vpt_config import NUM_BINS, complete_net
+from rlir_ray.idm.vpt_network import Heads, InverseDynamicsNet, Logits
+from rlir_ray.models.checkpoints import assign_weights, read_plain_pickle, read_state_dict
 
 
-def load_vpt(weights: Path | str, *, model: Path | str = "", config: Path | str = "") -> InverseDynamicsModel:
+class VptInverseDynamics(nn.Module):
+    """The VPT inverse dynamics model, built from its published kwargs.
+
+    Args:
+        config: `net` (kwargs as published), `pi_head` (temperature) and, optionally, n_camera_bins;
+            `VPT_CONFIG` is the published size. Missing keys get the published code's defaults.
+
+    Raises:
+        ValueError: this class cannot build the network of the config.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.config = {"architecture": "vpt", **config}
+        if config.get("n_camera_bins", NUM_BINS) != NUM_BINS:
+            raise ValueError(f"n_camera_bins must be {NUM_BINS}, got {config['n_camera_bins']}; set it to {NUM_BINS}")
+        net = complete_net(config["net"])
+        self.height, self.width = net["img_shape"][:2]
+        self.net = InverseDynamicsNet(net)
+        self.pi_head = Heads(net["hidsize"], float(config["pi_head"]["temperature"]))
+
+    def logits(self, frames: Tensor, max_frames: int | None = None) -> Logits:
+        """Recover the actions of clips of any length.
+
+        Args:
+            frames: uint8 [B, F, H, W, 3] RGB on any device; frames of another size than `img_shape` are resized.
+            max_frames: frames that pass through the convolutions at once, which bounds the memory; None: by device.
+
+        Returns:
+            Buttons float32 [B, F, 20, 2] and camera [B, F, 2, 11], normalized to log-probabilities as published;
+            index k is the action leading INTO frame k.
+        """
+        device = self.pi_head.buttons["linear_layer"].get_parameter("weight").device
+        images = resize_frames(frames.to(device), self.height, self.width)
+        found: Logits = self.pi_head(self.net(images, max_frames or frames_at_once(images)))
+        return found
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write config.json and model.safetensors into the folder `path`."""
+        save_model(self, self.config, path)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> VptInverseDynamics:
+        """Open a folder that `save_pretrained` wrote, or any folder with config.json and model.safetensors.
+
+        Raises:
+            ValueError: the config describes another network, or the weights do not fit; the error names the keys.
+        """
+        config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+        return cls.from_state(config, read_state_dict(Path(path) / "model.safetensors"))
+
+    @classmethod
+    def from_state(cls, config: dict[str, Any], state: Mapping[str, Tensor]) -> VptInverseDynamics:
+        """Build a model from the given weights, converted to float32, in evaluation mode.
+
+        Raises:
+            ValueError: see `from_pretrained`.
+        """
+        with torch.device("meta"):  # skips drawing random weights, which `state` would replace
+            model = cls(config)
+        assign_weights(model, state, "the inverse dynamics model", torch.float32)
+        return model.eval()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Published files
+
+
+def load_vpt(weights: Path | str, *, model: Path | str = "", config: Path | str = "") -> VptInverseDynamics:
     """Load the published model, in evaluation mode on the CPU.
 
     Args:
         weights: the `.weights` file, or the same tensors as safetensors.
-        model: the `.model` file that belongs to it, or
-        config: a JSON file with the same kwargs: `{"net": {...}, "pi_head": {"temperature": ...}}`.
+        model: the `.model` file of these weights.
+        config: a JSON file with the same kwargs: `{"net": {...}, "pi_head": {"temperature": ...}}`. Give exactly one of
+            `model` and `config`.
 
     Raises:
-        ValueError: not exactly one of model and config, a file that is not what it should be, or weights that do not
+        ValueError: both or neither of `model` and `config` are given, a file has another format, or the weights do not
             fit.
     """
     if bool(model) == bool(config):
-        raise ValueError("a VPT model needs its .model file or a config, got both or neither; give one of them")
+        raise ValueError("a VPT model needs its .model file or a config, got both or neither; give exactly one")
     settings = read_kwargs(model) if model else read_config(config)
-    return InverseDynamicsModel.from_state(settings, read_state_dict(weights))
+    return VptInverseDynamics.from_state(settings, read_state_dict(weights))
 
 
-def read_kwargs(path: Path | str) -> dict[str, Any]:
+def read_kwargs(path: Path | str) -> Json:
     """Return the config that a published `.model` file describes.
 
     Raises:
-        ValueError: it is no pickle of plain values, or has another layout than the published one.
+        ValueError: the file is no pickle of plain values, or has another layout than the published file.
     """
     return _layout(read_plain_pickle(path), path)
 
 
-def read_config(path: Path | str) -> dict[str, Any]:
-    """Read the config from a JSON file: ours, or the published file's content as JSON.
+def read_config(path: Path | str) -> Json:
+    """Read the config from a JSON file: the config of this class, or the content of a `.model` file as JSON.
 
     Raises:
-        ValueError: no such file, no JSON, or neither layout.
+        ValueError: the file does not exist, is no JSON, or has neither layout.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -51,7 +129,8 @@ def read_config(path: Path | str) -> dict[str, Any]:
     return content if isinstance(content, dict) and "net" in content else _layout(content, path)
 
 
-def _layout(content: Any, path: Path | str) -> dict[str, Any]:
+# Any: parsed from a file of another program; what it lacks is an error in here.
+def _layout(content: Any, path: Path | str) -> Json:
     try:
         arguments = content["model"]["args"]
         net, head = arguments["net"]["args"], arguments["pi_head_opts"]
@@ -61,5 +140,8 @@ def _layout(content: Any, path: Path | str) -> dict[str, Any]:
             f"{path} must hold model.args.net.args and model.args.pi_head_opts.temperature, got no {error}; give the "
             "file that belongs to the inverse dynamics model's weights"
         ) from None
-    # As JSON keeps it: tuples become lists, so that a saved config reads back the same.
-    return json.loads(json.dumps({"net": net, "pi_head": {"temperature": temperature}, "n_camera_bins": NUM_BINS}))
+    # Convert to JSON's types (tuples become lists), so that a saved config reads back the same.
+    layout: Json = json.loads(
+        json.dumps({"net": net, "pi_head": {"temperature": temperature}, "n_camera_bins": NUM_BINS})
+    )
+    return layout

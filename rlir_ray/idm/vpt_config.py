@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from rlir_ray.data.files import Json
 from rlir_ray.spaces.actions import VPT_CAMERA
 
 NUM_BINS = VPT_CAMERA.num_bins
 
 # The published sizes (4x_idm.model, which leaves impala_chans and pointwise_ratio to the code's defaults).
-VPT_CONFIG: dict[str, Any] = {
+VPT_CONFIG: Json = {
     "net": {
         "attention_heads": 32,
         "attention_mask_style": "none",
@@ -37,8 +35,8 @@ VPT_CONFIG: dict[str, Any] = {
     "n_camera_bins": 11,
 }
 
-# What the published code takes where a config is silent.
-DEFAULTS: dict[str, Any] = {
+# Defaults of the published code for kwargs that a config does not give.
+DEFAULTS: Json = {
     "attention_heads": 8,
     "attention_mask_style": "clipped_causal",
     "attention_memory_size": 2048,
@@ -59,10 +57,10 @@ DEFAULTS: dict[str, Any] = {
     "use_pre_lstm_ln": True,
 }
 REQUIRED = ("img_shape", "timesteps")
-# A kwarg besides must be off, or have the value that the network has built in.
+# Any other kwarg must be off, or have the value that is built into the network.
 UNREAD = {"scale_input_img": True}
 
-# What this network computes; a config that says otherwise describes another network.
+# Values that this network has built in; a config with other values describes another network.
 FIXED = {
     "attention_mask_style": "none",
     "impala_kwargs": {"post_pool_groups": 1},
@@ -76,11 +74,11 @@ FIXED = {
 }
 
 
-def complete_net(net: Mapping[str, Any]) -> dict[str, Any]:
+def complete_net(net: Json) -> Json:
     """Fill in the published code's defaults for missing `net` kwargs.
 
     Raises:
-        ValueError: they describe a network that `InverseDynamicsModel` is not.
+        ValueError: the kwargs describe a network that `VptInverseDynamics` cannot build.
     """
     if missing := [key for key in REQUIRED if key not in net]:
         raise ValueError(f"net must give {' and '.join(REQUIRED)}, got no {missing[0]}; take the published kwargs")
@@ -117,15 +115,18 @@ def complete_net(net: Mapping[str, Any]) -> dict[str, Any]:
     return complete
 
 
-def _keeps_size(conv3d: Mapping[str, Any]) -> bool:
+def _keeps_size(conv3d: Json) -> bool:
     kernel, padding = conv3d["kernel_size"], conv3d["padding"]
     return len(kernel) == len(padding) == 3 and all(
         size == 2 * half + 1 for size, half in zip(kernel, padding, strict=True)
     )
 
 
-def small_vpt_config(height: int = 48, width: int = 64) -> dict[str, Any]:
-    """Return a VPT-form config of about 2 M parameters for small worlds, with temperature 1 (soft rewards read it)."""
+def small_vpt_config(height: int = 48, width: int = 64) -> Json:
+    """Return a config of VPT's form for small worlds, of about 2 M parameters.
+
+    The temperature is 1, because soft rewards use the probabilities.
+    """
     net = {
         **VPT_CONFIG["net"],
         "attention_heads": 4,

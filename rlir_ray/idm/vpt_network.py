@@ -1,5 +1,6 @@
-"""The VPT inverse dynamics network (arXiv 2206.11795), parameter names included: 3D convolution, IMPALA CNN, unmasked
-transformer, two heads. Knows nothing of files.
+"""The VPT inverse dynamics network (arXiv 2206.11795): 3D convolution, IMPALA CNN, unmasked transformer, two heads.
+
+Parameters have the published names. Independent of files.
 
 Legend: B clips, F frames, N frames of several clips, C channels, E hidden width.
 """
@@ -7,22 +8,22 @@ Legend: B clips, F frames, N frames of several clips, C channels, E hidden width
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlir_ray.spaces.actions import JUDGED_BUTTONS, VPT_CAMERA
+from rlir_ray.data.files import Json
+from rlir_ray.spaces.actions import IDM_BUTTONS, VPT_CAMERA
 
 Logits = dict[str, Tensor]
-NUM_BUTTONS, NUM_BINS = len(JUDGED_BUTTONS), VPT_CAMERA.num_bins
-CNN_OUTSIZE = 256  # of the published network, whatever its other sizes
+NUM_BUTTONS, NUM_BINS = len(IDM_BUTTONS), VPT_CAMERA.num_bins
+CNN_OUTSIZE = 256  # fixed in the published code
 RELATIVE_BASIS = 10
 
 
 class NormedLayer(nn.Module):
-    """Norm, then the layer, then ReLU; a layer with a norm has no bias. Rows start at length `scale`."""
+    """Norm, layer, ReLU; a layer with a norm has no bias. Each row of the initial weight has the norm `scale`."""
 
     def __init__(self, norm: nn.Module | None, layer: nn.Module, scale: float = 1.0, activation: bool = True) -> None:
         super().__init__()
@@ -55,7 +56,8 @@ class ResidualBlock(nn.Module):
         self.conv0, self.conv1 = _conv(channels, channels, scale**0.5), _conv(channels, channels, scale**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv1(self.conv0(x))
+        branch: Tensor = self.conv1(self.conv0(x))
+        return x + branch
 
 
 class DownStack(nn.Module):
@@ -69,11 +71,12 @@ class DownStack(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = F.max_pool2d(self.firstconv(x), kernel_size=3, stride=2, padding=1)
-        return self.blocks(self.n(pooled))
+        found: Tensor = self.blocks(self.n(pooled))
+        return found
 
 
 class ImpalaCNN(nn.Module):
-    """[N, C, H, W] -> [N, 256]; pixels themselves (`normed` False) are not normed before the first convolution."""
+    """CNN, [N, C, H, W] -> [N, 256]; `normed` False: no norm before the first convolution, whose input is pixels."""
 
     def __init__(self, inputs: int, height: int, width: int, channels: Sequence[int], normed: bool) -> None:
         super().__init__()
@@ -85,8 +88,9 @@ class ImpalaCNN(nn.Module):
         self.dense = _dense(channels[-1] * height * width, CNN_OUTSIZE, scale=1.4)
 
     def forward(self, x: Tensor) -> Tensor:
-        # contiguous: the dense layer's columns run over C, H, W in this order whatever the memory format.
-        return self.dense(self.stacks(x).contiguous().flatten(1))
+        # contiguous, because the dense layer's columns have the order C, H, W, whatever the memory format of the input.
+        found: Tensor = self.dense(self.stacks(x).contiguous().flatten(1))
+        return found
 
 
 class ImageProcess(nn.Module):
@@ -95,14 +99,15 @@ class ImageProcess(nn.Module):
         self.cnn, self.linear = cnn, _dense(CNN_OUTSIZE, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.cnn(x))
+        found: Tensor = self.linear(self.cnn(x))
+        return found
 
 
 class Attention(nn.Module):
-    """Unmasked self-attention with its residual inside and muP's scale of 1 / head size.
+    """Unmasked self-attention with its residual connection, and muP's scale of 1 / head size.
 
-    `r_layer` and `b_nd` are the published relative positions over a memory of length 0: they add nothing to the
-    logits and are held so that the published weights load.
+    `r_layer` and `b_nd` are the published relative positions over a memory of length 0. They do not change the output
+    and exist only so that the published weights load.
     """
 
     def __init__(self, hidden: int, heads: int, scale: float) -> None:
@@ -121,7 +126,8 @@ class Attention(nn.Module):
             for layer in (self.q_layer, self.k_layer, self.v_layer)
         )
         mixed = F.scaled_dot_product_attention(queries, keys, values, scale=1 / queries.shape[-1])
-        return x + self.proj_layer(mixed.transpose(1, 2).flatten(2))
+        branch: Tensor = self.proj_layer(mixed.transpose(1, 2).flatten(2))
+        return x + branch
 
 
 def _scaled_linear(inputs: int, outputs: int, scale: float, bias: bool = True) -> nn.Linear:
@@ -134,7 +140,7 @@ def _scaled_linear(inputs: int, outputs: int, scale: float, bias: bool = True) -
 
 
 class RecurrentBlock(nn.Module):
-    def __init__(self, net: dict[str, Any]) -> None:
+    def __init__(self, net: Json) -> None:
         super().__init__()
         hidden, heads, ratio = net["hidsize"], net["attention_heads"], net["pointwise_ratio"]
         scale = (2 * net["n_recurrence_layers"]) ** -0.5
@@ -144,9 +150,10 @@ class RecurrentBlock(nn.Module):
         self.mlp1 = NormedLayer(None, nn.Linear(ratio * hidden, hidden), scale, net["pointwise_use_activation"])
 
     def forward(self, x: Tensor) -> Tensor:
-        # The published residual starts behind the norm.
+        # As published, the residual connection starts after the norm.
         x = self.r["orc_block"](self.pre_r_ln(x))
-        return x + self.mlp1(self.mlp0(x))
+        branch: Tensor = self.mlp1(self.mlp0(x))
+        return x + branch
 
 
 def _start_with_differences(conv3d: nn.Module) -> None:
@@ -159,13 +166,13 @@ def _start_with_differences(conv3d: nn.Module) -> None:
     with torch.no_grad():
         weight[still:] -= weight[still:].mean(2, keepdim=True)
         weight[still:] *= 4 / weight[still:].flatten(1).norm(dim=1).view(-1, 1, 1, 1, 1)
-        bias[:still] = -0.25 * weight[:still].flatten(1).sum(1)  # a quarter is about the mean brightness
+        bias[:still] = -0.25 * weight[:still].flatten(1).sum(1)  # 0.25 is about the mean brightness
 
 
 class InverseDynamicsNet(nn.Module):
-    """uint8 frames [B, F, H, W, 3] -> [B, F, E]. `net` is complete (`complete_net`)."""
+    """Network without heads, uint8 frames [B, F, H, W, 3] -> [B, F, E]; `net` comes from `complete_net`."""
 
-    def __init__(self, net: dict[str, Any]) -> None:
+    def __init__(self, net: Json) -> None:
         super().__init__()
         conv3d, (height, width, channels), hidden = net["conv3d_params"], net["img_shape"], net["hidsize"]
         if conv3d is not None:
@@ -176,7 +183,7 @@ class InverseDynamicsNet(nn.Module):
         self.img_process = ImageProcess(ImpalaCNN(channels, height, width, widths, normed=conv3d is not None), hidden)
         blocks = [RecurrentBlock(net) for _ in range(net["n_recurrence_layers"])]
         self.recurrent_layer = nn.ModuleDict({"blocks": nn.Sequential(*blocks)})
-        # The published forward computes lastlayer and drops the result; kept only so that published weights fit.
+        # The published forward pass ignores the output of lastlayer; the layer exists only so that the weights load.
         self.lastlayer = _dense(hidden, hidden).requires_grad_(False)
         self.final_ln = nn.LayerNorm(hidden)
 
@@ -184,32 +191,36 @@ class InverseDynamicsNet(nn.Module):
         num_frames = frames.shape[1]
         rows = []
         for clips in frames.split(max(1, max_frames // num_frames)):
-            # A clip longer than the bound is processed in parts, to bound the memory.
+            # Process a clip that is longer than `max_frames` in parts, to bound the memory.
             parts = [self._features(clips, *part) for part in _spans(num_frames, max_frames)]
             rows.append(torch.cat(parts, 1))
-        return self.final_ln(F.relu(self.recurrent_layer["blocks"](torch.cat(rows))))
+        found: Tensor = self.final_ln(F.relu(self.recurrent_layer["blocks"](torch.cat(rows))))
+        return found
 
     def _features(self, clips: Tensor, start: int, stop: int) -> Tensor:
         """Compute the features of the frames from start to stop, [B, stop - start, E]."""
         if not hasattr(self, "conv3d_layer"):
-            images = clips[:, start:stop].flatten(0, 1).permute(0, 3, 1, 2).float() / 255  # channels last in memory
-            return self.img_process(images).unflatten(0, (len(clips), -1))
+            images = clips[:, start:stop].flatten(0, 1).permute(0, 3, 1, 2).float() / 255  # channels_last memory format
+            features: Tensor = self.img_process(images).unflatten(0, (len(clips), -1))
+            return features
         layer = self.conv3d_layer.layer
+        assert isinstance(layer, nn.Conv3d)
         half = layer.kernel_size[0] // 2
         # Pad with black frames at the ends of the clip, and with real neighbours at the ends of a part.
         seen = clips[:, max(0, start - half) : stop + half]
         missing = (max(0, half - start), max(0, stop + half - clips.shape[1]))
         pixels = F.pad(seen, (0, 0, 0, 0, 0, 0, *missing)).float()
-        weight = layer.weight / 255  # of pixels 0..255
+        weight = layer.weight / 255  # for pixels 0..255
         if layer.kernel_size[1:] == (1, 1):
-            # Over time alone it is a convolution over a picture of F rows and H * W columns, whose channels lie last
-            # already: no pixel is moved, and all clips are one batch.
+            # A kernel over time only is a 2D convolution over a picture of F rows and H * W columns. Channels are
+            # already last in memory, so that no pixel is copied and all clips are one batch.
             picture = pixels.flatten(2, 3).permute(0, 3, 1, 2)
             volume = F.conv2d(picture, weight[..., 0], layer.bias).unflatten(3, pixels.shape[2:4])
         else:
             volume = F.conv3d(pixels.permute(0, 4, 1, 2, 3), weight, layer.bias, padding=(0, *layer.padding[1:]))
         images = F.relu(volume, inplace=True).transpose(1, 2).flatten(0, 1)  # [B * n, C, H, W]
-        return self.img_process(images).unflatten(0, (len(clips), -1))
+        features = self.img_process(images).unflatten(0, (len(clips), -1))
+        return features
 
 
 def _spans(length: int, longest: int) -> list[tuple[int, int]]:
@@ -218,7 +229,7 @@ def _spans(length: int, longest: int) -> list[tuple[int, int]]:
 
 
 class Heads(nn.Module):
-    """[B, F, E] -> logits of 20 buttons x 2 and 2 camera axes x 11 bins: over the temperature, then log-softmax."""
+    """Heads, [B, F, E] -> log-probabilities of 20 buttons x 2 and 2 camera axes x 11 bins, after the temperature."""
 
     def __init__(self, hidden: int, temperature: float) -> None:
         super().__init__()

@@ -1,1 +1,1 @@
-"""The learner: the engine-agnostic step, and the engines that run it."""
+"""The learner: the optimiser step for any engine, the objectives, and the engines."""

@@ -6,7 +6,6 @@ import math
 import os
 import warnings
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 import torch.distributed
@@ -17,7 +16,7 @@ from rlir_ray.learner.state import MOMENTS, WEIGHT, State, check_fits, num_updat
 from rlir_ray.learner.torch_engine import load_plain_state, plain_state
 from rlir_ray.transfer.weights import Weights, to_numpy
 
-# Set before the import; otherwise DeepSpeed warns that it found no accelerator.
+# Set this before the import; otherwise DeepSpeed warns that it found no accelerator.
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 import deepspeed
@@ -35,15 +34,15 @@ MAX_BUCKET_ELEMENTS = 50_000_000
 
 
 class DeepSpeedEngine:
-    """Engine of one rank under DeepSpeed.
+    """The engine of one rank under DeepSpeed.
 
     RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT must be set, or the process group must exist (Ray Train
     creates it).
 
     Args:
-        model: the policy, on this rank's device, the same on every rank.
-        train: weight decay and gradient clipping.
-        learner: ZeRO stage, offload, precision.
+        model: the policy on this rank's device, with the same weights on every rank.
+        train: learning rate, weight decay and gradient clipping.
+        learner: ZeRO stage, offload and precision.
     """
 
     def __init__(self, model: torch.nn.Module, train: TrainConfig, learner: LearnerConfig) -> None:
@@ -58,15 +57,17 @@ class DeepSpeedEngine:
         self._engine, *_ = deepspeed.initialize(
             model=model, optimizer=self._optimizer, config=_settings(model, train, learner)
         )
-        # Stage 0 with bfloat16 has created the moments by a step without gradients, which would count as an update.
+        # Clear the moments: stage 0 with bfloat16 has created them by a step without gradients, which would count as an
+        # update.
         self._optimizer.state.clear()
 
     @property
     def device(self) -> torch.device:
         return self._device
 
-    def forward(self, *inputs: Any) -> Tensor:
-        return self._engine(*inputs)
+    def forward(self, *inputs: object) -> Tensor:
+        found: Tensor = self._engine(*inputs)
+        return found
 
     def backward(self, loss: Tensor, last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(last)
@@ -76,7 +77,8 @@ class DeepSpeedEngine:
     def optimizer_step(self, learning_rate: float) -> float:
         for options in self._optimizer.param_groups:
             options["lr"] = learning_rate
-        # ZeRO 0 clips with torch and keeps no norm. Every rank holds the whole averaged gradients here.
+        # Compute the norm here for ZeRO 0, which clips with torch and keeps no norm. Every rank holds all averaged
+        # gradients.
         own_norm = self._gradient_norm() if self._zero_stage == 0 else None
         if own_norm is not None and not math.isfinite(own_norm):
             self._engine.zero_grad()
@@ -84,7 +86,7 @@ class DeepSpeedEngine:
         # From stage 1 on, DeepSpeed itself skips an update whose norm is not finite.
         self._engine.step()
         grad_norm = self._engine.get_global_grad_norm()
-        return float(own_norm if grad_norm is None else grad_norm)  # type: ignore[arg-type]
+        return float(own_norm if grad_norm is None else grad_norm)  # type: ignore[arg-type]  # one of them is a number
 
     def _gradient_norm(self) -> float:
         gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
@@ -165,8 +167,9 @@ class DeepSpeedEngine:
             else:
                 safe_set_full_optimizer_state(weight, whole, part)
             return
-        # The last rank's share is padded, and DeepSpeed's setter of whole values would read past their end there.
-        size = weight.ds_tensor.numel()  # type: ignore[attr-defined]
+        # Set the shares directly: the last rank's share is padded, and DeepSpeed's setter of whole values would read
+        # past the end of the values there.
+        size = weight.ds_tensor.numel()  # type: ignore[attr-defined]  # ZeRO 3 adds it
         padded = torch.zeros(size * self._num_ranks)
         padded[: whole.numel()] = whole.flatten()
         own = padded[size * self.rank : size * (self.rank + 1)]
@@ -176,16 +179,16 @@ class DeepSpeedEngine:
             safe_set_local_optimizer_state(weight, own, part)
 
 
-def _own_partitions(zero: Any) -> list[Tensor]:
+def _own_partitions(zero: object) -> list[Tensor]:
     """Return this rank's float32 weights; each of DeepSpeed's optimisers has its own name for them."""
     names = ("fp32_partitioned_groups_flat", "fp32_groups_flat_partition", "single_partition_of_fp32_groups")
     return next(list(getattr(zero, name)) for name in names if hasattr(zero, name))
 
 
-def _settings(model: torch.nn.Module, train: TrainConfig, learner: LearnerConfig) -> dict[str, Any]:
-    """Return DeepSpeed's configuration; the learner accumulates and normalises, so that DeepSpeed counts one batch."""
+def _settings(model: torch.nn.Module, train: TrainConfig, learner: LearnerConfig) -> dict[str, object]:
+    """Return DeepSpeed's configuration for one batch per step: the learner itself accumulates and normalises."""
     num_elements = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    zero: dict[str, Any] = {
+    zero: dict[str, object] = {
         "stage": learner.zero_stage,
         "reduce_bucket_size": min(num_elements, MAX_BUCKET_ELEMENTS),
         "allgather_bucket_size": min(num_elements, MAX_BUCKET_ELEMENTS),

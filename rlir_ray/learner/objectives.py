@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from rlir_ray.algorithm.flow_steps import noise_levels
+from rlir_ray.algorithm.flow_steps import interpolate, noise_levels
 from rlir_ray.algorithm.losses import (
     guarded_log_ratio,
     kl_loss,
@@ -27,7 +27,6 @@ from rlir_ray.algorithm.losses import (
 from rlir_ray.algorithm.off_policy import decoupled_loss
 from rlir_ray.config import Config, TrainConfig
 from rlir_ray.learner.state import State
-from rlir_ray.models.flow_streams import interpolate
 from rlir_ray.models.rescoring import Forward, Rescore, Scores, stream_velocities
 from rlir_ray.trajectory import FlowRecord, TokenRecord
 from rlir_ray.transfer.weights import Weights, load_weights, weights_of
@@ -113,16 +112,17 @@ class PolicyGradient:
     def from_parts(cls, parts: ObjectiveParts) -> PolicyGradient:
         # What `auto` means depends on the family: a flow log-probability is a mean over a latent's numbers, so that its
         # ratio is no importance weight.
-        train = replace(parts.config.train, importance=parts.config.importance_level)  # type: ignore[arg-type]
+        train, level = parts.config.train, parts.config.importance_level
+        train = replace(train, off_policy=replace(train.off_policy, importance=level))  # type: ignore[arg-type]  # a choice
         return cls(parts.policy, parts.rescore, train, parts.reference)
 
     def loss(self, forward: Forward, columns: Columns, num_decisions: int) -> tuple[Tensor, Metrics]:
-        mask = columns.loss_mask
+        mask, grpo, off_policy = columns.loss_mask, self.train.grpo, self.train.off_policy
         scores = self.rescore(forward, columns.record, mask.shape[1])
-        log_ratio, advantages = RATIOS[self.train.ratio](scores, columns)
+        log_ratio, advantages = RATIOS[grpo.ratio](scores, columns)
         if (level := self.train.importance_level) == "none":
             loss, metrics = policy_gradient_loss(
-                log_ratio, advantages, mask, num_decisions, self.train.clip_low, self.train.clip_high
+                log_ratio, advantages, mask, num_decisions, grpo.clip_low, grpo.clip_high
             )
             if not self.train.max_staleness:
                 # With one update on fresh groups the ratio is always 1: a clip fraction would be meaningless.
@@ -134,9 +134,9 @@ class PolicyGradient:
                 mask,
                 num_decisions,
                 level=level,
-                max_weight=self.train.max_importance,
-                min_ratio=self.train.min_ratio,
-                max_ratio=self.train.max_ratio,
+                max_weight=off_policy.max_weight,
+                min_ratio=off_policy.min_ratio,
+                max_ratio=off_policy.max_ratio,
             )
         if self.reference is None:
             return loss, metrics
@@ -179,7 +179,7 @@ def _guard(scores: Scores, columns: Columns) -> tuple[Tensor, Tensor]:
 
 
 RATIOS: dict[str, Callable[[Scores, Columns], tuple[Tensor, Tensor]]] = {"plain": _plain, "guard": _guard}
-"""train.ratio -> function that returns the log-ratio [B, T] and the advantages [B, T] for the loss."""
+"""train.grpo.ratio -> function that returns the log-ratio [B, T] and the advantages [B, T] for the loss."""
 
 
 class DiffusionNFT:
@@ -217,7 +217,7 @@ class DiffusionNFT:
         mask, most = columns.loss_mask, self.train.max_advantage  # [B, F]
         good = optimality(columns.advantages, most)[..., None].expand_as(levels)
         errors = nft_errors(
-            velocities, old, noisy.flatten(3), levels, clean.expand_as(noisy).flatten(3), good, self.train.nft_beta
+            velocities, old, noisy.flatten(3), levels, clean.expand_as(noisy).flatten(3), good, self.train.nft.beta
         )  # [B, F, S]
         loss = most * _masked_mean(errors, mask, num_decisions)
         drift = (velocities.detach() - old).square().mean(-1)
@@ -235,7 +235,7 @@ class DiffusionNFT:
 
     def _draw(self, seeds: list[int], clean: Tensor) -> tuple[Tensor, Tensor]:
         """Draw levels and noise of each trajectory's frames from the trajectory's seed."""
-        num_frames, num_levels, parts = clean.shape[1], self.train.nft_levels, []
+        num_frames, num_levels, parts = clean.shape[1], self.train.nft.num_levels, []
         for seed in seeds:
             generator = torch.Generator().manual_seed(seed)
             picks = torch.randint(len(self.levels), (num_frames, num_levels), generator=generator)
@@ -248,7 +248,7 @@ class DiffusionNFT:
     @torch.no_grad()
     def end_step(self, step: int, gathered: Gathered) -> None:
         """Move the sampling policy towards the policy, faster in early steps (the authors' first schedule)."""
-        decay = min(0.001 * step, self.train.nft_decay)
+        decay = min(0.001 * step, self.train.nft.max_decay)
         with gathered():
             for old, new in zip(self.sampling_policy.parameters(), self.policy.parameters(), strict=True):
                 if new.requires_grad:

@@ -22,7 +22,7 @@ NUM_UPDATES = "num_updates"
 
 
 class Part(State):
-    """Some entries of a state, read lazily: a state may be a file that is larger than a rank's memory."""
+    """Some entries of a state, read on demand, because a state may be a file that is larger than a rank's memory."""
 
     def __init__(self, whole: State, names: Collection[str]) -> None:
         self._whole, self._names = whole, names
@@ -40,6 +40,7 @@ class Part(State):
 
 
 def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that train, by name."""
     return {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
 
 
@@ -52,19 +53,19 @@ def check_fits(state: State, shapes: Mapping[str, tuple[int, ...]]) -> None:
     expected = {f"{part}/{name}" for part in (WEIGHT, *MOMENTS) for name in shapes} | {NUM_UPDATES}
     if differing := sorted(expected ^ set(state)):
         raise ValueError(
-            f"a checkpoint must hold what the policy trains, {len(expected)} arrays, got {len(state)}, first "
-            f"difference {differing[0]!r}; use the models and the adapter that it was written with"
+            f"a checkpoint must hold the {len(expected)} arrays that the policy trains, got {len(state)}, first "
+            f"difference {differing[0]!r}; use the models and the adapter of the checkpoint"
         )
     for name, shape in shapes.items():
         if (got := state[f"{WEIGHT}/{name}"].shape) != shape:
-            raise ValueError(
-                f"a checkpoint's {name} must be {shape}, got {got}; use the models that it was written with"
-            )
+            raise ValueError(f"a checkpoint's {name} must be {shape}, got {got}; use the models of the checkpoint")
 
 
 def num_updates(state: State) -> int:
+    """Return the number of updates of a state."""
     return int(state[NUM_UPDATES])
 
 
 def with_count(state: Weights, count: int) -> Weights:
+    """Add the number of updates to a state."""
     return state | {NUM_UPDATES: np.array(count, np.int64)}

@@ -1,5 +1,6 @@
-"""One optimiser step over groups, for any engine and number of ranks. Independent of Ray and of policy versions.
+"""The `Learner`: one optimiser step over groups, for any engine and number of ranks.
 
+Independent of Ray and of policy versions.
 Legend: B trajectories of a micro-batch, G of a group, T decisions, F generated frames.
 """
 
@@ -14,12 +15,12 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlir_ray.algorithm.advantages import GroupAdvantages
 from rlir_ray.algorithm.batching import MicroBatch, micro_batches
@@ -77,9 +78,10 @@ class Engine(Protocol):
     rank: int
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """Device of the policy."""
 
-    def forward(self, *inputs: Any) -> Tensor:
+    def forward(self, *inputs: object) -> Tensor:
         """Run the policy's forward pass."""
 
     def backward(self, loss: Tensor, last: bool) -> None:
@@ -98,10 +100,13 @@ class Engine(Protocol):
         """Return a context in which the trained parameters are whole; every rank must enter."""
 
     def state(self) -> Weights:
-        """Return whole weights and moments, as `rlir_ray.learner.state` says; every rank calls, rank 0 gets them."""
+        """Return all weights and moments in the format of `rlir_ray.learner.state`; every rank calls, rank 0 gets them.
+
+        Other ranks get an empty dict.
+        """
 
     def load_state(self, state: State) -> None:
-        """Load a state that any engine wrote; every rank calls with the same state.
+        """Load a state that any engine has written; every rank calls with the same state.
 
         Raises:
             ValueError: the state belongs to another policy.
@@ -117,13 +122,13 @@ def learning_rate_at(step: int, learning_rate: float, warmup_steps: int) -> floa
 
 
 class Learner:
-    """Learner of one rank: updates the policy from groups and advantages. All ranks make the same calls.
+    """The learner of one rank, which updates the policy from groups and advantages. All ranks make the same calls.
 
     Args:
-        engine: holds the policy.
-        objective: objective of the same policy.
-        train: step and learning rate.
-        learner: decision budget.
+        engine: the engine that holds the policy.
+        objective: the objective of the same policy.
+        train: the learning rate and its warmup.
+        learner: the decision budget.
     """
 
     def __init__(self, engine: Engine, objective: Objective, train: TrainConfig, learner: LearnerConfig) -> None:
@@ -149,13 +154,13 @@ class Learner:
         parts, bad_group = [], math.inf
         for number, micro in enumerate(micro_batches(shapes, self.learner.decision_budget, most), start=1):
             columns = stack(batch, micro, self.num_steps, self.engine.device)
-            loss, metrics = self.objective.loss(self.engine.forward, columns, batch.num_decisions)
-            if not _are_finite([loss, *metrics.values()]):
+            loss, sums = self.objective.loss(self.engine.forward, columns, batch.num_decisions)
+            if not _are_finite([loss, *sums.values()]):
                 bad_group = min(bad_group, batch.groups[micro.rows[0].group].group_id)
                 # Gradients become NaN on this rank, and so does their sum over ranks: all ranks skip the update.
                 loss = loss * math.nan
             self.engine.backward(loss, last=number == most)
-            parts.append(metrics)
+            parts.append(sums)
         rate = learning_rate_at(self.num_steps, self.train.learning_rate, self.train.warmup_steps)
         grad_norm = self.engine.optimizer_step(rate)
         self.num_steps += 1
@@ -171,7 +176,7 @@ class Learner:
         """Return the cause of a skipped update, equal on every rank.
 
         Args:
-            bad_group: number of this rank's first group in a micro-batch with a loss that is not finite; infinity: all
+            bad_group: id of this rank's first group in a micro-batch with a loss that is not finite; infinity: all
                 losses are finite.
         """
         first = -float(self.engine.reduce(torch.tensor(-bad_group, dtype=torch.float64), maximum=True))
@@ -200,7 +205,7 @@ class Learner:
         state = self.engine.state()
         if self.engine.rank != 0:
             return {}
-        check_finite(state, "what a checkpoint holds")
+        check_finite(state, "the values of a checkpoint")
         memory = {OBJECTIVE + name: value for name, value in self.objective.state().items()}
         return state | memory | {NUM_STEPS: np.array(self.num_steps, np.int64)}
 
@@ -210,7 +215,7 @@ class Learner:
         Raises:
             ValueError: the state belongs to another policy or objective, or a value is not finite.
         """
-        check_finite(state, "what a checkpoint holds")
+        check_finite(state, "the values of a checkpoint")
         memory = {name: state[name] for name in state if name.startswith(OBJECTIVE)}
         own = {name for name in state if name not in memory and name != NUM_STEPS}
         self.engine.load_state(Part(state, own))
@@ -232,10 +237,10 @@ class Learner:
 
 
 class GradientWatch:
-    """Record of the parameters whose gradients were not finite, kept on the device so that nothing waits for it.
+    """A record of the parameters whose gradients were not finite. It stays on the device, so that the host never waits.
 
     Args:
-        module: its trained parameters are watched.
+        module: the module whose trained parameters are watched.
         device: the engine's device.
     """
 
@@ -257,11 +262,11 @@ class GradientWatch:
 
 
 def _are_finite(tensors: Sequence[Tensor]) -> bool:
-    # One tensor, so that the host waits for the device only once.
+    # Concatenate the tensors, so that the host waits for the device only once.
     return bool(torch.cat([tensor.detach().flatten().float() for tensor in tensors]).isfinite().all())
 
 
-def save_whole(model: Any, folder: Path) -> None:
+def save_whole(model: nn.Module, folder: Path) -> None:
     """Save into a temporary folder beside `folder`, then rename it, so that `folder` is never half-written."""
     partial = folder.with_name(f".{folder.name}.partial")
     previous = folder.with_name(f".{folder.name}.previous")
@@ -276,7 +281,7 @@ def save_whole(model: Any, folder: Path) -> None:
         shutil.rmtree(previous, ignore_errors=True)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
-        # safetensors reports a full disk by its own error type, which names no file.
+        # Convert safetensors' own error for a full disk too, because it names no file.
         if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
             raise
         raise ValueError(f"a policy must be saved whole, got {error} at {folder}; make room or set run.dir") from None
@@ -299,8 +304,8 @@ def stack(batch: StepBatch, micro: MicroBatch, step: int, device: torch.device) 
     masks = [group.loss_mask[row] & (not micro.is_empty) for group, row in zip(groups, places, strict=True)]
     has_logprobs = logprobs[0] is not None
     return Columns(
-        record=kind(*(column(entry.name) for entry in dataclasses.fields(kind))),  # type: ignore[arg-type]
-        behavior_logprobs=tensor([each[row] for each, row in zip(logprobs, places, strict=True)])  # type: ignore[index]
+        record=kind(*(column(entry.name) for entry in dataclasses.fields(kind))),  # type: ignore[arg-type]  # of the same class
+        behavior_logprobs=tensor([each[row] for each, row in zip(logprobs, places, strict=True)])  # type: ignore[index]  # none is None
         if has_logprobs
         else None,
         loss_mask=tensor(masks),
@@ -310,7 +315,7 @@ def stack(batch: StepBatch, micro: MicroBatch, step: int, device: torch.device) 
 
 
 def layout(record: Record) -> tuple[tuple[int, ...], ...]:
-    """Trajectories are stacked only with those whose columns have the same shapes."""
+    """Return the shapes of a trajectory's columns; only trajectories with equal shapes can be stacked."""
     columns = [getattr(record, entry.name) for entry in dataclasses.fields(record)]
     return tuple(column.shape[1:] for column in columns if column is not None)
 

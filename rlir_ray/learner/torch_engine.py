@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,12 +15,12 @@ from rlir_ray.transfer.weights import Weights, to_numpy
 
 
 class TorchEngine:
-    """Engine of a single process in torch.
+    """The engine of a single process in torch.
 
     Args:
         model: the policy, on the device where it trains.
-        train: weight decay and gradient clipping.
-        learner: precision; `bf16` computes under autocast and keeps float32 weights.
+        train: learning rate, weight decay and gradient clipping.
+        learner: the precision; `bf16` computes under autocast and keeps float32 weights.
     """
 
     rank = 0
@@ -37,9 +36,10 @@ class TorchEngine:
     def device(self) -> torch.device:
         return next(self.module.parameters()).device
 
-    def forward(self, *inputs: Any) -> Tensor:
+    def forward(self, *inputs: object) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._is_bf16):
-            return self.module(*inputs)
+            found: Tensor = self.module(*inputs)
+            return found
 
     def backward(self, loss: Tensor, last: bool) -> None:
         loss.backward()
@@ -67,11 +67,11 @@ class TorchEngine:
 
 
 def plain_state(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> Weights:
-    """Return the state of an optimiser that holds whole float32 weights, by name."""
+    """Return the state of all float32 weights and of their optimiser, by name."""
     state: Weights = {}
     count = 0
     for name, weight in weights.items():
-        # A weight that has had no gradient yet has no moments.
+        # Use zero moments for a weight that has had no gradient yet.
         own = optimizer.state.get(weight) or {key: torch.zeros_like(weight) for key in MOMENTS} | {"step": 0}
         state |= {f"{key}/{name}": to_numpy(own[key]) for key in MOMENTS} | {f"{WEIGHT}/{name}": to_numpy(weight)}
         count = max(count, int(own["step"]))
@@ -80,7 +80,7 @@ def plain_state(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer)
 
 @torch.no_grad()
 def load_plain_state(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, state: State) -> None:
-    """Load a state that `plain_state` wrote into the weights and the optimiser.
+    """Load a state, as `plain_state` returns it, into the weights and the optimiser.
 
     Raises:
         ValueError: the state belongs to another policy.

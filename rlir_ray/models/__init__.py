@@ -1,1 +1,1 @@
-"""World models and frame codecs, one file a form; adapters."""
+"""World models and frame codecs, one file for each form; adapters."""

@@ -20,14 +20,14 @@ from rlir_ray.models.checkpoints import check_fit, only_errors, read_state_dict
 # The linear layers of attention and MLP.
 LLAMA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 FLOW_TARGETS = ("to_qkv", "to_out", "mlp_in", "mlp_out")
-# What peft and diffusers write for an adapter, and for nothing else.
+# Files that peft and diffusers write only for an adapter.
 ADAPTER_FILES = ("adapter_config.json", "pytorch_lora_weights.safetensors")
-# How diffusers and transformers name the one adapter that a model carries.
+# Default name of an adapter in diffusers and transformers.
 NAME = "default"
-# Where each library keeps an adapter's weights, and what peft puts before their names.
+# File of an adapter's weights in each library, and the prefix that peft adds to their names.
 ADAPTER_WEIGHTS = {"llama": "adapter_model.safetensors", "flow": "pytorch_lora_weights.safetensors"}
 PEFT_PREFIX = "base_model.model."
-# The two matrices that samplers can merge; adapters with DoRA, biases or whole layers compute another function.
+# Names of the two matrices of a plain LoRA, which samplers can merge; DoRA, biases and whole layers are rejected.
 PLAIN_LORA = re.compile(r"\.lora_[AB]\.weight$")
 
 
@@ -60,10 +60,17 @@ def add_adapter(model: nn.Module, lora: LoraConfig, folder: str = "") -> None:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             carrier.add_adapter(
-                PeftLoraConfig(r=lora.rank, lora_alpha=lora.alpha or lora.rank, target_modules=list(targets)), NAME
+                PeftLoraConfig(
+                    r=lora.rank,
+                    lora_alpha=lora.alpha or lora.rank,  # type: ignore[arg-type]  # any number
+                    target_modules=list(targets),
+                ),
+                NAME,
             )
     if not has_adapter(model):
-        raise ValueError(f"models.adapter must fit models.policy, got none of its layers in {folder}; give its own")
+        raise ValueError(
+            f"models.adapter must fit models.policy, got none of its layers in {folder}; give an adapter of this policy"
+        )
     for name, weight in model.named_parameters():
         weight.requires_grad_(is_adapter_weight(name))
 
@@ -93,9 +100,11 @@ def _load(carrier: Any, folder: str) -> None:
                 carrier.load_adapter(folder, NAME)
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         if own := _adapter_weights(carrier):
-            check_fit(own, found, what)  # the library's own error names no weight
+            check_fit(own, found, what)  # names the weight, which the library's error does not
         cause = " ".join(str(error).split())
-        raise ValueError(f"models.adapter must fit models.policy, got {cause} in {folder}; give its own") from error
+        raise ValueError(
+            f"models.adapter must fit models.policy, got {cause} in {folder}; give an adapter of this policy"
+        ) from error
     check_fit(_adapter_weights(carrier), found, what)
 
 
@@ -112,7 +121,7 @@ def is_adapter_folder(folder: Path) -> bool:
 
 
 def _carrier(model: nn.Module) -> Any:
-    """Return the library's model, which has the adapter methods."""
+    """Return the library's model; Any: each library has its own adapter methods."""
     return getattr(model, "llama", model)
 
 
@@ -129,10 +138,11 @@ def without_adapter(model: nn.Module) -> Callable[..., Tensor]:
     """Return the forward pass of the model without its adapter: a reference policy that needs no memory."""
     carrier = _carrier(model)
 
-    def forward(*inputs: Any) -> Tensor:
+    def forward(*inputs: object) -> Tensor:
         carrier.disable_adapters()
         try:
-            return model(*inputs)
+            found: Tensor = model(*inputs)
+            return found
         finally:
             carrier.enable_adapters()
 
@@ -141,24 +151,25 @@ def without_adapter(model: nn.Module) -> Callable[..., Tensor]:
 
 def merged_weight(linear: nn.Module) -> Tensor:
     """Return a linear layer's weight with its adapter added, detached."""
-    weight: Tensor = linear.weight.detach()  # type: ignore[operator,union-attr,assignment]
+    weight = linear.get_parameter("weight").detach()
     if not hasattr(linear, "get_delta_weight"):
         return weight
     with torch.no_grad():
-        return weight + linear.get_delta_weight(NAME).to(weight.dtype)  # type: ignore[operator]
+        change: Tensor = linear.get_delta_weight(NAME)  # type: ignore[operator]  # a method of peft's layers
+        return weight + change.to(weight.dtype)
 
 
 def bias_of(linear: nn.Module) -> Tensor | None:
     """Return a linear layer's bias, detached; None: there is none. Adapters with biases are rejected when loaded."""
-    bias: Tensor | None = linear.bias  # type: ignore[assignment]
+    bias: Tensor | None = linear.bias  # type: ignore[assignment]  # a linear layer's bias is no module
     return None if bias is None else bias.detach()
 
 
 def save_policy(model: Any, folder: Path) -> None:
     """Save a policy, or its adapter alone, in the layout of its library.
 
-    An adapter has peft's layout (adapter_config.json, adapter_model.safetensors) for a LLaMA, and diffusers' layout
-    (pytorch_lora_weights.safetensors) for a flow model.
+    The model (Any: no type says so) has `save_pretrained`. An adapter has peft's layout (adapter_config.json,
+    adapter_model.safetensors) for a LLaMA, and diffusers' layout (pytorch_lora_weights.safetensors) for a flow model.
     """
     if not (isinstance(model, nn.Module) and has_adapter(model)):
         model.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Frames to continuous latents and back: a `diffusers.AutoencoderKL`, with an optional pixel-unshuffle stem before it.
+"""Frame autoencoder, frames <-> continuous latents: a `diffusers.AutoencoderKL` with an optional pixel-unshuffle stem.
 
 Encoded latents have zero mean and unit variance in each channel, which is the scale of a flow model's noise.
 Legend: N frames, H W pixels, D channels of a latent, h w grid.
@@ -6,30 +6,36 @@ Legend: N frames, H W pixels, D channels of a latent, h w grid.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from rlir_ray.models.frame_codec import FrameCodec, block_settings
 
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
 
 class FrameAutoencoder(FrameCodec):
     """A variational autoencoder of single frames; its arguments are those of `FrameCodec`.
 
-    The scale of the latents is in the model's config: `latents_mean` and `latents_std` (a number a channel), or
-    `shift_factor` and `scaling_factor` where those are missing (Stable Diffusion's form).
+    The model's config holds the scale of the latents: `latents_mean` and `latents_std` (a number a channel), or else
+    `shift_factor` and `scaling_factor` (Stable Diffusion's form).
 
     Example: 48 × 64 pixels, `pixel_unshuffle=4`, two blocks and 8 channels give latents of 8 × 6 × 8 numbers.
     """
 
     what = "autoencoder"
+    model: AutoencoderKL
 
     @classmethod
-    def model_class(cls) -> Any:
-        from diffusers import AutoencoderKL
+    def model_class(cls) -> type[AutoencoderKL]:
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-        return AutoencoderKL
+        kind: type[AutoencoderKL] = AutoencoderKL
+        return kind
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -41,15 +47,15 @@ class FrameAutoencoder(FrameCodec):
         return self._encode_parts(frames, lambda pixels: self._normalise(self.posterior(pixels).mode()))
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Decode float [N, D, h, w] at unit scale to uint8 [N, H, W, 3], rounded as a viewer would get the pictures.
+        """Decode float [N, D, h, w] at unit scale to uint8 [N, H, W, 3], rounded.
 
         Raises:
-            ValueError: another shape, or latents that are not finite.
+            ValueError: the latents have another shape or are not finite.
         """
         if tuple(codes.shape[1:]) != self.latent_shape:
             raise ValueError(
-                f"the autoencoder decodes latents [N, {self.latent_shape}], got {list(codes.shape)}; take those of its "
-                "own policy"
+                f"the autoencoder decodes latents [N, {self.latent_shape}], got {list(codes.shape)}; use latents "
+                "of its own policy"
             )
         if not bool(torch.isfinite(codes).all()):
             raise ValueError(
@@ -59,9 +65,10 @@ class FrameAutoencoder(FrameCodec):
 
     # The differentiable steps of encoding and decoding, which training uses.
 
-    def posterior(self, pixels: Tensor) -> Any:
+    def posterior(self, pixels: Tensor) -> DiagonalGaussianDistribution:
         """Encode [N, 3, H, W] in [-1, 1] as the model's unscaled distribution over latents (`mode`, `sample`, `kl`)."""
-        return self.model.encode(self.fold(pixels)).latent_dist
+        distribution: DiagonalGaussianDistribution = self.model.encode(self.fold(pixels)).latent_dist
+        return distribution
 
     def pixels(self, latents: Tensor) -> Tensor:
         """Decode unscaled latents [N, D, h, w] to [N, 3, H, W]."""
@@ -76,7 +83,8 @@ class FrameAutoencoder(FrameCodec):
         config = self.model.config
         mean = config["latents_mean"] or [config["shift_factor"] or 0.0]
         std = config["latents_std"] or [1 / config["scaling_factor"]]
-        return tuple(torch.tensor(v, device=self.device).view(-1, 1, 1) for v in (mean, std))  # type: ignore[return-value]
+        first, second = (torch.tensor(v, device=self.device).view(-1, 1, 1) for v in (mean, std))
+        return first, second
 
     def _normalise(self, latents: Tensor) -> Tensor:
         mean, std = self._scale()

@@ -52,7 +52,7 @@ def decision_positions(length: int, num_decisions: int, tokens_per_frame: int) -
     """Return positions of the decided tokens, int64 [T]: the image tokens of the last T / N frames.
 
     Raises:
-        ValueError: the decisions are no whole frames, or leave no context frame.
+        ValueError: the decisions do not fill whole frames, or leave no context frame.
     """
     num_frames = count_frames(length, tokens_per_frame)
     num_generated, rest = divmod(num_decisions, tokens_per_frame)
@@ -77,16 +77,10 @@ def assemble(frames: Tensor, actions: Tensor) -> Tensor:
     if frames.shape[-2] != actions.shape[-2] + 1 or actions.shape[-1] != TOKENS_PER_ACTION:
         raise ValueError(
             f"n frames need n - 1 rows of {TOKENS_PER_ACTION} action tokens, got frames {list(frames.shape)} and "
-            f"actions {list(actions.shape)}; leave out the action that leads into the first frame"
+            f"actions {list(actions.shape)}; drop the action that leads into the first frame"
         )
     blocks = torch.cat([actions.long(), frames[..., 1:, :].long()], -1).flatten(-2)
     return torch.cat([frames[..., 0, :].long(), blocks], -1)
-
-
-def split_frames(tokens: Tensor, tokens_per_frame: int) -> Tensor:
-    """Return the image tokens of sequences, [..., L] to [..., n, N]."""
-    num_frames = count_frames(tokens.shape[-1], tokens_per_frame)
-    return tokens[..., image_positions(num_frames, tokens_per_frame)].unflatten(-1, (num_frames, tokens_per_frame))
 
 
 class WorldModel(nn.Module):
@@ -128,10 +122,10 @@ class WorldModel(nn.Module):
         hidden = self.llama.model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state  # [B, L - 1, E]
         # The state before a position predicts its token. Only the states of decisions pass through the head, to save
         # memory.
-        logits = self.llama.lm_head(hidden[:, positions - 1])[..., : self.num_codes]  # [B, T, K]
+        logits: Tensor = self.llama.lm_head(hidden[:, positions - 1])[..., : self.num_codes]  # [B, T, K]
         # float32, because sampler and learner must agree on log-probabilities at any precision of the weights.
         logits = logits.float() / temperature
-        decided = logits.gather(-1, tokens[:, positions, None]).squeeze(-1)
+        decided: Tensor = logits.gather(-1, tokens[:, positions, None]).squeeze(-1)
         return decided - logits.logsumexp(-1)
 
     def enable_gradient_checkpointing(self) -> None:
@@ -187,7 +181,8 @@ class WorldModel(nn.Module):
             tokens_per_frame: needed if the folder's config.json has no `tokens_per_frame`.
 
         Raises:
-            ValueError: no such folder, unknown fields in the config, or weights that do not fit or are not finite.
+            ValueError: the folder does not exist, the config has unknown fields, or the weights do not fit or are not
+                finite.
         """
         from transformers import LlamaConfig, LlamaForCausalLM
 

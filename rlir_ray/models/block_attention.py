@@ -1,4 +1,4 @@
-"""Causal attention in blocks of queries, from plain matrix products: for training on CPUs in bfloat16.
+"""Causal attention in blocks of queries, computed with matrix products, for training on CPUs in bfloat16.
 
 Torch's CPU kernel multiplies small tiles and is slow in bfloat16: at 16 x 519 tokens and 3 heads of 64, forward
 and backward take 176 ms on one core with torch's kernel and 70 ms with these products.
@@ -8,7 +8,7 @@ Legend: B sequences, L length, H query heads, V key-value heads, D head size.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ def block_attention(queries: Tensor, keys: Tensor, values: Tensor, scale: float,
 
 
 def _attend(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, scaling: float, **options: Any
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, scaling: float, **options: object
 ) -> tuple[Tensor, None]:
     return block_attention(query, key, value.to(query.dtype), scaling), None
 
@@ -62,5 +62,5 @@ def set_block_attention(model: WorldModel, enabled: bool) -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, _attend)
-    AttentionMaskInterface.register(NAME, lambda *_, **__: None)  # no padding anywhere: causal is all there is
+    AttentionMaskInterface.register(NAME, lambda *_, **__: None)  # sequences have no padding: the causal mask is enough
     model.llama.set_attn_implementation(NAME if enabled else "sdpa")

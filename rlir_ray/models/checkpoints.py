@@ -1,4 +1,4 @@
-"""Reading other people's checkpoints: no untrusted pickle is executed, and errors name each key that does not fit."""
+"""Loading of checkpoints: never execute code of an untrusted pickle, and name each key that does not fit."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
+
+Model = TypeVar("Model", bound=nn.Module)
 
 # Most keys that an error or a warning names; the message always gives the total number.
 NUM_NAMED = 6
@@ -34,7 +36,7 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no file"
         raise ValueError(f"a checkpoint must be an existing file, got {found} at {path}; check the path")
-    content: Any = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    content: object = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not state or not all(isinstance(key, str) for key in state):
         kind = "none" if isinstance(state, Mapping) and not state else type(content).__name__
@@ -52,21 +54,23 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"a checkpoint must be whole, got {error} in {path}; copy the file again") from None
 
 
-def _read_torch(path: Path) -> Any:
+def _read_torch(path: Path) -> object:
     try:
         # Files in torch's zip format can be memory-mapped: only the used tensors are read.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         # Torch's message is a page long and suggests to run the file's code; extract only the rejected name.
         refused = re.search(r"GLOBAL (\S+)", str(error))
-        found = refused.group(1).rstrip(":") if refused else "something else"
+        found = refused.group(1).rstrip(":") if refused else "other objects"
         raise ValueError(
-            f"a checkpoint must hold tensors and plain containers only, got {found} in {path}; where you trust it, "
-            "save its state dict alone: torch.save({'state_dict': ...}, FILE)"
+            f"a checkpoint must hold tensors and plain containers only, got {found} in {path}; if you trust the "
+            "file, save only its state dict: torch.save({'state_dict': ...}, FILE)"
         ) from None
     except (RuntimeError, EOFError, OSError) as error:
         if "TorchScript" in str(error):
-            raise ValueError(f"a checkpoint must hold tensors, got a TorchScript program in {path}") from None
+            raise ValueError(
+                f"a checkpoint must hold tensors, got a TorchScript program in {path}; save its state dict"
+            ) from None
         found = re.split(r"[.:;]\s", str(error))[0]
         raise ValueError(f"a checkpoint must be whole, got {found} in {path}; copy the file again") from None
 
@@ -78,7 +82,7 @@ class _PlainUnpickler(pickle.Unpickler):
         raise ValueError(f"{module}.{name}")
 
 
-def read_plain_pickle(path: Path | str) -> Any:
+def read_plain_pickle(path: Path | str) -> object:
     """Read a pickle of dicts, lists, tuples, numbers and strings, such as VPT's `.model` files.
 
     Raises:
@@ -94,7 +98,7 @@ def read_plain_pickle(path: Path | str) -> Any:
         except ValueError as error:
             raise ValueError(
                 f"a .model file must hold plain containers, numbers and strings only, got {error} in {path}; do not "
-                "trust it, or write its net kwargs into a JSON file and give that with --config"
+                "trust this file, or write its net kwargs into a JSON file and give that with --config"
             ) from None
         except Exception as error:
             # A pickle is a program, so that a broken file can raise almost any exception.
@@ -102,7 +106,7 @@ def read_plain_pickle(path: Path | str) -> Any:
             raise ValueError(f"a .model file must be a whole pickle, got {found} in {path}; copy it again") from None
 
 
-def open_library_model(load: Callable[..., tuple[Any, Any]], folder: Path | str, what: str) -> Any:
+def open_library_model(load: Callable[..., Model], folder: Path | str, what: str) -> Model:
     """Open a model folder of transformers or diffusers, and reject missing or unknown weights.
 
     By default both libraries draw random weights for missing names and ignore unknown names.
@@ -113,16 +117,18 @@ def open_library_model(load: Callable[..., tuple[Any, Any]], folder: Path | str,
         what: name of the model in error messages.
 
     Raises:
-        ValueError: names are missing, unexpected or of another shape, or weights are not finite; they are listed.
+        ValueError: names are missing, unexpected or of another shape, or weights are not finite; the error lists them.
     """
     from safetensors import SafetensorError
 
     try:
         with only_errors("transformers"), only_errors("diffusers"):
-            model, found = load(folder, output_loading_info=True, ignore_mismatched_sizes=True)
+            opened: object = load(folder, output_loading_info=True, ignore_mismatched_sizes=True)
     except (OSError, SafetensorError) as error:
         cause = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{what} must be whole, got {cause} in {folder}; copy the folder again") from error
+    # `load` is annotated to return the model alone, which it does without output_loading_info.
+    model, found = cast("tuple[Model, dict[str, Iterable[Any]]]", opened)
     _check_names(
         f"{what} in {folder}",
         missing=sorted(found["missing_keys"]),
@@ -136,7 +142,7 @@ def open_library_model(load: Callable[..., tuple[Any, Any]], folder: Path | str,
 
 @contextmanager
 def only_errors(library: str) -> Iterator[None]:
-    """Hide the library's own table of names, which is many lines long; our error names the keys."""
+    """Hide the library's warnings, which are tables of many lines; our error names the keys."""
     log = logging.getLogger(library)
     before = log.level
     log.setLevel(logging.ERROR)
@@ -147,35 +153,37 @@ def only_errors(library: str) -> Iterator[None]:
 
 
 def check_finite(state: Mapping[str, Tensor], what: str) -> None:
-    """Raises:
-    ValueError: a tensor holds NaN or infinity; the first such is named.
+    """Check that all tensors are finite.
+
+    Raises:
+        ValueError: a tensor holds NaN or infinity; the error names the first one.
     """
     for name, value in state.items():
         if not bool(value.isfinite().all()):
             num_bad = int((~value.isfinite()).sum())
             raise ValueError(
                 f"{what} must be finite, got NaN or infinity in {name} ({num_bad} of {value.numel()} numbers); use an "
-                "earlier checkpoint, and a lower train.learning_rate if training made them"
+                "earlier checkpoint, and lower train.learning_rate if a training made them"
             )
 
 
 def _check_names(what: str, *, missing: Iterable[str], wrong: Iterable[str], unexpected: Iterable[str] = ()) -> None:
-    """Raises:
-    ValueError: any are given; the first ones are listed.
+    """Check that no names are given.
+
+    Raises:
+        ValueError: there are missing, wrong or unexpected names; the error lists the first ones.
     """
     faults = {"missing": list(missing), "unexpected": list(unexpected), "of another shape": list(wrong)}
     if any(faults.values()):
         found = " and ".join(f"{len(names)} {fault}: {_named(names)}" for fault, names in faults.items() if names)
-        raise ValueError(
-            f"the weights of {what} must fit its config, got {found}; give the config that belongs to them"
-        )
+        raise ValueError(f"the weights of {what} must fit its config, got {found}; give the config of these weights")
 
 
 def check_fit(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], what: str) -> None:
     """Check that a checkpoint has exactly the tensors of a model, and that all are finite.
 
     Raises:
-        ValueError: names are missing, unexpected or of another shape, or weights are not finite; they are listed.
+        ValueError: names are missing, unexpected or of another shape, or weights are not finite; the error lists them.
     """
     _check_names(
         what,
@@ -200,16 +208,16 @@ def assign_weights(model: nn.Module, state: Mapping[str, Tensor], what: str, dty
     Args:
         model: all its parameters and persistent buffers must be among the weights.
         state: name -> tensor; names that the model lacks are skipped with a warning.
-        what: of the error and the warning.
-        dtype: of floating weights in the model; None: as stored.
+        what: name of the model in the error and the warning.
+        dtype: type of floating-point weights in the model; None: the stored type.
 
     Raises:
-        ValueError: keys are missing or of another shape, or weights are not finite; they are listed.
+        ValueError: keys are missing or of another shape, or weights are not finite; the error lists them.
     """
     wanted = model.state_dict()
     _check_names(what, missing=(name for name in wanted if name not in state), wrong=_wrong_shapes(wanted, state))
     if extra := [name for name in state if name not in wanted]:
-        logger.warning("left out: %d tensors that %s has no place for: %s", len(extra), what, _named(extra))
+        logger.warning("skipped: %d tensors that %s does not have: %s", len(extra), what, _named(extra))
     kept = {name: state[name] for name in wanted}
     check_finite(kept, f"all weights of {what}")
     model.load_state_dict(

@@ -1,23 +1,22 @@
-"""Whether the checkpoints of a policy and of its frame codec fit each other and the world."""
+"""Checks, before weights are loaded, that the checkpoints of policy and frame codec fit each other and the world."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 from rlir_ray.config import ArchitectureConfig, Config, asset_path
-from rlir_ray.models.architectures import flow_architecture, is_flow_model, policy_architecture
-from rlir_ray.models.autoregressive import sequence_length
+from rlir_ray.data.files import Json
+from rlir_ray.models.autoregressive import NUM_EXTRA_IDS, sequence_length
 from rlir_ray.trajectory import FrameShape
 
 
 def check_token_world(config: Config) -> FrameShape:
-    """Whether a token model and its tokenizer are of the configured world.
+    """Check that a token model and its tokenizer fit the configured world; return the shape of an encoded frame.
 
     Raises:
-        ValueError: another family, vocabulary, frame size, or number of tokens.
+        ValueError: family, vocabulary, frame size or number of tokens differ.
     """
     policy_folder, folder = asset_path(config.models.policy), asset_path(config.models.tokenizer)
     policy = read_settings(policy_folder, "config.json", "models.policy")
@@ -42,8 +41,8 @@ def check_token_world(config: Config) -> FrameShape:
     held = policy_architecture(policy)
     if not held.tokens_per_frame:
         raise ValueError(
-            f"models.policy must say how many tokens a frame has, got a config.json without it in {policy_folder}; add "
-            f'"tokens_per_frame": {tokens_per_frame} there'
+            f"models.policy must have tokens_per_frame in its config.json, got none in {policy_folder}; add "
+            f'"tokens_per_frame": {tokens_per_frame}'
         )
     wanted, got = (vq_model["num_vq_embeddings"], tokens_per_frame), (held.num_codes, held.tokens_per_frame)
     _check_architecture(config.architecture, held)
@@ -62,10 +61,10 @@ def check_token_world(config: Config) -> FrameShape:
 
 
 def check_flow_world(config: Config) -> FrameShape:
-    """Whether a flow model and its autoencoder are of the configured world.
+    """Check that a flow model and its autoencoder fit the configured world; return the shape of an encoded frame.
 
     Raises:
-        ValueError: another family, frame size, or shape of latents.
+        ValueError: family, frame size or shape of latents differ.
     """
     policy_folder, folder = asset_path(config.models.policy), asset_path(config.models.tokenizer)
     policy = read_settings(policy_folder, "config.json", "models.policy")
@@ -91,8 +90,8 @@ def check_flow_world(config: Config) -> FrameShape:
     return got
 
 
-def _grid(config: Config, folder: Path, codec: dict[str, Any]) -> tuple[int, int]:
-    """Rows and columns that a frame is encoded into; the tokenizer's or autoencoder's size must be the world's."""
+def _grid(config: Config, folder: Path, codec: Json) -> tuple[int, int]:
+    """Return rows and columns of an encoded frame; check that the codec's frame size is the world's."""
     world = config.world
     stem = {"height": world.height, "width": world.width, "pixel_unshuffle": 1}
     if (folder / "tokenizer.json").is_file():
@@ -112,19 +111,62 @@ def _check_architecture(stated: ArchitectureConfig, held: ArchitectureConfig) ->
         wanted, got = getattr(stated, entry.name), getattr(held, entry.name)
         if wanted and wanted != got:
             raise ValueError(
-                f"models.policy must have architecture.{entry.name}={wanted}, got {got}; choose the recipe of its size "
-                f"or set architecture.{entry.name}={got}"
+                f"models.policy must have architecture.{entry.name}={wanted}, got {got}; choose a recipe of this "
+                f"size or set architecture.{entry.name}={got}"
             )
 
 
-def read_settings(folder: Path, file: str, what: str) -> dict[str, Any]:
-    """A JSON file of a checkpoint.
+def read_settings(folder: Path, file: str, what: str) -> Json:
+    """Read a JSON file of a checkpoint.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: the file cannot be read.
     """
     try:
-        return json.loads((folder / file).read_text(encoding="utf-8"))
+        settings: Json = json.loads((folder / file).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         found = type(error).__name__
         raise ValueError(f"{what} must hold a readable {file}, got {found} in {folder}; check models.*") from None
+    return settings
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sizes in a config.json
+
+
+def is_flow_model(settings: Json) -> bool:
+    """Return whether a config.json belongs to a FlowWorldModel."""
+    return bool(settings.get("_class_name") == "FlowWorldModel")
+
+
+def stated_architecture(settings: Json) -> ArchitectureConfig:
+    """Return the sizes in a config.json of either family."""
+    return flow_architecture(settings) if is_flow_model(settings) else policy_architecture(settings)
+
+
+def policy_architecture(settings: Json) -> ArchitectureConfig:
+    """Return the sizes in a LlamaForCausalLM's config.json; 0 for a missing size."""
+    return ArchitectureConfig(
+        num_codes=max(0, settings.get("vocab_size", 0) - NUM_EXTRA_IDS),
+        tokens_per_frame=settings.get("tokens_per_frame", 0),
+        hidden_size=settings.get("hidden_size", 0),
+        intermediate_size=settings.get("intermediate_size", 0),
+        num_layers=settings.get("num_hidden_layers", 0),
+        num_heads=settings.get("num_attention_heads", 0),
+        num_key_value_heads=settings.get("num_key_value_heads", 0),
+        max_positions=settings.get("max_position_embeddings", 0),
+    )
+
+
+def flow_architecture(settings: Json) -> ArchitectureConfig:
+    """Return the sizes in a FlowWorldModel's config.json."""
+    height, width, patch = (settings[name] for name in ("latent_height", "latent_width", "patch_size"))
+    return ArchitectureConfig(
+        tokens_per_frame=height * width // patch**2,
+        hidden_size=settings["hidden_size"],
+        intermediate_size=int(settings["mlp_ratio"] * settings["hidden_size"]),
+        num_layers=settings["num_layers"],
+        num_heads=settings["num_heads"],
+        latent_channels=settings["latent_channels"],
+        patch_size=patch,
+    )

@@ -1,8 +1,9 @@
 """World models over continuous latents: a transformer that denoises a frame given earlier frames (NFD's form).
 
-Next-Frame Diffusion (https://arxiv.org/abs/2506.01380): full attention inside a frame, none to later frames; each frame
-has its own noise level and action. Flow matching: at level s a latent is (1 - s) data + s noise, and the model predicts
-noise - data. Legend: B clips, M frames of a pass, D h w a latent, N tokens a frame, L = M * N, E width, H heads.
+Next-Frame Diffusion (https://arxiv.org/abs/2506.01380): full attention within a frame, no attention to later frames;
+each frame has its own noise level and action. Flow matching: at level s a latent is (1 - s) data + s noise, and the
+model predicts noise - data.
+Legend: B clips, M frames of a pass, D h w a latent, N tokens a frame, L = M * N, E width, H heads.
 """
 
 from __future__ import annotations
@@ -11,17 +12,18 @@ import inspect
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
-from diffusers.loaders import PeftAdapterMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders.peft import PeftAdapterMixin
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rlir_ray.data.files import Json
 from rlir_ray.models.checkpoints import open_library_model
-from rlir_ray.spaces.mineworld import CLASS_COUNTS
+from rlir_ray.spaces.mineworld import ACTION_CLASS_COUNTS
 
 # Frequencies of the noise level's embedding. The level is scaled to 0..1000, the step numbers of diffusion models.
 NUM_FREQUENCIES, LEVEL_SCALE = 128, 1000.0
@@ -49,21 +51,23 @@ class FrameCache:
         )
 
 
-class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
-    """Args:
-    latent_channels, latent_height, latent_width: D, h, w of the autoencoder's latents.
-    patch_size: a token stands for so many latents in each direction.
-    hidden_size: E.
-    num_layers: blocks.
-    num_heads: H; the head size E / H must be even and at least 6.
-    mlp_ratio: width of the MLP over E.
+class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore[misc]  # as diffusers' own models
+    """Flow world model; a `diffusers` model, so that any folder of `save_pretrained` opens.
+
+    Args:
+        latent_channels, latent_height, latent_width: D, h, w of the autoencoder's latents.
+        patch_size: side of a patch in latents; one token is one patch.
+        hidden_size: E.
+        num_layers: number of blocks.
+        num_heads: H; the head size E / H must be even and at least 6.
+        mlp_ratio: inner size of the MLP divided by E.
 
     Example: latents 8 x 6 x 8 in patches of 2 are 12 tokens a frame of 32 numbers each.
     """
 
     _supports_gradient_checkpointing = True
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]  # diffusers does not annotate it
     def __init__(
         self,
         latent_channels: int = 8,
@@ -75,7 +79,7 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         num_heads: int = 4,
         mlp_ratio: float = 4.0,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # diffusers does not annotate it
         if latent_height % patch_size or latent_width % patch_size:
             raise ValueError(
                 f"patch_size must divide the latent's height and width, got {patch_size} for {latent_height}x"
@@ -97,7 +101,7 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             nn.Linear(2 * NUM_FREQUENCIES, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
         )
         # One embedding per exclusive group and camera axis, summed.
-        self.actions = nn.ModuleList([nn.Embedding(count, hidden_size) for count in CLASS_COUNTS])
+        self.actions = nn.ModuleList([nn.Embedding(count, hidden_size) for count in ACTION_CLASS_COUNTS])
         self.head_size = head_size
         self.blocks = nn.ModuleList([Block(hidden_size, num_heads, mlp_ratio) for _ in range(num_layers)])
         self.final_modulation = nn.Linear(hidden_size, 2 * hidden_size)
@@ -107,10 +111,10 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def _initialise(self) -> None:
         """Start every block as the identity and the velocity as zero (adaLN-zero, https://arxiv.org/abs/2212.09748)."""
         for table in self.actions:
-            nn.init.normal_(table.weight, std=0.02)
-        for layer in (*(block.modulation for block in self.blocks), self.final_modulation, self.head):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            nn.init.normal_(table.get_parameter("weight"), std=0.02)
+        for layer in (*(block.get_submodule("modulation") for block in self.blocks), self.final_modulation, self.head):
+            nn.init.zeros_(layer.get_parameter("weight"))
+            nn.init.zeros_(layer.get_parameter("bias"))
 
     @property
     def tokens_per_frame(self) -> int:
@@ -131,11 +135,11 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         Args:
             latents: float [B, M, D, h, w], noisy latents.
             levels: float [B, M], noise levels in [0, 1].
-            actions: int64 [B, M, 9], `spaces.mineworld.exclusive_classes` of the action that leads into each frame.
+            actions: int64 [B, M, 9], `spaces.mineworld.action_classes` of the action that leads into each frame.
             places: int64 [M] on the CPU, index of each frame in the clip; None: 0, 1, 2, ...
             visible: bool [M, cached + M] on the CPU, which frames (columns) each frame (row) attends to; None: itself
-                and those at earlier places, in the cache and in the pass.
-            cache: of frames that were read before.
+                and the frames at earlier places, in the cache and in the pass.
+            cache: keys and values of the frames that were read before.
 
         Returns:
             float32 [B, M, D, h, w], differentiable.
@@ -168,7 +172,8 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         for number, block in enumerate(self.blocks):
             past = (cache.keys[number], cache.values[number]) if cache is not None else None
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x, keys, values = self._gradient_checkpointing_func(block, x, condition, turns, mask, past)
+                checkpointed = self._gradient_checkpointing_func  # diffusers sets it with the flag
+                x, keys, values = checkpointed(block, x, condition, turns, mask, past)  # type: ignore[misc]  # not None
             else:
                 x, keys, values = block(x, condition, turns, mask, past)
             kept.keys.append(keys)
@@ -178,8 +183,10 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         return self._latents(x.float(), latents.shape[1]), kept
 
     def _mask(self, visible: Tensor, dtype: torch.dtype) -> Tensor:
-        """Which frames see which, bool [M, K], as what is added to the tokens' scores, [M * N, K * N]; one for all
-        layers, since attention would make its own out of a boolean one each time."""
+        """Convert visibility of frames, bool [M, K], to a mask that is added to the tokens' scores, [M * N, K * N].
+
+        Computed once for all layers, because attention would convert a boolean mask in each layer.
+        """
         added = torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, float("-inf"))
         return added.repeat_interleave(self.tokens_per_frame, 0).repeat_interleave(self.tokens_per_frame, 1)
 
@@ -189,7 +196,8 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         angles = levels.float()[..., None] * LEVEL_SCALE * torch.exp(-math.log(10_000) * exponents)
         waves = torch.cat([angles.cos(), angles.sin()], -1).to(self.dtype)
         tables = [table(actions[..., column]) for column, table in enumerate(self.actions)]
-        return self.level(waves) + torch.stack(tables).sum(0)
+        level: Tensor = self.level(waves)
+        return level + torch.stack(tables).sum(0)
 
     def _patches(self, latents: Tensor) -> Tensor:
         """Cut latents [B, M, D, h, w] into patches [B, L, D * patch²]."""
@@ -199,7 +207,8 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def _latents(self, patches: Tensor, num_frames: int) -> Tensor:
         """Join patches to latents, the inverse of `_patches`."""
         folded = patches.reshape(len(patches) * num_frames, *self.grid, -1).permute(0, 3, 1, 2)
-        return functional.pixel_shuffle(folded, self.patch_size).unflatten(0, (len(patches), num_frames))
+        latents: Tensor = functional.pixel_shuffle(folded, self.patch_size).unflatten(0, (len(patches), num_frames))
+        return latents
 
 
 class Block(nn.Module):
@@ -223,7 +232,7 @@ class Block(nn.Module):
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(condition).chunk(6, -1)
         qkv = self.to_qkv(modulate(normalise(x), shift, scale)).unflatten(-1, (3, self.num_heads, -1))
         queries, keys, values = (part.transpose(1, 2) for part in qkv.unbind(2))  # [B, H, L, head size]
-        queries, keys = turn(queries, self.query_scale, turns), turn(keys, self.key_scale, turns)
+        queries, keys = apply_rotary(queries, self.query_scale, turns), apply_rotary(keys, self.key_scale, turns)
         all_keys, all_values = (
             (keys, values) if past is None else (torch.cat([past[0], keys], 2), torch.cat([past[1], values], 2))
         )
@@ -237,10 +246,10 @@ def rotations(places: Tensor, grid: tuple[int, int], head_size: int) -> Tensor:
     """Compute a 3D rotary embedding, which divides a head's pairs among time, height and width.
 
     RoFormer (https://arxiv.org/abs/2104.09864) along three axes: height and width get a third of the pairs each, time
-    gets what is left.
+    gets the rest.
 
     Args:
-        places: int64 [M], where in the clip each frame stands.
+        places: int64 [M], index of each frame in the clip.
         grid: rows and columns of a frame's tokens.
         head_size: E / H.
 
@@ -258,12 +267,12 @@ def rotations(places: Tensor, grid: tuple[int, int], head_size: int) -> Tensor:
     return torch.polar(torch.ones_like(whole), whole)
 
 
-def turn(x: Tensor, scale: Tensor, turns: Tensor) -> Tensor:
+def apply_rotary(x: Tensor, scale: Tensor, turns: Tensor) -> Tensor:
     """Normalise each head's vector and rotate its pairs, in float32.
 
     Args:
         x: [B, H, L, head size], queries or keys.
-        scale: [head size], of the root-mean-square norm.
+        scale: [head size], weight of the root-mean-square norm.
         turns: complex64 [L, head size / 2].
     """
     normed = functional.rms_norm(x.float(), x.shape[-1:], scale.float(), eps=1e-6)
@@ -279,26 +288,28 @@ def normalise(x: Tensor) -> Tensor:
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Scale and shift tokens [B, M * N, E] by each frame's factors [B, M, E]."""
     frames = x.unflatten(1, (shift.shape[1], -1))
-    return (frames * (1 + scale[:, :, None]) + shift[:, :, None]).flatten(1, 2)
+    modulated: Tensor = frames * (1 + scale[:, :, None]) + shift[:, :, None]
+    return modulated.flatten(1, 2)
 
 
 def gated(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
     """Add a branch [B, M * N, E], times each frame's gate [B, M, E], to x."""
-    return x + (branch.unflatten(1, (gate.shape[1], -1)) * gate[:, :, None]).flatten(1, 2)
+    frames: Tensor = branch.unflatten(1, (gate.shape[1], -1)) * gate[:, :, None]
+    return x + frames.flatten(1, 2)
 
 
-def open_flow_model(folder: Any) -> FlowWorldModel:
+def open_flow_model(folder: Path | str) -> FlowWorldModel:
     """Open a folder that `save_pretrained` wrote, in float32 and evaluation mode, on the CPU.
 
     Raises:
-        ValueError: a config with unknown fields, or weights that do not fit it or are not finite.
+        ValueError: the config has unknown fields, or the weights do not fit the config or are not finite.
     """
     known = inspect.signature(FlowWorldModel.__init__).parameters
-    settings: dict[str, Any] = FlowWorldModel.load_config(folder, local_files_only=True)  # type: ignore[assignment]
+    settings: Json = FlowWorldModel.load_config(folder, local_files_only=True)
     if unknown := [name for name in settings if name not in known and not name.startswith("_")]:
         raise ValueError(
             f"a flow policy's config.json must set only fields of FlowWorldModel, got {unknown[0]}="
-            f"{settings[unknown[0]]!r} in {folder}; take a policy that this version can read"
+            f"{settings[unknown[0]]!r} in {folder}; use a policy that this version can read"
         )
     load = partial(
         FlowWorldModel.from_pretrained,
@@ -307,5 +318,5 @@ def open_flow_model(folder: Any) -> FlowWorldModel:
         local_files_only=True,
         use_safetensors=True,
     )
-    model: FlowWorldModel = open_library_model(load, folder, "the policy")
-    return model.eval()
+    model: FlowWorldModel = open_library_model(load, folder, "the policy").eval()
+    return model

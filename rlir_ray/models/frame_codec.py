@@ -1,6 +1,6 @@
-"""Base class of tokenizers and autoencoders of single frames: scaling of pixels, and saving and loading.
+"""Base class of tokenizers and autoencoders of single frames: scaling of pixels, saving and loading.
 
-Knows nothing of codes or latents. Legend: N frames, H W pixels, h w grid.
+Independent of the kind of code. Legend: N frames, H W pixels, h w grid.
 """
 
 from __future__ import annotations
@@ -11,14 +11,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlir_ray.data.files import give_usual_mode
+from rlir_ray.data.files import Json, give_usual_mode
 from rlir_ray.models.checkpoints import open_library_model
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.vq_model import VQModel
+
+    LibraryModel = VQModel | AutoencoderKL
 
 STEM_FILE = "tokenizer.json"
 
@@ -26,27 +32,30 @@ STEM_FILE = "tokenizer.json"
 class FrameCodec(nn.Module, ABC):
     """A `diffusers` autoencoder of pictures, with an optional pixel-unshuffle stem before it.
 
-    A subclass defines the encoding: `encode` (uint8 [N, H, W, 3] to codes [N, ...]) and its inverse
-    `decode`, rounded as a viewer would get the pictures.
+    A subclass defines `encode` (uint8 [N, H, W, 3] to codes [N, ...]) and its inverse `decode`.
 
     Args:
-        model: its pictures have `3 * pixel_unshuffle**2` channels in [-1, 1].
+        model: a model of pictures with `3 * pixel_unshuffle**2` channels in [-1, 1].
         height, width: pixels of a frame; must be multiples of the total downsampling.
         pixel_unshuffle: factor by which pixels are folded into channels first (1 for MineWorld's tokenizer); it makes
-            small models on a CPU about that factor squared cheaper at their widest resolution.
-        max_frames: frames in one pass through the model, which bounds its memory.
+            the largest feature maps smaller by the factor squared, and so small models much faster on a CPU.
+        max_frames: number of frames in one pass through the model, which bounds the memory.
     """
 
     what: ClassVar[str]
     """Name of the codec in error messages."""
+    model: LibraryModel
+    grid: tuple[int, int]
 
-    def __init__(self, model: Any, *, height: int, width: int, pixel_unshuffle: int = 1, max_frames: int = 256) -> None:
+    def __init__(
+        self, model: LibraryModel, *, height: int, width: int, pixel_unshuffle: int = 1, max_frames: int = 256
+    ) -> None:
         super().__init__()
         factor = pixel_unshuffle * 2 ** (len(model.config["block_out_channels"]) - 1)
         if height % factor or width % factor:
             raise ValueError(
                 f"frames must be multiples of the {self.what}'s downsampling {factor}, got {height}x{width}; resize "
-                f"the recordings or take fewer blocks"
+                f"the recordings or use fewer blocks"
             )
         if model.config["in_channels"] != 3 * pixel_unshuffle**2:
             raise ValueError(
@@ -54,7 +63,7 @@ class FrameCodec(nn.Module, ABC):
                 f"and pixel_unshuffle {pixel_unshuffle}; correct {STEM_FILE} beside the model"
             )
         # CPU convolutions in bf16 are fast in channels_last only.
-        self.model = model.to(memory_format=torch.channels_last)
+        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # diffusers' decorator hides `self`
         self.height, self.width = height, width
         self.pixel_unshuffle = pixel_unshuffle
         self.max_frames = max_frames
@@ -123,8 +132,8 @@ class FrameCodec(nn.Module, ABC):
         """Write a folder that the `diffusers` class opens, with the stem in a file beside it.
 
         Args:
-            folder: is created where missing.
-            dtype: of the stored weights; float16 halves the file.
+            folder: created if missing.
+            dtype: type of the stored weights; float16 halves the file.
         """
         folder = Path(folder)
         # Convert a copy, so that the model keeps its weights; nn.Module's own `to` does not warn about float16.
@@ -135,37 +144,39 @@ class FrameCodec(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def model_class(cls) -> Any:
+    def model_class(cls) -> type[LibraryModel]:
         """Return the `diffusers` class; imported here because the import is slow."""
 
     @classmethod
     def from_pretrained(
         cls, folder: Path | str, *, height: int | None = None, width: int | None = None, max_frames: int = 256
     ) -> Self:
-        """Open a folder written by `save_pretrained`, or a plain `diffusers` one when `height` and `width` are given.
+        """Open a folder of `save_pretrained`, or a plain `diffusers` folder if `height` and `width` are given.
 
         Returns:
             The codec in float32 and evaluation mode, on the CPU.
 
         Raises:
-            ValueError: no such folder, or weights that do not fit its config or are not finite.
+            ValueError: the folder does not exist, or the weights do not fit its config or are not finite.
         """
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise ValueError(f"no {cls.what} in {folder} (config.json is missing); give the folder of a {cls.what}")
-        stem: dict[str, Any] = {"height": height, "width": width, "pixel_unshuffle": 1}
+        stem: Json = {"height": height, "width": width, "pixel_unshuffle": 1}
         if (folder / STEM_FILE).is_file():
             stem = json.loads((folder / STEM_FILE).read_text(encoding="utf-8"))
         elif height is None or width is None:
             raise ValueError(f"{folder} has no {STEM_FILE}; give the frames' height and width for a plain {cls.what}")
-        load = partial(cls.model_class().from_pretrained, torch_dtype=torch.float32, low_cpu_mem_usage=False)
+        load: Callable[..., LibraryModel] = partial(
+            cls.model_class().from_pretrained, torch_dtype=torch.float32, low_cpu_mem_usage=False
+        )
         model = open_library_model(load, folder, f"the {cls.what}")
         return cls(model, max_frames=max_frames, **stem).eval()
 
 
 def block_settings(
     block_channels: tuple[int, ...], layers_per_block: int, norm_groups: int, pixel_unshuffle: int
-) -> dict[str, Any]:
+) -> Json:
     """Return the arguments that all `diffusers` autoencoders of pictures share.
 
     Args:

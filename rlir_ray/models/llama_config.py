@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig
 
-# The learner's model, the torch sampler and vLLM compute these.
+# Fields that the learner's model, the torch sampler and vLLM all implement.
 COMPUTED = {
     "vocab_size",
     "hidden_size",
@@ -24,8 +25,8 @@ COMPUTED = {
     "rope_parameters",
     "tokens_per_frame",
 }
-# These fields change no log-probability: notes, initial weights, precision on disk, and settings of generation and
-# that nothing here reads. `pretraining_tp` only splits the same matrix products.
+# Fields that change no log-probability: notes, initial weights, precision on disk, settings of generation, and fields
+# that this project does not read. `pretraining_tp` only splits the same matrix products.
 HARMLESS = {
     "transformers_version",
     "architectures",
@@ -79,17 +80,17 @@ def check_llama_config(config: LlamaConfig) -> None:
         # A field that transformers does not declare has no default: an empty value means off.
         off = value == defaults[name] if name in defaults else not value
         if name not in COMPUTED | HARMLESS and not off:
-            raise ValueError(_refusal(name, f"{value!r}"))
-    rope: dict[str, Any] = config.rope_parameters or {}
+            raise ValueError(_rejection(name, f"{value!r}"))
+    rope: Mapping[str, object] = config.rope_parameters or {}
     if (kind := rope.get("rope_type", "default")) not in ROPE_TYPES:
-        raise ValueError(_refusal("rope_type", f"{kind!r} instead of one of {', '.join(sorted(ROPE_TYPES))}"))
+        raise ValueError(_rejection("rope_type", f"{kind!r} instead of one of {', '.join(sorted(ROPE_TYPES))}"))
     for name, value in rope.items():
         if name not in ROPE_FIELDS and not (name == "partial_rotary_factor" and value == 1):
-            raise ValueError(_refusal(f"rope_parameters.{name}", f"{value!r}"))
+            raise ValueError(_rejection(f"rope_parameters.{name}", f"{value!r}"))
 
 
-def _refusal(name: str, got: str) -> str:
+def _rejection(name: str, got: str) -> str:
     return (
         f"a policy's config.json must set only fields that sampler and learner both compute, got {name}={got}; remove "
-        "it where the weights do not depend on it, or take another policy"
+        "the field if the weights do not depend on it, or use another policy"
     )

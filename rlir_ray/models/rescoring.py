@@ -1,6 +1,7 @@
 """Rescoring: score the decisions of a micro-batch under given weights, one function for each family of world models.
 
-Legend: B trajectories, T decisions, F generated frames, S SDE steps of each, N numbers of a latent.
+Legend: B trajectories, T decisions, P frames of history, F generated frames, S noise levels of each (of its SDE steps),
+N numbers of a latent, D h w a latent.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rlir_ray.algorithm.flow_steps import sde_step
 from rlir_ray.config import FlowConfig
-from rlir_ray.models.flow_streams import two_streams
 from rlir_ray.trajectory import FlowRecord, TokenRecord
 
 Forward = Callable[..., Tensor]
@@ -35,7 +36,7 @@ class Scores:
 
 
 Rescore = Callable[[Forward, Any, int], Scores]
-"""Function from a forward pass, a record of the same family and T to scores."""
+"""Function from a forward pass, a record of the same family (Any: each family has its own class) and T to scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,3 +84,51 @@ def stream_velocities(forward: Forward, record: FlowRecord[Tensor], noisy: Tenso
         actions[:, first:],
         first_place=first,
     )
+
+
+def two_streams(
+    velocity: Forward,
+    history: Tensor,
+    history_levels: Tensor,
+    history_actions: Tensor,
+    noisy: Tensor,
+    levels: Tensor,
+    actions: Tensor,
+    first_place: int,
+) -> Tensor:
+    """Compute velocities of frames at several noise levels each, all after the same history, in one pass.
+
+    Training and rescoring use this pass.
+
+    The frames of the history attend to each other as in a rollout; a noisy frame attends to the history before it and
+    to gives what a rollout computes frame by frame, at every frame and level.
+
+    Args:
+        velocity: the forward pass of a `FlowWorldModel`, or of an engine around one.
+        history: [B, P, D, h, w], the frames at places 0 to P - 1, with the noise that later frames see.
+        history_levels: [B, P].
+        history_actions: int64 [B, P, 9].
+        noisy: [B, F, S, D, h, w], the frames from `first_place` on at S noise levels each.
+        levels: [B, F, S].
+        actions: int64 [B, F, 9], leading into those frames.
+        first_place: place of the first noisy frame; at most P.
+
+    Returns:
+        float32 [B, F, S, D, h, w].
+    """
+    num_history, (num_frames, num_levels) = history.shape[1], noisy.shape[1:3]
+    past = torch.arange(num_history)
+    current = (first_place + torch.arange(num_frames)).repeat_interleave(num_levels)
+    places = torch.cat([past, current])
+    visible = torch.zeros(len(places), len(places), dtype=torch.bool)
+    visible[:, :num_history] = past < places[:, None]
+    visible |= torch.eye(len(places), dtype=torch.bool)
+    velocities = velocity(
+        torch.cat([history, noisy.flatten(1, 2)], 1),
+        torch.cat([history_levels, levels.flatten(1)], 1),
+        torch.cat([history_actions, actions.repeat_interleave(num_levels, 1)], 1),
+        places,
+        visible,
+    )
+    found: Tensor = velocities[:, num_history:].unflatten(1, (num_frames, num_levels))
+    return found

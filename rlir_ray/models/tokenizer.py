@@ -1,15 +1,18 @@
-"""Frames to discrete tokens and back: a `diffusers.VQModel`, with an optional pixel-unshuffle stem before it.
+"""Frame tokenizer, frames <-> discrete tokens: a `diffusers.VQModel` with an optional pixel-unshuffle stem.
 
-Knows nothing of actions, videos or training. Legend: N frames, H W pixels, h w grid, D size of a code.
+Independent of actions, videos and training. Legend: N frames, H W pixels, h w grid, D size of a code.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from rlir_ray.models.frame_codec import FrameCodec, block_settings
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.vq_model import VQModel
 
 
 class FrameTokenizer(FrameCodec):
@@ -19,12 +22,14 @@ class FrameTokenizer(FrameCodec):
     """
 
     what = "tokenizer"
+    model: VQModel
 
     @classmethod
-    def model_class(cls) -> Any:
-        from diffusers import VQModel
+    def model_class(cls) -> type[VQModel]:
+        from diffusers.models.autoencoders.vq_model import VQModel
 
-        return VQModel
+        kind: type[VQModel] = VQModel
+        return kind
 
     @property
     def num_codes(self) -> int:
@@ -37,14 +42,15 @@ class FrameTokenizer(FrameCodec):
     @property
     def codebook(self) -> Tensor:
         """float [num_codes, D]."""
-        return self.model.quantize.embedding.weight
+        weight: Tensor = self.model.quantize.embedding.weight
+        return weight
 
     def encode(self, frames: Tensor) -> Tensor:
         """Encode uint8 [N, H, W, 3] as int64 [N, tokens_per_frame], in raster order, each below `num_codes`."""
         return self._encode_parts(frames, lambda pixels: self.nearest_codes(self.latents(pixels)))
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Decode int [N, tokens_per_frame] to uint8 [N, H, W, 3], rounded as a viewer would get the pictures."""
+        """Decode int [N, tokens_per_frame] to uint8 [N, H, W, 3], rounded."""
         if codes.ndim != 2 or codes.shape[1] != self.tokens_per_frame:
             raise ValueError(f"the tokenizer decodes tokens [N, {self.tokens_per_frame}], got {list(codes.shape)}")
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.num_codes:
@@ -57,11 +63,12 @@ class FrameTokenizer(FrameCodec):
     # The steps of encoding and decoding, which training uses; differentiable where possible.
 
     def latents(self, pixels: Tensor) -> Tensor:
-        """Encode [N, 3, H, W] in [-1, 1] as continuous latents [N, D, h, w], before quantisation."""
-        return self.model.encode(self.fold(pixels)).latents
+        """Encode [N, 3, H, W] in [-1, 1] as continuous latents [N, D, h, w], before quantization."""
+        latents: Tensor = self.model.encode(self.fold(pixels)).latents
+        return latents
 
     def pixels(self, latents: Tensor) -> Tensor:
-        """Decode latents [N, D, h, w], quantised or not, to [N, 3, H, W]."""
+        """Decode latents [N, D, h, w], quantized or not, to [N, 3, H, W]."""
         # Not `model.decode`, which takes indices if `lookup_from_codebook` is set, as in MineWorld's config.
         spatial_norm = latents if self.model.config["norm_type"] == "spatial" else None
         return self.unfold(self.model.decoder(self.model.post_quant_conv(latents), spatial_norm))

@@ -1,0 +1,1 @@
+"""Training of base models before RL: tokenizers, autoencoders, world models and inverse dynamics models."""

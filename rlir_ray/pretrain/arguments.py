@@ -1,4 +1,4 @@
-"""Settings dataclasses as command-line arguments, with their fields' one-liners as help."""
+"""Command-line arguments from the fields of a settings dataclass; the line under a field is its help text."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ import inspect
 import itertools
 import math
 import textwrap
-from collections.abc import Sequence
-from typing import Any, TypeGuard, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
-Settings = TypeVar("Settings")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
+Chosen = dict[str, Any]
+"""Parsed arguments of a command by their names, each of the type that its parser gives it."""
 
 
 def field_lines(node: type) -> dict[str, str]:
-    """The one-line string under each field of a dataclass, read from its source."""
+    """Read the string under each field of a dataclass from the source, because Python does not keep it."""
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(node))).body
     assert isinstance(tree, ast.ClassDef)
     lines = {}
@@ -27,7 +32,7 @@ def field_lines(node: type) -> dict[str, str]:
 
 
 def build_parser(command: str, description: str, example: str) -> argparse.ArgumentParser:
-    """The parser of `python -m rlir_ray COMMAND`."""
+    """Build the parser of `python -m rlir_ray COMMAND`."""
     return argparse.ArgumentParser(
         prog=f"python -m rlir_ray {command}",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -37,7 +42,7 @@ def build_parser(command: str, description: str, example: str) -> argparse.Argum
 
 
 def add_settings(parser: argparse.ArgumentParser, settings: type, leave_out: Sequence[str] = ()) -> None:
-    """An option for each field whose default is a number, a string, None (then a number) or names (A,B,C)."""
+    """Add an option for each field whose default is a number, a string, None (a number then) or names (A,B,C)."""
     lines = field_lines(settings)
     for entry in dataclasses.fields(settings):
         if entry.name not in leave_out and _is_names(default := entry.default):
@@ -45,18 +50,18 @@ def add_settings(parser: argparse.ArgumentParser, settings: type, leave_out: Seq
             parser.add_argument(option, type=_names, default=",".join(default), metavar="A,B,...", help=text)
         if entry.name in leave_out or not isinstance(entry.default, int | float | str | None):
             continue
-        kind: Any = float if entry.default is None else type(entry.default)
+        kind: Callable[[str], object] = float if entry.default is None else type(entry.default)
         text = lines[entry.name].replace("%", "%%")
         parser.add_argument(f"--{entry.name.replace('_', '-')}", type=kind, default=entry.default, help=text)
 
 
 def add_action_shift(parser: argparse.ArgumentParser) -> None:
-    """For commands that read recordings with their actions."""
+    """Add the option of commands that read recordings with their actions."""
     parser.add_argument(
         "--action-shift",
         type=int,
         default=0,
-        help="event k + this leads INTO frame k; -1: the order of a Gymnasium loop (observation, then its action)",
+        help="event k + this number leads INTO frame k; -1: the order of a Gymnasium loop (observation, then action)",
     )
 
 
@@ -68,18 +73,18 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.strip("[]").split(",") if name.strip())
 
 
-# Counts that may be 0, and numbers that may be below it.
-FROM_ZERO, ANY_SIGN = ("seed", "steps", "num_steps"), ("level_mean",)
+# Counts that may be 0, and numbers that may be negative.
+FROM_ZERO, ANY_SIGN = ("seed", "num_steps"), ("level_mean",)
 
 
 def check_settings(settings: Any) -> None:
-    """Refuses what no training can use: numbers out of range, and no length.
+    """Reject settings that no training can use: a number out of range, or a training without length.
 
     Args:
-        settings: a dataclass with `minutes`, and `steps` or `num_steps`.
+        settings: a dataclass with `minutes` and `num_steps`.
 
     Raises:
-        ValueError: naming the option.
+        ValueError: a setting is out of range; the error names the option.
     """
     for entry in dataclasses.fields(settings):
         value = getattr(settings, entry.name)
@@ -89,13 +94,11 @@ def check_settings(settings: Any) -> None:
         if not least <= value < math.inf:
             option = f"--{entry.name.replace('_', '-')}"
             raise ValueError(f"{option} must be a finite number >= {least}, got {value}; set {least} or more")
-    steps = "steps" if hasattr(settings, "steps") else "num_steps"
-    if not (settings.minutes or getattr(settings, steps)):
-        option = f"--{steps.replace('_', '-')}"
-        raise ValueError(f"a training needs --minutes or {option} above 0, got 0 of both; set one of them")
+    if not (settings.minutes or settings.num_steps):
+        raise ValueError("a training needs --minutes or --num-steps above 0, got 0 of both; set one of them")
 
 
-def take_settings(chosen: dict[str, Any], settings: type[Settings]) -> Settings:
-    """Builds the settings out of parsed arguments, and removes them there."""
-    names = {entry.name for entry in dataclasses.fields(settings)}  # type: ignore[arg-type]
+def take_settings(chosen: Chosen, settings: type[Settings]) -> Settings:
+    """Build the settings from parsed arguments, and remove these arguments from `chosen`."""
+    names = {entry.name for entry in dataclasses.fields(settings)}
     return settings(**{name: chosen.pop(name) for name in list(chosen) if name in names})

@@ -1,6 +1,6 @@
-"""Makes the shipped checkpoints from nothing: records the game, trains all models, publishes them with their story.
+"""The `assets` command: record the game, train all shipped models, and publish the models with their training reports.
 
-Every stage goes on where an earlier call stopped. Only `publish` writes into the package.
+Every stage resumes where an earlier call stopped. Only `publish` writes into the package.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rlir_ray.data.files import give_usual_mode, replace_folder, write_json
+from rlir_ray.data.files import Json, give_usual_mode, replace_folder, write_json
 from rlir_ray.pretrain.arguments import add_settings, build_parser, take_settings
 from rlir_ray.pretrain.settings import SPLITS
 from rlir_ray.run.environment import versions
+from rlir_ray.run.progress import log_to_stderr
 
 if TYPE_CHECKING:
     from rlir_ray.models.frame_codec import FrameCodec
@@ -25,60 +26,62 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MODELS = ("tokenizer", "world_model", "autoencoder", "flow_model", "reward_idm", "judge_idm")
-# What a model's folder needs to be opened, and how it was made.
+# Files beside the weights that are needed to open a model or that report its training.
 PUBLISHED = ("config.json", "generation_config.json", "tokenizer.json", "training.json", "curve.jsonl")
 MAX_BYTES = 32_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AssetsPlan:
-    """What the shipped checkpoints are made with."""
+    """Sizes and training times of the shipped checkpoints."""
 
     train_frames: int = 150_000
-    """Recorded frames of many maps, for tokenizer, autoencoder and inverse dynamics models."""
+    """Training frames from many maps, for tokenizer, autoencoder and inverse dynamics models."""
     validation_frames: int = 16_000
-    """Recorded frames of other maps, to score those on."""
+    """Held-out frames from other maps, for the evaluation of these models."""
     world_frames: int = 96_000
-    """Recorded frames of the world's maps, for the world models; a tenth more to score them on."""
+    """Training frames from the world's maps, for the world models; a tenth more is held out."""
     tokenizer_minutes: float = 20.0
-    """Wall-clock length of the tokenizer's training."""
+    """Minutes of the tokenizer's training."""
     reward_idm_minutes: float = 56.0
-    """The same for the reward's inverse dynamics model, in VPT's form."""
+    """Minutes for the reward's inverse dynamics model, in VPT's form."""
     judge_idm_minutes: float = 26.0
-    """The same for the judge, which learns faster."""
+    """Minutes for the evaluation's inverse dynamics model, which learns faster."""
     world_model_minutes: float = 110.0
-    """The same for the autoregressive world model, until its validation loss is flat."""
+    """Minutes for the autoregressive world model; its validation loss is flat then."""
     autoencoder_minutes: float = 12.0
-    """The same for the autoencoder."""
+    """Minutes for the autoencoder."""
     flow_model_minutes: float = 115.0
-    """The same for the flow world model."""
+    """Minutes for the flow world model."""
     threads: int = 2
     """Torch threads."""
     seed: int = 0
-    """Of all but the inverse dynamics models: the reward's has the next one, the judge the one after."""
+    """Seed; the inverse dynamics models of reward and evaluation use seed + 1 and seed + 2."""
 
     def __post_init__(self) -> None:
         if min(self.train_frames, self.validation_frames) < 1:
             fewest = min(self.train_frames, self.validation_frames)
-            raise ValueError(f"train_frames and validation_frames must be >= 1, got {fewest}; set more")
+            raise ValueError(f"train_frames and validation_frames must be >= 1, got {fewest}; set 1 or more")
         minutes = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name.endswith("_minutes")}
         if wrong := [name for name, value in minutes.items() if not 0 < value < math.inf]:
             option = f"--{wrong[0].replace('_', '-')}"
-            raise ValueError(f"{option} must be a finite number above 0, got {minutes[wrong[0]]}; set some minutes")
+            raise ValueError(f"{option} must be a finite number above 0, got {minutes[wrong[0]]}; set a number above 0")
         if self.world_frames < 10:
-            raise ValueError(f"world_frames must be >= 10, for a tenth is held out, got {self.world_frames}; set more")
+            raise ValueError(
+                f"world_frames must be >= 10 because a tenth is held out, got {self.world_frames}; set 10 or more"
+            )
 
 
-def make_assets(work: Path, out: Path, plan: AssetsPlan) -> dict[str, Any]:
-    """All stages in turn.
+def make_assets(work: Path, out: Path, plan: AssetsPlan) -> Json:
+    """Run all stages in order.
 
     Args:
-        work: recordings, tokens and checkpoints; gigabytes.
-        out: receives what is shipped.
-        plan: sizes and lengths.
+        work: folder of recordings, tokens and checkpoints; needs gigabytes.
+        out: folder that receives the shipped files.
+        plan: sizes and training times.
 
     Returns:
-        What `made.json` in `out` holds.
+        The content of `made.json` in `out`.
     """
     import torch
 
@@ -130,13 +133,13 @@ def _train_tokenizer(work: Path, plan: AssetsPlan) -> None:
     if not (work / "tokenizer" / "training.json").is_file():
         settings = TokenizerTraining(minutes=plan.tokenizer_minutes, seed=plan.seed)
         clips = {split: [one.frames for one in load_recordings(recordings / split)] for split in SPLITS}
-        # A quarter of the held-out frames says as much: neighbours look alike.
+        # A quarter of the held-out frames is enough, because neighbouring frames look alike.
         train_tokenizer(clips["train"], np.concatenate(clips["validation"])[::4], work / "tokenizer", settings)
     _encode_world(FrameTokenizer.from_pretrained(work / "tokenizer"), work, work / "tokens")
 
 
 def _encode_world(codec: FrameCodec, work: Path, out: Path) -> None:
-    """The recordings that world models are trained on."""
+    """Encode the recordings on which world models are trained."""
     from rlir_ray.data.recordings import list_recordings, read_recordings
     from rlir_ray.pretrain.encode import encode_recordings
 
@@ -209,11 +212,11 @@ def _train_flow_model(work: Path, plan: AssetsPlan) -> None:
     train_flow(train, validation, work / "flow_model", settings)
 
 
-def publish(work: Path, out: Path, plan: dict[str, Any]) -> dict[str, Any]:
-    """Copies the models, with their settings, curves and held-out figures, and writes made.json beside them.
+def publish(work: Path, out: Path, plan: Json) -> Json:
+    """Copy the models with their settings, curves and held-out metrics, and write made.json.
 
     Raises:
-        ValueError: a model is missing, or all together exceed what may be shipped.
+        ValueError: a model is missing, or all files together exceed `MAX_BYTES`.
     """
     temporary = out.with_name(out.name + ".part")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -242,7 +245,7 @@ def publish(work: Path, out: Path, plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def copy_model(source: Path, target: Path) -> None:
-    """What of a training's folder is shipped."""
+    """Copy the shipped files of a training's folder."""
     target.mkdir(parents=True)
     for path in sorted(source.iterdir()):
         if path.suffix == ".safetensors":
@@ -252,7 +255,7 @@ def copy_model(source: Path, target: Path) -> None:
 
 
 def _copy_half(source: Path, target: Path) -> None:
-    """float16 halves the file; all loaders compute in float32."""
+    """Copy weights as float16, which halves the file; all loaders convert to float32."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -263,24 +266,28 @@ def _copy_half(source: Path, target: Path) -> None:
     give_usual_mode(target.parent)
 
 
-def _summary(folder: Path) -> Any:
+def _summary(folder: Path) -> object:
     index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     return {key: value for key, value in index.items() if key not in ("basedir", "relpaths")}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """`python -m rlir_ray assets`."""
+    """Run `python -m rlir_ray assets`."""
     parser = build_parser(
         "assets",
-        "Makes the shipped checkpoints from nothing: records the game, trains tokenizer, autoencoder, inverse "
-        "dynamics models and both world models, and publishes them with made.json. Hours on two cores; goes on where "
-        "it stopped.",
+        "Makes the shipped checkpoints from scratch: records the game, trains tokenizer, autoencoder, inverse "
+        "dynamics models and both world models, and publishes them with made.json. Takes hours on two cores; resumes "
+        "a stopped run.",
         "--out rlir_ray/assets/doom --work work/assets",
     )
-    parser.add_argument("--out", type=Path, required=True, help="receives the checkpoints; replaced as a whole")
-    parser.add_argument("--work", type=Path, default=Path("work/assets"), help="recordings and unfinished trainings")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder that receives the checkpoints; an existing folder is replaced"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("work/assets"), help="folder of recordings and unfinished trainings"
+    )
     add_settings(parser, AssetsPlan)
     chosen = vars(parser.parse_args(argv))
     plan = take_settings(chosen, AssetsPlan)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    log_to_stderr()
     make_assets(chosen["work"], chosen["out"], plan)

@@ -1,4 +1,4 @@
-"""Trains the frame autoencoder of a new world from its recordings. Knows nothing of actions.
+"""Training of a world's frame autoencoder on recordings; actions are not used.
 
 Legend: N frames, D channels of a latent, H W pixels, h w grid.
 """
@@ -8,32 +8,39 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rlir_ray.data.files import Json
 from rlir_ray.models.autoencoder import FrameAutoencoder, build_autoencoder
+from rlir_ray.pretrain.arguments import Chosen
 from rlir_ray.pretrain.encode import encode_splits, read_splits
-from rlir_ray.pretrain.loop import cosine_rate, train
-from rlir_ray.pretrain.pictures import Clips, draw_pairs, long_enough, picture_figures, reconstruction_loss
+from rlir_ray.pretrain.loop import train
+from rlir_ray.pretrain.reconstruction import (
+    Clips,
+    draw_pairs,
+    drop_short_clips,
+    reconstruction_loss,
+    reconstruction_metrics,
+)
 from rlir_ray.pretrain.settings import AutoencoderTraining
 from rlir_ray.pretrain.state import finished_report
-from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task
+from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task, cosine_rate
 from rlir_ray.run.progress import figure_words
 
 logger = logging.getLogger(__name__)
 
-# Held-out frames for the curve, and frames of the training recordings for the scale of the latents.
+# Number of held-out frames for the curve, and of training frames for the scale of the latents: enough for stable means.
 NUM_CURVE, NUM_SCALED = 512, 4096
 
 
 def train_autoencoder(
     clips: Clips, validation: npt.NDArray[np.uint8], out_dir: Path | str, settings: AutoencoderTraining
 ) -> FrameAutoencoder:
-    """Train an autoencoder and write it with its held-out figures.
+    """Train an autoencoder, and write the model and its held-out metrics.
 
     Resume from the last saved state, and leave a finished training as it is.
 
@@ -47,7 +54,7 @@ def train_autoencoder(
         The autoencoder as read back from `out_dir`.
 
     Raises:
-        ValueError: no recordings, or a saved state or a finished training of other settings.
+        ValueError: there are no recordings, or the folder holds a state or a training of other settings.
     """
     out_dir = Path(out_dir)
     if not finished_report(out_dir, settings):
@@ -56,13 +63,13 @@ def train_autoencoder(
 
 
 class AutoencoderTask(Task):
-    """An autoencoder on pairs of neighbouring frames."""
+    """Training task: an autoencoder on pairs of neighbouring frames."""
 
     name = "autoencoder"
     model: FrameAutoencoder
 
     def __init__(self, clips: Clips, validation: npt.NDArray[np.uint8], settings: AutoencoderTraining) -> None:
-        self.clips, self.validation = long_enough(clips, "an autoencoder"), validation
+        self.clips, self.validation = drop_short_clips(clips, "an autoencoder"), validation
         torch.manual_seed(settings.seed)
         height, width = self.clips[0].shape[1:3]
         model = build_autoencoder(
@@ -87,7 +94,7 @@ class AutoencoderTask(Task):
 
     def loss(self, progress: Progress, autocast: Autocast) -> tuple[Tensor, Mapping[str, Tensor | float]]:
         settings = self.settings
-        torch.manual_seed(settings.seed + progress.step)  # the posterior is drawn from
+        torch.manual_seed(settings.seed + progress.step)  # the sample of the posterior depends on the step only
         pixels = self.model.scale(draw_pairs(self.clips, settings.batch_pairs, settings.seed, progress.step))
         with autocast():
             posterior = self.model.posterior(pixels)
@@ -102,12 +109,12 @@ class AutoencoderTask(Task):
         divergence = posterior.kl().mean() / posterior.mean[0].numel()
         return reconstruction + settings.kl_weight * divergence, {"kl": divergence.detach()}
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self) -> Json:
         return {"validation_psnr": evaluate_autoencoder(self.model, _spread(self.validation, NUM_CURVE))["psnr"]}
 
-    def save(self, folder: Path, final: Mapping[str, Any], steps: int, elapsed_s: float) -> dict[str, Any]:
+    def save(self, folder: Path, final: Json, steps: int, elapsed_s: float) -> Json:
         _set_scale(self.model, self.clips)
-        # Held-out figures are those of the stored float16 weights, which is what users get.
+        # Evaluate the stored float16 weights, because users load those.
         self.model.save_pretrained(folder, torch.float16)
         figures = evaluate_autoencoder(FrameAutoencoder.from_pretrained(folder), self.validation)
         logger.info("%s: %s", folder, figure_words(figures))
@@ -115,8 +122,8 @@ class AutoencoderTask(Task):
         return {**frames, "validation": figures}
 
 
-def run_command(chosen: dict[str, Any], settings: AutoencoderTraining) -> None:
-    """Train on the recordings that `pretrain autoencoder` was given, and encode them."""
+def run_command(chosen: Chosen, settings: AutoencoderTraining) -> None:
+    """Run `pretrain autoencoder`: train on recordings, then encode them if asked to."""
     recordings = read_splits(chosen["data"], chosen["action_shift"])
     clips = {split: [one.frames for one in recorded] for split, recorded in recordings.items()}
     held_out = np.concatenate(clips["validation"])
@@ -126,7 +133,7 @@ def run_command(chosen: dict[str, Any], settings: AutoencoderTraining) -> None:
 
 
 def _set_scale(model: FrameAutoencoder, clips: Clips) -> None:
-    """The mean and standard deviation of each latent channel over the training recordings."""
+    """Set the mean and standard deviation of each latent channel, over the training recordings."""
     model.set_scale(torch.zeros(1), torch.ones(1))
     share = min(1.0, NUM_SCALED / sum(map(len, clips)))
     frames = np.concatenate([_spread(clip, max(1, round(share * len(clip)))) for clip in clips])
@@ -140,6 +147,6 @@ def _spread(frames: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.uint8]:
 
 
 def evaluate_autoencoder(model: FrameAutoencoder, frames: npt.NDArray[np.uint8]) -> dict[str, float]:
-    """What encoding and decoding does to pictures uint8 [N, H, W, 3]; see `picture_figures`."""
+    """Compute `reconstruction_metrics` of frames uint8 [N, H, W, 3] that are encoded and decoded."""
     real = torch.from_numpy(np.ascontiguousarray(frames))
-    return picture_figures(model.decode(model.encode(real)).cpu(), real)
+    return reconstruction_metrics(model.decode(model.encode(real)).cpu(), real)

@@ -1,4 +1,4 @@
-"""A codebook that follows the latents: started by k-means, kept by moving averages, dead codes started again.
+"""Moving averages that define a VQ codebook: k-means initializes the codes, and unused codes are restarted.
 
 Legend: M latent vectors, D size of a code, K codes.
 """
@@ -8,14 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-# A code that takes less than this share of what would be fair says little and starts again.
+# A code is restarted if its count is below this share of the mean count: such a code carries little information.
 DEAD_SHARE = 0.1
-# A new code's count, as a share of the fair one: it lets the code prove itself for some dozen steps.
+# Count of a restarted code, as a share of the mean count: high enough to keep the code for some dozen steps.
 FRESH_SHARE = 0.3
 
 
-class CodeAverages(nn.Module):
-    """Moving averages over steps.
+class CodebookAverages(nn.Module):
+    """Exponential moving averages, over steps, of the latents that choose each code.
 
     Args:
         num_codes: K.
@@ -23,11 +23,11 @@ class CodeAverages(nn.Module):
     """
 
     counts: Tensor
-    """[K], how often a code was chosen."""
+    """[K], how often each code is chosen in a step."""
     sums: Tensor
-    """[K, D], the latents that chose it."""
+    """[K, D], sum of the latents that choose each code in a step."""
     is_started: Tensor
-    """Whether the codebook exists."""
+    """bool, whether the codebook exists; a buffer, so that saved states hold it."""
 
     def __init__(self, num_codes: int, code_size: int) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class CodeAverages(nn.Module):
 
     @torch.no_grad()
     def start(self, codebook: Tensor, vectors: Tensor, seed: int) -> None:
-        """Codes at the k-means centres of the vectors [M, D]."""
+        """Initialize the codes with the k-means centres of the vectors [M, D]."""
         centres = kmeans(vectors, len(codebook), seed=seed)
         codebook.copy_(centres)
         self.counts.fill_(1.0)
@@ -50,17 +50,17 @@ class CodeAverages(nn.Module):
         self.is_started.fill_(True)
 
     @torch.no_grad()
-    def follow(
+    def update(
         self, codebook: Tensor, vectors: Tensor, chosen: Tensor, decay: float, restart_seed: int | None = None
     ) -> None:
-        """Moves each code to the average of the latents that chose it (van den Oord et al., arXiv 1711.00937).
+        """Move each code to the average of the latents that chose it (van den Oord et al., arXiv 1711.00937).
 
         Args:
             codebook: [K, D], changed in place.
             vectors: [M, D].
             chosen: int64 [M], the code of each.
             decay: of the averages.
-            restart_seed: dead codes start again at vectors drawn with it; None: they stay.
+            restart_seed: seed that draws new vectors for unused codes; None: do not restart codes.
         """
         num_codes = len(codebook)
         counts = torch.bincount(chosen, minlength=num_codes).float()
@@ -68,17 +68,17 @@ class CodeAverages(nn.Module):
         self.counts.mul_(decay).add_(counts, alpha=1 - decay)
         self.sums.mul_(decay).add_(sums, alpha=1 - decay)
         if restart_seed is not None:
-            fair = len(vectors) / num_codes
-            dead = self.counts < DEAD_SHARE * fair
+            mean_count = len(vectors) / num_codes
+            dead = self.counts < DEAD_SHARE * mean_count
             generator = torch.Generator().manual_seed(restart_seed)
             picks = torch.randint(len(vectors), (int(dead.sum()),), generator=generator)
-            self.sums[dead], self.counts[dead] = vectors[picks] * FRESH_SHARE * fair, FRESH_SHARE * fair
+            self.sums[dead], self.counts[dead] = vectors[picks] * FRESH_SHARE * mean_count, FRESH_SHARE * mean_count
         alive = self.counts > 1e-3
         codebook[alive] = self.sums[alive] / self.counts[alive, None]
 
 
 def kmeans(vectors: Tensor, num_centres: int, *, seed: int, iterations: int = 10) -> Tensor:
-    """Lloyd's k-means from random vectors; centres that nobody chooses are drawn again.
+    """Run Lloyd's k-means from random vectors; draw again each centre that no vector chooses.
 
     Args:
         vectors: float [M, D].

@@ -1,17 +1,16 @@
 """The command of all trainings: `python -m rlir_ray pretrain MODEL`.
 
-Heavy imports come after the arguments are read, so that help is instant.
+Heavy libraries are imported after the arguments are parsed, so that --help is instant.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rlir_ray.pretrain.arguments import add_action_shift, add_settings, build_parser, take_settings
 from rlir_ray.pretrain.settings import (
@@ -21,24 +20,28 @@ from rlir_ray.pretrain.settings import (
     TokenizerTraining,
     WorldModelTraining,
 )
+from rlir_ray.run.progress import log_to_stderr
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 RECORDINGS = "folder with train/ and validation/ recordings"
 CODES = "folder with train.npz and validation.npz"
 
 
 @dataclass(frozen=True)
-class Command:
-    """The arguments of one model's training.
+class TrainingCommand:
+    """Arguments of one model's training.
 
     Args:
-        settings: a dataclass; the module of the model takes it in `run_command`.
-        data, out: help of the two folders.
-        description, example: of the help.
-        add_options: adds what the model alone has.
-        threads: torch threads, by default; None: `settings` has them.
+        settings: a dataclass; `run_command` in the module of the model takes an instance.
+        data, out: help texts of the two folders.
+        description, example: texts of --help.
+        add_options: adds the options that only this model has.
+        threads: default number of torch threads; None: `settings` has the number.
     """
 
-    settings: type
+    settings: type[DataclassInstance]
     data: str
     out: str
     description: str
@@ -48,11 +51,11 @@ class Command:
 
 
 def main(model: str, argv: Sequence[str] | None = None) -> None:
-    """Run `python -m rlir_ray pretrain MODEL`, a key of `COMMANDS`."""
+    """Run `python -m rlir_ray pretrain MODEL`; MODEL is a key of `COMMANDS`."""
     command = COMMANDS[model]
     chosen = vars(_parser(model, command).parse_args(argv))
-    settings: Any = take_settings(chosen, command.settings)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    settings = take_settings(chosen, command.settings)
+    log_to_stderr()
     if command.threads:
         import torch
 
@@ -60,7 +63,7 @@ def main(model: str, argv: Sequence[str] | None = None) -> None:
     importlib.import_module(f"rlir_ray.pretrain.{model.replace('-', '_')}").run_command(chosen, settings)
 
 
-def _parser(model: str, command: Command) -> argparse.ArgumentParser:
+def _parser(model: str, command: TrainingCommand) -> argparse.ArgumentParser:
     parser = build_parser(f"pretrain {model}", command.description, command.example)
     parser.add_argument("--data", type=Path, required=True, help=command.data)
     parser.add_argument("--out", type=Path, required=True, help=f"folder that receives the {command.out}")
@@ -84,52 +87,54 @@ def _add_probe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-probe",
         action="store_true",
-        help="do not measure first, for half a minute, which event leads into a frame",
+        help="skip the check, half a minute long, that event k leads into frame k",
     )
-    parser.add_argument("--tokenizer", type=Path, help="the world's tokenizer: a share of the clips is read through it")
+    parser.add_argument(
+        "--tokenizer", type=Path, help="tokenizer of the world; a share of the clips is encoded and decoded with it"
+    )
 
 
 COMMANDS = {
-    "tokenizer": Command(
+    "tokenizer": TrainingCommand(
         TokenizerTraining,
         RECORDINGS,
         "tokenizer",
-        "Trains a frame tokenizer on DATA/train, scores it on DATA/validation; goes on where it stopped.",
+        "Trains a frame tokenizer on DATA/train and evaluates it on DATA/validation; resumes a stopped training.",
         "--data work/assets/recordings --out runs/tokenizer --tokens runs/tokens --minutes 20",
         _add_codes("--tokens"),
         threads=1,
     ),
-    "autoencoder": Command(
+    "autoencoder": TrainingCommand(
         AutoencoderTraining,
         RECORDINGS,
         "autoencoder",
-        "Trains an autoencoder of frames on DATA/train, scores it on DATA/validation; goes on where it stopped.",
+        "Trains a frame autoencoder on DATA/train and evaluates it on DATA/validation; resumes a stopped training.",
         "--data work/assets/recordings --out runs/autoencoder --minutes 20",
         _add_codes("--latents"),
         threads=1,
     ),
-    "idm": Command(
+    "idm": TrainingCommand(
         InverseDynamicsTraining,
         RECORDINGS,
         "model",
-        "Trains an inverse dynamics model on DATA/train and scores it on DATA/validation; goes on where it stopped. "
-        "Event k of a recording must lead INTO frame k.",
+        "Trains an inverse dynamics model on DATA/train and evaluates it on DATA/validation; resumes a stopped "
+        "training. Event k of a recording must lead INTO frame k.",
         "--data work/assets/recordings --out runs/idm --architecture vpt --minutes 30",
         _add_probe,
     ),
-    "world-model": Command(
+    "world-model": TrainingCommand(
         WorldModelTraining,
         CODES,
         "model",
-        "Trains an autoregressive world model on tokenised recordings; goes on where it stopped.",
+        "Trains an autoregressive world model on tokenized recordings; resumes a stopped training.",
         "--data work/assets/tokens --out runs/world_model --minutes 60",
         threads=2,
     ),
-    "flow": Command(
+    "flow": TrainingCommand(
         FlowTraining,
         CODES,
         "model",
-        "Trains a flow world model on encoded recordings; goes on where it stopped.",
+        "Trains a flow world model on encoded recordings; resumes a stopped training.",
         "--data work/assets/latents --out runs/flow --minutes 60",
         threads=2,
     ),

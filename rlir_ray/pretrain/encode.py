@@ -1,4 +1,4 @@
-"""Recordings as tokens or latents in one file, which world models are trained on."""
+"""Encoding of recordings into one file of tokens or latents, on which world models are trained."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +21,11 @@ logger = logging.getLogger(__name__)
 
 
 def encode_recordings(codec: FrameCodec, recordings: Iterable[Recording], out_file: Path | str) -> int:
-    """Encodes every frame of some recordings into one npz; a file under its name is whole.
+    """Encode every frame of recordings into one npz; the file appears only when it is complete.
 
     Args:
         codec: a tokenizer or an autoencoder of the recordings' frame size.
-        recordings: in the order that the file keeps.
+        recordings: the file keeps their order.
         out_file: receives `tokens` [F, tokens_per_frame] or `latents` [F, D, h, w] as `stored_codes`, `episode_starts`
             int64 [E] (index of each recording's first frame), `names` str [E], `buttons` bool [F, 23], `camera` float32
             [F, 2], and `wall_distance` float32 [F] when every event has a `wallDistance`.
@@ -38,11 +37,11 @@ def encode_recordings(codec: FrameCodec, recordings: Iterable[Recording], out_fi
         ValueError: no recordings.
     """
     names: list[str] = []
-    columns: dict[str, list[npt.NDArray[Any]]] = {"codes": [], "buttons": [], "camera": [], "wall_distance": []}
+    columns: dict[str, list[npt.NDArray[np.generic]]] = {"codes": [], "buttons": [], "camera": [], "wall_distance": []}
     for recording in recordings:
         names.append(recording.name)
-        codes = codec.encode(torch.from_numpy(np.ascontiguousarray(recording.frames)))
-        columns["codes"].append(stored_codes(codes.cpu().numpy()))
+        encoded = codec.encode(torch.from_numpy(np.ascontiguousarray(recording.frames)))
+        columns["codes"].append(stored_codes(encoded.cpu().numpy()))
         columns["buttons"].append(recording.actions.buttons)
         columns["camera"].append(recording.actions.camera)
         walls = [event.get("wallDistance", math.nan) for event in recording.events]
@@ -52,7 +51,7 @@ def encode_recordings(codec: FrameCodec, recordings: Iterable[Recording], out_fi
             "an encoding needs at least one readable recording, got none; make some with: python -m rlir_ray collect"
         )
     lengths = [len(part) for part in columns["codes"]]
-    arrays: dict[str, Any] = {name: np.concatenate(parts) for name, parts in columns.items()}
+    arrays: dict[str, npt.NDArray[np.generic]] = {name: np.concatenate(parts) for name, parts in columns.items()}
     codes = arrays.pop("codes")
     arrays["latents" if codes.dtype.kind == "f" else "tokens"] = codes
     if np.isnan(arrays["wall_distance"]).any():
@@ -62,19 +61,19 @@ def encode_recordings(codec: FrameCodec, recordings: Iterable[Recording], out_fi
     out_file.parent.mkdir(parents=True, exist_ok=True)
     part = out_file.with_name(out_file.name + ".part")
     with part.open("wb") as file:
-        np.savez(file, episode_starts=starts, names=np.array(names), **arrays)
+        np.savez(file, episode_starts=starts, names=np.array(names), **arrays)  # type: ignore[arg-type]  # no column is named allow_pickle
     part.replace(out_file)
     return sum(lengths)
 
 
 def read_splits(data: Path, action_shift: int) -> dict[str, list[Recording]]:
-    """Read the recordings of each split in the folder `data`."""
+    """Read the recordings of each split below the folder `data`."""
     logger.info("reading the recordings of %s", data)
     return {split: load_recordings(data / split, action_shift) for split in SPLITS}
 
 
 def encode_splits(codec: FrameCodec, recordings: Mapping[str, Sequence[Recording]], folder: Path) -> None:
-    """Encode the recordings of each split into a file of its name in `folder`."""
+    """Encode the recordings of each split into the file SPLIT.npz in `folder`."""
     for split, recorded in recordings.items():
         with progress_bar(f"encoding {split}") as show:
             shown = counted(recorded, len(recorded), show, "recordings")
@@ -83,12 +82,12 @@ def encode_splits(codec: FrameCodec, recordings: Mapping[str, Sequence[Recording
 
 
 def window_starts(episode_starts: npt.NDArray[np.int64], num_recorded: int, num_frames: int) -> npt.NDArray[np.int64]:
-    """First frames of all windows that stay inside one episode.
+    """Return the first frames of all windows that lie within one episode.
 
     Args:
         episode_starts: int64 [E], as `encode_recordings` writes them.
-        num_recorded: frames of all recordings.
-        num_frames: of a window.
+        num_recorded: number of frames of all recordings.
+        num_frames: number of frames of a window.
 
     Raises:
         ValueError: no episode is long enough.

@@ -1,8 +1,8 @@
-"""Trains a flow world model on recordings as latents, from scratch or onwards from a checkpoint.
+"""Training of a flow world model on recordings encoded as latents, from scratch or from a checkpoint.
 
-Diffusion forcing (https://arxiv.org/abs/2407.01392): every frame has a noise level of its own. A frame is seen twice:
-denoised from a level that is logit-normal, and as history of the later frames at a low one, as it will be in a rollout.
-Knows nothing of autoencoders, rewards or Ray. Legend: B windows, W frames of a window, D h w a latent.
+Diffusion forcing (https://arxiv.org/abs/2407.01392): every frame has its own noise level. The model reads each frame
+twice: denoised from a logit-normal level, and at a low level as history of the later frames, as in a rollout.
+Independent of autoencoders, rewards and Ray. Legend: B windows, W frames of a window, D h w a latent.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,17 +19,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from rlir_ray.data.files import give_usual_mode
-from rlir_ray.models.flow_streams import interpolate, two_streams
+from rlir_ray.algorithm.flow_steps import interpolate
+from rlir_ray.data.files import Json, give_usual_mode
+from rlir_ray.models.rescoring import two_streams
+from rlir_ray.pretrain.arguments import Chosen
 from rlir_ray.pretrain.encode import window_starts
-from rlir_ray.pretrain.loop import cosine_rate
 from rlir_ray.pretrain.loop import train as train_task
 from rlir_ray.pretrain.settings import SPLITS, FlowTraining
 from rlir_ray.pretrain.state import finished_report
-from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task
-from rlir_ray.pretrain.warnings import loss_figures, world_model_warning
+from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task, cosine_rate
+from rlir_ray.pretrain.training_warnings import loss_metrics, world_model_warning
 from rlir_ray.spaces.actions import Actions
-from rlir_ray.spaces.mineworld import exclusive_classes, no_action_classes
+from rlir_ray.spaces.mineworld import action_classes, null_action_classes
 
 if TYPE_CHECKING:
     from rlir_ray.models.flow import FlowWorldModel
@@ -39,23 +40,30 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LatentRecordings:
-    """Recordings as latents [n, D, h, w], the classes of the actions int64 [n, 9] leading into each frame."""
+    """Recordings of n frames in all, end to end, as latents and action classes."""
 
-    latents: npt.NDArray[np.floating[Any]]
+    latents: npt.NDArray[np.floating]
+    """[n, D, h, w]."""
     actions: npt.NDArray[np.int64]
+    """[n, 9], classes of the action that leads into each frame."""
     episode_starts: npt.NDArray[np.int64]
+    """[E], first frame of each recording."""
 
     def windows(self, starts: npt.NDArray[np.int64], num_frames: int) -> tuple[Tensor, Tensor]:
-        """Latents float32 [B, W, D, h, w] and actions int64 [B, W, 9] of the windows that begin at `starts`."""
+        """Return latents float32 [B, W, D, h, w] and actions int64 [B, W, 9] of the windows that begin at `starts`."""
         rows = starts[:, None] + np.arange(num_frames)
         actions = self.actions[rows]
-        # What led into a window's first frame is not known in a rollout either.
-        actions[:, 0] = no_action_classes()
+        # In a rollout, too, the action that leads into the first frame is unknown.
+        actions[:, 0] = null_action_classes()
         return torch.from_numpy(self.latents[rows].astype(np.float32)), torch.from_numpy(actions)
 
 
 def load_latents(path: Path | str) -> LatentRecordings:
-    """Reads a file of `encode_recordings`; the action at index k leads into frame k."""
+    """Read a file that `encode_recordings` wrote; the action at index k leads into frame k.
+
+    Raises:
+        ValueError: the file does not exist or holds no latents.
+    """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"a file of latents must exist, got {path}; encode the recordings with an autoencoder first")
@@ -64,24 +72,24 @@ def load_latents(path: Path | str) -> LatentRecordings:
             raise ValueError(f"{path} must hold latents, got {sorted(file)}; encode with an autoencoder")
         latents, episode_starts = file["latents"], file["episode_starts"].astype(np.int64)
         actions = Actions(file["buttons"].astype(np.bool_), file["camera"].astype(np.float32))
-    return LatentRecordings(latents, exclusive_classes(actions), episode_starts)
+    return LatentRecordings(latents, action_classes(actions), episode_starts)
 
 
 def train_flow(
     train: LatentRecordings, validation: LatentRecordings, out_dir: Path | str, settings: FlowTraining
 ) -> FlowWorldModel:
-    """Train a flow model; resume from the last saved state, and leave a finished training as it is.
+    """Train a flow model; resume from the last saved state, and do not repeat a finished training.
 
     Args:
-        train, validation: recordings as latents of one autoencoder.
-        out_dir: receives the model, `curve.jsonl` and `training.json`, and `state-*` until it is done.
+        train, validation: recordings encoded by the same autoencoder.
+        out_dir: receives the model, `curve.jsonl` and `training.json`, and `state-*` until the training ends.
         settings: see `FlowTraining`.
 
     Returns:
         The moving average of the weights, on the CPU, in evaluation mode.
 
     Raises:
-        ValueError: no episode of a window's length, or a saved state or a finished training of other settings.
+        ValueError: no episode holds a window, or the folder holds a state or a training of other settings.
     """
     from rlir_ray.models.flow import open_flow_model
 
@@ -91,21 +99,23 @@ def train_flow(
         model = open_flow_model(out_dir)
     else:
         task = FlowTask(train, validation, settings)
-        report, model = train_task(task, out_dir), task.average.module
+        report, model = train_task(task, out_dir), task.kept
     if warning := world_model_warning(report["final"]):
         logger.warning(warning)
     return model
 
 
 class FlowTask(Task):
-    """A flow model and the moving average of its weights, which is what is kept."""
+    """Training task: a flow model and the moving average of its weights, which is saved as the model."""
 
     name = "flow"
+    model: FlowWorldModel
+    settings: FlowTraining
 
     def __init__(self, train: LatentRecordings, validation: LatentRecordings, settings: FlowTraining) -> None:
         self.train, self.validation = train, validation
         self.starts = window_starts(train.episode_starts, len(train.latents), settings.num_frames)
-        model = _start(settings, train.latents.shape[1:])
+        model = _initial_model(settings, train.latents.shape[1:])
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.average_decay))
         every = Every(seconds=settings.evaluate_every_s)
         super().__init__(
@@ -118,6 +128,11 @@ class FlowTask(Task):
             precision=settings.precision,
             max_grad_norm=settings.max_grad_norm,
         )
+
+    @property
+    def kept(self) -> FlowWorldModel:
+        """The model of averaged weights."""
+        return cast("FlowWorldModel", self.average.module)  # AveragedModel does not keep the type
 
     def parts(self) -> dict[str, nn.Module]:
         return {"model": self.model, "average": self.average}
@@ -140,11 +155,12 @@ class FlowTask(Task):
     def after_update(self) -> None:
         self.average.update_parameters(self.model)
 
-    def evaluate(self) -> dict[str, Any]:
-        return validate(self.average.module, self.validation, self.settings)
+    def evaluate(self) -> Json:
+        figures: Json = validate(self.kept, self.validation, self.settings)
+        return figures
 
-    def save(self, folder: Path, final: Mapping[str, Any], steps: int, elapsed_s: float) -> dict[str, Any]:
-        kept: FlowWorldModel = self.average.module.to("cpu").eval()
+    def save(self, folder: Path, final: Json, steps: int, elapsed_s: float) -> Json:
+        kept = self.kept.to("cpu").eval()  # type: ignore[arg-type]  # diffusers' decorator hides `self`
         kept.save_pretrained(folder)
         give_usual_mode(folder)
         return {
@@ -155,13 +171,13 @@ class FlowTask(Task):
         }
 
 
-def run_command(chosen: dict[str, Any], settings: FlowTraining) -> None:
-    """Train on the files that `pretrain flow` was given."""
+def run_command(chosen: Chosen, settings: FlowTraining) -> None:
+    """Run `pretrain flow`: train on the encoded recordings of a folder."""
     train, validation = (load_latents(chosen["data"] / f"{split}.npz") for split in SPLITS)
     train_flow(train, validation, chosen["out"], settings)
 
 
-def _start(settings: FlowTraining, latent_shape: tuple[int, ...]) -> FlowWorldModel:
+def _initial_model(settings: FlowTraining, latent_shape: tuple[int, ...]) -> FlowWorldModel:
     from rlir_ray.models.flow import FlowWorldModel, open_flow_model
 
     torch.manual_seed(settings.seed)
@@ -172,9 +188,10 @@ def _start(settings: FlowTraining, latent_shape: tuple[int, ...]) -> FlowWorldMo
                 f"the recordings must have latents of {model.latent_shape} as {settings.init}, got {latent_shape}; "
                 "encode them with its autoencoder"
             )
-        return model.train()
+        model.train()
+        return model
     channels, height, width = latent_shape
-    return FlowWorldModel(
+    fresh: FlowWorldModel = FlowWorldModel(
         latent_channels=channels,
         latent_height=height,
         latent_width=width,
@@ -183,19 +200,20 @@ def _start(settings: FlowTraining, latent_shape: tuple[int, ...]) -> FlowWorldMo
         num_layers=settings.num_layers,
         num_heads=settings.num_heads,
     )
+    return fresh
 
 
 def flow_loss(
     model: FlowWorldModel, latents: Tensor, actions: Tensor, generator: torch.Generator, settings: FlowTraining
 ) -> Tensor:
-    """Mean squared error of the velocities of all frames but the first; see `flow_losses`."""
+    """Compute the mean of `flow_losses`."""
     return flow_losses(model, latents, actions, generator, settings).mean()
 
 
 def flow_losses(
     model: FlowWorldModel, latents: Tensor, actions: Tensor, generator: torch.Generator, settings: FlowTraining
 ) -> Tensor:
-    """Mean squared error of the velocities of all frames but the first, of each window: float32 [B].
+    """Compute the mean squared error of the velocities of each window's frames except the first, float32 [B].
 
     Flow matching (https://arxiv.org/abs/2210.02747) with logit-normal levels (https://arxiv.org/abs/2403.03206).
 
@@ -204,7 +222,7 @@ def flow_losses(
         latents: float32 [B, W, D, h, w].
         actions: int64 [B, W, 9].
         generator: draws levels and noise, on the CPU.
-        settings: gives their distributions.
+        settings: gives the distributions of levels and noise.
     """
 
     def draw(like: Tensor) -> Tensor:
@@ -230,11 +248,11 @@ def flow_losses(
 
 @torch.no_grad()
 def validate(model: FlowWorldModel, recordings: LatentRecordings, settings: FlowTraining) -> dict[str, float]:
-    """Held-out loss in float32, with the same levels and noise at each call.
+    """Compute the held-out loss in float32; each call draws the same levels and noise.
 
     Returns:
-        As `loss_figures`: `validation_loss`, and `validation_loss_wrong_actions` where each window has the actions of
-        another one: what the actions tell is the difference.
+        See `loss_metrics`. For `validation_loss_wrong_actions`, each window has the actions of another window: the
+        difference to `validation_loss` shows how much the model uses the actions.
     """
     starts = window_starts(recordings.episode_starts, len(recordings.latents), settings.num_frames)
     chosen = starts[np.linspace(0, len(starts) - 1, min(settings.num_validation, len(starts))).astype(np.int64)]
@@ -246,4 +264,4 @@ def validate(model: FlowWorldModel, recordings: LatentRecordings, settings: Flow
         device = next(model.parameters()).device
         losses = [flow_losses(model, x.to(device), a.to(device), generator, settings) for x, a in batches]
         found.append(torch.cat(losses).cpu().numpy())
-    return loss_figures(*found)
+    return loss_metrics(*found)

@@ -1,4 +1,4 @@
-"""Trains inverse dynamics models on recordings: the reward model and the held-out judge of a new world."""
+"""Training of inverse dynamics models on recordings: the reward IDM and the judge of a world."""
 
 from __future__ import annotations
 
@@ -6,28 +6,37 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rlir_ray.data.causality import check_causality
+from rlir_ray.data.alignment import check_alignment
+from rlir_ray.data.files import Json
 from rlir_ray.data.recordings import Recording
 from rlir_ray.idm.base import load_inverse_dynamics
 from rlir_ray.idm.correlation_idm import CorrelationInverseDynamics, correlation_config
-from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
+from rlir_ray.idm.vpt import VptInverseDynamics
 from rlir_ray.idm.vpt_config import small_vpt_config
-from rlir_ray.pretrain.device import open_device
+from rlir_ray.pretrain.arguments import Chosen
 from rlir_ray.pretrain.encode import read_splits
-from rlir_ray.pretrain.idm_figures import CLIP_FRAMES, Model, cut_clips, evaluate_inverse_dynamics, held_out_figures
-from rlir_ray.pretrain.idm_loss import class_weights, head_weights, inverse_dynamics_loss
-from rlir_ray.pretrain.loop import train
+from rlir_ray.pretrain.idm_scores import (
+    CLIP_FRAMES,
+    Model,
+    class_weights,
+    cut_clips,
+    evaluate_inverse_dynamics,
+    head_weights,
+    held_out_scores,
+    inverse_dynamics_loss,
+)
+from rlir_ray.pretrain.idm_windows import NUM_BINS, Reconstruct, draw_windows, label_frames
+from rlir_ray.pretrain.loop import open_device, train
 from rlir_ray.pretrain.settings import InverseDynamicsTraining
 from rlir_ray.pretrain.state import finished_report
 from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task
-from rlir_ray.pretrain.warnings import judge_warning
-from rlir_ray.pretrain.windows import NUM_BINS, Reconstruct, draw_windows, label_frames
+from rlir_ray.pretrain.training_warnings import idm_warning
 from rlir_ray.run.progress import figure_words
 
 logger = logging.getLogger(__name__)
@@ -46,10 +55,10 @@ def build_model(
     num_heads: int = 4,
     convolution_width: int = 1,
 ) -> Model:
-    """A fresh small model of the given architecture and sizes; see `InverseDynamicsTraining`.
+    """Build a small model with random weights; see `InverseDynamicsTraining` for the sizes.
 
     Raises:
-        ValueError: an unknown architecture, or sizes that do not fit each other.
+        ValueError: the architecture is unknown, or the sizes do not fit each other.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -64,7 +73,7 @@ def build_model(
                 "img_shape": [height, width, channels],
                 "conv3d_params": {**config["net"]["conv3d_params"], "outchan": channels},
             }
-            return InverseDynamicsModel(config)
+            return VptInverseDynamics(config)
         if architecture == "correlation":
             config = correlation_config(height, width)
             sizes = {"channels": convolution_width * config["channels"], "hidden": hidden_size}
@@ -72,16 +81,17 @@ def build_model(
     raise ValueError(f"architecture must be vpt or correlation, got {architecture!r}; choose one")
 
 
-def _start(settings: InverseDynamicsTraining, height: int, width: int) -> Model:
-    """A fresh model, or the one of `settings.init`, in training mode.
+def _initial_model(settings: InverseDynamicsTraining, height: int, width: int) -> Model:
+    """Return a new model, or the model in the folder `settings.init`, in training mode.
 
     Raises:
-        ValueError: `settings.init` is no folder of an inverse dynamics model.
+        ValueError: the folder `settings.init` holds no inverse dynamics model.
     """
     if settings.init:
         if not (Path(settings.init) / "config.json").is_file():
             raise ValueError(f"--init must be the folder of an inverse dynamics model, got {settings.init}; check it")
-        return load_inverse_dynamics(settings.init).train()
+        # `--init` names a model that this command has trained before.
+        return cast(Model, load_inverse_dynamics(settings.init)).train()
     return build_model(
         settings.architecture,
         height,
@@ -95,7 +105,7 @@ def _start(settings: InverseDynamicsTraining, height: int, width: int) -> Model:
 
 
 def learning_rate_at(progress: float, settings: InverseDynamicsTraining) -> float:
-    """Linear warm-up, then a cosine to 0. Progress runs from 0 to 1."""
+    """Return the learning rate at a progress in 0..1: a linear warm-up, then a cosine to 0."""
     if progress < settings.warmup:
         return settings.learning_rate * (progress + 1e-3) / (settings.warmup + 1e-3)
     share = min(1.0, (progress - settings.warmup) / (1 - settings.warmup))
@@ -108,38 +118,39 @@ def train_inverse_dynamics(
     path: str | Path,
     settings: InverseDynamicsTraining,
     reconstruct: Reconstruct | None = None,
-) -> dict[str, Any]:
+) -> Json:
     """Train a model and write config.json, model.safetensors, training.json and curve.jsonl into `path`.
 
-    Resume from the last saved state. Leave a finished training as it is, unless more minutes are asked for than it
-    had: then extend it.
+    Resume from the last saved state. Do not repeat a finished training; extend the training if `settings.minutes` is
+    larger than before.
 
     Args:
-        recordings: trained on, held in memory.
-        validation: scored, never trained on.
-        path: folder of the result.
+        recordings: training data, in memory.
+        validation: held-out data for the evaluation.
+        path: folder of the model.
         settings: see `InverseDynamicsTraining`.
-        reconstruct: uint8 [F, H, W, 3] to the same through the world's tokenizer; a share of the windows is read so.
+        reconstruct: encodes and decodes frames uint8 [F, H, W, 3] with the world's tokenizer, for a share of the
+            windows: the model then learns to read generated frames, which have the tokenizer's errors.
 
     Returns:
-        The held-out figures that training.json holds.
+        The held-out scores, which training.json also holds.
 
     Raises:
-        ValueError: no recordings, none long enough, or a saved state or a finished training of other settings.
+        ValueError: no recording is long enough, or the folder holds a state or a training of other settings.
     """
     folder = Path(path)
-    report = finished_report(folder, settings, extendable=not settings.steps)
+    report = finished_report(folder, settings, extendable=not settings.num_steps)
     if report is None:
         torch.set_num_threads(settings.threads)
         report = train(InverseDynamicsTask(recordings, validation, settings, reconstruct), folder)
-    figures: dict[str, Any] = report["held_out"]
-    if warning := judge_warning(figures["gate"], settings.groups):
+    scores: Json = report["held_out"]
+    if warning := idm_warning(scores["gate"], settings.groups):
         logger.warning(warning)
-    return figures
+    return scores
 
 
 class InverseDynamicsTask(Task):
-    """An inverse dynamics model on windows of recordings, some of them read through a tokenizer."""
+    """Training task: an inverse dynamics model on windows of recordings."""
 
     name = "inverse dynamics model"
     keep_state = True
@@ -161,12 +172,12 @@ class InverseDynamicsTask(Task):
         height, width = self.data.frames.shape[1:3]
         super().__init__(
             settings,
-            _start(settings, height, width).train(),
-            length=Length(settings.minutes, settings.steps),
+            _initial_model(settings, height, width).train(),
+            length=Length(settings.minutes, settings.num_steps),
             curve_every=Every(seconds=settings.evaluate_every_s),
             device=settings.device,
             save_every=Every(seconds=settings.checkpoint_every_s),
-            max_grad_norm=settings.max_gradient_norm,
+            max_grad_norm=settings.max_grad_norm,
         )
 
     def build_optimizer(self) -> torch.optim.Optimizer:
@@ -194,35 +205,35 @@ class InverseDynamicsTask(Task):
         weights = self.button_weights.to(device), self.camera_weights.to(device)
         return inverse_dynamics_loss(logits, buttons.to(device), camera.to(device), *weights), {}
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self) -> Json:
         return {"held_out": evaluate_inverse_dynamics(self.model, *self.clips, self.settings.groups)["+0"]}
 
-    def words(self, line: Mapping[str, Any]) -> dict[str, float | None]:
+    def words(self, line: Json) -> dict[str, float | None]:
         held_out = {f"held-out {name}": value for name, value in line["held_out"]["mean"].items()}
         return {**({"loss": line["loss"]} if "loss" in line else {}), **held_out}
 
-    def save(self, folder: Path, final: Mapping[str, Any], steps: int, elapsed_s: float) -> dict[str, Any]:
+    def save(self, folder: Path, final: Json, steps: int, elapsed_s: float) -> Json:
         self.model.eval().save_pretrained(folder)
-        return {"held_out": held_out_figures(self.model, self.validation, self.settings.groups, self.reconstruct)}
+        return {"held_out": held_out_scores(self.model, self.validation, self.settings.groups, self.reconstruct)}
 
 
-def run_command(chosen: dict[str, Any], settings: InverseDynamicsTraining) -> None:
-    """Train on the recordings that `pretrain idm` was given, after a look at which event leads into a frame."""
+def run_command(chosen: Chosen, settings: InverseDynamicsTraining) -> None:
+    """Run `pretrain idm`: check the alignment of events and frames, then train on the recordings."""
     reconstruct = reconstruction(chosen["tokenizer"], settings.device) if chosen["tokenizer"] else None
     recordings, validation = read_splits(chosen["data"], chosen["action_shift"]).values()
     if not chosen["no_probe"]:
-        logger.info("measuring which event leads into a frame")
+        logger.info("checking that event k leads into frame k")
         pairs = [(each.frames, each.actions) for each in recordings]
-        way_out = "--action-shift={shift}, or --no-probe if you know better"
-        check_causality(pairs, str(chosen["data"] / "train"), action_shift=chosen["action_shift"], way_out=way_out)
+        way_out = "--action-shift={shift}, or --no-probe to skip this check"
+        check_alignment(pairs, str(chosen["data"] / "train"), action_shift=chosen["action_shift"], way_out=way_out)
     logger.info("%d recordings, %d held out", len(recordings), len(validation))
-    figures = train_inverse_dynamics(recordings, validation, chosen["out"], settings, reconstruct)
-    logger.info("held out: %s", figure_words(figures["shifts"]["+0"]["mean"]))
-    logger.info("macro-F1 by kind of clip: %s", figure_words(figures["gate"]))
+    scores = train_inverse_dynamics(recordings, validation, chosen["out"], settings, reconstruct)
+    logger.info("held out: %s", figure_words(scores["shifts"]["+0"]["mean"]))
+    logger.info("macro-F1 by kind of clip: %s", figure_words(scores["gate"]))
 
 
 def reconstruction(tokenizer: str | Path, device: str = "cpu") -> Reconstruct:
-    """Frames as a saved tokenizer gives them back: uint8 [F, H, W, 3] to the same."""
+    """Return a function that encodes and decodes frames uint8 [F, H, W, 3] with a saved tokenizer."""
     from rlir_ray.models.tokenizer import FrameTokenizer
 
     model = FrameTokenizer.from_pretrained(tokenizer).to(open_device(device))

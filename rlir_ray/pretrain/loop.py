@@ -1,7 +1,7 @@
-"""The loop of all trainings of base models: by steps or by the clock, with a curve, and resumable.
+"""The training loop of all base models: by steps or by the clock, resumable, with a curve of held-out metrics.
 
-`accelerate` does device, precision, the optimiser's step and the saved states. A task draws its own data, so that the
-same seed gives the same order on each machine. Knows nothing of what is trained.
+`accelerate` handles device, precision, optimizer and saved states. A task draws its own data, so that the same seed
+gives the same order on every machine. Independent of the trained model.
 """
 
 from __future__ import annotations
@@ -12,17 +12,16 @@ import math
 import os
 import platform
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 
-from rlir_ray.data.files import strict_json, write_json
-from rlir_ray.pretrain.device import open_accelerator
+from rlir_ray.data.files import Json, strict_json, write_json
 from rlir_ray.pretrain.state import load_state, remove_states, save_state
 from rlir_ray.pretrain.task import Every, Progress, Task
 from rlir_ray.run.progress import clock, figure_words, progress_bar
@@ -30,23 +29,23 @@ from rlir_ray.run.progress import clock, figure_words, progress_bar
 logger = logging.getLogger(__name__)
 
 
-def train(task: Task, out_dir: Path) -> dict[str, Any]:
-    """Train a task to its end, from its last saved state if there is one.
+def train(task: Task, out_dir: Path) -> Json:
+    """Run a training to its end; resume from the last saved state if there is one.
 
     Args:
-        task: what is trained.
-        out_dir: receives the model, `curve.jsonl`, `training.json` and, until it is done, a folder `state-*`.
+        task: the model with its data and loss.
+        out_dir: receives the model, `curve.jsonl`, `training.json` and, until the training ends, a folder `state-*`.
 
     Returns:
-        What training.json holds.
+        The content of training.json.
 
     Raises:
-        ValueError: a saved state of other settings, or a loss or gradient that is not finite.
+        ValueError: the saved state has other settings, or a loss or gradient is not finite.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     loop = Loop(task, out_dir)
     loop.run()
-    logger.info("scoring on held-out recordings")
+    logger.info("evaluating on held-out recordings")
     final = loop.write_line(task.evaluate())
     if task.keep_state:
         loop.save()
@@ -60,7 +59,7 @@ def train(task: Task, out_dir: Path) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load_average": os.getloadavg(),
     }
-    # By this file a training is known as finished.
+    # Written last: a training is finished if this file exists.
     write_json(out_dir / "training.json", report)
     if not task.keep_state:
         remove_states(out_dir)
@@ -68,13 +67,13 @@ def train(task: Task, out_dir: Path) -> dict[str, Any]:
 
 
 class Loop:
-    """A task with its optimiser, counted in steps and seconds of training."""
+    """Training of a task: the optimizer, and the steps and seconds so far."""
 
     def __init__(self, task: Task, out_dir: Path) -> None:
         self.task, self.out_dir = task, out_dir
-        self.settings = dict(json.loads(json.dumps(asdict(task.settings))))  # as JSON holds them: tuples are lists
+        self.settings = dict(json.loads(json.dumps(asdict(task.settings))))  # in JSON's types: a tuple becomes a list
         self.accelerator = open_accelerator(task.device_name, task.precision)
-        # The parts are prepared as one module that is never called: losses say by themselves what runs under autocast.
+        # The parts are prepared as one module that is never called, because each loss decides what runs under autocast.
         self.accelerator.prepare(nn.ModuleDict(task.parts()))
         self.optimizer = self.accelerator.prepare(task.build_optimizer())
         self.step, self.elapsed_s = load_state(self.accelerator, out_dir, self.settings)
@@ -83,7 +82,7 @@ class Loop:
 
     @property
     def progress(self) -> float:
-        """The share of the training that is done."""
+        """Share of the training that is done."""
         return self.task.length.progress(self.step, self.elapsed_s)
 
     def run(self) -> None:
@@ -93,7 +92,7 @@ class Loop:
                 started = time.monotonic()
                 self._seen.append(self._update())
                 self.step += 1
-                # The minutes are those of training: neither evaluation nor saving counts.
+                # Count training time only: an evaluation or a saved state must not shorten the training.
                 self.elapsed_s += time.monotonic() - started
                 show(self.progress, f"loss {self._seen[-1]['loss']:.3f}")
                 self._report_and_save()
@@ -127,19 +126,19 @@ class Loop:
         save_state(self.accelerator, self.out_dir, step=self.step, elapsed_s=self.elapsed_s, settings=self.settings)
         self._saved_at = self.elapsed_s
 
-    def write_line(self, figures: Mapping[str, Any], *, log: bool = True) -> dict[str, Any]:
-        """Append to the curve: step, elapsed_s, mean metrics since the line before, held-out figures.
+    def write_line(self, held_out: Json, *, log: bool = True) -> Json:
+        """Append a line to the curve: step, elapsed_s, mean metrics since the last line, held-out metrics.
 
         Args:
-            figures: held-out ones.
-            log: report the line even if it holds no held-out figures.
+            held_out: held-out metrics.
+            log: log the line even if there are no held-out metrics.
 
         Returns:
-            The line, without numbers that are not finite; empty, and not written, where there is nothing new.
+            The line, without numbers that are not finite; empty, and not written, if there is nothing new.
         """
-        if not (self._seen or figures):
+        if not (self._seen or held_out):
             return {}
-        line = {"step": self.step, "elapsed_s": self.elapsed_s, **_means(self._seen), **figures}
+        line = {"step": self.step, "elapsed_s": self.elapsed_s, **_means(self._seen), **held_out}
         line = {
             name: round(value, 4) if isinstance(value, float) else value
             for name, value in line.items()
@@ -148,9 +147,9 @@ class Loop:
         self._seen, self._line_at = [], self.elapsed_s
         with (self.out_dir / "curve.jsonl").open("a", encoding="utf-8") as curve:
             curve.write(strict_json(line) + "\n")
-        if log or figures:
+        if log or held_out:
             said = figure_words(self.task.words(line))
-            # An update that ends after the last minute makes no more than the whole.
+            # The last update may end after the last minute.
             percent = 100 * min(self.progress, 1.0)
             logger.info("%3.0f %%, step %d, %s: %s", percent, self.step, clock(self.elapsed_s), said)
         return line
@@ -161,27 +160,20 @@ def _means(seen: list[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([one[name] for one in seen if name in one])) for name in names}
 
 
-def cosine_rate(progress: float, least: float = 0.05) -> float:
-    """Return the share of the highest learning rate: linear over the first 2 %, then a cosine down to `least`."""
-    if progress < 0.02:
-        return max(progress, 1e-4) / 0.02
-    return least + (1 - least) * 0.5 * (1 + math.cos(math.pi * (progress - 0.02) / 0.98))
-
-
 def clip_gradients(model: nn.Module, max_norm: float) -> None:
     """Clip the gradients' total norm, before an update.
 
     Raises:
-        ValueError: it is not finite, so that the update would make all weights NaN; the last saved state stays good.
+        ValueError: the norm is not finite, so that an update would make all weights NaN; the last state is intact.
     """
     gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
-    # accelerate's clipping would spread a NaN over all gradients before its place can be named.
+    # accelerate's clipping would spread a NaN over all gradients, so that the error could not name the first one.
     norm = nn.utils.get_total_norm(gradients.values())
     if not bool(norm.isfinite()):
         bad = next((name for name, gradient in gradients.items() if not bool(gradient.isfinite().all())), "their norm")
         raise ValueError(
             f"gradients must be finite, got NaN or infinity in {bad}; give the same command to resume from the last "
-            "saved state, and with other settings or recordings where it happens again"
+            "saved state; change settings or recordings if the error repeats"
         )
     nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
 
@@ -190,10 +182,53 @@ def check_loss(loss: float, step: int) -> None:
     """Check a loss, before its update.
 
     Raises:
-        ValueError: it is not finite.
+        ValueError: the loss is not finite.
     """
     if not math.isfinite(loss):
         raise ValueError(
             f"the loss must be finite, got {loss} at step {step}; give the same command to resume from the last "
-            "saved state, and with other settings or recordings where it happens again"
+            "saved state; change settings or recordings if the error repeats"
         )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The device
+
+
+def open_device(name: str) -> torch.device:
+    """Return a device by its name; empty: a GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: torch does not know the device, or this machine does not have the device.
+    """
+    chosen = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=chosen).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ValueError(
+            f"--device must be a torch device of this machine, got {name!r}; use cpu, or cuda if there is a GPU"
+        ) from None
+    return torch.device(chosen)
+
+
+def open_accelerator(name: str, precision: str) -> Accelerator:
+    """Create the accelerator of one training.
+
+    Args:
+        name: name of the device, as in `open_device`.
+        precision: `bf16` or `fp32`.
+
+    Raises:
+        ValueError: the machine does not have the device, or accelerate chooses another device.
+    """
+    device = open_device(name)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # accelerate uses the current device
+    # One process may run several trainings, but accelerate keeps the first one's device and precision.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    # At its default level, accelerate logs each file of each saved state.
+    logging.getLogger("accelerate").setLevel(logging.WARNING)
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
+    if accelerator.device.type != device.type:
+        raise ValueError(f"--device must be cpu or {accelerator.device.type} on this machine, got {name!r}")
+    return accelerator

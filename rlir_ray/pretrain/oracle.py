@@ -1,12 +1,11 @@
-"""The ceiling of any inverse dynamics model: actions read from the player's exact displacement instead of pixels.
+"""Upper bound for inverse dynamics models: recover the actions from the player's exact displacement, not from pixels.
 
-Says whether a world's actions can be seen at all; attack moves nobody and is left out. Knows nothing of pictures.
+The bound shows whether a world's actions can be recovered at all. Attack is excluded because it moves no player.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,29 +13,30 @@ import torch
 from torch import nn
 
 from rlir_ray.rewards.classification import confusion, macro_f1
-from rlir_ray.spaces.actions import Actions, group_classes
+from rlir_ray.spaces.actions import Actions, Event, group_classes
 
 ORACLE_GROUPS = ("forward_back", "jump", "yaw")
 NEIGHBORS = 2
-# Map units and degrees brought to about one; a walked frame is some 30 units, a turn up to 10 degrees.
+# Divisors that bring map units and degrees to about one: the player walks some 30 units and turns up to 10 degrees a
+# frame.
 SCALES = np.array([20.0, 20.0, 20.0, 5.0], np.float32)
 
 
-def displacement_features(events: Sequence[dict[str, Any]], neighbors: int = NEIGHBORS) -> npt.NDArray[np.float32]:
-    """What the player's pose did around each frame.
+def displacement_features(events: Sequence[Event], neighbors: int = NEIGHBORS) -> npt.NDArray[np.float32]:
+    """Return the change of the player's pose around each frame.
 
     Args:
         events: F events with xpos, ypos, zpos (map units) and yaw (degrees, clockwise).
-        neighbors: frames on either side whose displacement is seen too.
+        neighbors: number of frames on either side whose displacement is included.
 
     Returns:
         float32 [F, 4 * (2 * neighbors + 1)]: forward, sideways, up and turn of each frame of the window, scaled; zeros
-        beyond the recording's ends.
+        beyond the ends of the recording.
     """
     pose = np.array([[event["xpos"], event["ypos"], event["zpos"], event["yaw"]] for event in events], np.float64)
     step = np.diff(pose, axis=0, prepend=pose[:1])
     turn = (step[:, 3] + 180) % 360 - 180
-    # The heading in which the player walked; x is east, y north, yaw clockwise from east.
+    # Direction in which the player looks; x is east, y is north, yaw is clockwise from east.
     heading = -np.radians(pose[:, 3])
     forward = step[:, 0] * np.cos(heading) + step[:, 1] * np.sin(heading)
     side = step[:, 0] * np.sin(heading) - step[:, 1] * np.cos(heading)
@@ -46,22 +46,22 @@ def displacement_features(events: Sequence[dict[str, Any]], neighbors: int = NEI
 
 
 def oracle_macro_f1(
-    train: Sequence[Sequence[dict[str, Any]]],
-    validation: Sequence[Sequence[dict[str, Any]]],
+    train: Sequence[Sequence[Event]],
+    validation: Sequence[Sequence[Event]],
     *,
     num_steps: int = 2000,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Macro-F1 of each group on the validation recordings, after training on the others.
+    """Train a small network on displacements, and return its macro-F1 on the validation recordings.
 
     Args:
-        train: the events of each recording.
-        validation: the same, of recordings that are not in `train`.
-        num_steps: batches of 512 frames.
-        seed: of the weights and batches.
+        train: events of each training recording.
+        validation: events of recordings that are not in `train`.
+        num_steps: number of batches of 512 frames.
+        seed: seed of the weights and batches.
 
     Returns:
-        Macro-F1 by group out of `ORACLE_GROUPS`.
+        Action group of `ORACLE_GROUPS` -> macro-F1.
     """
     features, classes = _examples(train)
     num_classes = [int(column.max()) + 1 for column in classes.T]
@@ -96,8 +96,8 @@ def oracle_macro_f1(
     }
 
 
-def _examples(recordings: Sequence[Sequence[dict[str, Any]]]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Features [N, D] and classes [N, 3] of all frames that have both neighbours within their recording."""
+def _examples(recordings: Sequence[Sequence[Event]]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Return features [N, D] and classes [N, 3] of all frames whose neighbours lie within the recording."""
     inside = slice(NEIGHBORS + 1, -NEIGHBORS)
     features = np.concatenate([displacement_features(events)[inside] for events in recordings])
     classes = np.concatenate(

@@ -1,7 +1,4 @@
-"""Settings of the trainings of base models.
-
-Loads no heavy library, so that help is instant.
-"""
+"""Settings of the trainings of base models. Imports no heavy library, so that --help is instant."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ GROUPS_IN_USE = ("forward_back", "jump", "use_attack", "yaw")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizerTraining:
-    """How a tokenizer is trained."""
+    """Settings of a tokenizer's training."""
 
     num_codes: int = 512
     """Size of the codebook, which is the world model's image vocabulary."""
@@ -32,31 +29,31 @@ class TokenizerTraining:
     batch_pairs: int = 16
     """Pairs of neighbouring frames in one step."""
     num_steps: int = 4000
-    """Optimiser steps, where minutes is 0."""
+    """Optimizer steps; used if minutes is 0."""
     minutes: float = 0.0
-    """Wall-clock length of the training; the schedule then follows the clock instead of `num_steps`."""
-    lr: float = 2e-3
+    """Wall-clock length of the training; the schedule then follows the clock, not num_steps."""
+    learning_rate: float = 2e-3
     """Highest learning rate; it rises for 2 % of the training and falls to zero along a cosine."""
     unquantized_share: float = 0.2
-    """Share of the training that runs as a plain autoencoder, before the codebook exists."""
+    """Share of the training, at its start, without a codebook: the tokenizer is a plain autoencoder."""
     restart_until: float = 0.8
-    """Share of the training after which unused codes are left alone."""
+    """Share of the training after which unused codes are not restarted."""
     codebook_decay: float = 0.98
-    """Decay of the codebook's moving averages, a step."""
+    """Decay of the codebook's moving averages in one step."""
     commitment_weight: float = 0.25
-    """Weight of the pull of the encoder towards its codes."""
+    """Weight of the commitment loss, which pulls the encoder towards its codes."""
     squared_weight: float = 4.0
-    """Weight of the squared error beside the absolute one."""
+    """Weight of the squared error; the absolute error has weight 1."""
     gradient_weight: float = 0.25
     """Weight of the error of image gradients at two scales, which keeps edges and texture."""
     change_weight: float = 0.5
-    """Weight of the error of the change between neighbouring frames, which actions are read from."""
+    """Weight of the error of the change between neighbouring frames, which shows the actions."""
     checkpoint_every: int = 200
     """Steps between two checkpoints."""
     seed: int = 0
     """Seed of the weights and of the order of the frames."""
     device: str = ""
-    """Torch device; empty: a GPU where there is one, else the CPU."""
+    """Torch device; empty: a GPU if there is one, else the CPU."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -64,7 +61,7 @@ class TokenizerTraining:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AutoencoderTraining:
-    """How an autoencoder is trained."""
+    """Settings of an autoencoder's training."""
 
     latent_channels: int = 8
     """Channels of a latent."""
@@ -77,25 +74,25 @@ class AutoencoderTraining:
     batch_pairs: int = 16
     """Pairs of neighbouring frames in one step."""
     minutes: float = 0.0
-    """Wall-clock length of the training; the schedule then follows the clock instead of num_steps."""
+    """Wall-clock length of the training; the schedule then follows the clock, not num_steps."""
     num_steps: int = 4000
-    """Optimiser steps, where minutes is 0."""
+    """Optimizer steps; used if minutes is 0."""
     learning_rate: float = 2e-3
     """Highest learning rate; it rises for 2 % of the training and falls to a hundredth along a cosine."""
     kl_weight: float = 1e-4
-    """Weight of the divergence from a normal distribution, which makes decoding robust to small errors of a latent."""
+    """Weight of the KL divergence from a normal distribution, which makes decoding robust to small latent errors."""
     squared_weight: float = 4.0
-    """Weight of the squared error beside the absolute one."""
+    """Weight of the squared error; the absolute error has weight 1."""
     gradient_weight: float = 0.25
     """Weight of the error of image gradients at two scales, which keeps edges and texture."""
     change_weight: float = 0.5
-    """Weight of the error of the change between neighbouring frames, which actions are read from."""
+    """Weight of the error of the change between neighbouring frames, which shows the actions."""
     evaluate_every_s: float = 120.0
     """Seconds between two evaluations, each with a checkpoint."""
     seed: int = 0
     """Seed of the weights and of the order of the frames."""
     device: str = ""
-    """Torch device; empty: a GPU where there is one, else the CPU."""
+    """Torch device; empty: a GPU if there is one, else the CPU."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -103,55 +100,55 @@ class AutoencoderTraining:
 
 @dataclass(frozen=True)
 class InverseDynamicsTraining:
-    """How an inverse dynamics model is trained."""
+    """Settings of an inverse dynamics model's training."""
 
     architecture: str = "vpt"
-    """`vpt`: the published form, for the reward; `correlation`: for the judge."""
+    """`vpt`: VPT's published form, for the reward; `correlation`: another design, for the evaluation."""
     groups: tuple[str, ...] = GROUPS_IN_USE
-    """Action groups that the world uses: forward_back, left_right, sprint_sneak, use_attack, jump, drop, inventory,
+    """Action groups that the world uses, of forward_back, left_right, sprint_sneak, use_attack, jump, drop, inventory,
     hotbar, pitch, yaw."""
     init: str = ""
-    """Checkpoint folder to start from; it sets the architecture and the sizes."""
+    """Checkpoint folder to start from; the checkpoint sets architecture and sizes."""
     hidden_size: int = 256
-    """Width of a frame's features."""
+    """Size of a frame's features."""
     num_layers: int = 2
     """`vpt`: transformer blocks; `correlation`: convolutions over time."""
     num_heads: int = 4
-    """Attention heads of `vpt`."""
+    """Attention heads; `vpt` only."""
     convolution_width: int = 1
     """Channels of the convolutions, in multiples of the small model's."""
     seed: int = 1
     """Seed of weights, windows and augmentation."""
     minutes: float = 15.0
-    """Training time, over all resumptions; 0 with steps set."""
-    steps: int = 0
-    """Optimiser steps; 0: train for `minutes`."""
+    """Training time, the time before a resume included; used if num_steps is 0."""
+    num_steps: int = 0
+    """Optimizer steps; 0: train for `minutes`."""
     clips_per_step: int = 20
-    """Windows in one optimiser step."""
+    """Windows in one optimizer step."""
     window_frames: tuple[int, ...] = (9, 9, 16)
-    """Window lengths, drawn step by step."""
+    """Window lengths; each step draws one of them."""
     learning_rate: float = 1.5e-3
     """Highest learning rate, after the warm-up; it falls to 0 along a cosine."""
     weight_decay: float = 0.02
     """Weight decay of AdamW."""
     warmup: float = 0.03
-    """Share of the training that warms up."""
-    max_gradient_norm: float = 1.0
+    """Share of the training in which the learning rate rises."""
+    max_grad_norm: float = 1.0
     """Clip the gradients to this norm."""
     idle_heads_weight: float = 0.05
-    """Loss weight of heads outside the groups."""
+    """Loss weight of the heads outside `groups`."""
     augmentation: float = 1.0
-    """Strength of light, blur and noise changes; 0: none."""
+    """Strength of random brightness, blur and noise; 0: none."""
     reconstructed_share: float = 0.5
-    """Windows read through the tokenizer, if any."""
+    """Share of the windows that are encoded and decoded with the tokenizer, if one is given."""
     evaluate_every_s: float = 60.0
-    """Seconds between points of the curve."""
+    """Seconds between two evaluations."""
     checkpoint_every_s: float = 60.0
-    """Seconds between checkpoints."""
+    """Seconds between two checkpoints."""
     threads: int = 1
     """Torch threads."""
     device: str = ""
-    """Torch device; empty: a GPU where there is one, else the CPU."""
+    """Torch device; empty: a GPU if there is one, else the CPU."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -159,19 +156,19 @@ class InverseDynamicsTraining:
             raise ValueError(f"--architecture must be vpt or correlation, got {self.architecture!r}; choose one")
         if not self.groups or (unknown := [name for name in self.groups if name not in GROUPS]):
             got = ",".join(unknown) if self.groups else "none"
-            raise ValueError(f"--groups must be of {', '.join(GROUPS)}, got {got}; name those that the world uses")
+            raise ValueError(f"--groups must be of {', '.join(GROUPS)}, got {got}; name the groups that the world uses")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorldModelTraining:
-    """How a world model is trained."""
+    """Settings of an autoregressive world model's training."""
 
     num_codes: int = 512
-    """Size of the tokenizer's codebook; with `init` the checkpoint sets it."""
+    """Size of the tokenizer's codebook; must be that of the checkpoint in `init`."""
     hidden_size: int = 192
-    """Width."""
+    """Size of the hidden states."""
     intermediate_size: int = 512
-    """Width of the SwiGLU."""
+    """Inner size of the SwiGLU MLP."""
     num_layers: int = 5
     """Decoder layers."""
     num_heads: int = 3
@@ -189,11 +186,11 @@ class WorldModelTraining:
     max_grad_norm: float = 1.0
     """Clip the gradients to this norm."""
     context_weight: float = 0.1
-    """Loss weight of the first frame's tokens, which every rollout gets as context."""
+    """Loss weight of the first frame's tokens; low, because every rollout gets the first frame as context."""
     minutes: float = 0.0
-    """Wall-clock length of the training; the schedule then follows the clock instead of num_steps."""
+    """Wall-clock length of the training; the schedule then follows the clock, not num_steps."""
     num_steps: int = 1000
-    """Optimiser steps, where minutes is 0."""
+    """Optimizer steps; used if minutes is 0."""
     precision: str = "bf16"
     """`bf16` (autocast) or `fp32`."""
     evaluate_every_s: float = 150.0
@@ -205,7 +202,7 @@ class WorldModelTraining:
     seed: int = 0
     """Seed of the weights and of the order of the windows."""
     device: str = ""
-    """Torch device; empty: a GPU where there is one, else the CPU."""
+    """Torch device; empty: a GPU if there is one, else the CPU."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -213,14 +210,14 @@ class WorldModelTraining:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FlowTraining:
-    """How a flow world model is trained."""
+    """Settings of a flow world model's training."""
 
     patch_size: int = 2
     """Side of a patch in latents; one token is one patch."""
     hidden_size: int = 224
-    """Width."""
+    """Size of the hidden states."""
     num_layers: int = 6
-    """Blocks."""
+    """Transformer blocks."""
     num_heads: int = 4
     """Attention heads."""
     num_frames: int = 9
@@ -228,11 +225,11 @@ class FlowTraining:
     batch_size: int = 16
     """Windows in a step."""
     history_noise: float = 0.3
-    """Highest noise level of a context frame; each frame's level is uniform from 0."""
+    """Highest noise level of a history frame; each frame's level is uniform between 0 and this value."""
     level_mean: float = 0.0
     """Mean of the logit of a denoised frame's noise level."""
     level_std: float = 1.0
-    """Deviation of that logit (Stable Diffusion 3's logit-normal distribution)."""
+    """Standard deviation of this logit (logit-normal distribution, as in Stable Diffusion 3)."""
     learning_rate: float = 1e-3
     """Highest learning rate; it rises for 2 % of the training and falls to a twentieth along a cosine."""
     weight_decay: float = 0.01
@@ -242,9 +239,9 @@ class FlowTraining:
     average_decay: float = 0.999
     """Decay of the moving average of the weights, which is saved."""
     minutes: float = 0.0
-    """Wall-clock length of the training; the schedule then follows the clock instead of num_steps."""
+    """Wall-clock length of the training; the schedule then follows the clock, not num_steps."""
     num_steps: int = 1000
-    """Optimiser steps, where minutes is 0."""
+    """Optimizer steps; used if minutes is 0."""
     precision: str = "bf16"
     """`bf16` (autocast) or `fp32`."""
     evaluate_every_s: float = 240.0
@@ -256,7 +253,7 @@ class FlowTraining:
     seed: int = 0
     """Seed of the weights, of the order of the windows and of the noise."""
     device: str = ""
-    """Torch device; empty: a GPU where there is one, else the CPU."""
+    """Torch device; empty: a GPU if there is one, else the CPU."""
 
     def __post_init__(self) -> None:
         check_settings(self)

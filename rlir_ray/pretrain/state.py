@@ -1,6 +1,6 @@
-"""What a training's folder tells: whether it is finished, and the saved states to resume from.
+"""Saved states and the report in the folder of a training. Independent of the trained model.
 
-A state is a folder, whole or not there. Knows nothing of what is trained.
+A state is a folder; a folder under a final name is complete.
 """
 
 from __future__ import annotations
@@ -10,37 +10,41 @@ import logging
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
 
-from rlir_ray.data.files import write_json
+from rlir_ray.data.files import Json, write_json
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 logger = logging.getLogger(__name__)
 
-# How long it took, where, and how it was watched; all else is what the weights are made with.
-FREE_SETTINGS = ("minutes", "num_steps", "evaluate_every_s", "threads", "device")
-# What `accelerate` saves is beside it: weights, optimiser and random states.
-FACTS = "training_state.json"
+# These settings may change when a training is resumed: they set its length, device and reports. All others determine
+# the weights.
+RESUME_OVERRIDABLE = ("minutes", "num_steps", "evaluate_every_s", "threads", "device")
+# `accelerate` saves weights, optimizer and random states beside this file.
+STATE_FILE = "training_state.json"
 
 
-def finished_report(folder: Path, settings: Any, *, extendable: bool = False) -> dict[str, Any] | None:
-    """What training.json holds, or None where something is left to train.
+def finished_report(folder: Path, settings: DataclassInstance, *, extendable: bool = False) -> Json | None:
+    """Return the content of training.json, or None if the training is not finished.
 
     Args:
-        folder: of the training.
-        settings: a dataclass, as training.json holds it under `settings`.
-        extendable: a training that is asked for more `minutes` than it had goes on.
+        folder: folder of the training.
+        settings: a dataclass; training.json holds its fields under `settings`.
+        extendable: a finished training continues if `settings.minutes` is larger than before.
 
     Raises:
-        ValueError: a finished training of other settings.
+        ValueError: the finished training has other settings.
     """
     path = folder / "training.json"
     if not path.is_file():
         return None
-    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    report: Json = json.loads(path.read_text(encoding="utf-8"))
     held, asked = report["settings"], json.loads(json.dumps(asdict(settings)))
-    changed = [name for name in asked if name not in FREE_SETTINGS and held.get(name, asked[name]) != asked[name]]
+    changed = [name for name in asked if name not in RESUME_OVERRIDABLE and held.get(name, asked[name]) != asked[name]]
     if changed:
         raise ValueError(
             f"{folder} was trained with another {', '.join(changed)}; repeat them, remove it or choose another folder"
@@ -51,45 +55,45 @@ def finished_report(folder: Path, settings: Any, *, extendable: bool = False) ->
     return report
 
 
-def save_state(accelerator: Accelerator, folder: Path, *, step: int, elapsed_s: float, settings: Any) -> None:
+def save_state(accelerator: Accelerator, folder: Path, *, step: int, elapsed_s: float, settings: Json) -> None:
     """Save all that `accelerator` prepared as the newest state in `folder`, then remove the older ones.
 
     Args:
         accelerator: holds the modules and the optimiser.
-        folder: of the training.
-        step: updates so far.
+        folder: folder of the training.
+        step: number of updates so far.
         elapsed_s: training time so far.
-        settings: as JSON holds them.
+        settings: settings in JSON's types.
     """
     older, final = _states(folder), folder / f"state-{step:08d}"
     if final in older:
         return
     part = folder / "state.part"
     shutil.rmtree(part, ignore_errors=True)
-    # As safetensors, accelerate would drop VPT's empty weights, which it takes for copies of one weight.
+    # With safetensors, accelerate would drop VPT's empty weights, because it treats them as copies of one weight.
     accelerator.save_state(str(part), safe_serialization=False)
-    write_json(part / FACTS, {"step": step, "elapsed_s": elapsed_s, "settings": settings})
-    part.rename(final)  # a state under its final name is whole
+    write_json(part / STATE_FILE, {"step": step, "elapsed_s": elapsed_s, "settings": settings})
+    part.rename(final)  # last, so that a folder under a final name is complete
     for path in older:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def load_state(accelerator: Accelerator, folder: Path, settings: Any) -> tuple[int, float]:
+def load_state(accelerator: Accelerator, folder: Path, settings: Json) -> tuple[int, float]:
     """Load the newest state of `folder` into what `accelerator` prepared.
 
     Returns:
-        The step and the training time of that state; zeros where there is none.
+        Step and training time of the state; zeros if there is no state.
 
     Raises:
-        ValueError: the state is of other settings, or of an earlier version.
+        ValueError: the state has other settings, or an earlier version wrote it.
     """
     if (old := folder / "checkpoint.pt").is_file():
         raise ValueError(f"{old} is of an earlier version and cannot be resumed; remove it to train from the start")
     if not (found := _states(folder)):
         return 0, 0.0
-    facts = json.loads((found[-1] / FACTS).read_text(encoding="utf-8"))
+    facts = json.loads((found[-1] / STATE_FILE).read_text(encoding="utf-8"))
     held = facts["settings"]
-    changed = sorted(name for name in settings if name not in FREE_SETTINGS and held.get(name) != settings[name])
+    changed = sorted(name for name in settings if name not in RESUME_OVERRIDABLE and held.get(name) != settings[name])
     if changed:
         raise ValueError(
             f"a resumed training must keep its settings, got another {', '.join(changed)}; repeat them, remove "
@@ -101,7 +105,7 @@ def load_state(accelerator: Accelerator, folder: Path, settings: Any) -> tuple[i
 
 
 def remove_states(folder: Path) -> None:
-    """Remove all states, after the training is finished."""
+    """Remove all states of a finished training."""
     for path in (*_states(folder), folder / "state.part"):
         shutil.rmtree(path, ignore_errors=True)
 

@@ -1,7 +1,8 @@
-"""What a kind of base model adds to the loop of a training. Knows nothing of the loop."""
+"""Interface between the training loop and a kind of base model: data, loss, schedule, evaluation and files."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -11,6 +12,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from rlir_ray.data.files import Json
 
 Autocast = Callable[[], AbstractContextManager[None]]
 
@@ -32,7 +35,7 @@ class Length:
 
     @classmethod
     def of(cls, settings: Any) -> Length:
-        """Return the length of settings whose `num_steps` hold where `minutes` is 0."""
+        """Return the length of settings, a dataclass whose `num_steps` hold where `minutes` is 0."""
         return cls(settings.minutes, 0 if settings.minutes else settings.num_steps)
 
     def progress(self, step: int, elapsed_s: float) -> float:
@@ -42,23 +45,32 @@ class Length:
 
 @dataclass(frozen=True)
 class Progress:
-    """An update's number, which seeds its draws so that a resumed training repeats them, and the share done, [0, 1)."""
+    """Position of an update in its training."""
 
     step: int
+    """Number of earlier updates; seeds the draws of this update, so that a resumed training draws the same data."""
     share: float
+    """Share of the training that is done, in [0, 1)."""
+
+
+def cosine_rate(progress: float, least: float = 0.05) -> float:
+    """Return the learning rate's share of its maximum: linear over the first 2 %, then a cosine down to `least`."""
+    if progress < 0.02:
+        return max(progress, 1e-4) / 0.02
+    return least + (1 - least) * 0.5 * (1 + math.cos(math.pi * (progress - 0.02) / 0.98))
 
 
 class Task(ABC):
     """A model in training mode with its data, loss, evaluation and files.
 
     Args:
-        settings: a dataclass, which training.json holds.
-        model: the trained module, on the CPU; the loop moves it to its device.
-        length: of the training.
-        curve_every, save_every: between two lines of the curve, and between two saved states.
-        device: name of the torch device; empty: a GPU where there is one.
-        precision: `bf16` or `fp32`, of what runs under `autocast`.
-        max_grad_norm: the gradients are clipped to this norm.
+        settings: a dataclass, which training.json holds. Any: each kind of model has one of its own.
+        model: the trained module, on the CPU; the loop moves the module to the device.
+        length: length of the training.
+        curve_every, save_every: intervals of the lines of the curve and of the saved states.
+        device: name of the torch device; empty: a GPU if there is one.
+        precision: `bf16` or `fp32`, the precision under `autocast`.
+        max_grad_norm: clip the gradients to this norm.
     """
 
     name: ClassVar[str]
@@ -87,12 +99,12 @@ class Task(ABC):
         return next(self.model.parameters()).device
 
     def parts(self) -> dict[str, nn.Module]:
-        """Return everything that an update changes, which a saved state holds beside the optimiser."""
+        """Return all modules that an update changes; a saved state holds these and the optimizer."""
         return {"model": self.model}
 
     @abstractmethod
     def build_optimizer(self) -> torch.optim.Optimizer:
-        """Return the optimiser; the model is on its device."""
+        """Return the optimizer; the loop calls this method when the model is on its device."""
 
     @abstractmethod
     def learning_rate(self, share: float) -> float:
@@ -100,29 +112,29 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, progress: Progress, autocast: Autocast) -> tuple[Tensor, Mapping[str, Tensor | float]]:
-        """Return the loss of one batch and the metrics beside it; a metric `loss` is shown instead of the loss."""
+        """Return the loss of one batch and its metrics; a metric `loss` is logged instead of the loss."""
 
     def after_update(self) -> None:  # noqa: B027 - most tasks have nothing to do
-        """Follow an update of the weights."""
+        """Act after an update of the weights, for example on a moving average."""
 
-    def evaluate(self) -> dict[str, Any]:
-        """Return the held-out figures of the curve."""
+    def evaluate(self) -> Json:
+        """Return the held-out metrics of a line of the curve."""
         return {}
 
-    def words(self, line: Mapping[str, Any]) -> dict[str, float | None]:
+    def words(self, line: Json) -> dict[str, float | None]:
         """Return the numbers of a line of the curve that are logged."""
         return {name: value for name, value in line.items() if name not in ("step", "elapsed_s")}
 
     @abstractmethod
-    def save(self, folder: Path, final: Mapping[str, Any], steps: int, elapsed_s: float) -> dict[str, Any]:
+    def save(self, folder: Path, final: Json, steps: int, elapsed_s: float) -> Json:
         """Write the trained model.
 
         Args:
-            folder: receives it.
-            final: the last line of the curve.
-            steps: updates.
+            folder: receives the model.
+            final: last line of the curve.
+            steps: number of updates.
             elapsed_s: training time.
 
         Returns:
-            What training.json holds beside settings, steps, time and machine.
+            Content of training.json, in addition to settings, steps, time and machine.
         """

@@ -1,6 +1,6 @@
-"""Trains the frame tokenizer of a new world from its recordings.
+"""Training of a world's frame tokenizer on recordings; actions are not used.
 
-An autoencoder first, then a codebook started by k-means and kept by moving averages. Knows nothing of actions.
+The tokenizer starts as a plain autoencoder. Later k-means initializes a codebook, which moving averages update.
 Legend: N frames, C H W, h w grid, D size of a code.
 """
 
@@ -10,7 +10,6 @@ import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +17,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rlir_ray.data.files import Json
 from rlir_ray.models.tokenizer import FrameTokenizer, build_tokenizer
-from rlir_ray.pretrain.codebook import CodeAverages
+from rlir_ray.pretrain.arguments import Chosen
+from rlir_ray.pretrain.codebook import CodebookAverages
 from rlir_ray.pretrain.encode import encode_splits, read_splits
 from rlir_ray.pretrain.loop import train
-from rlir_ray.pretrain.pictures import Clips, draw_pairs, long_enough, picture_figures, reconstruction_loss
+from rlir_ray.pretrain.reconstruction import (
+    Clips,
+    draw_pairs,
+    drop_short_clips,
+    reconstruction_loss,
+    reconstruction_metrics,
+)
 from rlir_ray.pretrain.settings import TokenizerTraining
 from rlir_ray.pretrain.state import finished_report
 from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task
@@ -36,7 +43,7 @@ CURVE_STEPS = 20
 def train_tokenizer(
     clips: Clips, validation: npt.NDArray[np.uint8], out_dir: Path | str, settings: TokenizerTraining
 ) -> FrameTokenizer:
-    """Train a tokenizer and write it with its held-out figures.
+    """Train a tokenizer, and write the model and its held-out metrics.
 
     Resume from the last saved state, and leave a finished training as it is.
 
@@ -50,7 +57,7 @@ def train_tokenizer(
         The tokenizer as read back from `out_dir`.
 
     Raises:
-        ValueError: no recordings, or a saved state or a finished training of other settings.
+        ValueError: there are no recordings, or the folder holds a state or a training of other settings.
     """
     out_dir = Path(out_dir)
     if not finished_report(out_dir, settings):
@@ -59,13 +66,13 @@ def train_tokenizer(
 
 
 class TokenizerTask(Task):
-    """A tokenizer on pairs of neighbouring frames, without its codebook for a first share of the training."""
+    """Training task: a tokenizer on pairs of neighbouring frames; the first part of the training has no codebook."""
 
     name = "tokenizer"
     model: FrameTokenizer
 
     def __init__(self, clips: Clips, validation: npt.NDArray[np.uint8], settings: TokenizerTraining) -> None:
-        self.clips, self.validation = long_enough(clips, "a tokenizer"), validation
+        self.clips, self.validation = drop_short_clips(clips, "a tokenizer"), validation
         torch.manual_seed(settings.seed)
         height, width = self.clips[0].shape[1:3]
         model = build_tokenizer(
@@ -77,9 +84,9 @@ class TokenizerTask(Task):
             pixel_unshuffle=settings.pixel_unshuffle,
             norm_groups=settings.norm_groups,
         ).train()
-        # The moving averages own the codebook; the optimiser must not touch it.
+        # The moving averages define the codebook, so that the optimizer must not change it.
         model.codebook.requires_grad_(False)
-        self.averages = CodeAverages(settings.num_codes, settings.code_size)
+        self.averages = CodebookAverages(settings.num_codes, settings.code_size)
         super().__init__(
             settings,
             model,
@@ -94,10 +101,11 @@ class TokenizerTask(Task):
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         weights = [weight for weight in self.model.parameters() if weight.requires_grad]
-        return torch.optim.AdamW(weights, lr=self.settings.lr, betas=(0.9, 0.99), weight_decay=1e-4)
+        return torch.optim.AdamW(weights, lr=self.settings.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
 
     def learning_rate(self, share: float) -> float:
-        return float(self.settings.lr * min(1.0, share / 0.02 + 0.01) * 0.5 * (1 + math.cos(math.pi * share)))
+        rate = self.settings.learning_rate
+        return float(rate * min(1.0, share / 0.02 + 0.01) * 0.5 * (1 + math.cos(math.pi * share)))
 
     def loss(self, progress: Progress, autocast: Autocast) -> tuple[Tensor, Mapping[str, Tensor | float]]:
         settings = self.settings
@@ -114,15 +122,18 @@ class TokenizerTask(Task):
             gradient_weight=settings.gradient_weight,
             change_weight=settings.change_weight,
         )
-        # Pixels span 2, hence the peak 4 of the squared error.
+        # Pixels lie in [-1, 1]: the largest squared error is 4.
         error = (decoded.detach().float().clamp(-1, 1) - pixels).square().mean((1, 2, 3))
-        metrics = {"commitment": commitment.detach(), "psnr": 10 * torch.log10(4 / error).mean()}
+        metrics: dict[str, Tensor | float] = {
+            "commitment": commitment.detach(),
+            "psnr": 10 * torch.log10(4 / error).mean(),
+        }
         if self.averages.started:
             metrics["perplexity"] = perplexity(self.averages.counts)
         return reconstruction + settings.commitment_weight * commitment, metrics
 
     def _quantize(self, latents: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
-        """Return the latents' codes, with the latents' gradients, and the commitment loss; move the codebook."""
+        """Quantize latents and update the codebook; return codes with the latents' gradient and the commitment loss."""
         settings, model, averages = self.settings, self.model, self.averages
         if not averages.started:
             if progress.share < settings.unquantized_share:
@@ -131,7 +142,7 @@ class TokenizerTask(Task):
         tokens = model.nearest_codes(latents.detach())
         codes = model.lookup(tokens).detach()
         restart = progress.share < settings.restart_until and progress.step % 10 == 0
-        averages.follow(
+        averages.update(
             model.codebook,
             _vectors(latents.detach()),
             tokens.flatten(),
@@ -140,8 +151,8 @@ class TokenizerTask(Task):
         )
         return latents + (codes - latents).detach(), F.mse_loss(latents, codes)
 
-    def save(self, folder: Path, final: Mapping[str, Any], steps: int, elapsed_s: float) -> dict[str, Any]:
-        # Held-out figures are those of the stored float16 weights, which is what users get.
+    def save(self, folder: Path, final: Json, steps: int, elapsed_s: float) -> Json:
+        # Evaluate the stored float16 weights, because users load those.
         self.model.save_pretrained(folder, torch.float16)
         figures = evaluate_tokenizer(FrameTokenizer.from_pretrained(folder), self.validation)
         logger.info("%s: %s", folder, figure_words(figures))
@@ -150,20 +161,20 @@ class TokenizerTask(Task):
 
 
 def _vectors(latents: Tensor) -> Tensor:
-    """[N, D, h, w] to [N * h * w, D]."""
+    """Reshape [N, D, h, w] to [N * h * w, D]."""
     return latents.flatten(2).transpose(1, 2).flatten(0, 1)
 
 
 def evaluate_tokenizer(tokenizer: FrameTokenizer, frames: npt.NDArray[np.uint8]) -> dict[str, float]:
-    """What encoding and decoding does to pictures.
+    """Compute metrics of frames that are encoded and decoded.
 
     Args:
-        tokenizer: anything with `encode`, `decode` and `num_codes`.
+        tokenizer: an object with `encode`, `decode` and `num_codes`.
         frames: uint8 [N, H, W, 3].
 
     Returns:
-        `psnr` (dB, mean over frames), `codes_used` (share of the codebook chosen at least once), `perplexity` (of the
-        choice of codes), `brightness` and `brightness_real` (mean of the pixels, 0..255), `sharpness_ratio` (mean
+        `psnr` (dB, mean over frames), `codes_used` (share of the codes that are chosen at least once), `perplexity` (of
+        the chosen codes), `brightness` and `brightness_real` (mean of the pixels, 0..255), `sharpness_ratio` (mean
         absolute image gradient over the real one; below 1 is blurred).
     """
     real = torch.from_numpy(np.ascontiguousarray(frames))
@@ -171,20 +182,20 @@ def evaluate_tokenizer(tokenizer: FrameTokenizer, frames: npt.NDArray[np.uint8])
     decoded = tokenizer.decode(tokens)
     counts = torch.bincount(tokens.flatten(), minlength=tokenizer.num_codes)
     return {
-        **picture_figures(decoded, real),
+        **reconstruction_metrics(decoded, real),
         "codes_used": float((counts > 0).double().mean()),
         "perplexity": perplexity(counts),
     }
 
 
 def perplexity(counts: Tensor) -> float:
-    """How many codes the choice spreads over, as if evenly; counts [K]."""
+    """Compute the perplexity of the chosen codes: the number of codes if all were chosen equally often; counts [K]."""
     share = counts.double() / counts.sum()
     return float(torch.exp(-(share * share.clamp(min=1e-12).log()).sum()))
 
 
-def run_command(chosen: dict[str, Any], settings: TokenizerTraining) -> None:
-    """Train on the recordings that `pretrain tokenizer` was given, and encode them."""
+def run_command(chosen: Chosen, settings: TokenizerTraining) -> None:
+    """Run `pretrain tokenizer`: train on recordings, then encode them if asked to."""
     recordings = read_splits(chosen["data"], chosen["action_shift"])
     clips = {split: [one.frames for one in recorded] for split, recorded in recordings.items()}
     tokenizer = train_tokenizer(clips["train"], np.concatenate(clips["validation"]), chosen["out"], settings)

@@ -1,6 +1,6 @@
-"""Trains an autoregressive world model on tokenised recordings, from scratch or onwards from a checkpoint.
+"""Training of an autoregressive world model on tokenized recordings, from scratch or from a checkpoint.
 
-Knows nothing of tokenizers, rewards or Ray. Legend: W frames of a window, N tokens a frame, L sequence length.
+Independent of tokenizers, rewards and Ray. Legend: W frames of a window, N tokens a frame, L sequence length.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from rlir_ray.data.files import Json
 from rlir_ray.models.autoregressive import WorldModel, assemble, image_positions
 from rlir_ray.models.block_attention import set_block_attention
+from rlir_ray.pretrain.arguments import Chosen
 from rlir_ray.pretrain.encode import window_starts
-from rlir_ray.pretrain.loop import cosine_rate
 from rlir_ray.pretrain.loop import train as train_task
 from rlir_ray.pretrain.settings import SPLITS, WorldModelTraining
 from rlir_ray.pretrain.state import finished_report
-from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task
-from rlir_ray.pretrain.warnings import loss_figures, world_model_warning
+from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task, cosine_rate
+from rlir_ray.pretrain.training_warnings import loss_metrics, world_model_warning
 from rlir_ray.spaces.actions import Actions
 from rlir_ray.spaces.mineworld import action_tokens
 from rlir_ray.trajectory import stored_codes
@@ -34,31 +34,37 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TokenRecordings:
-    """Recordings as tokens: image tokens [n, N], action tokens int64 [n, 11] leading into each frame."""
+    """Recordings of n frames in all, end to end, as tokens."""
 
     images: npt.NDArray[np.generic]
+    """[n, N], image tokens."""
     actions: npt.NDArray[np.int64]
+    """[n, 11], tokens of the action that leads into each frame."""
     episode_starts: npt.NDArray[np.int64]
+    """[E], first frame of each recording."""
 
     def window_starts(self, num_frames: int) -> npt.NDArray[np.int64]:
-        """First frames of all windows that stay inside one episode."""
+        """Return the first frames of all windows that lie within one episode."""
         return window_starts(self.episode_starts, len(self.images), num_frames)
 
     def windows(self, starts: npt.NDArray[np.int64], num_frames: int) -> Tensor:
-        """int64 [B, L] sequences of the windows that begin at `starts`."""
+        """Return the sequences int64 [B, L] of the windows that begin at `starts`."""
         rows = starts[:, None] + np.arange(num_frames)
         images = torch.from_numpy(self.images[rows].astype(np.int64))
-        # The action at a window's first frame leads into it, and is left out.
+        # A sequence starts with a frame, so that the action into the first frame is excluded.
         return assemble(images, torch.from_numpy(self.actions[rows[:, 1:]]))
 
 
 def load_tokens(path: Path | str, num_codes: int) -> TokenRecordings:
-    """Reads a token file.
+    """Read a file of tokens, as `encode_recordings` writes it.
 
     Args:
         path: npz with integer tokens [n, N], episode_starts int64 [E], buttons bool [n, 23] and camera float32 [n, 2];
             the action at index k leads into frame k.
-        num_codes: image ids; action ids come after them.
+        num_codes: number of image ids; action ids come after the image ids.
+
+    Raises:
+        ValueError: the file does not exist, or its tokens or actions do not fit.
     """
     path = Path(path)
     if not path.is_file():
@@ -80,18 +86,18 @@ def load_tokens(path: Path | str, num_codes: int) -> TokenRecordings:
 def train_world_model(
     train: TokenRecordings, validation: TokenRecordings, out_dir: Path | str, settings: WorldModelTraining
 ) -> WorldModel:
-    """Train a world model; resume from the last saved state, and leave a finished training as it is.
+    """Train a world model; resume from the last saved state, and do not repeat a finished training.
 
     Args:
-        train, validation: token recordings of one tokenizer.
-        out_dir: receives the model, `curve.jsonl` and `training.json`, and `state-*` until it is done.
+        train, validation: recordings encoded by the same tokenizer.
+        out_dir: receives the model, `curve.jsonl` and `training.json`, and `state-*` until the training ends.
         settings: see `WorldModelTraining`.
 
     Returns:
         The trained model on the CPU, in evaluation mode.
 
     Raises:
-        ValueError: no episode of a window's length, or a saved state or a finished training of other settings.
+        ValueError: no episode holds a window, or the folder holds a state or a training of other settings.
     """
     out_dir = Path(out_dir)
     report = finished_report(out_dir, settings)
@@ -106,7 +112,7 @@ def train_world_model(
 
 
 class WorldModelTask(Task):
-    """A world model on windows of token recordings."""
+    """Training task: a world model on windows of tokenized recordings."""
 
     name = "world model"
     model: WorldModel
@@ -117,7 +123,7 @@ class WorldModelTask(Task):
         every = Every(seconds=settings.evaluate_every_s)
         super().__init__(
             settings,
-            _start(settings, train.images.shape[1]),
+            _initial_model(settings, train.images.shape[1]),
             length=Length.of(settings),
             curve_every=every,
             save_every=every,
@@ -129,7 +135,10 @@ class WorldModelTask(Task):
     def build_optimizer(self) -> torch.optim.Optimizer:
         matrices = [weight for weight in self.model.parameters() if weight.ndim > 1]
         vectors = [weight for weight in self.model.parameters() if weight.ndim <= 1]
-        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+        groups: list[dict[str, list[nn.Parameter] | float]] = [
+            {"params": matrices},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
         rate, decay = self.settings.learning_rate, self.settings.weight_decay
         return torch.optim.AdamW(groups, rate, (0.9, 0.95), weight_decay=decay, fused=True)
 
@@ -137,13 +146,13 @@ class WorldModelTask(Task):
         return float(self.settings.learning_rate * cosine_rate(share))
 
     def loss(self, progress: Progress, autocast: Autocast) -> tuple[Tensor, Mapping[str, Tensor | float]]:
-        """Return the loss; its metric is the generated frames' mean negative log-probability a token, nats."""
+        """Return the loss; the metric `loss` is the mean negative log-probability of a generated token, in nats."""
         settings, per_frame = self.settings, self.model.tokens_per_frame
         rows = np.random.default_rng([settings.seed, progress.step]).choice(self.starts, settings.batch_size)
         tokens = self.train.windows(rows, settings.num_frames).to(self.device)
-        num_first = per_frame - 1  # nothing stands before the very first token
+        num_first = per_frame - 1  # no token precedes the first one, so that the model does not predict the first one
         positions = image_positions(settings.num_frames, per_frame).to(tokens.device)[1:]
-        # torch's kernel is the better one in float32 and on GPUs.
+        # In float32 and on GPUs torch's own kernel is faster.
         set_block_attention(self.model, enabled=settings.precision == "bf16" and tokens.device.type == "cpu")
         with autocast():
             logprobs = self.model.logprobs(tokens, positions)  # [B, W * N - 1]
@@ -151,10 +160,12 @@ class WorldModelTask(Task):
         first = settings.context_weight * logprobs[:, :num_first].sum() / logprobs[:, num_first:].numel()
         return generated - first, {"loss": generated.detach()}
 
-    def evaluate(self) -> dict[str, Any]:
-        return validate(self.model, self.validation, self.settings.num_validation, self.settings.num_frames)
+    def evaluate(self) -> Json:
+        settings = self.settings
+        figures: Json = validate(self.model, self.validation, settings.num_validation, settings.num_frames)
+        return figures
 
-    def save(self, folder: Path, final: Mapping[str, Any], steps: int, elapsed_s: float) -> dict[str, Any]:
+    def save(self, folder: Path, final: Json, steps: int, elapsed_s: float) -> Json:
         model = self.model.to("cpu").eval()
         set_block_attention(model, enabled=False)
         model.save_pretrained(folder)
@@ -170,13 +181,13 @@ class WorldModelTask(Task):
         }
 
 
-def run_command(chosen: dict[str, Any], settings: WorldModelTraining) -> None:
-    """Train on the files that `pretrain world-model` was given."""
+def run_command(chosen: Chosen, settings: WorldModelTraining) -> None:
+    """Run `pretrain world-model`: train on the tokenized recordings of a folder."""
     train, validation = (load_tokens(chosen["data"] / f"{split}.npz", settings.num_codes) for split in SPLITS)
     train_world_model(train, validation, chosen["out"], settings)
 
 
-def _start(settings: WorldModelTraining, tokens_per_frame: int) -> WorldModel:
+def _initial_model(settings: WorldModelTraining, tokens_per_frame: int) -> WorldModel:
     torch.manual_seed(settings.seed)
     if settings.init:
         model = WorldModel.from_pretrained(settings.init)
@@ -195,7 +206,7 @@ def _start(settings: WorldModelTraining, tokens_per_frame: int) -> WorldModel:
         num_heads=settings.num_heads,
         num_key_value_heads=settings.num_key_value_heads,
     )
-    # Residual branches start smaller the more of them there are (GPT-2).
+    # GPT-2's initialization: the more residual branches, the smaller each one, so that their sum keeps its scale.
     with torch.no_grad():
         for layer in model.llama.model.layers:
             for branch in (layer.self_attn.o_proj, layer.mlp.down_proj):
@@ -207,11 +218,11 @@ def _start(settings: WorldModelTraining, tokens_per_frame: int) -> WorldModel:
 def validate(
     model: WorldModel, recordings: TokenRecordings, num_windows: int, num_frames: int, batch_size: int = 16
 ) -> dict[str, float]:
-    """Mean negative log-probability of the tokens of all frames but the first, nats, in float32.
+    """Compute the mean negative log-probability of the tokens of all frames except the first, in nats and float32.
 
     Returns:
-        As `loss_figures`: `validation_loss`, and `validation_loss_wrong_actions` where each window has the actions of
-        another one: what the actions tell is the difference.
+        See `loss_metrics`. For `validation_loss_wrong_actions`, each window has the actions of another window: the
+        difference to `validation_loss` shows how much the model uses the actions.
     """
     starts = recordings.window_starts(num_frames)
     chosen = starts[np.linspace(0, len(starts) - 1, min(num_windows, len(starts))).astype(np.int64)]
@@ -226,4 +237,4 @@ def validate(
         batches = sequences.to(model.llama.device).split(batch_size)
         scored = torch.cat([model(batch, (num_frames - 1) * model.tokens_per_frame) for batch in batches])
         losses.append(-scored.mean(1).cpu().numpy())
-    return loss_figures(*losses)
+    return loss_metrics(*losses)

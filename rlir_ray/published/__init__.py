@@ -1,0 +1,1 @@
+"""Published checkpoints: loading, and conversion to folders of `transformers`, `diffusers` and this project."""

@@ -1,4 +1,4 @@
-"""The `convert` command: published checkpoints to folders for `transformers`, vLLM, `diffusers` and this project."""
+"""The `convert` command: published checkpoints to folders of `transformers`, vLLM, `diffusers` and this project."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ TOKENIZER_FOLDER = "tokenizer"
 
 
 def convert_vpt_idm(out: Path, *, weights: Path, model: str = "", config: str = "") -> list[str]:
-    """Write config.json and model.safetensors, for `InverseDynamicsModel.from_pretrained` and `models.*_idm`.
+    """Write config.json and model.safetensors, for `VptInverseDynamics.from_pretrained` and `models.*_idm`.
 
     Args:
         out: a new folder.
-        weights, model, config: as in `rlir_ray.idm.vpt.load_vpt`.
+        weights, model, config: see `rlir_ray.idm.vpt.load_vpt`.
 
     Returns:
-        Lines that say what was written.
+        Lines for the user that name the written files.
 
     Raises:
-        ValueError: bad input; nothing is written then.
+        ValueError: an input is invalid; then no file is written.
     """
     with _new_folder(out) as folder:
         found = load_vpt(weights, model=model, config=config)
@@ -35,20 +35,20 @@ def convert_vpt_idm(out: Path, *, weights: Path, model: str = "", config: str = 
 
 
 def convert_mineworld(out: Path, *, checkpoint: Path, config: Path, tokenizer_config: str = "") -> list[str]:
-    """Write what the checkpoint holds, in its stored precision.
+    """Convert all models of a checkpoint, in their stored precision.
 
     The world model goes to `out` as a LlamaForCausalLM folder, its VQ model to `out`/tokenizer; a VQ model alone to
     `out` itself.
 
     Args:
         out: a new folder.
-        checkpoint, config, tokenizer_config: as in `rlir_ray.published.mineworld.load_mineworld`.
+        checkpoint, config, tokenizer_config: see `rlir_ray.published.mineworld.load_mineworld`.
 
     Returns:
-        Lines that say what was written.
+        Lines for the user that name the written files.
 
     Raises:
-        ValueError: bad input; nothing is written then.
+        ValueError: an input is invalid; then no file is written.
     """
     from transformers.utils.logging import disable_progress_bar
 
@@ -62,9 +62,9 @@ def convert_mineworld(out: Path, *, checkpoint: Path, config: Path, tokenizer_co
             size = sum(parameter.numel() for parameter in found.llama.parameters())
             lines.append(f"world model, {size / 1e6:.1f} M parameters: {out}   (models.policy={out})")
             if not hasattr(found.llama.config, "tokens_per_frame"):
-                lines.append('its config did not say image_num: add "tokens_per_frame" to config.json to train with it')
+                lines.append('the config has no image_num: add "tokens_per_frame" to config.json before training')
             if found.vq_model is None:
-                lines.append(f"no tokenizer in this checkpoint: convert its own to {out / TOKENIZER_FOLDER}")
+                lines.append(f"no tokenizer in this checkpoint: convert the tokenizer to {out / TOKENIZER_FOLDER}")
         if found.vq_model is not None:
             place = Path(TOKENIZER_FOLDER) if found.llama is not None else Path()
             found.vq_model.save_pretrained(folder / place)
@@ -81,7 +81,7 @@ def _new_folder(out: Path) -> Iterator[Path]:
         ValueError: `out` already exists.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"--out must be a new folder, got {out} with content; give another or remove it")
+        raise ValueError(f"--out must be a new folder, got {out} with content; give another folder or remove this one")
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     try:

@@ -1,1 +1,1 @@
-"""Rewards: inverse rewards, their comparison rules, and the checks that a judge must pass on real clips."""
+"""Rewards: the inverse reward, its comparison rules, and the checks that a judge must pass on real clips."""

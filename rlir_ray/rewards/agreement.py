@@ -1,7 +1,7 @@
 """Compare recovered actions with commanded actions: the rules of inverse rewards (RLIR, arXiv 2509.23958).
 
-`agreement` is the one place where they are compared: `rule` says how groups and buttons count together, the accepted
-classes say which camera bins obey. Tensors in, tensors out; knows nothing of models or videos.
+`agreement` compares them: its `rule` combines action groups and buttons, and the accepted classes define which camera
+bins obey a command. Tensors in, tensors out; no models and no videos.
 Legend: G trajectories of a group, F frames, K classes of one action group.
 """
 
@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from rlir_ray.config import CAMERA_MATCHES, RULES
-from rlir_ray.idm.decoding import class_tables
+from rlir_ray.idm.decoding import one_hot_classes
 from rlir_ray.spaces.actions import DEGREES_PER_PIXEL, GROUPS, VPT_CAMERA, Actions, CameraBins, group_classes
 from rlir_ray.spaces.mineworld import token_camera_bins
 
 # Bounds of a class weight before normalisation: a class of one frame in a thousand must not dominate the reward.
 MIN_WEIGHT, MAX_WEIGHT = 0.2, 5.0
-# All angles of the recorders, whose mouse moves by pixels.
+# All camera angles that recordings contain: the recorders' mouse moves by whole pixels.
 ANGLES = np.arange(-600, 601) * DEGREES_PER_PIXEL
 
 
@@ -36,29 +36,29 @@ def agreement(
     """Compute the reward of each generated frame: agreement of the recovered with the commanded action.
 
     Args:
-        tables: action group -> float [G, F, K], the judge's score of each class; sums to 1 over K. Probabilities
-            give the soft reward; 1 at the recovered class (`models.readings.class_tables`) the exact one.
-        accepted: action group -> bool [F, K], the classes that agree with the command (see `accepted_classes`);
-            the groups named here are the ones compared.
-        rule: ``groups``: mean over the action groups; ``joint``: all of them at once (their product); ``fields``:
-            mean over the single buttons of the groups and the camera axes, where a button agrees if it is pressed or
-            released as commanded.
+        tables: action group -> float [G, F, K], the judge's score of each class; the scores sum to 1 over K.
+            Probabilities give the soft reward; 1 at the recovered class (`idm.decoding.one_hot_classes`) gives the
+            exact reward.
+        accepted: action group -> bool [F, K], the classes that agree with the command (see `accepted_classes`); only
+            these groups are compared.
+        rule: ``groups``: mean over the action groups; ``joint``: product over the action groups; ``fields``: mean over
+            the buttons and the camera axes, where a button agrees if it is pressed or released as commanded.
         weights: action group -> float [F], factors of the groups' agreement in each frame (see `frame_weights`).
 
     Returns:
         float32 [G, F], in [0, 1] without weights.
 
     Raises:
-        ValueError: weights with another rule than ``groups``.
+        ValueError: weights are given with another rule than ``groups``.
     """
     if weights is not None and rule != "groups":
         raise ValueError(f"class weights need reward.rule=groups, got {rule!r}; set reward.balance=none")
     if rule == "fields":
         return torch.cat([_fields(name, tables[name], accepted[name]) for name in accepted], -1).mean(-1)
-    held = {name: (tables[name].float() * accepted[name]).sum(-1) for name in accepted}  # of [G, F]
+    by_group = {name: (tables[name].float() * accepted[name]).sum(-1) for name in accepted}  # [G, F] each
     if weights is not None:
-        held = {name: value * weights[name] for name, value in held.items()}
-    stacked = torch.stack(list(held.values()), -1)  # [G, F, groups]
+        by_group = {name: value * weights[name] for name, value in by_group.items()}
+    stacked = torch.stack(list(by_group.values()), -1)  # [G, F, groups]
     return stacked.prod(-1) if rule == "joint" else stacked.mean(-1)
 
 
@@ -72,12 +72,15 @@ def compare(
     tolerance: int = 1,
     camera_bins: CameraBins = token_camera_bins,
 ) -> npt.NDArray[np.float32]:
-    """Compute the agreement of F recovered with F commanded actions, for callers without a model's heads.
+    """Compute the agreement of F recovered actions with F commanded actions, without a model's heads.
+
+    Contradictory buttons cancel each other in both. Buttons without a visible effect (ESC, swapHands, pickItem) belong
+    to no group and never count.
 
     Args:
-        commanded, recovered: contradictions are cancelled in both; what no judge can see (ESC, swapHands, pickItem)
-            belongs to no group and never counts.
-        groups: names out of `rlir_ray.spaces.actions.GROUPS`.
+        commanded: the commanded actions.
+        recovered: the recovered actions.
+        groups: names in `rlir_ray.spaces.actions.GROUPS`.
         rule: as in `agreement`.
         camera, tolerance, camera_bins: as in `accepted_classes`.
 
@@ -86,7 +89,7 @@ def compare(
     """
     classes = torch.from_numpy(group_classes(recovered, groups))[None]  # [1, F, groups]
     accepted = accepted_classes(commanded, groups, camera=camera, tolerance=tolerance, camera_bins=camera_bins)
-    return agreement(class_tables(classes, groups), accepted, rule=rule)[0].numpy()
+    return agreement(one_hot_classes(classes, groups), accepted, rule=rule)[0].numpy()
 
 
 def every_rule(
@@ -101,13 +104,15 @@ def every_rule(
     """Compute the mean agreement under every rule, for the log.
 
     Args:
-        exact, soft: tables of the recovered classes and of their probabilities, as in `agreement`.
-        commanded: F actions.
-        camera, tolerance, camera_bins: the configured ones.
+        exact: tables of the recovered classes, as in `agreement`.
+        soft: tables of the probabilities, as in `agreement`.
+        commanded: the F commanded actions.
+        camera, tolerance, camera_bins: the configured comparison of the camera, as in `accepted_classes`.
 
     Returns:
-        ``groups``, ``joint`` and ``fields`` by the recovered classes and ``soft`` (groups, by probability) with the
-        configured camera; where a camera axis is in use also ``RULE/CAMERA`` for every other way to compare it.
+        With the configured camera: ``groups``, ``joint`` and ``fields`` of the recovered classes, and ``soft``, the
+        rule ``groups`` of the probabilities. If the groups include a camera axis, also ``RULE/CAMERA`` for every other
+        value of `camera`.
     """
     groups = tuple(exact)
     accept = functools.partial(accepted_classes, commanded, groups, tolerance=tolerance, camera_bins=camera_bins)
@@ -124,10 +129,10 @@ def every_rule(
 
 
 def _fields(name: str, table: Tensor, accepted: Tensor) -> Tensor:
-    """[G, F, fields]: a camera axis is one field, a group of buttons one for each button."""
+    """Return the agreement of each field, [G, F, fields]: a camera axis is one field, and so is each button."""
     if GROUPS[name].camera_axis is not None:
         return (table.float() * accepted).sum(-1, keepdim=True)
-    # Class 0 is "none of them", class i means that button i alone is pressed.
+    # Class 0 means that no button of the group is pressed, class i that only button i is pressed.
     pressed = table[..., 1:].float()
     return torch.where(accepted[..., 1:], pressed, 1 - pressed)
 
@@ -140,19 +145,20 @@ def accepted_classes(
     tolerance: int = 1,
     camera_bins: CameraBins = token_camera_bins,
 ) -> dict[str, Tensor]:
-    """Find the classes that count as obeying a command.
+    """Find the classes that obey each command.
 
     Args:
         actions: the F commanded actions.
-        groups: names out of `rlir_ray.spaces.actions.GROUPS`.
-        camera: of the judge's 11 bins an axis: ``exact``: the bin of the commanded angle; ``within``: at most
-            `tolerance` bins from it; ``cell``: the bins of all angles that the world model is told alike, which it
-            cannot tell apart; ``ignore``: camera axes are not compared.
-        tolerance: bins, for ``within``.
-        camera_bins: degrees to the bins in which the world model gets an angle, for ``cell``.
+        groups: names in `rlir_ray.spaces.actions.GROUPS`.
+        camera: the accepted ones of the judge's 11 bins per axis: ``exact``: the bin of the commanded angle;
+            ``within``: bins at a distance of at most `tolerance` from that bin; ``cell``: the bins of all angles that
+            the world model gets as the same bin, because it cannot tell them apart; ``ignore``: do not compare camera
+            axes.
+        tolerance: number of bins, for ``within``.
+        camera_bins: maps degrees to the bins in which the world model gets an angle, for ``cell``.
 
     Returns:
-        Action group -> bool [F, K]; camera axes are left out with ``ignore``.
+        Action group -> bool [F, K]; without camera axes for ``ignore``.
 
     Raises:
         ValueError: no group is left to compare.
@@ -183,22 +189,24 @@ def _accepted_bins(
 ) -> npt.NDArray[np.bool_]:
     bins = np.arange(VPT_CAMERA.num_bins)
     if camera == "within":
-        return np.abs(bins - exact.argmax(1)[:, None]) <= tolerance
+        near: npt.NDArray[np.bool_] = np.abs(bins - exact.argmax(1)[:, None]) <= tolerance
+        return near
     if camera == "cell":
         alike = camera_bins(ANGLES) == camera_bins(degrees)[:, None]  # [F, angles]
         read = VPT_CAMERA.bins(ANGLES)[:, None] == bins  # [angles, K]
-        return exact | (alike.astype(np.float32) @ read > 0)
+        same: npt.NDArray[np.bool_] = exact | (alike.astype(np.float32) @ read > 0)
+        return same
     return exact
 
 
 def class_weights(share: npt.ArrayLike) -> npt.NDArray[np.float32]:
     """Compute inverse-frequency weights of the classes of one action group.
 
-    w_c = clip(1 / (n share_c), 0.2, 5) with n the number of classes that occur, then scaled so that the mean weight
-    under the shares is 1: balancing moves reward between classes and does not change its scale.
+    w_c = clip(1 / (n share_c), 0.2, 5), where n is the number of classes that occur. The weights are then scaled to the
+    mean 1 under the shares, so that balancing does not change the scale of the reward.
 
     Args:
-        share: [K], how often each class is commanded; need not sum to 1.
+        share: [K], how often each class is commanded; the shares need not sum to 1.
 
     Returns:
         float32 [K].
@@ -208,12 +216,13 @@ def class_weights(share: npt.ArrayLike) -> npt.NDArray[np.float32]:
         raise ValueError(f"class shares must be >= 0 and some > 0, got {counts.tolist()}; count them over the prompts")
     shares = counts / counts.sum()
     raw = np.clip(1 / np.maximum((shares > 0).sum() * shares, 1e-9), MIN_WEIGHT, MAX_WEIGHT)
-    return (raw / (raw * shares).sum()).astype(np.float32)
+    weights: npt.NDArray[np.float32] = (raw / (raw * shares).sum()).astype(np.float32)
+    return weights
 
 
 def frame_weights(
     actions: Actions, groups: Sequence[str], weights: Mapping[str, npt.NDArray[np.float32]]
 ) -> dict[str, Tensor]:
-    """Look up the weight of the commanded class in each frame: action group -> float32 [F]."""
+    """Look up the weight of each frame's commanded class: action group -> float32 [F]."""
     classes = group_classes(actions, groups)
     return {name: torch.from_numpy(weights[name][classes[:, column]]) for column, name in enumerate(groups)}

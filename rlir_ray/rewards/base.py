@@ -1,10 +1,10 @@
-"""What a reward is, and how the configured one is built. Knows nothing of pools."""
+"""The protocol of a reward, and the construction of the configured one. Independent of pools."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from rlir_ray.registry import build, load
 
@@ -13,19 +13,20 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from rlir_ray.config import Config
+    from rlir_ray.models.frame_codec import FrameCodec
     from rlir_ray.spaces.actions import CameraBins
     from rlir_ray.trajectory import EncodedVideo, RewardScores
 
 
 class Reward(Protocol):
-    """A member of the axis `rewards`: its class is built in each replica of the reward pool.
+    """A member of the axis `rewards`; each replica of the reward pool builds one.
 
-    A class that has `from_context` is built by `from_context(context, **reward.args)`, any other one as
-    `Class(**reward.args)`. A class that reads models.reward_idm says so by `reads_idm = True`.
+    A class with `from_context` is built by `from_context(context, **reward.args)`, any other class by
+    `Class(**reward.args)`. A class that reads models.reward_idm must set `reads_idm = True`.
     """
 
     def score(self, videos: Sequence[EncodedVideo]) -> list[RewardScores]:
-        """Return one `RewardScores` a video, in their order; `frame_rewards` is [G, F], higher is better."""
+        """Return one `RewardScores` per video, in order; `frame_rewards` is [G, F], and higher is better."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,13 +35,13 @@ class RewardContext:
 
     config: Config
     device: str
-    """`cuda` where the replica has a GPU, otherwise `cpu`."""
+    """`cuda` if the replica has a GPU, otherwise `cpu`."""
     class_shares: Mapping[str, npt.NDArray[np.floating]] | None
-    """How often training commands each class, by action group; None without reward.balance=class."""
-    open_codec: Callable[[], Any]
-    """Opens the `FrameCodec` that decodes frames, on the CPU."""
+    """Frequency of each class in the training commands, by action group; None without reward.balance=class."""
+    open_codec: Callable[[], FrameCodec]
+    """Opens what decodes frames, on the CPU."""
     camera_bins: CameraBins
-    """Degrees to the bins in which the world model gets the camera's angles."""
+    """Maps degrees to the bins in which the world model gets the camera's angles."""
 
 
 def open_reward(context: RewardContext) -> Reward:
@@ -52,5 +53,7 @@ def open_reward(context: RewardContext) -> Reward:
     settings = context.config.reward
     member = load("rewards", settings.name)
     if make := getattr(member, "from_context", None):
-        return build("rewards", settings.name, settings.args, make, context)
-    return build("rewards", settings.name, settings.args, member)
+        reward: Reward = build("rewards", settings.name, settings.args, make, context)
+    else:
+        reward = build("rewards", settings.name, settings.args, member)
+    return reward

@@ -1,6 +1,6 @@
-"""Check a judge on real clips before its reward is used: actions must fit frames, corrupted clips must score low.
+"""Check a judge on real clips before training: actions and frames must be aligned, corrupted clips must score low.
 
-Knows nothing of training. Legend: P clips, K frames of a clip (action i leads into frame i + 1), H W pixels.
+Independent of training. Legend: P clips, K frames of a clip (action i leads into frame i + 1), H W pixels.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from rlir_ray.rewards.classification import confusion, known_mean, macro_f1, occ
 from rlir_ray.spaces.actions import GROUPS, Actions, group_classes
 
 SHIFTS = (-1, 0, 1)
-# In macro-F1: a smaller advantage of another shift may be chance, for a model that reads little.
+# Least lead in macro-F1 that proves another shift; a smaller lead may be chance for a model that reads little.
 MIN_LEAD = 0.05
-# Frames read at once: bounds the memory.
+# Most frames read at once, to bound the memory.
 MAX_FRAMES = 576
-# In macro-F1: margin by which real clips must score above corrupted ones.
+# Margin in macro-F1 by which real clips must score above corrupted clips.
 GATE_MARGIN = 0.1
-# Blurred clips keep their motion, so a good judge may read them: report them, but do not require a lower score.
+# Blurred clips are reported but not in this list: they keep their motion, so a good judge may read them.
 MUST_LOSE = ("static", "shuffled", "reversed", "wrong_action")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Alignment:
-    """Macro-F1 when the actions read in frame k are compared with the action that leads into frame k + shift."""
+    """The macro-F1 of recovered actions against commanded actions at each shift."""
 
     macro_f1: dict[int, float]
+    """Shift -> macro-F1 of the actions read in frames k against the actions that lead into frames k + shift."""
 
     @property
     def best_shift(self) -> int:
@@ -52,7 +53,7 @@ def check_alignment(
         idm: the model.
         frames: uint8 [P, K, H, W, 3], real clips of at least four frames.
         actions: P times K - 1 actions; action i leads into frame i + 1.
-        groups: action groups; the macro-F1 is averaged over those that occur.
+        groups: action groups; the macro-F1 is averaged over the groups that occur.
         source: name of the clips, for the error.
 
     Raises:
@@ -62,12 +63,12 @@ def check_alignment(
     num_frames = frames.shape[1]
     if num_frames < 4:
         raise ValueError(f"alignment needs clips of at least 4 frames, got {num_frames}; raise world.num_frames")
-    # Compare the same frames at each shift: those whose neighbours have an action too.
+    # Compare the same frames at each shift: the frames whose neighbours have an action too.
     inner = slice(2, num_frames - 1)
     # Column i of the commands leads into frame i + 1.
     shifted = [commanded[:, 1 + shift : num_frames - 2 + shift] for shift in SHIFTS]
     tables = np.stack([group_scores(recovered[:, inner], part, groups) for part in shifted])  # [shifts, groups]
-    # Compare the same groups at each shift: other groups would change the mean.
+    # Compare the same groups at each shift: a group that occurs at some shifts only would change the mean.
     tables[:, np.isnan(tables).any(0)] = np.nan
     scores = dict(zip(SHIFTS, map(float, known_mean(tables)), strict=True))
     if np.isnan(scores[0]):
@@ -105,25 +106,25 @@ def gate(
         idm: the model.
         frames: uint8 [P, K, H, W, 3], real clips.
         actions: P times K - 1 actions; action i leads into frame i + 1.
-        groups: action groups; the macro-F1 is averaged over those that occur.
-        seed: of the shuffling.
+        groups: action groups; the macro-F1 is averaged over the groups that occur.
+        seed: seed of the shuffling.
 
     Returns:
-        ``exact``, ``static`` (the first frame repeated), ``blurred`` (box of 5 pixels), ``shuffled`` (the frames after
-        the first in another order), ``reversed``, ``wrong_action`` (the next clip's actions). Pass it to `check_gate`.
-        NaN where no group occurs.
+        Kind of clip -> macro-F1, NaN if no group occurs; `check_gate` takes this result. Kinds: ``exact`` (real clips),
+        ``static`` (the first frame repeated), ``blurred`` (by a box of 5 pixels), ``shuffled`` (all frames but the
+        first in random order), ``reversed``, ``wrong_action`` (the next clip's actions).
     """
     commanded = _classes(actions, groups)
     order = np.argsort(np.random.default_rng(seed).random((len(frames), frames.shape[1] - 1)), axis=1) + 1
     shuffled = np.concatenate([np.zeros((len(frames), 1), np.int64), order], 1)
-    spoilt = {
+    variants = {
         "exact": frames,
         "static": np.repeat(frames[:, :1], frames.shape[1], axis=1),
         "blurred": box_blur(frames, 5),
         "shuffled": frames[np.arange(len(frames))[:, None], shuffled],
         "reversed": frames[:, ::-1],
     }
-    recovered = {name: read_clips(idm, clips, groups)[:, 1:] for name, clips in spoilt.items()}
+    recovered = {name: read_clips(idm, clips, groups)[:, 1:] for name, clips in variants.items()}
     scores = {name: _score(classes, commanded, groups) for name, classes in recovered.items()}
     return scores | {"wrong_action": _score(recovered["exact"], np.roll(commanded, -1, axis=0), groups)}
 
@@ -134,10 +135,10 @@ def check_gate(scores: Mapping[str, float], name: str, margin: float = GATE_MARG
     Args:
         scores: from `gate`.
         name: the configuration key of the model, for the error.
-        margin: macro-F1 by which real clips must score higher.
+        margin: macro-F1 by which real clips must score higher than corrupted clips.
 
     Raises:
-        ValueError: names the corrupted clips that scored too high.
+        ValueError: corrupted clips score too high; the message names them.
     """
     if np.isnan(scores["exact"]):
         raise ValueError(
@@ -147,13 +148,13 @@ def check_gate(scores: Mapping[str, float], name: str, margin: float = GATE_MARG
     close = [f"{name} {scores[name]:.2f}" for name in MUST_LOSE if scores[name] > scores["exact"] - margin]
     if close:
         raise ValueError(
-            f"{name} must read real clips better than spoilt ones by {margin} macro-F1, got real "
+            f"{name} must read real clips better than corrupted ones by {margin} macro-F1, got real "
             f"{scores['exact']:.2f} and {', '.join(close)}; train it longer or give another"
         )
 
 
 def read_clips(idm: InverseDynamics, frames: npt.NDArray[np.uint8], groups: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Read the classes, int64 [P, K, groups]; column k leads INTO frame k."""
+    """Read the classes of all frames, int64 [P, K, groups]; the class of frame k belongs to the action INTO frame k."""
     at_once = max(1, MAX_FRAMES // frames.shape[1])
     parts = []
     with torch.no_grad():
@@ -164,7 +165,7 @@ def read_clips(idm: InverseDynamics, frames: npt.NDArray[np.uint8], groups: Sequ
 
 
 def box_blur(frames: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
-    """Average over `size` x `size` pixels (odd), uint8 [P, K, H, W, 3] to the same shape."""
+    """Replace each pixel by the average of `size` x `size` pixels (odd), uint8 [P, K, H, W, 3] to the same shape."""
     images = torch.from_numpy(np.ascontiguousarray(frames)).flatten(0, 1).permute(0, 3, 1, 2).float()
     blurred = torch.nn.functional.avg_pool2d(images, size, stride=1, padding=size // 2, count_include_pad=False)
     return blurred.round().to(torch.uint8).permute(0, 2, 3, 1).reshape(frames.shape).numpy()
@@ -175,14 +176,20 @@ def _classes(actions: Sequence[Actions], groups: Sequence[str]) -> npt.NDArray[n
 
 
 def _score(recovered: npt.NDArray[np.int64], commanded: npt.NDArray[np.int64], groups: Sequence[str]) -> float:
-    """Average the macro-F1 over the groups that occur, NaN without any; both int64 [P, frames, groups]."""
+    """Average the macro-F1 over the groups that occur; NaN if none occurs. Both arrays: int64 [P, frames, groups]."""
     return float(known_mean(group_scores(recovered, commanded, groups)))
 
 
 def group_scores(
     recovered: npt.NDArray[np.int64], commanded: npt.NDArray[np.int64], groups: Sequence[str]
 ) -> npt.NDArray[np.float64]:
-    """Compute each group's macro-F1, [groups], NaN for a group that never occurs; both int64 [P, frames, groups]."""
+    """Compute the macro-F1 of each group, [groups]; NaN if the group never occurs.
+
+    Args:
+        recovered: int64 [P, frames, groups], recovered classes.
+        commanded: int64 [P, frames, groups], commanded classes.
+        groups: the action groups.
+    """
     scores = np.full(len(groups), np.nan)
     for column, name in enumerate(groups):
         table = confusion(recovered[..., column], commanded[..., column], GROUPS[name].num_classes)

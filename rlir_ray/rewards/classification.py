@@ -1,5 +1,4 @@
-"""Classification metrics of recovered against commanded actions.
-
+"""Classification metrics of recovered actions against commanded actions.
 Legend: N frames, C classes.
 """
 
@@ -13,12 +12,12 @@ def confusion(recovered: npt.ArrayLike, commanded: npt.ArrayLike, num_classes: i
     """Count each pair of classes.
 
     Args:
-        recovered: int [N], classes that a judge read.
+        recovered: int [N], classes that a judge has recovered.
         commanded: int [N], commanded classes.
         num_classes: C.
 
     Returns:
-        int64 [C, C], rows commanded, columns recovered; confusions of parts of the frames add up.
+        int64 [C, C], rows commanded, columns recovered. The confusions of disjoint sets of frames can be added.
 
     Raises:
         ValueError: the lengths differ or a class lies outside 0..C-1.
@@ -42,48 +41,51 @@ def class_f1(confusion: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     hits = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.float64)
     commanded = confusion.sum(-1)
     both = commanded + confusion.sum(-2)
-    return np.divide(2 * hits, both, out=np.full(hits.shape, np.nan), where=commanded > 0)
+    f1: npt.NDArray[np.float64] = np.divide(2 * hits, both, out=np.full(hits.shape, np.nan), where=commanded > 0)
+    return f1
 
 
 def macro_f1(confusion: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Average the F1 over the commanded classes, [..., C, C] to [...]; NaN without a frame.
+    """Average the F1 over the commanded classes, [..., C, C] to [...]; NaN without frames.
 
-    A class that was never commanded has no F1 of its own (one stray reading of it would cost a whole class); its false
-    alarms are misses of the others. So every row of a table averages over the same classes.
+    A class that was never commanded has no F1, because one wrong recovery would count like a whole class. Its false
+    alarms count as misses of other classes. So every row of a table averages over the same classes.
     """
     return known_mean(class_f1(confusion))
 
 
 def balanced_accuracy(confusion: npt.NDArray[np.int64]) -> float:
-    """Average the recall over the commanded classes; NaN without a frame."""
+    """Average the recall over the commanded classes; NaN without frames."""
     commanded = confusion.sum(1)
     seen = commanded > 0
     return float((np.diag(confusion)[seen] / commanded[seen]).mean()) if seen.any() else float("nan")
 
 
 def occurs(confusion: npt.NDArray[np.int64], null_class: int) -> npt.NDArray[np.bool_]:
-    """Whether a class other than the null class was commanded, [..., C, C] to bool [...].
+    """Return whether a class other than the null class was commanded, [..., C, C] to bool [...].
 
-    A group of which only "none" was commanded is right by itself: its 1.0 would lift any mean over groups.
+    A group in which only the null class was commanded scores 1.0 without effort and would raise any mean over groups.
     """
     commanded = confusion.sum(-1)
-    return commanded.sum(-1) > commanded[..., null_class]
+    found: npt.NDArray[np.bool_] = commanded.sum(-1) > commanded[..., null_class]
+    return found
 
 
 def known_mean(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Average the values that are not NaN over the last axis, [..., N] to [...]; NaN where there is none."""
+    """Average over the last axis, ignoring NaN, [..., N] to [...]; NaN if all values are NaN."""
     found = np.asarray(values, np.float64)
     num_known = (~np.isnan(found)).sum(-1)
     sums = np.nansum(found, -1)
-    return np.divide(sums, num_known, out=np.full(sums.shape, np.nan), where=num_known > 0)
+    means: npt.NDArray[np.float64] = np.divide(sums, num_known, out=np.full(sums.shape, np.nan), where=num_known > 0)
+    return means
 
 
 def or_none(value: float) -> float | None:
-    """Convert a figure for strict JSON: null for NaN."""
+    """Convert a figure for strict JSON: None for NaN."""
     return None if np.isnan(value) else float(value)
 
 
 def accuracy(confusion: npt.NDArray[np.int64]) -> float:
-    """Compute the share of frames whose class was recovered; NaN without a frame."""
+    """Compute the share of frames whose class was recovered; NaN without frames."""
     total = confusion.sum()
     return float(np.trace(confusion) / total) if total else float("nan")

@@ -1,17 +1,17 @@
-"""The fingerprint of a reward: two rewards with the same fingerprint give the same scores."""
+"""The fingerprint of a reward: rewards with equal fingerprints give equal scores."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from rlir_ray.config import Config, asset_path
-from rlir_ray.data.content import checkpoint_content
+from rlir_ray.data.digests import checkpoint_digest
 
 
-def reward_identity(config: Config) -> dict[str, str]:
-    """Collect every configuration key on which the scores of an encoded video depend, with its value.
+def reward_fingerprint(config: Config) -> dict[str, str]:
+    """Return every configuration key that the scores of an encoded video depend on, with its value.
 
-    Checkpoints are named by their content: the same ones may lie elsewhere on another machine.
+    The value of a checkpoint is its content: on another machine, the same checkpoint may have another path.
     """
     world, reward = config.world, config.reward
     return {
@@ -24,20 +24,21 @@ def reward_identity(config: Config) -> dict[str, str]:
         "reward.camera_tolerance": str(reward.camera_tolerance if reward.camera == "within" else 0),
         "reward.match": reward.match,
         "reward.balance": reward.balance,
-        "models.tokenizer": checkpoint_content(asset_path(config.models.tokenizer)),
-        "models.reward_idm": checkpoint_content(asset_path(config.models.reward_idm)),
+        "models.tokenizer": checkpoint_digest(asset_path(config.models.tokenizer)),
+        "models.reward_idm": checkpoint_digest(asset_path(config.models.reward_idm)),
     }
 
 
-def check_identity(wanted: Mapping[str, str], served: Mapping[str, str], address: str) -> None:
-    """Check that a service gives the scores that a run wants.
+def check_fingerprint(wanted: Mapping[str, str], served: Mapping[str, str], address: str) -> None:
+    """Check that a service gives the scores of a run's own reward.
 
     Args:
-        wanted, served: `reward_identity` of the run's and of the service's configuration.
-        address: the service's, for the error.
+        wanted: `reward_fingerprint` of the run's configuration.
+        served: `reward_fingerprint` of the service's configuration.
+        address: address of the service, for the error.
 
     Raises:
-        ValueError: names the first key that differs, and both values.
+        ValueError: a key differs; the message names the first such key and both values.
     """
     for key, value in wanted.items():
         if served.get(key) != value:

@@ -1,6 +1,6 @@
 """Inverse rewards: decode a group's clips, recover the actions with an IDM, compare them with the commands.
 
-The decoder and the reader together, so that a video travels encoded. Knows nothing of pools.
+Decoder and IDM live in the same process, so that videos travel encoded. Independent of pools.
 Legend: G trajectories of a group, B clips, C context frames, F generated frames.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rlir_ray.config import asset_path
 from rlir_ray.idm.base import InverseDynamics, load_inverse_dynamics
-from rlir_ray.idm.decoding import class_tables, group_probabilities, recovered_classes
+from rlir_ray.idm.decoding import group_probabilities, one_hot_classes, recovered_classes
 from rlir_ray.rewards.agreement import accepted_classes, agreement, class_weights, every_rule, frame_weights
 from rlir_ray.rewards.classification import confusion
 from rlir_ray.spaces.actions import GROUPS, Actions, CameraBins, group_classes
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Decoder(Protocol):
-    """The part of a tokenizer that a reward uses."""
+    """The part of a frame codec that a reward uses."""
 
     def decode(self, codes: Tensor) -> Tensor:
         """Decode frames [n, ...] to uint8 [n, H, W, 3]."""
@@ -39,32 +39,33 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipScores:
-    """The scores of one clip of K frames; the first frame shows no action."""
+    """The scores of one clip of K frames; the first frame has no action."""
 
     agreement: npt.NDArray[np.float32]
-    """[K - 1], under the configured rule."""
+    """[K - 1], agreement under the configured rule."""
     commanded: dict[str, npt.NDArray[np.int64]]
-    """Action group -> [K - 1] classes."""
+    """Action group -> [K - 1], commanded classes."""
     recovered: dict[str, npt.NDArray[np.int64]]
-    """Action group -> [K - 1] classes, the most probable ones."""
-    held: dict[str, npt.NDArray[np.float32]]
-    """Compared action group -> [K - 1], its agreement: the probability of the accepted classes, or 0 and 1."""
+    """Action group -> [K - 1], most probable classes."""
+    by_group: dict[str, npt.NDArray[np.float32]]
+    """Action group -> [K - 1], agreement of the group: with match=soft the probability of the accepted classes, with
+    match=exact 0 or 1."""
 
 
 class InverseReward:
-    """Score groups of generated clips (RLIR, arXiv 2509.23958).
+    """The inverse reward of groups of generated clips (RLIR, arXiv 2509.23958).
 
     Args:
         tokenizer: decodes encoded frames.
-        idm: reads the actions; it sees the context frames too, only generated frames are scored.
+        idm: recovers the actions; the IDM also sees the context frames, but only generated frames are scored.
         world: the action groups to compare.
-        config: rule, camera, match, balance and the frames read at once.
-        class_shares: action group -> how often each class is commanded, for `balance=class`.
-        device: where encoded frames are sent; the models must be there.
-        camera_bins: degrees to the bins in which the world model gets an angle, for `camera=cell`.
+        config: rule, camera, match, balance, and the number of frames read at once.
+        class_shares: action group -> frequency of each commanded class, for `balance=class`.
+        device: device of both models, to which encoded frames are sent.
+        camera_bins: maps degrees to the bins in which the world model gets an angle, for `camera=cell`.
 
     Raises:
-        ValueError: `balance=class` without shares or with another rule than `groups`.
+        ValueError: `balance=class` is set without shares, or with another rule than `groups`.
     """
 
     reads_idm = True
@@ -112,27 +113,27 @@ class InverseReward:
         )
 
     def score(self, videos: Sequence[EncodedVideo]) -> list[RewardScores]:
-        """Score whole groups, which are read together.
+        """Score groups together.
 
         Args:
-            videos: groups of any size; all with the same number of frames.
+            videos: groups of any size, all with the same number of frames.
 
         Returns:
-            One `RewardScores` each, in the order given: `frame_rewards` [G, F] under the configured rule; `rules`:
-            the mean under every rule (`agreement.every_rule`); `confusion` of each action group by the recovered class;
-            `failure` where latents or readings are not finite.
+            One `RewardScores` per group, in order: `frame_rewards` [G, F] under the configured rule; `rules`, the mean
+            under every rule (`agreement.every_rule`); `confusion` of each action group by the recovered class;
+            `failure` if latents or probabilities are not finite.
 
         Raises:
-            ValueError: videos of different lengths.
+            ValueError: the videos have different lengths.
         """
         lengths = {(video.num_context, video.num_frames) for video in videos}
         if len(lengths) > 1:
             raise ValueError(f"videos scored together must be of one length, got {sorted(lengths)}; score them apart")
-        # By position: groups of several runs that are scored together may have the same number.
-        whole = [place for place, video in enumerate(videos) if np.isfinite(video.codes).all()]
+        # Identify groups by position: groups of several runs in one batch may have the same id.
+        finite = [place for place, video in enumerate(videos) if np.isfinite(video.codes).all()]
         scores = [self._failed(video, "its latents are NaN or infinite; lower train.learning_rate") for video in videos]
-        if whole:
-            for place, score in zip(whole, self._score_whole([videos[place] for place in whole]), strict=True):
+        if finite:
+            for place, score in zip(finite, self._score_finite([videos[place] for place in finite]), strict=True):
                 scores[place] = score
         return scores
 
@@ -145,26 +146,26 @@ class InverseReward:
             actions: K - 1 actions; action i leads into frame i + 1.
 
         Raises:
-            ValueError: with `balance=class`, which weighs what training commands.
+            ValueError: `balance=class` is set, whose weights belong to the commands of a run.
         """
         if self.weights:
             raise ValueError("single clips need reward.balance=none, got 'class'; set reward.balance=none")
         config, groups = self.config, self.world.groups
-        tables, classes = self._look(torch.from_numpy(frames)[None].to(self.device))
+        tables, classes = self._read_frames(torch.from_numpy(frames)[None].to(self.device))
         tables = {name: table[:, 1:] for name, table in tables.items()}  # [1, K - 1, K of the group]
         classes = classes[:, 1:]  # [1, K - 1, groups]
         accepted = self.accepted(actions, groups)
         if config.match == "exact":
-            tables = class_tables(classes, groups)
-        held = {name: (tables[name].float() * accepted[name]).sum(-1)[0].numpy() for name in accepted}
+            tables = one_hot_classes(classes, groups)
+        by_group = {name: (tables[name].float() * accepted[name]).sum(-1)[0].numpy() for name in accepted}
         return ClipScores(
             agreement=agreement(tables, accepted, rule=config.rule)[0].numpy().astype(np.float32),
             commanded=dict(zip(groups, group_classes(actions, groups).T, strict=True)),
             recovered=dict(zip(groups, classes[0].numpy().T, strict=True)),
-            held=held,
+            by_group=by_group,
         )
 
-    def _score_whole(self, videos: Sequence[EncodedVideo]) -> list[RewardScores]:
+    def _score_finite(self, videos: Sequence[EncodedVideo]) -> list[RewardScores]:
         soft, classes = self._read(codes_tensor(videos))
         sizes = [len(video.codes) for video in videos]
         parts = {name: table.split(sizes) for name, table in soft.items()}
@@ -174,27 +175,32 @@ class InverseReward:
         ]
 
     @staticmethod
-    def _failed(video: EncodedVideo, what: str) -> RewardScores:
-        """Score a group; a group that cannot be scored fails alone."""
-        return RewardScores.failed(video.group_id, f"group {video.group_id} cannot be scored: {what}")
+    def _failed(video: EncodedVideo, cause: str) -> RewardScores:
+        """Return the scores of a group that cannot be scored."""
+        return RewardScores.failed(video.group_id, f"group {video.group_id} cannot be scored: {cause}")
 
     @torch.no_grad()
     def _read(self, codes: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Read encoded clips [B, C + F, ...]: probabilities [B, C + F, K] by group, and classes [B, C + F, groups]."""
+        """Read encoded clips [B, C + F, ...].
+
+        Returns:
+            Action group -> probabilities [B, C + F, K], and the most probable classes [B, C + F, groups].
+        """
         num_clips, num_frames = codes.shape[:2]
         at_once = max(1, self.config.max_frames // num_frames)
         tables: dict[str, list[Tensor]] = {name: [] for name in self.world.groups}
         classes = []
         for start in range(0, num_clips, at_once):
             part = codes[start : start + at_once].to(self.device)
-            found, recovered = self._look(self.tokenizer.decode(part.flatten(0, 1)).unflatten(0, part.shape[:2]))
+            frames = self.tokenizer.decode(part.flatten(0, 1)).unflatten(0, part.shape[:2])
+            found, recovered = self._read_frames(frames)
             classes.append(recovered)
             for name, table in found.items():
                 tables[name].append(table)
         return {name: torch.cat(parts) for name, parts in tables.items()}, torch.cat(classes)
 
-    def _look(self, frames: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Read frames uint8 [B, C + F, H, W, 3]: probabilities by group and classes, as in `_read`."""
+    def _read_frames(self, frames: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Read clips of frames, uint8 [B, C + F, H, W, 3]; return probabilities and classes as `_read`."""
         logits = self.idm.logits(frames)
         tables = {name: table.float().cpu() for name, table in group_probabilities(logits, self.world.groups).items()}
         return tables, recovered_classes(logits, self.world.groups)
@@ -209,7 +215,7 @@ class InverseReward:
         commanded = video.actions[len(video.actions) - video.num_frames :]
         recovered = classes[:, video.num_context :]  # [G, F, groups]
         soft = {name: table[:, video.num_context :] for name, table in probabilities.items()}
-        exact = class_tables(recovered, groups)
+        exact = one_hot_classes(recovered, groups)
         accepted = self.accepted(commanded, groups)
         weights = frame_weights(commanded, tuple(accepted), self.weights) if self.weights else None
         tables = exact if config.match == "exact" else soft
@@ -225,12 +231,12 @@ class InverseReward:
 def group_confusion(
     recovered: npt.NDArray[np.int64], commanded: Actions, groups: Sequence[str]
 ) -> dict[str, npt.NDArray[np.int64]]:
-    """Count commanded (rows) against recovered (columns) classes.
+    """Count each pair of commanded (rows) and recovered (columns) classes.
 
     Args:
-        recovered: int64 [G, F, len(groups)].
-        commanded: F actions, the same for all G clips.
-        groups: names out of `rlir_ray.spaces.actions.GROUPS`.
+        recovered: int64 [G, F, len(groups)], recovered classes.
+        commanded: F commanded actions, the same for all G clips.
+        groups: names in `rlir_ray.spaces.actions.GROUPS`.
 
     Returns:
         Action group -> int64 [classes, classes].

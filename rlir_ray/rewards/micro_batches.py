@@ -1,11 +1,11 @@
 """Micro-batches: process waiting items together, as many as fit, in the order of their arrival.
 
-For servers that answer one item a call. Knows nothing of rewards and of Ray.
+This is for servers with one item per call. Independent of rewards and of Ray.
 
-Ray 2.60's `@serve.batch(batch_size_fn=...)` does not do this. It closes a batch after its wait, and only then waits for
-the batch before it: of 40 items that came every 25 ms to work of 200 ms a batch it made batches of one, where this file
-makes 6 of up to 8. An item above the bound gets an error instead of a batch of its own, one that does not fit goes to
-the end of the queue, and a size function that raises ends the queue for good.
+Ray 2.60's `@serve.batch(batch_size_fn=...)` does not fit. It closes a batch after a fixed wait, and only then waits for
+the batch before it. In a test, 40 items arrived every 25 ms, and a batch took 200 ms: Serve made batches of one item,
+this file made 6 batches of up to 8 items. Serve also rejects an item above the bound instead of processing it alone,
+moves an item that does not fit to the end of the queue, and stops forever if the size function raises an error.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Answer = TypeVar("Answer")
 
-# Items come in bursts: while no batch runs, the first item of a burst waits this long for the others.
+# Items arrive in bursts: while no batch runs, the first item of a burst waits this long for the other items.
 GATHER_S = 0.01
 
 
 @dataclass(eq=False, slots=True)
 class _Waiting(Generic[Item, Result]):
+    """An item that waits for its result."""
+
     item: Item
     size: int
     kind: Hashable
@@ -35,14 +37,15 @@ class _Waiting(Generic[Item, Result]):
 
 
 class MicroBatches(Generic[Item, Result]):
-    """Collect items while the batch before runs, so that waiting costs no time under load.
+    """A queue that collects items while a batch runs, so that collecting takes no extra time under load.
 
     Args:
-        work: a batch to its results, in order; called in a thread, one batch at a time. An exception among the results
-            is raised for its item alone, one that is raised for all of them.
-        size: of an item.
-        max_size: of a batch; a larger item is processed alone.
-        kind: only items of one kind share a batch.
+        work: takes a batch and returns the result of each item, in order; called in a thread, one batch at a time. An
+            exception among the results is raised for its item only; an exception that `work` raises is raised for all
+            items of the batch.
+        size: returns the size of an item.
+        max_size: largest sum of sizes of a batch; a larger item is processed alone.
+        kind: returns the kind of an item; only items of one kind share a batch.
     """
 
     def __init__(
@@ -59,24 +62,25 @@ class MicroBatches(Generic[Item, Result]):
         self._worker: asyncio.Task[None] | None = None
 
     async def submit(self, item: Item, is_alone: bool = False) -> Result:
-        """Return the item's result; raise what its work raised.
+        """Wait for an item's result and return it, or raise the exception of its work.
 
         Args:
-            is_alone: no other item is on its way: do not wait for a burst.
+            item: the item.
+            is_alone: whether no other item is about to arrive, so that the item need not wait for a burst.
         """
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        # Here, so that an item which has no size fails alone.
+        # Compute the size here, so that an error affects this item only.
         self._waiting.append(_Waiting(item, self.size(item), self.kind(item), future))
         if self._worker is None or self._worker.done():
-            self._worker = asyncio.create_task(self._work_off(0.0 if is_alone else GATHER_S))
+            self._worker = asyncio.create_task(self._process(0.0 if is_alone else GATHER_S))
         return await future
 
     async def run(self, call: Callable[[], Answer]) -> Answer:
         """Run another call in the same thread, between two batches."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
-    async def _work_off(self, gather_s: float) -> None:
-        """Process batches until no item waits; the next item starts this again."""
+    async def _process(self, gather_s: float) -> None:
+        """Process batches until no item waits; the next item starts a new worker."""
         await asyncio.sleep(gather_s)
         while batch := self._next_batch():
             items = [each.item for each in batch]
@@ -94,12 +98,12 @@ class MicroBatches(Generic[Item, Result]):
                     each.future.set_result(result)
 
     def _next_batch(self) -> list[_Waiting[Item, Result]]:
-        """Take the oldest item and the items of its kind that fit beside it; the others keep their places."""
+        """Take the oldest item and the items of its kind that fit into the batch; keep the order of the other items."""
         batch: list[_Waiting[Item, Result]] = []
         left, total = deque[_Waiting[Item, Result]](), 0
         for each in self._waiting:
             if each.future.done():
-                continue  # its caller is gone
+                continue  # the caller was cancelled
             if not batch or (total + each.size <= self.max_size and each.kind == batch[0].kind):
                 batch.append(each)
                 total += each.size

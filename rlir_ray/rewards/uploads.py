@@ -1,6 +1,7 @@
-"""Read a clip that comes by HTTP: multipart/form-data to frames and actions, bounded before anything is decoded.
+"""Read an uploaded clip: multipart/form-data to frames and actions. All limits are checked before decoding.
 
-Knows nothing of Ray: a request in, arrays or an `UploadError` with an HTTP status out. Legend: K frames of a clip.
+Independent of Ray: takes a request, returns arrays or raises an `UploadError` with an HTTP status. Legend: K frames of
+a clip.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,19 +24,19 @@ from rlir_ray.rewards.inverse_dynamics import ClipScores
 from rlir_ray.spaces.actions import GROUPS, VPT_CAMERA, Actions
 
 CURL = "curl -F video=@NAME.mp4 -F events=@NAME.jsonl URL"
-# A recorded event is some hundred bytes; one that lists every key is below this.
+# A recorded event has some hundred bytes; even an event that lists every key stays below this bound.
 MAX_LINE_BYTES = 16_384
-# A form has two parts, video and events; more than this many are refused.
+# A form needs two parts, video and events; a form with more parts than this is rejected.
 MAX_PARTS = 8
 MAX_BYTES = 16 << 20
 
 
 class UploadError(ValueError):
-    """A bad upload.
+    """The error of a bad upload.
 
     Args:
-        status: of HTTP, 4xx.
-        text: the rule, the value, the way out.
+        status: HTTP status, 4xx.
+        text: the rule, the value and the remedy.
     """
 
     def __init__(self, status: int, text: str) -> None:
@@ -46,24 +46,25 @@ class UploadError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """Limits of an upload."""
+    """The limits of an upload."""
 
     height: int
-    """Pixels of a frame."""
+    """Height of a frame in pixels."""
     width: int
+    """Width of a frame in pixels."""
     max_frames: int = 576
-    """Most frames."""
+    """Most frames of a clip."""
     max_bytes: int = MAX_BYTES
-    """Bytes of the whole request."""
+    """Most bytes of the whole request."""
 
 
 async def read_form(request: Request, limits: Limits) -> dict[str, bytes]:
-    """Read the parts of a multipart/form-data request by their names; reading ends at the limit.
+    """Read the parts of a multipart/form-data request by name; stop at the limit.
 
-    Starlette parses the body as it comes and keeps parts above 1 MiB on disk, so that nothing above the limit is held.
+    Starlette parses the body while it arrives and keeps parts above 1 MiB on disk.
 
     Raises:
-        UploadError: 415, another content type; 413, too big; 400, a broken body.
+        UploadError: 415: the content type is another one; 413: the body is too large; 400: the body is broken.
     """
     content_type = request.headers.get("content-type", "")
     media_type, options = parse_options_header(content_type)
@@ -93,7 +94,7 @@ async def _content(part: UploadFile | str) -> bytes:
 
 
 def _bounded(receive: Receive, limits: Limits) -> Receive:
-    """Receive a body's chunks; stop at the limit."""
+    """Return a `receive` that raises an UploadError when the body exceeds the limit."""
     num_bytes = 0
 
     async def receive_bounded() -> Message:
@@ -121,8 +122,8 @@ def read_clip(parts: dict[str, bytes], limits: Limits) -> tuple[npt.NDArray[np.u
         uint8 [K, H, W, 3], and K - 1 actions; action i leads into frame i + 1.
 
     Raises:
-        UploadError: 400, a part is missing or not readable; 413, too long; 422, frames of another size, or as many
-            events as frames are not there.
+        UploadError: 400: a part is missing or not readable; 413: the clip is too long; 422: the frames have another
+            size, or the number of events differs from the number of frames.
     """
     for name in ("video", "events"):
         if name not in parts:
@@ -136,7 +137,7 @@ def read_clip(parts: dict[str, bytes], limits: Limits) -> tuple[npt.NDArray[np.u
             _check_video(video, limits)
             recording = open_recording(video)
             frames = recording.read(0, len(recording))
-            # A video that is shown turned has other sides than the stored one.
+            # Check the size again: a rotated video has other sides after decoding.
             _check_size(frames.shape[1], frames.shape[2], limits)
         except UploadError:
             raise
@@ -155,7 +156,7 @@ def _check_events(events: bytes, limits: Limits) -> None:
 
 
 def _check_video(path: Path, limits: Limits) -> None:
-    """Read size and length as the file states them, without decoding."""
+    """Check size and length in the file's index, without decoding."""
     if path.read_bytes()[4:8] != b"ftyp":
         raise UploadError(400, "video must be an mp4, got another format; convert it: ffmpeg -i VIDEO NAME.mp4")
     video = index_video(path)
@@ -174,8 +175,8 @@ def _check_size(height: int, width: int, limits: Limits) -> None:
         )
 
 
-def clip_report(scores: ClipScores) -> dict[str, Any]:
-    """Write the scores of a clip as JSON for a person: the agreement of each frame, commanded and recovered classes."""
+def clip_report(scores: ClipScores) -> dict[str, object]:
+    """Return the scores of a clip as JSON for a person: agreement, commanded and recovered classes of each frame."""
     return {
         "frames": len(scores.agreement) + 1,
         "agreement": round(float(scores.agreement.mean()), 4),
@@ -187,9 +188,9 @@ def clip_report(scores: ClipScores) -> dict[str, Any]:
                     name: {
                         "commanded": class_name(name, int(scores.commanded[name][frame])),
                         "recovered": class_name(name, int(scores.recovered[name][frame])),
-                        "agreement": round(float(held[frame]), 4),
+                        "agreement": round(float(values[frame]), 4),
                     }
-                    for name, held in scores.held.items()
+                    for name, values in scores.by_group.items()
                 },
             }
             for frame in range(len(scores.agreement))
@@ -198,7 +199,7 @@ def clip_report(scores: ClipScores) -> dict[str, Any]:
 
 
 def class_name(group: str, index: int) -> str | float:
-    """Name a class for a person: the button, ``none``, or the degrees at the centre of a camera bin."""
+    """Return the name of a class for a person: the button, ``none``, or the degrees at the centre of a camera bin."""
     if GROUPS[group].camera_axis is not None:
         return round(float(VPT_CAMERA.degrees(index)), 2)
     return GROUPS[group].members[index - 1] if index else "none"

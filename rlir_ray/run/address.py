@@ -1,4 +1,4 @@
-"""The address of a running run: a file in its folder, or its name in the Ray of RAY_ADDRESS. No Ray here."""
+"""The address of a running run, from a file in its folder or by its name in the Ray of RAY_ADDRESS. No Ray here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from rlir_ray.config import RunConfig
 from rlir_ray.run.folder import job_home
 
-# This file is in the run's folder only while the run trains.
+# The run's folder holds this file only while the run trains.
 ADDRESS_FILE = "ray.json"
 AUTH_VARIABLE = "RAY_AUTH_MODE"
 
@@ -26,19 +26,20 @@ def write_address(folder: Path, address: str, actor: str) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunAddress:
-    """Of a run that trains, as far as can be told from outside."""
+    """The address of a running run, as another process finds it."""
 
     address: str
     """Address of the run's Ray."""
     auth_mode: str
-    """RAY_AUTH_MODE of the run; empty: unknown, use the caller's own environment."""
+    """RAY_AUTH_MODE of the run; empty: unknown, so that the caller's own environment applies."""
     actor: str
-    refusal: str
-    """Error message if nobody answers at the address."""
+    """Name of the run's control actor."""
+    not_running: str
+    """Error message if the run does not answer at the address."""
 
 
 def _folders(run: str) -> list[Path]:
-    """Return the folders that a name or a path may mean and that hold a run."""
+    """Return the folders of runs that a name or a path may mean."""
     below = RunConfig().dir
     folders = (Path(below) / run, job_home() / below / run, Path(run))
     return [each for each in folders if run and (each / "config.json").is_file()]
@@ -48,7 +49,7 @@ def find_folder(run: str) -> Path:
     """Find the folder of a run by its name or its path.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no run has this name or path.
     """
     if not (known := _folders(run)):
         raise ValueError(f"RUN must name a run, got {run!r}; give a name below {RunConfig().dir}/ or a run's folder")
@@ -56,7 +57,7 @@ def find_folder(run: str) -> Path:
 
 
 def find_run(run: str) -> RunAddress:
-    """Where a run is, by its folder or, on other nodes than its driver's, by its name.
+    """Find a running run: by its folder, or on another node than the driver's by its name.
 
     Raises:
         ValueError: there is no such run, or the run does not train.
@@ -66,10 +67,10 @@ def find_run(run: str) -> RunAddress:
     folder = next((each for each in known if (each / ADDRESS_FILE).is_file()), None)
     if folder is None:
         if run and (address := os.environ.get("RAY_ADDRESS", "")):
-            # The dashboard's address, which `ray job submit` takes; the Ray of this machine is meant.
+            # An http address is the dashboard's, for `ray job submit`: use the Ray of this machine.
             address = "auto" if address.startswith("http") else address
-            refusal = f"--run must name a run that trains, got {run!r}, which none in the Ray at {address} is called"
-            return RunAddress(address=address, auth_mode="", actor=run, refusal=f"{refusal}; give its run.name")
+            not_running = f"--run must name a run that trains, got {run!r}, which no run in the Ray at {address} has"
+            return RunAddress(address=address, auth_mode="", actor=run, not_running=f"{not_running}; give its run.name")
         if not known:
             raise ValueError(
                 f"--run must name a run, got {run!r}; give a name below {below}/ or a run's folder, or set RAY_ADDRESS "
@@ -77,11 +78,11 @@ def find_run(run: str) -> RunAddress:
             )
         folder = known[0]
     state = "has saved its policy and ended" if (folder / "policy").exists() else "is starting or has ended"
-    refusal = (
+    not_running = (
         f"--run must name a run that trains, got {folder}, which {state}; scale it between its first and last step"
     )
     try:
         content = json.loads((folder / ADDRESS_FILE).read_text(encoding="utf-8"))
-        return RunAddress(**content, refusal=refusal)
+        return RunAddress(**content, not_running=not_running)
     except (OSError, TypeError, UnicodeDecodeError, json.JSONDecodeError):
-        raise ValueError(refusal) from None
+        raise ValueError(not_running) from None

@@ -1,6 +1,6 @@
 """Capacity check: whether the nodes of a cluster can hold the pools, and otherwise the smallest change that fits.
 
-Plain values; knows nothing of Ray. A bundle is what one actor takes of one node: CPU, GPU and custom resources.
+Plain values; independent of Ray. A bundle is the set of resources of one actor: CPU, GPU and custom resources.
 """
 
 from __future__ import annotations
@@ -15,23 +15,25 @@ from rlir_ray.config import Config, EvaluationConfig, LearnerConfig, RewardConfi
 
 PoolConfig = RolloutConfig | RewardConfig | LearnerConfig | EvaluationConfig
 
-# Ray counts in ten-thousandths: sums of shares that differ by less are equal.
+# Ray counts in steps of a ten-thousandth: sums of shares that differ by less are equal.
 TOLERANCE = 1e-5
 # Proposed shares have two decimals.
 SHARE = 0.01
+# Most shares that are tried for one pool, to bound the search.
 MAX_SHARES = 32
 UNITS = {"CPU": "CPUs", "GPU": "GPUs"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pool:
-    """Actors of one role."""
+    """The actors of one role."""
 
     name: str
-    """Part of the configuration: `rollout`."""
+    """Name of the configuration's section: `rollout`."""
     count_key: str
-    """Its key that says how many; empty: there is one."""
+    """Key of the section for the number of actors; empty: the pool has one actor."""
     count: int
+    """Number of actors."""
     bundle: dict[str, float]
     """Resources of one actor."""
 
@@ -42,23 +44,27 @@ class Pool:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Node:
+    """The resources of one node."""
+
     total: dict[str, float]
+    """All resources of the node."""
     free: dict[str, float]
-    """Resources that other jobs leave free now."""
+    """Resources that no job uses now."""
 
     @classmethod
     def idle(cls, total: Mapping[str, float]) -> Node:
+        """Return a node whose resources are all free."""
         return cls(total=dict(total), free=dict(total))
 
 
 def bundle(part: PoolConfig) -> dict[str, float]:
-    """Return the resources that one actor of a pool takes of its node; without zeros."""
+    """Return the resources of one actor of a pool, without zeros."""
     if isinstance(part, EvaluationConfig):
-        asked = {"GPU": part.num_gpus}
+        amounts = {"GPU": part.num_gpus}
     else:
         num_gpus = float(part.use_gpu) if isinstance(part, LearnerConfig) else part.num_gpus
-        asked = {"CPU": part.num_cpus, "GPU": num_gpus, **part.resources}
-    return {name: amount for name, amount in asked.items() if amount}
+        amounts = {"CPU": part.num_cpus, "GPU": num_gpus, **part.resources}
+    return {name: amount for name, amount in amounts.items() if amount}
 
 
 def pools_of(config: Config) -> list[Pool]:
@@ -76,7 +82,7 @@ def pools_of(config: Config) -> list[Pool]:
 
 
 def fits(pools: Sequence[Pool], nodes: Sequence[Node]) -> bool:
-    """Return whether the free resources hold the pools in some order, each actor on the fullest node that fits."""
+    """Return whether the pools fit the free resources in some order, with each actor on the fullest node that fits."""
     return any(_find_room(order, nodes) for order in itertools.permutations(pools))
 
 
@@ -87,7 +93,7 @@ def _find_room(pools: Sequence[Pool], nodes: Sequence[Node]) -> bool:
             holding = [node for node in free if _holds(node, pool.bundle)]
             if not holding:
                 return False
-            # Prefer nodes without GPUs: their GPU nodes' CPUs stay free for actors that need both.
+            # Prefer nodes without GPUs, so that the CPUs of GPU nodes stay free for actors that need both.
             tightest = min(holding, key=lambda node: (node.get("GPU", 0.0), node.get("CPU", 0.0)))
             for name, amount in pool.bundle.items():
                 tightest[name] -= amount
@@ -102,7 +108,8 @@ def check_capacity(pools: list[Pool], nodes: Sequence[Node]) -> None:
     """Check that the nodes can hold the pools.
 
     Raises:
-        ValueError: they cannot; the message gives the request, the resources, and the smallest change that fits.
+        ValueError: the pools do not fit; the message gives the demand, the resources, and the smallest change that
+            fits.
     """
     if fits(pools, nodes):
         return
@@ -120,7 +127,7 @@ def _check_names(pools: Sequence[Pool], nodes: Sequence[Node]) -> None:
     for pool in pools:
         for name, amount in pool.bundle.items():
             if name not in known and name not in UNITS:
-                # Resources that Ray adds to every node are not labels of a user.
+                # Skip resources that Ray adds to every node: they are no labels of a user.
                 labels = sorted(name for name in known - UNITS.keys() if ":" not in name and "memory" not in name)
                 there = ", ".join(labels) or "none"
                 raise ValueError(
@@ -152,7 +159,7 @@ def _amounts(nodes: Sequence[Node]) -> tuple[list[dict[str, float]], list[dict[s
 
 def _asked_names(pools: Sequence[Pool]) -> list[str]:
     names = {name for pool in pools for name in pool.bundle}
-    # The most expensive resource first: on a machine without GPUs the message must name GPUs before cores.
+    # Put the most expensive resource first: on a machine without GPUs the message must name GPUs before cores.
     return sorted(names, key=lambda name: (name not in UNITS, name != "GPU", name))
 
 
@@ -231,7 +238,10 @@ def _fewer(pools: Sequence[Pool], pool: Pool, nodes: Sequence[Node]) -> tuple[st
 
 
 def _shares(pools: Sequence[Pool], pool: Pool, name: str, nodes: Sequence[Node]) -> list[float]:
-    """Return smaller shares of a resource for a pool's actors, larger shares first: parts of nodes, and the rest."""
+    """Return smaller shares of a resource for a pool's actors, larger shares first.
+
+    The candidates are equal parts of each node's free amount, and equal parts of the amount that other pools leave.
+    """
     free = [node.free.get(name, 0.0) for node in nodes]
     parts = {amount / count for amount in set(free) for count in range(1, pool.count + 1)}
     own = pool.count * pool.bundle[name]

@@ -14,12 +14,11 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rlir_ray.data.files import give_usual_mode, replace_folder, write_json, write_text
+from rlir_ray.data.files import Json, give_usual_mode, replace_folder, write_json, write_text
 from rlir_ray.run.folder import CHECKPOINTS, cannot_resume, step_folders
 from rlir_ray.trajectory import FlowRecord, TokenRecord, TrajectoryGroup
 
@@ -28,8 +27,8 @@ MANIFEST, LATEST, LEARNER, DRIVER = "manifest.json", "latest", "learner.safetens
 CHUNK_BYTES = 1 << 22
 RECORDS = {kind.__name__: kind for kind in (TokenRecord, FlowRecord)}
 
-Files = dict[str, dict[str, Any]]
-"""Of each file of a checkpoint: ``{"bytes": size, "blake2b": digest}``."""
+Files = dict[str, Json]
+"""File name -> ``{"bytes": size, "blake2b": digest}`` for each file of a checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +42,7 @@ class Checkpoint:
 
 
 def step_name(step: int) -> str:
+    """Return the name of a checkpoint's folder."""
     return f"step_{step:08d}"
 
 
@@ -78,11 +78,15 @@ def seal(partial: Path, files: Files, *, step: int, policy_version: int, keep: i
     """Turn a folder with all its files into a checkpoint, point `latest` to it, and remove older checkpoints.
 
     Args:
-        files: what `describe_files` says of the files in it.
-        keep: whole checkpoints that stay, this one included. Those of later steps go: the run went back behind them.
+        partial: the folder, from `partial_folder`.
+        files: the files in the folder, from `describe_files`.
+        step: the number of optimiser steps done.
+        policy_version: the version of the policy.
+        keep: number of complete checkpoints to keep, this one included. Checkpoints of later steps are removed, because
+            the run went back behind them.
 
     Raises:
-        ValueError: the disk is full, or a file is not what it should be.
+        ValueError: the disk is full, or a file is missing.
     """
     root, final = partial.parent, partial.with_name(step_name(step))
     write_json(partial / MANIFEST, {"format": FORMAT, "step": step, "policy_version": policy_version, "files": files})
@@ -110,16 +114,15 @@ def _sync(path: Path) -> None:
 
 def _remove_others(run: Path, step: int, keep: int) -> None:
     known = step_folders(run)
-    # An unreadable checkpoint does not count. Keep it until enough newer ones are complete: the disk may only be
-    # offline.
-    whole = [number for number in sorted(known) if number <= step and _looks_whole(known[number])]
-    oldest = whole[-keep] if len(whole) >= keep else 0
+    # Do not count unreadable checkpoints, but keep them until enough newer ones are complete: the disk may be offline.
+    complete = [number for number in sorted(known) if number <= step and _looks_complete(known[number])]
+    oldest = complete[-keep] if len(complete) >= keep else 0
     for number, folder in known.items():
         if not oldest <= number <= step:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _looks_whole(folder: Path) -> bool:
+def _looks_complete(folder: Path) -> bool:
     try:
         check(folder, digests=False)
     except ValueError:
@@ -131,22 +134,22 @@ def newest(run: Path, report: Callable[[str], None]) -> Checkpoint | None:
     """Find the newest complete checkpoint of a run; None: the run has no checkpoint.
 
     Args:
-        run: its folder.
+        run: the run's folder.
         report: receives a line for each skipped checkpoint.
 
     Raises:
         ValueError: the run has checkpoints, but none can be read.
     """
-    passed_over: list[ValueError] = []
+    errors: list[ValueError] = []
     for _, folder in sorted(step_folders(run).items(), reverse=True):
-        if passed_over:
-            report(f"passed over a checkpoint: {passed_over[-1]}; the one before is used")
+        if errors:
+            report(f"skipped a checkpoint: {errors[-1]}; the checkpoint before is used")
         try:
             return check(folder)
         except ValueError as error:
-            passed_over.append(error)
-    if passed_over:
-        raise cannot_resume(run, f"none of {len(passed_over)}, the newest because {passed_over[0]}")
+            errors.append(error)
+    if errors:
+        raise cannot_resume(run, f"{len(errors)} unreadable ones, the newest because {errors[0]}")
     return None
 
 
@@ -154,10 +157,11 @@ def check(folder: Path, *, digests: bool = True) -> Checkpoint:
     """Check by its manifest that a checkpoint is complete.
 
     Args:
-        digests: read every byte; false: check the manifest and the sizes alone.
+        folder: the checkpoint's folder.
+        digests: whether to read every byte; false: check only the manifest and the sizes.
 
     Raises:
-        ValueError: the first error, in one line.
+        ValueError: the checkpoint is not complete; the message is the first error, in one line.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -173,7 +177,7 @@ def check(folder: Path, *, digests: bool = True) -> Checkpoint:
         ) from None
 
 
-def _check_file(path: Path, expected: Mapping[str, Any], digest: bool) -> None:
+def _check_file(path: Path, expected: Json, digest: bool) -> None:
     size = path.stat().st_size if path.is_file() else -1
     if size != expected["bytes"]:
         got = "none" if size < 0 else f"{size} bytes"
@@ -183,7 +187,7 @@ def _check_file(path: Path, expected: Mapping[str, Any], digest: bool) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What is inside
+# Contents of a checkpoint
 
 
 class ArrayFile(Mapping[str, npt.NDArray[np.generic]]):
@@ -198,7 +202,8 @@ class ArrayFile(Mapping[str, npt.NDArray[np.generic]]):
     def __getitem__(self, name: str) -> npt.NDArray[np.generic]:
         if name not in self._names:
             raise KeyError(name)
-        return self._file.get_tensor(name)  # type: ignore[no-any-return]
+        array: npt.NDArray[np.generic] = self._file.get_tensor(name)
+        return array
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -224,6 +229,7 @@ def save_arrays(path: Path, arrays: Mapping[str, npt.NDArray[np.generic]]) -> No
 
 
 def group_file(group_id: int) -> str:
+    """Return the name of a group's file."""
     return f"group_{group_id:08d}.npz"
 
 
@@ -234,18 +240,21 @@ def save_group(folder: Path, group: TrajectoryGroup) -> None:
         ValueError: the disk is full.
     """
     plain = {name: getattr(group, name) for name in ("prompt_id", "group_id", "seed", "policy_version")}
-    columns: dict[str, Any] = {"loss_mask": group.loss_mask, "behavior_logprobs": group.behavior_logprobs}
+    columns: dict[str, npt.NDArray[np.generic] | None] = {
+        "loss_mask": group.loss_mask,
+        "behavior_logprobs": group.behavior_logprobs,
+    }
     columns |= {f"record.{entry.name}": getattr(group.record, entry.name) for entry in dataclasses.fields(group.record)}
     arrays = {name: value for name, value in columns.items() if value is not None}
     path = folder / group_file(group.group_id)
     try:
-        np.savez(path, about=np.array(json.dumps({**plain, "record": type(group.record).__name__})), **arrays)
+        np.savez(path, about=np.array(json.dumps({**plain, "record": type(group.record).__name__})), **arrays)  # type: ignore[arg-type]  # no column is named allow_pickle
     except OSError as error:
         raise ValueError(f"could not save {path}: {error.strerror}; free some space or set run.dir") from error
 
 
 def load_group(path: Path) -> TrajectoryGroup:
-    """Read what `save_group` wrote."""
+    """Read a group that `save_group` has written."""
     with np.load(path, allow_pickle=False) as arrays:
         about = json.loads(str(arrays["about"]))
         record = {name.removeprefix("record."): arrays[name] for name in arrays if name.startswith("record.")}

@@ -1,6 +1,6 @@
-"""Checks of this machine for a recipe, one finding a check. `actors/cluster/doctor.py` checks Ray.
+"""Checks of this machine for a recipe, with one finding per check. `actors/cluster/doctor.py` checks Ray.
 
-The tested versions are those of the constraints file that `make install` gives to pip.
+The tested versions are those in the constraints file that `make install` passes to pip.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from rlir_ray.config import Config
+from rlir_ray.extras import EXTRAS, install_command, is_installed, missing_text
 from rlir_ray.run.environment import TESTED_PACKAGES, stand_in
 
 Level = Literal["ok", "warn", "fail"]
@@ -25,26 +26,30 @@ Level = Literal["ok", "warn", "fail"]
 CONSTRAINTS = Path(__file__).parents[2] / "constraints"
 TESTED_PYTHON = "3.11"
 SHARED_MEMORY = Path("/dev/shm")
-# What a small run holds there, weights included, where it takes what is free.
-LEAST_STORE_BYTES = 1 << 30
-# vLLM takes half a minute on two busy cores.
+# Shared memory that a small run takes, weights included, if object_store_budget_bytes is 0.
+MIN_STORE_BYTES = 1 << 30
+# The import of vLLM takes half a minute on two busy cores.
 IMPORT_TIMEOUT_S = 180.0
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
+    """The result of one check."""
+
     level: Level
-    """`fail`: the recipe cannot run."""
+    """`ok`, `warn`, or `fail`: the recipe cannot run."""
     check: str
+    """Name of the check."""
     text: str
     """The finding; if not ok, followed by a semicolon and the remedy."""
 
     def line(self) -> str:
+        """Format the finding as a line."""
         return f"{self.level:<5} {self.check:<14} {self.text}"
 
 
 def run_check(check: str, ask: Callable[[], str], level: Level = "fail") -> Finding:
-    """Run a check; return its answer, or its error, which holds the remedy."""
+    """Run a check; return its answer as ok, or its error, which contains the remedy."""
     try:
         return Finding("ok", check, ask())
     except ImportError as error:
@@ -64,6 +69,8 @@ def machine_findings(config: Config) -> Iterator[Finding]:
     install = f"pip install -c {file} deepspeed"
     yield import_finding("deepspeed", config.learner.engine == "deepspeed", install)
     yield import_finding("vllm", config.rollout.engine == "vllm", "make install-vllm")
+    yield import_finding("vizdoom", config.prompts.source == "doom", install_command("vizdoom"))
+    yield from _optional_findings(config)
     yield run_check("engine", lambda: _engine(config))
     yield run_check("video codec", _video_codec)
     yield run_check("checkpoints", lambda: _checkpoints(config))
@@ -102,7 +109,7 @@ def version_findings(file: Path) -> Iterator[Finding]:
             # Ignore the build's suffix, as in 2.13.0+cpu.
             found = importlib.metadata.version(name).split("+")[0]
         except importlib.metadata.PackageNotFoundError:
-            if name in TESTED_PACKAGES:
+            if name in TESTED_PACKAGES and name not in EXTRAS:
                 differs = True
                 yield Finding("fail", "version", f"{name} is not installed; pip install -c {file} {name}=={tested}")
             continue
@@ -131,11 +138,11 @@ def _shared_memory(config: Config) -> Finding:
         return Finding("warn", "shared memory", f"no {SHARED_MEMORY}; Ray keeps its objects on disk here")
     usage, asked = shutil.disk_usage(SHARED_MEMORY), config.object_store_budget_bytes
     text = f"{_gb(usage.free)} GB free of {_gb(usage.total)} GB in {SHARED_MEMORY}"
-    if usage.free >= max(asked, LEAST_STORE_BYTES):
+    if usage.free >= max(asked, MIN_STORE_BYTES):
         return Finding("ok", "shared memory", text)
-    # With too little shared memory, Ray puts its store on disk, which is slow.
+    # This is a warning: with too little shared memory, Ray puts its store on disk, which is slow.
     remedy = "docker run --shm-size, in Kubernetes an emptyDir of medium Memory, or lower object_store_budget_bytes"
-    return Finding("warn", "shared memory", f"{text}, Ray's store asks for {max(asked, LEAST_STORE_BYTES)}; {remedy}")
+    return Finding("warn", "shared memory", f"{text}, Ray's store asks for {max(asked, MIN_STORE_BYTES)}; {remedy}")
 
 
 def _gb(num_bytes: float) -> str:
@@ -143,7 +150,7 @@ def _gb(num_bytes: float) -> str:
 
 
 def import_finding(module: str, needed: bool, remedy: str) -> Finding:
-    """Check that a library can be imported, in a separate process: some imports hang, or end the process."""
+    """Check that a library can be imported, in a separate process, because some imports hang or end the process."""
     level: Level = "fail" if needed else "warn"
     if importlib.util.find_spec(module) is None:
         if not needed:
@@ -167,6 +174,19 @@ def import_finding(module: str, needed: bool, remedy: str) -> Finding:
     return Finding("ok", module, done.stdout.split()[-1])
 
 
+def _optional_findings(config: Config) -> Iterator[Finding]:
+    """Warn of a missing library that the recipe uses but does not need."""
+    from rlir_ray.run.preflight import samples_by_numba
+
+    for library, is_used in (("tensorboard", True), ("numba", samples_by_numba(config))):
+        if is_installed(library):
+            yield Finding("ok", library, "installed")
+        elif is_used:
+            yield Finding("warn", library, missing_text(library).removeprefix(f"{library} is "))
+        else:
+            yield Finding("ok", library, "not installed, and the recipe does not need it")
+
+
 def _engine(config: Config) -> str:
     from rlir_ray.run.preflight import check_engine
 
@@ -186,8 +206,9 @@ def _video_codec() -> str:
 
 def _checkpoints(config: Config) -> str:
     from rlir_ray.run.preflight import check_checkpoints
-    from rlir_ray.run.resolved import resolve
+    from rlir_ray.run.resolved import check_reward_idm, resolve
 
+    check_reward_idm(config)
     run = resolve(config)
     check_checkpoints(run.models)
     return f"whole, of one world; an encoded frame is {'x'.join(map(str, run.frame_shape))}"

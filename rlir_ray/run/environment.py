@@ -1,4 +1,4 @@
-"""What a run is made with: the user's home folder, the running copy of this project, packages, machine, commit."""
+"""The environment of a run: the home folder, the running copy of this project, packages, machine and commit."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pathlib import Path
 
 
 def stand_in() -> Path:
-    """Return the folder that takes the place of a home that is missing."""
+    """Return the folder that replaces a missing home folder."""
     return Path(tempfile.gettempdir()) / f"rlir_ray-{os.getuid()}"
 
 
 def ensure_home() -> None:
-    """Set HOME to a private temporary folder where there is no home that this user can write.
+    """Set HOME to a private temporary folder if this user cannot write to a home folder.
 
-    Ray and its libraries keep a token and results below the home folder, and fail at their import without one.
+    Ray and its libraries keep a token and results in the home folder, and their import fails without one.
 
     Raises:
-        ValueError: the folder cannot be made, or belongs to another user.
+        ValueError: the folder cannot be created, or belongs to another user.
     """
     if _has_home():
         return
@@ -44,7 +44,7 @@ def _has_home() -> bool:
         home = Path.home()
     except RuntimeError:
         return False
-    # One that can only be read serves where it holds the token of the cluster.
+    # A home folder that is only readable is enough if it holds the cluster's token.
     return os.access(home, os.W_OK | os.X_OK) or os.access(home / ".ray" / "auth_token", os.R_OK)
 
 
@@ -52,9 +52,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def version() -> str:
-    """Return the version of the checkout that holds this file, otherwise of the installed package."""
+    """Return the version of the checkout that holds this file, or of the installed package."""
     settings = configparser.ConfigParser()
-    # A checkout may run without being installed, or beside an installed copy of another version.
+    # Read the checkout first: it may not be installed, or another version may be installed beside it.
     settings.read(ROOT / "setup.cfg", encoding="utf-8")
     if settings.get("metadata", "name", fallback="") == "rlir_ray":
         return settings["metadata"]["version"]
@@ -62,10 +62,12 @@ def version() -> str:
 
 
 def check_actors() -> None:
-    """Check that `import actors` finds our package, here and in Ray's processes, which search the working folder first.
+    """Check that `import actors` finds the package of this project.
+
+    Ray's processes search the working folder first, so check that folder too.
 
     Raises:
-        ValueError: it finds another one.
+        ValueError: the import finds another package.
     """
     here = Path.cwd()
     found = [path for path in (here / "actors" / "__init__.py", here / "actors.py") if path.is_file()]
@@ -95,7 +97,7 @@ TESTED_PACKAGES = (
 
 
 def machine() -> str:
-    """Describe processor, cores, memory and GPUs."""
+    """Describe the processor, cores, memory and GPUs of this machine."""
     import torch
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -104,6 +106,7 @@ def machine() -> str:
 
 
 def processor() -> str:
+    """Return the model name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

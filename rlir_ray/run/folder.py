@@ -12,26 +12,30 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rlir_ray.config import Config
-from rlir_ray.config.load import DROPPED, tell_dropped
-from rlir_ray.data.content import content_of
+from rlir_ray.config.old_keys import DROPPED, tell_dropped, upgraded
+from rlir_ray.data.digests import input_digests
 from rlir_ray.data.files import number, strict_json, write_json, write_text
+from rlir_ray.extras import has_library
 from rlir_ray.run.environment import stand_in, versions
 
-# In a run's folder.
+if TYPE_CHECKING:
+    from torch.utils.tensorboard.writer import FileWriter
+
+# Folder of the checkpoints in a run's folder.
 CHECKPOINTS = "checkpoints"
-# In that one; what is half-written has another name.
+# Name of a checkpoint's folder; a half-written checkpoint has another name.
 STEP_FOLDER = re.compile(r"step_(\d{8})")
-# Digests of what the run was made with.
+# File with the digests of the checkpoints and recordings that the run uses.
 CONTENT = "content.json"
-# Set by Ray in the driver of a submitted job.
+# Ray sets this variable in the driver of a submitted job.
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 def step_folders(run: Path) -> dict[int, Path]:
-    """Return the checkpoints of a run by step, whether they can be read or not."""
+    """Return the folders of a run's checkpoints by step, readable or not."""
     root = run / CHECKPOINTS
     matches = [(STEP_FOLDER.fullmatch(path.name), path) for path in root.iterdir()] if root.is_dir() else []
     return {int(match[1]): path for match, path in matches if match}
@@ -46,10 +50,10 @@ def cannot_resume(run: Path, got: str) -> ValueError:
 
 
 def runs_folder(run_dir: str) -> Path:
-    """Return the absolute folder of all runs.
+    """Return the absolute path of the folder of all runs.
 
-    A submitted job works in a copy of the checkout, which Ray removes with the job: there a relative folder is below
-    the home folder.
+    A submitted job works in a copy of the checkout that Ray deletes after the job. Therefore a relative path starts at
+    `job_home` in a job.
 
     Raises:
         ValueError: a submitted job's user has no home folder.
@@ -63,7 +67,7 @@ def runs_folder(run_dir: str) -> Path:
 
 
 def job_home() -> Path:
-    """Return the base of relative folders in submitted jobs."""
+    """Return the folder at which relative paths start in submitted jobs."""
     return Path.home() / "rlir_ray"
 
 
@@ -87,19 +91,18 @@ LOCK = ".lock"
 
 def resume_overridable(key: str) -> bool:
     """Return whether a run may resume with another value of a configuration key."""
-    # A dictionary's keys are below its own: rollout.resources.rollout_node.
+    # Compare two levels only: the keys of a dictionary follow its own key, as in rollout.resources.rollout_node.
     return key.startswith(RESUME_OVERRIDABLE_SECTIONS) or ".".join(key.split(".")[:2]) in RESUME_OVERRIDABLE
 
 
 class RunFolder:
-    """`runs/<name>`: config.yaml, versions.json, content.json, metrics.jsonl, TensorBoard events, and what a run adds.
+    """The folder `runs/<name>`: config.yaml, versions.json, content.json, metrics.jsonl, TensorBoard events, results.
 
     Args:
-        config: resolved, with its paths as the user gave them; an empty `run.name` becomes recipe and time.
+        config: the configuration, with paths as the user gave them; an empty `run.name` becomes recipe and time.
 
     Raises:
-        ValueError: the name belongs to a run that has trained with another config, or has saved its policy and left
-            no checkpoint to go on from.
+        ValueError: a run with this name has trained with another config, or has saved its policy but no checkpoint.
     """
 
     def __init__(self, config: Config) -> None:
@@ -107,22 +110,22 @@ class RunFolder:
         self.path = runs_folder(config.run.dir) / name
         settings = {key: value for key, value in config.to_dict().items() if key != "run"}
         self.config, self.settings = config, json.loads(json.dumps(settings))
-        # What ended before its first step left nothing to lose.
+        # Replace a run without any of these: it ended before its first step.
         if any((self.path / name).exists() for name in ("metrics.jsonl", "policy", CHECKPOINTS)):
-            self._refuse_other()
+            self._reject_other()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"run.dir must be writable, got {self.path}: {error.strerror}; set run.dir") from error
         self.has_begun = False
-        self._events: Any = None
+        self._events: FileWriter | None = None
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Lock the folder for this process; the lock ends with the context or the process.
 
         Raises:
-            ValueError: another process trains in it.
+            ValueError: another process trains in the folder.
         """
         with (self.path / LOCK).open("w", encoding="utf-8") as file:
             try:
@@ -141,8 +144,8 @@ class RunFolder:
             ValueError: the run is to start from the beginning, but the folder holds a policy or checkpoints.
         """
         if not step:
-            self._refuse_loss()
-            # Half-written ones.
+            self._reject_loss()
+            # Remove half-written checkpoints; a complete one would have been rejected above.
             shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
         self.cut(step)
         write_json(self.path / "config.json", self.settings)
@@ -174,34 +177,38 @@ class RunFolder:
     @functools.cached_property
     def content(self) -> dict[str, str]:
         """Return the digests of the checkpoints and recordings that the run uses."""
-        return content_of(self.config)
+        return input_digests(self.config)
 
-    def _refuse_other(self) -> None:
-        before = _upgraded(_flat(json.loads((self.path / "config.json").read_text(encoding="utf-8"))))
+    def _reject_other(self) -> None:
+        """Reject a folder of a run with another configuration."""
+        before = _flat(upgraded(json.loads((self.path / "config.json").read_text(encoding="utf-8"))))
         now = _flat(self.settings)
         for key in DROPPED.keys() & before.keys():
             tell_dropped(key, before[key], "the run resumes with it")
-        held = read_content(self.path)
-        # Another place of the same content is no other config; earlier versions kept absolute places alone.
-        same = {key for key in now if key in before and _place(before[key]) == _place(now[key])} - held.keys()
-        same |= {key for key, content in held.items() if self.content.get(key) == content}
-        # Keys that only one of the two knows are another version's.
+        stored = read_content(self.path)
+        # Compare files by content, because their paths may change. Earlier versions stored only absolute paths.
+        same = {key for key in now if key in before and _path(before[key]) == _path(now[key])} - stored.keys()
+        same |= {key for key, content in stored.items() if self.content.get(key) == content}
+        if not now["models.reward_idm"]:
+            # No reward of this run reads the model. With `make_reward` an earlier version stored its path all the same.
+            same.add("models.reward_idm")
+        # Ignore keys that only one of the two configurations has: they belong to another version.
         changed = [key for key in now if key in before and key not in same and not resume_overridable(key)]
         if changed:
             raise ValueError(
                 f"run.name={self.path.name} exists with another config ({changed[0]} differs); choose another run.name"
             )
         if not step_folders(self.path):
-            self._refuse_loss()
+            self._reject_loss()
 
-    def _refuse_loss(self) -> None:
+    def _reject_loss(self) -> None:
         """Reject a folder whose checkpoints or policy a start from the beginning would overwrite."""
         if folders := step_folders(self.path):
-            raise cannot_resume(self.path, f"{folders[max(folders)].name}, which it does not go on from")
+            raise cannot_resume(self.path, f"{folders[max(folders)].name}, from which the run does not resume")
         if (self.path / "policy").exists():
-            raise cannot_resume(self.path, "a saved policy and none")
+            raise cannot_resume(self.path, "a saved policy without a checkpoint")
 
-    def _write_yaml(self, settings: dict[str, Any]) -> None:
+    def _write_yaml(self, settings: dict[str, object]) -> None:
         from omegaconf import OmegaConf
 
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)))
@@ -221,7 +228,9 @@ class RunFolder:
         self._log_events(metrics)
 
     def _log_events(self, metrics: dict[str, float]) -> None:
-        # One event a step: as many as there are metrics would take as long as the rest of the driver's work.
+        if not has_library("tensorboard"):
+            return
+        # Write one event per step: one per metric would take as long as the rest of the driver's work.
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         if self._events is None:
@@ -254,38 +263,32 @@ def _parsed(line: str) -> dict[str, float] | None:
 
 
 def read_content(run: Path) -> dict[str, str]:
-    """Return configuration key -> digest of what it names; empty for a run of an earlier version."""
+    """Return configuration key -> digest of the files that it names; empty for a run of an earlier version."""
     path = run / CONTENT
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def judges_by_reward(run: Path) -> bool:
-    """Return whether the judge of a run is the inverse dynamics model that rewards, wherever the two lie."""
-    held, path = read_content(run), run / "config.json"
-    if not held and path.is_file():
-        held = _flat(json.loads(path.read_text(encoding="utf-8")))
-    judge = held.get("models.judge_idm")
-    return judge is not None and judge == held.get("models.reward_idm")
+    """Return whether judge and reward of a run use the same inverse dynamics model, also under different paths."""
+    stored: dict[str, object] = {**read_content(run)}
+    path = run / "config.json"
+    if not stored and path.is_file():
+        stored = _flat(json.loads(path.read_text(encoding="utf-8")))
+    judge = stored.get("models.judge_idm")
+    return judge is not None and judge == stored.get("models.reward_idm")
 
 
-def _upgraded(settings: dict[str, Any]) -> dict[str, Any]:
-    """Flat settings of an earlier version under today's keys: rollout.engine=flow named a family."""
-    if "policy.family" in settings or "rollout.engine" not in settings:
-        return settings
-    is_flow = settings["rollout.engine"] == "flow"
-    engine = "torch" if is_flow else settings["rollout.engine"]
-    return settings | {"policy.family": "flow" if is_flow else "autoregressive", "rollout.engine": engine}
-
-
-def _place(value: Any) -> Any:
-    """Return the canonical form of a path, for comparison; other text stays as it is."""
+def _path(value: object) -> object:
+    """Return the absolute path of a text, for comparison; return other values unchanged."""
     return os.path.abspath(value) if isinstance(value, str) and value else value
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _flat(settings: dict[str, object], prefix: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
     for key, value in settings.items():
-        # The arguments of a plug-in are one value: each of them may come and go.
-        is_part = isinstance(value, dict) and key not in PLUGIN_ARGUMENTS
-        found |= _flat(value, f"{prefix}{key}.") if is_part else {prefix + key: value}
+        # Compare the arguments of a plug-in as one value: single arguments may be missing on one side.
+        if isinstance(value, dict) and key not in PLUGIN_ARGUMENTS:
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
     return found

@@ -1,4 +1,4 @@
-"""Checks of a resolved run before its parts start: the weights are whole and finite, the engine is installed."""
+"""Checks of a resolved run before its parts start: the weights are complete and finite, the engine is installed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from rlir_ray.config import Config
+from rlir_ray.extras import has_library, require_library
 from rlir_ray.idm.base import architecture_of
 from rlir_ray.models.checkpoints import check_finite
 from rlir_ray.models.compatibility import read_settings
@@ -16,16 +17,16 @@ from rlir_ray.registry import load
 
 
 def check_checkpoints(models: Mapping[str, Path]) -> None:
-    """Check that the weights of all models are there, whole and finite, and that the IDMs are IDMs.
+    """Check that all models have complete and finite weights, and that the IDMs are IDMs.
 
-    Reads every weight once, one at a time.
+    This reads every weight once, one at a time.
 
     Args:
         models: folder of each checkpoint, by its key of `models`.
 
     Raises:
-        ValueError: a folder holds none, a file is cut off, a weight is NaN or infinite, or an inverse dynamics model is
-            something else.
+        ValueError: a folder has no weights, a file is truncated, a weight is NaN or infinite, or a folder of an inverse
+            dynamics model holds another kind of model.
     """
     for name in models.keys() & {"reward_idm", "judge_idm"}:
         folder = models[name]
@@ -45,7 +46,7 @@ def check_checkpoints(models: Mapping[str, Path]) -> None:
             raise ValueError(f"models.{model} must hold safetensors, got none in {folder}; give a model's folder")
         for file in files:
             try:
-                # Compares the file's length with its header, then reads one tensor after another.
+                # `safe_open` compares the file's length with its header; then read one tensor after another.
                 with safe_open(file, "pt") as tensors:
                     names = list(tensors.keys())
                     for name in names:
@@ -58,11 +59,34 @@ def check_checkpoints(models: Mapping[str, Path]) -> None:
                 raise ValueError(f"models.{model} must hold weights, got none in {file}; give another folder")
 
 
+def check_libraries(config: Config, *, own_prompts: bool = False) -> None:
+    """Check the optional libraries that a run uses; log what the run lacks without a library that is not necessary.
+
+    Args:
+        config: resolved.
+        own_prompts: the caller gives the prompts, so that the run does not use `prompts.source`.
+
+    Raises:
+        ValueError: a necessary library is missing.
+    """
+    if config.prompts.source == "doom" and not own_prompts:
+        require_library("vizdoom", "prompts.source=doom")
+    if samples_by_numba(config):
+        # Rollout actors log the same line, but the driver does not show their logs.
+        has_library("numba")
+
+
+def samples_by_numba(config: Config) -> bool:
+    """Return whether rollout actors compute their attention with numba, if it is installed."""
+    rollout = config.rollout
+    return config.policy.family == "autoregressive" and rollout.engine == "torch" and not rollout.num_gpus
+
+
 def check_engine(config: Config) -> None:
     """Check that the rollout engine is installed, and built for the device of its actors.
 
     Raises:
-        ValueError: vLLM is missing, or built for a GPU that rollout.num_gpus does not give it, or for none.
+        ValueError: vLLM is missing, or its build (GPU or CPU) does not fit rollout.num_gpus.
     """
     if config.rollout.engine != "vllm":
         return

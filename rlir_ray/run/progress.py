@@ -12,8 +12,23 @@ from typing import TypeVar
 ShowProgress = Callable[[float, str], None]
 Item = TypeVar("Item")
 
-# Interval of lines without a terminal, so that a log never stays silent for long.
+# Interval of lines without a terminal, short enough that a log shows the run is alive.
 LINE_EVERY_S = 30.0
+# The speed of this last time gives the remaining time; it must hold several lines.
+SPEED_PERIOD_S = 600.0
+
+
+def log_to_stderr() -> None:
+    """Log messages to stderr with their time: through rich on a terminal, above a bar, otherwise a line for each."""
+    if not sys.stderr.isatty():
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+        return
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    console = Console(stderr=True)
+    handler = RichHandler(console=console, show_level=False, show_path=False, log_time_format="%H:%M:%S")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
 
 
 @contextmanager
@@ -21,67 +36,53 @@ def progress_bar(name: str) -> Iterator[ShowProgress]:
     """Show percent, elapsed and remaining time, and a text such as the loss: a bar if stderr is a terminal, else lines.
 
     Yields:
-        To be called with the share of the training that is done, of its steps or minutes, and with the text.
+        A function to call with the finished share of the work, in [0, 1], and with the text.
     """
-    if not sys.stderr.isatty():
-        yield _Lines(name).show
-        return
+    from rich import progress as rich
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.logging import RichHandler
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("gone,"),
-        TimeRemainingColumn(),
-        TextColumn("left  {task.fields[text]}"),
-    )
-    terminal = sys.stderr
-    log = [h for h in logging.root.handlers if isinstance(h, logging.StreamHandler) and h.stream is terminal]
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(name, total=1.0, text="")
-        # While the bar is live rich has put its own stderr there, which prints above the bar.
-        for handler in log:
-            handler.setStream(sys.stderr)
-        try:
-            yield lambda share, text: bar.update(task, completed=min(share, 1.0), text=text)
-            bar.update(task, completed=1.0)
-        finally:
-            for handler in log:
-                handler.setStream(terminal)
+    is_terminal, printed = sys.stderr.isatty(), time.monotonic()
+    # Messages stand above the bar if one console writes both.
+    logged = (handler.console for handler in logging.root.handlers if isinstance(handler, RichHandler))
+    with rich.Progress(
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.TaskProgressColumn(),
+        rich.TimeElapsedColumn(),
+        rich.TextColumn("gone,"),
+        rich.TimeRemainingColumn(),
+        rich.TextColumn("left  {task.fields[text]}"),
+        console=next(logged, None) or Console(stderr=True),
+        speed_estimate_period=SPEED_PERIOD_S,
+        disable=not is_terminal,
+    ) as bar:
+        bar.add_task(name, total=1.0, text="")
+        (task,) = bar.tasks
 
+        def show(share: float, text: str) -> None:
+            nonlocal printed
+            bar.update(task.id, completed=min(share, 1.0), text=text)
+            if is_terminal or time.monotonic() - printed < LINE_EVERY_S:
+                return
+            printed, remaining = time.monotonic(), task.time_remaining
+            left = "" if remaining is None else f", {clock(remaining)} left"
+            line = f"{name} {task.completed:4.0%}  {clock(task.elapsed or 0)} gone{left}  {text}"
+            print(line, file=sys.stderr, flush=True)
 
-class _Lines:
-    """A line on stderr every `LINE_EVERY_S` seconds."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.started = self.said = time.monotonic()
-        self.first: float | None = None
-        """Share that was done at the first call: of a training that goes on."""
-
-    def show(self, share: float, text: str) -> None:
-        now = time.monotonic()
-        if self.first is None:
-            self.first = share
-        if now - self.said < LINE_EVERY_S:
-            return
-        self.said, gone, done = now, now - self.started, share - self.first
-        left = f", {clock(gone * max(1 - share, 0) / done)} left" if done > 0 else ""
-        print(f"{self.name} {min(share, 1.0):4.0%}  {clock(gone)} gone{left}  {text}", file=sys.stderr, flush=True)
+        yield show
+        bar.update(task.id, completed=1.0)
 
 
 def counted(items: Iterable[Item], number: int, show: ShowProgress, what: str) -> Iterator[Item]:
-    """Yield the items and show how many of `number` are done; `what` names the items in the plural."""
+    """Yield the items and show how many of them are done.
+
+    Args:
+        items: the items.
+        number: number of the items.
+        show: shows the progress, from `progress_bar`.
+        what: name of the items, in the plural.
+    """
     for done, item in enumerate(items, 1):
         yield item
         show(done / number, f"{done} of {number} {what}")
@@ -93,7 +94,7 @@ def clock(seconds: float) -> str:
 
 
 def figure_words(figures: Mapping[str, float | None]) -> str:
-    """Format figures for a person: "loss 2.87, validation loss 2.93"; – for None."""
+    """Format figures for a person: "loss 2.87, validation loss 2.93"; None becomes a dash."""
     return ", ".join(
         f"{name.replace('_', ' ')} {'–' if value is None else f'{value:.4g}'}" for name, value in figures.items()
     )

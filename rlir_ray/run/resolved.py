@@ -1,4 +1,4 @@
-"""What a run needs, found out once before anything starts: members, paths, the encoded frame, and sizes in bytes."""
+"""The needs of a run, resolved once before its start: plug-ins, paths, the shape of a frame, and sizes in bytes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlir_ray.config import Config
-from rlir_ray.data.content import models_read
+from rlir_ray.config import Config, require
+from rlir_ray.data.digests import used_models
 from rlir_ray.data.prompts import heldout_bytes
-from rlir_ray.data.sources import find_recordings
+from rlir_ray.data.recording_index import find_recordings
 from rlir_ray.families import family_of
 from rlir_ray.registry import load
 from rlir_ray.trajectory import FrameShape
@@ -17,35 +17,35 @@ from rlir_ray.trajectory import FrameShape
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResolvedRun:
-    """A configuration whose members and checkpoints exist and fit each other, with what follows from them."""
+    """A configuration whose plug-ins and checkpoints exist and fit each other, with the sizes that follow from them."""
 
     config: Config
-    """With absolute paths."""
+    """The configuration, with absolute paths."""
     models: dict[str, Path]
     """Folder of each checkpoint that the run opens, by its key of `models`."""
     frame_shape: FrameShape
-    """Of an encoded frame."""
+    """Shape of an encoded frame."""
     group_bytes: int
-    """Bound of a group in flight: its training columns and its encoded video."""
+    """Most bytes of a group in flight: its training columns and its encoded video."""
     weight_bytes: int
-    """Bound of one version of the policy's weights, in float32."""
+    """Most bytes of one version of the policy's weights, in float32."""
     heldout_bytes: int
-    """Of the held-out clips."""
+    """Bytes of the held-out clips."""
 
 
 def resolve(config: Config) -> ResolvedRun:
-    """Read the settings of all checkpoints, but no weight; `run/preflight.py` checks the weights.
+    """Resolve a configuration. Read the settings of all checkpoints, but no weights; `run/preflight.py` checks those.
 
     Raises:
-        ValueError: a member cannot be imported or lacks a method, a folder is missing, recordings cannot be used, or
-            the policy and its codec are of another family, vocabulary, frame size, or number of tokens or latents.
+        ValueError: a plug-in cannot be imported or lacks a method, a folder is missing, recordings cannot be used, or
+            policy and codec differ in family, vocabulary, frame size, or number of tokens or latents.
     """
     check_plugins(config)
     config = absolute_paths(config)
     family = family_of(config)
     frame_shape = family.check_world(config)
-    models = models_read(config)
-    # The files may hold half precision.
+    models = used_models(config)
+    # Double the size of the files, which may hold half precision.
     weight_bytes = 2 * sum(path.stat().st_size for path in models["policy"].glob("*.safetensors"))
     return ResolvedRun(
         config=config,
@@ -58,10 +58,10 @@ def resolve(config: Config) -> ResolvedRun:
 
 
 def check_plugins(config: Config) -> None:
-    """Check that the members that the configuration names can be imported and have what their axes need.
+    """Check that the configured plug-ins can be imported and have the methods that their axes need.
 
     Raises:
-        ValueError: a member cannot be imported, or lacks a method.
+        ValueError: a plug-in cannot be imported or lacks a method.
     """
     for axis, name in (
         ("families", config.policy.family),
@@ -72,24 +72,40 @@ def check_plugins(config: Config) -> None:
         load(axis, name)
 
 
-def absolute_paths(config: Config) -> Config:
-    """Make the paths of checkpoints and data absolute; they must exist.
-
-    Ray Train's workers have another working directory. `asset:` paths stay: every node resolves them in its package.
+def check_reward_idm(config: Config) -> None:
+    """Check that the configured reward has the inverse dynamics model that it reads.
 
     Raises:
-        ValueError: a folder is missing, or a folder of recordings holds none that can be used.
+        ValueError: the reward reads one, and models.reward_idm names none.
+    """
+    name = config.reward.name
+    require(
+        bool(config.models.reward_idm) or not getattr(load("rewards", name), "reads_idm", False),
+        "models.reward_idm",
+        f"must name a folder with reward.name={name}",
+        "",
+        "set models.reward_idm=PATH, or use a reward of your own (reward.name=package.module:Class, make_reward)",
+    )
+
+
+def absolute_paths(config: Config) -> Config:
+    """Make the paths of checkpoints and data absolute, because Ray Train's workers have another working directory.
+
+    Keep `asset:` paths: every node resolves them in its own package.
+
+    Raises:
+        ValueError: a folder is missing, or a folder of recordings has no usable recording.
     """
     models = {
         name: str(folder.absolute())
-        for name, folder in models_read(config).items()
+        for name, folder in used_models(config).items()
         if not getattr(config.models, name).startswith("asset:")
     }
     prompts = config.prompts
     for path in (prompts.path, prompts.heldout_path) if prompts.source == "recordings" else ():
         source = find_recordings(Path(path))
-        if config.data.strict and source.left_out:
-            raise ValueError(source.left_out[0])
+        if config.data.strict and source.skipped:
+            raise ValueError(source.skipped[0])
     return dataclasses.replace(
         config,
         models=dataclasses.replace(config.models, **models),

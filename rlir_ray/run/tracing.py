@@ -1,6 +1,6 @@
 """Tracing: spans of all pools on one clock, the reached and the possible overlap of the stages, and a Chrome trace.
 
-Plain values; knows nothing of Ray. Times are seconds since the epoch.
+Plain values; independent of Ray. Times are seconds since the epoch.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ import platform
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Span:
-    """A piece of work of one process."""
+    """The time span of some work of one process."""
 
     start_s: float
     end_s: float
     host: str
-    """Whose clock it was."""
+    """Host whose clock gave the times."""
     process: int
+    """Id of the process."""
 
     @property
     def seconds(self) -> float:
@@ -36,13 +36,13 @@ def span_since(start_s: float) -> Span:
 def overlap_metrics(stages: Mapping[str, tuple[float, int]], step_s: float) -> dict[str, float]:
     """Compute each pool's work in a step, and the reached share of the possible overlap.
 
-    Stages that do not overlap take the sum of their times, perfectly overlapped ones the time of the longest:
-    `overlap/ceiling` is the speed-up between the two, `overlap/reached` the share of the longest stage in the step.
+    Stages without overlap take the sum of their times; perfectly overlapped stages take the time of the longest stage.
+    `overlap/ceiling` is the ratio of these two times; `overlap/reached` is the share of the longest stage in the step.
 
     Example: sampling 1 s, scoring 1 s and learning 2 s in a step of 2.5 s: ceiling 2, reached 0.8.
 
     Args:
-        stages: name -> seconds of work in the step, summed over the pool's workers, and how many there are.
+        stages: name -> seconds of work in the step, summed over the pool's workers, and the number of workers.
         step_s: wall-clock seconds of the step.
     """
     each = {name: work_s / max(1, num_workers) for name, (work_s, num_workers) in stages.items()}
@@ -56,12 +56,12 @@ def overlap_metrics(stages: Mapping[str, tuple[float, int]], step_s: float) -> d
 
 
 def waited_for(wait: Span, sampled: Iterable[Span], scored: Iterable[Span]) -> dict[str, float]:
-    """Split a wait for groups: until sampling ended the driver waited for rollouts, then for scores.
+    """Split the driver's wait for groups: the wait is for rollouts until sampling has ended, then for scores.
 
     Args:
-        wait: of the driver.
-        sampled: rollout calls of the groups that were waited for.
-        scored: their scores.
+        wait: span of the driver's wait.
+        sampled: spans of the groups' rollout calls.
+        scored: spans of the groups' scoring.
     """
     last_sample = max((span.end_s for span in sampled), default=wait.start_s)
     last_score = max((span.end_s for span in scored), default=last_sample)
@@ -75,11 +75,11 @@ def waited_for(wait: Span, sampled: Iterable[Span], scored: Iterable[Span]) -> d
 
 
 class TraceRecorder:
-    """Spans of all pools on one clock; kept for chrome://tracing or https://ui.perfetto.dev on request.
+    """The spans of all pools on one clock, for chrome://tracing or https://ui.perfetto.dev.
 
     Args:
-        offsets: how far each host's clock is ahead of this one's, in seconds; hosts that are not named agree.
-        is_kept: whether `events` will be asked for.
+        offsets: host -> seconds by which its clock is ahead of this host's; a missing host has no offset.
+        is_kept: whether spans are kept for `events`.
     """
 
     def __init__(self, offsets: Mapping[str, float] | None = None, *, is_kept: bool = False) -> None:
@@ -87,15 +87,18 @@ class TraceRecorder:
         self._spans: dict[tuple[str, str, int, float], tuple[str, Span]] = {}
 
     def add(self, pool: str, name: str, span: Span) -> Span:
-        """Add a span and return it on this clock; a process's work on several groups at once is one span."""
+        """Convert a span to this host's clock, record it, and return it.
+
+        Spans of one process with the same start are one span: the work on several groups at once.
+        """
         ahead = self.offsets.get(span.host, 0.0)
         span = replace(span, start_s=span.start_s - ahead, end_s=span.end_s - ahead)
         if self.is_kept:
             self._spans.setdefault((pool, span.host, span.process, span.start_s), (name, span))
         return span
 
-    def events(self) -> dict[str, Any]:
-        """Return the spans in the Trace Event Format: a row for each process, microseconds from the first span on."""
+    def events(self) -> dict[str, object]:
+        """Return the spans in the Trace Event Format: a row for each process, in microseconds since the first span."""
         first = min((span.start_s for _, span in self._spans.values()), default=0.0)
         rows = {
             row: number for number, row in enumerate(sorted({(key[0], key[1], key[2]) for key in self._spans}), start=1)

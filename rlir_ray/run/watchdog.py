@@ -1,6 +1,6 @@
-"""Watchdog of a worker process: when its work takes too long, the process logs its stacks and ends.
+"""Watchdog of a worker process: if its work takes too long, the process logs its stacks and ends.
 
-Nothing here knows of Ray; the process's standard error is its log.
+Independent of Ray; the log of a process is its standard error.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ PROJECT = ("/rlir_ray/", "/actors/")
 
 
 def show_stack_on_signal() -> None:
-    """Make `STACK_SIGNAL` write the stacks of all threads to the log, whatever the process is doing."""
+    """Make `STACK_SIGNAL` write the stacks of all threads to the log, even if the process is stuck."""
     with contextlib.suppress(AttributeError, OSError, ValueError):
-        # Where standard error is no file, as in some tests, there is no log either.
+        # Fails if standard error is no file, as in some tests: then there is no log either.
         faulthandler.register(STACK_SIGNAL, file=sys.stderr, all_threads=True)
 
 
 @contextlib.contextmanager
 def bounded(timeout_s: float) -> Iterator[None]:
-    """End the process when the work inside takes longer: its stacks go to the log, and another process takes over.
+    """End the process if the work inside takes too long; write its stacks to the log first.
 
-    faulthandler's timer is used because it fires also if the work never returns to Python.
+    faulthandler's timer fires even if the work never returns to Python.
 
     Args:
-        timeout_s: infinity: no bound.
+        timeout_s: bound of the work in seconds; infinity: no bound.
     """
     if timeout_s == math.inf:
         yield
@@ -44,9 +44,9 @@ def bounded(timeout_s: float) -> Iterator[None]:
 
 
 def innermost_frame(stacks: str) -> str:
-    """Find the project's innermost frame in faulthandler's output: `samplers/tokens.py:120 in sample`.
+    """Return the project's innermost frame in faulthandler's output: `samplers/tokens.py:120 in sample`.
 
-    The frame is taken from the thread with the most frames of the project; empty: there is none.
+    The frame comes from the thread with the most frames of the project; empty: no thread has such a frame.
     """
     best: list[str] = []
     for thread in stacks.split("Thread 0x"):

@@ -1,4 +1,4 @@
-"""Samplers: one file per engine. A sampler turns prompts into trajectory groups and takes new weights."""
+"""Samplers, one file for each engine. A sampler turns prompts into trajectory groups and loads new weights."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Attention of one new token a clip over the filled part of the clip's key-value cache.
 
 On a CPU in float32, kernels compiled by numba compute the attention: the key-value cache is larger than the processor's
-caches, and with few query rows a clip torch reads it at a quarter of the memory bandwidth. On other devices and in
-other types, torch computes the attention.
+caches, and with few query rows a clip torch reads it at a quarter of the memory bandwidth. Without numba, on other
+devices and in other types, torch computes the attention.
 Legend: B clips, V key-value heads, R query heads that share one of them, D head size, L length of the cache.
 """
 
@@ -11,11 +11,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float32]
+
+from rlir_ray.extras import has_library
 
 
 def attend(queries: Tensor, cache: Tensor, filled: int) -> Tensor:
@@ -30,7 +38,7 @@ def attend(queries: Tensor, cache: Tensor, filled: int) -> Tensor:
         [B, V, R, D].
     """
     num_kv_heads = queries.shape[1]
-    if queries.device.type != "cpu" or queries.dtype != torch.float32:
+    if queries.device.type != "cpu" or queries.dtype != torch.float32 or not has_library("numba"):
         keys, values = cache[:, :num_kv_heads, :filled], cache[:, num_kv_heads:, :filled]
         return functional.scaled_dot_product_attention(queries, keys, values)
     score, mix = _kernels()
@@ -61,12 +69,12 @@ def _compiled(function: Callable[..., None]) -> Callable[..., None]:
     import numba
 
     # fastmath allows sums of float32 in any order; otherwise the compiler cannot use the vector units.
-    options = {"fastmath": True, "nogil": True}
     try:
-        return numba.njit(function, cache=True, **options)
+        compiled: Callable[..., None] = numba.njit(function, cache=True, fastmath=True, nogil=True)
     except RuntimeError:
         # numba finds no writable folder for its cache.
-        return numba.njit(function, **options)
+        compiled = numba.njit(function, fastmath=True, nogil=True)
+    return compiled
 
 
 @functools.cache
@@ -75,7 +83,7 @@ def _kernels() -> tuple[Callable[..., None], Callable[..., None]]:
     import numpy as np
 
     @_compiled
-    def score(queries: Any, cache: Any, weights: Any) -> None:
+    def score(queries: Floats, cache: Floats, weights: Floats) -> None:
         num_clips, num_kv_heads, num_rows, head_size = queries.shape
         for clip in range(num_clips):
             for head in range(num_kv_heads):
@@ -87,7 +95,7 @@ def _kernels() -> tuple[Callable[..., None], Callable[..., None]]:
                         weights[clip, head, row, position] = total
 
     @_compiled
-    def mix(weights: Any, cache: Any, mixed: Any) -> None:
+    def mix(weights: Floats, cache: Floats, mixed: Floats) -> None:
         num_clips, num_kv_heads, num_rows, head_size = mixed.shape
         for clip in range(num_clips):
             for head in range(num_kv_heads):

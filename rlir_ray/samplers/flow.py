@@ -19,12 +19,10 @@ from torch import Tensor
 from rlir_ray.algorithm.flow_steps import noise_levels, ode_step, sde_step
 from rlir_ray.config import FlowConfig
 from rlir_ray.models.rescoring import FlowRescorer
-from rlir_ray.samplers import LogprobDifference
+from rlir_ray.samplers.base import PolicySampler
 from rlir_ray.samplers.calls import check_call
-from rlir_ray.samplers.comparison import compare
-from rlir_ray.spaces.mineworld import exclusive_classes, no_action_classes
+from rlir_ray.spaces.mineworld import action_classes, null_action_classes
 from rlir_ray.trajectory import EncodedVideo, FlowRecord, Prompt, TrajectoryGroup, stored_codes
-from rlir_ray.transfer.weights import Received, load_weights
 
 if TYPE_CHECKING:
     from rlir_ray.models.flow import FlowWorldModel
@@ -50,7 +48,7 @@ def window_start(config: FlowConfig, policy_version: int, seed: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """All noise for the clips of a call, group after group."""
+    """All noise for the clips of a call, in the order of the groups."""
 
     start: Tensor
     """[B, F, D, h, w], where denoising starts."""
@@ -62,11 +60,11 @@ class Draws:
     """[B, F, S, D, h, w], used by the SDE steps."""
 
 
-class FlowSampler:
+class FlowSampler(PolicySampler["FlowWorldModel"]):
     """Sampler of flow world models.
 
     Args:
-        model: the policy; the sampler keeps it and loads published weights into it.
+        policy: the sampler keeps it and loads published weights into it.
         config: steps, window, noise.
         explore: take and store SDE steps in the window; false: take ODE steps only and store the clean frames alone.
         keep_means: store the steps' means too, for objectives that compare means.
@@ -76,7 +74,7 @@ class FlowSampler:
 
     def __init__(
         self,
-        model: FlowWorldModel,
+        policy: FlowWorldModel,
         config: FlowConfig,
         *,
         explore: bool,
@@ -84,22 +82,11 @@ class FlowSampler:
         noise_scale: float = 1.0,
         compares: bool = True,
     ) -> None:
-        self.model, self.config = model, config
+        super().__init__(policy, FlowRescorer(config), compares)
+        self.config, self.keep_means, self.noise_scale = config, keep_means, noise_scale
         self.window = config.window if explore else 0
-        self.keep_means, self.noise_scale, self.compares = keep_means, noise_scale, compares
-        self.policy_version = 0
-        self.difference: LogprobDifference | None = None
-        self.device = next(model.parameters()).device
+        self.device = next(policy.parameters()).device
         self.levels = noise_levels(config.num_steps, config.shift)  # [K + 1]
-
-    def load_weights(self, weights: Received, version: int, published: str = "") -> None:
-        """Load the weights of a version and verify their checksum.
-
-        Raises:
-            ValueError: a name, a shape or the checksum differs; the sampler keeps the previous version.
-        """
-        load_weights(self.model, weights, published)
-        self.policy_version = version
 
     @torch.inference_mode()
     def sample(
@@ -112,9 +99,9 @@ class FlowSampler:
             group_ids, seeds: one for each prompt; a group's draws depend on its own seed only.
             group_size: G.
         """
-        num_context, num_frames = check_call(prompts, group_ids, seeds, self.model.latent_shape)
+        num_context, num_frames = check_call(prompts, group_ids, seeds, self.policy.latent_shape)
         context = torch.from_numpy(np.stack([prompt.context for prompt in prompts]).astype(np.float32))
-        classes = [np.concatenate([[no_action_classes()], exclusive_classes(prompt.actions)]) for prompt in prompts]
+        classes = [np.concatenate([[null_action_classes()], action_classes(prompt.actions)]) for prompt in prompts]
         actions = torch.from_numpy(np.stack(classes)).to(self.device)  # [P, C + F, 9]
         draws = self._draw(seeds, group_size, num_context, num_frames)
         starts = [window_start(self.config, self.policy_version, seed) if self.window else 0 for seed in seeds]
@@ -125,12 +112,11 @@ class FlowSampler:
             self._group(prompt, group_id, seed, num_context, rollout, slice(i * group_size, (i + 1) * group_size))
             for i, (prompt, group_id, seed) in enumerate(zip(prompts, group_ids, seeds, strict=True))
         ]
-        if self.compares:
-            self.difference = compare(self.model, FlowRescorer(self.config), pairs[0][0])
+        self._compare(pairs[0][0])
         return pairs
 
     def _draw(self, seeds: Sequence[int], group_size: int, num_context: int, num_frames: int) -> Draws:
-        shape, parts = self.model.latent_shape, []
+        shape, parts = self.policy.latent_shape, []
         for seed in seeds:
             generator = torch.Generator().manual_seed(seed)
             # Noise that is not a decision, but differs between the clips of a group, adds noise to the advantages.
@@ -174,7 +160,7 @@ class _Rollout:
         self.levels = sampler.levels.to(context.device)
         # The model reads the context once for a prompt; the prompt's group shares the cache.
         seen = self._as_history(context, draws.context)
-        _, cache = sampler.model.read(seen, self._history_levels(seen), actions[:, : self.num_context])
+        _, cache = sampler.policy.read(seen, self._history_levels(seen), actions[:, : self.num_context])
         self.cache = cache.repeat(size)
         self.context, self.actions = context.repeat_interleave(size, 0), actions.repeat_interleave(size, 0)
         self.history = [seen.repeat_interleave(size, 0)]  # [B, C, ...], then [B, 1, ...] a frame
@@ -196,7 +182,7 @@ class _Rollout:
         means, logprobs = torch.empty_like(states[:, :window]), x.new_empty(len(x), window)
         for number in range(len(self.levels) - 1):
             level, following = (self.levels[number + i].expand(len(x)) for i in (0, 1))
-            velocity = self.sampler.model.read(x[:, None], level[:, None], action, place, cache=self.cache)[0][:, 0]
+            velocity = self.sampler.policy.read(x[:, None], level[:, None], action, place, cache=self.cache)[0][:, 0]
             x_next = ode_step(x, velocity, level, following)
             at = number - self.starts  # [B], which step of the window this is
             inside = clips[(at >= 0) & (at < window)]
@@ -225,7 +211,7 @@ class _Rollout:
         """Read a generated frame, slightly noised, into the cache."""
         seen = self._as_history(self.frames[frame], self.draws.history[:, frame])[:, None]
         place = self.num_context + frame
-        _, read = self.sampler.model.read(
+        _, read = self.sampler.policy.read(
             seen,
             self._history_levels(seen),
             self.actions[:, place, None],
@@ -241,7 +227,9 @@ class _Rollout:
     def _history_levels(self, seen: Tensor) -> Tensor:
         return torch.full(seen.shape[:2], self.history_noise, device=seen.device)
 
-    def record(self, rows: slice, keep_means: bool) -> tuple[FlowRecord[npt.NDArray[np.generic]], Tensor | None]:
+    def record(
+        self, rows: slice, keep_means: bool
+    ) -> tuple[FlowRecord[npt.NDArray[np.generic]], npt.NDArray[np.float32] | None]:
         """Return the columns of a group and its log-probabilities [G, T]."""
         latents = torch.stack(self.states, 1)[rows]  # [G, F, S + 1, D, h, w]
         history = torch.cat(self.history, 1)[rows]

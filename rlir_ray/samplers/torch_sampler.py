@@ -8,8 +8,9 @@ frame, K image ids, E width, H query heads, V key-value heads, D head size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -19,12 +20,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from rlir_ray.models.adapters import bias_of, merged_weight
 from rlir_ray.models.autoregressive import WorldModel, sequence_length
 from rlir_ray.models.rescoring import TokenRescorer
-from rlir_ray.samplers import LogprobDifference
+from rlir_ray.samplers.base import PolicySampler
 from rlir_ray.samplers.cached_attention import attend
 from rlir_ray.samplers.calls import check_call, prefixes, token_groups, token_inputs
-from rlir_ray.samplers.comparison import compare
 from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup
-from rlir_ray.transfer.weights import Received, load_weights
+
+if TYPE_CHECKING:
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 
 # cuDNN is left out because it builds an execution plan for each new length of the cache: with cuDNN the first clip in
 # bfloat16 took seven times as long on an H100.
@@ -63,26 +65,29 @@ class Decoder:
     def __init__(self, model: WorldModel, dtype: torch.dtype) -> None:
         config, llama = model.config, model.llama.model
         self.num_codes, self.dtype, self.epsilon = model.num_codes, dtype, config.rms_norm_eps
+        assert config.num_key_value_heads is not None, "LlamaConfig fills it in"
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_size = config.head_dim or config.hidden_size // config.num_attention_heads
         self.rotary = llama.rotary_emb
         self.embedding = llama.embed_tokens.weight.detach().to(dtype)
         self.head = self._fold(merged_weight(model.llama.lm_head)[: self.num_codes], llama.norm)
-        self.layers = [self._prepare(layer) for layer in llama.layers]
+        # A ModuleList does not know the class of its modules.
+        self.layers = [self._prepare(layer) for layer in cast("Iterable[LlamaDecoderLayer]", llama.layers)]
 
-    def _fold(self, weight: Tensor, norm: torch.nn.Module) -> Tensor:
+    def _fold(self, weight: Tensor, norm: LlamaRMSNorm) -> Tensor:
         return (weight.detach() * norm.weight.detach()).to(self.dtype).contiguous()
 
     def _pair(self, weight: Tensor) -> Tensor:
         """Interleave the first and second half of each head's rows, of a weight or a bias."""
-        return weight.unflatten(0, (-1, 2, self.head_size // 2)).transpose(1, 2).flatten(0, 2)
+        halves: Tensor = weight.unflatten(0, (-1, 2, self.head_size // 2))
+        return halves.transpose(1, 2).flatten(0, 2)
 
     def _bias(self, *parts: Tensor | None) -> Tensor | None:
         """Concatenate the biases of matrices that are multiplied as one."""
         known = [part for part in parts if part is not None]
         return torch.cat(known).to(self.dtype) if known else None
 
-    def _prepare(self, layer: torch.nn.Module) -> LayerWeights:
+    def _prepare(self, layer: LlamaDecoderLayer) -> LayerWeights:
         attention, mlp = layer.self_attn, layer.mlp
         queries, keys, values = (merged_weight(getattr(attention, f"{name}_proj")) for name in "qkv")
         gate, up = merged_weight(mlp.gate_proj), merged_weight(mlp.up_proj)
@@ -150,11 +155,11 @@ class Decoder:
         return functional.linear(self._norm(x[:, -1]), self.head).float()
 
 
-class TorchSampler:
+class TorchSampler(PolicySampler[WorldModel]):
     """Sampler of autoregressive world models in torch, on the device of the model.
 
     Args:
-        model: the policy; the sampler keeps it and loads published weights into it.
+        policy: the sampler keeps it and loads published weights into it.
         temperature: divides the logits, as in the learner's rescoring.
         top_p: draw from the likeliest tokens that hold this share of the probability. For evaluation only: below 1, the
             learner's rescoring would not give the same log-probabilities.
@@ -164,7 +169,7 @@ class TorchSampler:
 
     def __init__(
         self,
-        model: WorldModel,
+        policy: WorldModel,
         *,
         temperature: float,
         top_p: float = 1.0,
@@ -173,25 +178,12 @@ class TorchSampler:
     ) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature must be > 0, got {temperature}; use 1.0")
-        self.model, self.temperature, self.top_p, self.dtype = model, temperature, top_p, dtype
-        self.compares = compares and top_p >= 1
-        self.policy_version = 0
-        self.difference: LogprobDifference | None = None
-        self._decoder = Decoder(model, dtype)
+        super().__init__(policy, TokenRescorer(temperature), compares and top_p >= 1)
+        self.temperature, self.top_p, self.dtype = temperature, top_p, dtype
+        self._update_engine(0)
 
-    def load_weights(self, weights: Received, version: int, published: str = "") -> None:
-        """Load the weights of a version, verify their checksum, and rebuild the decoder from them.
-
-        Raises:
-            ValueError: a name, a shape or the checksum differs; the sampler keeps the previous version.
-        """
-        before = load_weights(self.model, weights, published)
-        try:
-            decoder = Decoder(self.model, self.dtype)
-        except BaseException:
-            load_weights(self.model, before)
-            raise
-        self._decoder, self.policy_version = decoder, version
+    def _update_engine(self, version: int) -> None:
+        self._decoder = Decoder(self.policy, self.dtype)
 
     @torch.inference_mode()
     def sample(
@@ -204,17 +196,16 @@ class TorchSampler:
             group_ids, seeds: one for each prompt; a group's draws depend on its own seed only.
             group_size: G.
         """
-        _, num_frames = check_call(prompts, group_ids, seeds, (self.model.tokens_per_frame,))
+        _, num_frames = check_call(prompts, group_ids, seeds, (self.policy.tokens_per_frame,))
         device = self._decoder.embedding.device
-        context, actions = (part.to(device) for part in token_inputs(prompts, self.model.num_codes))
+        context, actions = (part.to(device) for part in token_inputs(prompts, self.policy.num_codes))
         num_decisions = num_frames * context.shape[-1]
         uniforms = [torch.rand(num_decisions, group_size, generator=torch.Generator().manual_seed(s)) for s in seeds]
         draws = torch.cat(uniforms, 1).to(context.device)  # [T, B]
         with sdpa_kernel(ATTENTION_KERNELS):
             frames, logprobs = self._decode(context, actions, draws, group_size)
         pairs = token_groups(prompts, group_ids, seeds, self.policy_version, context, actions, frames, logprobs)
-        if self.compares:
-            self.difference = compare(self.model, TokenRescorer(self.temperature), pairs[0][0])
+        self._compare(pairs[0][0])
         return pairs
 
     def _decode(self, context: Tensor, actions: Tensor, draws: Tensor, group_size: int) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -35,11 +35,12 @@ from rlir_ray.config import VllmConfig
 from rlir_ray.models.adapters import is_adapter_weight, merged_weight
 from rlir_ray.models.autoregressive import NUM_EXTRA_IDS, WorldModel, sequence_length
 from rlir_ray.models.rescoring import TokenRescorer
-from rlir_ray.samplers import LogprobDifference
+from rlir_ray.samplers.base import PolicySampler
 from rlir_ray.samplers.calls import check_call, prefixes, token_groups, token_inputs
-from rlir_ray.samplers.comparison import compare
 from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup
-from rlir_ray.transfer.weights import Received, load_weights
+
+if TYPE_CHECKING:
+    from vllm.outputs import CompletionOutput
 
 # The prefix cache finds whole blocks only, so that small blocks are better; all of vLLM's attention kernels, also on
 # CPUs, support at least this size.
@@ -111,7 +112,7 @@ def checkpoint_weights(llama: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield f"{plain}.{kind}", weight if plain == owner else merged_weight(llama.get_submodule(plain))
 
 
-def _attributes(value: Any) -> Mapping[str, Any]:
+def _attributes(value: object) -> Mapping[str, object]:
     found = value.__dict__
     return found if isinstance(found, Mapping) else {}
 
@@ -181,7 +182,7 @@ class _Clip:
     logprobs: list[float] = field(default_factory=list)
 
 
-class VllmSampler:
+class VllmSampler(PolicySampler[WorldModel]):
     """Sampler of autoregressive world models in vLLM, on the device of vLLM's build.
 
     The draws of a group depend on its own seed only. Its log-probabilities also depend, by rounding, on the other clips
@@ -208,31 +209,16 @@ class VllmSampler:
         num_frames: int,
         compares: bool = True,
     ) -> None:
-        self.policy, self.temperature, self.compares = policy, temperature, compares
-        self.policy_version = 0
-        self.difference: LogprobDifference | None = None
+        super().__init__(policy, TokenRescorer(temperature), compares)
+        self.temperature = temperature
         self.engine = start_engine(folder, settings, sequence_length(num_frames, policy.tokens_per_frame))
-        self._transfer_weights(0)
+        self._update_engine(0)
 
-    def load_weights(self, weights: Received, version: int, published: str = "") -> None:
-        """Load the weights of a version; on an error restore the previous version.
+    def _update_engine(self, version: int) -> None:
+        """Transfer the policy's weights to the engine and reset its prefix cache.
 
-        The checksum is verified on the policy, not on the engine, because the engine stores weights in another layout.
-
-        Raises:
-            ValueError: a name, a shape or the checksum differs.
+        `load_weights` verifies the checksum on the policy, because the engine stores weights in another layout.
         """
-        before = load_weights(self.policy, weights, published)
-        try:
-            self._transfer_weights(version)
-        except BaseException:
-            load_weights(self.policy, before)
-            self._transfer_weights(self.policy_version)
-            raise
-        self.policy_version = version
-
-    def _transfer_weights(self, version: int) -> None:
-        """Transfer the policy's weights to the engine and reset its prefix cache."""
         self.engine.collective_rpc("start_weight_update")
         update = {"weights": checkpoint_weights(self.policy.llama)}
         self.engine.collective_rpc("update_weights", kwargs={"update_info": update})
@@ -269,8 +255,7 @@ class VllmSampler:
         frames = torch.tensor([clip.frames for clip in clips])  # [P * G, F, N]
         logprobs = torch.tensor([clip.logprobs for clip in clips], dtype=torch.float32)  # [P * G, T]
         pairs = token_groups(prompts, group_ids, seeds, self.policy_version, context, actions, frames, logprobs)
-        if self.compares:
-            self.difference = compare(self.policy, TokenRescorer(self.temperature), pairs[0][0])
+        self._compare(pairs[0][0])
         return pairs
 
     def _generate(self, clips: list[_Clip]) -> None:
@@ -307,7 +292,7 @@ class VllmSampler:
         self.engine.add_request(name, tokens_input(clip.tokens), parameters)
         return name
 
-    def _append_frame(self, clip: _Clip, found: Any) -> None:
+    def _append_frame(self, clip: _Clip, found: CompletionOutput) -> None:
         """Append a drawn frame to its clip, and the action that leads into the next frame."""
         drawn = list(found.token_ids)
         if len(drawn) != self.policy.tokens_per_frame:

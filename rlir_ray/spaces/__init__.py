@@ -1,0 +1,1 @@
+"""The VPT action space, and the action inputs that world models take."""

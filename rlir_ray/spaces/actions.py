@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# The order of the VPT inverse dynamics model's 20 button heads; the model has no heads for the last three buttons.
-JUDGED_BUTTONS = (
+# Buttons of the VPT inverse dynamics model's 20 heads, in this order; the last three of BUTTONS have no head.
+IDM_BUTTONS = (
     "attack",
     "back",
     "forward",
@@ -29,8 +29,11 @@ JUDGED_BUTTONS = (
     "inventory",
     *(f"hotbar.{slot}" for slot in range(1, 10)),
 )
-BUTTONS = (*JUDGED_BUTTONS, "swapHands", "pickItem", "ESC")
-INDEX = {name: index for index, name in enumerate(BUTTONS)}
+BUTTONS = (*IDM_BUTTONS, "swapHands", "pickItem", "ESC")
+BUTTON_INDEX = {name: index for index, name in enumerate(BUTTONS)}
+
+Event = dict[str, Any]
+"""A parsed line of a recording. Each recorder writes fields of its own; `parse_event` checks those of actions."""
 
 # One degree of camera is 2400/360 mouse pixels in the VPT recorder.
 DEGREES_PER_PIXEL = 360 / 2400
@@ -49,12 +52,12 @@ KEY_NAMES = {
     "escape": "ESC",
     **{str(slot): f"hotbar.{slot}" for slot in range(1, 10)},
 }
-BUTTON_KEYS = {name: f"key.keyboard.{key}" for key, name in KEY_NAMES.items()}
 CameraBins = Callable[[npt.ArrayLike], npt.NDArray[np.int64]]
-"""Degrees to what a world model is told of them."""
+"""Function from degrees to the camera bins that a world model gets."""
 MOUSE_NAMES = ("attack", "use", "pickItem")
 
-# The two buttons of a pair cancel each other; pairs are processed in this order (as in MineWorld's raw loader).
+# The two buttons of a pair cancel each other. The order of the pairs is MineWorld's; it matters, because sneak is in
+# two pairs.
 CONTRADICTIONS = (
     ("forward", "back"),
     ("left", "right"),
@@ -89,15 +92,19 @@ class CameraQuantizer:
     def bins(self, degrees: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Convert degrees of any shape to bin indices of the same shape."""
         clipped = np.clip(np.asarray(degrees, np.float64), -self.max_degrees, self.max_degrees)
-        share = np.log1p(self.mu * np.abs(clipped) / self.max_degrees) / np.log1p(self.mu)
-        companded = np.sign(clipped) * share * self.max_degrees
-        return np.round((companded + self.max_degrees) / self.bin_size).astype(np.int64)
+        fraction = np.log1p(self.mu * np.abs(clipped) / self.max_degrees) / np.log1p(self.mu)
+        companded = np.sign(clipped) * fraction * self.max_degrees
+        found: npt.NDArray[np.int64] = np.round((companded + self.max_degrees) / self.bin_size).astype(np.int64)
+        return found
 
     def degrees(self, bins: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Convert bin indices of any shape to the degrees of their centres."""
         companded = np.asarray(bins) * self.bin_size - self.max_degrees
-        share = np.abs(companded) / self.max_degrees
-        return np.sign(companded) * ((1 + self.mu) ** share - 1) * self.max_degrees / self.mu
+        fraction = np.abs(companded) / self.max_degrees
+        found: npt.NDArray[np.float64] = (
+            np.sign(companded) * ((1 + self.mu) ** fraction - 1) * self.max_degrees / self.mu
+        )
+        return found
 
 
 VPT_CAMERA = CameraQuantizer(max_degrees=10, bin_size=2, mu=10)
@@ -134,18 +141,18 @@ class Actions:
         return Actions(self.buttons[frames], self.camera[frames])
 
     def shifted(self, shift: int) -> Actions:
-        """Return F actions, where action k is this object's action k + shift; missing actions press nothing."""
+        """Return F actions; action k is the action k + shift of this object, or the null action if there is none."""
         buttons, camera = np.zeros_like(self.buttons), np.zeros_like(self.camera)
         kept, taken = slice(max(0, -shift), len(self) - max(0, shift)), slice(max(0, shift), len(self) - max(0, -shift))
         buttons[kept], camera[kept] = self.buttons[taken], self.camera[taken]
         return Actions(buttons, camera)
 
     @classmethod
-    def from_events(cls, events: Sequence[dict[str, Any]]) -> Actions:
-        """Convert events, one a frame, to actions. Missing or null fields mean nothing pressed.
+    def from_events(cls, events: Sequence[Event]) -> Actions:
+        """Convert events, one a frame, to actions. Missing or null fields mean that nothing is pressed.
 
         Args:
-            events: of the VPT recorder (`mouse`, `keyboard`), or of MineWorld's validation files, which hold the
+            events: events of the VPT recorder (`mouse`, `keyboard`), or of MineWorld's validation files, which hold the
                 environment's action: ``{"forward": 1, "hotbar.1": 0, …, "camera": [pitch, yaw]}`` in degrees.
         """
         buttons = np.zeros((len(events), len(BUTTONS)), np.bool_)
@@ -158,63 +165,46 @@ class Actions:
             mouse, keyboard = event.get("mouse") or {}, event.get("keyboard") or {}
             for key in keyboard.get("keys") or ():
                 if name := KEY_NAMES.get(key.removeprefix("key.keyboard.")):
-                    buttons[frame, INDEX[name]] = True
+                    buttons[frame, BUTTON_INDEX[name]] = True
             for button in mouse.get("buttons") or ():
                 if 0 <= button < len(MOUSE_NAMES):
-                    buttons[frame, INDEX[MOUSE_NAMES[button]]] = True
+                    buttons[frame, BUTTON_INDEX[MOUSE_NAMES[button]]] = True
             camera[frame] = [(mouse.get(axis) or 0) * DEGREES_PER_PIXEL for axis in ("dy", "dx")]
-        return cls.cancelled(buttons, camera)
+        return cls.from_buttons(buttons, camera)
 
     @classmethod
-    def cancelled(cls, buttons: npt.NDArray[np.bool_], camera: npt.NDArray[np.float32]) -> Actions:
-        """Build actions from pressed buttons bool [F, 23] and camera float32 [F, 2], and cancel contradictions."""
+    def from_buttons(cls, buttons: npt.NDArray[np.bool_], camera: npt.NDArray[np.float32]) -> Actions:
+        """Build actions from buttons bool [F, 23] and camera float32 [F, 2]; cancel contradictions."""
         return cls(cancel_contradictions(buttons), camera)
-
-    def to_events(self) -> list[dict[str, Any]]:
-        """Convert actions to events, the inverse of `from_events`."""
-        events = []
-        for pressed, (pitch, yaw) in zip(self.buttons, self.camera, strict=True):
-            names = [BUTTONS[index] for index in np.flatnonzero(pressed)]
-            events.append(
-                {
-                    "mouse": {
-                        "dx": round(float(yaw) / DEGREES_PER_PIXEL, 3),
-                        "dy": round(float(pitch) / DEGREES_PER_PIXEL, 3),
-                        "buttons": [MOUSE_NAMES.index(name) for name in names if name in MOUSE_NAMES],
-                    },
-                    "keyboard": {"keys": [BUTTON_KEYS[name] for name in names if name in BUTTON_KEYS]},
-                }
-            )
-        return events
 
 
 def recovered_actions(buttons: npt.NDArray[np.integer], camera: npt.NDArray[np.integer]) -> Actions:
     """Convert the values of an inverse dynamics model's heads to actions.
 
     Args:
-        buttons: int [F, 20], 1 for pressed, in the order of `JUDGED_BUTTONS`; the other buttons stay released.
+        buttons: int [F, 20], 1 for pressed, in the order of `IDM_BUTTONS`; the other buttons stay released.
         camera: int [F, 2], bins of `VPT_CAMERA`, pitch first.
 
     Returns:
-        F actions, contradictions cancelled as in `Actions.from_events`, the camera at its bins' centres.
+        F actions; contradictions are cancelled as in `Actions.from_events`, and angles are the centres of their bins.
     """
-    unseen = np.zeros((len(buttons), len(BUTTONS) - len(JUDGED_BUTTONS)), np.bool_)
-    pressed = np.concatenate([np.asarray(buttons) != 0, unseen], 1)
-    return Actions.cancelled(pressed, VPT_CAMERA.degrees(camera).astype(np.float32))
+    without_head = np.zeros((len(buttons), len(BUTTONS) - len(IDM_BUTTONS)), np.bool_)
+    pressed = np.concatenate([np.asarray(buttons) != 0, without_head], 1)
+    return Actions.from_buttons(pressed, VPT_CAMERA.degrees(camera).astype(np.float32))
 
 
 def cancel_contradictions(buttons: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Release both of two buttons that contradict each other. bool [..., B] in `BUTTONS` order (B may be 20 or 23)."""
+    """Release both buttons of each contradicting pair; bool [..., B] in the order of `BUTTONS`, B is 20 or 23."""
     buttons = buttons.copy()
     for first, second in CONTRADICTIONS:
-        both = buttons[..., INDEX[first]] & buttons[..., INDEX[second]]
-        buttons[..., INDEX[first]] &= ~both
-        buttons[..., INDEX[second]] &= ~both
+        both = buttons[..., BUTTON_INDEX[first]] & buttons[..., BUTTON_INDEX[second]]
+        buttons[..., BUTTON_INDEX[first]] &= ~both
+        buttons[..., BUTTON_INDEX[second]] &= ~both
     return buttons
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Exclusive groups, which rewards and evaluation compare
+# Groups of mutually exclusive actions, which rewards and evaluation compare
 
 
 @dataclass(frozen=True)
@@ -234,12 +224,12 @@ class ActionGroup:
 
     @property
     def null_class(self) -> int:
-        """The class of a frame in which the group does nothing."""
+        """Class of a frame without an action of this group."""
         return VPT_CAMERA.null_bin if self.camera_axis is not None else 0
 
     @cached_property
     def columns(self) -> list[int]:
-        return [INDEX[name] for name in self.members]
+        return [BUTTON_INDEX[name] for name in self.members]
 
 
 GROUPS = {
@@ -264,10 +254,10 @@ def group_classes(actions: Actions, groups: Sequence[str]) -> npt.NDArray[np.int
 
     Args:
         actions: F frames.
-        groups: names out of `GROUPS`, in the order of the columns.
+        groups: names from `GROUPS`, in the order of the columns.
 
     Returns:
-        int64 [F, len(groups)]; several members pressed at once count as the first (hotbar), as in MineWorld's tokens.
+        int64 [F, len(groups)]; if several members are pressed (hotbar), the first one counts, as in MineWorld's tokens.
     """
     classes = np.zeros((len(actions), len(groups)), np.int64)
     for column, name in enumerate(groups):

@@ -2,7 +2,7 @@
 CPUs.
 
 The default process group is not used. Sender and receivers agree on each version in a TCP store before
-they enter a collective: a dead, restarted or late member blocks nobody. Every wait has a deadline.
+they enter a collective, so that a dead, restarted or late member blocks no other member. Every wait has a deadline.
 Legend: rank 0 sends, ranks 1 to n receive.
 """
 
@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,8 +24,11 @@ from torch.distributed import DistStoreError, PrefixStore, ProcessGroupGloo, TCP
 
 from rlir_ray.transfer.weights import Received, as_tensor
 
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Backend
+
 FORMED, TOO_LATE = "formed", "not ready in time"
-# By default NCCL ends the process when a member is lost, and with the process the learner's training.
+# By default NCCL ends the process, and with it the learner's training, when a member is lost.
 NCCL_ON_ERROR, ONLY_ABORT = "TORCH_NCCL_ASYNC_ERROR_HANDLING", "2"
 
 
@@ -40,7 +43,7 @@ class Channel:
     """Key of this group in the store; each group has a new key."""
     num_receivers: int
     on_gpus: bool
-    """NCCL on the current GPU of each; otherwise gloo."""
+    """Use NCCL on the current GPU of each member; otherwise gloo."""
     bucket_bytes: int
     ready_s: float = 10.0
     """All receivers must be ready for a version within this time, otherwise none receives it."""
@@ -48,8 +51,8 @@ class Channel:
     """Longest time of a transfer, including the creation of the group."""
 
 
-class NotSent(RuntimeError):
-    """Error: a version was not broadcast; a receiver must drop the part that it received."""
+class BroadcastFailed(RuntimeError):
+    """A version was not broadcast; a receiver must drop the part that it received."""
 
 
 def open_store(host: str) -> TCPStore:
@@ -67,6 +70,7 @@ class _Member:
         self.channel, self.rank, self._host = channel, rank, host
         self._store = PrefixStore(channel.key, store)
         self._device = torch.device("cuda", torch.cuda.current_device()) if channel.on_gpus else torch.device("cpu")
+        # Any: torch's stubs leave out the methods of process groups of one backend.
         self._group: Any = None
         self._failure = ""
 
@@ -82,10 +86,10 @@ class _Member:
         try:
             yield
         except Exception as error:
-            # Fault tolerance: after any error, the other members no longer know this member's position in the protocol.
+            # Fault tolerance: after any error, the other members do not know this member's position in the protocol.
             cause = next(iter(str(error).splitlines()), "")
             self.close(f"{type(error).__name__}: {cause}")
-            raise NotSent(self._failure) from error
+            raise BroadcastFailed(self._failure) from error
 
     def _transfer(self, flats: Sequence[Tensor]) -> None:
         """Broadcast the bytes of uint8 tensors [bytes], one after another; a receiver fills its tensors."""
@@ -107,10 +111,10 @@ class _Member:
                     for place, part in parts:
                         part.copy_(place)
 
-    def _make_group(self) -> Any:
+    def _make_group(self) -> Backend:
         size, timeout = self.channel.num_receivers + 1, timedelta(seconds=self.channel.transfer_s)
         if not self.channel.on_gpus:
-            gloo = ProcessGroupGloo._Options()
+            gloo = ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # not in torch's stubs
             gloo._timeout, gloo._devices = timeout, [ProcessGroupGloo.create_device(hostname=self._host)]
             return ProcessGroupGloo(self._store, self.rank, size, gloo)
         nccl = torch.distributed.ProcessGroupNCCL.Options()
@@ -129,11 +133,11 @@ class Sender(_Member):
         """Send a version once all receivers are ready for it.
 
         Raises:
-            NotSent: a receiver is not ready in time or cannot receive, or a member was lost on the way.
+            BroadcastFailed: a receiver is not ready in time or cannot receive, or a member is lost during the transfer.
         """
         if cause := self._failure or self._not_ready(version):
             self._store.set(f"{version}/verdict", json.dumps(cause))
-            raise NotSent(cause)
+            raise BroadcastFailed(cause)
         with self._closed_on_failure():
             tensors = {name: as_tensor(value).detach() for name, value in weights.items()}
             layout = [[name, _name(each.dtype), list(each.shape)] for name, each in tensors.items()]
@@ -173,14 +177,14 @@ class Receiver(_Member):
         """Receive the tensors of a version by name, on this member's device.
 
         Raises:
-            NotSent: the sender does not send it, or a member was lost on the way.
+            BroadcastFailed: the sender does not send the version, or a member is lost during the transfer.
         """
         if self._group is None and self._store.check([FORMED]):
             self._failure = self._failure or "started again since the group was made"
         self._store.set(f"{version}/{self.rank}", json.dumps(self._failure))
         layout = self._verdict(version)
         if isinstance(layout, str):
-            raise NotSent(layout)
+            raise BroadcastFailed(layout)
         with self._closed_on_failure():
             tensors = {
                 name: torch.empty(shape, dtype=_DTYPES[dtype], device=self._device) for name, dtype, shape in layout
@@ -188,7 +192,7 @@ class Receiver(_Member):
             self._transfer([_flat(each) for each in tensors.values()])
         return tensors
 
-    def _verdict(self, version: int) -> Any:
+    def _verdict(self, version: int) -> str | list[tuple[str, str, list[int]]]:
         """Return the layout, [name, type, shape] of each tensor, or the reason why the version is not sent."""
         try:
             # Twice the bound, because the sender may start its wait when this receiver's wait ends.
@@ -197,7 +201,8 @@ class Receiver(_Member):
             self.close("the sender did not answer in time")
             self._store.set(f"{version}/{self.rank}", json.dumps(self._failure))
             return self._failure
-        return json.loads(self._store.get(f"{version}/verdict"))
+        verdict: str | list[tuple[str, str, list[int]]] = json.loads(self._store.get(f"{version}/verdict"))
+        return verdict
 
 
 _DTYPES = {str(value).removeprefix("torch."): value for value in vars(torch).values() if isinstance(value, torch.dtype)}

@@ -31,11 +31,10 @@ def _published(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def weights_of(module: torch.nn.Module) -> Weights:
-    """Return contiguous copies of a module's parameters and persistent buffers; of one with an adapter, the adapter's
-    alone.
+    """Return contiguous copies of a module's parameters and persistent buffers, or of its adapter's weights alone.
 
-    Floating-point ones leave as float32: bfloat16 converts exactly, so that publisher and reader hold the same bytes
-    whatever precision each computes in.
+    Floating-point weights become float32. The conversion from bfloat16 is exact, so that publisher and reader hold the
+    same bytes for any precision of their computation.
     """
     return {name: to_numpy(value) for name, value in _published(module).items()}
 
@@ -49,12 +48,12 @@ def to_numpy(value: torch.Tensor) -> npt.NDArray[np.generic]:
 def load_weights(module: torch.nn.Module, weights: Received, published: str = "") -> dict[str, torch.Tensor]:
     """Point a module at other weights with the same names and shapes; load all of them, or none.
 
-    Nothing is copied where device and type are the module's: its parameters then are the given arrays themselves,
-    which nothing may write into and which live as long as the module holds them. Others are copied beforehand.
+    Weights that already have the module's device and type are not copied: the parameters then share the memory of the
+    given arrays, which must not be modified. Other weights are copied first.
 
     Args:
-        published: their checksum, proven of what the module is about to hold; of what it keeps in another type
-            (bfloat16) of the bytes that were received. Empty: it is not asked.
+        published: the published checksum. It is verified on the weights that the module will hold, or, for weights that
+            the module holds in another type (bfloat16), on the received bytes. Empty: do not verify.
 
     Returns:
         The previous weights, so that the caller can restore them.
@@ -69,7 +68,7 @@ def load_weights(module: torch.nn.Module, weights: Received, published: str = ""
     if published:
         # Weights of another type are rounded by the module, and their checksum would differ.
         same = {name for name, value in staged.items() if value.dtype == as_tensor(weights[name]).dtype}
-        check_published({name: staged[name] if name in same else weights[name] for name in staged}, published)
+        check_checksum({name: staged[name] if name in same else weights[name] for name in staged}, published)
     before = {name: target.data for name, target in own.items()}
     try:
         _swap(own, staged)
@@ -119,9 +118,11 @@ def check_finite(weights: Received, what: str) -> None:
         checkpoints.check_finite({name: as_tensor(weights[name])}, what)
 
 
-def check_published(weights: Received, published: str) -> None:
-    """Raises:
-    ValueError: they have another checksum than the published one.
+def check_checksum(weights: Received, published: str) -> None:
+    """Check the checksum of weights.
+
+    Raises:
+        ValueError: the checksum is not the published one.
     """
     if (found := checksum(weights)) != published:
         raise ValueError(f"weights must have the published checksum {published}, got {found}; publish them again")
@@ -131,7 +132,7 @@ def checksum(weights: Received) -> str:
     """Compute a hexadecimal xxh3 (128 bits) over names, types, shapes and bytes, in the order of the names.
 
     The checksum detects transfer errors at the speed of the memory; it does not protect against forged weights.
-    Bytes are read in parts, side by side on the machine's cores, and enter by the checksums of their parts.
+    Threads compute checksums of parts in parallel; the result is the checksum over these.
     """
     digest, parts = xxhash.xxh3_128(), []
     for name in sorted(weights):
@@ -140,7 +141,7 @@ def checksum(weights: Received) -> str:
         digest.update(f"{name}:{array.dtype.str}:{array.shape};".encode())
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         parts += [data[start : start + PART_BYTES] for start in range(0, len(data), PART_BYTES)]
-    for part in _side_by_side(_part_checksum, parts):
+    for part in _map_in_threads(_part_checksum, parts):
         digest.update(part)
     return digest.hexdigest()
 
@@ -152,7 +153,7 @@ def _part_checksum(data: npt.NDArray[np.uint8]) -> bytes:
     return digest.digest()
 
 
-def _side_by_side(
+def _map_in_threads(
     call: Callable[[npt.NDArray[np.uint8]], bytes], parts: Sequence[npt.NDArray[np.uint8]]
 ) -> Iterable[bytes]:
     if sum(part.nbytes for part in parts) <= PART_BYTES:

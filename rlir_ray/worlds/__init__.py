@@ -1,0 +1,1 @@
+"""The embedded Doom world: engine, scripted player, recorder and source of prompts."""

@@ -1,25 +1,25 @@
-"""The embedded world: Freedoom maps in the VizDoom engine, played by a script and recorded in the VPT format.
+"""The embedded world: Freedoom maps in the VizDoom engine, played by a scripted player, recorded in the VPT format.
 
-The engine and the maps come inside the `vizdoom` package. Event k of a recording holds what was pressed during the tics
-that lead INTO frame k. Knows nothing of models.
+The `vizdoom` package contains the engine and the maps. Event k of a recording holds the input during the tics that lead
+INTO frame k. Independent of models.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from rlir_ray.data.files import write_json
 from rlir_ray.data.recordings import read_events, write_recording
-from rlir_ray.spaces.actions import Actions, group_classes
+from rlir_ray.spaces.actions import Actions, Event, group_classes
 from rlir_ray.worlds.doom_engine import (
     DoomWorld,
     Pose,
@@ -30,7 +30,14 @@ from rlir_ray.worlds.doom_engine import (
     read_frame,
     read_pose,
 )
-from rlir_ray.worlds.scripted_player import Command, PlayerScript, ScriptedPlayer, View, command_event, draw_commands
+from rlir_ray.worlds.scripted_player import (
+    Command,
+    Observation,
+    PlayerScript,
+    ScriptedPlayer,
+    command_event,
+    draw_commands,
+)
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -40,6 +47,8 @@ __all__ = ["CollectSummary", "DoomWorld", "PlayerScript", "ScriptedPlayer", "col
 
 Split = Literal["train", "validation", "prompts"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "prompts")
+Job = tuple[int, str, str]
+"""An episode to record: its number, the recording's name, the map."""
 GROUPS_IN_USE = ("forward_back", "jump", "use_attack", "yaw")
 
 ALL_MAPS = tuple(
@@ -48,8 +57,8 @@ ALL_MAPS = tuple(
 )
 VALIDATION_MAPS = ALL_MAPS[4::5]
 TRAIN_MAPS = tuple(name for name in ALL_MAPS if name not in VALIDATION_MAPS)
-# Maps of the shipped world model and its prompts: few, open and unlike each other, because
-# two million parameters learn no more in an hour. Tokenizer and inverse dynamics models are trained on TRAIN_MAPS.
+# Maps of the shipped world model and its prompts: few, open and different, because a model of two million parameters
+# learns no more maps in an hour. Tokenizer and inverse dynamics models are trained on TRAIN_MAPS.
 WORLD_MAPS = (
     "freedoom1:E3M1",
     "freedoom1:E3M2",
@@ -60,11 +69,12 @@ WORLD_MAPS = (
 )
 
 TICS_PER_SECOND = 35
-# Most spots to try for an episode. The second half may be dark or closed in, so that every map gives an episode.
+# Maximum number of spots to try for an episode. The second half of the attempts accepts dark or narrow spots, so that
+# every map gives an episode.
 MAX_ATTEMPTS = 120
-# At 48x64 motion in the dark cannot be seen: mean brightness of a spot's pictures below which it is left out.
+# Minimum mean brightness of the frames at a spot: at 48x64 pixels, motion in dark places is invisible.
 MIN_BRIGHTNESS = 40
-# Share of an episode's frames in which a walk hardly moves the player; above this the player is stuck in a hole.
+# Maximum share of an episode's frames in which a walk hardly moves the player; above, the player is stuck in a hole.
 MAX_BLOCKED_SHARE = 0.2
 
 
@@ -75,7 +85,7 @@ class CollectSummary:
     num_recordings: int
     num_frames: int
     class_shares: dict[str, dict[int, float]]
-    """Share of the frames by group and class, frame 0 left out."""
+    """Action group -> class -> share of the frames, frame 0 excluded."""
     maps: tuple[str, ...]
 
 
@@ -83,9 +93,9 @@ class CollectSummary:
 # Episodes
 
 
-def _start(game: DoomGame, rng: np.random.Generator, world: DoomWorld) -> bool:
-    """Put the player on a random spot of the map; return False if the spot is dark or closed in."""
-    # Things stand in rooms, so that their positions are valid spots for the player.
+def _place_player(game: DoomGame, rng: np.random.Generator, world: DoomWorld) -> bool:
+    """Move the player to a random spot of the map; return whether the spot is bright and open."""
+    # The map's objects stand in rooms, so that their positions are valid spots for the player.
     spots = [(thing.position_x, thing.position_y) for thing in game.get_state().objects]
     x, y = spots[int(rng.integers(len(spots)))]
     game.send_game_command(f"warp {x:.1f} {y:.1f}")
@@ -106,21 +116,30 @@ def _start(game: DoomGame, rng: np.random.Generator, world: DoomWorld) -> bool:
 
 def play_episode(
     game: DoomGame, map_name: str, rng: np.random.Generator, world: DoomWorld
-) -> tuple[npt.NDArray[np.uint8], list[dict[str, Any]]]:
-    """Play one recording: frames uint8 [F, H, W, 3] and F events; try another spot if the player leaves the map."""
+) -> tuple[npt.NDArray[np.uint8], list[Event]]:
+    """Play one episode; try another spot if the player leaves the map or is stuck.
+
+    Returns:
+        Frames uint8 [F, H, W, 3] and F events.
+
+    Raises:
+        ValueError: no spot of the map lasts an episode.
+    """
     load_map(game, map_name, int(rng.integers(2**31)))
     for attempt in range(MAX_ATTEMPTS):
-        suits = _start(game, rng, world) or (attempt >= MAX_ATTEMPTS // 2 and not game.is_episode_finished())
-        if suits and (played := _play(game, rng, world)) is not None:
+        is_usable = _place_player(game, rng, world) or (attempt >= MAX_ATTEMPTS // 2 and not game.is_episode_finished())
+        if is_usable and (played := _play(game, rng, world)) is not None:
             return played
         if game.is_episode_finished():
             load_map(game, map_name, int(rng.integers(2**31)))
-    raise ValueError(f"no spot of {map_name} lasts {world.episode_frames} frames in {MAX_ATTEMPTS} tries; leave it out")
+    raise ValueError(
+        f"no spot of {map_name} lasts {world.episode_frames} frames in {MAX_ATTEMPTS} attempts; choose other maps"
+    )
 
 
 def _play(
     game: DoomGame, rng: np.random.Generator, world: DoomWorld
-) -> tuple[npt.NDArray[np.uint8], list[dict[str, Any]]] | None:
+) -> tuple[npt.NDArray[np.uint8], list[Event]] | None:
     """Play from here; return frames and events, or None if the player leaves the map, teleports or is stuck."""
     player = ScriptedPlayer(rng, world.script)
     command, blocked, num_blocked, state = Command(), False, 0, game.get_state()
@@ -130,14 +149,15 @@ def _play(
     while len(frames) < world.episode_frames:
         previous, before = command, pose
         ahead, left, right = distances
-        command = player.next(View(ahead=ahead, left=left, right=right, on_ground=pose.on_ground, blocked=blocked))
+        observation = Observation(ahead=ahead, left=left, right=right, on_ground=pose.on_ground, blocked=blocked)
+        command = player.next(observation)
         advance(game, command, pose, world)
         if game.is_episode_finished():
             return None
         state = game.get_state()
         pose, distances = read_pose(state), read_distances(state)
         travelled = float(np.linalg.norm(pose.position[:2] - before.position[:2]))
-        # A teleporter moved the player, which no action explains.
+        # A teleporter moved the player; no action explains this change of the picture.
         if travelled > 4 * frame_walk:
             return None
         blocked = command.move != 0 and travelled < 0.3 * frame_walk
@@ -151,8 +171,8 @@ def _play(
 
 def _event(
     command: Command, previous: Command, pose: Pose, wall_distance: float, index: int, world: DoomWorld
-) -> dict[str, Any]:
-    """Build an event: position in map units (z is up), yaw in degrees clockwise, wallDistance in map units."""
+) -> Event:
+    """Build an event; position and wallDistance in map units (z is up), yaw in degrees clockwise."""
     x, y, z = (round(float(value), 3) for value in pose.position)
     tick = index * world.frame_skip
     fields = {
@@ -187,17 +207,18 @@ def collect(
     """Play and record episodes until `num_frames` frames exist; resume if an earlier call was stopped.
 
     Args:
-        out_dir: gets NAME.mp4 + NAME.jsonl pairs and index.json.
-        num_frames: rounded up to whole episodes.
-        split: draws apart from the other splits; validation plays on maps of its own.
-        seed: gives the same recordings whatever `num_workers`.
+        out_dir: receives NAME.mp4 + NAME.jsonl pairs and index.json.
+        num_frames: number of frames, rounded up to whole episodes.
+        split: each split draws other episodes; validation has its own maps.
+        seed: the same seed gives the same recordings for any `num_workers`.
         world: the world's settings.
-        maps: instead of the split's own, as "freedoom2:MAP01" or "freedoom1:E1M1".
-        num_workers: processes.
-        progress: called with frames done and frames in all.
+        maps: maps to play instead of the split's maps, as "freedoom2:MAP01" or "freedoom1:E1M1".
+        num_workers: number of processes.
+        progress: called with the numbers of finished frames and of all frames.
 
     Raises:
-        ValueError: no frames, an unknown map or split, or a folder that holds recordings of other settings.
+        ValueError: `num_frames` is below 1, a map or the split is unknown, or the folder holds recordings of other
+            settings.
     """
     world = world or DoomWorld()
     maps = tuple(maps or (VALIDATION_MAPS if split == "validation" else TRAIN_MAPS))
@@ -210,10 +231,10 @@ def collect(
             f"frames to record must be >= 1, got {num_frames}; ask for {world.episode_frames}, one episode, or more"
         )
     out_dir.mkdir(parents=True, exist_ok=True)
-    _claim(out_dir, {"split": split, "seed": seed, "maps": list(maps), "world": dataclasses.asdict(world)})
+    _check_settings(out_dir, {"split": split, "seed": seed, "maps": list(maps), "world": dataclasses.asdict(world)})
     num_episodes = -(-num_frames // world.episode_frames)
     names = {index: f"{split}-{maps[index % len(maps)].replace(':', '-')}-{index:05d}" for index in range(num_episodes)}
-    todo: dict[str, list[tuple[int, str, str]]] = {}
+    todo: dict[str, list[Job]] = {}
     done = 0
     for index, name in names.items():
         if (out_dir / f"{name}.jsonl").exists() and (out_dir / f"{name}.mp4").exists():
@@ -221,7 +242,7 @@ def collect(
             continue
         wad, map_name = maps[index % len(maps)].split(":")
         todo.setdefault(wad, []).append((index, name, map_name))
-    # A chunk is one engine's work; many chunks let the workers end at about the same time.
+    # One engine plays a chunk; with many small chunks all workers end at about the same time.
     chunks = [(wad, part) for wad, jobs in todo.items() for part in _chunks(jobs, max(num_workers, len(jobs) // 32))]
     stem = (out_dir, split, seed, world)
     if num_workers <= 1:
@@ -239,19 +260,15 @@ def collect(
     return _write_index(out_dir, list(names.values()), maps, world)
 
 
-def _chunks(jobs: list[Any], num_chunks: int) -> list[list[Any]]:
+def _chunks(jobs: list[Job], num_chunks: int) -> list[list[Job]]:
     return [part for part in (jobs[start::num_chunks] for start in range(num_chunks)) if part]
 
 
-def _record_all(
-    wad: str, jobs: list[tuple[int, str, str]], out_dir: Path, split: Split, seed: int, world: DoomWorld
-) -> int:
+def _record_all(wad: str, jobs: list[Job], out_dir: Path, split: Split, seed: int, world: DoomWorld) -> int:
     return sum(1 for _ in _record(wad, jobs, out_dir, split, seed, world))
 
 
-def _record(
-    wad: str, jobs: list[tuple[int, str, str]], out_dir: Path, split: Split, seed: int, world: DoomWorld
-) -> Iterator[str]:
+def _record(wad: str, jobs: list[Job], out_dir: Path, split: Split, seed: int, world: DoomWorld) -> Iterator[str]:
     with open_game(wad, seed) as game:
         for index, name, map_name in jobs:
             rng = np.random.default_rng([seed, SPLITS.index(split), index])
@@ -260,9 +277,9 @@ def _record(
             yield name
 
 
-def _claim(out_dir: Path, settings: dict[str, Any]) -> None:
-    """Reject a folder with another seed or world, because its recordings would be counted as ours."""
-    settings = json.loads(json.dumps(settings))
+def _check_settings(out_dir: Path, settings: Mapping[str, object]) -> None:
+    """Reject a folder of other settings, because its recordings would count as recordings of these settings."""
+    settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
     path = out_dir / "settings.json"
     if path.exists() and (held := json.loads(path.read_text(encoding="utf-8"))) != settings:
         key = next(key for key in settings if held.get(key) != settings[key])
@@ -273,7 +290,7 @@ def _claim(out_dir: Path, settings: dict[str, Any]) -> None:
 
 
 def _write_index(out_dir: Path, names: list[str], maps: tuple[str, ...], world: DoomWorld) -> CollectSummary:
-    """Write the index of a VPT data set (basedir and relpaths); return a summary of the recordings."""
+    """Write an index as VPT publishes it (basedir and relpaths); return a summary of the recordings."""
     columns = []
     for name in names:
         classes = group_classes(Actions.from_events(read_events(out_dir / f"{name}.jsonl")), GROUPS_IN_USE)

@@ -1,6 +1,6 @@
-"""The VizDoom engine as the embedded world needs it: settings, start, one frame's input, what a state shows.
+"""The VizDoom engine of the embedded world: settings, start, input of one frame, and reading of a state.
 
-Knows nothing of recordings.
+Independent of recordings.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from rlir_ray.extras import require_library
 from rlir_ray.spaces.actions import DEGREES_PER_PIXEL
 from rlir_ray.worlds.scripted_player import Command, PlayerScript
 
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from vizdoom import DoomGame, GameState
 
-# A gun that fires blanks: its flash is there in each tic of the attack and in no other, which no weapon of the game
-# gives at frame skip 5, and nothing explodes.
+# A gun that fires blanks: it flashes in each tic of an attack and in no other tic, and nothing explodes. At frame skip
+# 5 no weapon of the game does this.
 BLANK_GUN = b"""actor BlankGun : Weapon
 {
   +WEAPON.AMMO_OPTIONAL
@@ -50,7 +51,7 @@ BLANK_GUN = b"""actor BlankGun : Weapon
 }
 """
 HIDDEN = ("hud", "crosshair", "messages", "particles", "decals", "corpses", "effects_sprites", "screen_flashes")
-# Pick-ups that tint the picture, and what would push the player.
+# Pick-ups that tint the picture, and objects that would push the player.
 REMOVED = (
     "InvulnerabilitySphere",
     "BlurSphere",
@@ -67,9 +68,9 @@ GAME_ARGS = (
 # The engine's physics on the ground, and in the air with sv_aircontrol 1: speed = (speed + thrust) * FRICTION a tic.
 FRICTION = 0.90625
 MAX_THRUST, MAX_SIDE_THRUST, THRUST_UNIT = 50 / 32, 40 / 32, 1 / 32
-# One step of the depth buffer in map units, measured by walking away from a wall.
+# One step of the depth buffer in map units; measured while the player walked away from a wall.
 DEPTH_UNIT = 7.0
-# Many rooms are too dark at 48x64 to see motion in: pictures are lightened.
+# Gamma 0.65 brightens the frames, because at 48x64 pixels motion is invisible in many dark rooms.
 GAMMA_TABLE = np.round(255 * (np.arange(256) / 255) ** 0.65).astype(np.uint8)
 
 
@@ -86,14 +87,19 @@ class DoomWorld:
     episode_frames: int = 160
     """Frames of a recording, frame 0 included."""
     walk_speed: float = 6.5
-    """Map units a tic; the player brakes and starts as hard as the engine lets it, so that a walk can be seen."""
+    """Map units a tic; the player starts and stops with full thrust, so that the next frame shows a walk."""
     script: PlayerScript = field(default_factory=PlayerScript)
     """Script of the player."""
 
 
 @contextlib.contextmanager
 def open_game(wad: str, seed: int) -> Iterator[DoomGame]:
-    """Start an engine on one of the packaged WADs ("freedoom1" or "freedoom2") and close it at the end."""
+    """Start an engine on one of the packaged WADs ("freedoom1" or "freedoom2") and close it at the end.
+
+    Raises:
+        ValueError: vizdoom is not installed.
+    """
+    require_library("vizdoom", "recording the Doom world")
     import vizdoom
 
     game = vizdoom.DoomGame()
@@ -107,8 +113,8 @@ def open_game(wad: str, seed: int) -> Iterator[DoomGame]:
         game.set_screen_format(vizdoom.ScreenFormat.RGB24)
         game.set_depth_buffer_enabled(True)
         game.set_objects_info_enabled(True)
-        for what in HIDDEN:
-            getattr(game, f"set_render_{what}")(False)
+        for layer in HIDDEN:
+            getattr(game, f"set_render_{layer}")(False)
         game.set_render_weapon(True)
         game.set_mode(vizdoom.Mode.PLAYER)
         buttons = "MOVE_FORWARD_BACKWARD_DELTA MOVE_LEFT_RIGHT_DELTA TURN_LEFT_RIGHT_DELTA JUMP ATTACK"
@@ -128,7 +134,7 @@ def open_game(wad: str, seed: int) -> Iterator[DoomGame]:
 
 
 def load_map(game: DoomGame, map_name: str, seed: int) -> None:
-    """Start a map: arm and protect the player, remove things that disturb the pictures."""
+    """Start a map, arm and protect the player, and remove objects that would change the picture or push the player."""
     game.set_seed(seed)
     game.set_doom_map(map_name)
     game.new_episode()
@@ -156,6 +162,7 @@ class Pose:
 
 
 def read_pose(state: GameState) -> Pose:
+    """Read the player's pose from the game variables that `open_game` selects."""
     variables = state.game_variables
     assert variables is not None
     x, y, z, angle, velocity_x, velocity_y, on_ground = variables
@@ -165,11 +172,11 @@ def read_pose(state: GameState) -> Pose:
 def plan_tics(command: Command, angle: float, velocity: npt.NDArray[np.float64], world: DoomWorld) -> list[list[float]]:
     """Plan the engine input of each tic of a frame, to reach the commanded velocity as fast as the engine can.
 
-    Momentum would hide what is pressed: the walk's speed is approached with full thrust, and what remains of the
-    velocity sideways (after a turn) is braked.
+    Momentum would hide the command. Therefore the plan approaches the walking speed with full thrust, and brakes the
+    sideways velocity that remains after a turn.
 
     Args:
-        command: what is held.
+        command: input held during the frame.
         angle: before the frame, radians, counter-clockwise.
         velocity: [2], map units a tic, before the frame.
         world: frame skip and walking speed.
@@ -193,6 +200,7 @@ def plan_tics(command: Command, angle: float, velocity: npt.NDArray[np.float64],
 
 
 def advance(game: DoomGame, command: Command, pose: Pose, world: DoomWorld) -> None:
+    """Play one frame; the engine renders the last tic only."""
     rows = plan_tics(command, pose.angle, pose.velocity, world)
     for tic, row in enumerate(rows):
         game.set_action(row)
@@ -201,7 +209,7 @@ def advance(game: DoomGame, command: Command, pose: Pose, world: DoomWorld) -> N
 
 def read_distances(state: GameState) -> tuple[float, float, float]:
     """Measure the distance in map units to obstacles ahead, left and right, from the depth buffer (120x160)."""
-    # Rows around the horizon: a ledge that stops the player shows just below it, the floor only further down.
+    # Rows around the horizon: a ledge that stops the player appears just below the horizon, the floor further down.
     depth = state.depth_buffer
     assert depth is not None
     nearest = depth[54:72].min(0) * DEPTH_UNIT
@@ -209,5 +217,7 @@ def read_distances(state: GameState) -> tuple[float, float, float]:
 
 
 def read_frame(state: GameState, world: DoomWorld) -> npt.NDArray[np.uint8]:
+    """Return the picture at the world's size, brightened, uint8 [H, W, 3]."""
     picture = Image.fromarray(state.screen_buffer).resize((world.width, world.height), Image.Resampling.BOX)
-    return GAMMA_TABLE[np.asarray(picture)]
+    frame: npt.NDArray[np.uint8] = GAMMA_TABLE[np.asarray(picture)]
+    return frame

@@ -1,22 +1,22 @@
-"""A scripted player: draws the next command, given the distances of walls. Independent of the game engine.
+"""A scripted player, which draws the next command given the distances of walls. Independent of the game engine.
 
-Each group of actions is drawn apart from the others and held for a few frames, so that every group is seen in every
-state. `draw_commands` draws from the same script without a game.
+The player draws each action group independently and holds it for a few frames, so that all combinations occur.
+`draw_commands` draws from the same script without a game.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlir_ray.spaces.actions import Actions
+from rlir_ray.spaces.actions import Actions, Event
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# Mouse pixels a frame, in degrees ±3.15, ±5.85, ±10.05: each in a bin of its own in both camera quantisers.
+# Mouse pixels a frame: ±3.15, ±5.85 and ±10.05 degrees, which lie in different bins of both camera quantizers.
 YAW_PIXELS = (-67, -39, -21, 0, 21, 39, 67)
 MOVE_KEYS = {1: "key.keyboard.w", -1: "key.keyboard.s"}
 JUMP_KEY = "key.keyboard.space"
@@ -28,31 +28,31 @@ class PlayerScript:
     """Probabilities and hold times of the scripted player's commands."""
 
     forward_share: float = 0.6
-    """Of the walks, those that go forward; the rest goes back."""
+    """Share of the walks that go forward; the others go back."""
     forward_frames: tuple[int, int] = (3, 7)
-    """Fewest and most frames a walk forward is held."""
+    """Minimum and maximum number of frames of a walk forward."""
     back_frames: tuple[int, int] = (3, 5)
-    """The same for a walk back."""
+    """Minimum and maximum number of frames of a walk back."""
     rest_frames: tuple[int, int] = (1, 2)
-    """The same for standing between two walks: momentum would hide a reversal without a rest."""
+    """Minimum and maximum number of frames between two walks; without a rest, momentum would hide a reversal."""
     straight_share: float = 0.36
-    """Of the turns drawn, those that keep straight."""
+    """Probability that a drawn turn is no turn."""
     yaw_frames: tuple[int, int] = (1, 4)
-    """Fewest and most frames a turn is held."""
+    """Minimum and maximum number of frames of a turn."""
     attack_frames: tuple[int, int] = (2, 5)
-    """The same for attack."""
+    """Minimum and maximum number of frames of an attack."""
     cease_frames: tuple[int, int] = (3, 10)
-    """The same for not attacking."""
+    """Minimum and maximum number of frames between two attacks."""
     jump_probability: float = 0.4
-    """Of a jump, in each frame that begins on the ground."""
+    """Probability of a jump, in each frame that starts on the ground."""
     air_frames: int = 4
-    """Frames from one jump to the earliest next one; only `draw_commands` needs it, a game sees the ground."""
+    """Frames from a jump to the earliest next jump; for `draw_commands` only, because a game reports the ground."""
     near_wall: float = 80.0
-    """Map units ahead below which a walk forward ends."""
+    """Distance of a wall ahead, in map units, below which a walk forward ends."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class View:
+class Observation:
     """The player's observation before a command; distances in map units."""
 
     ahead: float = FAR
@@ -60,22 +60,24 @@ class View:
     right: float = FAR
     on_ground: bool = True
     blocked: bool = False
-    """The last walk hardly moved the player."""
+    """Whether the last command to walk hardly moved the player."""
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """The input held during one frame: move 1 forward, -1 back, 0 none; yaw in mouse pixels, positive to the right."""
+    """Input held during one frame."""
 
     move: int = 0
+    """1: forward, -1: back, 0: none."""
     yaw_pixels: int = 0
+    """Mouse motion, positive to the right."""
     jump: bool = False
     attack: bool = False
 
 
 @dataclass
 class ScriptedPlayer:
-    """Draws the next command; the state is what is held and for how many frames more."""
+    """Player that draws the next command; its state is the held command and the remaining frames of each action."""
 
     rng: np.random.Generator
     script: PlayerScript = field(default_factory=PlayerScript)
@@ -84,12 +86,12 @@ class ScriptedPlayer:
     yaw_left: int = 0
     attack_left: int = 0
 
-    def next(self, view: View) -> Command:
+    def next(self, observation: Observation) -> Command:
         """Draw the command of the next frame."""
-        on_ground = view.on_ground and not self.held.jump
+        on_ground = observation.on_ground and not self.held.jump
         self.held = Command(
-            self._move(view),
-            self._yaw(view),
+            self._move(observation),
+            self._yaw(observation),
             bool(on_ground and self.rng.random() < self.script.jump_probability),
             self._attack(),
         )
@@ -98,10 +100,10 @@ class ScriptedPlayer:
     def _hold(self, frames: tuple[int, int]) -> int:
         return int(self.rng.integers(frames[0], frames[1] + 1)) - 1
 
-    def _move(self, view: View) -> int:
-        wall = view.ahead < self.script.near_wall
+    def _move(self, observation: Observation) -> int:
+        wall = observation.ahead < self.script.near_wall
         self.move_left -= 1
-        if self.held.move and (view.blocked or (self.held.move > 0 and wall)):
+        if self.held.move and (observation.blocked or (self.held.move > 0 and wall)):
             self.move_left = -1
         if self.move_left >= 0:
             return self.held.move
@@ -112,16 +114,16 @@ class ScriptedPlayer:
         self.move_left = self._hold(self.script.forward_frames if move > 0 else self.script.back_frames)
         return move
 
-    def _yaw(self, view: View) -> int:
+    def _yaw(self, observation: Observation) -> int:
         self.yaw_left -= 1
         if self.yaw_left >= 0:
             return self.held.yaw_pixels
         self.yaw_left = self._hold(self.script.yaw_frames)
         if self.rng.random() < self.script.straight_share:
             return 0
-        steer = 0.85 if view.ahead < 3 * self.script.near_wall else 0.6
-        open_side = 1 if view.right > view.left else -1
-        if view.right == view.left:
+        steer = 0.85 if observation.ahead < 3 * self.script.near_wall else 0.6
+        open_side = 1 if observation.right > observation.left else -1
+        if observation.right == observation.left:
             open_side = 1 if self.rng.random() < 0.5 else -1
         side = open_side if self.rng.random() < steer else -open_side
         return side * int(self.rng.choice([pixels for pixels in YAW_PIXELS if pixels > 0]))
@@ -134,13 +136,13 @@ class ScriptedPlayer:
         return not self.held.attack
 
 
-def command_event(command: Command, previous: Command, fields: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def command_event(command: Command, previous: Command, fields: Mapping[str, object] | None = None) -> Event:
     """Build a VPT recorder event of one frame.
 
     Args:
-        command: what is held while the frame comes about.
-        previous: what was held in the frame before; gives `newKeys` and `newButtons`.
-        fields: what the world adds (position, tick, …).
+        command: input that leads into the frame.
+        previous: input of the previous frame; `newKeys` and `newButtons` are relative to it.
+        fields: further fields of the world (position, tick, …).
     """
     keys, buttons = _pressed(command)
     old_keys, old_buttons = _pressed(previous)
@@ -166,12 +168,12 @@ def _pressed(command: Command) -> tuple[list[str], list[int]]:
 
 
 def draw_commands(num_frames: int, rng: np.random.Generator, script: PlayerScript | None = None) -> Actions:
-    """Draw a sequence of commands from the player's script, without a game (open ground, jumps spaced by frames).
+    """Draw a sequence of commands from the player's script, without a game: no walls, and `air_frames` between jumps.
 
     Args:
         num_frames: F; each of the F actions leads into a frame.
-        rng: the only source of chance.
-        script: shares and hold times; the default is the recorder's.
+        rng: the only source of randomness.
+        script: probabilities and hold times; None: those of the recordings.
 
     Returns:
         F actions.
@@ -180,7 +182,7 @@ def draw_commands(num_frames: int, rng: np.random.Generator, script: PlayerScrip
     player.attack_left = int(rng.integers(0, 6))
     since_jump, events = player.script.air_frames, []
     for _ in range(num_frames):
-        command = player.next(View(on_ground=since_jump >= player.script.air_frames))
+        command = player.next(Observation(on_ground=since_jump >= player.script.air_frames))
         since_jump = 1 if command.jump else since_jump + 1
         events.append(command_event(command, Command()))
     return Actions.from_events(events)

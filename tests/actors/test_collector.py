@@ -13,7 +13,7 @@ import ray
 from actors.checkpointing import _from_json, _to_json
 from actors.cluster.waiting import Stopped
 from actors.collector import Collector
-from actors.reward.replica import Scored
+from actors.reward.replica import ScoreReport
 from actors.rollout.actor import CallReport
 from actors.rollout.pool import GroupRefs
 from rlir_ray.algorithm.admission import Admission
@@ -50,7 +50,7 @@ class Pools:
         future = Future()
         try:
             scores = RewardScores(group_id=group_id, frame_rewards=self.rewards(group_id))
-            future.set_result(Scored(scores=scores, seconds=0.1, span=SPAN))
+            future.set_result(ScoreReport(scores=scores, seconds=0.1, span=SPAN))
         except RuntimeError as error:
             future.set_exception(error)
         return future
@@ -104,16 +104,17 @@ def test_a_group_whose_numbers_are_not_finite_has_failed_whatever_its_reward_say
     assert (collector.ledger[1].state, collector.ledger[1].cause) == ("failed", pools.failures[1])
 
 
-def test_too_many_failures_stop_the_run_in_one_line(ray_cluster, make_config):
-    with pytest.raises(RuntimeError, match=r"^11 of the last .* no clip for") as stop:
-        make_collector(make_config(), Pools(failing)).collect(version=0, num_steps_left=2)
+@pytest.mark.parametrize(("overrides", "number"), [((), 11), (("train.max_failed_fraction=0",), 1)])
+def test_too_many_failures_stop_the_run_in_one_line(ray_cluster, make_config, overrides, number):
+    with pytest.raises(RuntimeError, match=rf"^{number} of the last .* no clip for") as stop:
+        make_collector(make_config(*overrides), Pools(failing)).collect(version=0, num_steps_left=2)
     assert "\n" not in str(stop.value)
 
 
-def test_a_group_older_than_max_staleness_is_never_handed_out(ray_cluster, make_config):
+def test_a_group_older_than_max_staleness_is_never_trained(ray_cluster, make_config):
     pools = Pools(lambda group_id: VARIED)
     collector = make_collector(make_config("train.max_staleness=1"), pools)
-    collector.trained(collector.collect(version=0, num_steps_left=9))
+    collector.finish(collector.collect(version=0, num_steps_left=9))
     # Groups 4..7 were admitted together with the first ones, at version 0: too old at version 2.
     pools.version = 2
     groups = collector.collect(version=2, num_steps_left=8)
@@ -128,7 +129,7 @@ def test_one_step_ahead_is_admitted_with_max_staleness_1_and_none_with_0(ray_clu
         assert sum(map(len, pools.calls)) == num_groups
 
 
-def test_nothing_is_sampled_for_steps_that_will_not_come(ray_cluster, make_config):
+def test_no_group_is_sampled_beyond_the_last_step(ray_cluster, make_config):
     pools = Pools(lambda group_id: VARIED)
     make_collector(make_config("train.max_staleness=3"), pools).collect(version=0, num_steps_left=1)
     assert sum(map(len, pools.calls)) == 4
@@ -138,16 +139,14 @@ def test_bytes_in_flight_stay_under_the_budget(ray_cluster, make_config):
     pools = Pools(lambda group_id: VARIED)
     collector = make_collector(make_config("train.max_staleness=3"), pools, budget_bytes=950)
     for version in range(3):
-        collector.trained(collector.collect(version=version, num_steps_left=9))
+        collector.finish(collector.collect(version=version, num_steps_left=9))
     assert 0 < collector.admission.peak_bytes <= 950
 
 
-def test_what_a_checkpoint_had_ahead_of_the_learner_is_ready_or_sampled_again_under_its_number(
-    ray_cluster, make_config
-):
+def test_groups_of_a_checkpoint_are_ready_or_sampled_again_with_their_ids(ray_cluster, make_config):
     config, pools = make_config("train.max_staleness=2"), Pools(lambda group_id: VARIED)
     first = make_collector(config, pools)
-    first.trained(first.collect(version=0, num_steps_left=9))
+    first.finish(first.collect(version=0, num_steps_left=9))
     ready = first.ready()
     ahead = first.ledger.in_flight
     assert len(ahead) == 8 and {group.group_id for group in ready} <= set(ahead)
@@ -164,7 +163,7 @@ def test_what_a_checkpoint_had_ahead_of_the_learner_is_ready_or_sampled_again_un
     assert groups[0] is kept[0]
 
 
-def test_what_no_longer_fits_the_budget_after_a_resume_has_failed_with_its_cause(ray_cluster, make_config):
+def test_a_group_beyond_the_budget_after_a_resume_fails_with_its_cause(ray_cluster, make_config):
     config, pools = make_config("train.max_staleness=2"), Pools(lambda group_id: VARIED)
     collector = make_collector(config, pools, budget_bytes=450)
     for group_id in range(6):
@@ -228,21 +227,21 @@ def collect_later(collector, pools, late):
     return groups
 
 
-def test_a_slow_group_is_waited_for_or_overtaken_as_the_policy_says(ray_cluster, make_config):
+def test_a_slow_group_is_waited_for_or_overtaken_by_stale_policy(ray_cluster, make_config):
     for policy, expected in (("wait", [0, 1, 2, 3]), ("drop", [0, 2, 3, 4])):
         pools = SlowPools(lambda group_id: VARIED)
         collector = make_collector(make_config("train.max_staleness=1", f"train.stale_policy={policy}"), pools)
         assert collect_later(collector, pools, late=1) == expected
 
 
-def test_what_waits_for_room_says_so_once_and_is_measured(ray_cluster, make_config):
+def test_a_wait_for_room_is_reported_once_and_measured(ray_cluster, make_config):
     pools, said = LatePools(lambda group_id: VARIED), []
     # Room for five groups of at most 100 bytes where eight slots are free.
     collector = make_collector(make_config("train.max_staleness=1"), pools, budget_bytes=500)
     collector.progress = said.append
     for version in range(2):
         groups = collector.collect(version=version, num_steps_left=9 - version)
-        collector.trained(groups)
+        collector.finish(groups)
         metrics = collector.metrics(groups, version)
     assert len(said) == 1 and said[0].startswith("sampling waits for room: ")
     assert "of object_store_budget_bytes=500" in said[0]
@@ -261,7 +260,7 @@ def test_a_scored_group_holds_its_columns_only(ray_cluster, make_config):
 
 def finish(collector, groups, version):
     """What the driver does when a step has ended: slots come free, and are used."""
-    collector.trained(groups)
+    collector.finish(groups)
     return collector.metrics(groups, version)
 
 
@@ -274,7 +273,7 @@ def test_a_search_for_signal_counts_no_groups_of_other_steps(ray_cluster, make_c
     assert collector.ledger.counts()["no_signal"] > 16
 
 
-def test_groups_that_are_ready_beyond_a_step_are_no_search_in_vain(ray_cluster, make_config):
+def test_ready_groups_beyond_a_step_show_that_there_is_signal(ray_cluster, make_config):
     # Group 0 comes last; 66 others are ready long before it, and one has no signal.
     pools = SlowPools(lambda group_id: EQUAL if group_id == 67 else VARIED)
     collector = make_collector(make_config("train.max_staleness=16"), pools)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ class Idle:
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
-def test_the_bound_of_rays_version_lets_in_what_is_installed_and_what_the_constraints_name(device: str) -> None:
+def test_the_bound_of_rays_version_allows_the_installed_version_and_the_constraints(device: str) -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
     lines = setup["options"]["install_requires"].splitlines()
@@ -46,17 +47,17 @@ def test_an_actor_is_found_by_its_id_with_its_process_and_node(ray_cluster: None
     ray.kill(actor)
 
 
-def test_each_living_node_tells_what_is_free(ray_cluster: None) -> None:
+def test_each_living_node_has_its_free_resources(ray_cluster: None) -> None:
     free = compat.free_resources()
     (node,) = [node for node in ray.nodes() if node["Alive"]]
     assert set(free) == {node["NodeID"]}
     assert 0 <= free[node["NodeID"]]["CPU"] <= node["Resources"]["CPU"]
 
 
-def test_replicas_are_found_and_stay_when_their_number_changes_under_a_version_that_stays(ray_cluster: None) -> None:
+def test_replicas_are_found_stay_when_their_number_changes_and_go_with_their_application(ray_cluster: None) -> None:
     serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
     idle = serve.deployment(ray_actor_options={"num_cpus": 0})(Idle)
-    compat.keep_version(idle, "first")
+    compat.pin_version(idle, "first")
     try:
         handle = serve.run(idle.bind(), name="compat", route_prefix=None)
         (before,) = compat.replica_ids("compat")
@@ -67,4 +68,8 @@ def test_replicas_are_found_and_stay_when_their_number_changes_under_a_version_t
         assert before in after and len(after) == 2
         assert compat.replica_ids("comp") == []
     finally:
-        serve.delete("compat")
+        compat.start_deleting("compat")
+    deadline = time.monotonic() + TIMEOUT_S
+    while "compat" in serve.status().applications or compat.replica_ids("compat"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

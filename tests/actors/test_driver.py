@@ -1,8 +1,8 @@
 """The whole loop over Ray in a tiny world."""
 
 import dataclasses
-import functools
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,15 +10,17 @@ import pytest
 from actors.pipeline import Pipeline
 from actors.reward.replica import build_reward
 from actors.rollout.actor import build_sampler
+from benchmarks.stages import CODES
 from rlir_ray.algorithm.ledger import Ledger
 from rlir_ray.families import make_objective, open_policy
 from rlir_ray.learner.step import Learner
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.local import train_local
 from rlir_ray.run.checkpoint import newest
-from rlir_ray.trajectory import EncodedVideo, Prompt, RewardScores, TrajectoryGroup
+from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup
 from rlir_ray.transfer.weights import weights_of
-from tests.fakes import NUM_CODES
+from tests.in_process import PER_STEP, run_in_process, stage_config
+from tests.own_rewards import TokenReward
 from tests.world import flow_overrides, tiny_flow_prompt_set, tiny_prompt_set
 
 FIGURES = ("loss/policy", "reward/mean", "reward/std", "grad_norm", "ratio/max_abs_log", "decisions")
@@ -65,96 +67,40 @@ def assert_same_run(result, config, prompt_set=tiny_prompt_set, likeliest=1e-5):
         np.testing.assert_allclose(saved[name], value, atol=1e-4)
 
 
-def slow(*options):
-    """Every run of the pools takes half a minute, most of it the starting of processes."""
-    return pytest.param(list(options), marks=pytest.mark.slow)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "options",
-    [
-        [],
-        slow("train.ratio=guard", "train.kl_coefficient=0.1", "train.advantage=batch_std", "train.best_and_worst=1"),
-        slow("train.objective=nft", "train.max_advantage=5", "flow.shared_noise=false", "train.kl_coefficient=0.01"),
-        slow("lora.rank=2", "train.kl_coefficient=0.1", "flow.sde=cps", "flow.window_moves=sliding"),
-    ],
-    ids=["grpo", "guard", "nft", "lora"],
-)
-def test_flow_policies_train_in_the_pools_as_in_the_local_loop(ray_cluster, make_config, checkpoints, options):
-    config = make_config(*flow_overrides(checkpoints), "train.max_advantage=2", *options)
-    result = run_pools(config, tiny_flow_prompt_set, evaluate=False)
-    assert_same_run(result, config, tiny_flow_prompt_set)
-    if config.train.objective == "grpo":
-        assert result.metrics[0]["ratio/max_abs_log"] < 1e-5
-    rows = 2 * config.train.best_and_worst or 4
-    assert result.metrics[0]["decisions"] == 4 * rows * 3 * (2 if config.train.objective == "grpo" else 1)
-
-
-@pytest.mark.slow
-def test_flow_run_over_serve_and_two_ranks_is_judged_and_loses_nothing(ray_cluster, make_config, checkpoints):
+def test_adapter_of_a_flow_policy_trains_in_the_pools_as_in_the_local_loop(ray_cluster, make_config, checkpoints):
     config = make_config(
         *flow_overrides(checkpoints),
-        "rollout.num_actors=2",
-        "learner.engine=deepspeed",
-        "learner.num_workers=2",
-        "learner.zero_stage=2",
+        "lora.rank=2",
+        "train.grpo.ratio=guard",
+        "train.kl_coefficient=0.1",
+        "train.advantage=batch_std",
+        "train.best_and_worst=1",
+        "train.max_advantage=2",
     )
-    result = run_pools(config, tiny_flow_prompt_set)
-    assert_same_run(result, config, tiny_flow_prompt_set, likeliest=0.02)
-    names = [each["name"] for each in json.loads((result.folder / "evaluation.json").read_text())["evaluations"]]
-    assert names == ["base", "post-trained"] and result.groups["trained"] == 8
-
-
-@pytest.mark.slow
-def test_adapter_of_a_token_policy_trains_in_the_pools(ray_cluster, make_config):
-    config = make_config("lora.rank=2", "learner.engine=deepspeed")
-    result = run_pools(config, evaluate=False)
-    assert_same_run(result, config)
-    assert (result.folder / "policy" / "adapter_config.json").is_file()
-
-
-class SometimesNaN:
-    """A user's own reward that is no number in some groups."""
-
-    def score(self, videos):
-        scores = []
-        for video in videos:
-            rewards = np.random.default_rng(video.group_id).random((4, 3)).astype(np.float32)
-            rewards[1] = np.nan if video.group_id % 4 == 1 else rewards[1]
-            scores.append(RewardScores(group_id=video.group_id, frame_rewards=rewards))
-        return scores
-
-
-@pytest.mark.slow
-def test_group_with_rewards_that_are_no_numbers_fails_with_its_cause_and_training_goes_on(ray_cluster, make_config):
-    options = {"prompts": tiny_prompt_set, "make_reward": SometimesNaN}
-    result = Pipeline(make_config(), **options).train(calibrate=False, evaluate=False)
-    ledger = json.loads((result.folder / "ledger.json").read_text())
-    causes = {each["cause"] for each in ledger["groups"] if each["state"] == "failed"}
-    assert result.groups["trained"] == 8 and result.groups["failed"] == 3
-    assert causes == {"rewards must be finite numbers, got NaN or infinity; check the reward"}
-    config = make_config("train.max_failed_fraction=0", "run.name=strict")
-    with pytest.raises(RuntimeError, match=r"^1 of the last \d groups failed, .*max_failed_fraction=0") as stop:
-        Pipeline(config, **options).train(calibrate=False, evaluate=False)
-    assert "\n" not in str(stop.value)
+    result = run_pools(config, tiny_flow_prompt_set, evaluate=False)
+    assert_same_run(result, config, tiny_flow_prompt_set)
+    assert result.metrics[0]["ratio/max_abs_log"] < 1e-5
+    # Two rows of each of four groups, three frames, a window of two steps.
+    assert result.metrics[0]["decisions"] == 4 * 2 * 3 * 2
 
 
 @pytest.mark.slow
 def test_what_was_trained_is_saved_when_a_callback_ends_the_run(ray_cluster, make_config):
-    """The step that the learner has begun by then is trained to its end, and counts."""
+    """The step that the learner has begun by then is trained to its end, and counts. Steps take what is there."""
 
-    def object_to_step_2(metrics):
-        if metrics["step"] == 2:
+    def object_to_step_4(metrics):
+        if metrics["step"] == 4:
             raise LookupError("enough")
 
-    config = make_config("train.max_staleness=1", "train.num_steps=9", "checkpoint.every=0")
-    pipeline = Pipeline(config, prompts=tiny_prompt_set, callbacks=[object_to_step_2])
+    config = make_config("train.max_staleness=1", "train.stale_policy=drop", "train.num_steps=9", "checkpoint.every=0")
+    pipeline = Pipeline(config, prompts=tiny_prompt_set, callbacks=[object_to_step_4])
     with pytest.raises(LookupError, match="enough"):
         pipeline.train(calibrate=False, evaluate=False)
     point = newest(pipeline.folder.path, pytest.fail)
-    assert point is not None and point.step == pipeline.driver.state.step >= 2
+    assert point is not None and point.step == pipeline.driver.state.step >= 4
     assert (pipeline.folder.path / "policy").is_dir()
+    assert max(step["staleness/max"] for step in pipeline.driver.state.metrics) <= 1
     ledger = Ledger.from_json((pipeline.folder.path / "ledger.json").read_text())
     ledger.check()
     assert ledger.counts()["trained"] == 4 * point.step
@@ -220,68 +166,45 @@ def test_synchronous_pools_train_as_the_local_loop_and_the_driver_reads_no_paylo
 
 
 @pytest.mark.slow
-def test_two_rollout_actors_two_ranks_and_serve_change_no_loss(ray_cluster, make_config):
+def test_adapter_of_a_token_policy_trains_with_two_rollout_actors_and_two_ranks(ray_cluster, make_config):
     config = make_config(
+        "lora.rank=2",
         "rollout.num_actors=2",
         "learner.engine=deepspeed",
         "learner.num_workers=2",
         "train.kl_coefficient=0.1",
         "train.advantage=dr_grpo",
     )
-    assert_same_run(run_pools(config, evaluate=False), config)
-
-
-class TokenReward:
-    """A user's own: the higher a frame's ids, the better."""
-
-    def score(self, videos):
-        return [
-            RewardScores(
-                group_id=video.group_id,
-                frame_rewards=(video.codes[:, video.num_context :].mean(-1) / NUM_CODES).astype(np.float32),
-                rules={},
-                confusion={},
-            )
-            for video in videos
-        ]
-
-
-def test_a_reward_of_ones_own_takes_the_place_of_the_configured_one(ray_cluster, make_config):
-    config = make_config("train.num_steps=1")
-    result = Pipeline(config, prompts=tiny_prompt_set, make_reward=TokenReward).train(calibrate=False, evaluate=False)
-    assert result.groups["trained"] == 4
-    assert 0 < result.metrics[0]["reward/mean"] < 1
-    assert "rule/soft" not in result.metrics[0]
-
-
-def test_overlapped_training_stays_within_max_staleness_and_a_stop_saves_what_there_is(ray_cluster, make_config):
-    def stop_after_five(metrics):
-        if metrics["step"] == 5:
-            pipeline.stop()
-
-    config = make_config("train.max_staleness=1", "train.num_steps=50")
-    pipeline = Pipeline(config, callbacks=[stop_after_five], prompts=tiny_prompt_set)
+    pipeline = Pipeline(config, prompts=tiny_prompt_set)
     result = pipeline.train(calibrate=False, evaluate=False)
-    lags = [step["staleness/max"] for step in result.metrics]
+    assert_same_run(result, config)
+    assert (result.folder / "policy" / "adapter_config.json").is_file()
+    # Without GPUs the store serves all versions.
+    assert pipeline.driver.session.sync.broadcasts is None
+
+
+def test_overlapped_steps_stay_within_max_staleness_and_a_stop_saves_what_there_is(ray_cluster, tmp_path):
+    def stop_after_five(session, metrics):
+        if metrics["step"] == 5:
+            session.stop.set()
+
+    config = stage_config(tmp_path, "train.max_staleness=1", "train.num_steps=50")
+    state = run_in_process(config, tmp_path, partial(TokenReward, CODES), log=stop_after_five)
+    assert 0 < state.metrics[0]["reward/mean"] < 1
+    lags = [step["staleness/max"] for step in state.metrics]
     # The first step's groups are fresh; those admitted ahead of it lag by one.
     assert lags[0] == 0
     assert max(lags) == 1
     # The next step may have waited at the learner by then, and is trained too.
-    assert result.interrupted and result.num_steps in (5, 6)
-    assert result.groups["trained"] == 4 * result.num_steps
-    assert (result.folder / "policy" / "model.safetensors").is_file()
-    # What was sampled ahead for steps that did not come has ended too, with a cause.
-    ledger = Ledger.from_json((result.folder / "ledger.json").read_text())
-    ledger.check()
-    assert result.groups["failed"] > 0
-
-
-@pytest.mark.slow
-def test_sampling_goes_on_while_the_loop_waits_for_the_step_before_a_checkpoint(ray_cluster, make_config):
-    config = make_config("train.max_staleness=1", "train.num_steps=5", "checkpoint.every=2")
-    result = run_pools(config, evaluate=False)
-    # Groups that were sampled after the checkpoint only would be fresh.
-    assert [step["staleness/max"] for step in result.metrics] == [0, 1, 1, 1, 1]
+    assert state.step in (5, 6)
+    assert state.ledger.counts()["trained"] == PER_STEP * state.step
+    assert (tmp_path / "policy").is_dir()
+    point = newest(tmp_path, pytest.fail)
+    assert point is not None and point.step == state.step
+    # What was sampled ahead for steps that did not come; the pipeline ends these groups with their cause.
+    assert state.ledger.in_flight
+    state.ledger.fail_in_flight("the run ended")
+    state.ledger.check()
 
 
 def test_a_plan_that_does_not_fit_is_refused_before_any_pool_starts(ray_cluster, make_config):
@@ -346,7 +269,7 @@ def build_poisoned_learner(config):
 @pytest.mark.slow
 def test_skipped_updates_end_the_run_in_one_line_and_leave_the_checkpoint_of_before(ray_cluster, make_config):
     config = make_config("train.num_steps=6", "train.max_skipped_updates=2", "checkpoint.every=1", "checkpoint.keep=1")
-    pipeline = Pipeline(config, prompts=tiny_prompt_set, make_learner=functools.partial(build_poisoned_learner, config))
+    pipeline = Pipeline(config, prompts=tiny_prompt_set, make_learner=partial(build_poisoned_learner, config))
     with pytest.raises(
         RuntimeError, match=r"2 in a row that were skipped, the last one in step 3: loss .* of group 8 "
     ) as end:

@@ -11,7 +11,7 @@ from actors.cluster.waiting import wait_all
 from actors.learner.group import LearnerGroup
 from actors.reward.pool import RewardPool
 from actors.rollout.pool import RolloutPool
-from actors.rollout.prompts import PromptActor
+from actors.rollout.prompt_actor import PromptActor
 
 TIMEOUT_S = 250
 HINT = r"No module named 'only_here'; make only_here importable in Ray's workers, not in the driver alone: put it into"

@@ -11,9 +11,10 @@ import ray
 
 from actors.cluster.placement import as_actor, stop_actors
 from actors.evaluation import actor as evaluation
+from actors.evaluation import client
 from actors.evaluation.actor import EvaluationActor
 from actors.evaluation.client import EvaluationClient
-from actors.rollout.prompts import PromptActor
+from actors.rollout.prompt_actor import PromptActor
 from rlir_ray.data.prompts import PromptSet
 from rlir_ray.spaces.actions import Actions
 from rlir_ray.trajectory import Prompt
@@ -67,15 +68,18 @@ def test_results_that_are_made_on_another_node_are_sent_to_the_runs_folder(
 
 
 def test_all_evaluations_read_the_heldout_clips_from_one_reference(
-    ray_cluster: None, make_config: MakeConfig, tmp_path: Path
+    ray_cluster: None, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prompts = as_actor(PromptActor).remote(lambda split: _prompt_set(0))
+    # Nothing is judged: an actor without models.
+    monkeypatch.setattr(client, "EvaluationActor", type("NoModels", (), {"__init__": lambda self, *arguments: None}))
+    heldout = _prompt_set(0)
+    prompts = as_actor(PromptActor).remote(lambda split: heldout)
     evaluation_client = EvaluationClient(make_config(), tmp_path, prompts, lambda line: None, threading.Event())
     try:
         ray.get(prompts.prepare.remote("heldout"), timeout=60)
         refs = [evaluation_client._heldout() for _ in range(3)]
         assert len(set(refs)) == 1
-        assert len(ray.get(refs[0], timeout=60).frames) == len(_prompt_set(0))
+        assert len(ray.get(refs[0], timeout=60).frames) == len(heldout)
     finally:
         evaluation_client.stop()
         stop_actors([prompts])

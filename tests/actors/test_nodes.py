@@ -129,7 +129,7 @@ def assert_videos_crossed(videos: list[dict[str, Any]], source: str, target: str
 
 RECIPE = """base: doom_tiny_ar
 object_store_budget_bytes: 100000000
-prompts: {num_train: 64, num_heldout: 32}
+prompts: {num_train: 16, num_heldout: 8}
 train: {prompts_per_step: 2, group_size: 2, num_steps: STEPS}
 evaluation: {num_videos: 1}
 """
@@ -207,7 +207,7 @@ def test_a_stopped_job_saves_its_policy_first(head: Cluster, checkout: Path, tmp
     client.stop_job("stopped")
     wait_until(lambda: client.get_job_status("stopped") == JobStatus.STOPPED, client)
     logs, folder = client.get_job_logs("stopped"), tmp_path / "stopped"
-    assert "saving the policy" in logs and "; to go on, run the same command again" in logs
+    assert "saving the policy" in logs and "; to resume, run the same command again" in logs
     assert (folder / "policy" / "model.safetensors").is_file()
     ledger = Ledger.from_json((folder / "ledger.json").read_text())
     ledger.check()

@@ -24,7 +24,7 @@ def test_relative_checkpoints_become_absolute(make_config, checkpoints, monkeypa
     assert resolve(make_config("models.policy=policy")).config.models.policy == str(checkpoints / "policy")
 
 
-def test_the_estimate_of_a_group_is_what_it_holds(make_config):
+def test_the_estimated_bytes_of_a_group_are_its_bytes(make_config):
     config = make_config()
     sampler = TorchSampler(tiny_world_model(), temperature=1.0)
     group, video = sampler.sample(tiny_prompts(1, num_frames=3), [0], [0], config.train.group_size)[0]
@@ -39,7 +39,7 @@ def test_every_rank_has_a_group(make_config):
         check_ranks(config.learner, config.train)
 
 
-def test_an_address_that_nobody_answers_at_is_refused_in_one_line():
+def test_an_address_without_an_answer_is_rejected_in_one_line():
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         check_answers(address)

@@ -19,7 +19,17 @@ from actors.reward.pool import RewardPool
 from actors.reward.replica import RewardReplica, build_reward
 from actors.rollout.actor import build_sampler
 from tests.fakes import tiny_prompts
-from tests.own_rewards import DeadlyReward, FastidiousReward, SickeningReward, SleepReward, small_video
+from tests.own_rewards import (
+    BrokenReward,
+    DeadlyReward,
+    FastidiousReward,
+    MoodyReward,
+    SickeningReward,
+    SleepReward,
+    small_video,
+    wait_for_video,
+)
+from tests.world import tiny_config
 
 TIMEOUT_S = 250
 
@@ -37,6 +47,18 @@ def start_pool(ray_cluster, make_config):
     yield start
     for pool in pools:
         pool.stop()
+
+
+@pytest.fixture(scope="module")
+def shared_pool(ray_cluster, checkpoints, tmp_path_factory):
+    """One replica for the tests that end none: group 3 cannot be read, group 20 only at the second try."""
+    folder = tmp_path_factory.mktemp("moody")
+    pool = RewardPool.from_config(
+        tiny_config(checkpoints, folder), make_reward=partial(MoodyReward, folder, 20, never=3)
+    )
+    pool.start()
+    yield pool
+    pool.stop()
 
 
 def answers(scored):
@@ -76,14 +98,14 @@ def test_no_group_is_lost_and_none_scored_twice_while_the_pool_grows_and_shrinks
     pool.scale(3)
     load.until(lambda: len(scored_by_process(tmp_path)) == 3)
     pool.scale(1)
-    # Under way are 24 groups, some of them with the replicas that go.
+    # 24 groups are in flight, some of them at the removed replicas.
     load.until(lambda: len(pool.deployment.actor_ids()) == 1)
     assert pool.num_replicas() == 1
     load.more(30)
     assert answers(load.scored) == list(range(len(load.scored)))
     counted = Counter(group for groups in scored_by_process(tmp_path).values() for group in groups)
     assert counted == Counter(range(len(load.scored)))
-    # Whoever went is gone: what comes now is scored by one process.
+    # The removed replicas have ended: one process scores all new groups.
     before = {process: len(groups) for process, groups in scored_by_process(tmp_path).items()}
     load.more(30)
     answers(load.scored)
@@ -110,22 +132,25 @@ def test_a_group_that_kills_every_replica_is_given_up_and_the_others_are_scored(
     assert pool.score(ray.put(small_video(9))).result(TIMEOUT_S).scores.group_id == 9
 
 
-def test_a_replica_that_sickens_is_replaced_and_its_groups_are_scored_by_the_new_one(start_pool, tmp_path):
+def test_a_broken_replica_is_replaced_and_the_new_one_scores_its_groups(start_pool, tmp_path):
     pool = start_pool(partial(SickeningReward, tmp_path, 3))
     assert answers([pool.score(ray.put(small_video(number))) for number in range(8)]) == list(range(8))
 
 
-def test_a_group_that_cannot_be_read_fails_alone_with_its_cause_and_costs_no_replica(start_pool):
-    pool = start_pool(partial(FastidiousReward, 3))
-    scored = [pool.score(ray.put(small_video(number))) for number in range(8)]
-    replicas = pool.deployment.actor_ids()
+def test_a_group_that_cannot_be_read_fails_alone_with_its_cause_and_costs_no_replica(shared_pool):
+    scored = [shared_pool.score(ray.put(small_video(number))) for number in range(8)]
+    replicas = shared_pool.deployment.actor_ids()
     error = scored.pop(3).exception(TIMEOUT_S)
     assert one_line(error) == "ValueError: group 3 cannot be read"
     assert answers(scored) == [0, 1, 2, 4, 5, 6, 7]
-    assert pool.deployment.actor_ids() == replicas
+    assert shared_pool.deployment.actor_ids() == replicas
 
 
-def test_groups_read_together_fail_one_by_one_and_a_sick_replica_ends_its_process(tmp_path, monkeypatch, capsys):
+def test_a_scoring_that_raises_is_tried_once_more(shared_pool):
+    assert answers([shared_pool.score(ray.put(small_video(20)))]) == [20]
+
+
+def test_groups_of_a_batch_fail_one_by_one_and_a_broken_replica_ends_its_process(tmp_path, monkeypatch, capsys):
     exits = []
     monkeypatch.setattr(os, "_exit", exits.append)
     videos = [small_video(number) for number in range(4)]
@@ -136,14 +161,14 @@ def test_groups_read_together_fail_one_by_one_and_a_sick_replica_ends_its_proces
     # It still reads what it could read before.
     assert not exits
     sick = RewardReplica(partial(SickeningReward, tmp_path, 2), max_frames=100)
-    assert [type(each).__name__ for each in sick.read(videos[:2])] == ["Scored", "Scored"]
+    assert [type(each).__name__ for each in sick.read(videos[:2])] == ["ScoreReport", "ScoreReport"]
     assert not exits
     (error,) = sick.read(videos[2:3])
     assert str(error) == "the device is lost"
     assert exits == [1] and "the device is lost" in capsys.readouterr().err
 
 
-def test_a_replica_that_could_read_nothing_yet_is_not_called_sick(tmp_path, monkeypatch):
+def test_a_replica_without_a_scored_group_does_not_count_as_broken(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "_exit", pytest.fail)
     (error,) = RewardReplica(partial(SickeningReward, tmp_path, 0), max_frames=100).read([small_video(0)])
     assert str(error) == "the device is lost"
@@ -158,14 +183,9 @@ def test_a_reward_that_forgets_a_group_says_so():
     assert str(error).startswith("a reward must score every video, got 0 scores of 1 videos")
 
 
-class Broken:
-    def __init__(self):
-        raise ValueError("no such network")
-
-
 def test_a_reward_that_cannot_be_built_says_why(start_pool):
     with pytest.raises(RuntimeError, match=r"the reward pool did not start: ValueError: no such network; check models"):
-        start_pool(Broken)
+        start_pool(BrokenReward)
 
 
 class FakeHandle:
@@ -179,7 +199,7 @@ class FakeHandle:
         return asyncio.get_running_loop().create_future()
 
 
-def test_a_group_that_is_alone_tells_the_replica_not_to_wait_for_others():
+def test_a_single_group_tells_the_replica_not_to_wait_for_a_burst():
     async def asked(*bursts):
         handle = FakeHandle()
         calls = HandleCalls(handle)
@@ -196,25 +216,19 @@ def test_a_group_that_is_alone_tells_the_replica_not_to_wait_for_others():
     assert asyncio.run(asked("a", "b")) == [(["a"], True), (["b"], False)]
 
 
-@ray.remote(num_cpus=0)
-def video_when_there_is(path):
-    while not path.exists():
-        time.sleep(0.01)
-    return small_video(7)
-
-
-def test_a_group_that_is_still_sampled_takes_no_place_in_the_queue(start_pool, tmp_path):
-    pool = start_pool(partial(SleepReward, tmp_path))
-    late = pool.score(video_when_there_is.remote(tmp_path.parent / "sampled"))
+def test_a_group_that_is_still_sampled_takes_no_place_in_the_queue(shared_pool, tmp_path):
+    pool = shared_pool
+    video_when_there_is = ray.remote(num_cpus=0)(wait_for_video)
+    late = pool.score(video_when_there_is.remote(tmp_path / "sampled"))
     # More than the pool has replicas.
-    late_too = [pool.score(video_when_there_is.remote(tmp_path.parent / "sampled")) for _ in range(4)]
-    assert answers([pool.score(ray.put(small_video(number))) for number in range(4)]) == [0, 1, 2, 3]
+    late_too = [pool.score(video_when_there_is.remote(tmp_path / "sampled")) for _ in range(4)]
+    assert answers([pool.score(ray.put(small_video(number))) for number in range(10, 14)]) == [10, 11, 12, 13]
     assert not late.done()
-    (tmp_path.parent / "sampled").touch()
+    (tmp_path / "sampled").touch()
     assert answers([late, *late_too]) == [7] * 5
 
 
-def test_a_lost_video_fails_its_group_with_the_cause_and_costs_no_replica(start_pool):
+def test_a_lost_video_fails_its_group_with_the_cause_and_costs_no_replica(shared_pool):
     @ray.remote(num_cpus=0)
     def lost():
         raise OSError("the disk is gone")
@@ -224,7 +238,7 @@ def test_a_lost_video_fails_its_group_with_the_cause_and_costs_no_replica(start_
         def sample(self):
             os._exit(1)
 
-    pool = start_pool(partial(FastidiousReward, -1))
+    pool = shared_pool
     assert one_line(pool.score(lost.remote()).exception(TIMEOUT_S)) == "OSError: the disk is gone"
     assert pool.score(Sampler.remote().sample.remote()).exception(TIMEOUT_S) is not None
     assert answers([pool.score(ray.put(small_video(1)))]) == [1]
@@ -244,7 +258,7 @@ def test_a_served_pool_follows_its_queue_between_its_bounds(start_pool, tmp_path
         time.sleep(0.1)
 
 
-def test_the_recipe_says_how_many_replicas_and_whether_they_follow_the_queue(make_config):
+def test_the_recipe_sets_the_number_of_replicas_or_the_bounds_of_the_autoscaler(make_config):
     fixed = serve_options(make_config("reward.num_replicas=3", "reward.num_cpus=0.5").reward, wait_timeout_s=250.0)
     assert (fixed["num_replicas"], fixed["autoscaling_config"]) == (3, None)
     assert fixed["ray_actor_options"] == {"num_cpus": 0.5, "num_gpus": 0, "resources": {}}

@@ -16,6 +16,7 @@ from ray.serve.schema import ServeDeploySchema
 from actors.pipeline import Pipeline
 from actors.reward.calls import HandleCalls, ReplicaLost
 from actors.reward.pool import RewardPool
+from actors.reward.replica import build_reward
 from actors.reward.service import RewardService, build
 from actors.rollout.actor import build_sampler
 from rlir_ray.data.recordings import write_recording
@@ -60,7 +61,7 @@ def post(url, clip, **changed):
     return requests.post(f"{url}/score", files=files, timeout=TIMEOUT_S)
 
 
-def test_pools_of_two_runs_share_the_service_and_get_what_a_pool_of_their_own_gives(service, make_config):
+def test_pools_of_two_runs_share_the_service_and_get_the_scores_of_their_own_pools(service, make_config):
     config = make_config(f"reward.address={ADDRESS}")
     sampler = build_sampler(config)
     # Both runs have groups 0, 1 and 2, and they are not the same.
@@ -81,16 +82,14 @@ def test_pools_of_two_runs_share_the_service_and_get_what_a_pool_of_their_own_gi
         shared[0].scale(2)
     for pool in shared:
         pool.stop()
-    # It outlives its users.
+    # The service outlives its users.
     assert serve.status().applications["rlir_reward"].status == "RUNNING"
-    own = RewardPool.from_config(make_config())
-    own.start()
+    # What a pool of their own gives too (test_reward_pool.py).
+    own = build_reward(make_config(), None)
     for videos, scores in zip(runs, found, strict=True):
-        for video, score in zip(videos, scores, strict=True):
-            expected = own.score(ray.put(video)).result(TIMEOUT_S).scores
+        for expected, score in zip(own.score(videos), scores, strict=True):
             assert score.group_id == expected.group_id
             np.testing.assert_allclose(score.frame_rewards, expected.frame_rewards, atol=1e-6)
-    own.stop()
     assert not np.allclose(found[0][0].frame_rewards, found[1][0].frame_rewards)
 
 
@@ -116,7 +115,7 @@ def test_a_run_that_wants_another_reward_is_refused_in_one_line(service, make_co
     assert "\n" not in str(refused.value)
 
 
-def test_the_service_and_whoever_asks_it_are_bounded_by_reward_timeout_s(make_config):
+def test_the_service_and_its_callers_are_bounded_by_reward_timeout_s(make_config):
     class SilentHandle:
         def __init__(self):
             self.score = self
@@ -181,11 +180,11 @@ def test_a_bad_upload_gets_a_4xx_that_says_why(service, clip, tmp_path):
     for response, status, text in refusals:
         assert response.status_code == status, response.text
         assert text in json.loads(response.text)["error"] and "\n" not in response.json()["error"]
-    # None of them cost it anything.
+    # The service survives all of them.
     assert post(service, clip).status_code == 200
 
 
-def test_the_shipped_configuration_is_one_that_serve_takes_and_binds_to_this_machine_alone():
+def test_serve_accepts_the_shipped_configuration_which_binds_to_this_machine_only():
     config = yaml.safe_load(DEPLOYED.read_text())
     schema = ServeDeploySchema.model_validate(config)
     assert schema.http_options.host == "127.0.0.1"
@@ -203,10 +202,11 @@ def test_the_shipped_configuration_is_one_that_serve_takes_and_binds_to_this_mac
         ({"recipe": "doom_tiny"}, "a recipe must be a shipped name"),
         ({"max_clip_frames": 1}, "max_clip_frames must be a whole number, 2 or more, got 1; use 576"),
         ({"overrides": ["reward.balance=class"]}, "reward.balance must be none in a service"),
+        ({"overrides": ["models.reward_idm="]}, "models.reward_idm must name a folder in a service"),
         ({"overrides": ["reward.min_replicas=3"]}, "reward.num_replicas must lie between reward.min_replicas=3"),
     ],
 )
-def test_a_service_that_cannot_be_meant_is_refused_in_one_line(args, message):
+def test_an_invalid_service_configuration_is_rejected_in_one_line(args, message):
     with pytest.raises(ValueError, match=message) as refused:
         build(args)
     assert "\n" not in str(refused.value)

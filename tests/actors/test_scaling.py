@@ -8,15 +8,15 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import ray
 
 from actors.cluster.placement import as_actor
 from actors.cluster.waiting import Stopped
-from actors.control.commands import scale_run
+from actors.control.commands import ControlActor, scale_run
 from actors.control.scaling import check_scale
 from actors.learner.command_queue import StepReport
 from actors.pipeline import Pipeline
@@ -25,73 +25,34 @@ from actors.weights.sync import WeightSync
 from rlir_ray.cli.commands import main
 from rlir_ray.run.address import ADDRESS_FILE, find_run
 from rlir_ray.run.tracing import Span
-from rlir_ray.trajectory import EncodedVideo, TokenRecord, TrajectoryGroup
-from rlir_ray.transfer.weights import check_published, checksum
 from tests.actors.test_driver import assert_same_run
 from tests.fakes import tiny_prompts
+from tests.light_world import LightSampler, light_checksum, light_weights
 from tests.world import tiny_prompt_set
 
 SPAN = Span(start_s=0.0, end_s=0.0, host="here", process=1)
 TIMEOUT_S = 250
 
 
-class EchoSampler:
-    """Samples nothing: a group's tokens are the version of the weights; `load_weights` takes its time."""
-
-    difference = None
-
-    def __init__(self, load_s=0.0, sample_s=0.0):
-        self.policy_version, self.load_s, self.sample_s = -1, load_s, sample_s
-
-    def load_weights(self, weights, version, published):
-        time.sleep(self.load_s)
-        check_published(weights, published)
-        self.policy_version = version
-
-    def sample(self, prompts, group_ids, seeds, group_size):
-        time.sleep(self.sample_s)
-        tokens = np.full((group_size, 1), self.policy_version, np.int32)
-        return [
-            (
-                TrajectoryGroup(
-                    prompt_id=prompt.prompt_id,
-                    group_id=group_id,
-                    seed=seed,
-                    policy_version=self.policy_version,
-                    record=TokenRecord(tokens),
-                    behavior_logprobs=None,
-                    loss_mask=np.ones((group_size, 1), np.bool_),
-                ),
-                EncodedVideo(
-                    group_id=group_id,
-                    codes=np.zeros((group_size, 4, 1), np.uint16),
-                    num_context=1,
-                    actions=prompt.actions,
-                ),
-            )
-            for prompt, group_id, seed in zip(prompts, group_ids, seeds, strict=True)
-        ]
-
-
 class Rollouts:
     """A pool with its weight sync, sampling one group a call."""
 
     def __init__(self, config, **options):
-        self.pool = RolloutPool.from_config(config, lambda: EchoSampler(**options))
+        self.pool = RolloutPool.from_config(config, partial(LightSampler, **options))
         self.pool.start()
         self.sync = WeightSync(self.pool, TIMEOUT_S)
         self.prompts = ray.put(tiny_prompts(1, num_frames=3))
         self.version, self.num_groups = -1, 0
 
-    def publish(self, sum_of=None):
+    def publish(self):
         self.version += 1
-        weights = {"w": np.full(3, self.version, np.float32)}
+        weights = light_weights(self.version)
         self.sync.publish(
             StepReport(
                 version=self.version,
                 metrics={},
                 weights_refs=[ray.put(weights)],
-                checksum=sum_of or checksum(weights),
+                checksum=light_checksum(weights),
                 span=SPAN,
             )
         )
@@ -123,7 +84,7 @@ def test_a_new_rollout_actor_holds_the_current_weights_before_it_serves(rollouts
     each.publish()
     new = each.pool.grow(2)
     assert (each.pool.num_actors(), len(each.pool.actors)) == (3, 1)
-    # A version that is published while they start is theirs too.
+    # The new actors also load a version that is published while they start.
     each.publish()
     each.sync.join(new, threading.Event())
     assert len(each.pool.actors) == 3
@@ -189,7 +150,7 @@ def test_an_actor_that_gets_other_bytes_does_not_serve(rollouts):
     assert each.pool.drop(new[0]) and each.pool.num_actors() == 1
 
 
-def test_a_rollout_actor_that_goes_finishes_its_calls(rollouts):
+def test_a_removed_rollout_actor_finishes_its_calls(rollouts):
     each = rollouts("rollout.num_actors=3", sample_s=0.05)
     each.publish()
     groups = each.sample(30)
@@ -215,7 +176,7 @@ def test_actors_that_are_no_longer_wanted_before_they_joined_stay_out(rollouts):
     assert not each.pool.drop(new)
 
 
-def test_a_join_is_given_up_when_the_run_ends(rollouts):
+def test_a_join_stops_when_the_run_ends(rollouts):
     each = rollouts()
     each.publish()
     stop = threading.Event()
@@ -263,36 +224,16 @@ def wait_until(condition):
 
 
 @pytest.mark.slow
-def test_pools_that_grow_and_shrink_while_they_train_change_no_loss_and_lose_no_group(ray_cluster, make_config):
-    def scale(metrics):
-        if metrics["step"] == 1:
-            assert pipeline.scale_rollout(3) == "rollout pool: 1 -> 3"
-            assert pipeline.scale_reward(3) == "reward pool: 1 -> 3"
-            # Otherwise the run would be over before they serve.
-            wait_until(lambda: len(pipeline.driver.session.rollout.actors) == 3)
-        elif metrics["step"] == 3:
-            pipeline.scale_reward(1)
-            pipeline.scale_rollout(1)
-
-    config = make_config("train.num_steps=4")
-    stages = []
-    pipeline = Pipeline(config, callbacks=[scale], progress=stages.append, prompts=tiny_prompt_set)
-    result = pipeline.train(calibrate=False, evaluate=False)
-    assert_same_run(result, config)
-    assert result.groups["trained"] == 16 and result.groups["failed"] == 0
-    assert "rollout pool: 3 actors serve" in stages
-    with pytest.raises(
-        ValueError, match=r"^only a run that trains can be scaled or evaluated, got one that is starting"
-    ):
-        pipeline.scale_reward(2)
-
-
-@pytest.mark.slow
-def test_a_run_is_scaled_from_another_process_by_its_name(ray_cluster, make_config, monkeypatch, capsys, tmp_path):
+def test_a_run_that_is_scaled_from_another_process_changes_no_loss(
+    ray_cluster, make_config, monkeypatch, capsys, tmp_path
+):
     """The command joins the Ray that this process started, which it finds in RAY_ADDRESS or in the run's folder."""
     found = {}
 
     def scale(metrics):
+        if metrics["step"] == 3:
+            assert pipeline.scale_reward(1) == "reward pool: 2 -> 1"
+            assert pipeline.scale_rollout(1) == "rollout pool: 2 -> 1"
         if metrics["step"] != 1:
             return
         folder = pipeline.folder.path
@@ -304,6 +245,7 @@ def test_a_run_is_scaled_from_another_process_by_its_name(ray_cluster, make_conf
         found["done"] = subprocess.run(
             command, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment, cwd=tmp_path
         )
+        # Otherwise the run would be over before it serves.
         wait_until(lambda: len(pipeline.driver.session.rollout.actors) == 2)
         # By name, as typed where runs/ is, in a shell that knows nothing of that Ray.
         (tmp_path / "runs").symlink_to(folder.parent)
@@ -319,7 +261,8 @@ def test_a_run_is_scaled_from_another_process_by_its_name(ray_cluster, make_conf
                 scale_run(find_run(folder.name), *arguments)
             found[key] = str(refused.value)
 
-    pipeline = Pipeline(make_config(), callbacks=[scale], prompts=tiny_prompt_set)
+    config, stages = make_config("train.num_steps=4"), []
+    pipeline = Pipeline(config, callbacks=[scale], progress=stages.append, prompts=tiny_prompt_set)
     result = pipeline.train(calibrate=False, evaluate=False)
     assert (found["done"].stdout, found["done"].returncode) == ("rollout pool: 1 -> 2\n", 0), found["done"].stderr
     assert found["mode"] == 0o600
@@ -329,8 +272,13 @@ def test_a_run_is_scaled_from_another_process_by_its_name(ray_cluster, make_conf
         and "got 40; scale to" in found["many"]
     )
     assert found["none"] == "the number of rollout actors must be >= 1, got 0; scale to 1 or more"
-    assert result.groups["trained"] == 8 and result.groups["failed"] == 0
+    assert result.groups["trained"] == 16 and result.groups["failed"] == 0
+    assert "rollout pool: 2 actors serve" in stages
     # It has ended: nobody answers, and its folder says so.
+    with pytest.raises(
+        ValueError, match=r"^only a run that trains can be scaled or evaluated, got one that is starting"
+    ):
+        pipeline.scale_reward(2)
     with pytest.raises(SystemExit) as end:
         main(["scale", "reward", "2", "--run", str(result.folder)])
     assert end.value.code == 2
@@ -338,6 +286,7 @@ def test_a_run_is_scaled_from_another_process_by_its_name(ray_cluster, make_conf
         f"error: --run must name a run that trains, got {result.folder}, which has saved its policy and ended; scale "
         "it between its first and last step\n"
     )
+    assert_same_run(result, config)
 
 
 @pytest.mark.parametrize(
@@ -347,7 +296,7 @@ def test_a_run_is_scaled_from_another_process_by_its_name(ray_cluster, make_conf
         ("scale reward 0 --run nowhere", "error: the number of reward actors must be >= 1, got 0; scale to 1 or more"),
     ],
 )
-def test_an_order_that_cannot_be_meant_is_refused_in_one_line(arguments, message, capsys):
+def test_an_invalid_command_is_rejected_in_one_line(arguments, message, capsys):
     with pytest.raises(SystemExit) as end:
         main(arguments.split())
     error = capsys.readouterr().err
@@ -367,12 +316,8 @@ def test_a_run_whose_driver_was_killed_is_not_waited_for(tmp_path, monkeypatch):
         scale_run(find_run(str(tmp_path)), "reward", 2)
 
 
-class Sleeper:
-    pass
-
-
 def test_two_runs_of_one_name_do_not_share_a_ray(ray_cluster, make_config):
-    taken = as_actor(Sleeper, name="tiny", namespace="rlir_ray").remote()
+    taken = as_actor(ControlActor, name="tiny", namespace="rlir_ray").remote()
     pipeline = Pipeline(make_config(), prompts=tiny_prompt_set)
     with pytest.raises(ValueError, match=r"^run.name must be free in the Ray that it trains in, got tiny, which"):
         pipeline.train(calibrate=False, evaluate=False)

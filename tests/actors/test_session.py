@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 
 from actors.cluster import start
 
@@ -51,18 +52,34 @@ def run(code: str, *arguments: str, **environment: str) -> subprocess.CompletedP
     )
 
 
-@pytest.mark.parametrize("environment", [{}, {"RAY_ADDRESS": "local"}])
-def test_a_ray_that_ray_start_has_left_here_is_not_joined(short_folder: Path, environment: dict[str, str]) -> None:
+def test_a_ray_that_ray_start_has_left_here_is_not_joined(short_folder: Path) -> None:
     (short_folder / "ray").mkdir()
     # What `ray start --head` writes, and `kill -9` leaves.
     (short_folder / "ray" / "ray_current_cluster").write_text("127.0.0.1:6399", encoding="utf-8")
-    done = run(SESSION, RAY_TMPDIR=str(short_folder), **environment)
+    done = run(SESSION, RAY_TMPDIR=str(short_folder))
     assert done.returncode == 0, done.stderr
     assert "starts on this machine" in done.stdout and "nodes 1" in done.stdout
 
 
+@pytest.mark.parametrize("address", [None, "", "local"])
+def test_a_run_without_an_address_or_with_local_starts_a_ray_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, address: str | None
+) -> None:
+    """Ray itself would join the one that `ray start` has left."""
+    asked = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: asked.append(options["address"]))
+    monkeypatch.setattr(ray, "shutdown", lambda: asked.append("shutdown"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    with start.ray_session() as found:
+        assert "starts on this machine" in found
+    assert asked == ["local", "shutdown"]
+
+
 @pytest.mark.slow
-def test_a_user_without_a_home_folder_starts_ray_with_one_that_stands_in(short_folder: Path) -> None:
+def test_a_user_without_a_home_folder_starts_ray_with_a_temporary_one(short_folder: Path) -> None:
     code = NOBODY + SESSION + "import ray.train\nprint('home', os.environ['HOME'])"
     done = run(code, RAY_TMPDIR=str(short_folder), TMPDIR=str(short_folder))
     assert done.returncode == 0, done.stderr

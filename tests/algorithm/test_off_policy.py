@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlir_ray.algorithm.losses import combine, normalise, policy_gradient_loss, ratio_metrics, ratio_quantiles
 from rlir_ray.algorithm.off_policy import decoupled_loss, importance_weights
-from rlir_ray.config import TrainConfig
+from rlir_ray.config import GrpoConfig, OffPolicyConfig, TrainConfig
 
 WIDE = {"max_weight": 1e9, "min_ratio": 0.0, "max_ratio": 1e9}
 
@@ -167,11 +167,12 @@ def test_quantiles_of_few_values() -> None:
 
 
 def test_auto_corrects_what_can_be_stale_and_has_a_ratio() -> None:
+    guard, sequence = GrpoConfig(ratio="guard"), OffPolicyConfig(importance="sequence")
     assert TrainConfig(max_staleness=0).importance_level == "none"
     assert TrainConfig(max_staleness=1).importance_level == "token"
-    assert TrainConfig(max_staleness=1, ratio="guard").importance_level == "none"
-    assert TrainConfig(max_staleness=0, importance="sequence").importance_level == "sequence"
-    with pytest.raises(ValueError, match=r"train.ratio must be plain with train.importance"):
-        TrainConfig(ratio="guard", importance="token")
-    with pytest.raises(ValueError, match=r"train.max_importance must be a finite number >= 1, got 0.5"):
-        TrainConfig(max_importance=0.5)
+    assert TrainConfig(max_staleness=1, grpo=guard).importance_level == "none"
+    assert TrainConfig(max_staleness=0, off_policy=sequence).importance_level == "sequence"
+    with pytest.raises(ValueError, match=r"train.grpo.ratio must be plain with train.off_policy.importance"):
+        TrainConfig(grpo=guard, off_policy=sequence)
+    with pytest.raises(ValueError, match=r"train.off_policy.max_weight must be a finite number >= 1, got 0.5"):
+        OffPolicyConfig(max_weight=0.5)

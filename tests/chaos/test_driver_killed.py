@@ -1,4 +1,4 @@
-"""R4: the driver is killed; the same command goes on from its latest checkpoint."""
+"""R4: the driver is killed; the same command goes on from its latest checkpoint, whether or not anyone listens."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def read_until(process: subprocess.Popen[str], line: str) -> None:
     raise AssertionError("".join(seen))
 
 
-@pytest.mark.parametrize("max_staleness", [0, 1])
+@pytest.mark.parametrize("max_staleness", [0, 2])
 def test_a_killed_driver_loses_the_steps_since_its_checkpoint_and_no_group(
     checkpoints: Path, tmp_path: Path, max_staleness: int
 ) -> None:
@@ -57,18 +57,28 @@ def test_a_killed_driver_loses_the_steps_since_its_checkpoint_and_no_group(
     point = newest(tmp_path / "tiny", pytest.fail)
     # It may have come a step further before it died.
     assert point is not None and point.step in (2, 4) and not (tmp_path / "tiny" / "policy").exists()
+    content = json.loads((point.path / "driver.json").read_text())
+    ahead = [each["group_id"] for each in content["ledger"]["groups"] if each["state"] == "in_flight"]
+    assert bool(ahead) == bool(max_staleness)
     second = start(checkpoints, tmp_path, *options)
     try:
         read_until(second, f"run tiny resumes after step {point.step}, from {point.path}")
-        out, _ = second.communicate(timeout=TIMEOUT_S)
+        # As `train | head` does: nobody reads what it says from here on.
+        assert second.stdout is not None
+        second.stdout.close()
+        assert second.wait(TIMEOUT_S) == 0
     finally:
         second.kill()
-    assert second.returncode == 0, out
-    told = json.loads(out.splitlines()[-1])
-    assert told["num_steps"] == len(told["losses"]) == 5
+    folder = tmp_path / "tiny"
+    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [step["step"] for step in steps] == [1, 2, 3, 4, 5] and (folder / "policy" / "config.json").is_file()
     if not max_staleness:
         expected, _ = run_local(tiny_config(checkpoints, tmp_path / "local", *options))
-        assert told["losses"] == pytest.approx([step["loss/policy"] for step in expected], rel=1e-4, abs=1e-5)
-    ledger = Ledger.from_json((tmp_path / "tiny" / "ledger.json").read_text())
+        losses = [step["loss/policy"] for step in expected]
+        assert [step["loss/policy"] for step in steps] == pytest.approx(losses, rel=1e-4, abs=1e-5)
+    ledger = Ledger.from_json((folder / "ledger.json").read_text())
     ledger.check()
     assert ledger.counts()["trained"] == 20 and ledger.counts()["failed"] == 0
+    # Groups ahead of the learner are kept, or sampled again under their numbers.
+    assert all(ledger[group_id].state in ("trained", "stale", "no_signal") for group_id in ahead)
+    assert len(list((folder / "checkpoints").glob("step_*"))) == 2

@@ -1,4 +1,7 @@
-"""R3: a learner rank killed in the middle of a step costs the steps since the latest checkpoint, and no group."""
+"""R3: a learner rank killed in the middle of a step costs the steps since the latest checkpoint, and no group.
+
+R9: the newest checkpoint was truncated; the run goes on from the one before.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import pytest
 import actors.learner.group
 from actors.learner.actor import build_learner
 from actors.learner.group import LearnerLost
-from actors.pipeline import Pipeline
+from actors.pipeline import Pipeline, TrainResult
 from rlir_ray.algorithm.ledger import Ledger
 from rlir_ray.config import Config
 from rlir_ray.learner.step import Learner
@@ -49,9 +52,13 @@ def learner_that_starts_badly(config: Config) -> Learner:
     return mortal_learner(config)
 
 
-def train(config: Config, monkeypatch: pytest.MonkeyPatch, lines: list[str], build=mortal_learner):
+def make_pipeline(config: Config, monkeypatch: pytest.MonkeyPatch, lines: list[str], build=mortal_learner) -> Pipeline:
     monkeypatch.setattr(actors.learner.group, "build_learner", build)
-    return Pipeline(config, prompts=tiny_prompt_set, progress=lines.append).train(calibrate=False, evaluate=False)
+    return Pipeline(config, prompts=tiny_prompt_set, progress=lines.append)
+
+
+def train(*arguments) -> TrainResult:
+    return make_pipeline(*arguments).train(calibrate=False, evaluate=False)
 
 
 def check_recovered(result, config: Config, lines: list[str], after: int) -> None:
@@ -64,12 +71,16 @@ def check_recovered(result, config: Config, lines: list[str], after: int) -> Non
     assert ledger.counts()["trained"] == 4 * config.train.num_steps and ledger.counts()["failed"] == 0
 
 
-@pytest.mark.parametrize("transfer", ["store", "broadcast"])
-def test_new_ranks_go_on_from_the_latest_checkpoint(ray_cluster, make_config, monkeypatch, transfer) -> None:
-    config, lines = make_config("train.num_steps=5", "checkpoint.every=2", f"weights.transfer={transfer}"), []
-    check_recovered(train(config, monkeypatch, lines), config, lines, after=2)
-    # New ranks broadcast like the first ones.
+def test_new_ranks_go_on_from_the_latest_checkpoint_and_broadcast_like_the_first_ones(
+    ray_cluster, make_config, monkeypatch
+) -> None:
+    options = ["train.num_steps=5", "checkpoint.every=2", "weights.transfer=broadcast", "rollout.num_actors=2"]
+    config, lines = make_config(*options), []
+    pipeline = make_pipeline(config, monkeypatch, lines)
+    check_recovered(pipeline.train(calibrate=False, evaluate=False), config, lines, after=2)
     assert not [line for line in lines if line.startswith("weights")]
+    # The last version before the loss and the last one of all may still be in flight then.
+    assert pipeline.driver.session.sync.broadcasts.num_complete >= config.train.num_steps
 
 
 def test_new_ranks_that_die_before_they_are_ready_are_replaced_too(ray_cluster, make_config, monkeypatch) -> None:
@@ -84,7 +95,7 @@ def test_new_ranks_that_die_before_they_are_ready_are_replaced_too(ray_cluster, 
     assert ledger.counts()["trained"] == 16 and ledger.counts()["failed"] == 0
 
 
-def test_without_a_checkpoint_they_start_again_and_one_of_two_ranks_takes_the_other_along(
+def test_without_a_checkpoint_ranks_start_again_and_one_of_two_ranks_ends_the_other(
     ray_cluster, make_config, monkeypatch
 ) -> None:
     config, lines = (
@@ -100,11 +111,19 @@ def test_without_a_checkpoint_they_start_again_and_one_of_two_ranks_takes_the_ot
     check_recovered(train(config, monkeypatch, lines), config, lines, after=0)
 
 
-def test_a_run_that_may_not_start_ranks_anew_ends_in_one_line_and_goes_on_by_the_same_command(
+def test_a_run_that_may_not_start_ranks_anew_ends_in_one_line_and_goes_on_from_a_checkpoint_that_is_whole(
     ray_cluster, make_config, monkeypatch
 ) -> None:
-    config, lines = make_config("train.num_steps=4", "checkpoint.every=2", "learner.max_restarts=0"), []
-    with pytest.raises(LearnerLost, match="the run cannot go on without its learner") as stop:
-        train(config, monkeypatch, lines)
+    config, lines = make_config("train.num_steps=4", "checkpoint.every=1", "learner.max_restarts=0"), []
+    pipeline = make_pipeline(config, monkeypatch, lines)
+    with pytest.raises(LearnerLost, match=r"learner group: .*the run cannot go on without its learner") as stop:
+        pipeline.train(calibrate=False, evaluate=False)
     assert "\n" not in str(stop.value)
+    damaged = pipeline.folder.path / "checkpoints" / "step_00000003" / "learner.safetensors"
+    with damaged.open("r+b") as file:
+        file.truncate(damaged.stat().st_size // 2)
+    lines.clear()
     assert_same_run(train(config, monkeypatch, lines), config)
+    (passed_over,) = (line for line in lines if "passed over" in line)
+    assert str(damaged) in passed_over and "\n" not in passed_over
+    assert any("resumes after step 2" in line for line in lines)

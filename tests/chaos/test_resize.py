@@ -9,7 +9,7 @@ from queue import SimpleQueue
 import pytest
 
 from actors.cluster.compat import actor_info
-from actors.cluster.diagnostics import ids
+from actors.cluster.diagnostics import actor_ids
 from tests.chaos.test_run import PER_STEP, ledger_of, make_pipeline, run
 
 # Two steps after a size was asked for it must be there; what was ready by then trains for three more.
@@ -40,7 +40,7 @@ class Resizer:
     def states(self):
         """What Ray knows of all actors that each pool has had, but for those that are dead."""
         session = self.pipeline.driver.session
-        pools = ids(session.rollout.actors), session.reward.deployment.actor_ids()
+        pools = actor_ids(session.rollout.actors), session.reward.deployment.actor_ids()
         for known, actors in zip(self.actors, pools, strict=True):
             known |= dict.fromkeys(actors)
         found = [Counter(actor_info(actor).state for actor in known) for known in self.actors]

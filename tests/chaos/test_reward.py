@@ -1,4 +1,4 @@
-"""Reward replicas that are killed, and groups whose scoring raises or never ends: no group is lost."""
+"""Reward replicas that are killed, and groups whose scoring never ends: no group is lost."""
 
 import time
 from functools import partial
@@ -6,10 +6,9 @@ from functools import partial
 import pytest
 import ray
 
-from actors.cluster.diagnostics import one_line
 from actors.reward.pool import RewardPool
 from tests.chaos.victims import kill_process
-from tests.own_rewards import FastidiousReward, MoodyReward, SleepReward, StuckReward, small_video
+from tests.own_rewards import SleepReward, StuckReward, small_video
 
 DEADLINE_S = 90
 
@@ -60,25 +59,3 @@ def test_a_scoring_that_hangs_is_given_to_another_replica(start_pool, tmp_path):
     pool = start_pool(partial(StuckReward, tmp_path, 3), "reward.timeout_s=2")
     assert group_ids(submit(pool, range(6))) == list(range(6))
     assert len((tmp_path / "met").read_text().split()) == 1
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_group_that_always_hangs_fails_with_its_cause_and_takes_no_other_along(start_pool, tmp_path):
-    pool = start_pool(partial(StuckReward, tmp_path, 3, always=True), "reward.timeout_s=2")
-    scored = submit(pool, range(6))
-    error = scored.pop(3).exception(DEADLINE_S)
-    assert "reward replicas in a row died over this group, or took more than reward.timeout_s=2" in one_line(error)
-    assert group_ids(scored) == [0, 1, 2, 4, 5]
-
-
-def test_a_scoring_that_raises_is_tried_once_more(start_pool, tmp_path):
-    pool = start_pool(partial(MoodyReward, tmp_path, 2))
-    assert group_ids(submit(pool, range(4))) == list(range(4))
-
-
-def test_a_scoring_that_always_raises_fails_the_group_with_its_cause(start_pool):
-    pool = start_pool(partial(FastidiousReward, 2))
-    scored = submit(pool, range(4))
-    assert "group 2 cannot be read" in one_line(scored.pop(2).exception(DEADLINE_S))
-    assert group_ids(scored) == [0, 1, 3]

@@ -10,36 +10,20 @@ from pathlib import Path
 import pytest
 
 from actors.cluster.compat import actor_info
-from actors.cluster.diagnostics import ids
+from actors.cluster.diagnostics import actor_ids
 from actors.pipeline import Pipeline
 from benchmarks.stages import SleepLearner, SleepReward, SleepSampler, random_prompts
 from rlir_ray.algorithm.ledger import Ledger
-from rlir_ray.config.load import load_config
+from rlir_ray.local import train_local
 from tests.chaos.victims import kill_process
+from tests.in_process import PER_STEP, run_in_process, stage_config
 
 ROOT = Path(__file__).parents[2]
-PER_STEP = 4
 
 
 def make_pipeline(folder, *overrides, sample_s=0.01, score_s=0.005, learn_s=0.02, **options):
     """The real driver, pools, ledger and store around stages that sleep."""
-    config = load_config(
-        "doom_tiny_ar",
-        [
-            f"run.dir={folder}",
-            "run.name=faults",
-            "learner.engine=torch",
-            "train.max_minutes=0",
-            f"train.prompts_per_step={PER_STEP}",
-            "rollout.prompts_per_call=2",
-            "prompts.num_train=16",
-            "prompts.num_heldout=4",
-            "object_store_budget_bytes=20000000",
-            "checkpoint.every=0",
-            "train.wait_timeout_s=120",
-            *overrides,
-        ],
-    )
+    config = stage_config(folder, *overrides)
     stages = {
         "make_sampler": partial(SleepSampler, sample_s),
         "make_reward": partial(SleepReward, score_s),
@@ -64,47 +48,45 @@ def kill_steps(chance, num_steps):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_hundred_steps_with_and_without_kills_account_for_the_same_groups(ray_cluster, tmp_path):
+def test_a_hundred_steps_with_kills_account_for_the_groups_of_a_run_without_any(ray_cluster, tmp_path):
     chance, kills = random.Random(0), []
     due = kill_steps(chance, 100)
 
     def kill(metrics):
         if metrics["step"] not in due:
             return
-        actors = [*ids(pipeline.driver.session.rollout.actors), *pipeline.driver.session.reward.deployment.actor_ids()]
+        actors = [
+            *actor_ids(pipeline.driver.session.rollout.actors),
+            *pipeline.driver.session.reward.deployment.actor_ids(),
+        ]
         alive = [actor for actor in actors if actor_info(actor).state == "ALIVE"]
         kill_process(chance.choice(alive))
         kills.append(metrics["step"])
 
     pools = ["train.num_steps=100", "rollout.num_actors=2", "reward.num_replicas=2"]
     pipeline = make_pipeline(tmp_path / "killed", *pools, callbacks=[kill])
-    killed, quiet = run(pipeline), run(make_pipeline(tmp_path / "quiet", *pools))
+    killed = run(pipeline)
     assert kills == due and len(kills) >= 10
     assert [step["policy_version"] for step in killed.metrics] == list(range(1, 101))
-    ledgers = [ledger_of(killed), ledger_of(quiet)]
-    for ledger in ledgers:
-        ledger.check()
-        assert ledger.counts()["trained"] == ledger.next_group_id == 100 * PER_STEP
-    assert ledgers[0].to_json() == ledgers[1].to_json()
+    ledger, quiet = ledger_of(killed), Ledger()
+    ledger.check()
+    assert ledger.counts()["trained"] == ledger.next_group_id == 100 * PER_STEP
+    config = pipeline.config
+    stages = SleepSampler(0), SleepReward(0), SleepLearner(0)
+    train_local(config, random_prompts(config, "train").prompts, *stages, ledger=quiet)
+    assert ledger.to_json() == quiet.to_json()
 
 
 @pytest.mark.timeout(120)
 def test_a_reward_pool_that_is_ten_times_slower_holds_up_sampling_at_the_byte_bound(ray_cluster, tmp_path):
     said = []
     # Room for six groups of at most 54 KB where sixteen slots are free.
-    pipeline = make_pipeline(
-        tmp_path,
-        "train.num_steps=6",
-        "train.max_staleness=3",
-        "object_store_budget_bytes=330000",
-        sample_s=0.005,
-        score_s=0.05,
-        progress=said.append,
-    )
-    result = run(pipeline)
-    assert result.groups["trained"] == 24 and result.groups["failed"] == 0
-    assert max(metrics["object_store/peak_bytes"] for metrics in result.metrics) <= 330_000
-    assert sum(metrics["time/room_s"] for metrics in result.metrics) > 0
+    config = stage_config(tmp_path, "train.num_steps=6", "train.max_staleness=3", "object_store_budget_bytes=330000")
+    state = run_in_process(config, tmp_path, partial(SleepReward, 0.05), progress=said.append)
+    counts = state.ledger.counts()
+    assert counts["trained"] == 24 and counts["failed"] == 0
+    assert max(metrics["object_store/peak_bytes"] for metrics in state.metrics) <= 330_000
+    assert sum(metrics["time/room_s"] for metrics in state.metrics) > 0
     assert any(line.startswith("sampling waits for room: ") for line in said)
 
 

@@ -19,12 +19,17 @@ def said(folder, num_steps=3, **options):
 
 def test_the_last_lines_say_what_came_of_it_before_they_say_where_it_is(tmp_path):
     write_run(tmp_path, 0.4, 0.2)
+    (tmp_path / "tensorboard").mkdir()
     lines = said(tmp_path)
     figures = re.findall(r"[0-9.]+%", lines[0])
     assert lines[0].startswith("result   the judge recovers") and 55 < float(figures[0][:-1]) < 65
     assert 75 < float(figures[1][:-1]) < 85 and lines[0].endswith("on 64 held-out prompts")
     assert lines[1:3] == ["trained  3 of 3 steps in 1.5 minutes", "groups   24 trained, 2 no signal"]
     assert [line.split()[0] for line in lines[3:]] == ["policy", "metrics", "report"]
+    assert lines[4].endswith(f"metrics.jsonl   (tensorboard --logdir {tmp_path / 'tensorboard'})")
+    # Without TensorBoard a run writes no events, and its last lines name none.
+    (tmp_path / "tensorboard").rmdir()
+    assert said(tmp_path)[4] == f"metrics  {tmp_path / 'metrics.jsonl'}"
 
 
 def test_a_run_that_was_not_judged_says_the_rest(tmp_path):
@@ -36,7 +41,7 @@ def test_a_run_that_was_not_judged_says_the_rest(tmp_path):
 def test_a_run_that_ran_out_of_time_names_the_key_that_ended_it(tmp_path):
     line = next(line for line in said(tmp_path, of=100) if line.startswith("trained"))
     assert line == (
-        "trained  3 of 100 steps in 1.5 minutes; train.max_minutes=6 ended it: raise that to go on (0: no limit)"
+        "trained  3 of 100 steps in 1.5 minutes; train.max_minutes=6 ended the run: raise the limit to go on (0: none)"
     )
 
 
@@ -52,7 +57,7 @@ def test_a_stopped_run_says_how_to_go_on_and_one_without_a_step_that_nothing_was
     assert said(tmp_path, 0, interrupted=True) == ["stopped  before the first step; the same command starts again"]
     lines = said(tmp_path, of=9, interrupted=True)
     assert lines[0] == "trained  3 of 9 steps in 1.5 minutes"
-    assert lines[-1] == "stopped  after step 3; to go on, run the same command again"
+    assert lines[-1] == "stopped  after step 3; to resume, run the same command again"
     # A name that was made up for the run is no part of its command.
-    lines = said(tmp_path, interrupted=True, made_up_name="run-1")
+    lines = said(tmp_path, interrupted=True, generated_name="run-1")
     assert lines[-1].endswith("run the same command again with run.name=run-1")

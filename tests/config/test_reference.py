@@ -41,11 +41,17 @@ def test_the_page_has_no_other_rows():
         ("train.num_steps", ["whole number", ">= 1", "`40`", "Optimiser steps."]),
         ("learner.zero_stage", ["whole number", "in 0..3", "`1`", "DeepSpeed ZeRO stage."]),
         (
-            "train.max_ratio",
+            "train.off_policy.max_ratio",
             ["number", "> 1", "`8.0`", "With importance weights: highest ratio of a decision (or clip) that trains."],
         ),
-        ("reward.discount", ["number", "in [0, 1]", "`0.5`", "Discount of later frames' rewards, for credit=frame."]),
-        ("learner.use_gpu", ["true or false", "", "`false`", "One GPU a rank, NCCL; otherwise gloo."]),
+        (
+            "reward.discount",
+            ["number", "in [0, 1]", "`0.5`", "Discount of the rewards of later frames, with credit=frame."],
+        ),
+        (
+            "learner.use_gpu",
+            ["true or false", "", "`false`", "true: one GPU per rank, with NCCL; false: CPUs, with gloo."],
+        ),
     ],
 )
 def test_rows_are_in_words(key, row):

@@ -1,6 +1,7 @@
 """Sections check themselves, wherever they are built, and travel to other processes."""
 
 import dataclasses
+import operator
 import subprocess
 import sys
 from typing import get_args
@@ -8,9 +9,9 @@ from typing import get_args
 import pytest
 from ray import cloudpickle
 
-from rlir_ray.config import Config, FlowConfig, RolloutConfig, TrainConfig, WorldConfig
+from rlir_ray.config import Config, FlowConfig, OffPolicyConfig, RolloutConfig, TrainConfig, WorldConfig
 from rlir_ray.config.load import load_config, recipes
-from rlir_ray.config.schema import entries
+from rlir_ray.config.schema import entries, sections
 from rlir_ray.config.world import GroupName
 from rlir_ray.spaces.actions import GROUPS
 
@@ -24,7 +25,11 @@ from rlir_ray.spaces.actions import GROUPS
         (TrainConfig, {"num_steps": "7.0"}, "train.num_steps must be a whole number >= 1, got '7.0'; set"),
         (TrainConfig, {"learning_rate": True}, "train.learning_rate must be a finite number > 0, got True; use 0.0001"),
         (TrainConfig, {"wait_timeout_s": float("inf")}, "train.wait_timeout_s must be a finite number > 0, got inf"),
-        (TrainConfig, {"max_ratio": "nan"}, "train.max_ratio must be a finite number > 1, got nan; use 8.0"),
+        (
+            OffPolicyConfig,
+            {"max_ratio": "nan"},
+            "train.off_policy.max_ratio must be a finite number > 1, got nan; use 8.0",
+        ),
         (
             TrainConfig,
             {"objective": "ppo"},
@@ -40,6 +45,13 @@ from rlir_ray.spaces.actions import GROUPS
         ),
         (Config, {"train": {"group_size": 0}}, "train.group_size must be a whole number >= 2, got 0; set"),
         (Config, {"train": 3}, "train must be a section of keys, got 3; write train.KEY=VALUE"),
+        (Config, {"train": {"nft": 3}}, "train.nft must be a section of keys, got 3; write train.nft.KEY=VALUE"),
+        (TrainConfig, {"nft": {"beta": 0}}, "train.nft.beta must be a finite number > 0, got 0; use 1.0"),
+        (
+            TrainConfig,
+            {"grpo": {"clip": 1}},
+            "'train.grpo.clip' is not a configuration key; did you mean 'train.grpo.cl",
+        ),
         (Config, {"rewards": {}}, "'rewards' is not a configuration key; did you mean 'reward"),
     ],
 )
@@ -75,10 +87,9 @@ def test_a_configuration_arrives_in_another_process_as_it_was(recipe):
     assert hash(arrived.world) == hash(config.world)
 
 
-@pytest.mark.parametrize("name", [entry.name for entry in dataclasses.fields(Config)])
+@pytest.mark.parametrize("name", sections(Config))
 def test_the_name_of_a_section_in_messages_is_the_one_in_the_tree(name):
-    if not dataclasses.is_dataclass(part := getattr(Config(), name)):
-        return
+    part = operator.attrgetter(name)(Config())
     with pytest.raises(ValueError, match=f"'{name}.nonsense' is not a configuration key; did you mean '{name}"):
         type(part)(nonsense=1)
 

@@ -3,13 +3,13 @@
 import pytest
 
 from rlir_ray.config.load import keys, load_config
-from rlir_ray.config.unread_keys import CONDITIONS, refuse_unread
+from rlir_ray.config.unread_keys import CONDITIONS, reject_unread
 
 NFT = ["train.objective=nft", "train.max_advantage=5", "flow.shared_noise=false"]
 
 
 def resolved(recipe, overrides):
-    refuse_unread(load_config(recipe, overrides), overrides)
+    reject_unread(load_config(recipe, overrides), overrides)
 
 
 @pytest.mark.parametrize(
@@ -18,11 +18,12 @@ def resolved(recipe, overrides):
         ("doom_tiny_ar", "vllm.dtype=bfloat16", ["rollout.engine=vllm"]),
         ("doom_tiny_ar", "reward.camera_tolerance=3", ["reward.camera=within"]),
         ("mineworld_300m", "reward.discount=0.9", ["reward.credit=frame"]),
-        ("doom_tiny_flow", "train.nft_beta=0.5", NFT),
+        ("doom_tiny_flow", "train.nft.beta=0.5", NFT),
+        ("doom_tiny_flow", "train.nft={beta: 0.5}", NFT),
         ("doom_tiny_flow", "flow.window_interval=2", ["flow.window_moves=sliding"]),
         ("doom_tiny_ar", "reward.target_queue=4", ["reward.max_replicas=3"]),
-        ("doom_tiny_ar", "train.clip_low=0.1", ["train.importance=none"]),
-        ("doom_tiny_ar", "train.clip_high=0.1", ["train.importance=none"]),
+        ("doom_tiny_ar", "train.grpo.clip_low=0.1", ["train.off_policy.importance=none"]),
+        ("doom_tiny_ar", "train.grpo.clip_high=0.1", ["train.off_policy.importance=none"]),
         ("doom_tiny_ar", "lora.alpha=4", ["lora.rank=4"]),
         ("doom_tiny_ar", "weights.bucket_bytes=1024", ["weights.transfer=broadcast"]),
     ],
@@ -38,9 +39,9 @@ def test_a_key_that_cannot_act_is_refused_and_the_setting_that_it_needs_helps(re
     "overrides",
     [
         ["flow.sde=cps"],
-        ["train.importance=none", "train.max_staleness=0", "train.clip_low=0.1"],
-        ["train.importance=sequence", "train.max_staleness=0"],
-        ["train.importance=none", "train.max_ratio=4"],
+        ["train.off_policy.importance=none", "train.max_staleness=0", "train.grpo.clip_low=0.1"],
+        ["train.off_policy.importance=sequence", "train.max_staleness=0"],
+        ["train.off_policy.importance=none", "train.off_policy.max_ratio=4"],
         ["learner.engine=torch", "learner.zero_stage=2"],
         ["reward.address=serve://x", "reward.num_replicas=2"],
         ["models.adapter=runs/first/policy", "lora.rank=4"],
@@ -49,8 +50,13 @@ def test_a_key_that_cannot_act_is_refused_and_the_setting_that_it_needs_helps(re
 def test_settings_that_contradict_each_other_are_refused(overrides):
     with pytest.raises(ValueError, match="is read only with"):
         resolved("doom_tiny_ar", overrides)
-    with pytest.raises(ValueError, match=r"flow\.sde is read only with train\.objective=grpo"):
-        resolved("doom_tiny_flow", ["flow.sde=cps", *NFT])
+
+
+@pytest.mark.parametrize("override", ["flow.sde=cps", "train.grpo.clip_low=0.1", "train.off_policy.importance=none"])
+def test_settings_of_another_objective_than_nft_are_refused_with_it(override):
+    key = override.partition("=")[0]
+    with pytest.raises(ValueError, match=f"{key} is read only with train.objective=grpo"):
+        resolved("doom_tiny_flow", [override, *NFT])
 
 
 def test_what_the_recipe_says_besides_may_stay_unread():

@@ -1,4 +1,4 @@
-"""Clips: cut lazily, found again by their address, and left out whole where their recording is broken."""
+"""Clips: cut lazily, found again by their address, and skipped as a whole if their recording is broken."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import torch
 
 from rlir_ray.config import DataConfig, WorldConfig
 from rlir_ray.data import clips as clips_module
-from rlir_ray.data.clips import Clip, ClipAddress, CutClips, cut_clips, read_clip
-from rlir_ray.data.sources import RecordingSource, find_recordings
+from rlir_ray.data import recorded_clips
+from rlir_ray.data.clips import Clip, ClipAddress, CutClips, read_clip
+from rlir_ray.data.recorded_clips import cut_clips
+from rlir_ray.data.recording_index import RecordingSource, find_recordings
 from rlir_ray.data.video import VideoFile
 from tests.data.videos import HEIGHT, NUM_FRAMES, WIDTH, damage_frame, decode_all, event, write_pair
 
@@ -75,7 +77,7 @@ def test_addresses_are_those_of_all_clips_without_a_gui(source: RecordingSource)
         "9.0/same": [0, 30, 40, 50],
         "flat": [0, 10, 20, 30, 40, 50],
     }
-    assert cut.left_out == ()
+    assert cut.skipped == ()
 
 
 def test_only_the_clips_that_are_returned_are_decoded(source: RecordingSource, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +98,7 @@ def test_clips_that_are_cut_are_those_at_their_addresses(
     source: RecordingSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Two clips of each recording at first, then more of each.
-    monkeypatch.setattr(clips_module, "MIN_CLIPS_OF_RECORDING", 2)
+    monkeypatch.setattr(recorded_clips, "MIN_CLIPS_OF_RECORDING", 2)
     for num_clips, per_recording in ((6, {2}), (100, {4, 6})):
         cut = cut_clips(source, num_clips, WORLD, 0, seed=1)
         names = [clip.address.recording for clip in cut.clips]
@@ -106,21 +108,21 @@ def test_clips_that_are_cut_are_those_at_their_addresses(
             assert_equal(read_clip(source, clip.address, WORLD), clip)
 
 
-def test_broken_recordings_are_left_out_counted_and_named(tmp_path: Path) -> None:
+def test_broken_recordings_are_skipped_counted_and_named(tmp_path: Path) -> None:
     broken_source(tmp_path)
     (tmp_path / "d.mp4").touch()
     cut = cut_clips(find_recordings(tmp_path), 18, WORLD, 0, seed=0)
     assert {clip.address.recording for clip in cut.clips} == {"a"}
     assert cut.num_recordings == 4
     for reason in (r"d.jsonl: no such file", r"b.mp4: no readable video", r"c.jsonl, line 2: no JSON"):
-        assert sum(reason in line for line in cut.left_out) == 1
-    assert len(cut.left_out) == 3 and not any("\n" in line for line in cut.left_out)
+        assert sum(reason in line for line in cut.skipped) == 1
+    assert len(cut.skipped) == 3 and not any("\n" in line for line in cut.skipped)
 
 
 def test_no_clip_is_kept_of_a_recording_whose_damage_is_found_late(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clips_module, "MIN_CLIPS_OF_RECORDING", 1)
+    monkeypatch.setattr(recorded_clips, "MIN_CLIPS_OF_RECORDING", 1)
     write_pair(tmp_path / "short", num_frames=10)
     write_pair(tmp_path / "long", num_frames=30)
     damage_frame(tmp_path / "long.mp4", packet_number=20)
@@ -131,7 +133,7 @@ def test_no_clip_is_kept_of_a_recording_whose_damage_is_found_late(
     # A fourth can only be the damaged one.
     cut = cut_clips(source, 4, WORLD, 0, seed)
     assert ids(cut) == ["short:0"]
-    assert len(cut.left_out) == 1 and "long.mp4: no readable video" in cut.left_out[0]
+    assert len(cut.skipped) == 1 and "long.mp4: no readable video" in cut.skipped[0]
 
 
 def test_strict_reading_raises_at_the_first_broken_recording(tmp_path: Path) -> None:

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from actors.rollout.prompts import PromptActor
+from actors.rollout.prompt_actor import PromptActor
 from rlir_ray.config import Config
 from rlir_ray.config.load import load_config
 from rlir_ray.data import prompts as prompts_module
-from rlir_ray.data.clips import clip_starts, cut_clips
+from rlir_ray.data.clips import clip_starts
 from rlir_ray.data.prompts import heldout_bytes, prepare_prompts
+from rlir_ray.data.recorded_clips import cut_clips
+from rlir_ray.data.recording_index import find_recordings
 from rlir_ray.data.recordings import write_recording
-from rlir_ray.data.sources import find_recordings
 
 HEIGHT, WIDTH, LENGTH = 16, 24, 40
 GROUPS = ("forward_back", "jump", "yaw")
@@ -150,7 +151,7 @@ def test_the_prompt_actor_hands_clips_over_once_and_keeps_the_prompts(tmp_path: 
     config = _config(_record(tmp_path))
     actor = PromptActor(lambda split: prepare_prompts(config, split, Corners(), tmp_path))
     actor.prepare("train", 3)
-    handed = actor.hand_over("train")
+    handed = actor.pop_clips("train")
     assert len(handed) == len(handed.frames) == len(handed.recorded) == 3
     assert actor.sets["train"].frames.nbytes == 0 and actor.sets["train"].frames.base is None
     assert len(actor.prompts(range(6))) == 6 and set(actor.class_shares(GROUPS)) == set(GROUPS)
@@ -165,7 +166,7 @@ def test_class_shares_count_the_commanded_frames(tmp_path: Path) -> None:
     np.testing.assert_allclose(shares["yaw"].sum(), 1)
 
 
-def test_a_broken_recording_is_left_out_and_carried_to_the_user(tmp_path: Path) -> None:
+def test_a_broken_recording_is_skipped_and_carried_to_the_user(tmp_path: Path) -> None:
     _record(tmp_path / "train", num_recordings=4)
     _record(tmp_path / "heldout", num_recordings=3)
     (tmp_path / "train" / "clip-0.jsonl").write_text("{}\n")
@@ -173,9 +174,9 @@ def test_a_broken_recording_is_left_out_and_carried_to_the_user(tmp_path: Path) 
     config = _config(tmp_path / "train")
     actor = PromptActor(lambda split: prepare_prompts(config, split, Corners(), tmp_path))
     assert {prompt_id[:6] for prompt_id in actor.prepare("train")} == {"clip-1", "clip-2", "clip-3"}
-    assert actor.left_out()[0] == 4
+    assert actor.skipped()[0] == 4
     actor.prepare("heldout")
-    num_recordings, lines = actor.left_out()
+    num_recordings, lines = actor.skipped()
     assert (num_recordings, len(lines)) == (7, 2)
     assert "clip-0.jsonl: 1 events for the 40 frames" in lines[0] and "clip-1.mp4: no such file" in lines[1]
 
@@ -193,7 +194,7 @@ def test_an_index_is_a_source_of_prompts(tmp_path: Path) -> None:
     index.write_text(json.dumps({"basedir": "https://example.org", "relpaths": ["8.0/clip-0", "8.0/clip-2.mp4"]}))
     prompts = prepare_prompts(_config(index, "prompts.num_train=4"), "train", Corners(), tmp_path)
     assert {prompt.prompt_id.split(":")[0] for prompt in prompts.prompts} == {"8.0/clip-0", "8.0/clip-2"}
-    assert (prompts.left_out, prompts.num_recordings) == ((), 2)
+    assert (prompts.skipped, prompts.num_recordings) == ((), 2)
 
 
 def test_an_unknown_way_of_resizing_is_refused(tmp_path: Path) -> None:
@@ -205,7 +206,7 @@ def test_too_few_clips_say_how_many_there_are(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"prompts\.num_train=6"):
         prepare_prompts(_config(_record(tmp_path), "prompts.num_train=7"), "train", Corners(), tmp_path)
     (tmp_path / "half.mp4").touch()
-    with pytest.raises(ValueError, match=r"1 recordings are left out, the first: .*half\.jsonl"):
+    with pytest.raises(ValueError, match=r"1 recordings were skipped, the first: .*half\.jsonl"):
         prepare_prompts(_config(tmp_path, "prompts.num_train=7"), "train", Corners(), tmp_path)
     with pytest.raises(ValueError, match=r"prompts\.heldout_path=DIR"):
         prepare_prompts(_config(tmp_path, "prompts.heldout_path=''"), "heldout", Corners(), tmp_path)

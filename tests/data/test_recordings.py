@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from rlir_ray.config import DataConfig, WorldConfig
-from rlir_ray.data.clips import ClipAddress, cut_clips, read_clip
+from rlir_ray.data.clips import ClipAddress, read_clip
+from rlir_ray.data.recorded_clips import cut_clips
+from rlir_ray.data.recording_index import find_recordings
 from rlir_ray.data.recordings import (
     list_recordings,
     load_recordings,
@@ -20,8 +22,7 @@ from rlir_ray.data.recordings import (
     read_recordings,
     write_recording,
 )
-from rlir_ray.data.sources import find_recordings
-from rlir_ray.spaces.actions import DEGREES_PER_PIXEL, INDEX
+from rlir_ray.spaces.actions import BUTTON_INDEX, DEGREES_PER_PIXEL
 from tests.data.videos import damage_frame, decode_all, event, turn, write_pair
 
 NUM_FRAMES = 12
@@ -50,7 +51,7 @@ def test_a_recording_is_read_back_in_order_and_clean(tmp_path: Path) -> None:
     error = (recording.frames.astype(float) - moving_bars()) ** 2
     assert recording.frames.shape == (NUM_FRAMES, 48, 64, 3)
     assert (10 * np.log10(255**2 / error.mean(axis=(1, 2, 3))) > 40).all()
-    assert recording.actions.buttons[:, INDEX["forward"]].tolist() == [False] + [True, False] * 5 + [True]
+    assert recording.actions.buttons[:, BUTTON_INDEX["forward"]].tolist() == [False] + [True, False] * 5 + [True]
     np.testing.assert_allclose(recording.actions.camera[1], [0, 3.15], atol=1e-6)
 
 
@@ -66,7 +67,7 @@ def test_frames_and_events_must_be_as_many(tmp_path: Path) -> None:
         write_recording(tmp_path / "a", moving_bars(), walk_events()[:-1])
 
 
-def test_pairs_are_listed_sorted_and_halves_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_pairs_are_listed_sorted_and_halves_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     paths = [write(tmp_path, name) for name in ("b", "a", "c")]
     paths[2].with_suffix(".jsonl").unlink()
     with caplog.at_level(logging.WARNING):
@@ -135,14 +136,14 @@ BREAKS = {
 
 
 @pytest.mark.parametrize("damage", BREAKS, ids=lambda damage: damage.__name__)
-def test_a_broken_recording_is_named_and_left_out(damage, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_broken_recording_is_named_and_skipped(damage, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     paths = [write(tmp_path, "a"), write(tmp_path, "b")]
     damage(paths[0])
     with pytest.raises(ValueError, match=BREAKS[damage]):
         read_recording(paths[0])
     with caplog.at_level(logging.WARNING):
         assert [recording.name for recording in read_recordings(paths)] == ["b"]
-    assert "1 of 2 recordings were left out" in caplog.text
+    assert "1 of 2 recordings were skipped" in caplog.text
     with pytest.raises(ValueError, match=BREAKS[damage]):
         list(read_recordings(paths, strict=True))
 
@@ -163,8 +164,8 @@ def test_the_recorders_errors_are_put_right_on_the_way_in(tmp_path: Path) -> Non
     events[3]["isGuiOpen"] = True
     path = write_pair(tmp_path / "6.9" / "player", events, num_frames=4)
     for actions in (open_recording(path).actions, read_recording(path).actions):
-        assert not actions.buttons[:, INDEX["attack"]].any()
-        assert actions.buttons[:, INDEX["hotbar.3"]].tolist() == [False, False, True, False]
+        assert not actions.buttons[:, BUTTON_INDEX["attack"]].any()
+        assert actions.buttons[:, BUTTON_INDEX["hotbar.3"]].tolist() == [False, False, True, False]
         np.testing.assert_allclose(actions.camera[:, 1], [0.15, 0.15, 0.15, 0.3], rtol=1e-6)
     assert read_events(path.with_suffix(".jsonl")) == events
 
@@ -202,7 +203,7 @@ def test_recordings_of_one_file_name_are_loaded_under_two_names(
     (tmp_path / "half.mp4").touch()
     with caplog.at_level(logging.WARNING):
         assert [recording.name for recording in load_recordings(tmp_path)] == ["8.0/same", "9.0/same"]
-    assert "1 of 3 recordings were left out" in caplog.text
+    assert "1 of 3 recordings were skipped" in caplog.text
 
 
 def test_a_folder_of_broken_recordings_names_the_first_reason(tmp_path: Path) -> None:
@@ -224,7 +225,7 @@ def test_frames_are_turned_as_a_player_shows_them(tmp_path: Path, matrix: tuple[
 def test_a_mirrored_video_is_refused_for_left_would_be_right(tmp_path: Path) -> None:
     path = write(tmp_path, "a")
     turn(path, (-1, 0, 0, 1))
-    with pytest.raises(ValueError, match="it is to be shown mirrored"):
+    with pytest.raises(ValueError, match="the file asks for a mirrored display"):
         read_recording(path)
 
 

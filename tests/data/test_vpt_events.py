@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rlir_ray.data.vpt_events import parse_event, recorder_version, repair_events
-from rlir_ray.spaces.actions import BUTTONS, INDEX, Actions
+from rlir_ray.spaces.actions import BUTTON_INDEX, BUTTONS, Actions
 from rlir_ray.worlds.scripted_player import Command, command_event
 from tests.data.videos import event
 
@@ -22,7 +22,7 @@ def held(buttons: list[int], new: list[int]) -> dict[str, Any]:
 
 
 def pressed(events: list[dict[str, Any]], button: str) -> list[bool]:
-    return Actions.from_events(events).buttons[:, INDEX[button]].tolist()
+    return Actions.from_events(events).buttons[:, BUTTON_INDEX[button]].tolist()
 
 
 def test_attack_that_is_stuck_at_the_start_is_released_until_it_is_pressed_anew() -> None:

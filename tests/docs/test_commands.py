@@ -8,7 +8,7 @@ import pytest
 from rlir_ray.cli.commands import main
 from rlir_ray.cli.parser import build_parser
 from rlir_ray.config.load import load_config
-from rlir_ray.config.unread_keys import refuse_unread
+from rlir_ray.config.unread_keys import reject_unread
 from tests.docs.pages import NAMES, ROOT, blocks
 
 PROGRAM = ["-m", "rlir_ray"]
@@ -50,7 +50,7 @@ def test_the_command_line_takes_the_arguments(line, capsys):
     overrides = [*getattr(parsed, "overrides", []), *rest]
     assert all("=" in word for word in overrides)
     if arguments[0] in ("train", "doctor"):
-        refuse_unread(load_config(parsed.recipe, overrides), overrides)
+        reject_unread(load_config(parsed.recipe, overrides), overrides)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlir_ray.config.load import load_config
-from rlir_ray.config.unread_keys import refuse_unread
+from rlir_ray.config.unread_keys import reject_unread
 from rlir_ray.registry import AXES, load
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +37,7 @@ def test_command_of_the_guide_is_taken(guide: str) -> None:
     (command,) = COMMAND.findall(text_of(guide))
     recipe, *overrides = shlex.split(command)
     recipe = "doom_tiny_ar" if recipe == "my_recipe.yaml" else recipe
-    refuse_unread(load_config(recipe, overrides), overrides)
+    reject_unread(load_config(recipe, overrides), overrides)
 
 
 def test_recipe_of_the_reward_guide_is_taken(tmp_path: Path) -> None:

@@ -13,19 +13,18 @@ import torch
 
 from rlir_ray.cli.commands import main
 from rlir_ray.config import DataConfig, WorldConfig
+from rlir_ray.data.recorded_clips import round_robin_clips
+from rlir_ray.data.recording_index import find_recordings
 from rlir_ray.data.recordings import write_recording
-from rlir_ray.data.round_robin import round_robin_clips
-from rlir_ray.data.sources import find_recordings
 from rlir_ray.evaluation.command import EvaluationRequest, evaluate, find_recipe, resolve_config
-from rlir_ray.evaluation.mineworld import NO_WEIGHTS
-from rlir_ray.evaluation.policy_row import evaluate_row
+from rlir_ray.evaluation.policy_row import NO_WEIGHTS, evaluate_row
 from rlir_ray.families import open_policy
 from rlir_ray.idm.base import load_inverse_dynamics
 from rlir_ray.models.adapters import save_policy
 from rlir_ray.run.folder import RunFolder
 from rlir_ray.samplers.torch_sampler import TorchSampler
 from rlir_ray.spaces.actions import BUTTONS
-from tests.fakes import HEIGHT, WIDTH, tiny_actions, tiny_tokenizer, tiny_world_model
+from tests.fakes import HEIGHT, WIDTH, events_of, tiny_actions, tiny_tokenizer, tiny_world_model
 from tests.world import MakeConfig, tiny_config
 
 WORLD = WorldConfig(height=HEIGHT, width=WIDTH, num_frames=3, groups=("forward_back", "jump", "yaw"))
@@ -38,7 +37,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in (2, 9, 10):
         random = np.random.default_rng(number)
         frames = random.integers(0, 256, (9, HEIGHT, WIDTH, 3), dtype=np.uint8)
-        write_recording(folder / f"clip_{number}", frames, tiny_actions(9, number).to_events())
+        write_recording(folder / f"clip_{number}", frames, events_of(tiny_actions(9, number)))
     return folder
 
 
@@ -79,7 +78,7 @@ def test_the_command_prints_the_published_columns_and_writes_them(
     header, row = printed.splitlines()[-4:-2]
     assert header.split() == ["FPS", "P", "R", "F1", "camera", "PSNR", "SSIM", "LPIPS", "FVD"]
     assert row.count(NO_WEIGHTS) == 2
-    assert "6 clips of 1 given + 3 generated frames, 24x32, temperature 1, top-p 0.9" in printed
+    assert "6 clips of 1 context + 3 generated frames, 24x32, temperature 1, top-p 0.9" in printed
     content = json.loads(out.read_text())
     assert content["row"]["num_clips"] == 6 and content["row"]["lpips"] is None
     assert f"{content['row']['following']['mean']['f1_macro']:.3f}" == row.split()[3]
@@ -204,9 +203,9 @@ def test_adapter_of_a_run_is_evaluated_on_the_runs_own_policy(
     save_policy(open_policy(config), run.path / "policy")
     run.close()
     main(["eval", "--policy", str(run.path / "policy"), "--data", str(recordings), "--num-clips", "2"])
-    assert "2 clips of 1 given + 3 generated frames" in capsys.readouterr().out
+    assert "2 clips of 1 context + 3 generated frames" in capsys.readouterr().out
     (run.path / "config.yaml").unlink()
-    with pytest.raises(ValueError, match="an adapter that is of no run needs --recipe"):
+    with pytest.raises(ValueError, match="an adapter outside a run's folder needs --recipe"):
         find_recipe(run.path / "policy")
 
 
@@ -276,7 +275,7 @@ def test_a_converted_mineworld_checkpoint_is_evaluated_by_its_validation_clips(
         ]
     )
     printed = capsys.readouterr().out
-    assert "4 clips of 1 given + 2 generated frames, 8x12, temperature 1, top-p 0.8" in printed
+    assert "4 clips of 1 context + 2 generated frames, 8x12, temperature 1, top-p 0.8" in printed
     assert printed.splitlines()[-1].count(NO_WEIGHTS) == 2
 
 

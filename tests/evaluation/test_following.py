@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from rlir_ray.evaluation.comparison import Change, following_changes
 from rlir_ray.evaluation.following import Following
+from rlir_ray.evaluation.results import Change, following_changes
 from rlir_ray.rewards.classification import macro_f1
 
 GROUPS = ("forward_back", "jump")

@@ -147,9 +147,9 @@ def test_what_fvd_cannot_judge_is_refused(i3d: I3D, tmp_path: Path) -> None:
     clips = gray_clips(0, 9)
     with pytest.raises(ValueError, match="at least 10 frames, got 9"):
         i3d(clips[:, :9])
-    with pytest.raises(ValueError, match="at least 2 clips on either side, got 2 and 1"):
+    with pytest.raises(ValueError, match="at least 2 clips on each side, got 2 and 1"):
         fvd(i3d, clips, clips[:1])
-    with pytest.raises(ValueError, match="of one shape"):
+    with pytest.raises(ValueError, match="have one shape"):
         fvd(i3d, clips, clips[:, :, :3])
     with pytest.raises(ValueError, match=r"uint8 \[B, F, H, W, 3\], got torch.float32"):
         i3d(clips.float())

@@ -125,10 +125,10 @@ def test_tensors_that_do_not_fit_are_listed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("one", "other", "message"),
     [
-        (pictures(2, 1), pictures(3, 1), "of one shape"),
+        (pictures(2, 1), pictures(3, 1), "have one shape"),
         (pictures(2, 1).float(), pictures(2, 1), r"uint8 \[n, H, W, 3\], got torch.float32"),
         (pictures(2, 1)[0], pictures(2, 1)[0], r"uint8 \[n, H, W, 3\]"),
-        (pictures(1, 1, 30, 31), pictures(1, 1, 30, 31), r"at least 31, got \[30, 31\]"),
+        (pictures(1, 1, 30, 31), pictures(1, 1, 30, 31), r">= 31, got \[30, 31\]"),
     ],
 )
 def test_pictures_of_another_kind_are_refused(backbone_path: Path, one: Tensor, other: Tensor, message: str) -> None:

@@ -15,16 +15,21 @@ import torch
 from rlir_ray.evaluation import action_following
 from rlir_ray.evaluation.mineworld import (
     actions_clip,
+    classes_clips,
     following_in_use,
-    in_use_lines,
     logits_clips,
-    readings_clips,
-    table_lines,
 )
-from rlir_ray.spaces.actions import BUTTONS, INDEX, VPT_CAMERA, Actions
+from rlir_ray.evaluation.policy_row import PolicyRow
+from rlir_ray.spaces.actions import BUTTON_INDEX, BUTTONS, VPT_CAMERA, Actions
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "action_following_metric.json").read_text())
 PREDICTED, RECORDED = ([video[side] for video in GOLDEN["videos"]] for side in ("predicted", "recorded"))
+
+
+def row_lines(following: dict[str, Any] | None, in_use: dict[str, Any] | None = None, **figures: float) -> list[str]:
+    return PolicyRow(
+        num_clips=1, following=following, following_in_use=in_use, **{"fps": 1, "psnr": 20, "ssim": 1, **figures}
+    ).lines()
 
 
 def make_clip(num_frames: int, **columns: Any) -> dict[str, Any]:
@@ -107,9 +112,9 @@ def test_means_are_over_the_seven_tasks() -> None:
 @pytest.mark.parametrize(
     ("predicted", "recorded", "message"),
     [
-        ([make_clip(2)], [], "as many clips, at least one, got 1 and 0"),
-        ([], [], "as many clips, at least one, got 0 and 0"),
-        ([make_clip(2)], [make_clip(3)], "as many frames, got 2 and 3 in clip 0"),
+        ([make_clip(2)], [], "equally many clips, >= 1, got 1 and 0"),
+        ([], [], "equally many clips, >= 1, got 0 and 0"),
+        ([make_clip(2)], [make_clip(3)], "equally many frames, got 2 and 3 in clip 0"),
         ([make_clip(2, jump=[0])], [make_clip(2)], r"predicted\[0\] has jump \[1\] and 2 frames"),
         ([make_clip(2)], [make_clip(2, use=[0, 2])], r"must be 0 or 1, recorded\[0\] has use \[2\] with \[0, 2\]"),
         ([make_clip(2, camera=[0, 1])], [make_clip(2)], r"finite degrees \[F, 2\] with F >= 1, predicted\[0\]"),
@@ -154,10 +159,10 @@ def test_whole_degrees_are_those_of_mineworlds_recordings() -> None:
 
 def test_readings_of_the_heads_become_clips() -> None:
     buttons = np.zeros((2, 3, 20), np.int64)
-    buttons[1, 2, [INDEX["forward"], INDEX["back"]]] = 1
+    buttons[1, 2, [BUTTON_INDEX["forward"], BUTTON_INDEX["back"]]] = 1
     camera = np.full((2, 3, 2), VPT_CAMERA.null_bin)
     camera[0, 1] = 0, 6
-    first, second = readings_clips(buttons, camera)
+    first, second = classes_clips(buttons, camera)
     assert set(first) == {*BUTTONS, "camera"}
     assert first["camera"][1] == pytest.approx([-10, 0.615], abs=1e-3)
     assert second["forward"].tolist() == second["back"].tolist() == [0, 0, 1]
@@ -171,7 +176,7 @@ def test_logits_are_read_at_each_heads_most_probable_value() -> None:
         "buttons": torch.randn(2, 3, 20, 2, generator=random),
         "camera": torch.randn(2, 3, 2, 11, generator=random),
     }
-    expected = readings_clips(logits["buttons"].argmax(-1).numpy(), logits["camera"].argmax(-1).numpy())
+    expected = classes_clips(logits["buttons"].argmax(-1).numpy(), logits["camera"].argmax(-1).numpy())
     np.testing.assert_equal(logits_clips(logits), expected)
     logits["camera"][0, 0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="finite"):
@@ -184,7 +189,7 @@ def test_logits_are_read_at_each_heads_most_probable_value() -> None:
 
 def test_the_row_has_macro_means_and_says_what_is_missing() -> None:
     following = action_following(PREDICTED, RECORDED)
-    header, row = table_lines(following, fps=5.914, psnr=15.133, ssim=0.38, lpips=0.4512)
+    header, row = row_lines(following, fps=5.914, psnr=15.133, ssim=0.38, lpips=0.4512)
     assert header.split() == ["FPS", "P", "R", "F1", "camera", "PSNR", "SSIM", "LPIPS", "FVD"]
     assert row.split(maxsplit=8) == [
         "5.91",
@@ -198,7 +203,7 @@ def test_the_row_has_macro_means_and_says_what_is_missing() -> None:
         "no weights given",
     ]
     assert len(header) == len(row) and row.index("0.451") == header.index("LPIPS")
-    assert table_lines(following, fps=1, psnr=20, ssim=1, fvd=246.04)[1].endswith("no weights given  246.0")
+    assert row_lines(following, fvd=246.04)[1].endswith("no weights given  246.0")
 
 
 def test_means_in_use_leave_out_tasks_and_camera_axes_that_never_occur() -> None:
@@ -210,7 +215,7 @@ def test_means_in_use_leave_out_tasks_and_camera_axes_that_never_occur() -> None
     assert found["mean"]["f1_macro"] == pytest.approx(1 / 3)
     assert published["mean"]["f1_macro"] == pytest.approx((6 + 1 / 3) / 7)
     assert (found["mean"]["camera_loss"], published["mean"]["camera_loss"]) == (0.5, 0.25)
-    named, header, row, _, last = in_use_lines(found)
+    named, header, row, _, last, *_ = row_lines(published, found)
     assert "tasks in use (jump)" in named and "MineWorld's published columns" in last
     assert (header.split(), row.split()) == (["P", "R", "F1", "camera"], ["0.250", "0.500", "0.333", "0.500"])
 
@@ -218,7 +223,7 @@ def test_means_in_use_leave_out_tasks_and_camera_axes_that_never_occur() -> None
 def test_recordings_of_which_nothing_occurs_have_dashes_and_nulls() -> None:
     found = following_in_use([make_clip(2, jump=[1, 0])], [make_clip(2)])
     assert found["tasks"] == [] and set(found["mean"].values()) == {None}
-    assert in_use_lines(found)[2].split() == ["–"] * 4
+    assert row_lines(None, found)[2].split() == ["–"] * 4
     json.dumps(found, allow_nan=False)
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from rlir_ray.data.files import strict_json
-from rlir_ray.evaluation.comparison import quality_changes
 from rlir_ray.evaluation.quality import MAX_PSNR, Quality, clip_quality, join_quality
+from rlir_ray.evaluation.results import quality_changes
 
 
 def stripes(num_frames: int, step: int = 0) -> torch.Tensor:

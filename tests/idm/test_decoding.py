@@ -3,15 +3,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from rlir_ray.idm.decoding import class_tables, group_probabilities, recovered_classes
-from rlir_ray.spaces.actions import GROUPS, INDEX, JUDGED_BUTTONS
+from rlir_ray.idm.decoding import group_probabilities, one_hot_classes, recovered_classes
+from rlir_ray.spaces.actions import BUTTON_INDEX, GROUPS, IDM_BUTTONS
 
 
 def _logits(yaw_bin: int = 7, **pressed: float) -> dict[str, torch.Tensor]:
     """Heads of one frame: the probability of each named button, .01 for the others."""
     table = torch.full((20,), 0.01)
     for name, probability in pressed.items():
-        table[JUDGED_BUTTONS.index(name)] = probability
+        table[IDM_BUTTONS.index(name)] = probability
     camera = torch.zeros(1, 1, 2, 11)
     camera[..., 1, yaw_bin] = 5.0
     return {"buttons": torch.stack([1 - table, table], -1).log()[None, None], "camera": camera}
@@ -59,9 +59,12 @@ def test_certain_heads_have_certain_probabilities_of_the_class_that_is_read() ->
         "camera": 50.0 * torch.nn.functional.one_hot(bins, 11),
     }
     classes = recovered_classes(logits, tuple(GROUPS))
-    assert classes.shape == (3, 4, len(GROUPS)) and (pressed[..., INDEX["jump"]] & pressed[..., INDEX["sneak"]]).any()
+    assert (
+        classes.shape == (3, 4, len(GROUPS))
+        and (pressed[..., BUTTON_INDEX["jump"]] & pressed[..., BUTTON_INDEX["sneak"]]).any()
+    )
     for name, table in group_probabilities(logits, tuple(GROUPS)).items():
-        torch.testing.assert_close(table, class_tables(classes, tuple(GROUPS))[name], atol=1e-6, rtol=0)
+        torch.testing.assert_close(table, one_hot_classes(classes, tuple(GROUPS))[name], atol=1e-6, rtol=0)
 
 
 def test_both_of_a_pair_read_at_once_are_none() -> None:

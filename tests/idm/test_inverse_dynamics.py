@@ -17,7 +17,7 @@ from rlir_ray.idm.correlation_idm import (
     correlation_volume,
     displacement_index,
 )
-from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
+from rlir_ray.idm.vpt import VptInverseDynamics
 from rlir_ray.idm.vpt_config import VPT_CONFIG, small_vpt_config
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -28,8 +28,8 @@ def random_clips(num_clips: int, num_frames: int, height: int = 48, width: int =
     return torch.randint(0, 256, (num_clips, num_frames, height, width, 3), dtype=torch.uint8, generator=generator)
 
 
-def golden_model() -> tuple[InverseDynamicsModel, dict[str, Tensor]]:
-    model = InverseDynamicsModel(json.loads((GOLDEN / "vpt_idm_small.config.json").read_text()))
+def golden_model() -> tuple[VptInverseDynamics, dict[str, Tensor]]:
+    model = VptInverseDynamics(json.loads((GOLDEN / "vpt_idm_small.config.json").read_text()))
     model.load_state_dict(load_file(GOLDEN / "vpt_idm_small.weights.safetensors"))
     return model.eval(), load_file(GOLDEN / "vpt_idm_small.io.safetensors")
 
@@ -45,7 +45,7 @@ def test_published_weights_give_the_published_logits() -> None:
 
 def test_published_size_has_482_million_parameters() -> None:
     with torch.device("meta"):
-        model = InverseDynamicsModel(VPT_CONFIG)
+        model = VptInverseDynamics(VPT_CONFIG)
     assert sum(parameter.numel() for parameter in model.parameters()) == 482_330_046
 
 
@@ -58,11 +58,11 @@ def test_bound_on_frames_does_not_change_the_logits() -> None:
 
 @pytest.mark.parametrize(
     "model",
-    [InverseDynamicsModel(small_vpt_config()), CorrelationInverseDynamics(correlation_config())],
+    [VptInverseDynamics(small_vpt_config()), CorrelationInverseDynamics(correlation_config())],
     ids=["vpt", "correlation"],
 )
 def test_saved_models_load_as_what_they_were(
-    model: InverseDynamicsModel | CorrelationInverseDynamics, tmp_path: Path
+    model: VptInverseDynamics | CorrelationInverseDynamics, tmp_path: Path
 ) -> None:
     clips = random_clips(2, 9)
     model.save_pretrained(tmp_path)
@@ -85,7 +85,7 @@ def test_configs_of_other_networks_are_refused() -> None:
     net = small_vpt_config()["net"]
     for change in ({"recurrence_type": "lstm"}, {"attention_memory_size": 32}, {"img_shape": [48, 64, 8]}):
         with pytest.raises(ValueError, match="must"):
-            InverseDynamicsModel({"net": {**net, **change}, "pi_head": {"temperature": 1.0}})
+            VptInverseDynamics({"net": {**net, **change}, "pi_head": {"temperature": 1.0}})
 
 
 def test_frames_of_the_right_size_are_left_alone_and_floats_refused() -> None:
@@ -136,7 +136,7 @@ def test_any_setting_equals_the_published_pass_clip_by_clip(changes: dict[str, A
     config = json.loads((GOLDEN / "vpt_idm_small.config.json").read_text())
     config["net"] |= changes
     torch.manual_seed(0)
-    model = InverseDynamicsModel(config).eval()
+    model = VptInverseDynamics(config).eval()
     clips = random_clips(3, 7, *config["net"]["img_shape"][:2])
     with torch.inference_mode():
         expected = straight_loop(model, clips)
@@ -152,4 +152,4 @@ def test_the_settings_that_the_published_file_leaves_out_are_the_published_codes
     short = {"net": dict(VPT_CONFIG["net"]), "pi_head": config["pi_head"]}
     del short["net"]["impala_chans"], short["net"]["pointwise_ratio"]
     with torch.device("meta"):
-        assert sum(parameter.numel() for parameter in InverseDynamicsModel(short).parameters()) == 482_330_046
+        assert sum(parameter.numel() for parameter in VptInverseDynamics(short).parameters()) == 482_330_046

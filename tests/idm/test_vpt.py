@@ -11,8 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
-from rlir_ray.idm.vpt import load_vpt, read_kwargs
+from rlir_ray.idm.vpt import VptInverseDynamics, load_vpt, read_kwargs
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 CONFIG = GOLDEN / "vpt_idm_small.config.json"
@@ -47,7 +46,7 @@ def test_the_published_pair_gives_the_published_logits(tmp_path: Path) -> None:
 def test_what_was_loaded_is_saved_and_opened_again(tmp_path: Path) -> None:
     model_file, weights_file = _published(tmp_path)
     load_vpt(weights_file, model=model_file).save_pretrained(tmp_path / "saved")
-    again = InverseDynamicsModel.from_pretrained(tmp_path / "saved")
+    again = VptInverseDynamics.from_pretrained(tmp_path / "saved")
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in load_file(WEIGHTS).items())
     assert not again.training
 
@@ -69,7 +68,7 @@ def test_another_layout_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.model").write_bytes(pickle.dumps({"model": {"args": {}}}))
     with pytest.raises(ValueError, match=r"must hold model\.args\.net\.args"):
         read_kwargs(tmp_path / "x.model")
-    with pytest.raises(ValueError, match="give one of them"):
+    with pytest.raises(ValueError, match="give exactly one"):
         load_vpt(WEIGHTS)
     with pytest.raises(ValueError, match="readable JSON"):
         load_vpt(WEIGHTS, config=WEIGHTS)

@@ -1,17 +1,18 @@
-"""Learner ranks in processes of their own: `python -m tests.learner.ranks REQUEST_JSON`.
+"""Learner ranks in processes of their own, which are forked from a process that has loaded the libraries.
 
-A request names a folder and runs of `num_ranks` and learner settings. Ranks are forked, so that libraries load once.
-Every rank makes the same groups and trains its share for some steps; rank 0 writes metrics and weights.
+Every rank makes the same groups and trains its share for some steps; rank 0 writes metrics, weights and states.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import os
 import socket
-import sys
+import time
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ NUM_GROUPS, GROUP_SIZE, NUM_FRAMES, NUM_STEPS = 5, 4, 3, 2
 TRAIN = TrainConfig(group_size=GROUP_SIZE, learning_rate=2e-5, warmup_steps=2, max_grad_norm=0.5, kl_coefficient=0.05)
 
 
+@functools.cache
 def sampled_groups() -> list[TrajectoryGroup]:
     sampler = TorchSampler(tiny_world_model(), temperature=0.9)
     prompts = tiny_prompts(NUM_GROUPS, num_frames=NUM_FRAMES)
@@ -102,41 +104,71 @@ def run_and_write(settings: dict[str, Any], rank: int, num_ranks: int, port: int
         (folder / f"sum{rank}.json").write_text(json.dumps(summed_gradient(settings)))
         return
     num_steps, poisoned_step = settings.pop("num_steps", NUM_STEPS), settings.pop("poisoned_step", None)
-    learner, source = make({key: value for key, value in settings.items() if key != "source"}), settings.get("source")
-    if source:
-        with np.load(folder.parent / source / "state.npz") as state:
+    source = settings.pop("source", None)
+    learner = make(settings)
+    if source is not None:
+        with np.load(source) as state:
             learner.load_state(state)
     metrics, causes = [], []
     for step in range(num_steps):
         is_poisoned = step == poisoned_step and rank == num_ranks - 1
         metrics.append(learner.step((poisoned if is_poisoned else lambda share: share)(share_of(rank, num_ranks))))
         causes.append(learner.skipped)
+        # Gathered by all ranks.
+        state = learner.state()
+        if rank == 0:
+            np.savez(folder / f"state{step + 1}.npz", **state)
     (folder / f"causes{rank}.json").write_text(json.dumps(causes))
-    weights, state = learner.weights(), learner.state()
+    weights = learner.weights()
     if rank == 0:
-        np.savez(folder / "state.npz", **state)
         np.savez(folder / "weights.npz", **weights)
         (folder / "metrics.json").write_text(json.dumps(metrics))
 
 
-def main(request: dict[str, Any]) -> None:
-    import rlir_ray.learner.deepspeed  # noqa: F401
+class Runs:
+    """Runs of learner ranks; a run that was asked for before is not repeated.
 
-    for name, settings in request["runs"].items():
-        folder, num_ranks = Path(request["folder"]) / name, settings["num_workers"]
-        folder.mkdir()
+    Args:
+        folder: gets a folder for each run.
+        timeout_s: bound of a run, with the loading of the libraries.
+    """
+
+    def __init__(self, folder: Path, timeout_s: float) -> None:
+        self.folder, self.timeout_s = folder, timeout_s
+        self._done: dict[str, Path] = {}
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["tests.learner.preload", "tests.learner.ranks"])
+        forkserver.ensure_running()
+
+    def __call__(self, **settings: Any) -> Path:
+        """Train with the learner's settings; return the run's folder.
+
+        Args:
+            settings: of the learner, and `num_steps`, `poisoned_step`, `source` (the file of a state), `adds_up`.
+        """
+        settings = {"engine": "deepspeed", "decision_budget": 160, "num_workers": 2} | settings
+        name = json.dumps(settings, sort_keys=True, default=str)
+        if name not in self._done:
+            folder = self.folder / str(len(self._done))
+            folder.mkdir()
+            self._run(settings, folder)
+            self._done[name] = folder
+        return self._done[name]
+
+    def _run(self, settings: dict[str, Any], folder: Path) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
+        num_ranks = settings["num_workers"]
         shares = [(settings, rank, num_ranks, port, folder) for rank in range(num_ranks)]
-        processes = [multiprocessing.get_context("fork").Process(target=run_and_write, args=share) for share in shares]
+        processes = [self._context.Process(target=run_and_write, args=share, daemon=True) for share in shares]
+        deadline = time.monotonic() + self.timeout_s
         for process in processes:
             process.start()
         for process in processes:
-            process.join()
-        if any(process.exitcode for process in processes):
-            raise SystemExit(f"{name}: exit codes {[process.exitcode for process in processes]}")
-
-
-if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+            process.join(max(0.0, deadline - time.monotonic()))
+        codes = [process.exitcode for process in processes]
+        for process in processes:
+            process.kill()
+        # What a failed rank raised is in the output of the test.
+        assert not any(codes) and None not in codes, f"{settings}: exit codes {codes}"

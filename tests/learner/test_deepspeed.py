@@ -1,41 +1,27 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from tests.learner import ranks
+from tests.learner.ranks import Runs
 
-# Some ten seconds on two free cores; the bound covers a busy machine.
+# A run takes seconds on two free cores; the bound covers a busy machine.
 TIMEOUT_S = 280
-LEARNER = {"engine": "deepspeed", "decision_budget": 160, "num_workers": 2}
 
 Run = tuple[list[dict[str, float]], dict[str, np.ndarray]]
 
 
-def run_all(folder: Path, runs: dict[str, dict[str, object]]) -> dict[str, Run]:
-    request = json.dumps({"folder": str(folder), "runs": {name: LEARNER | own for name, own in runs.items()}})
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.learner.ranks", request],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            code = process.wait(TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)  # the ranks are its children
-            raise
-    assert code == 0, (folder / "log").read_text()[-3000:]
-    return {name: read(folder / name) for name, own in runs.items() if "adds_up" not in own}
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OMP_NUM_THREADS", "1")
+        return Runs(tmp_path_factory.mktemp("runs"), TIMEOUT_S)
 
 
 def read(folder: Path) -> Run:
@@ -57,69 +43,58 @@ def check_same(run: Run, expected: Run) -> None:
         np.testing.assert_allclose(value, expected[1][name], atol=1e-6, rtol=0, err_msg=name)
 
 
-def test_two_ranks_train_as_one_plain_process_does(tmp_path: Path, expected: Run) -> None:
-    runs = {f"zero{stage}": {"zero_stage": stage} for stage in (1, 3)}
-    for run in run_all(tmp_path, runs).values():
-        check_same(run, expected)
+def test_two_ranks_train_as_one_plain_process_does(runs: Runs, expected: Run) -> None:
+    for stage in (1, 3):
+        check_same(read(runs(zero_stage=stage)), expected)
 
 
 @pytest.mark.slow
-def test_other_stages_and_one_rank_train_alike(tmp_path: Path, expected: Run) -> None:
-    runs = {f"zero{stage}": {"zero_stage": stage} for stage in (0, 2)}
-    runs |= {f"one_rank_zero{stage}": {"zero_stage": stage, "num_workers": 1} for stage in (0, 1, 3)}
-    for run in run_all(tmp_path, runs).values():
-        check_same(run, expected)
+def test_other_stages_and_one_rank_train_alike(runs: Runs, expected: Run) -> None:
+    for stage in (0, 2):
+        check_same(read(runs(zero_stage=stage)), expected)
+    for stage in (0, 1, 3):
+        check_same(read(runs(zero_stage=stage, num_workers=1)), expected)
 
 
 @pytest.mark.slow
-def test_bfloat16_stays_near(tmp_path: Path, expected: Run) -> None:
-    runs = {f"zero{stage}": {"zero_stage": stage, "precision": "bf16"} for stage in (1, 2, 3)}
-    for metrics, _ in run_all(tmp_path, runs).values():
-        assert metrics[0]["ratio/mean"] == pytest.approx(1, abs=0.02)
-        assert metrics[0]["grad_norm"] == pytest.approx(expected[0][0]["grad_norm"], rel=0.1)
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bfloat16_stays_near(runs: Runs, expected: Run, stage: int) -> None:
+    metrics, _ = read(runs(zero_stage=stage, precision="bf16"))
+    assert metrics[0]["ratio/mean"] == pytest.approx(1, abs=0.02)
+    assert metrics[0]["grad_norm"] == pytest.approx(expected[0][0]["grad_norm"], rel=0.1)
 
 
-def check_skipped(tmp_path: Path, kinds: list[dict[str, object]]) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "own",
+    [{"zero_stage": stage} for stage in range(4)] + [{"zero_stage": stage, "precision": "bf16"} for stage in (1, 2, 3)],
+    ids=lambda own: "-".join(map(str, own.values())),
+)
+def test_an_update_that_is_bad_on_one_rank_is_skipped_on_all_and_leaves_no_trace(
+    runs: Runs, own: dict[str, Any]
+) -> None:
     """A bad update between two good ones leaves what the good ones alone do, and all ranks know the cause."""
-    runs: dict[str, dict[str, object]] = {}
-    for place, own in enumerate(kinds):
-        runs |= {f"good{place}": own, f"skipped{place}": {**own, "num_steps": 3, "poisoned_step": 1}}
-    done = run_all(tmp_path, runs)
-    for place, own in enumerate(kinds):
-        metrics, weights = done[f"skipped{place}"]
-        assert [step["updates/skipped"] for step in metrics] == [0, 1, 0], own
-        causes = [json.loads(file.read_text()) for file in sorted((tmp_path / f"skipped{place}").glob("causes*"))]
-        assert len(causes) == 2 and causes[0] == causes[1], own
-        assert "loss or log-probabilities of group" in causes[0][1] and not causes[0][0] + causes[0][2]
-        for key, value in done[f"good{place}"][1].items():
-            np.testing.assert_array_equal(weights[key], value, err_msg=f"{own}: {key}")
+    skipped = runs(**own, num_steps=3, poisoned_step=1)
+    metrics, weights = read(skipped)
+    assert [step["updates/skipped"] for step in metrics] == [0, 1, 0]
+    causes = [json.loads(file.read_text()) for file in sorted(skipped.glob("causes*"))]
+    assert len(causes) == 2 and causes[0] == causes[1]
+    assert "loss or log-probabilities of group" in causes[0][1] and not causes[0][0] + causes[0][2]
+    for key, value in read(runs(**own))[1].items():
+        np.testing.assert_array_equal(weights[key], value, err_msg=key)
 
 
 @pytest.mark.slow
-def test_an_update_that_is_bad_on_one_rank_is_skipped_on_all_and_leaves_no_trace(tmp_path: Path) -> None:
-    check_skipped(tmp_path, [{"zero_stage": 1}, {"zero_stage": 3}])
+@pytest.mark.parametrize(("num_ranks", "stage"), [(1, 1), (2, 2), (2, 3)])
+def test_bfloat16_adds_up_gradients_of_micro_batches_in_float32(runs: Runs, num_ranks: int, stage: int) -> None:
+    folder = runs(zero_stage=stage, precision="bf16", num_workers=num_ranks, adds_up=True)
+    # Of four times 1 + 512 / 1024, whose norm is 3; in bfloat16 1 + 1 / 1024 is 1, and the norm 2.
+    assert json.loads((folder / "sum0.json").read_text()) == pytest.approx(3, rel=1e-3)
 
 
-@pytest.mark.slow
-def test_bad_updates_are_skipped_in_all_stages_and_in_bfloat16(tmp_path: Path) -> None:
-    half = [{"zero_stage": stage, "precision": "bf16"} for stage in (1, 2, 3)]
-    check_skipped(tmp_path, [{"zero_stage": 0}, {"zero_stage": 2}, *half])
-
-
-@pytest.mark.slow
-def test_bfloat16_adds_up_gradients_of_micro_batches_in_float32(tmp_path: Path) -> None:
-    runs: dict[str, dict[str, object]] = {
-        f"{ranks}_ranks_zero{stage}": {"zero_stage": stage, "precision": "bf16", "num_workers": ranks, "adds_up": True}
-        for ranks, stage in ((1, 1), (2, 2), (2, 3))
-    }
-    run_all(tmp_path, runs)
-    for name in runs:
-        # Of four times 1 + 512 / 1024, whose norm is 3; in bfloat16 1 + 1 / 1024 is 1, and the norm 2.
-        assert json.loads((tmp_path / name / "sum0.json").read_text()) == pytest.approx(3, rel=1e-3), name
-
-
-# The first writes its state after a step; each of the others goes on from it for one more.
-RESUMED = {
+# Each goes on for one step from the state that another one has after its first step.
+RESUMED: dict[str, dict[str, Any]] = {
+    "zero0": {"zero_stage": 0},
     "zero2": {"zero_stage": 2},
     "zero3": {"zero_stage": 3},
     "one_rank": {"zero_stage": 1, "num_workers": 1},
@@ -127,48 +102,30 @@ RESUMED = {
 }
 
 
-def check_resumed(tmp_path: Path, first: dict[str, object], others: dict[str, dict[str, object]]) -> None:
-    runs = {"whole": first, "first": {**first, "num_steps": 1}}
-    runs |= {name: {**own, "source": "first", "num_steps": 1} for name, own in others.items()}
-    done = run_all(tmp_path, runs)
-    (_, last), weights = done["whole"]
-    for name in others:
-        (step,), found = done[name]
-        assert step == pytest.approx(last, rel=1e-4, abs=1e-6), name
-        for key, value in found.items():
-            np.testing.assert_allclose(value, weights[key], atol=1e-6, rtol=0, err_msg=f"{name}: {key}")
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("own", RESUMED.values(), ids=RESUMED)
+def test_a_state_of_any_stage_goes_on_anywhere(runs: Runs, stage: int, own: dict[str, Any]) -> None:
+    whole = runs(zero_stage=stage)
+    (_, last), weights = read(whole)
+    (step,), found = read(runs(**own, source=whole / "state1.npz", num_steps=1))
+    assert step == pytest.approx(last, rel=1e-4, abs=1e-6)
+    for key, value in found.items():
+        np.testing.assert_allclose(value, weights[key], atol=1e-6, rtol=0, err_msg=key)
 
 
 @pytest.mark.slow
-def test_a_state_goes_on_with_another_stage_another_number_of_ranks_and_another_engine(tmp_path: Path) -> None:
-    check_resumed(tmp_path, {"zero_stage": 3}, RESUMED)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", [0, 1, 2])
-def test_a_state_of_any_stage_goes_on_anywhere(tmp_path: Path, stage: int) -> None:
-    check_resumed(tmp_path, {"zero_stage": stage}, {**RESUMED, "zero0": {"zero_stage": 0}})
-
-
-@pytest.mark.slow
-def test_a_bfloat16_state_keeps_its_float32_weights(tmp_path: Path) -> None:
-    runs: dict[str, dict[str, object]] = {}
-    for stage in (1, 2, 3):
-        own: dict[str, object] = {"zero_stage": stage, "precision": "bf16"}
-        runs[f"whole{stage}"] = own
-        runs[f"first{stage}"] = {**own, "num_steps": 1}
-        runs[f"resumed{stage}"] = {**own, "source": f"first{stage}", "num_steps": 1}
-    done = run_all(tmp_path, runs)
-    for stage in (1, 2, 3):
-        assert done[f"resumed{stage}"][0][0] == pytest.approx(done[f"whole{stage}"][0][1], rel=1e-3, abs=1e-5)
-        # Updates of 2e-5 vanish in bfloat16: they live on in the weights that the state holds.
-        with np.load(tmp_path / f"first{stage}" / "state.npz") as state:
-            assert int(state["num_updates"]) == 1
-            kept = np.concatenate([state[name].ravel() for name in state if name.startswith("weight/")])
-        assert np.any(kept != torch.from_numpy(kept).bfloat16().float().numpy())
-        with (
-            np.load(tmp_path / f"whole{stage}" / "state.npz") as a,
-            np.load(tmp_path / f"resumed{stage}" / "state.npz") as b,
-        ):
-            for name in a:
-                np.testing.assert_allclose(a[name], b[name], rtol=1e-3, atol=1e-6, err_msg=f"{stage}: {name}")
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_bfloat16_state_keeps_its_float32_weights(runs: Runs, stage: int) -> None:
+    own: dict[str, Any] = {"zero_stage": stage, "precision": "bf16"}
+    whole = runs(**own)
+    resumed = runs(**own, source=whole / "state1.npz", num_steps=1)
+    assert read(resumed)[0][0] == pytest.approx(read(whole)[0][1], rel=1e-3, abs=1e-5)
+    # Updates of 2e-5 vanish in bfloat16: they live on in the weights that the state holds.
+    with np.load(whole / "state1.npz") as state:
+        assert int(state["num_updates"]) == 1
+        kept = np.concatenate([state[name].ravel() for name in state if name.startswith("weight/")])
+    assert np.any(kept != torch.from_numpy(kept).bfloat16().float().numpy())
+    with np.load(whole / "state2.npz") as a, np.load(resumed / "state1.npz") as b:
+        for name in a:
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-3, atol=1e-6, err_msg=name)

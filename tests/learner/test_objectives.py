@@ -9,14 +9,22 @@ import pytest
 import torch
 
 from rlir_ray.algorithm.advantages import GroupAdvantages
-from rlir_ray.algorithm.flow_steps import noise_levels
-from rlir_ray.config import Config, FlowConfig, LearnerConfig, LoraConfig, PolicyConfig, TrainConfig
+from rlir_ray.algorithm.flow_steps import interpolate, noise_levels
+from rlir_ray.config import (
+    Config,
+    FlowConfig,
+    GrpoConfig,
+    LearnerConfig,
+    LoraConfig,
+    NftConfig,
+    PolicyConfig,
+    TrainConfig,
+)
 from rlir_ray.families import make_objective
 from rlir_ray.learner.objectives import DiffusionNFT, Objective, PolicyGradient
 from rlir_ray.learner.step import Learner, StepBatch, trained_decisions
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.models.adapters import add_adapter, is_adapter_weight, merged_weight, without_adapter
-from rlir_ray.models.flow_streams import interpolate
 from rlir_ray.models.rescoring import FlowRescorer, TokenRescorer, stream_velocities
 from rlir_ray.samplers.flow import FlowSampler
 from rlir_ray.samplers.torch_sampler import TorchSampler
@@ -66,7 +74,7 @@ def scores_of(model: torch.nn.Module, group: TrajectoryGroup) -> np.ndarray:
 
 @pytest.mark.parametrize("ratio", ["plain", "guard"])
 def test_at_the_first_update_the_ratio_is_one(ratio: str) -> None:
-    train = replace(TRAIN, ratio=ratio)
+    train = replace(TRAIN, grpo=GrpoConfig(ratio=ratio))
     groups = groups_of(tiny_flow_model(), keep_means=ratio == "guard")
     metrics = learner_of(tiny_flow_model(), train).step(batch_of(groups))
     assert metrics["ratio/max_abs_log"] < 1e-5 and not metrics.get("ratio/clip_fraction")
@@ -79,7 +87,7 @@ def test_one_update_raises_the_probability_of_the_better_samples(ratio: str) -> 
     policy = tiny_flow_model()
     before = scores_of(policy, groups[0])
     values = np.array([[1.0] * 3, [-1.0] * 3, [1.0] * 3, [-1.0] * 3])
-    learner_of(policy, replace(TRAIN, ratio=ratio)).step(batch_of(groups, values))
+    learner_of(policy, replace(TRAIN, grpo=GrpoConfig(ratio=ratio))).step(batch_of(groups, values))
     gained = (scores_of(policy, groups[0]) - before).mean(axis=1)
     assert min(gained[0], gained[2]) > max(gained[1], gained[3])
     assert gained[[0, 2]].mean() > 0 > gained[[1, 3]].mean()
@@ -127,7 +135,7 @@ def test_nft_parts_good_from_bad_clips_and_keeps_an_average_for_sampling() -> No
     groups = groups_of(tiny_flow_model(), explore=False)
     assert groups[0].behavior_logprobs is None
     policy = tiny_flow_model()
-    learner = learner_of(policy, replace(NFT, nft_decay=0.9, learning_rate=3e-4))
+    learner = learner_of(policy, replace(NFT, nft=NftConfig(max_decay=0.9), learning_rate=3e-4))
     assert isinstance(learner.objective, DiffusionNFT)
     start, before = weights_of(policy), velocity_errors(policy, learner.objective, groups[0])
     for _ in range(20):

@@ -13,10 +13,9 @@ from rlir_ray.models.autoregressive import (
     count_frames,
     decision_positions,
     sequence_length,
-    split_frames,
 )
 from rlir_ray.spaces.mineworld import TOKENS_PER_ACTION, action_tokens
-from tests.fakes import NUM_CODES, TOKENS_PER_FRAME, tiny_actions, tiny_world_model
+from tests.fakes import NUM_CODES, TOKENS_PER_FRAME, image_tokens, tiny_actions, tiny_world_model
 
 
 def random_tokens(num_sequences: int, num_frames: int, seed: int = 0) -> torch.Tensor:
@@ -44,9 +43,9 @@ def test_decisions_are_image_tokens_of_generated_frames_only() -> None:
     assert tokens[decision_positions(len(tokens), 2, 2)].tolist() == [4, 5]
 
 
-def test_split_frames_undoes_assemble() -> None:
+def test_frames_and_actions_of_a_sequence_assemble_to_it_again() -> None:
     tokens = random_tokens(2, 4)
-    again = split_frames(tokens, TOKENS_PER_FRAME)
+    again = image_tokens(tokens, TOKENS_PER_FRAME)
     assert again.shape == (2, 4, TOKENS_PER_FRAME)
     assert torch.equal(assemble(again, action_rows(tokens, 4)), tokens)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from rlir_ray.models.flow import FlowWorldModel, open_flow_model
-from rlir_ray.models.flow_streams import two_streams
-from rlir_ray.spaces.mineworld import CLASS_COUNTS
+from rlir_ray.models.rescoring import two_streams
+from rlir_ray.spaces.mineworld import ACTION_CLASS_COUNTS
 
 SMALL = {
     "latent_channels": 4,
@@ -33,7 +33,7 @@ def clips(num_clips: int = 2, num_frames: int = 5, seed: int = 1) -> tuple[torch
     generator = torch.Generator().manual_seed(seed)
     latents = torch.randn(num_clips, num_frames, 4, 4, 6, generator=generator)
     levels = torch.rand(num_clips, num_frames, generator=generator)
-    columns = [torch.randint(count, (num_clips, num_frames), generator=generator) for count in CLASS_COUNTS]
+    columns = [torch.randint(count, (num_clips, num_frames), generator=generator) for count in ACTION_CLASS_COUNTS]
     return latents, levels, torch.stack(columns, -1)
 
 
@@ -51,7 +51,7 @@ def test_future_frame_never_changes_an_earlier_output(changed: str) -> None:
     elif changed == "level":
         levels[:, 3] = 1 - levels[:, 3]
     else:
-        actions[:, 3, 3] = (actions[:, 3, 3] + 1) % CLASS_COUNTS[3]
+        actions[:, 3, 3] = (actions[:, 3, 3] + 1) % ACTION_CLASS_COUNTS[3]
     after = model(latents, levels, actions)
     assert torch.equal(before[:, :3], after[:, :3])
     assert (before[:, 3:] - after[:, 3:]).abs().amax((0, 2, 3, 4)).min() > 1e-4
@@ -61,7 +61,7 @@ def test_future_frame_never_changes_an_earlier_output(changed: str) -> None:
 def test_every_action_column_is_heard() -> None:
     model, (latents, levels, actions) = lively(), clips(num_frames=2)
     before = model(latents, levels, actions)
-    for column, count in enumerate(CLASS_COUNTS):
+    for column, count in enumerate(ACTION_CLASS_COUNTS):
         changed = actions.clone()
         changed[:, 1, column] = (changed[:, 1, column] + 1) % count
         assert (model(latents, levels, changed)[:, 1] - before[:, 1]).abs().max() > 1e-5

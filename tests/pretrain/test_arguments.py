@@ -10,7 +10,7 @@ import torch
 
 from rlir_ray.pretrain.arguments import add_settings, build_parser, take_settings
 from rlir_ray.pretrain.command import COMMANDS
-from rlir_ray.pretrain.device import open_device
+from rlir_ray.pretrain.loop import open_device
 from rlir_ray.pretrain.settings import (
     AutoencoderTraining,
     FlowTraining,
@@ -58,8 +58,7 @@ TRAININGS = (TokenizerTraining, AutoencoderTraining, InverseDynamicsTraining, Wo
 
 @pytest.mark.parametrize("training", TRAININGS)
 def test_numbers_that_no_training_can_use_are_refused_in_one_line(training):
-    steps = "steps" if training is InverseDynamicsTraining else "num_steps"
-    for wrong in ({"minutes": 0, steps: 0}, {"minutes": -1.0}, {"minutes": math.nan}, {"minutes": math.inf}):
+    for wrong in ({"minutes": 0, "num_steps": 0}, {"minutes": -1.0}, {"minutes": math.nan}, {"minutes": math.inf}):
         with pytest.raises(ValueError, match="--minutes") as error:
             training(**wrong)
         assert "\n" not in str(error.value)
@@ -68,7 +67,7 @@ def test_numbers_that_no_training_can_use_are_refused_in_one_line(training):
     with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} must be a finite number >= 1, got 0"):
         training(**{name: 0})
     # By steps, where there are no minutes.
-    assert training(**{"minutes": 0, steps: 7})
+    assert training(minutes=0, num_steps=7)
 
 
 def test_a_device_that_is_not_there_is_refused():

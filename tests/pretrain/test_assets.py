@@ -53,7 +53,7 @@ def test_an_unfinished_model_is_not_published_and_the_old_assets_stay(work, tmp_
 def test_a_plan_that_gives_no_recording_is_refused():
     with pytest.raises(ValueError, match="validation_frames must be >= 1, got 0"):
         assets.AssetsPlan(validation_frames=0)
-    with pytest.raises(ValueError, match="world_frames must be >= 10, for a tenth is held out, got 9"):
+    with pytest.raises(ValueError, match="world_frames must be >= 10 because a tenth is held out, got 9"):
         assets.AssetsPlan(world_frames=9)
 
 
@@ -64,7 +64,7 @@ def test_the_plan_is_read_from_the_command_line_with_its_types(monkeypatch, caps
     assert made == [("there", assets.AssetsPlan(tokenizer_minutes=0.5, train_frames=400))]
     with pytest.raises(SystemExit):
         assets.main(["--help"])
-    assert "Wall-clock length of the tokenizer's training" in capsys.readouterr().out
+    assert "Minutes of the tokenizer's training" in capsys.readouterr().out
 
 
 def test_assets_that_are_too_large_are_refused(work, tmp_path, monkeypatch):

@@ -11,9 +11,9 @@ import torch
 
 from rlir_ray.models.flow import open_flow_model
 from rlir_ray.pretrain.flow import LatentRecordings, flow_loss, load_latents, train_flow, validate
-from rlir_ray.pretrain.loop import cosine_rate
 from rlir_ray.pretrain.settings import FlowTraining
-from rlir_ray.spaces.actions import BUTTONS, INDEX, Actions
+from rlir_ray.pretrain.task import cosine_rate
+from rlir_ray.spaces.actions import BUTTON_INDEX, BUTTONS, Actions
 from tests.pretrain.interruption import interrupted_after_state
 
 TINY = FlowTraining(
@@ -36,9 +36,9 @@ def write_recordings(path, num_frames: int = 300, seed: int = 0) -> None:
     """A latent of 2 x 1 x 2 whose first channel is 1 after `forward` and -1 without it."""
     random = np.random.default_rng(seed)
     buttons = np.zeros((num_frames, len(BUTTONS)), np.bool_)
-    buttons[:, INDEX["forward"]] = random.random(num_frames) < 0.5
+    buttons[:, BUTTON_INDEX["forward"]] = random.random(num_frames) < 0.5
     latents = random.normal(0, 0.1, (num_frames, 2, 1, 2)).astype(np.float16)
-    latents[:, 0] += np.where(buttons[:, INDEX["forward"]], 1, -1)[:, None, None]
+    latents[:, 0] += np.where(buttons[:, BUTTON_INDEX["forward"]], 1, -1)[:, None, None]
     np.savez(
         path,
         latents=latents,

@@ -12,15 +12,22 @@ from rlir_ray.data.recordings import Recording, write_recording
 from rlir_ray.idm.base import load_inverse_dynamics
 from rlir_ray.pretrain.command import main
 from rlir_ray.pretrain.idm import build_model, train_inverse_dynamics
-from rlir_ray.pretrain.idm_figures import compare, cut_clips, evaluate_inverse_dynamics, held_out_figures
-from rlir_ray.pretrain.idm_loss import class_weights, inverse_dynamics_loss
+from rlir_ray.pretrain.idm_scores import (
+    class_weights,
+    compare,
+    cut_clips,
+    evaluate_inverse_dynamics,
+    held_out_scores,
+    inverse_dynamics_loss,
+)
 from rlir_ray.pretrain.settings import InverseDynamicsTraining
-from rlir_ray.pretrain.warnings import judge_warning
+from rlir_ray.pretrain.training_warnings import idm_warning
 from rlir_ray.spaces.actions import Actions
+from tests.fakes import events_of
 from tests.pretrain.interruption import interrupted_after_state
 
 SETTINGS = InverseDynamicsTraining(
-    architecture="correlation", groups=("yaw",), minutes=0, steps=20, clips_per_step=4, window_frames=(4,), seed=3
+    architecture="correlation", groups=("yaw",), minutes=0, num_steps=20, clips_per_step=4, window_frames=(4,), seed=3
 )
 
 
@@ -33,7 +40,7 @@ def panning_recording(name: str, seed: int, num_frames: int = 40) -> Recording:
     frames = np.stack([np.roll(texture, -2 * shift, axis=1) for shift in np.cumsum(turns)])
     camera = np.stack([np.zeros(num_frames), 3.2 * turns], -1).astype(np.float32)
     actions = Actions(np.zeros((num_frames, 23), np.bool_), camera)
-    return Recording(name=name, frames=frames, events=actions.to_events(), actions=actions)
+    return Recording(name=name, frames=frames, events=events_of(actions), actions=actions)
 
 
 def recordings(count: int, seed: int) -> list[Recording]:
@@ -69,7 +76,7 @@ def test_a_trained_judge_reads_the_panning_world(tmp_path: Path, caplog: pytest.
         architecture="correlation",
         groups=("yaw",),
         minutes=0,
-        steps=200,
+        num_steps=200,
         clips_per_step=12,
         window_frames=(6,),
         learning_rate=2e-3,
@@ -86,7 +93,7 @@ def test_a_trained_judge_reads_the_panning_world(tmp_path: Path, caplog: pytest.
 
 @pytest.mark.parametrize("architecture", ["correlation", "vpt"])  # the latter has empty weights
 def test_an_interrupted_training_ends_with_the_same_weights(architecture: str, tmp_path: Path) -> None:
-    settings = replace(SETTINGS, architecture=architecture, hidden_size=32, steps=6)
+    settings = replace(SETTINGS, architecture=architecture, hidden_size=32, num_steps=6)
     train, held_out = recordings(3, seed=0), recordings(2, seed=50)
     train_inverse_dynamics(train, held_out, tmp_path / "whole", settings)
     often = replace(settings, checkpoint_every_s=0.0)
@@ -98,7 +105,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(architecture: str, t
 
 
 def test_a_state_and_a_training_of_other_settings_are_refused(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, steps=1)
+    settings = replace(SETTINGS, num_steps=1)
     train_inverse_dynamics(recordings(1, 0), recordings(1, 9), tmp_path, settings)
     with pytest.raises(ValueError, match="was trained with another seed; repeat them"):
         train_inverse_dynamics(recordings(1, 0), recordings(1, 9), tmp_path, replace(settings, seed=4))
@@ -108,7 +115,7 @@ def test_a_state_and_a_training_of_other_settings_are_refused(tmp_path: Path) ->
 
 
 def test_a_finished_training_is_left_as_it_is_and_goes_on_with_more_minutes(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, steps=0, minutes=0.001)
+    settings = replace(SETTINGS, num_steps=0, minutes=0.001)
     figures = train_inverse_dynamics(recordings(1, 0), recordings(1, 9), tmp_path, settings)
     report = (tmp_path / "training.json").read_text()
     assert train_inverse_dynamics(recordings(1, 0), recordings(1, 9), tmp_path, settings) == figures
@@ -125,7 +132,7 @@ def test_clips_through_a_tokenizer_are_scored_apart() -> None:
     frames, actions = cut_clips(recordings(2, 0), 9, 8)
     assert frames.shape == (8, 9, 16, 16, 3) and {len(clip) for clip in actions} == {9}
     assert set(evaluate_inverse_dynamics(model, frames, actions, ("yaw",))) == {"-1", "+0", "+1"}
-    figures = held_out_figures(model, recordings(2, 0), ("yaw",), reconstruct=lambda frames: 255 - frames)
+    figures = held_out_scores(model, recordings(2, 0), ("yaw",), reconstruct=lambda frames: 255 - frames)
     assert figures["reconstructed"]["mean"] != figures["shifts"]["+0"]["mean"]
 
 
@@ -139,7 +146,9 @@ def test_a_model_that_reads_nothing_ends_its_training_with_a_warning(
     assert figures["shifts"]["+0"]["mean"]["macro_f1"] == figures["shifts"]["+0"]["yaw"]["macro_f1"] < 0.5
     json.loads((tmp_path / "training.json").read_text(), parse_constant=pytest.fail)
     (line,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert line.startswith("warning: the model reads nothing: held-out clips score macro-F1 0.") and "\n" not in line
+    assert (
+        line.startswith("warning: the model recovers no actions: held-out clips score macro-F1 0.") and "\n" not in line
+    )
     # Called again, it is finished, and as blind as before.
     caplog.clear()
     train_inverse_dynamics(recordings(3, 0), recordings(2, 50), tmp_path, settings)
@@ -147,16 +156,16 @@ def test_a_model_that_reads_nothing_ends_its_training_with_a_warning(
 
 
 def test_a_judge_is_warned_of_by_what_it_reads() -> None:
-    assert judge_warning({"exact": 0.45, "static": 0.3}, ("yaw",)) == ""
-    assert "reads nothing" in judge_warning({"exact": 0.39, "static": 0.3}, ("yaw",))
-    assert "none of the groups drop,jump occurs" in judge_warning({"exact": None, "static": None}, ("drop", "jump"))
+    assert idm_warning({"exact": 0.45, "static": 0.3}, ("yaw",)) == ""
+    assert "recovers no actions" in idm_warning({"exact": 0.39, "static": 0.3}, ("yaw",))
+    assert "none of the groups drop,jump occurs" in idm_warning({"exact": None, "static": None}, ("drop", "jump"))
 
 
 def test_the_command_takes_groups_sizes_and_a_checkpoint_to_start_from(tmp_path: Path) -> None:
     for split, seed in (("train", 0), ("validation", 50)):
         for one in recordings(2, seed):
             write_recording(tmp_path / "data" / split / one.name, one.frames, one.events)
-    short = ["--data", str(tmp_path / "data"), "--steps", "1", "--clips-per-step", "2", "--device", "cpu"]
+    short = ["--data", str(tmp_path / "data"), "--num-steps", "1", "--clips-per-step", "2", "--device", "cpu"]
     sizes = ["--architecture", "correlation", "--hidden-size", "32", "--num-layers", "1", "--convolution-width", "2"]
     main("idm", [*short, *sizes, "--out", str(tmp_path / "first"), "--groups", "yaw,left_right"])
     first = json.loads((tmp_path / "first" / "training.json").read_text())

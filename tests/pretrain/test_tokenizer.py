@@ -12,10 +12,11 @@ from rlir_ray.models.tokenizer import build_tokenizer
 from rlir_ray.pretrain.codebook import kmeans
 from rlir_ray.pretrain.command import main
 from rlir_ray.pretrain.encode import encode_recordings
-from rlir_ray.pretrain.pictures import reconstruction_loss
+from rlir_ray.pretrain.reconstruction import reconstruction_loss
 from rlir_ray.pretrain.settings import TokenizerTraining
 from rlir_ray.pretrain.tokenizer import evaluate_tokenizer, train_tokenizer
 from rlir_ray.spaces.actions import Actions
+from tests.fakes import events_of
 from tests.pretrain.interruption import Interrupted, interrupted_after_state
 
 TINY = TokenizerTraining(
@@ -45,7 +46,7 @@ def moving_squares(seed: int, num_clips: int = 6, num_frames: int = 12) -> list[
 def still_recording() -> Recording:
     actions = Actions(np.zeros((4, 23), bool), np.zeros((4, 2), np.float32))
     frames = moving_squares(0, num_clips=1, num_frames=4)[0]
-    return Recording(name="still", frames=frames, events=actions.to_events(), actions=actions)
+    return Recording(name="still", frames=frames, events=events_of(actions), actions=actions)
 
 
 def psnr_of_the_mean_picture(clips: list[np.ndarray]) -> float:
@@ -83,8 +84,8 @@ def test_a_state_of_other_settings_is_refused_by_name(tmp_path) -> None:
     clips, validation = moving_squares(0), np.concatenate(moving_squares(1))
     with interrupted_after_state():
         train_tokenizer(clips, validation, tmp_path, TINY)
-    with pytest.raises(ValueError, match="must keep its settings, got another lr; repeat them, remove"):
-        train_tokenizer(clips, validation, tmp_path, replace(TINY, lr=1e-4))
+    with pytest.raises(ValueError, match="must keep its settings, got another learning_rate; repeat them, remove"):
+        train_tokenizer(clips, validation, tmp_path, replace(TINY, learning_rate=1e-4))
 
 
 def test_a_finished_training_is_left_as_it_is(tmp_path, caplog) -> None:
@@ -97,8 +98,8 @@ def test_a_finished_training_is_left_as_it_is(tmp_path, caplog) -> None:
     assert "is trained already; remove it to train again" in caplog.text
     assert (tmp_path / "training.json").read_text() == report
     assert torch.equal(first.codebook, again.codebook)
-    with pytest.raises(ValueError, match="was trained with another lr, seed; repeat them"):
-        train_tokenizer(clips, validation, tmp_path, replace(settings, lr=1e-4, seed=1))
+    with pytest.raises(ValueError, match="was trained with another learning_rate, seed; repeat them"):
+        train_tokenizer(clips, validation, tmp_path, replace(settings, learning_rate=1e-4, seed=1))
 
 
 def test_kmeans_finds_separate_clusters() -> None:
@@ -155,7 +156,7 @@ def test_encoded_recordings_keep_frames_actions_and_starts(tmp_path) -> None:
     buttons[3:, 2] = True
     actions = Actions(buttons, np.zeros((12, 2), np.float32))
     for index, clip in enumerate(clips):
-        events = [{**event, "wallDistance": 5.0 + index} for event in actions.to_events()]
+        events = [{**event, "wallDistance": 5.0 + index} for event in events_of(actions)]
         write_recording(tmp_path / f"clip-{index}", clip, events)
     torch.manual_seed(0)
     tokenizer = build_tokenizer(height=16, width=24, num_codes=16, code_size=4, block_channels=(8, 16)).eval()

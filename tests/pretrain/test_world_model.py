@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from rlir_ray.models.autoregressive import WorldModel, split_frames
+from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.models.block_attention import block_attention
 from rlir_ray.pretrain.command import main
 from rlir_ray.pretrain.settings import WorldModelTraining
-from rlir_ray.pretrain.warnings import loss_figures, world_model_warning
+from rlir_ray.pretrain.training_warnings import loss_metrics, world_model_warning
 from rlir_ray.pretrain.world_model import TokenRecordings, load_tokens, train_world_model
-from rlir_ray.spaces.actions import BUTTONS, INDEX
+from rlir_ray.spaces.actions import BUTTON_INDEX, BUTTONS
+from tests.fakes import image_tokens
 from tests.pretrain.interruption import Interrupted
 
 SETTINGS = WorldModelTraining(
@@ -40,7 +41,7 @@ def write_recordings(path: Path, seed: int) -> None:
     random = np.random.default_rng(seed)
     forward = random.random(120) < 0.5
     buttons = np.zeros((120, len(BUTTONS)), np.bool_)
-    buttons[:, INDEX["forward"]] = forward
+    buttons[:, BUTTON_INDEX["forward"]] = forward
     tokens = (np.cumsum(forward)[:, None] + np.arange(4)) % 8
     np.savez(
         path,
@@ -65,7 +66,7 @@ def test_windows_stay_inside_episodes_and_carry_the_actions_between_their_frames
     starts = train.window_starts(3)
     assert starts.tolist() == [*range(48), *range(50, 118)]
     tokens = train.windows(np.array([50]), 3)
-    np.testing.assert_array_equal(split_frames(tokens, 4)[0], train.images[50:53])
+    np.testing.assert_array_equal(image_tokens(tokens, 4)[0], train.images[50:53])
     np.testing.assert_array_equal(tokens[0, 4:15], train.actions[51])
 
 
@@ -100,15 +101,15 @@ def test_a_model_that_ignores_the_actions_ends_its_training_with_a_warning(
 
 def test_a_loss_with_wrong_actions_equals_its_own_within_two_paired_errors() -> None:
     # Differences .2, 0, .1, .1: mean .1, standard deviation .0816, error .0408.
-    figures = loss_figures([3.0, 3.1, 3.2, 3.3], [3.2, 3.1, 3.3, 3.4])
+    figures = loss_metrics([3.0, 3.1, 3.2, 3.3], [3.2, 3.1, 3.3, 3.4])
     assert figures == pytest.approx(
         {"validation_loss": 3.15, "validation_loss_wrong_actions": 3.25, "wrong_actions_error": 0.0408}, abs=1e-4
     )
     assert world_model_warning(figures) == ""
     assert "ignores the actions" in world_model_warning({**figures, "wrong_actions_error": 0.06})
     # The same rise of each window, but a thousandth of the loss.
-    assert "ignores the actions" in world_model_warning(loss_figures([3.0, 3.0], [3.003, 3.003]))
-    assert "hold one window" in world_model_warning(loss_figures([3.0], [3.0]))
+    assert "ignores the actions" in world_model_warning(loss_metrics([3.0, 3.0], [3.003, 3.003]))
+    assert "hold one window" in world_model_warning(loss_metrics([3.0], [3.0]))
     assert "not finite" in world_model_warning({})
 
 
@@ -214,7 +215,7 @@ def test_tokens_above_65535_are_trained_on_unchanged(tmp_path: Path) -> None:
     shared["camera"] = np.zeros((2, 2), np.float32)
     np.savez(tmp_path / "wide.npz", tokens=tokens, **shared)
     images = load_tokens(tmp_path / "wide.npz", 70_000)
-    np.testing.assert_array_equal(split_frames(images.windows(np.array([0]), 2), 2)[0], tokens)
+    np.testing.assert_array_equal(image_tokens(images.windows(np.array([0]), 2), 2)[0], tokens)
     np.savez(tmp_path / "negative.npz", tokens=tokens - 2, **shared)
     with pytest.raises(ValueError, match=r"got tokens -1\.\.69997"):
         load_tokens(tmp_path / "negative.npz", 70_000)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from rlir_ray.cli.commands import main
-from rlir_ray.idm.inverse_dynamics import InverseDynamicsModel
+from rlir_ray.idm.vpt import VptInverseDynamics
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 LM = ["mineworld", "--checkpoint", str(GOLDEN / "mineworld_lm_small.ckpt")]
@@ -69,7 +69,7 @@ def test_a_vpt_model_becomes_a_folder_of_ours(tmp_path: Path) -> None:
     main(["convert", "vpt-idm", "--config", config, "--weights", weights, "--out", str(tmp_path / "idm")])
     golden = load_file(GOLDEN / "vpt_idm_small.io.safetensors")
     with torch.inference_mode():
-        logits = InverseDynamicsModel.from_pretrained(tmp_path / "idm").logits(golden["img"])
+        logits = VptInverseDynamics.from_pretrained(tmp_path / "idm").logits(golden["img"])
     assert (logits["buttons"] - golden["logits.buttons"]).abs().max() < 1e-4
 
 

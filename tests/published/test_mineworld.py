@@ -87,7 +87,7 @@ def test_extra_tensors_are_named_in_a_warning(tmp_path: Path, caplog: pytest.Log
     torch.save({"state_dict": state}, tmp_path / "lm.ckpt")
     with caplog.at_level(logging.WARNING):
         assert load_mineworld(tmp_path / "lm.ckpt", LM_CONFIG).llama is not None
-    assert "left out: 1 tensors that the world model has no place for: model.causal_mask" in caplog.text
+    assert "skipped: 1 tensors that the world model does not have: model.causal_mask" in caplog.text
 
 
 def test_files_of_another_layout_are_refused(tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from rlir_ray.config import RULES
-from rlir_ray.idm.decoding import class_tables
+from rlir_ray.idm.decoding import one_hot_classes
 from rlir_ray.rewards.agreement import accepted_classes, agreement, class_weights, compare, every_rule, frame_weights
-from rlir_ray.spaces.actions import BUTTONS, GROUPS, INDEX, VPT_CAMERA, Actions
+from rlir_ray.spaces.actions import BUTTON_INDEX, BUTTONS, GROUPS, VPT_CAMERA, Actions
 from rlir_ray.spaces.mineworld import flow_camera_bins, token_camera_bins
 
 GROUP_NAMES = ("forward_back", "jump", "yaw")
@@ -36,7 +36,7 @@ def _probabilities() -> dict[str, torch.Tensor]:
 def _recovered() -> dict[str, torch.Tensor]:
     """The most probable classes, as the tables of an exact comparison."""
     classes = torch.stack([table.argmax(-1) for table in _probabilities().values()], -1)
-    return class_tables(classes, GROUP_NAMES)
+    return one_hot_classes(classes, GROUP_NAMES)
 
 
 def test_soft_groups_is_the_mean_probability_of_the_commanded_classes() -> None:
@@ -147,8 +147,8 @@ def test_perfect_recovery_gives_one_under_every_rule() -> None:
 def _pressed(*names: str) -> Actions:
     """One frame, contradictions cancelled."""
     buttons = np.zeros((1, len(BUTTONS)), np.bool_)
-    buttons[0, [INDEX[name] for name in names]] = True
-    return Actions.cancelled(buttons, np.zeros((1, 2), np.float32))
+    buttons[0, [BUTTON_INDEX[name] for name in names]] = True
+    return Actions.from_buttons(buttons, np.zeros((1, 2), np.float32))
 
 
 def test_what_no_judge_can_see_never_counts() -> None:

@@ -7,17 +7,17 @@ import pytest
 
 from rlir_ray.config import PolicyConfig, asset_path
 from rlir_ray.config.load import load_config
-from rlir_ray.rewards.fingerprint import check_identity, reward_identity
+from rlir_ray.rewards.fingerprint import check_fingerprint, reward_fingerprint
 
 
-def identity(*overrides: str) -> dict[str, str]:
-    return reward_identity(load_config("doom_tiny_ar", list(overrides)))
+def fingerprint(*overrides: str) -> dict[str, str]:
+    return reward_fingerprint(load_config("doom_tiny_ar", list(overrides)))
 
 
 def test_what_changes_no_score_is_no_difference(tmp_path):
     copied = shutil.copytree(asset_path("asset:doom/reward_idm"), tmp_path / "elsewhere")
     (copied / "training.json").write_text("{}")
-    others = identity(
+    others = fingerprint(
         f"models.reward_idm={copied}",
         "seed=3",
         "reward.num_replicas=4",
@@ -25,7 +25,7 @@ def test_what_changes_no_score_is_no_difference(tmp_path):
         "world.num_frames=4",
         "reward.camera_tolerance=2",
     )
-    check_identity(identity(), others, "serve://x")
+    check_fingerprint(fingerprint(), others, "serve://x")
 
 
 @pytest.mark.parametrize(
@@ -39,11 +39,11 @@ def test_what_changes_no_score_is_no_difference(tmp_path):
 )
 def test_another_reward_is_refused_with_the_key_and_both_values(override, message):
     with pytest.raises(ValueError, match=f"^reward.address=serve://x must give the run's reward, got {message}") as no:
-        check_identity(identity(), identity(override), "serve://x")
+        check_fingerprint(fingerprint(), fingerprint(override), "serve://x")
     assert "\n" not in str(no.value)
 
 
 def test_another_family_of_codes_is_another_reward():
     config = load_config("doom_tiny_ar")
-    flow = reward_identity(replace(config, policy=PolicyConfig(family="flow")))
-    assert flow["policy.family"] != reward_identity(config)["policy.family"]
+    flow = reward_fingerprint(replace(config, policy=PolicyConfig(family="flow")))
+    assert flow["policy.family"] != reward_fingerprint(config)["policy.family"]

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole or passed over."""
+"""Checkpoints on disk: complete or skipped."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def other_format(folder: Path) -> None:
         (other_format, "must be of format 1, got 99"),
     ],
 )
-def test_a_spoilt_checkpoint_is_named_in_a_line_and_the_one_before_is_used(
+def test_a_corrupt_checkpoint_is_named_in_a_line_and_the_one_before_is_used(
     tmp_path: Path, spoil: Callable[[Path], object], said: str
 ) -> None:
     write(tmp_path, 10)
@@ -96,7 +96,7 @@ def test_a_spoilt_checkpoint_is_named_in_a_line_and_the_one_before_is_used(
     found = newest(tmp_path, lines.append)
     assert found is not None and found.step == 10
     assert len(lines) == 1 and said in lines[0] and "step_00000020" in lines[0] and "\n" not in lines[0]
-    assert lines[0].startswith("passed over a checkpoint: ") and lines[0].endswith("; the one before is used")
+    assert lines[0].startswith("skipped a checkpoint: ") and lines[0].endswith("; the checkpoint before is used")
 
 
 @pytest.mark.parametrize(("spoil", "said"), [(truncate, "must be 168 bytes, got 167"), (other_format, "got 99")])
@@ -107,7 +107,9 @@ def test_a_run_none_of_whose_checkpoints_can_be_read_is_refused(
     for step in (10, 20):
         spoil(write(run, step))
     lines: list[str] = []
-    with pytest.raises(ValueError, match="must be new or hold a checkpoint that can be read, got none of 2") as refusal:
+    with pytest.raises(
+        ValueError, match="must be new or hold a checkpoint that can be read, got 2 unreadable ones"
+    ) as refusal:
         newest(run, lines.append)
     message = str(refusal.value)
     assert message.startswith("run.name=first ") and "step_00000020" in message and said in message
@@ -144,13 +146,13 @@ def test_a_run_that_went_back_leaves_nothing_of_the_later_steps(tmp_path: Path) 
     truncate(write(tmp_path, 20))
     write(tmp_path, 15)
     assert folders(tmp_path) == ["latest", "step_00000010", "step_00000015"]
-    # The same step again takes the spoilt one's place.
+    # A checkpoint of the same step replaces the corrupt one.
     truncate(write(tmp_path, 20))
     assert check(write(tmp_path, 20)).step == 20
 
 
 @pytest.mark.parametrize("spoil", [truncate, other_format, lambda folder: (folder / "manifest.json").unlink()])
-def test_a_spoilt_checkpoint_is_no_reserve_and_goes_when_enough_newer_ones_are_whole(
+def test_a_corrupt_checkpoint_does_not_count_and_goes_when_enough_newer_ones_are_complete(
     tmp_path: Path, spoil: Callable[[Path], object]
 ) -> None:
     write(tmp_path, 10)

@@ -7,10 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from actors.cluster.start import SYSTEM_CONFIG
 from rlir_ray.config.load import keys, load_config
+from rlir_ray.config.old_keys import MOVED, upgraded
 from rlir_ray.data.files import replace_folder, write_json
 from rlir_ray.run.folder import JOB_VARIABLE, RESUME_OVERRIDABLE, RunFolder, runs_folder
 
@@ -65,6 +67,37 @@ def test_a_run_that_was_started_with_a_backend_of_the_reward_pool_goes_on_and_sa
     assert "backend" not in json.loads((folder.path / "config.json").read_text())["reward"]
 
 
+def saved_by_the_version_before(folder):
+    """Write the folder's configuration under the keys that have moved since."""
+    stored = json.loads((folder.path / "config.json").read_text())
+    for old, new in MOVED.items():
+        section, _, name = old.partition(".")
+        *sections, last = new.split(".")
+        part = stored
+        for each in sections:
+            part = part[each]
+        stored[section][name] = part.pop(last)
+    for name in ("grpo", "nft", "off_policy"):
+        assert stored["train"].pop(name) == {}
+    assert upgraded(stored) == json.loads((folder.path / "config.json").read_text())
+    write_json(folder.path / "config.json", stored)
+    OmegaConf.save(OmegaConf.create(stored), folder.path / "config.yaml")
+
+
+def test_a_run_that_was_saved_under_keys_that_have_moved_resumes_and_is_compared_under_the_new_ones(tmp_path):
+    own = ["train.grpo.clip_low=0.1", "train.nft.max_decay=0.3", "train.off_policy.importance=none"]
+    folder = RunFolder(_config(tmp_path, *own)).begin()
+    folder.log_step({"step": 1})
+    saved_by_the_version_before(folder)
+    for other in ("train.grpo.clip_high=0.1", "train.nft.num_levels=3", "train.off_policy.max_weight=7"):
+        with pytest.raises(ValueError, match=rf"exists with another config \({other.split('=')[0]} differs\)"):
+            RunFolder(_config(tmp_path, *own, other))
+    # The saved configuration is a recipe still, as `eval` reads it.
+    assert load_config(str(folder.path / "config.yaml")).train == _config(tmp_path, *own).train
+    assert RunFolder(_config(tmp_path, *own)).begin(step=1).metrics(1) == [{"step": 1}]
+    assert json.loads((folder.path / "config.json").read_text())["train"]["grpo"]["clip_low"] == 0.1
+
+
 def test_every_key_that_may_differ_is_one(tmp_path):
     assert set(keys()) >= RESUME_OVERRIDABLE
 
@@ -97,7 +130,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
 def test_a_finished_run_is_not_overwritten(tmp_path):
     folder = RunFolder(_config(tmp_path)).begin()
     (folder.path / "policy").mkdir()
-    said = r"run\.name=first must be new .* got a saved policy and none; move .*/first away or choose another run\.name"
+    said = r"run\.name=first must be new .* saved policy without a checkpoint; move .*/first away or .*run\.name"
     with pytest.raises(ValueError, match=said):
         RunFolder(_config(tmp_path))
     with pytest.raises(ValueError, match=said):
@@ -120,7 +153,7 @@ def test_a_start_from_the_beginning_removes_half_written_checkpoints_and_no_othe
     folder.log_step({"step": 1})
     for name in ("step_00000010", "step_00000020"):
         (checkpoints / name).mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"got step_00000020, which .*; move .*/first away or choose"):
+    with pytest.raises(ValueError, match=r"got step_00000020, from which .*; move .*/first away or choose"):
         RunFolder(_config(tmp_path)).begin()
     assert len(list(checkpoints.iterdir())) == 2 and [each["step"] for each in folder.metrics(9)] == [1]
 
@@ -129,7 +162,7 @@ def test_a_policy_with_half_written_checkpoints_alone_is_not_overwritten(tmp_pat
     folder = RunFolder(_config(tmp_path)).begin()
     for name in ("policy", "checkpoints/.step_00000010.partial"):
         (folder.path / name).mkdir(parents=True)
-    with pytest.raises(ValueError, match="got a saved policy and none"):
+    with pytest.raises(ValueError, match="got a saved policy without a checkpoint"):
         RunFolder(_config(tmp_path))
     assert (folder.path / "policy").is_dir()
 

@@ -4,7 +4,7 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
-from rlir_ray.data.content import models_read
+from rlir_ray.data.digests import used_models
 from rlir_ray.families import open_policy
 from rlir_ray.run import preflight
 from rlir_ray.run.preflight import check_checkpoints, check_engine
@@ -31,16 +31,16 @@ def test_a_tokenizer_of_another_resolution_is_refused_with_the_fitting_setting(m
 
 
 def test_a_checkpoint_that_is_cut_off_is_named_before_anything_starts(make_config, checkpoints, tmp_path):
-    check_checkpoints(models_read(make_config()))
+    check_checkpoints(used_models(make_config()))
     short = tmp_path / "judge"
     shutil.copytree(checkpoints / "judge_idm", short)
     weights = short / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ValueError, match="judge_idm must hold whole weights"):
-        check_checkpoints(models_read(make_config(f"models.judge_idm={short}")))
+        check_checkpoints(used_models(make_config(f"models.judge_idm={short}")))
     weights.unlink()
     with pytest.raises(ValueError, match="judge_idm must hold safetensors"):
-        check_checkpoints(models_read(make_config(f"models.judge_idm={short}")))
+        check_checkpoints(used_models(make_config(f"models.judge_idm={short}")))
 
 
 @pytest.mark.parametrize("name", ["policy", "tokenizer", "reward_idm", "judge_idm"])
@@ -54,7 +54,7 @@ def test_a_model_with_nan_is_named_with_its_first_bad_tensor_before_anything_sta
     weights[bad].view(-1)[-1] = float("nan")
     save_file(weights, folder / file, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=f"models.{name} in .* must be finite, got NaN or infinity in ") as refusal:
-        check_checkpoints(models_read(make_config(f"models.{name}={folder}")))
+        check_checkpoints(used_models(make_config(f"models.{name}={folder}")))
     assert bad in str(refusal.value) and "\n" not in str(refusal.value)
     if name == "policy":
         with pytest.raises(ValueError, match=r"all weights of .* must be finite, got NaN or infinity in "):
@@ -71,12 +71,12 @@ def test_a_flow_model_with_nan_is_refused_too(make_config, checkpoints, tmp_path
     save_file(weights, tmp_path / "spoilt" / file, metadata={"format": "pt"})
     config = make_config(*flow_overrides(checkpoints), f"models.{name}={tmp_path / 'spoilt'}")
     with pytest.raises(ValueError, match=f"models.{name} in .* must be finite, got NaN or infinity in "):
-        check_checkpoints(models_read(config))
+        check_checkpoints(used_models(config))
 
 
 def test_models_of_another_kind_are_named_before_anything_starts(make_config, checkpoints):
     with pytest.raises(ValueError, match="judge_idm must be an inverse dynamics model, got another config"):
-        check_checkpoints(models_read(make_config(f"models.judge_idm={checkpoints / 'tokenizer'}")))
+        check_checkpoints(used_models(make_config(f"models.judge_idm={checkpoints / 'tokenizer'}")))
     with pytest.raises(ValueError, match="tokenizer must be a diffusers VQModel"):
         resolve(make_config(f"models.tokenizer={checkpoints / 'policy'}"))
     with pytest.raises(ValueError, match="policy must be a LlamaForCausalLM"):
@@ -110,7 +110,7 @@ def test_a_policy_too_short_for_a_clip_is_refused(make_config, checkpoints, tmp_
 def test_a_policy_that_does_not_say_its_tokens_a_frame_is_refused_with_the_line_to_add(
     make_config, checkpoints, tmp_path
 ):
-    with pytest.raises(ValueError, match=r'add "tokens_per_frame": 12 there'):
+    with pytest.raises(ValueError, match=r'; add "tokens_per_frame": 12$'):
         resolve(make_config(_policy_with(checkpoints, tmp_path, tokens_per_frame=None)))
 
 
@@ -141,7 +141,7 @@ def test_weights_that_are_not_finite_or_none_are_named_before_anything_starts(ma
     state["model.layers.1.mlp.up_proj.weight"][0, 3] = float("nan")
     save_file(state, weights)
     with pytest.raises(ValueError, match=r"models.policy .* NaN or infinity in model.layers.1.mlp.up_proj.weight"):
-        check_checkpoints(models_read(make_config(f"models.policy={tmp_path / 'policy'}")))
+        check_checkpoints(used_models(make_config(f"models.policy={tmp_path / 'policy'}")))
     save_file({}, weights)
     with pytest.raises(ValueError, match=r"models.policy must hold weights, got none"):
-        check_checkpoints(models_read(make_config(f"models.policy={tmp_path / 'policy'}")))
+        check_checkpoints(used_models(make_config(f"models.policy={tmp_path / 'policy'}")))

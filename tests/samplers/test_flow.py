@@ -14,7 +14,7 @@ from rlir_ray.config import FlowConfig
 from rlir_ray.models.flow import FrameCache
 from rlir_ray.models.rescoring import FlowRescorer
 from rlir_ray.samplers.flow import FlowSampler, window_start
-from rlir_ray.spaces.mineworld import exclusive_classes, no_action_classes
+from rlir_ray.spaces.mineworld import action_classes, null_action_classes
 from rlir_ray.trajectory import FlowRecord, TrajectoryGroup
 from rlir_ray.transfer.weights import weights_of
 from tests.fakes import LATENT_SHAPE, tiny_flow_model, tiny_flow_prompts
@@ -60,7 +60,7 @@ def test_cached_sampling_equals_sampling_without_a_cache() -> None:
     cached = FlowSampler(model, config, explore=False)
     group, video = cached.sample([prompt], [0], [7], 2)[0]
     draws, levels = cached._draw([7], 2, 2, 3), noise_levels(4)
-    actions = torch.from_numpy(np.concatenate([[no_action_classes()], exclusive_classes(prompt.actions)]))
+    actions = torch.from_numpy(np.concatenate([[null_action_classes()], action_classes(prompt.actions)]))
     context = torch.from_numpy(prompt.context.astype(np.float32))[None].repeat(2, 1, 1, 1, 1)
     past = 0.9 * context + 0.1 * draws.context
     for frame in range(3):
@@ -84,8 +84,8 @@ def test_group_keeps_the_very_values_that_each_step_saw() -> None:
     assert group.behavior_logprobs.shape == (4, 6) and group.loss_mask.all()
     assert video.codes.shape == (4, 4, *LATENT_SHAPE) and video.codes.dtype == np.float16
     np.testing.assert_array_equal(video.codes[:, 0], np.broadcast_to(prompt.context[0], (4, *LATENT_SHAPE)))
-    np.testing.assert_array_equal(record.actions[0, 1:], exclusive_classes(prompt.actions))
-    np.testing.assert_array_equal(record.actions[0, 0], no_action_classes())
+    np.testing.assert_array_equal(record.actions[0, 1:], action_classes(prompt.actions))
+    np.testing.assert_array_equal(record.actions[0, 0], null_action_classes())
     np.testing.assert_array_equal(record.history_levels, np.float32(CONFIG.history_noise))
     levels = list(noise_levels(4).numpy())
     start = levels.index(record.levels[0, 0, 0])

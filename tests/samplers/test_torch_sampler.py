@@ -11,10 +11,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlir_ray.config import LoraConfig
 from rlir_ray.models.adapters import add_adapter
-from rlir_ray.models.autoregressive import NUM_EXTRA_IDS, WorldModel, split_frames
+from rlir_ray.models.autoregressive import NUM_EXTRA_IDS, WorldModel
 from rlir_ray.samplers.torch_sampler import Decoder, TorchSampler, draw_tokens, keep_likeliest
 from rlir_ray.transfer.weights import checksum, weights_of
-from tests.fakes import NUM_CODES, TOKENS_PER_FRAME, tiny_prompts, tiny_world_model
+from tests.fakes import NUM_CODES, TOKENS_PER_FRAME, image_tokens, tiny_prompts, tiny_world_model
 
 
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(4, 2), (4, 4), (4, 1)])
@@ -39,7 +39,7 @@ def test_groups_carry_context_actions_and_identity() -> None:
     assert group.record.tokens.shape == (4, 5 * 12 + 4 * 11) and group.behavior_logprobs.shape == (4, 36)
     assert group.loss_mask.all() and video.num_context == 2 and video.num_frames == 3
     np.testing.assert_array_equal(video.codes[:, :2], np.broadcast_to(prompts[1].context, (4, 2, 12)))
-    np.testing.assert_array_equal(split_frames(torch.from_numpy(group.record.tokens), 12), video.codes)
+    np.testing.assert_array_equal(image_tokens(torch.from_numpy(group.record.tokens), 12), video.codes)
     assert video.codes.max() < NUM_CODES
 
 
@@ -128,7 +128,7 @@ def test_a_load_that_fails_leaves_the_old_version_sampling(fails: str, monkeypat
             sampler.load_weights(new, 1, checksum(new) if fails == "layout" else "0" * 32)
     after, _ = sampler.sample(prompts, [0], [0], 2)[0]
     assert (sampler.policy_version, after.policy_version) == (0, 0)
-    assert checksum(weights_of(sampler.model)) == checksum(weights_of(tiny_world_model()))
+    assert checksum(weights_of(sampler.policy)) == checksum(weights_of(tiny_world_model()))
     np.testing.assert_array_equal(before.behavior_logprobs, after.behavior_logprobs)
     sampler.load_weights(new, 2, checksum(new))
     assert sampler.sample(prompts, [0], [0], 2)[0][0].policy_version == 2
@@ -267,7 +267,7 @@ def test_codes_above_65535_reach_the_video_unchanged() -> None:
     prompts = [replace(tiny_prompts(1, num_frames=1)[0], context=context)]
     group, video = TorchSampler(model, temperature=1.0).sample(prompts, [0], [0], 8)[0]
     assert (video.codes[:, 0] == 69_999).all() and video.codes.max() < 70_000
-    np.testing.assert_array_equal(split_frames(torch.from_numpy(group.record.tokens), TOKENS_PER_FRAME), video.codes)
+    np.testing.assert_array_equal(image_tokens(torch.from_numpy(group.record.tokens), TOKENS_PER_FRAME), video.codes)
 
 
 def test_negative_context_tokens_are_refused() -> None:

@@ -11,11 +11,11 @@ import torch
 
 from rlir_ray.config import LoraConfig, VllmConfig
 from rlir_ray.models.adapters import add_adapter
-from rlir_ray.models.autoregressive import decision_positions, split_frames
+from rlir_ray.models.autoregressive import decision_positions
 from rlir_ray.samplers import LogprobDifference
 from rlir_ray.samplers.torch_sampler import TorchSampler
 from rlir_ray.transfer.weights import weights_of
-from tests.fakes import NUM_CODES, TOKENS_PER_FRAME, tiny_prompts, tiny_vllm_model
+from tests.fakes import NUM_CODES, TOKENS_PER_FRAME, image_tokens, tiny_prompts, tiny_vllm_model
 
 TEMPERATURE = 0.8
 # Fewer than the clips of a call of two groups of four.
@@ -105,7 +105,7 @@ def test_the_payload_is_that_of_the_torch_engine(sampler):
         )
         assert video.codes.dtype == expected_video.codes.dtype and video.num_context == 2
         np.testing.assert_array_equal(video.codes[:, :2], expected_video.codes[:, :2])
-        np.testing.assert_array_equal(split_frames(torch.from_numpy(group.record.tokens), 12), video.codes)
+        np.testing.assert_array_equal(image_tokens(torch.from_numpy(group.record.tokens), 12), video.codes)
         assert video.actions is expected_video.actions
 
 

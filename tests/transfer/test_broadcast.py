@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlir_ray.transfer.broadcast import TOO_LATE, Channel, NotSent, Receiver, Sender, open_store
+from rlir_ray.transfer.broadcast import TOO_LATE, BroadcastFailed, Channel, Receiver, Sender, open_store
 from rlir_ray.transfer.weights import Received, checksum
 
 ROOT = Path(__file__).parents[2]
@@ -99,10 +99,10 @@ def test_a_receiver_that_cannot_makes_nobody_wait_and_another_group_goes_on(make
     receivers = [Receiver(channel, 1), Receiver(channel, 2)]
     receivers[1].close("OutOfMemoryError: no room")
     waiting = [receiving(each, 1) for each in receivers]
-    with pytest.raises(NotSent, match=r"^receiver 2: OutOfMemoryError: no room$"):
+    with pytest.raises(BroadcastFailed, match=r"^receiver 2: OutOfMemoryError: no room$"):
         sender.send(1, mixed_weights(1))
     for each in waiting:
-        with pytest.raises(NotSent, match=r"^receiver 2: OutOfMemoryError: no room$"):
+        with pytest.raises(BroadcastFailed, match=r"^receiver 2: OutOfMemoryError: no room$"):
             each.result(TIMEOUT_S)
     channel, sender = make_channel(2)
     waiting = [receiving(Receiver(channel, rank), 2) for rank in (1, 2)]
@@ -113,17 +113,17 @@ def test_a_receiver_that_cannot_makes_nobody_wait_and_another_group_goes_on(make
 def test_a_receiver_that_is_not_there_is_not_waited_for_longer_than_said(make_channel: MakeChannel) -> None:
     channel, sender = make_channel(2, ready_s=0.5)
     waiting = receiving(Receiver(channel, 1), 1)
-    with pytest.raises(NotSent, match=f"^receiver 2: {TOO_LATE}$"):
+    with pytest.raises(BroadcastFailed, match=f"^receiver 2: {TOO_LATE}$"):
         sender.send(1, mixed_weights(1))
-    with pytest.raises(NotSent, match=f"^receiver 2: {TOO_LATE}$"):
+    with pytest.raises(BroadcastFailed, match=f"^receiver 2: {TOO_LATE}$"):
         waiting.result(TIMEOUT_S)
 
 
 def test_a_receiver_waits_for_a_sender_no_longer_than_said_and_then_takes_no_part(make_channel: MakeChannel) -> None:
     channel, sender = make_channel(1, ready_s=0.2)
-    with pytest.raises(NotSent, match="the sender did not answer in time"):
+    with pytest.raises(BroadcastFailed, match="the sender did not answer in time"):
         Receiver(channel, 1).receive(1)
-    with pytest.raises(NotSent, match="receiver 1: the sender did not answer in time"):
+    with pytest.raises(BroadcastFailed, match="receiver 1: the sender did not answer in time"):
         sender.send(1, mixed_weights(1))
 
 
@@ -134,9 +134,9 @@ def test_a_receiver_that_was_started_again_does_not_break_into_the_group(make_ch
     sender.send(1, mixed_weights(1))
     waiting.result(TIMEOUT_S)
     again = receiving(Receiver(channel, 1), 2)
-    with pytest.raises(NotSent, match="started again"):
+    with pytest.raises(BroadcastFailed, match="started again"):
         sender.send(2, mixed_weights(2))
-    with pytest.raises(NotSent, match="started again"):
+    with pytest.raises(BroadcastFailed, match="started again"):
         again.result(TIMEOUT_S)
 
 
@@ -186,12 +186,12 @@ def test_a_receiver_that_dies_after_all_were_ready_leaves_nobody_waiting(
     stays, dies = start(channel, 1, 3, "stay"), start(channel, 2, dies_at, "die")
     for version in range(1, dies_at):
         sender.send(version, float_weights(version))
-    with pytest.raises(NotSent) as failure:
+    with pytest.raises(BroadcastFailed) as failure:
         sender.send(dies_at, float_weights(dies_at))
     assert dies.wait(TIMEOUT_S) == -9
     # The same group serves nobody any more, and says so at once.
     for version in range(dies_at + 1, 4):
-        with pytest.raises(NotSent) as later:
+        with pytest.raises(BroadcastFailed) as later:
             sender.send(version, float_weights(version))
         assert str(later.value) == str(failure.value)
     lines = stays.communicate(timeout=TIMEOUT_S)[0].splitlines()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rlir_ray.data.recordings import list_recordings, read_events, read_recording
-from rlir_ray.spaces.actions import INDEX, Actions
+from rlir_ray.spaces.actions import BUTTON_INDEX, Actions
 from rlir_ray.worlds.doom import TRAIN_MAPS, VALIDATION_MAPS, DoomWorld, collect, play_episode
 from rlir_ray.worlds.doom_engine import FRICTION, advance, load_map, open_game, plan_tics, read_frame, read_pose
 from rlir_ray.worlds.scripted_player import Command
@@ -170,7 +170,7 @@ def test_the_plan_of_a_frame_reaches_the_walking_speed_by_the_physics() -> None:
 def test_a_jump_lifts_the_player_in_the_frame_that_it_leads_into(game) -> None:
     _, events = play_episode(game, "MAP01", np.random.default_rng(0), DoomWorld(episode_frames=80))
     rose = np.diff([event["zpos"] for event in events]) > 10
-    jumped = Actions.from_events(events).buttons[1:, INDEX["jump"]]
+    jumped = Actions.from_events(events).buttons[1:, BUTTON_INDEX["jump"]]
     # A low ceiling stops a few jumps, a step lifts a few walks.
     stood = np.array([event["onGround"] for event in events])[:-1]
     assert jumped.sum() > 8 and rose[jumped].mean() > 0.7 and rose[~jumped & stood].mean() < 0.1

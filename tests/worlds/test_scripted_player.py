@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlir_ray.spaces.actions import DEGREES_PER_PIXEL, INDEX, MINEWORLD_CAMERA, VPT_CAMERA, group_classes
+from rlir_ray.spaces.actions import BUTTON_INDEX, DEGREES_PER_PIXEL, MINEWORLD_CAMERA, VPT_CAMERA, group_classes
 from rlir_ray.worlds.scripted_player import (
     YAW_PIXELS,
     Command,
+    Observation,
     ScriptedPlayer,
-    View,
     command_event,
     draw_commands,
 )
@@ -30,13 +30,13 @@ def test_drawn_commands_have_the_shares_of_the_script() -> None:
     assert 0.15 < jump.mean() < 0.2 and 0.3 < (attack == 2).mean() < 0.4
     for turn in (0, 1, 2, 8, 9, 10):
         assert (yaw == turn).mean() > 0.08
-    assert not actions.camera[:, 0].any() and not actions.buttons[:, INDEX["left"]].any()
+    assert not actions.camera[:, 0].any() and not actions.buttons[:, BUTTON_INDEX["left"]].any()
 
 
 def test_drawn_jumps_are_apart_and_a_rest_lies_between_opposite_walks() -> None:
     actions = draw_commands(5_000, np.random.default_rng(1))
-    assert np.diff(np.flatnonzero(actions.buttons[:, INDEX["jump"]])).min() == 4
-    forward, back = actions.buttons[:, INDEX["forward"]], actions.buttons[:, INDEX["back"]]
+    assert np.diff(np.flatnonzero(actions.buttons[:, BUTTON_INDEX["jump"]])).min() == 4
+    forward, back = actions.buttons[:, BUTTON_INDEX["forward"]], actions.buttons[:, BUTTON_INDEX["back"]]
     assert not (forward[1:] & back[:-1]).any() and not (back[1:] & forward[:-1]).any()
 
 
@@ -49,26 +49,26 @@ def test_the_same_seed_draws_the_same_commands() -> None:
 
 def test_the_player_does_not_walk_into_a_wall_that_it_sees() -> None:
     player = ScriptedPlayer(np.random.default_rng(0))
-    moves = [player.next(View(ahead=30.0)).move for _ in range(500)]
+    moves = [player.next(Observation(ahead=30.0)).move for _ in range(500)]
     assert 1 not in moves and -1 in moves
 
 
 def test_the_player_turns_to_the_open_side() -> None:
     player = ScriptedPlayer(np.random.default_rng(0))
-    yaw = np.array([player.next(View(ahead=100.0, left=50.0, right=900.0)).yaw_pixels for _ in range(1000)])
+    yaw = np.array([player.next(Observation(ahead=100.0, left=50.0, right=900.0)).yaw_pixels for _ in range(1000)])
     assert (yaw > 0).sum() > 3 * (yaw < 0).sum() > 0
 
 
 def test_a_blocked_walk_is_given_up() -> None:
     player = ScriptedPlayer(np.random.default_rng(0))
-    while not player.next(View()).move:
+    while not player.next(Observation()).move:
         pass
-    assert player.next(View(blocked=True)).move == 0
+    assert player.next(Observation(blocked=True)).move == 0
 
 
 def test_no_jump_in_the_air() -> None:
     player = ScriptedPlayer(np.random.default_rng(0))
-    assert not any(player.next(View(on_ground=False)).jump for _ in range(200))
+    assert not any(player.next(Observation(on_ground=False)).jump for _ in range(200))
 
 
 def test_events_tell_new_keys_and_buttons() -> None:

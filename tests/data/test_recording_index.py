@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rlir_ray.data.sources import find_recordings, list_recordings
+from rlir_ray.data.recording_index import find_recordings, list_recordings
 
 ADDRESS = "https://example.org/data/"
 
@@ -32,7 +32,7 @@ def test_equal_file_names_in_two_folders_are_two_recordings(tmp_path: Path) -> N
     source = find_recordings(tmp_path)
     assert list(source.videos) == ["8.0/same", "9.0/same", "flat", "with.dots"]
     assert source.videos["9.0/same"] == tmp_path / "9.0" / "same.mp4"
-    assert (source.left_out, len(source)) == ((), 4)
+    assert (source.skipped, len(source)) == ((), 4)
 
 
 def test_half_pairs_of_a_folder_are_counted_and_named(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_half_pairs_of_a_folder_are_counted_and_named(tmp_path: Path) -> None:
     touch(tmp_path / "8.0" / "c", ".jsonl")
     source = find_recordings(tmp_path)
     assert (list(source.videos), len(source)) == (["a"], 3)
-    assert [line.split(":")[0] for line in source.left_out] == [
+    assert [line.split(":")[0] for line in source.skipped] == [
         str(tmp_path / "8.0" / "c.mp4"),
         str(tmp_path / "b.jsonl"),
     ]
@@ -79,18 +79,18 @@ def test_what_an_index_lists_and_is_not_here_names_the_file_to_download(tmp_path
     touch(tmp_path / "c", ".jsonl")
     source = find_recordings(write_index(tmp_path / "index.json", ["8.0/a", "8.0/b", "8.0/c", "8.0/d.mp4"]))
     assert len(source) == 4
-    assert [line.split("; download ")[1] for line in source.left_out] == [
+    assert [line.split("; download ")[1] for line in source.skipped] == [
         f"{ADDRESS}8.0/b.jsonl",
         f"{ADDRESS}8.0/c.mp4",
         f"{ADDRESS}8.0/d.mp4",
     ]
-    assert source.left_out[2].startswith(f"{tmp_path / '8.0' / 'd.mp4'}: no such file, listed in index.json")
+    assert source.skipped[2].startswith(f"{tmp_path / '8.0' / 'd.mp4'}: no such file, listed in index.json")
 
 
 def test_an_index_of_which_nothing_is_here_names_the_first_file_to_download(tmp_path: Path) -> None:
     index = write_index(tmp_path / "index.json", ["8.0/a", "8.0/b"])
     with pytest.raises(
-        ValueError, match=r"got 2 that are not, the first: .*download https://example.org/data/8.0/a.mp4"
+        ValueError, match=r"got 2 incomplete pairs, the first: .*download https://example.org/data/8.0/a.mp4"
     ):
         find_recordings(index)
 
@@ -118,7 +118,7 @@ def test_a_file_that_is_no_index_is_refused_in_one_line(tmp_path: Path, content:
     assert "\n" not in str(refusal.value) and "index.json" in str(refusal.value)
 
 
-def test_the_log_names_the_first_of_many_that_are_left_out_and_counts_the_rest(
+def test_the_log_names_the_first_of_many_that_are_skipped_and_counts_the_rest(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     touch(tmp_path / "here")
@@ -126,4 +126,4 @@ def test_the_log_names_the_first_of_many_that_are_left_out_and_counts_the_rest(
     with caplog.at_level(logging.WARNING):
         list_recordings(index)
     assert len(caplog.messages) == 4
-    assert caplog.messages[-1] == "left out: 6 more recordings"
+    assert caplog.messages[-1] == "skipped: 6 more recordings"

@@ -1,6 +1,7 @@
-"""Where recordings are: a folder of NAME.mp4 + NAME.jsonl pairs, or a published index of such pairs.
+"""Search for recordings: in a folder of NAME.mp4 + NAME.jsonl pairs, or by a published index of such pairs.
 
-Nothing is downloaded and nothing is opened here but the index.
+This module downloads nothing, and opens no file except the index. The plug-ins of `prompts.source` are elsewhere:
+`clips.Source` is their protocol, and `recorded_clips.py` has the source `recordings`.
 """
 
 from __future__ import annotations
@@ -11,11 +12,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 logger = logging.getLogger(__name__)
 
-# An index lists thousands of recordings, of which a user has some.
+# Maximum number of skipped recordings in the log: an index lists thousands of recordings, of which a user has some.
 MAX_LOGGED = 3
 
 
@@ -27,38 +27,38 @@ class RecordingSource:
     """
 
     path: Path
-    """What the user named."""
+    """Folder or index that the user gave."""
     videos: dict[str, Path]
-    """The mp4 of each whole pair by the recording's name: its path below the source, without an ending; sorted."""
-    left_out: tuple[str, ...] = ()
-    """A line for each pair of which a half is missing."""
+    """Name -> mp4 of each complete pair, sorted; a name is the path below the source without a suffix."""
+    skipped: tuple[str, ...] = ()
+    """One line for each incomplete pair."""
 
     def __len__(self) -> int:
-        return len(self.videos) + len(self.left_out)
+        return len(self.videos) + len(self.skipped)
 
 
 def pair(stem: Path) -> tuple[Path, Path]:
-    """The mp4 and the jsonl of a recording; its name may hold dots."""
+    """Return the mp4 and the jsonl of a recording; the name may contain dots."""
     return stem.with_name(stem.name + ".mp4"), stem.with_name(stem.name + ".jsonl")
 
 
 def find_recordings(path: Path) -> RecordingSource:
-    """The pairs of a folder (and of folders below it), or of an index JSON.
+    """Find the pairs of a folder, subfolders included, or of an index in JSON.
 
-    An index holds `basedir` and `relpaths`, as those that are published with VPT. Its recordings are looked for in
-    `basedir` if that is a folder here, else in the folder of the index, under the relpath or the relpath's last part.
+    An index has `basedir` and `relpaths`, as the indices published with VPT. The search starts in `basedir` if this is
+    a local folder, else in the folder of the index, and looks for the relpath and for the relpath's last part.
 
     Raises:
-        ValueError: no such folder or file, no index, or no whole pair.
+        ValueError: the path does not exist or is no index, or there is no complete pair.
     """
     path = Path(path)
     source = _in_index(path) if path.is_file() else _in_folder(path)
     if source.videos:
         return source
-    if source.left_out:
+    if source.skipped:
         raise ValueError(
-            f"{path} must hold a whole NAME.mp4 + NAME.jsonl pair, got {len(source.left_out)} that are not, the first: "
-            f"{source.left_out[0]}"
+            f"{path} must hold a complete NAME.mp4 + NAME.jsonl pair, got {len(source.skipped)} incomplete pairs, the "
+            f"first: {source.skipped[0]}"
         )
     held = sorted(each.name for each in path.iterdir()) if path.is_dir() else []
     found = f"{len(held)} other files ({', '.join(held[:3])}, …)" if held else "nothing"
@@ -66,18 +66,18 @@ def find_recordings(path: Path) -> RecordingSource:
 
 
 def list_recordings(path: Path) -> list[Path]:
-    """The mp4 of each whole pair, sorted; half pairs are logged. Arguments and errors as `find_recordings`."""
+    """Return the mp4 of each complete pair, sorted, and log incomplete pairs; see `find_recordings`."""
     source = find_recordings(path)
-    log_left_out(source.left_out)
+    log_skipped(source.skipped)
     return list(source.videos.values())
 
 
-def log_left_out(lines: tuple[str, ...]) -> None:
-    """A line in the log for each of the first recordings that are left out."""
+def log_skipped(lines: tuple[str, ...]) -> None:
+    """Log one line for each of the first `MAX_LOGGED` skipped recordings, and the number of the others."""
     for line in lines[:MAX_LOGGED]:
-        logger.warning("left out: %s", line)
+        logger.warning("skipped: %s", line)
     if len(lines) > MAX_LOGGED:
-        logger.warning("left out: %d more recordings", len(lines) - MAX_LOGGED)
+        logger.warning("skipped: %d more recordings", len(lines) - MAX_LOGGED)
 
 
 def _in_folder(folder: Path) -> RecordingSource:
@@ -92,12 +92,12 @@ def _in_folder(folder: Path) -> RecordingSource:
     return RecordingSource(
         path=folder,
         videos={stem.relative_to(folder).as_posix(): pair(stem)[0] for stem in sorted(videos & lines)},
-        left_out=tuple(f"{half}: no such file; add it or remove its other half" for half in missing),
+        skipped=tuple(f"{half}: no such file; add it or remove its other half" for half in missing),
     )
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """All files below a folder, through linked folders too; each folder once, so that a link back up ends."""
+    """Yield all files below a folder, through symbolic links too; visit each folder once, so that link cycles end."""
     seen = {os.path.realpath(folder)}
     for place, below, names in os.walk(folder, followlinks=True):
         found = {name: os.path.realpath(os.path.join(place, name)) for name in sorted(below)}
@@ -108,29 +108,29 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _in_index(path: Path) -> RecordingSource:
     basedir, names = _read_index(path)
-    # An absolute basedir takes the place of the index's folder; one that is no folder here is an address.
+    # An absolute basedir replaces the folder of the index; a basedir that is no local folder is a download address.
     local = path.parent / basedir
     root = local if local.is_dir() else path.parent
-    videos, left_out = {}, []
+    videos, skipped = {}, []
     for name in names:
         places = [pair(root / name), pair(root / PurePosixPath(name).name)]
         whole = [video for video, lines in places if video.is_file() and lines.is_file()]
         if whole:
             videos[name] = whole[0]
         else:
-            # The place that holds one half, or else the first, is the one to complete.
+            # Name the missing half beside an existing half, else at the first place.
             halves = next((each for each in places if any(half.is_file() for half in each)), places[0])
             missing = next(half for half in halves if not half.is_file())
-            left_out.append(
+            skipped.append(
                 f"{missing}: no such file, listed in {path.name}; download {basedir.rstrip('/')}/{name}{missing.suffix}"
             )
-    return RecordingSource(path=path, videos=videos, left_out=tuple(left_out))
+    return RecordingSource(path=path, videos=videos, skipped=tuple(skipped))
 
 
 def _read_index(path: Path) -> tuple[str, list[str]]:
-    """Base directory and names (relpaths without an ending), sorted, each once."""
+    """Return the base directory and the names (relpaths without a suffix), sorted and without duplicates."""
     try:
-        index: Any = json.loads(path.read_text(encoding="utf-8-sig"))
+        index: object = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path}: a source must be a folder of recordings or an index in JSON, got no JSON ({error}); give "
@@ -146,10 +146,10 @@ def _read_index(path: Path) -> tuple[str, list[str]]:
 
 
 def _name(relpath: object, path: Path) -> str:
-    """A relpath without its ending, which the published indices may or may not have."""
+    """Return a relpath without its suffix, which only some published indices have."""
     parts = PurePosixPath(relpath) if isinstance(relpath, str) and relpath and "\\" not in relpath else None
     if parts is None or parts.is_absolute() or ".." in parts.parts or not parts.name:
         raise ValueError(
-            f"{path}: a relpath must lie below basedir, without '..' or a leading '/', got {relpath!r:.60}; correct it"
+            f"{path}: a relpath must lie below basedir, without '..' or a leading '/', got {relpath!r:.60}; fix it"
         )
     return parts.as_posix().removesuffix(".mp4")

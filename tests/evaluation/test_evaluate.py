@@ -7,8 +7,8 @@ import pytest
 
 from rlir_ray.config import WorldConfig
 from rlir_ray.data.prompts import PromptSet
-from rlir_ray.evaluation import actions as evaluation_actions
-from rlir_ray.evaluation.actions import evaluate_policy, evaluate_real, evenly_spaced
+from rlir_ray.evaluation import evaluate as evaluate_module
+from rlir_ray.evaluation.evaluate import evaluate_policy, evaluate_real, evenly_spaced
 from rlir_ray.evaluation.results import Results, compare, record_ceiling, record_evaluation
 from rlir_ray.evaluation.video import contact_strip
 from rlir_ray.samplers.torch_sampler import TorchSampler
@@ -54,7 +54,7 @@ def test_only_generated_frames_are_judged_against_the_last_commands() -> None:
 
 def test_the_same_seed_gives_the_same_clips_whatever_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = evaluate()
-    monkeypatch.setattr(evaluation_actions, "CHUNK", 2)
+    monkeypatch.setattr(evaluate_module, "CHUNK", 2)
     parts = evaluate()
     # Other batch sizes round differently, by a pixel's last digit.
     assert np.abs(whole[1].frames.astype(int) - parts[1].frames).max() <= 1

@@ -1,4 +1,4 @@
-"""Windows of recordings as inverse dynamics models are trained on them: drawn, mirrored, augmented.
+"""Training windows of inverse dynamics models: drawn from recordings, mirrored and augmented.
 
 Legend: B windows, F frames, N frames of all recordings.
 """
@@ -15,22 +15,22 @@ from torch import Tensor
 from torch.nn import functional
 
 from rlir_ray.data.recordings import Recording
-from rlir_ray.spaces.actions import INDEX, JUDGED_BUTTONS, VPT_CAMERA
+from rlir_ray.spaces.actions import BUTTON_INDEX, IDM_BUTTONS, VPT_CAMERA
 
 Frames = npt.NDArray[np.uint8]
 Reconstruct = Callable[[Frames], Frames]
-NUM_BUTTONS, NUM_BINS = len(JUDGED_BUTTONS), VPT_CAMERA.num_bins
+NUM_BUTTONS, NUM_BINS = len(IDM_BUTTONS), VPT_CAMERA.num_bins
 
 
 @dataclass(frozen=True)
 class LabelledFrames:
-    """The frames of all recordings, end to end, with their labels.
+    """Frames of all recordings, end to end, with their labels.
 
     Args:
         frames: uint8 [N, H, W, 3].
         buttons: int64 [N, 20], 0 or 1.
-        camera: int64 [N, 2], bins.
-        offsets: int64 [recordings + 1], where each recording starts.
+        camera: int64 [N, 2], bins of `VPT_CAMERA`.
+        offsets: int64 [recordings + 1], index of each recording's first frame, then N.
     """
 
     frames: Frames
@@ -40,7 +40,11 @@ class LabelledFrames:
 
 
 def label_frames(recordings: Sequence[Recording]) -> LabelledFrames:
-    """Puts recordings end to end."""
+    """Concatenate recordings.
+
+    Raises:
+        ValueError: there are no recordings.
+    """
     if not recordings:
         raise ValueError("training needs at least one recording, got none; make some with: python -m rlir_ray collect")
     actions = [recording.actions for recording in recordings]
@@ -62,24 +66,24 @@ def draw_windows(
     reconstructed_share: float = 0.0,
     reconstruct: Reconstruct | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Random windows within recordings, a share of them through a tokenizer, half of them mirrored, all augmented.
+    """Draw windows within recordings; reconstruct a share of the windows, mirror half of them, augment all.
 
     Args:
         data: the recordings.
-        rng: of everything that is drawn.
+        rng: draws windows, mirroring and augmentation.
         num_clips: B.
         num_frames: F.
         augmentation: strength, see `augment`.
-        reconstructed_share: of the windows that `reconstruct` passes through a tokenizer.
-        reconstruct: uint8 [frames, H, W, 3] to the same.
+        reconstructed_share: share of the windows that are reconstructed.
+        reconstruct: encodes and decodes frames uint8 [frames, H, W, 3] with a tokenizer.
 
     Returns:
-        frames uint8 [B, F, H, W, 3], buttons int64 [B, F, 20], camera int64 [B, F, 2].
+        Frames uint8 [B, F, H, W, 3], buttons int64 [B, F, 20], camera int64 [B, F, 2].
 
     Raises:
         ValueError: no recording holds a window.
     """
-    starts_in = np.maximum(np.diff(data.offsets) - num_frames + 1, 0)  # windows that each recording holds
+    starts_in = np.maximum(np.diff(data.offsets) - num_frames + 1, 0)  # number of windows in each recording
     if not starts_in.sum():
         raise ValueError(
             f"a recording must hold {num_frames} frames, the longest has {np.diff(data.offsets).max()}; record longer "
@@ -89,9 +93,9 @@ def draw_windows(
     starts = data.offsets[picks] + rng.integers(starts_in[picks])
     rows = starts[:, None] + np.arange(num_frames)
     frames = data.frames[rows]
-    if reconstruct and (num_through := round(reconstructed_share * num_clips)):
-        chosen = frames[:num_through]
-        frames[:num_through] = reconstruct(chosen.reshape(-1, *chosen.shape[2:])).reshape(chosen.shape)
+    if reconstruct and (num_reconstructed := round(reconstructed_share * num_clips)):
+        chosen = frames[:num_reconstructed]
+        frames[:num_reconstructed] = reconstruct(chosen.reshape(-1, *chosen.shape[2:])).reshape(chosen.shape)
     mirrored = rng.random(num_clips) < 0.5
     frames[mirrored] = frames[mirrored, :, :, ::-1]
     buttons, camera = mirror(data.buttons[rows], data.camera[rows], mirrored)
@@ -103,16 +107,16 @@ def draw_windows(
 def mirror(
     buttons: npt.NDArray[np.int64], camera: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Labels of mirrored pictures: left and right change places, yaw changes its sign. [B, F, 20], [B, F, 2], [B]."""
+    """Return the labels of mirrored frames: swap left and right, negate yaw. [B, F, 20], [B, F, 2], mirrored [B]."""
     buttons, camera = buttons.copy(), camera.copy()
-    left, right = INDEX["left"], INDEX["right"]
+    left, right = BUTTON_INDEX["left"], BUTTON_INDEX["right"]
     buttons[mirrored, :, left], buttons[mirrored, :, right] = buttons[mirrored, :, right], buttons[mirrored, :, left]
     camera[mirrored, :, 1] = NUM_BINS - 1 - camera[mirrored, :, 1]
     return buttons, camera
 
 
 def augment(frames: Tensor, generator: torch.Generator, strength: float) -> Tensor:
-    """What a tokenizer may do to a picture: light, blur, patches that flicker, noise. uint8 [B, F, H, W, 3] to same."""
+    """Imitate a tokenizer's errors (brightness, blur, flickering patches, noise) in frames uint8 [B, F, H, W, 3]."""
     if not strength:
         return frames
     num_clips, num_frames, height, width, _ = frames.shape
@@ -126,11 +130,12 @@ def augment(frames: Tensor, generator: torch.Generator, strength: float) -> Tens
     images = x.flatten(0, 1).permute(0, 3, 1, 2)
     smooth = functional.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
     blur = (0.9 * min(strength, 1) * draw(*per_clip).clamp_min(0)).expand(-1, num_frames, 1, 1, 1).reshape(-1, 1, 1, 1)
-    # Patches of the size of a token's flicker from frame to frame.
+    # Patches of about a token's size flicker from frame to frame, as reconstructed frames do.
     patches = functional.interpolate(
         draw(num_clips * num_frames, 1, height // 4, width // 4), (height, width), mode="bilinear"
     )
     images = torch.lerp(images, smooth, blur) + 6 * strength * draw(1) * patches
     noise = 8 * strength * draw(1) * draw(*images.shape)
     changed = (images + noise).round_().clamp_(0, 255).to(torch.uint8)
-    return changed.permute(0, 2, 3, 1).unflatten(0, (num_clips, num_frames)).contiguous()
+    clips: Tensor = changed.permute(0, 2, 3, 1).unflatten(0, (num_clips, num_frames))
+    return clips.contiguous()

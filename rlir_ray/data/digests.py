@@ -1,4 +1,4 @@
-"""Digests of checkpoints and recordings, which do not change when a project is moved."""
+"""Digests of checkpoints and recordings, which identify the inputs of a run independently of their paths."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import hashlib
 from pathlib import Path
 
 from rlir_ray.config import Config, asset_path
-from rlir_ray.data.sources import find_recordings, pair
+from rlir_ray.data.recording_index import find_recordings, pair
 from rlir_ray.registry import load
 
 PROMPT_PATHS = ("path", "heldout_path")
 SETTINGS = ("config.json", "tokenizer.json", "adapter_config.json")
 
 
-def checkpoint_content(folder: Path) -> str:
+def checkpoint_digest(folder: Path) -> str:
     """Compute a hexadecimal sha256, shortened, over the settings and weights of a checkpoint."""
     digest = hashlib.sha256()
     names = [*SETTINGS, *sorted(path.name for path in folder.glob("*.safetensors"))]
@@ -25,11 +25,11 @@ def checkpoint_content(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def recordings_content(path: Path) -> str:
-    """Compute the digest of recordings over names and sizes only: reading hours of video would take too long.
+def recordings_digest(path: Path) -> str:
+    """Compute the digest of recordings over names and sizes only, because reading hours of video would take too long.
 
     Raises:
-        ValueError: as `find_recordings`.
+        ValueError: see `find_recordings`.
     """
     digest = hashlib.sha256()
     for name, video in sorted(find_recordings(path).videos.items()):
@@ -38,8 +38,10 @@ def recordings_content(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def models_read(config: Config) -> dict[str, Path]:
-    """Key of `models` -> folder, of each checkpoint that a run opens: without a reward IDM that its reward never reads.
+def used_models(config: Config) -> dict[str, Path]:
+    """Return key of `models` -> folder for each checkpoint that a run opens.
+
+    The reward IDM is excluded if the reward has no true `reads_idm`.
 
     Raises:
         ValueError: a folder does not exist, or the reward cannot be imported or has no `score`.
@@ -49,13 +51,13 @@ def models_read(config: Config) -> dict[str, Path]:
     return {name: asset_path(path) for name, path in models.items() if path and name not in unread}
 
 
-def content_of(config: Config) -> dict[str, str]:
-    """Return configuration key -> content, of each checkpoint and source of recordings that a configuration names.
+def input_digests(config: Config) -> dict[str, str]:
+    """Return configuration key -> digest for each checkpoint and source of recordings that a configuration names.
 
     Raises:
         ValueError: a checkpoint or source does not exist.
     """
-    found = {f"models.{name}": checkpoint_content(folder) for name, folder in models_read(config).items()}
+    found = {f"models.{name}": checkpoint_digest(folder) for name, folder in used_models(config).items()}
     if config.prompts.source == "recordings":
-        found |= {f"prompts.{key}": recordings_content(Path(getattr(config.prompts, key))) for key in PROMPT_PATHS}
+        found |= {f"prompts.{key}": recordings_digest(Path(getattr(config.prompts, key))) for key in PROMPT_PATHS}
     return found

@@ -1,4 +1,4 @@
-"""Single pictures as tokenizers and autoencoders are trained and scored on them. Knows nothing of models.
+"""Reconstruction of frames by tokenizers and autoencoders: training pairs, loss and metrics. Independent of models.
 
 Legend: N frames, C H W.
 """
@@ -17,11 +17,14 @@ Clips = Sequence[npt.NDArray[np.uint8]]
 """Recordings, uint8 [F, H, W, 3] each."""
 
 
-def long_enough(clips: Clips, trained: str) -> Clips:
+def drop_short_clips(clips: Clips, trained: str) -> Clips:
     """Return the clips of two frames or more.
 
+    Args:
+        trained: name of the trained model, for the error.
+
     Raises:
-        ValueError: there are none for the training of `trained`.
+        ValueError: no clip has two frames.
     """
     if found := [clip for clip in clips if len(clip) >= 2]:
         return found
@@ -31,7 +34,10 @@ def long_enough(clips: Clips, trained: str) -> Clips:
 
 
 def draw_pairs(clips: Clips, num_pairs: int, seed: int, step: int) -> Tensor:
-    """uint8 [2 * num_pairs, H, W, 3], first frames then the frames that follow; a function of seed and step."""
+    """Draw pairs of neighbouring frames: first frames, then following frames, uint8 [2 * num_pairs, H, W, 3].
+
+    The pairs depend on seed and step only, so that a resumed training draws the same pairs.
+    """
     ends = np.cumsum([len(clip) - 1 for clip in clips])
     picks = np.random.default_rng([seed, step]).integers(ends[-1], size=num_pairs)
     which = np.searchsorted(ends, picks, side="right")
@@ -43,12 +49,12 @@ def draw_pairs(clips: Clips, num_pairs: int, seed: int, step: int) -> Tensor:
 def reconstruction_loss(
     decoded: Tensor, pixels: Tensor, *, squared_weight: float, gradient_weight: float, change_weight: float
 ) -> Tensor:
-    """Absolute and squared error of pixels, of image gradients at two scales, and of the change between frames.
+    """Compute the error of pixels (absolute and squared), of image gradients, and of the change between frames.
 
     Args:
-        decoded, pixels: float [N, C, H, W] in [-1, 1]; the second half of N holds the frames that
-            follow the first half.
-        squared_weight, gradient_weight, change_weight: of the terms beside the absolute error.
+        decoded, pixels: float [N, C, H, W] in [-1, 1]; the second half of N holds the frames that follow the first
+            half.
+        squared_weight, gradient_weight, change_weight: weights of the terms beside the absolute error.
 
     Returns:
         A scalar.
@@ -65,8 +71,8 @@ def reconstruction_loss(
     return loss
 
 
-def picture_figures(decoded: Tensor, real: Tensor) -> dict[str, float]:
-    """What encoding and decoding does to pictures.
+def reconstruction_metrics(decoded: Tensor, real: Tensor) -> dict[str, float]:
+    """Compute how decoded frames differ from the real ones.
 
     Args:
         decoded, real: uint8 [N, H, W, 3].
@@ -89,7 +95,7 @@ def _parts(*tensors: Tensor, size: int = 1024) -> list[tuple[Tensor, ...]]:
 
 
 def _sharpness(frames: Tensor) -> float:
-    """Mean absolute difference of neighbouring pixels, both directions; uint8 [N, H, W, 3]."""
+    """Compute the mean absolute difference of neighbouring pixels in both directions; uint8 [N, H, W, 3]."""
     sums = [
         p.float().diff(dim=1).abs().mean((1, 2, 3)) + p.float().diff(dim=2).abs().mean((1, 2, 3))
         for (p,) in _parts(frames)

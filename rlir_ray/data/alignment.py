@@ -1,8 +1,7 @@
-"""Alignment of events and frames, measured by a small probe that sees only two neighbouring frames.
+"""Alignment of events and frames, measured by a small network that sees only two neighbouring frames.
 
 An inverse dynamics model that sees many frames learns any shift in its recordings, so that it cannot detect a shift. A
-pair of frames shows the action that led from the one to the other, so that the shift at which it is read best is the
-true one.
+pair of frames shows only the action between the two. Therefore the shift with the best recall is the true one.
 Legend: F frames, H W pixels, B pairs.
 """
 
@@ -23,24 +22,26 @@ from rlir_ray.spaces.actions import GROUPS, Actions, group_classes
 SHIFTS = (-1, 0, 1)
 # Larger frames are reduced to this size: motion stays visible, and a training step takes milliseconds.
 HEIGHT, WIDTH = 48, 64
-# Most pairs to read. Half of them are taken where actions change: elsewhere all shifts give the same action.
+# Maximum number of pairs. Half of the pairs lie where actions change: elsewhere all shifts have the same action.
 MAX_PAIRS = 6000
+# Share of each recording, at its end, for the evaluation.
 HELD_OUT = 0.25
-# Most recordings of a folder to read; more would only take longer.
+# Maximum number of recordings to read from a folder; more recordings take longer without a clearer result.
 MAX_RECORDINGS = 50
-# Fewest frames, and fewest samples of a class, for a meaningful result.
+# Minimum number of frames, and of samples of a class, for a meaningful result.
 MIN_FRAMES, MIN_OF_CLASS = 600, 20
 BATCH = 96
-# A shift other than 0 is reported if its recall is better by this much, and by this many standard errors.
+# A shift other than 0 is reported if its recall is higher by this lead and by this number of standard errors.
 MIN_LEAD, MIN_ERRORS = 0.05, 4.0
-NUM_RESAMPLES = 200
+NUM_RESAMPLES = 200  # of the bootstrap that estimates the standard error
 
 
 @dataclass(frozen=True, slots=True)
-class Causality:
-    """Share of the actions read right where they change, mean over classes and groups, by shift."""
+class Alignment:
+    """Recall of each shift."""
 
     scores: dict[int, float]
+    """Shift -> recall of the actions where the actions change, mean over classes and groups."""
     error: float
     """Standard error of the difference between the best shift and 0."""
 
@@ -50,27 +51,27 @@ class Causality:
 
     @property
     def is_shifted(self) -> bool:
-        """Whether another shift than 0 is the true one, beyond doubt."""
+        """Whether a shift other than 0 is significantly better than 0."""
         lead = self.scores[self.best_shift] - self.scores[0]
         return lead >= max(MIN_LEAD, MIN_ERRORS * self.error)
 
 
-def probe_causality(
+def measure_alignment(
     recordings: Iterable[tuple[npt.NDArray[np.uint8], Actions]],
     *,
     seconds: float = 30.0,
     seed: int = 0,
     max_steps: int = 1500,
-) -> Causality | None:
-    """Read the action of event k + shift out of the frames k - 1 and k, at the shifts -1, 0 and +1.
+) -> Alignment | None:
+    """Recover the action of event k + shift from the frames k - 1 and k, at the shifts -1, 0 and +1.
 
     Args:
-        recordings: frames uint8 [F, H, W, 3] and F actions of each; the last quarter of each is held out.
-        seconds, max_steps: of the fit, whichever ends first.
-        seed: of weights and batches.
+        recordings: frames uint8 [F, H, W, 3] and F actions of each recording; the last quarter is held out.
+        seconds, max_steps: bounds of the training; it ends at the first one.
+        seed: seed of weights and batches.
 
     Returns:
-        The scores; None where too few actions change for any to be told.
+        The scores; None if too few actions change to compare the shifts.
     """
     pairs = _draw_pairs(recordings, np.random.default_rng(seed))
     if pairs is None:
@@ -79,34 +80,34 @@ def probe_causality(
         torch.manual_seed(seed)
         model = _Probe({name: len(known) for name, known in pairs.known.items()})
     _fit(model, pairs, time.monotonic() + seconds, max_steps, seed)
-    return _judge(model, pairs, seed)
+    return _evaluate(model, pairs, seed)
 
 
-def check_causality(
+def check_alignment(
     recordings: Iterable[tuple[npt.NDArray[np.uint8], Actions]],
     source: str,
     *,
     action_shift: int = 0,
     way_out: str = "--action-shift={shift}",
     seconds: float = 30.0,
-) -> Causality | None:
-    """Run `probe_causality` before training, and reject recordings whose events are shifted.
+) -> Alignment | None:
+    """Run `measure_alignment` before a training, and reject recordings whose events are shifted.
 
     Args:
-        recordings: as `probe_causality` takes them, read with `action_shift`.
-        source: of them, for the error.
-        action_shift: at which they were read.
-        way_out: what to set, with ``{shift}`` for the value.
+        recordings: see `measure_alignment`; read with `action_shift`.
+        source: name of the recordings, for the error.
+        action_shift: shift with which the recordings were read.
+        way_out: option to set, with ``{shift}`` for the value.
 
     Raises:
-        ValueError: their events lead into other frames.
+        ValueError: the events lead into other frames.
     """
-    found = probe_causality(recordings, seconds=seconds)
+    found = measure_alignment(recordings, seconds=seconds)
     if found is not None and found.is_shifted:
         best = found.best_shift
         raise ValueError(
             f"event k of {source} must lead INTO frame k, but two neighbouring frames show the action of event "
-            f"k{best:+d} ({found.scores[best]:.2f} read right, {found.scores[0]:.2f} in place); set "
+            f"k{best:+d} (recall {found.scores[best]:.2f}, and {found.scores[0]:.2f} without the shift); set "
             f"{way_out.format(shift=action_shift + best)}"
         )
     return found
@@ -121,16 +122,17 @@ class _Pairs:
     frames: Tensor
     """uint8 [B, 6, h, w], frame k - 1 before frame k."""
     classes: dict[str, Tensor]
-    """Action group -> int64 [B, shifts], places in `known`; -1: a class that is too rare."""
+    """Action group -> int64 [B, shifts], indices into `known`; -1: a class that is too rare."""
     known: dict[str, npt.NDArray[np.int64]]
+    """Action group -> classes that are frequent enough."""
     held_out: Tensor
-    """bool [B]."""
+    """bool [B], whether the pair is for the evaluation."""
 
 
 def _draw_pairs(
     recordings: Iterable[tuple[npt.NDArray[np.uint8], Actions]], random: np.random.Generator
 ) -> _Pairs | None:
-    """Draw at most `MAX_PAIRS` pairs, evenly from all recordings; None: there are too few."""
+    """Draw at most `MAX_PAIRS` pairs, evenly from all recordings; None: there are too few frames or actions."""
     recordings = list(recordings)
     total = sum(len(actions) for _, actions in recordings)
     if total < MIN_FRAMES:
@@ -178,7 +180,7 @@ def _small_pairs(pictures: npt.NDArray[np.uint8], places: npt.NDArray[np.int64])
 
 
 class _Probe(nn.Module):
-    """A pair of frames to the classes of every group at every shift."""
+    """Small CNN from a pair of frames to the classes of every group at every shift."""
 
     def __init__(self, num_classes: Mapping[str, int]) -> None:
         super().__init__()
@@ -197,7 +199,7 @@ class _Probe(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(128, len(SHIFTS) * count) for name, count in num_classes.items()})
 
     def forward(self, pairs: Tensor) -> dict[str, Tensor]:
-        """Map uint8 [B, 6, h, w] to logits [B, shifts, classes] of each group."""
+        """Map uint8 [B, 6, h, w] to logits [B, shifts, classes] of each group; the change of the frames is an input."""
         pixels = pairs.float() / 128 - 1
         features = self.trunk(torch.cat([pixels, pixels[:, 3:] - pixels[:, :3]], 1))
         return {name: head(features).unflatten(1, (len(SHIFTS), -1)) for name, head in self.heads.items()}
@@ -230,7 +232,7 @@ def _class_weights(table: Tensor, num_classes: int) -> Tensor:
 
 
 @torch.no_grad()
-def _judge(model: _Probe, pairs: _Pairs, seed: int) -> Causality | None:
+def _evaluate(model: _Probe, pairs: _Pairs, seed: int) -> Alignment | None:
     rows = torch.nonzero(pairs.held_out).flatten()
     outputs: dict[str, list[Tensor]] = {name: [] for name in pairs.known}
     for part in rows.split(256):
@@ -245,7 +247,7 @@ def _judge(model: _Probe, pairs: _Pairs, seed: int) -> Causality | None:
     best = int(scores.argmax())
     drawn = [_scores(tables, read, random.integers(0, len(rows), len(rows))) for _ in range(NUM_RESAMPLES)]
     leads = [each[best] - each[SHIFTS.index(0)] for each in drawn if each is not None]
-    return Causality(dict(zip(SHIFTS, map(float, scores), strict=True)), float(np.std(leads)))
+    return Alignment(dict(zip(SHIFTS, map(float, scores), strict=True)), float(np.std(leads)))
 
 
 def _scores(

@@ -1,7 +1,7 @@
 """Evaluation: sample a clip for each held-out prompt, recover its actions, compare them with the commands.
 
 Real clips, unchanged and reconstructed by the tokenizer, give the ceiling. Independent of pools and folders.
-Legend: P prompts, C context frames, F generated frames, N tokens a frame, K action groups.
+Legend: P prompts, B clips of a chunk, C context frames, F generated frames, K action groups.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     Readers = Mapping[str, InverseDynamics]
 
-# Prompts per chunk: enough to keep the sampler busy, few enough to bound the pixels in memory.
+# Prompts in a chunk: enough to use the sampler well, and few enough to bound the pixels in memory.
 CHUNK = 64
 JUDGE = "judge"
 
@@ -54,20 +54,20 @@ def evaluate_policy(
     """Sample one clip for each prompt and evaluate the clip.
 
     Args:
-        sampler: holds the weights and samples at `temperature`.
+        sampler: sampler that holds the weights and samples at `temperature`.
         prompt_set: P held-out prompts with the real frames.
-        tokenizer: decodes the clips.
-        idms: the models by name, out of `reward` and `judge`; without any the evaluation has picture quality alone.
+        tokenizer: codec that decodes the clips.
+        idms: inverse dynamics models by name (`reward`, `judge`); if empty, the evaluation has picture quality only.
         world: action groups and frame counts.
-        temperature: of the sampler, for the record.
-        seed: of sampling; the same seed gives every policy the same draws.
-        name: of the evaluation, see `results.NAMES`.
-        num_videos: clips to give back.
-        judge_context: show the models the context frames too, as the reward does; False: generated frames alone.
+        temperature: the sampler's temperature, which the evaluation records.
+        seed: seed of sampling; the same seed gives every policy the same draws.
+        name: name of the evaluation, see `results.NAMES`.
+        num_videos: number of clips to return.
+        judge_context: show the models the context frames too, as the reward does; False: generated frames only.
 
     Returns:
-        The evaluation, and clips of prompts spread evenly over the set. PSNR and SSIM are None where the commands are
-        not the recorded ones.
+        The evaluation, and clips of prompts spread evenly over the set. PSNR and SSIM are None if a command differs
+        from the recording.
 
     Raises:
         ValueError: an inverse dynamics model gives values that are not finite.
@@ -75,9 +75,9 @@ def evaluate_policy(
     commands = [prompt.actions for prompt in prompt_set.prompts]
     # A clip with other commands than the recording has no real counterpart.
     as_recorded = all(_equal(*pair) for pair in zip(commands, prompt_set.recorded, strict=True))
-    following, quality, clips = _judge(
+    following, quality, clips = _evaluate(
         name,
-        _sampled(sampler, prompt_set.prompts, tokenizer, seed),
+        _sampled_chunks(sampler, prompt_set.prompts, tokenizer, seed),
         prompt_set.frames if as_recorded else None,
         commands,
         [prompt.prompt_id for prompt in prompt_set.prompts],
@@ -107,22 +107,22 @@ def evaluate_real(
     num_videos: int = 6,
     judge_context: bool = True,
 ) -> tuple[dict[str, Evaluation], Clips]:
-    """Evaluate the recorded clips and actions, unchanged and reconstructed by the tokenizer; the result is the ceiling.
+    """Evaluate the recorded clips, unchanged and reconstructed by the tokenizer: the ceiling of a policy's figures.
 
     Args:
         prompt_set, tokenizer, idms, world, num_videos, judge_context: as in `evaluate_policy`.
-        seed: for the record; nothing is drawn.
+        seed: the seed that the evaluation records; nothing is drawn.
 
     Returns:
-        `real` and `reconstructed`, and clips of the real ones.
+        The evaluations `real` and `reconstructed`, and some of the real clips.
     """
     frames = prompt_set.frames
-    sources = {REAL: _real(frames), RECONSTRUCTED: _reconstructed(frames, tokenizer)}
+    sources = {REAL: _real_chunks(frames), RECONSTRUCTED: _reconstructed_chunks(frames, tokenizer)}
     prompt_ids = [prompt.prompt_id for prompt in prompt_set.prompts]
     ceiling, kept = {}, []
     for name, chunks in sources.items():
         real = frames if name == RECONSTRUCTED else None
-        following, quality, clips = _judge(
+        following, quality, clips = _evaluate(
             name, chunks, real, prompt_set.recorded, prompt_ids, idms, world, num_videos, judge_context
         )
         ceiling[name] = Evaluation(name=name, seed=seed, following=following, quality=quality)
@@ -130,7 +130,7 @@ def evaluate_real(
     return ceiling, kept[0]
 
 
-def _sampled(sampler: Sampler, prompts: Sequence[Prompt], tokenizer: FrameCodec, seed: int) -> Iterator[Tensor]:
+def _sampled_chunks(sampler: Sampler, prompts: Sequence[Prompt], tokenizer: FrameCodec, seed: int) -> Iterator[Tensor]:
     for start in range(0, len(prompts), CHUNK):
         part = prompts[start : start + CHUNK]
         numbers = range(start, start + len(part))
@@ -138,22 +138,23 @@ def _sampled(sampler: Sampler, prompts: Sequence[Prompt], tokenizer: FrameCodec,
         yield decode_clips(tokenizer, codes_tensor([video for _, video in groups]))
 
 
-def _real(frames: npt.NDArray[np.uint8]) -> Iterator[Tensor]:
+def _real_chunks(frames: npt.NDArray[np.uint8]) -> Iterator[Tensor]:
     for start in range(0, len(frames), CHUNK):
         yield torch.from_numpy(np.array(frames[start : start + CHUNK]))
 
 
-def _reconstructed(frames: npt.NDArray[np.uint8], tokenizer: FrameCodec) -> Iterator[Tensor]:
-    for clips in _real(frames):
+def _reconstructed_chunks(frames: npt.NDArray[np.uint8], tokenizer: FrameCodec) -> Iterator[Tensor]:
+    for clips in _real_chunks(frames):
         yield decode_clips(tokenizer, tokenizer.encode(clips.flatten(0, 1)).unflatten(0, clips.shape[:2]))
 
 
 def decode_clips(tokenizer: FrameCodec, codes: Tensor) -> Tensor:
-    """Decode clips [b, n, ...] to uint8 [b, n, H, W, 3], on the CPU."""
-    return tokenizer.decode(codes.flatten(0, 1).to(tokenizer.device)).cpu().unflatten(0, codes.shape[:2])
+    """Decode clips [B, n, ...] to uint8 [B, n, H, W, 3], on the CPU."""
+    clips: Tensor = tokenizer.decode(codes.flatten(0, 1).to(tokenizer.device)).cpu().unflatten(0, codes.shape[:2])
+    return clips
 
 
-def _judge(
+def _evaluate(
     name: str,
     chunks: Iterable[Tensor],
     real: npt.NDArray[np.uint8] | None,
@@ -164,7 +165,7 @@ def _judge(
     num_videos: int,
     judge_context: bool,
 ) -> tuple[dict[str, Following], Quality, Clips]:
-    """Read P clips, given in chunks uint8 [b, C + F, H, W, 3], against P commands."""
+    """Recover the actions of P clips, given in chunks uint8 [B, C + F, H, W, 3], and compute all figures."""
     commanded = np.stack([group_classes(each, world.groups)[-world.num_frames :] for each in actions])  # [P, F, K]
     shown = evenly_spaced(len(prompt_ids), num_videos)
     recovered: dict[str, list[npt.NDArray[np.int64]]] = {idm: [] for idm in idms}
@@ -207,26 +208,26 @@ def read_generated(
         world: groups and F.
 
     Raises:
-        ValueError: the model's values are not finite.
+        ValueError: the model gives values that are not finite.
     """
     return recovered_classes(generated_logits(idm, frames, world.num_frames, judge_context), world.groups).numpy()
 
 
 @torch.no_grad()
 def generated_logits(idm: InverseDynamics, frames: Tensor, num_frames: int, judge_context: bool) -> dict[str, Tensor]:
-    """What an inverse dynamics model's heads say of the generated frames.
+    """Compute an inverse dynamics model's logits of the generated frames.
 
     Args:
-        idm: index k of its output leads into frame k.
+        idm: model; index k of its output leads into frame k.
         frames: uint8 [B, C + F, H, W, 3].
         num_frames: F.
-        judge_context: show it the context frames too.
+        judge_context: show the model the context frames too.
 
     Returns:
         buttons [B, F, 20, 2] and camera [B, F, 2, 11].
 
     Raises:
-        ValueError: its values are not finite.
+        ValueError: the model gives values that are not finite.
     """
     shown = frames if judge_context else frames[:, -num_frames:]
     logits = idm.logits(shown)

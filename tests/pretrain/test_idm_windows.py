@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from rlir_ray.data.recordings import Recording
-from rlir_ray.pretrain.windows import LabelledFrames, augment, draw_windows, label_frames, mirror
-from rlir_ray.spaces.actions import INDEX, VPT_CAMERA, Actions
+from rlir_ray.pretrain.idm_windows import LabelledFrames, augment, draw_windows, label_frames, mirror
+from rlir_ray.spaces.actions import BUTTON_INDEX, VPT_CAMERA, Actions
+from tests.fakes import events_of
 
 
 def grey_frames() -> LabelledFrames:
@@ -20,22 +21,22 @@ def test_windows_stay_within_one_recording_and_keep_their_labels() -> None:
     data = []
     for index in range(3):
         buttons = np.zeros((6, 23), np.bool_)
-        buttons[:, INDEX["jump"]] = index == 1
+        buttons[:, BUTTON_INDEX["jump"]] = index == 1
         actions = Actions(buttons, np.zeros((6, 2), np.float32))
         frames = np.full((6, 4, 4, 3), 10 * index + 5, np.uint8)
-        data.append(Recording(name=str(index), frames=frames, events=actions.to_events(), actions=actions))
+        data.append(Recording(name=str(index), frames=frames, events=events_of(actions), actions=actions))
     frames, buttons, camera = draw_windows(label_frames(data), np.random.default_rng(0), 64, 5)
     values = frames.flatten(1)
     assert (values == values[:, :1]).all() and set(values[:, 0].tolist()) == {5, 15, 25}
-    assert ((buttons[..., INDEX["jump"]] == 1).all(1) == (values[:, 0] == 15)).all()
+    assert ((buttons[..., BUTTON_INDEX["jump"]] == 1).all(1) == (values[:, 0] == 15)).all()
     assert (camera == VPT_CAMERA.null_bin).all()
 
 
 def test_mirrored_clips_turn_the_other_way() -> None:
     buttons, camera = np.zeros((2, 3, 20), np.int64), np.full((2, 3, 2), 8)
-    buttons[:, :, INDEX["left"]] = 1
+    buttons[:, :, BUTTON_INDEX["left"]] = 1
     turned, turned_camera = mirror(buttons, camera, np.array([True, False]))
-    assert turned[0, :, INDEX["right"]].all() and not turned[0, :, INDEX["left"]].any()
+    assert turned[0, :, BUTTON_INDEX["right"]].all() and not turned[0, :, BUTTON_INDEX["left"]].any()
     assert turned_camera[0].tolist() == [[8, 2]] * 3
     assert (turned[1] == buttons[1]).all() and (turned_camera[1] == camera[1]).all()
 

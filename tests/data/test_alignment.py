@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlir_ray.data.causality import check_causality, probe_causality
+from rlir_ray.data.alignment import check_alignment, measure_alignment
 from rlir_ray.data.recordings import write_recording
 from rlir_ray.pretrain.command import main
-from rlir_ray.spaces.actions import BUTTONS, INDEX, Actions
+from rlir_ray.spaces.actions import BUTTON_INDEX, BUTTONS, Actions
+from tests.fakes import events_of
 
 
 def moving_square(num_frames: int = 900, seed: int = 0) -> tuple[np.ndarray, Actions]:
@@ -22,7 +23,7 @@ def moving_square(num_frames: int = 900, seed: int = 0) -> tuple[np.ndarray, Act
     for frame, place in zip(frames, places, strict=True):
         frame[6:10, place : place + 6] = 220
     buttons = np.zeros((num_frames, len(BUTTONS)), np.bool_)
-    buttons[:, INDEX["left"]], buttons[:, INDEX["right"]] = moves < 0, moves > 0
+    buttons[:, BUTTON_INDEX["left"]], buttons[:, BUTTON_INDEX["right"]] = moves < 0, moves > 0
     return frames, Actions(buttons, np.zeros((num_frames, 2), np.float32))
 
 
@@ -34,7 +35,7 @@ def shifted(recording: tuple[np.ndarray, Actions], shift: int) -> tuple[np.ndarr
 
 @pytest.mark.parametrize("shift", [-1, 0, 1])
 def test_the_probe_finds_the_shift_of_the_events(shift: int) -> None:
-    found = probe_causality([shifted(moving_square(seed=seed), shift) for seed in (0, 1)], max_steps=250, seconds=60)
+    found = measure_alignment([shifted(moving_square(seed=seed), shift) for seed in (0, 1)], max_steps=250, seconds=60)
     assert found is not None and found.best_shift == shift and found.is_shifted == (shift != 0)
     assert found.scores[shift] > 0.8
 
@@ -42,14 +43,14 @@ def test_the_probe_finds_the_shift_of_the_events(shift: int) -> None:
 def test_data_in_the_order_of_a_gymnasium_loop_ends_with_the_shift_and_the_way_out() -> None:
     recordings = [shifted(moving_square(), -1)]
     with pytest.raises(ValueError, match=r"must lead INTO frame k, .* event k-1 .*; set data.action_shift=-1") as error:
-        check_causality(recordings, "mine", way_out="data.action_shift={shift}", seconds=60)
+        check_alignment(recordings, "mine", way_out="data.action_shift={shift}", seconds=60)
     assert "\n" not in str(error.value)
-    assert check_causality([moving_square()], "mine", seconds=60) is not None
+    assert check_alignment([moving_square()], "mine", seconds=60) is not None
 
 
 def test_actions_that_frames_do_not_show_are_no_shift() -> None:
     frames, _ = moving_square(seed=2)
-    found = probe_causality([(frames, moving_square(seed=3)[1])], max_steps=150, seconds=60)
+    found = measure_alignment([(frames, moving_square(seed=3)[1])], max_steps=150, seconds=60)
     assert found is not None and not found.is_shifted
 
 
@@ -57,8 +58,8 @@ def test_actions_that_frames_do_not_show_are_no_shift() -> None:
 def test_training_a_judge_on_the_order_of_a_gymnasium_loop_is_refused_before_it_begins(tmp_path: Path) -> None:
     for split in ("train", "validation"):
         frames, actions = shifted(moving_square(), -1)
-        write_recording(tmp_path / split / "a", frames, actions.to_events())
-    command = ["--data", str(tmp_path), "--out", str(tmp_path / "idm"), "--groups", "left_right", "--steps", "1"]
+        write_recording(tmp_path / split / "a", frames, events_of(actions))
+    command = ["--data", str(tmp_path), "--out", str(tmp_path / "idm"), "--groups", "left_right", "--num-steps", "1"]
     with pytest.raises(ValueError, match=r"event k-1 .*; set --action-shift=-1, or --no-probe"):
         main("idm", command)
     assert not (tmp_path / "idm").exists()
@@ -66,6 +67,6 @@ def test_training_a_judge_on_the_order_of_a_gymnasium_loop_is_refused_before_it_
 
 def test_few_frames_and_still_players_tell_nothing() -> None:
     frames, actions = moving_square(100)
-    assert probe_causality([(frames, actions)]) is None
+    assert measure_alignment([(frames, actions)]) is None
     frames, _ = moving_square()
-    assert probe_causality([(frames, Actions.from_events([{}] * len(frames)))]) is None
+    assert measure_alignment([(frames, Actions.from_events([{}] * len(frames)))]) is None
