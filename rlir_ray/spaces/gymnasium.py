@@ -6,7 +6,7 @@ The order of the fields is that of the space object: it is stored with recording
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +16,11 @@ from rlir_ray.spaces.space import Axis, Choice, Uniform
 if TYPE_CHECKING:
     import gymnasium
 
+    # Any: the type of the space's actions, which differs with each space.
+    Space = gymnasium.Space[Any]
 
-def fields_of(space: gymnasium.Space, num_bins: int, name: str = "") -> Iterator[Choice | Axis]:
+
+def fields_of(space: Space, num_bins: int, name: str = "") -> Iterator[Choice | Axis]:
     """Yield the fields of a space, members of a Dict or Tuple by their path.
 
     Args:
@@ -66,7 +69,7 @@ def _choice(name: str, count: int) -> Choice:
     return Choice(name=name, classes=tuple(str(index) for index in range(count)), null_class=None)
 
 
-def to_row(space: gymnasium.Space, action: object) -> npt.NDArray[np.float32]:
+def to_row(space: Space, action: object) -> npt.NDArray[np.float32]:
     """Convert an environment's action to values, one a field, float32 [D].
 
     Raises:
@@ -77,7 +80,7 @@ def to_row(space: gymnasium.Space, action: object) -> npt.NDArray[np.float32]:
     return np.asarray(list(_values(space, action)), np.float32)
 
 
-def _values(space: gymnasium.Space, action: object) -> Iterator[float]:
+def _values(space: Space, action: object) -> Iterator[float]:
     from gymnasium import spaces
 
     if isinstance(space, spaces.Dict):
@@ -91,14 +94,14 @@ def _values(space: gymnasium.Space, action: object) -> Iterator[float]:
         yield from (np.asarray(action) - start).reshape(-1).astype(np.float64)
 
 
-def from_row(space: gymnasium.Space, row: npt.NDArray[np.float32]) -> object:
+def from_row(space: Space, row: npt.NDArray[np.float32]) -> object:
     """Convert values float32 [D] to an action that the environment's `step` takes, the inverse of `to_row`."""
     action, used = _action(space, row)
     assert used == len(row), f"{len(row)} values for a space of {used}"
     return action
 
 
-def _action(space: gymnasium.Space, row: npt.NDArray[np.float32]) -> tuple[object, int]:
+def _action(space: Space, row: npt.NDArray[np.float32]) -> tuple[object, int]:
     from gymnasium import spaces
 
     if isinstance(space, spaces.Dict | spaces.Tuple):
@@ -111,5 +114,6 @@ def _action(space: gymnasium.Space, row: npt.NDArray[np.float32]) -> tuple[objec
     start = np.asarray(getattr(space, "start", 0))
     if isinstance(space, spaces.Discrete):
         return int(row[0]) + int(start), 1
-    count = int(np.prod(space.shape))
-    return (row[:count].reshape(space.shape) + start).astype(space.dtype), count
+    shape = space.shape or ()
+    count = int(np.prod(shape))
+    return (row[:count].reshape(shape) + start).astype(space.dtype), count

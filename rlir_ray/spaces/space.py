@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -63,13 +63,13 @@ class MuLaw:
         half, middle = (high - low) / 2, (high + low) / 2
         offset = np.clip(values - middle, -half, half)
         companded = np.sign(offset) * (np.log1p(self.mu * np.abs(offset) / half) / np.log1p(self.mu)) * half
-        return np.round((companded + half) / (2 * half / (self.num_bins - 1))).astype(np.int64)
+        return np.asarray(np.round((companded + half) / (2 * half / (self.num_bins - 1))), np.int64)
 
     def centres(self, bins: npt.NDArray[np.int64], low: float, high: float) -> npt.NDArray[np.float64]:
         half, middle = (high - low) / 2, (high + low) / 2
         companded = bins * (2 * half / (self.num_bins - 1)) - half
         share = np.abs(companded) / half
-        return middle + np.sign(companded) * ((1 + self.mu) ** share - 1) * half / self.mu
+        return np.asarray(middle + np.sign(companded) * ((1 + self.mu) ** share - 1) * half / self.mu)
 
 
 Quantizer = Annotated[Uniform | MuLaw, Field(discriminator="kind")]
@@ -166,7 +166,7 @@ class ActionSpace:
             raise ValueError(f"names of an action space must be unique, got {twice} twice; rename one of these fields")
 
     @classmethod
-    def from_gymnasium(cls, space: gymnasium.Space, num_bins: int = 21) -> ActionSpace:
+    def from_gymnasium(cls, space: gymnasium.Space[Any], num_bins: int = 21) -> ActionSpace:
         """Map a Gymnasium action space; see `rlir_ray.spaces.gymnasium`.
 
         Args:
