@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from actors.pipeline import Pipeline
     from rlir_ray.config import Config
     from rlir_ray.config.load import load_config
+    from rlir_ray.spaces.space import ActionSpace
 
-__all__ = ["Config", "Pipeline", "__version__", "load_config"]
+__all__ = ["ActionSpace", "Config", "Pipeline", "__version__", "load_config"]
 
 __version__ = version()
 
@@ -26,6 +27,10 @@ def __getattr__(name: str) -> Any:
         from actors.pipeline import Pipeline
 
         return Pipeline
+    if name == "ActionSpace":
+        from rlir_ray.spaces.space import ActionSpace
+
+        return ActionSpace
     if name == "Config":
         from rlir_ray.config import Config
 

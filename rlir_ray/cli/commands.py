@@ -93,6 +93,14 @@ def _doctor(arguments: argparse.Namespace, rest: list[str]) -> None:
         sys.exit(1)
 
 
+def _actions(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from rlir_ray.data.recordings import open_recording
+    from rlir_ray.spaces.conventions import describe
+
+    recording = open_recording(Path(arguments.file), action_shift=arguments.action_shift)
+    print("\n".join(describe(recording.actions, arguments.to)))
+
+
 def _collect(arguments: argparse.Namespace, rest: list[str]) -> None:
     from rlir_ray.run.progress import progress_bar
     from rlir_ray.worlds.doom import collect
@@ -242,6 +250,7 @@ HANDLERS: dict[str, Command] = {
     "doctor": _doctor,
     "eval": _evaluate,
     "convert": _convert,
+    "actions": _actions,
     "collect": _collect,
     "pretrain": _pretrain,
     "assets": _assets,

@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_convert,
         _add_report,
         _add_ledger,
+        _add_actions,
         _add_collect,
         _add_pretrain,
         _add_assets,
@@ -197,6 +198,23 @@ def _add_ledger(commands: Commands) -> None:
         epilog="example:\n  python -m rlir_ray ledger first",
     )
     ledger.add_argument("run", metavar="RUN", help="a run's name below runs/, or its folder")
+
+
+def _add_actions(commands: Commands) -> None:
+    actions = commands.add_parser(
+        "actions",
+        help="print a recording's actions in the convention of VPT, MineWorld, Oasis or an action space",
+        formatter_class=WIDE,
+        description="Prints which action leads into which frame, then one line per frame. Works without Ray.",
+        epilog="examples:\n"
+        "  python -m rlir_ray actions data/doom/train/episode_0.jsonl --to mineworld\n"
+        "  python -m rlir_ray actions data/doom/train/episode_0.jsonl --to oasis --action-shift -1",
+    )
+    actions.add_argument("file", metavar="FILE", help="mp4 or jsonl of a recording of NAME.mp4 and NAME.jsonl")
+    actions.add_argument("--to", required=True, choices=("vpt", "mineworld", "oasis", "space"), help="convention")
+    actions.add_argument(
+        "--action-shift", type=int, default=0, help="event k + ACTION_SHIFT leads into frame k (default: 0)"
+    )
 
 
 def _add_collect(commands: Commands) -> None:

@@ -1,0 +1,154 @@
+"""One clip's actions in the conventions of published projects, for a person: VPT, MineWorld, Oasis, an action space.
+
+Wrong pairing of conventions is the usual mistake with published world models, so that each convention also says which
+action leads into which frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from rlir_ray.spaces.actions import BUTTON_INDEX, BUTTONS, VPT_CAMERA, Actions
+from rlir_ray.spaces.mineworld import action_tokens
+from rlir_ray.spaces.space import ActionSpace, Axis, Choice, MuLaw, SpaceActions
+
+VPT_SPACE = ActionSpace(
+    (
+        *(Choice(name=name, classes=("released", "pressed")) for name in BUTTONS),
+        *(
+            Axis(
+                name=name,
+                low=-VPT_CAMERA.max_degrees,
+                high=VPT_CAMERA.max_degrees,
+                unit="degrees",
+                quantizer=MuLaw(num_bins=VPT_CAMERA.num_bins, mu=VPT_CAMERA.mu),
+                # A mouse moves further in a frame than the quantiser's range.
+                is_clipped=True,
+            )
+            for name in ("pitch", "yaw")
+        ),
+    )
+)
+"""VPT's 23 buttons and two camera angles. Pitch is positive downwards, yaw to the right."""
+
+# Oasis-500M (etched-ai/open-oasis, Etched/oasis-500m): the order of a frame's 25 numbers, and the camera's bins.
+OASIS_FIELDS = (
+    *("inventory", "ESC"),
+    *(f"hotbar.{slot}" for slot in range(1, 10)),
+    *("forward", "back", "left", "right", "cameraX", "cameraY", "jump", "sneak", "sprint"),
+    *("swapHands", "attack", "use", "pickItem", "drop"),
+)
+OASIS_CAMERA = Axis(name="camera", low=-20, high=20, quantizer=MuLaw(num_bins=81, mu=2.7), is_clipped=True)
+
+
+def space_actions(actions: Actions) -> SpaceActions:
+    """Return VPT actions as values of `VPT_SPACE`."""
+    values = np.concatenate([actions.buttons.astype(np.float32), actions.camera], axis=1)
+    return SpaceActions(VPT_SPACE, values)
+
+
+def oasis_rows(actions: Actions) -> npt.NDArray[np.float32]:
+    """Return the conditions of Oasis-500M, one row a frame: buttons are 0 or 1, cameras (bin - 40) / 40.
+
+    Returns:
+        float32 [F, 25]; row k conditions frame k.
+    """
+    rows = np.zeros((len(actions), len(OASIS_FIELDS)), np.float32)
+    bins = (OASIS_CAMERA.bins(actions.camera) - 40) / 40  # [F, 2]
+    for column, name in enumerate(OASIS_FIELDS):
+        if name in ("cameraX", "cameraY"):
+            rows[:, column] = bins[:, ("cameraX", "cameraY").index(name)]
+        else:
+            rows[:, column] = actions.buttons[:, BUTTON_INDEX[name]]
+    return rows
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Convention:
+    """One way to write the actions of a clip."""
+
+    alignment: str
+    """Which action leads into which frame."""
+    lines: Callable[[Actions], list[str]]
+    """One line a frame."""
+
+
+def _vpt_lines(actions: Actions) -> list[str]:
+    bins = VPT_CAMERA.bins(actions.camera)
+    lines = []
+    for pressed, (pitch, yaw), (pitch_bin, yaw_bin) in zip(actions.buttons, actions.camera, bins, strict=True):
+        names = [BUTTONS[index] for index in np.flatnonzero(pressed)]
+        camera = f"pitch {pitch:+.2f} (bin {pitch_bin})  yaw {yaw:+.2f} (bin {yaw_bin})"
+        lines.append(f"{camera}  {' '.join(names) or '-'}")
+    return lines
+
+
+def _mineworld_lines(actions: Actions) -> list[str]:
+    return [" ".join(map(str, row)) for row in action_tokens(actions)]
+
+
+def _oasis_lines(actions: Actions) -> list[str]:
+    lines = []
+    for row in oasis_rows(actions):
+        named = (f"{name} {value:+g}" for name, value in zip(OASIS_FIELDS, row, strict=True) if value)
+        lines.append("  ".join(named) or "-")
+    return lines
+
+
+def _words(field: Choice | Axis, value: float, number: int) -> str:
+    return field.classes[number] if isinstance(field, Choice) else f"{value:+.2f} {field.unit} (bin {number})"
+
+
+def _space_lines(actions: Actions) -> list[str]:
+    found = space_actions(actions)
+    lines = []
+    for values, classes in zip(found.values, found.classes, strict=True):
+        cells = []
+        for field, value, number in zip(VPT_SPACE.fields, values, classes, strict=True):
+            if number != field.null_class:
+                text = (
+                    field.classes[number] if isinstance(field, Choice) else f"{value:+.2f} {field.unit} (bin {number})"
+                )
+                cells.append(f"{field.name} {text}")
+        lines.append("  ".join(cells) or "-")
+    return lines
+
+
+CONVENTIONS = {
+    "vpt": Convention(
+        alignment="event k leads into frame k; degrees, and the bins of VPT's quantizer; contradicting buttons cancel "
+        "each other",
+        lines=_vpt_lines,
+    ),
+    "mineworld": Convention(
+        alignment="the 11 tokens of line k stand before the tokens of frame k and lead into it: BOS, pitch, yaw, "
+        "hotbar, forward/back, left/right, sprint/sneak, use/attack, jump, drop/pickItem, EOS; ids from 8192 on",
+        lines=_mineworld_lines,
+    ),
+    "oasis": Convention(
+        alignment="line k conditions frame k and leads into it; an Oasis action file has no line for frame 0, so its "
+        "line k is this line k + 1; cameraX is pitch; numbers that are 0 are left out",
+        lines=_oasis_lines,
+    ),
+    "space": Convention(
+        alignment="value k leads into frame k; fields that do nothing are left out",
+        lines=_space_lines,
+    ),
+}
+
+
+def describe(actions: Actions, convention: str) -> list[str]:
+    """Return a clip's actions as lines for a terminal: the alignment, then one line a frame.
+
+    Args:
+        actions: of the clip; action k leads INTO frame k.
+        convention: key of `CONVENTIONS`.
+    """
+    chosen = CONVENTIONS[convention]
+    width = len(str(len(actions)))
+    rows = (f"{frame:>{width}}  {line}" for frame, line in enumerate(chosen.lines(actions)))
+    return [f"{convention}: {chosen.alignment}", *rows]

@@ -1,0 +1,289 @@
+"""Action spaces of any world: an ordered list of fields, and the values of a clip's frames in them.
+
+The action at index k leads INTO frame k. Numpy only; knows no world, dataset or model.
+Legend: F frames, D fields, C classes of a field.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ConfigDict, Field, FiniteFloat, PositiveFloat, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+if TYPE_CHECKING:
+    import gymnasium
+
+SPACE_FILE = "action_space.json"
+"""Beside recordings and checkpoints."""
+STRICT = ConfigDict(extra="forbid")
+
+
+@pydantic_dataclass(frozen=True, kw_only=True, config=STRICT)
+class Uniform:
+    """Quantise a range in bins of equal width.
+
+    Example: with 3 bins a range from -1 to 1 has the centres -2/3, 0 and 2/3.
+    """
+
+    num_bins: Annotated[int, Field(ge=2)]
+    kind: Literal["uniform"] = "uniform"
+
+    def bins(self, values: npt.NDArray[np.float64], low: float, high: float) -> npt.NDArray[np.int64]:
+        share = (values - low) / (high - low)
+        return np.clip(np.floor(share * self.num_bins), 0, self.num_bins - 1).astype(np.int64)
+
+    def centres(self, bins: npt.NDArray[np.int64], low: float, high: float) -> npt.NDArray[np.float64]:
+        return low + (bins + 0.5) * (high - low) / self.num_bins
+
+
+@pydantic_dataclass(frozen=True, kw_only=True, config=STRICT)
+class MuLaw:
+    """Quantise a range in bins that are finer around its middle, as VPT, MineWorld and Oasis quantise the camera.
+
+    The first and the last bin have their centres at the ends of the range.
+    """
+
+    num_bins: Annotated[int, Field(ge=3)]
+    """Odd: the middle bin stands for no movement."""
+    mu: PositiveFloat
+    """Strength of the companding; larger gives finer bins around the middle."""
+    kind: Literal["mu_law"] = "mu_law"
+
+    def __post_init__(self) -> None:
+        if self.num_bins % 2 == 0:
+            raise ValueError(f"num_bins must be odd for mu_law, got {self.num_bins}; give {self.num_bins + 1}")
+
+    def bins(self, values: npt.NDArray[np.float64], low: float, high: float) -> npt.NDArray[np.int64]:
+        half, middle = (high - low) / 2, (high + low) / 2
+        offset = np.clip(values - middle, -half, half)
+        companded = np.sign(offset) * (np.log1p(self.mu * np.abs(offset) / half) / np.log1p(self.mu)) * half
+        return np.asarray(np.round((companded + half) / (2 * half / (self.num_bins - 1))), np.int64)
+
+    def centres(self, bins: npt.NDArray[np.int64], low: float, high: float) -> npt.NDArray[np.float64]:
+        half, middle = (high - low) / 2, (high + low) / 2
+        companded = bins * (2 * half / (self.num_bins - 1)) - half
+        share = np.abs(companded) / half
+        return np.asarray(middle + np.sign(companded) * ((1 + self.mu) ** share - 1) * half / self.mu)
+
+
+Quantizer = Annotated[Uniform | MuLaw, Field(discriminator="kind")]
+
+
+@pydantic_dataclass(frozen=True, kw_only=True, config=STRICT)
+class Choice:
+    """One of several alternatives a frame.
+
+    Example: ``Choice(name="forward", classes=("released", "pressed"))``.
+    """
+
+    name: str
+    classes: Annotated[tuple[str, ...], Field(min_length=2)]
+    """Names of the alternatives; a value is an index into them."""
+    null_class: int | None = 0
+    """The alternative that does nothing; None: every alternative acts."""
+    kind: Literal["choice"] = "choice"
+
+    def __post_init__(self) -> None:
+        if self.null_class is not None and not 0 <= self.null_class < len(self.classes):
+            raise ValueError(
+                f"null_class of {self.name} must be below its {len(self.classes)} classes, got {self.null_class}; "
+                "give the index of the class that does nothing, or null"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def bins(self, values: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Return the classes of values; a value of a choice is its class."""
+        return np.asarray(values).astype(np.int64)
+
+    def centres(self, bins: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Return the values of classes."""
+        return np.asarray(bins, np.float64)
+
+
+@pydantic_dataclass(frozen=True, kw_only=True, config=STRICT)
+class Axis:
+    """A number a frame; its classes are the bins of its quantiser.
+
+    Example: ``Axis(name="yaw", low=-10, high=10, unit="degrees", quantizer=MuLaw(num_bins=11, mu=10))``.
+    """
+
+    name: str
+    low: FiniteFloat
+    high: FiniteFloat
+    quantizer: Quantizer
+    unit: str = ""
+    is_clipped: bool = False
+    """Whether values outside the range are legal: their class is that of the nearest end. Otherwise an error."""
+    kind: Literal["axis"] = "axis"
+
+    def __post_init__(self) -> None:
+        if self.low >= self.high:
+            raise ValueError(f"low of {self.name} must be below its high={self.high:g}, got {self.low:g}; swap them")
+
+    @property
+    def num_classes(self) -> int:
+        return self.quantizer.num_bins
+
+    @property
+    def null_class(self) -> int | None:
+        """The bin of zero; None: zero is outside the range."""
+        return int(self.bins(0.0)) if self.low <= 0 <= self.high else None
+
+    def bins(self, values: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Return the bins of values of any shape."""
+        return self.quantizer.bins(np.asarray(values, np.float64), self.low, self.high)
+
+    def centres(self, bins: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Return the centres of bins of any shape."""
+        return self.quantizer.centres(np.asarray(bins, np.int64), self.low, self.high)
+
+
+ActionField = Annotated[Choice | Axis, Field(discriminator="kind")]
+
+
+@pydantic_dataclass(frozen=True, config=STRICT)
+class ActionSpace:
+    """What the actions of a world are.
+
+    Args:
+        fields: in the order of the columns of `Actions.values`; names are unique.
+    """
+
+    fields: Annotated[tuple[ActionField, ...], Field(min_length=1)]
+
+    def __post_init__(self) -> None:
+        names = [field.name for field in self.fields]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"names of an action space must be unique, got {twice} twice; rename one of these fields")
+
+    @classmethod
+    def from_gymnasium(cls, space: gymnasium.Space[Any], num_bins: int = 21) -> ActionSpace:
+        """Map a Gymnasium action space; see `rlir_ray.spaces.gymnasium`.
+
+        Args:
+            num_bins: of the axes of a `Box`.
+
+        Raises:
+            ValueError: an unbounded Box, or a space without a fixed length (Text, Sequence, Graph, OneOf).
+        """
+        from rlir_ray.spaces.gymnasium import fields_of
+
+        return cls(tuple(fields_of(space, num_bins)))
+
+    @classmethod
+    def from_json(cls, text: str) -> ActionSpace:
+        """Read a space that `to_json` wrote.
+
+        Raises:
+            ValueError: the text is no JSON or no action space; the message names the entry.
+        """
+        try:
+            return TypeAdapter(cls).validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the file"
+            reason = first["msg"].removeprefix("Value error, ")
+            raise ValueError(
+                f"{SPACE_FILE} must hold an action space, got an error at {where}: {reason}; write it with "
+                "ActionSpace.to_json"
+            ) from None
+
+    def to_json(self) -> str:
+        """Write the space as JSON, a field a line."""
+        rows = TypeAdapter(type(self)).dump_python(self)["fields"]
+        return '{"fields": [\n' + ",\n".join(f"  {json.dumps(row, ensure_ascii=False)}" for row in rows) + "\n]}\n"
+
+    def field(self, name: str) -> Choice | Axis:
+        """Return a field by its name.
+
+        Raises:
+            ValueError: there is none.
+        """
+        for field in self.fields:
+            if field.name == name:
+                return field
+        known = ", ".join(field.name for field in self.fields)
+        raise ValueError(f"a field of this action space must be one of {known}, got {name!r}; correct the name")
+
+    def differences(self, other: ActionSpace) -> list[str]:
+        """Describe field by field how another space differs from this space; empty: they are equal."""
+        found = []
+        for number in range(max(len(self.fields), len(other.fields))):
+            mine, theirs = (space.fields[number : number + 1] for space in (self, other))
+            if mine != theirs:
+                found.append(f"field {number}: {_words(mine)} here, {_words(theirs)} there")
+        return found
+
+
+def _words(fields: tuple[Choice | Axis, ...]) -> str:
+    if not fields:
+        return "none"
+    (field,) = fields
+    if isinstance(field, Choice):
+        return f"{field.name}, a choice of {', '.join(field.classes)}"
+    quantizer = f"{field.num_classes} {field.quantizer.kind} bins"
+    return f"{field.name}, an axis from {field.low:g} to {field.high:g} {field.unit} in {quantizer}".replace("  ", " ")
+
+
+@dataclass(frozen=True)
+class SpaceActions:
+    """The actions of one clip in a space.
+
+    Args:
+        space: of the values.
+        values: float32 [F, D]; the class of a choice, the number of an axis.
+
+    Raises:
+        ValueError: another shape, NaN or infinity, a class that does not exist, or a number outside its axis.
+    """
+
+    space: ActionSpace
+    values: npt.NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        num_fields = len(self.space.fields)
+        if self.values.ndim != 2 or self.values.shape[1] != num_fields:
+            raise ValueError(
+                f"actions of this space need values [F, {num_fields}], got {list(self.values.shape)}; give one column "
+                "a field"
+            )
+        for column, field in enumerate(self.space.fields):
+            _check_column(field, self.values[:, column])
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, frames: slice) -> SpaceActions:
+        return SpaceActions(self.space, self.values[frames])
+
+    @cached_property
+    def classes(self) -> npt.NDArray[np.int64]:
+        """The class of each field in each frame, [F, D]."""
+        columns = [field.bins(self.values[:, column]) for column, field in enumerate(self.space.fields)]
+        return np.stack(columns, axis=1)
+
+
+def _check_column(field: Choice | Axis, values: npt.NDArray[np.float32]) -> None:
+    if not np.isfinite(values).all():
+        wrong, rule, way_out = ~np.isfinite(values), "be finite", "leave the recording out or repair it"
+    elif isinstance(field, Choice):
+        wrong = (values < 0) | (values >= field.num_classes) | (values != np.floor(values))
+        rule, way_out = f"be a class from 0 to {field.num_classes - 1}", "correct the recording or its action space"
+    elif field.is_clipped:
+        return
+    else:
+        wrong = (values < field.low) | (values > field.high)
+        rule = f"be within {field.low:g} and {field.high:g}"
+        way_out = "correct the recording, widen the axis, or set is_clipped"
+    if wrong.any():
+        frame = int(wrong.argmax())
+        raise ValueError(f"actions of {field.name} must {rule}, got {values[frame]:g} in frame {frame}; {way_out}")

@@ -1,0 +1,169 @@
+"""Action spaces of any world: fields, quantisers, JSON, differences, and Gymnasium's spaces."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from rlir_ray.spaces.actions import MINEWORLD_CAMERA, VPT_CAMERA
+from rlir_ray.spaces.gymnasium import from_row, to_row
+from rlir_ray.spaces.space import ActionSpace, Axis, Choice, MuLaw, SpaceActions, Uniform
+
+YAW = Axis(name="yaw", low=-10, high=10, unit="degrees", quantizer=MuLaw(num_bins=11, mu=10), is_clipped=True)
+JUMP = Choice(name="jump", classes=("released", "pressed"))
+SPEED = Axis(name="speed", low=0, high=3, unit="m/s", quantizer=Uniform(num_bins=3))
+SPACE = ActionSpace((JUMP, YAW, SPEED))
+
+
+def test_uniform_bins_have_equal_widths_and_centres_in_their_middles() -> None:
+    # Bins [0, 1), [1, 2), [2, 3]: the end of the range belongs to the last bin.
+    assert SPEED.bins([0, 0.99, 1, 2.5, 3]).tolist() == [0, 0, 1, 2, 2]
+    assert SPEED.centres([0, 1, 2]).tolist() == [0.5, 1.5, 2.5]
+    assert SPEED.null_class == 0 and Axis(name="x", low=1, high=2, quantizer=Uniform(num_bins=2)).null_class is None
+
+
+@pytest.mark.parametrize(
+    ("camera", "bins", "half"), [(VPT_CAMERA, 11, 10), (MINEWORLD_CAMERA, 21, 90)], ids=["vpt", "mineworld"]
+)
+def test_mu_law_is_the_published_camera_quantiser(camera, bins: int, half: int) -> None:
+    axis = Axis(name="yaw", low=-half, high=half, quantizer=MuLaw(num_bins=bins, mu=camera.mu), is_clipped=True)
+    degrees = np.linspace(-2 * half, 2 * half, 4001)
+    assert np.array_equal(axis.bins(degrees), camera.bins(degrees))
+    np.testing.assert_allclose(axis.centres(np.arange(bins)), camera.degrees(np.arange(bins)), rtol=1e-12)
+    assert axis.null_class == camera.null_bin
+
+
+def test_mu_law_is_oasis_quantiser() -> None:
+    axis = Axis(name="x", low=-20, high=20, quantizer=MuLaw(num_bins=81, mu=2.7), is_clipped=True)
+    # WORLDS.md: mouse pixels of .15 degrees.
+    pixels = np.array([1, 2, 3, 4, 5, 10, 20, 40, 80])
+    assert axis.bins(pixels * 0.15).tolist() == [41, 41, 42, 42, 43, 46, 50, 58, 69]
+
+
+def test_json_gives_the_space_back() -> None:
+    text = SPACE.to_json()
+    assert ActionSpace.from_json(text) == SPACE and len(text.splitlines()) == 5
+    assert [(field.name, field.kind, field.num_classes) for field in SPACE.fields] == [
+        ("jump", "choice", 2),
+        ("yaw", "axis", 11),
+        ("speed", "axis", 3),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda fields: fields[0].update(kind="button"), "fields.0: .*'button'"),
+        (lambda fields: fields[1].update(low=11), "low of yaw must be below its high=10, got 11"),
+        (lambda fields: fields[1]["quantizer"].update(num_bins=10), "num_bins must be odd for mu_law, got 10; give 11"),
+        (lambda fields: fields[0].update(name="yaw"), "must be unique, got yaw twice"),
+        (lambda fields: fields[0].update(null_class=2), "null_class of jump must be below its 2 classes, got 2"),
+        (lambda fields: fields.clear(), "at least 1 item"),
+        (lambda fields: fields[2].update(colour="red"), "fields.2.*colour"),
+    ],
+)
+def test_json_that_is_no_space_is_refused_in_one_line_that_names_the_entry(change, message: str) -> None:
+    content = json.loads(SPACE.to_json())
+    change(content["fields"])
+    with pytest.raises(ValueError, match=message) as refusal:
+        ActionSpace.from_json(json.dumps(content))
+    assert "\n" not in str(refusal.value)
+    with pytest.raises(ValueError, match=r"action_space.json must hold an action space, got an error at the file"):
+        ActionSpace.from_json("{")
+
+
+def test_difference_of_two_spaces_is_told_field_by_field() -> None:
+    other = ActionSpace((JUMP, Axis(name="yaw", low=-20, high=10, quantizer=Uniform(num_bins=5))))
+    assert SPACE.differences(SPACE) == []
+    assert SPACE.differences(other) == [
+        "field 1: yaw, an axis from -10 to 10 degrees in 11 mu_law bins here, yaw, an axis from -20 to 10 in 5 "
+        "uniform bins there",
+        "field 2: speed, an axis from 0 to 3 m/s in 3 uniform bins here, none there",
+    ]
+
+
+def test_classes_of_a_clip() -> None:
+    actions = SpaceActions(SPACE, np.array([[0, 0, 0.5], [1, 99, 3]], np.float32))
+    assert len(actions) == 2 and actions.classes.tolist() == [[0, 5, 0], [1, 10, 2]]
+    assert actions[1:].classes.tolist() == [[1, 10, 2]]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([np.nan, 0, 0], "actions of jump must be finite, got nan in frame 1"),
+        ([2, 0, 0], "actions of jump must be a class from 0 to 1, got 2 in frame 1"),
+        ([0.5, 0, 0], "actions of jump must be a class from 0 to 1, got 0.5"),
+        ([0, 0, 3.5], "actions of speed must be within 0 and 3, got 3.5 in frame 1"),
+        ([0, 0], r"need values \[F, 3\], got \[2, 2\]"),
+    ],
+)
+def test_actions_outside_their_space_are_refused_in_one_line(row: list[float], message: str) -> None:
+    first = [0.0] * len(row)
+    with pytest.raises(ValueError, match=message) as refusal:
+        SpaceActions(SPACE, np.array([first, row], np.float32))
+    assert "\n" not in str(refusal.value)
+
+
+GYMNASIUM = {
+    "atari": (spaces.Discrete(18), [("action", 18)]),
+    "start": (spaces.Discrete(3, start=-1), [("action", 3)]),
+    "grid": (spaces.MultiDiscrete([[2, 3], [4, 5]]), [(f"action/{i}", n) for i, n in enumerate((2, 3, 4, 5))]),
+    "keys": (spaces.MultiBinary(2), [("action/0", 2), ("action/1", 2)]),
+    "pusht": (spaces.Box(0, 512, (2,), np.float32), [("action/0", 21), ("action/1", 21)]),
+    "car": (
+        spaces.Box(np.array([-1, 0, 0], np.float32), np.array([1, 1, 1], np.float32)),
+        [("action/0", 21), ("action/1", 21), ("action/2", 21)],
+    ),
+    "nested": (
+        spaces.Dict(
+            [
+                ("move", spaces.Tuple((spaces.Discrete(2), spaces.Box(-1, 1, (1,))))),
+                ("fire", spaces.MultiBinary([1, 2])),
+            ]
+        ),
+        [("move/0", 2), ("move/1/0", 21), ("fire/0", 2), ("fire/1", 2)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GYMNASIUM)
+def test_gymnasium_spaces_map_in_their_own_order_and_actions_come_back(name: str) -> None:
+    space, expected = GYMNASIUM[name]
+    found = ActionSpace.from_gymnasium(space)
+    assert [(field.name, field.num_classes) for field in found.fields] == expected
+    space.seed(3)
+    rows = []
+    for _ in range(20):
+        action = space.sample()
+        rows.append(to_row(space, action))
+        assert space.contains(from_row(space, rows[-1]))
+        assert np.array_equal(to_row(space, from_row(space, rows[-1])), rows[-1])
+    SpaceActions(found, np.stack(rows))
+
+
+def test_axes_take_the_bounds_of_their_box() -> None:
+    steer, gas, _ = ActionSpace.from_gymnasium(GYMNASIUM["car"][0], num_bins=5).fields
+    assert isinstance(steer, Axis) and isinstance(gas, Axis)
+    assert (steer.low, steer.high, gas.low, steer.num_classes, steer.null_class) == (-1, 1, 0, 5, 2)
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (spaces.Box(-np.inf, 1, (2,)), r"a Box must be bounded, got action/0 from -inf to 1; wrap"),
+        (spaces.Dict(say=spaces.Text(4)), "must have a fixed number of values, got Text at say; wrap"),
+        (spaces.Sequence(spaces.Discrete(2)), "got Sequence at action"),
+    ],
+)
+def test_spaces_that_cannot_be_mapped_are_refused_with_the_way_out(space, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ActionSpace.from_gymnasium(space)
+
+
+def test_action_outside_its_gymnasium_space_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"an action must be in Discrete\(18\), got 18; correct the policy"):
+        to_row(spaces.Discrete(18), 18)
