@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rlir_ray.spaces.space import MuLaw
+
 # Buttons of the VPT inverse dynamics model's 20 heads, in this order; the last three of BUTTONS have no head.
 IDM_BUTTONS = (
     "attack",
@@ -89,22 +91,17 @@ class CameraQuantizer:
     def null_bin(self) -> int:
         return int(self.max_degrees / self.bin_size)
 
+    @cached_property
+    def _law(self) -> MuLaw:
+        return MuLaw(num_bins=self.num_bins, mu=self.mu)
+
     def bins(self, degrees: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Convert degrees of any shape to bin indices of the same shape."""
-        clipped = np.clip(np.asarray(degrees, np.float64), -self.max_degrees, self.max_degrees)
-        fraction = np.log1p(self.mu * np.abs(clipped) / self.max_degrees) / np.log1p(self.mu)
-        companded = np.sign(clipped) * fraction * self.max_degrees
-        found: npt.NDArray[np.int64] = np.round((companded + self.max_degrees) / self.bin_size).astype(np.int64)
-        return found
+        return self._law.bins(np.asarray(degrees, np.float64), -self.max_degrees, self.max_degrees)
 
     def degrees(self, bins: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Convert bin indices of any shape to the degrees of their centres."""
-        companded = np.asarray(bins) * self.bin_size - self.max_degrees
-        fraction = np.abs(companded) / self.max_degrees
-        found: npt.NDArray[np.float64] = (
-            np.sign(companded) * ((1 + self.mu) ** fraction - 1) * self.max_degrees / self.mu
-        )
-        return found
+        return self._law.centres(np.asarray(bins, np.int64), -self.max_degrees, self.max_degrees)
 
 
 VPT_CAMERA = CameraQuantizer(max_degrees=10, bin_size=2, mu=10)

@@ -58,7 +58,8 @@ def oasis_rows(actions: Actions) -> npt.NDArray[np.float32]:
         float32 [F, 25]; row k conditions frame k.
     """
     rows = np.zeros((len(actions), len(OASIS_FIELDS)), np.float32)
-    bins = (OASIS_CAMERA.bins(actions.camera) - 40) / 40  # [F, 2]
+    still = OASIS_CAMERA.num_classes // 2  # bin 40
+    bins = (OASIS_CAMERA.bins(actions.camera) - still) / still  # [F, 2]
     for column, name in enumerate(OASIS_FIELDS):
         if name in ("cameraX", "cameraY"):
             rows[:, column] = bins[:, ("cameraX", "cameraY").index(name)]
@@ -110,10 +111,7 @@ def _space_lines(actions: Actions) -> list[str]:
         cells = []
         for field, value, number in zip(VPT_SPACE.fields, values, classes, strict=True):
             if number != field.null_class:
-                text = (
-                    field.classes[number] if isinstance(field, Choice) else f"{value:+.2f} {field.unit} (bin {number})"
-                )
-                cells.append(f"{field.name} {text}")
+                cells.append(f"{field.name} {_words(field, value, number)}")
         lines.append("  ".join(cells) or "-")
     return lines
 

@@ -1,4 +1,4 @@
-"""Gymnasium action spaces as fields, and actions of an environment as rows of values.
+"""Gymnasium action spaces as fields of an `ActionSpace`.
 
 The order of the fields is that of the space object: it is stored with recordings and never derived again.
 """
@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from rlir_ray.spaces.space import Axis, Choice, Uniform
 
@@ -67,53 +66,3 @@ def fields_of(space: Space, num_bins: int, name: str = "") -> Iterator[Choice | 
 def _choice(name: str, count: int) -> Choice:
     # Gymnasium does not say which class does nothing.
     return Choice(name=name, classes=tuple(str(index) for index in range(count)), null_class=None)
-
-
-def to_row(space: Space, action: object) -> npt.NDArray[np.float32]:
-    """Convert an environment's action to values, one a field, float32 [D].
-
-    Raises:
-        ValueError: the space does not contain the action.
-    """
-    if not space.contains(action):
-        raise ValueError(f"an action must be in {space}, got {action!r}; correct the policy")
-    return np.asarray(list(_values(space, action)), np.float32)
-
-
-def _values(space: Space, action: object) -> Iterator[float]:
-    from gymnasium import spaces
-
-    if isinstance(space, spaces.Dict):
-        for key, member in space.spaces.items():
-            yield from _values(member, action[key])  # type: ignore[index]
-    elif isinstance(space, spaces.Tuple):
-        for member, part in zip(space.spaces, action, strict=True):  # type: ignore[call-overload]
-            yield from _values(member, part)
-    else:
-        start = np.asarray(getattr(space, "start", 0))
-        yield from (np.asarray(action) - start).reshape(-1).astype(np.float64)
-
-
-def from_row(space: Space, row: npt.NDArray[np.float32]) -> object:
-    """Convert values float32 [D] to an action that the environment's `step` takes, the inverse of `to_row`."""
-    action, used = _action(space, row)
-    assert used == len(row), f"{len(row)} values for a space of {used}"
-    return action
-
-
-def _action(space: Space, row: npt.NDArray[np.float32]) -> tuple[object, int]:
-    from gymnasium import spaces
-
-    if isinstance(space, spaces.Dict | spaces.Tuple):
-        keyed = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
-        parts, used = {}, 0
-        for key, member in keyed:
-            parts[key], count = _action(member, row[used:])
-            used += count
-        return (parts if isinstance(space, spaces.Dict) else tuple(parts.values())), used
-    start = np.asarray(getattr(space, "start", 0))
-    if isinstance(space, spaces.Discrete):
-        return int(row[0]) + int(start), 1
-    shape = space.shape or ()
-    count = int(np.prod(shape))
-    return (row[:count].reshape(shape) + start).astype(space.dtype), count

@@ -202,18 +202,6 @@ class ActionSpace:
         rows = TypeAdapter(type(self)).dump_python(self)["fields"]
         return '{"fields": [\n' + ",\n".join(f"  {json.dumps(row, ensure_ascii=False)}" for row in rows) + "\n]}\n"
 
-    def field(self, name: str) -> Choice | Axis:
-        """Return a field by its name.
-
-        Raises:
-            ValueError: there is none.
-        """
-        for field in self.fields:
-            if field.name == name:
-                return field
-        known = ", ".join(field.name for field in self.fields)
-        raise ValueError(f"a field of this action space must be one of {known}, got {name!r}; correct the name")
-
     def differences(self, other: ActionSpace) -> list[str]:
         """Describe field by field how another space differs from this space; empty: they are equal."""
         found = []

@@ -10,9 +10,10 @@ import pytest
 
 import rlir_ray
 from rlir_ray.cli.commands import main
+from rlir_ray.cli.parser import build_parser
 from rlir_ray.data.recordings import write_recording
 from rlir_ray.spaces.actions import BUTTONS, MINEWORLD_CAMERA, Actions
-from rlir_ray.spaces.conventions import OASIS_FIELDS, VPT_SPACE, describe, oasis_rows, space_actions
+from rlir_ray.spaces.conventions import CONVENTIONS, OASIS_FIELDS, VPT_SPACE, describe, oasis_rows, space_actions
 from tests.fakes import events_of
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "oasis_actions.json").read_text(encoding="utf-8"))
@@ -75,3 +76,11 @@ def test_command_prints_a_recordings_actions(tmp_path: Path, capsys: pytest.Capt
     assert end.value.code == 2
     message = capsys.readouterr().err
     assert message.startswith("error: ") and message.count("\n") == 1 and "none" in message
+
+
+def test_command_offers_every_convention() -> None:
+    parse = build_parser().parse_args
+    for name in CONVENTIONS:
+        assert parse(["actions", "clip", "--to", name]).to == name
+    with pytest.raises(SystemExit):
+        parse(["actions", "clip", "--to", "minecraft"])
