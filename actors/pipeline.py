@@ -228,7 +228,8 @@ class Pipeline:
             keep_clips: whether the clips go into the report.
 
         Returns:
-            `reward/accuracy`, `reward/macro_f1`, `judge/accuracy` and `judge/macro_f1`.
+            `reward/FIGURE` and `judge/FIGURE` of each headline figure: `accuracy` and `macro_f1` of classes,
+            `axis_error` and `r2` of graded axes.
         """
         return self._session().evaluate(name, temperature, keep_clips=keep_clips)
 

@@ -29,8 +29,7 @@ from rlir_ray.models.flow import FlowWorldModel, open_flow_model
 from rlir_ray.models.rescoring import FlowRescorer
 from rlir_ray.run.environment import versions
 from rlir_ray.samplers.flow import FlowSampler
-from rlir_ray.spaces.actions import BUTTONS, Actions
-from rlir_ray.spaces.mineworld import action_classes, null_action_classes
+from rlir_ray.testing import sample_actions
 from rlir_ray.trajectory import Prompt, TrajectoryGroup
 
 
@@ -41,10 +40,7 @@ def random_prompts(model: FlowWorldModel, num_prompts: int, num_frames: int) -> 
         Prompt(
             prompt_id=str(index),
             context=random.normal(size=(1, *model.latent_shape)).astype(np.float16),
-            actions=Actions(
-                random.random((num_frames, len(BUTTONS))) < 0.1,
-                random.normal(0, 5, (num_frames, 2)).astype(np.float32),
-            ),
+            actions=sample_actions(num_frames, index),
         )
         for index in range(num_prompts)
     ]
@@ -58,7 +54,8 @@ def sample_without_cache(
     device = next(model.parameters()).device
     clip = torch.from_numpy(np.stack([p.context for p in prompts]).astype(np.float32)).to(device)
     clip = clip.repeat_interleave(group_size, 0)
-    classes = [np.concatenate([[null_action_classes()], action_classes(p.actions)]) for p in prompts]
+    nothing = model.layout.space.nothing(1)
+    classes = [model.layout.classes(nothing.followed_by(p.actions)) for p in prompts]
     actions = torch.from_numpy(np.stack(classes)).to(device).repeat_interleave(group_size, 0)
     steps = noise_levels(config.num_steps, config.shift).to(device)
     for _ in range(prompts[0].num_frames):

@@ -30,7 +30,7 @@ from rlir_ray.config.load import load_config
 from rlir_ray.data.files import write_json
 from rlir_ray.rewards.base import Reward
 from rlir_ray.run.environment import versions
-from rlir_ray.spaces.actions import BUTTONS, Actions
+from rlir_ray.testing import sample_actions
 from rlir_ray.trajectory import EncodedVideo, RewardScores
 
 TARGETS = {2: 0.95, 4: 0.9, 8: 0.8}
@@ -69,10 +69,7 @@ def random_videos(config: Config, number: int) -> list[EncodedVideo]:
             group_id=group_id,
             codes=random.integers(0, 512, shape, dtype=np.uint16),
             num_context=world.num_context,
-            actions=Actions(
-                random.random((num_actions, len(BUTTONS))) < 0.1,
-                random.normal(0, 5, (num_actions, 2)).astype(np.float32),
-            ),
+            actions=sample_actions(num_actions, group_id),
         )
         for group_id in range(number)
     ]

@@ -26,8 +26,7 @@ from rlir_ray.data.files import write_json
 from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.run.environment import versions
 from rlir_ray.samplers.torch_sampler import TorchSampler
-from rlir_ray.spaces.actions import BUTTONS, Actions
-from rlir_ray.spaces.mineworld import action_tokens
+from rlir_ray.testing import sample_actions
 from rlir_ray.trajectory import Prompt
 
 Run = Callable[[list[Prompt]], object]
@@ -41,10 +40,7 @@ def random_prompts(model: WorldModel, num_prompts: int, num_frames: int) -> list
         Prompt(
             prompt_id=str(index),
             context=random.integers(0, model.num_codes, (1, model.tokens_per_frame), dtype=np.uint16),
-            actions=Actions(
-                random.random((num_frames, len(BUTTONS))) < 0.1,
-                random.normal(0, 5, (num_frames, 2)).astype(np.float32),
-            ),
+            actions=sample_actions(num_frames, index),
         )
         for index in range(num_prompts)
     ]
@@ -57,7 +53,7 @@ def generate_with_transformers(model: WorldModel, prompts: Sequence[Prompt], gro
 
     device, per_frame = model.llama.device, model.tokens_per_frame
     context = torch.from_numpy(np.stack([p.context[0] for p in prompts]).astype(np.int64)).to(device)
-    actions = np.stack([action_tokens(prompt.actions, model.num_codes) for prompt in prompts])
+    actions = np.stack([model.layout.tokens(prompt.actions, model.num_codes) for prompt in prompts])
     actions = torch.from_numpy(actions).to(device).repeat_interleave(group_size, 0)
     tokens = context.repeat_interleave(group_size, 0)
     num_frames = actions.shape[1]

@@ -14,8 +14,8 @@ from rlir_ray.config import Config
 from rlir_ray.data.prompts import PromptSet, PromptSplit
 from rlir_ray.learner.state import State
 from rlir_ray.learner.step import StepBatch
-from rlir_ray.spaces.actions import BUTTONS, Actions
 from rlir_ray.spaces.mineworld import TOKENS_PER_ACTION
+from rlir_ray.testing import sample_actions
 from rlir_ray.trajectory import EncodedVideo, Prompt, RewardScores, TokenRecord, TrajectoryGroup
 from rlir_ray.transfer.weights import Received
 
@@ -32,10 +32,7 @@ def random_prompts(config: Config, split: PromptSplit) -> PromptSet:
         Prompt(
             prompt_id=f"random-{index}",
             context=random.integers(0, CODES, (world.num_context, TOKENS), dtype=np.uint16),
-            actions=Actions(
-                random.random((num_actions, len(BUTTONS))) < 0.1,
-                random.normal(0, 5, (num_actions, 2)).astype(np.float32),
-            ),
+            actions=sample_actions(num_actions, index),
         )
         for index in range(num_prompts)
     ]

@@ -22,7 +22,6 @@ from rlir_ray.algorithm.seeds import group_seed, prompt_index
 from rlir_ray.learner.step import StepBatch, trained_decisions
 from rlir_ray.rewards.classification import accuracy, balanced_accuracy, macro_f1, occurs
 from rlir_ray.samplers import LogprobDifference, difference_metrics
-from rlir_ray.spaces.actions import GROUPS
 from rlir_ray.trajectory import Prompt, RewardScores, TrajectoryGroup
 
 if TYPE_CHECKING:
@@ -220,8 +219,8 @@ def reward_metrics(scores: Sequence[RewardScores], discount: float) -> dict[str,
 
     `reward/std` is the standard deviation between a group's clips, averaged over groups. `credit/clip_std` and
     `credit/frame_std` are the same for the returns under each credit, whichever credit is configured. `rule/balanced`
-    is the share of recovered commands, averaged over commanded classes and action groups. `rule/balanced` and
-    `follow/*` cover the action groups that occur in the commands; if none occurs, these metrics are absent.
+    is the share of recovered commands, averaged over commanded classes and fields. `rule/balanced` and
+    `follow/*` cover the fields that occur in the commands; if none occurs, these metrics are absent.
 
     Args:
         scores: the scores of the groups.
@@ -239,9 +238,8 @@ def reward_metrics(scores: Sequence[RewardScores], discount: float) -> dict[str,
         metrics[f"rule/{rule}"] = float(np.mean([group.rules[rule] for group in scores]))
     names = sorted(scores[0].confusion)
     pooled = {name: np.sum([group.confusion[name] for group in scores], 0) for name in names}  # [C, C] each
-    # A user's reward may define its own action groups; their class 0 means "none".
-    null = {name: GROUPS[name].null_class if name in GROUPS else 0 for name in names}
-    counts = [count for name, count in pooled.items() if occurs(count, null[name])]
+    null = {name: null_class for group in scores for name, null_class in group.null_classes.items()}
+    counts = [count for name, count in pooled.items() if occurs(count, null.get(name, 0))]
     if counts:
         metrics["follow/accuracy"] = float(np.mean([accuracy(count) for count in counts]))
         metrics["rule/balanced"] = float(np.mean([balanced_accuracy(count) for count in counts]))

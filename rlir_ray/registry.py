@@ -40,7 +40,7 @@ AXES = {
         members={"autoregressive": "rlir_ray.families.autoregressive:FAMILY", "flow": "rlir_ray.families.flow:FAMILY"},
         needs=(
             *("open_policy", "codec", "check_world", "rollout_sampler", "evaluation_sampler", "rescorer"),
-            *("sampling_text", "camera_bins", "group_bytes"),
+            *("sampling_text", "layout", "cells", "group_bytes"),
         ),
         is_class=False,
     ),
@@ -50,8 +50,10 @@ AXES = {
         members={
             "vpt": "rlir_ray.idm.vpt:VptInverseDynamics",
             "correlation": "rlir_ray.idm.correlation_idm:CorrelationInverseDynamics",
+            "keypoints": "rlir_ray.idm.keypoint_idm:KeypointInverseDynamics",
+            "difference": "rlir_ray.idm.difference_idm:DifferenceInverseDynamics",
         },
-        needs=("from_pretrained", "logits"),
+        needs=("from_pretrained", "read"),
     ),
     "rewards": Axis(
         group="rlir_ray.rewards",

@@ -25,7 +25,8 @@ from rlir_ray.learner.objectives import Columns, Objective
 from rlir_ray.learner.step import StepBatch, layout, stack, trained_decisions
 from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.rewards.base import Reward
-from rlir_ray.spaces.actions import BUTTONS, Actions
+from rlir_ray.spaces.space import Actions
+from rlir_ray.spaces.vpt import VPT_SPACE
 from rlir_ray.trajectory import EncodedVideo, Prompt, RewardScores, TrajectoryGroup, check_scores
 
 NUM_CODES, TOKENS_PER_FRAME, NUM_FRAMES = 32, 12, 3
@@ -44,9 +45,11 @@ def check(holds: bool, rule: str, got: object) -> None:
 def sample_actions(num_actions: int, seed: int = 0) -> Actions:
     """Return random actions: forward in half of the frames, with small camera turns."""
     random = np.random.default_rng(seed)
-    buttons = np.zeros((num_actions, len(BUTTONS)), np.bool_)
-    buttons[:, BUTTONS.index("forward")] = random.random(num_actions) < 0.5
-    return Actions(buttons, random.normal(0, 5, (num_actions, 2)).astype(np.float32))
+    values = VPT_SPACE.nothing(num_actions).values
+    forward_back, *camera = VPT_SPACE.columns(["forward_back", "pitch", "yaw"])
+    values[:, forward_back] = random.random(num_actions) < 0.5
+    values[:, camera] = random.normal(0, 5, (num_actions, 2))
+    return Actions(VPT_SPACE, values)
 
 
 def sample_videos(num_groups: int = 2, group_size: int = 3, num_frames: int = NUM_FRAMES) -> list[EncodedVideo]:
@@ -320,7 +323,7 @@ def _clips(config: Config, split: PromptSplit, folder: Path) -> list[Clip]:
 
 @torch.no_grad()
 def check_idm(idm: InverseDynamics, height: int, width: int) -> None:
-    """Check an inverse dynamics model: finite heads for every frame, equal for a clip alone and among other clips.
+    """Check an inverse dynamics model: probabilities of all its fields, equal for a clip alone and among other clips.
 
     Args:
         idm: the model, in evaluation mode.
@@ -329,18 +332,23 @@ def check_idm(idm: InverseDynamics, height: int, width: int) -> None:
     """
     random = np.random.default_rng(0)
     frames = torch.from_numpy(random.integers(0, 256, (2, 5, height, width, 3), dtype=np.uint8))
-    logits = idm.logits(frames)
-    for head, shape in (("buttons", (2, 5, 20, 2)), ("camera", (2, 5, 2, 11))):
-        check(head in logits, f"logits must have {head}", sorted(logits))
-        check(
-            tuple(logits[head].shape) == shape,
-            f"{head} must be {shape} for two clips of five frames",
-            tuple(logits[head].shape),
-        )
-        check(bool(logits[head].isfinite().all()), f"{head} must be finite", "NaN or infinity")
-        for rule, again in (
-            ("must be the same at every call", idm.logits(frames)[head][:1]),
-            ("of a clip must be the same alone and among other clips", idm.logits(frames[:1])[head]),
+    names = idm.space.names
+    reading, again, alone = idm.read(frames, names), idm.read(frames, names), idm.read(frames[:1], names)
+    for field in idm.space.fields:
+        check(field.name in reading.probabilities, f"read must give {field.name}", sorted(reading.probabilities))
+        table, classes = reading.probabilities[field.name], reading.classes[field.name]
+        shape = (2, 5, field.num_classes)
+        rule = f"probabilities of {field.name} must be {shape} for two clips of five frames"
+        check(tuple(table.shape) == shape, rule, tuple(table.shape))
+        check(bool(table.isfinite().all()), f"probabilities of {field.name} must be finite", "NaN or infinity")
+        gap = float((table.sum(-1) - 1).abs().max())
+        check(gap <= TOLERANCE, f"probabilities of {field.name} must sum to 1", f"a difference of {gap:.3g}")
+        check(tuple(classes.shape) == shape[:2], f"classes of {field.name} must be {shape[:2]}", tuple(classes.shape))
+        legal = bool(((classes >= 0) & (classes < field.num_classes)).all())
+        check(legal, f"classes of {field.name} must be below {field.num_classes}", int(classes.max()))
+        for rule, other in (
+            ("must be the same at every call", again.probabilities[field.name][:1]),
+            ("of a clip must be the same alone and among other clips", alone.probabilities[field.name]),
         ):
-            gap = float((again - logits[head][:1]).abs().max())
-            check(gap <= TOLERANCE, f"{head} {rule}", f"a difference of {gap:.3g}")
+            gap = float((other - table[:1]).abs().max())
+            check(gap <= TOLERANCE, f"probabilities of {field.name} {rule}", f"a difference of {gap:.3g}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from rlir_ray.spaces.actions import Actions
+from rlir_ray.spaces.space import Actions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,7 +98,8 @@ class FlowRecord(Generic[Array]):
     history_levels: Array
     """float32 [G, C + F - 1], levels of the noise in `history`."""
     actions: Array
-    """uint8 [G, C + F, 9], the `action_classes` that lead into each frame; no action leads into the first."""
+    """uint8 [G, C + F, columns], classes of the action that leads into each frame (`spaces.layouts`); no action leads
+    into the first."""
     means: Array | None = None
     """float32 [G, F, S, D, h, w], mean of each step under the behavior policy; None: the objective needs no means."""
 
@@ -234,7 +235,9 @@ class RewardScores:
     rules: dict[str, float] = field(default_factory=dict)
     """Mean of each comparison rule over the group's frames, for the log."""
     confusion: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
-    """Action group -> [classes, classes] counts, rows commanded, columns recovered."""
+    """Field -> [classes, classes] counts, rows commanded, columns recovered."""
+    null_classes: dict[str, int | None] = field(default_factory=dict)
+    """Field of `confusion` -> its class that does nothing; 0 for a field that is missing here."""
     failure: str = ""
     """Why the group could not be scored, in one line; the ledger counts the group as failed, and training goes on."""
 
@@ -256,6 +259,7 @@ class RewardScores:
             "frame_rewards": self.frame_rewards.tolist(),
             "rules": {name: float(value) for name, value in self.rules.items()},
             "confusion": {name: np.asarray(counts).tolist() for name, counts in self.confusion.items()},
+            "null_classes": self.null_classes,
         }
 
     @classmethod
@@ -265,6 +269,7 @@ class RewardScores:
             frame_rewards=np.array(content["frame_rewards"], np.float32),
             rules=content["rules"],
             confusion={name: np.array(counts, np.int64) for name, counts in content["confusion"].items()},
+            null_classes=content.get("null_classes", {}),
         )
 
 

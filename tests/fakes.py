@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rlir_ray.spaces.actions import BUTTONS, Actions, cancel_contradictions
+from rlir_ray.spaces.space import Actions
+from rlir_ray.spaces.vpt import BUTTONS, VPT_SPACE, actions_from_buttons, buttons_of, camera_of
 from rlir_ray.trajectory import Prompt
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
+    from rlir_ray.idm.base import Reading
     from rlir_ray.idm.vpt import VptInverseDynamics
     from rlir_ray.models.autoencoder import FrameAutoencoder
     from rlir_ray.models.autoregressive import WorldModel
@@ -63,8 +67,8 @@ def tiny_vllm_model(seed: int = 0) -> WorldModel:
 def tiny_actions(num_actions: int, seed: int = 0) -> Actions:
     """Random buttons and camera angles."""
     random = np.random.default_rng(seed)
-    buttons = cancel_contradictions(random.random((num_actions, len(BUTTONS))) < 0.2)
-    return Actions(buttons, random.normal(0, 5, (num_actions, 2)).astype(np.float32))
+    buttons = random.random((num_actions, len(BUTTONS))) < 0.2
+    return actions_from_buttons(buttons, random.normal(0, 5, (num_actions, 2)).astype(np.float32))
 
 
 def tiny_prompts(num_prompts: int, *, num_context: int = 1, num_frames: int = 3, seed: int = 0) -> list[Prompt]:
@@ -111,6 +115,21 @@ def tiny_idm(seed: int = 0) -> VptInverseDynamics:
         return VptInverseDynamics(config).eval()
 
 
+class VptReader:
+    """An inverse dynamics model of VPT's space, for tests that say what its heads give."""
+
+    space = VPT_SPACE
+
+    def logits(self, frames: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Give buttons [B, F, 20, 2] and camera [B, F, 2, 11]."""
+        raise NotImplementedError
+
+    def read(self, frames: torch.Tensor, names: Sequence[str]) -> Reading:
+        from rlir_ray.idm.vpt_heads import read_heads
+
+        return read_heads(self.logits(frames), names)
+
+
 def tiny_flow_model(seed: int = 0) -> FlowWorldModel:
     """About 0.1 M parameters for latents of 4 x 6 x 8, with open gates: a fresh model says zero to everything."""
     import torch
@@ -155,16 +174,17 @@ def tiny_autoencoder(seed: int = 0) -> FrameAutoencoder:
 
 
 def events_of(actions: Actions) -> list[dict[str, Any]]:
-    """Return events that `Actions.from_events` reads as these actions, in MineWorld's form."""
+    """Return events that `actions_from_events` reads as these actions, in MineWorld's form."""
     return [
         {**dict(zip(BUTTONS, map(int, pressed), strict=True)), "camera": [float(angle) for angle in camera]}
-        for pressed, camera in zip(actions.buttons, actions.camera, strict=True)
+        for pressed, camera in zip(buttons_of(actions.classes), camera_of(actions), strict=True)
     ]
 
 
-def image_tokens(tokens: torch.Tensor, tokens_per_frame: int) -> torch.Tensor:
+def image_tokens(tokens: torch.Tensor, tokens_per_frame: int, tokens_per_action: int = 11) -> torch.Tensor:
     """Return the image tokens of sequences, [..., L] to [..., n, N]."""
     from rlir_ray.models.autoregressive import count_frames, image_positions
 
-    num_frames = count_frames(tokens.shape[-1], tokens_per_frame)
-    return tokens[..., image_positions(num_frames, tokens_per_frame)].unflatten(-1, (num_frames, tokens_per_frame))
+    num_frames = count_frames(tokens.shape[-1], tokens_per_frame, tokens_per_action)
+    found = tokens[..., image_positions(num_frames, tokens_per_frame, tokens_per_action)]
+    return found.unflatten(-1, (num_frames, tokens_per_frame))

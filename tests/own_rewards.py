@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from rlir_ray.spaces.actions import BUTTONS, Actions
+from rlir_ray.spaces.vpt import VPT_SPACE
 from rlir_ray.trajectory import EncodedVideo, RewardScores
 
 
 def small_video(group_id: int, group_size: int = 2, num_frames: int = 3) -> EncodedVideo:
     """A group of clips with one context frame and one token a frame, its number."""
-    actions = Actions(np.zeros((num_frames, len(BUTTONS)), np.bool_), np.zeros((num_frames, 2), np.float32))
+    actions = VPT_SPACE.nothing(num_frames)
     codes = np.full((group_size, 1 + num_frames, 1), group_id, np.uint16)
     return EncodedVideo(group_id=group_id, codes=codes, num_context=1, actions=actions)
 

@@ -10,13 +10,29 @@ import torch
 
 from rlir_ray.algorithm.advantages import GroupAdvantages
 from rlir_ray.config.load import load_config, recipes
-from rlir_ray.families import family_of, make_objective, open_codec, open_policy, open_reference
+from rlir_ray.families import (
+    action_space,
+    cells_of,
+    family_of,
+    make_objective,
+    open_codec,
+    open_policy,
+    open_reference,
+)
 from rlir_ray.learner.step import Learner, StepBatch, trained_decisions
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.models.flow import FlowWorldModel
 from rlir_ray.run.preflight import check_checkpoints
 from rlir_ray.run.resolved import resolve
+from rlir_ray.spaces.vpt import VPT_SPACE
 from tests.fakes import LATENT_SHAPE, tiny_flow_prompts, tiny_prompts
+from tests.second_space import (
+    SPACE,
+    second_flow_model,
+    second_flow_prompts,
+    second_prompts,
+    second_world_model,
+)
 from tests.world import flow_overrides
 
 
@@ -30,6 +46,32 @@ def test_estimate_of_a_flow_group_is_what_it_holds(make_config, checkpoints, opt
     sampler = family_of(config).rollout_sampler(config, open_policy(config))
     group, video = sampler.sample(tiny_flow_prompts(1, num_frames=3), [0], [0], config.train.group_size)[0]
     assert family_of(config).group_bytes(config, LATENT_SHAPE) == group.nbytes + video.codes.nbytes
+
+
+@pytest.mark.parametrize("family", ["autoregressive", "flow"])
+def test_estimate_and_space_of_a_policy_of_another_space_are_its_own(make_config, checkpoints, tmp_path, family):
+    is_flow = family == "flow"
+    (second_flow_model() if is_flow else second_world_model()).save_pretrained(tmp_path / "policy")
+    options = flow_overrides(checkpoints) if is_flow else []
+    config = make_config(*options, f"models.policy={tmp_path / 'policy'}")
+    prompts, frame = (second_flow_prompts(1), LATENT_SHAPE) if is_flow else (second_prompts(1), (12,))
+    assert family_of(config).check_world(config) == frame and action_space(config) == SPACE
+    sampler = family_of(config).rollout_sampler(config, open_policy(config))
+    group, video = sampler.sample(prompts, [0], [0], config.train.group_size)[0]
+    assert family_of(config).group_bytes(config, frame) == group.nbytes + video.codes.nbytes
+    cells = cells_of(config)(SPACE.axes[0], np.array([0.5], np.float32))
+    assert cells.nonzero()[1].tolist() == [6]
+
+
+def test_families_cannot_tell_apart_what_their_inputs_do_not(make_config, checkpoints):
+    yaw, degrees = VPT_SPACE.axes[1], np.array([0.6], np.float32)
+    found = {}
+    for family, options in (("tokens", []), ("classes", flow_overrides(checkpoints))):
+        config = make_config(*options)
+        assert action_space(config) == VPT_SPACE
+        found[family] = cells_of(config)(yaw, degrees).nonzero()[1].tolist()
+    # MineWorld's middle bin reaches to 1.05 degrees; tokens truncate to whole degrees first, so theirs reaches to 2.
+    assert found == {"tokens": [3, 4, 5, 6, 7], "classes": [4, 5, 6]}
 
 
 def test_flow_checkpoints_of_one_world_are_accepted(make_config, checkpoints):
@@ -133,6 +175,8 @@ def test_settings_that_contradict_each_other_are_refused(overrides, message):
 def test_every_shipped_recipe_holds_its_steps_in_its_budget(recipe):
     config = load_config(recipe)
     stated, world = config.architecture, config.world
+    # Its own policy need not be here; all shipped recipes are of MineWorld's layout.
+    config = dataclasses.replace(config, models=dataclasses.replace(config.models, policy="asset:doom/world_model"))
     frame = (stated.tokens_per_frame or 48,)
     if config.policy.family == "flow":
         frame = (stated.latent_channels or 8, world.height // 8, world.width // 8)

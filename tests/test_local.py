@@ -142,6 +142,18 @@ def test_groups_that_never_occur_lift_no_figure_of_the_rewards() -> None:
     assert not {"follow/accuracy", "follow/macro_f1", "rule/balanced"} & set(reward_metrics([nothing], 1.0))
 
 
+def test_a_field_is_in_use_if_another_class_than_its_idle_one_was_commanded() -> None:
+    # Neutral, class 1, was always commanded and read; of side, without an idle class, right alone.
+    gear, side = np.diag([0, 4, 0]), np.diag([0, 4])
+    rewards, idle = np.zeros((2, 2), np.float32), {"gear": 1, "side": None}
+    still = RewardScores(group_id=0, frame_rewards=rewards, confusion={"gear": gear, "side": side}, null_classes=idle)
+    assert "follow/accuracy" not in reward_metrics([still], 1.0)
+    # One frame of reverse gear, and one of left.
+    for name, more in (("gear", np.array([[0, 4, 0], [0, 0, 0], [0, 0, 0]])), ("side", np.array([[0, 4], [0, 0]]))):
+        moved = replace(still, confusion=still.confusion | {name: still.confusion[name] + more})
+        assert reward_metrics([moved], 1.0)["follow/accuracy"] == 0.5
+
+
 class MeanLatent:
     """Rewards frames of latents by their mean; bounded, as an inverse reward is, whatever the latents are."""
 

@@ -15,12 +15,13 @@ from docs.examples.objective import Reinforce
 from docs.examples.reward import Brightness
 from docs.examples.source import Square
 from rlir_ray.config.load import load_config
-from rlir_ray.idm.base import load_inverse_dynamics
+from rlir_ray.idm.base import Reading, load_inverse_dynamics
 from rlir_ray.idm.correlation_idm import CorrelationInverseDynamics, correlation_config
 from rlir_ray.rewards.base import RewardContext, open_reward
-from rlir_ray.spaces.mineworld import token_camera_bins
+from rlir_ray.spaces.mineworld import token_cells
 from rlir_ray.testing import check_family, check_idm, check_objective, check_reward, check_source
 from tests.fakes import HEIGHT, WIDTH, tiny_flow_model, tiny_flow_prompts, tiny_idm, tiny_prompts, tiny_tokenizer
+from tests.second_space import SPACE
 from tests.world import MakeConfig, flow_overrides
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
@@ -28,9 +29,7 @@ SMALL = [f"world.height={HEIGHT}", f"world.width={WIDTH}", "world.num_frames=3"]
 
 
 def context_of(config) -> RewardContext:
-    return RewardContext(
-        config=config, device="cpu", class_shares=None, open_codec=tiny_tokenizer, camera_bins=token_camera_bins
-    )
+    return RewardContext(config=config, device="cpu", class_shares=None, open_codec=tiny_tokenizer, cells=token_cells)
 
 
 class Moody(Brightness):
@@ -162,10 +161,42 @@ def test_inverse_dynamics_models_and_the_example_keep_the_contract(tmp_path: Pat
         check_idm(idm, HEIGHT, WIDTH)
 
 
+def test_the_example_model_of_another_space_keeps_the_contract(tmp_path: Path) -> None:
+    FrameDifference(HEIGHT, WIDTH, SPACE).save_pretrained(tmp_path)
+    opened = load_inverse_dynamics(tmp_path)
+    assert opened.space == SPACE
+    check_idm(opened, HEIGHT, WIDTH)
+
+
 def test_inverse_dynamics_model_that_breaks_the_contract_is_told_the_rule() -> None:
     torch.manual_seed(0)
     with pytest.raises(AssertionError, match="of a clip must be the same alone and among other clips"):
         check_idm(Neighbourly(HEIGHT, WIDTH).eval(), HEIGHT, WIDTH)
+
+
+class Unsure(FrameDifference):
+    """Gives probabilities that do not sum to 1."""
+
+    def read(self, frames, names):
+        found = super().read(frames, names)
+        return Reading({name: table / 2 for name, table in found.probabilities.items()}, found.classes)
+
+
+class Wide(FrameDifference):
+    """Reads classes that the fields do not have."""
+
+    def read(self, frames, names):
+        found = super().read(frames, names)
+        return Reading(found.probabilities, {name: classes + 50 for name, classes in found.classes.items()})
+
+
+@pytest.mark.parametrize(
+    ("broken", "rule"),
+    [(Unsure, "probabilities of gear must sum to 1"), (Wide, "classes of gear must be below 3, got 5")],
+)
+def test_readings_that_break_the_contract_are_told_the_field_and_the_rule(broken, rule: str) -> None:
+    with pytest.raises(AssertionError, match=rule):
+        check_idm(broken(HEIGHT, WIDTH, SPACE).eval(), HEIGHT, WIDTH)
 
 
 def test_families_keep_the_contract(make_config: MakeConfig, checkpoints: Path) -> None:

@@ -1,11 +1,12 @@
 """The payload checks its shapes and knows its size."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
-from rlir_ray.spaces.actions import Actions
+from rlir_ray.spaces.vpt import VPT_SPACE
 from rlir_ray.trajectory import (
     EncodedVideo,
     FlowRecord,
@@ -59,16 +60,16 @@ def test_replaced_group_shares_its_arrays():
 
 def test_prompt_needs_a_frame_to_generate():
     context = np.zeros((2, 4), np.uint16)
-    assert Prompt(prompt_id="p", context=context, actions=Actions.from_events([{}] * 4)).num_frames == 3
+    assert Prompt(prompt_id="p", context=context, actions=VPT_SPACE.nothing(4)).num_frames == 3
     with pytest.raises(ValueError, match="at least one frame"):
-        Prompt(prompt_id="p", context=context, actions=Actions.from_events([{}]))
+        Prompt(prompt_id="p", context=context, actions=VPT_SPACE.nothing(1))
 
 
 def test_video_has_one_action_less_than_frames():
     video = {"group_id": 0, "codes": np.zeros((2, 5, 4), np.uint16), "num_context": 1}
-    assert EncodedVideo(**video, actions=Actions.from_events([{}] * 4)).num_frames == 4
+    assert EncodedVideo(**video, actions=VPT_SPACE.nothing(4)).num_frames == 4
     with pytest.raises(ValueError, match="n - 1 actions"):
-        EncodedVideo(**video, actions=Actions.from_events([{}] * 5))
+        EncodedVideo(**video, actions=VPT_SPACE.nothing(5))
 
 
 def test_flow_group_counts_bytes_and_refuses_columns_of_another_size():
@@ -95,6 +96,22 @@ def test_rewards_that_are_no_numbers_are_a_failure(rewards):
     scores = RewardScores(group_id=1, frame_rewards=np.array(rewards, np.float32))
     assert scores.failure.startswith("rewards must be finite numbers, got")
     assert not RewardScores(group_id=1, frame_rewards=np.zeros((2, 3), np.float32)).failure
+
+
+def test_scores_survive_json_and_those_without_null_classes_are_read():
+    scores = RewardScores(
+        group_id=1,
+        frame_rewards=np.array([[0.5, 1]], np.float32),
+        rules={"groups": 0.75},
+        confusion={"gear": np.eye(3, dtype=np.int64), "side": np.eye(2, dtype=np.int64)},
+        null_classes={"gear": 1, "side": None},
+    )
+    content = json.loads(json.dumps(scores.to_json()))
+    again = RewardScores.from_json(content)
+    assert again.null_classes == scores.null_classes and again.rules == scores.rules
+    assert again.confusion["gear"].tolist() == scores.confusion["gear"].tolist()
+    del content["null_classes"]
+    assert RewardScores.from_json(content).null_classes == {}
 
 
 @pytest.mark.parametrize(

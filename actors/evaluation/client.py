@@ -48,7 +48,9 @@ class EvaluationClient:
         """
         self.progress("checking the reward on real clips")
         train_set = self.prompts.pop_clips.remote("train")
-        self._wait(self.actor.calibrate.remote(self._heldout(), train_set), "the calibration")
+        faults: ray.ObjectRef[list[str]] = self.actor.calibrate.remote(self._heldout(), train_set)
+        for fault in self._wait(faults, "the calibration"):
+            self.progress(f"warning: {fault}")
 
     def judge_base(self, *, is_resumed: bool) -> None:
         """Judge real clips and the policy before training; skip this if a resumed run has these results."""

@@ -48,7 +48,7 @@ def build_reward(config: Config, class_shares: Mapping[str, npt.NDArray[np.float
     """Build the configured reward, on the replica's GPU if it has one."""
     import torch
 
-    from rlir_ray.families import family_of, open_codec
+    from rlir_ray.families import cells_of, open_codec
 
     torch.set_num_threads(config.reward.num_threads)
     context = RewardContext(
@@ -56,7 +56,7 @@ def build_reward(config: Config, class_shares: Mapping[str, npt.NDArray[np.float
         device="cuda" if config.reward.num_gpus else "cpu",
         class_shares=class_shares,
         open_codec=partial(open_codec, config),
-        camera_bins=family_of(config).camera_bins,
+        cells=cells_of(config),
     )
     return open_reward(context)
 

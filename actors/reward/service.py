@@ -17,6 +17,7 @@ from actors.reward.replica import RewardReplica, build_reward
 from rlir_ray.config import Config, require
 from rlir_ray.config.load import load_config
 from rlir_ray.data.files import Json
+from rlir_ray.families import action_space
 from rlir_ray.rewards.fingerprint import reward_fingerprint
 from rlir_ray.rewards.uploads import (
     CURL,
@@ -27,6 +28,7 @@ from rlir_ray.rewards.uploads import (
     read_clip,
     read_form,
 )
+from rlir_ray.run.resolved import with_field_names
 from rlir_ray.run.watchdog import bounded
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ def build(args: Json) -> serve.Application:
     for name in args:
         require(name in ARGUMENTS, "args", f"must be out of {', '.join(ARGUMENTS)}", name, "correct or remove it")
     config = load_config(str(args.get("recipe", "")), [str(each) for each in args.get("overrides", [])])
+    config = with_field_names(config, action_space(config))
     require(
         config.reward.balance == "none",
         "reward.balance",
@@ -122,7 +125,7 @@ class RewardService(RewardReplica):
     def _score_clip(self, parts: dict[str, bytes]) -> dict[str, object]:
         """Score an upload; this runs in the replica's thread, between the batches of the runs' groups."""
         with bounded(self.timeout_s):
-            frames, actions = read_clip(parts, self.limits)
+            frames, actions = read_clip(parts, self.limits, self.reward.idm.space)
             return {"reward": self._fingerprint, **clip_report(self.reward.score_clip(frames, actions))}
 
 

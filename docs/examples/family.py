@@ -22,11 +22,12 @@ from rlir_ray.models.checkpoints import assign_weights, read_state_dict
 from rlir_ray.models.rescoring import Forward, Scores
 from rlir_ray.models.tokenizer import FrameTokenizer
 from rlir_ray.samplers import LogprobDifference
-from rlir_ray.spaces.mineworld import action_classes, flow_camera_bins
+from rlir_ray.spaces.layouts import MineworldLayout
 from rlir_ray.trajectory import EncodedVideo, FrameShape, Prompt, TokenRecord, TrajectoryGroup, stored_codes
 from rlir_ray.transfer.weights import Received, load_weights
 
-NUM_CLASSES = 9  # of an action, as `action_classes` gives it
+LAYOUT = MineworldLayout()  # what a checkpoint without an action space has: VPT's actions as nine classes
+NUM_CLASSES = len(LAYOUT.class_counts)
 
 
 class NextFrame(nn.Module):
@@ -86,7 +87,7 @@ class NextFrameSampler:
         generator = torch.Generator().manual_seed(seed)
         context = torch.from_numpy(prompt.context.astype(np.int64)).expand(size, -1, -1)  # [G, C, N]
         frames, record = [context], [context.flatten(1)]
-        for action in torch.from_numpy(action_classes(prompt.actions))[-prompt.num_frames :]:
+        for action in torch.from_numpy(LAYOUT.classes(prompt.actions))[-prompt.num_frames :]:
             logits = self.model.logits(frames[-1][:, -1], action.expand(size, -1)) / self.temperature  # [G, N, V]
             drawn = torch.multinomial(logits.softmax(-1).flatten(0, 1), 1, generator=generator).view(size, 1, -1)
             frames.append(drawn)
@@ -152,6 +153,7 @@ FAMILY = Family(
     evaluation_sampler=_sampler,
     rescorer=lambda config: NextFrameRescorer(config.rollout.temperature),
     sampling_text=lambda config: f"temperature {config.evaluation.temperatures[0]:g}, a whole frame at once",
-    camera_bins=flow_camera_bins,
+    layout=lambda config: LAYOUT,
+    cells=lambda layout: layout.class_cells,
     group_bytes=group_bytes,
 )

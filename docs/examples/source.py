@@ -6,7 +6,11 @@ import numpy as np
 
 from rlir_ray.config import Config
 from rlir_ray.data.clips import Clip, ClipAddress, ClipRequest, CutClips
-from rlir_ray.spaces.actions import BUTTONS, Actions
+from rlir_ray.spaces.space import Actions
+from rlir_ray.spaces.vpt import VPT_SPACE
+
+# Class 1 of `forward_back` is forward; `yaw` is in degrees, positive to the right.
+COLUMNS = VPT_SPACE.columns(["forward_back", "yaw"])
 
 
 class Square:
@@ -20,11 +24,10 @@ class Square:
 
     def commands(self, num_frames: int, generator: np.random.Generator) -> Actions:
         """Read with prompts.actions=sampled."""
-        buttons = np.zeros((num_frames, len(BUTTONS)), np.bool_)
-        buttons[:, BUTTONS.index("forward")] = generator.random(num_frames) < 0.5
-        camera = np.zeros((num_frames, 2), np.float32)
-        camera[:, 1] = generator.choice([-4, 0, 4], num_frames)  # degrees: pitch, yaw
-        return Actions(buttons, camera)
+        values = VPT_SPACE.nothing(num_frames).values
+        drawn = generator.random(num_frames) < 0.5, generator.choice([-4, 0, 4], num_frames)
+        values[:, COLUMNS] = np.stack(drawn, 1)
+        return Actions(VPT_SPACE, values)
 
     def _clip(self, request: ClipRequest, number: int) -> Clip:
         # Held-out clips have draws of their own, whatever the two seeds are.
@@ -36,8 +39,8 @@ class Square:
         frames = [self._picture(place)]
         for frame in range(kept - 1):
             # Action k leads into frame k + 1.
-            up, right = 2 * actions.buttons[frame, BUTTONS.index("forward")], round(actions.camera[frame, 1] / 2)
-            place = place + np.array([-up, right])
+            forward, yaw = actions.values[frame, COLUMNS]
+            place = place + np.array([-2 * int(forward), round(float(yaw) / 2)])
             frames.append(self._picture(place))
         return Clip(address=ClipAddress(request.split, number), frames=np.stack(frames), actions=actions)
 

@@ -7,18 +7,18 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from rlir_ray.cli.console import protect_standard_streams
 from rlir_ray.cli.parser import build_parser
+from rlir_ray.cli.world_commands import WORLD_HANDLERS, Command
 from rlir_ray.run.environment import check_actors, ensure_home
 
 INTERRUPTED = 130
 # Errors of bugs: their messages are unclear without the name of the error.
 NAMELESS = (LookupError, AttributeError, TypeError, ArithmeticError, AssertionError)
-Command = Callable[[argparse.Namespace, list[str]], None]
 
 
 def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -91,64 +91,6 @@ def _doctor(arguments: argparse.Namespace, rest: list[str]) -> None:
         show(ray_findings(config))
     if failed:
         sys.exit(1)
-
-
-def _actions(arguments: argparse.Namespace, rest: list[str]) -> None:
-    from rlir_ray.data.recordings import open_recording
-    from rlir_ray.spaces.conventions import describe
-
-    recording = open_recording(Path(arguments.file), action_shift=arguments.action_shift)
-    print("\n".join(describe(recording.actions, arguments.to)))
-
-
-def _collect(arguments: argparse.Namespace, rest: list[str]) -> None:
-    from rlir_ray.run.progress import progress_bar
-    from rlir_ray.worlds.doom import collect
-
-    with progress_bar("recording") as show:
-        summary = collect(
-            Path(arguments.out),
-            num_frames=arguments.frames,
-            split=arguments.split,
-            seed=arguments.seed,
-            num_workers=arguments.workers,
-            progress=lambda done, total: show(done / total, f"{done} frames"),
-        )
-    print(
-        f"{summary.num_frames} frames in {summary.num_recordings} recordings of {len(summary.maps)} maps: "
-        f"{arguments.out}"
-    )
-    if not arguments.no_probe:
-        _probe(Path(arguments.out))
-
-
-def _probe(folder: Path) -> None:
-    """Measure which event of the recordings leads into which frame, and print the result."""
-    from rlir_ray.data.alignment import MAX_RECORDINGS, check_alignment
-    from rlir_ray.data.recordings import list_recordings, read_recordings
-
-    read = read_recordings(list_recordings(folder)[:MAX_RECORDINGS])
-    found = check_alignment(
-        [(each.frames, each.actions) for each in read], str(folder), way_out="data.action_shift={shift}"
-    )
-    if found is not None:
-        others = ", ".join(f"{score:.2f} at shift {shift:+d}" for shift, score in found.scores.items() if shift)
-        print(f"event k leads into frame k: two frames give {found.scores[0]:.2f} of its actions ({others})")
-
-
-def _pretrain(arguments: argparse.Namespace, rest: list[str]) -> None:
-    from rlir_ray.pretrain.command import main
-
-    if arguments.model is None:
-        arguments.parser.print_help()
-        return
-    main(arguments.model, [*rest, *(["--help"] if arguments.help else [])])
-
-
-def _assets(arguments: argparse.Namespace, rest: list[str]) -> None:
-    from rlir_ray.pretrain.assets import main
-
-    main(rest)
 
 
 def _report(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -250,12 +192,9 @@ HANDLERS: dict[str, Command] = {
     "doctor": _doctor,
     "eval": _evaluate,
     "convert": _convert,
-    "actions": _actions,
-    "collect": _collect,
-    "pretrain": _pretrain,
-    "assets": _assets,
     "report": _report,
     "ledger": _ledger,
+    **WORLD_HANDLERS,
 }
 
 

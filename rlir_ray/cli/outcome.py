@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rlir_ray.config import TrainConfig
+from rlir_ray.evaluation.following import Following
 from rlir_ray.evaluation.report import states_text
 from rlir_ray.evaluation.results import BASE, FILE, POST_TRAINED, Results
 from rlir_ray.run.folder import judges_by_reward
@@ -63,13 +64,26 @@ def _result(folder: Path, steps: Sequence[Mapping[str, float]]) -> list[str]:
             if rewards
             else []
         )
-    one, two = base.following["judge"], after.following["judge"]
     judge = "the judge, which is the reward IDM itself," if judges_by_reward(folder) else "the judge"
     return [
-        f"result   {judge} recovers {one.accuracy:.1%} of the commanded actions before and {two.accuracy:.1%} after "
-        f"(± {two.accuracy_se:.1%}), macro-F1 {one.macro_f1:.3f} and {two.macro_f1:.3f}, on {after.num_prompts} "
-        "held-out prompts"
+        f"result   {judge} {'; '.join(_changes(base.following['judge'], after.following['judge']))}; on "
+        f"{after.num_prompts} held-out prompts"
     ]
+
+
+def _changes(one: Following, two: Following) -> list[str]:
+    texts = []
+    if "accuracy" in two.headline:
+        texts.append(
+            f"recovers {one.accuracy:.1%} of the commanded actions before and {two.accuracy:.1%} after "
+            f"(± {two.accuracy_se:.1%}), macro-F1 {one.macro_f1:.3f} and {two.macro_f1:.3f}"
+        )
+    if "axis_error" in two.headline:
+        texts.append(
+            f"reads the commanded axes with an error of {one.axis_error:.1%} of their range before and "
+            f"{two.axis_error:.1%} after (± {two.axis_error_se:.1%}), R² {one.r2:.3f} and {two.r2:.3f}"
+        )
+    return texts
 
 
 def _trained(train: TrainConfig, num_steps: int, steps: Sequence[Mapping[str, float]], interrupted: bool) -> str:

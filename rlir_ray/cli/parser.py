@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
+from rlir_ray.cli.world_parser import WIDE, Commands, add_world_commands
 from rlir_ray.run.environment import version
-
-# The type that `add_subparsers` returns is private in argparse.
-Commands = Any
-WIDE = argparse.RawDescriptionHelpFormatter
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -22,8 +18,8 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="examples:\n"
         "  python -m rlir_ray train --recipe doom_tiny_ar\n"
         "  python -m rlir_ray train --recipe doom_tiny_ar train.num_steps=100 reward.match=exact run.name=exact\n"
-        "  python -m rlir_ray collect --out data/doom --frames 20000\n"
-        "  python -m rlir_ray pretrain world-model --help",
+        "  python -m rlir_ray collect --env CarRacing-v3 --out data/car --frames 20000\n"
+        "  python -m rlir_ray new work/car --data data/car",
     )
     parser.add_argument("--version", action="version", version=f"rlir_ray {version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -35,12 +31,9 @@ def build_parser() -> argparse.ArgumentParser:
         _add_convert,
         _add_report,
         _add_ledger,
-        _add_actions,
-        _add_collect,
-        _add_pretrain,
-        _add_assets,
     ):
         add(commands)
+    add_world_commands(commands)
     return parser
 
 
@@ -198,58 +191,3 @@ def _add_ledger(commands: Commands) -> None:
         epilog="example:\n  python -m rlir_ray ledger first",
     )
     ledger.add_argument("run", metavar="RUN", help="a run's name below runs/, or its folder")
-
-
-def _add_actions(commands: Commands) -> None:
-    actions = commands.add_parser(
-        "actions",
-        help="print a recording's actions in the convention of VPT, MineWorld, Oasis or an action space",
-        formatter_class=WIDE,
-        description="Prints which action leads into which frame, then one line per frame. Works without Ray.",
-        epilog="examples:\n"
-        "  python -m rlir_ray actions data/doom/train/episode_0.jsonl --to mineworld\n"
-        "  python -m rlir_ray actions data/doom/train/episode_0.jsonl --to oasis --action-shift -1",
-    )
-    actions.add_argument("file", metavar="FILE", help="mp4 or jsonl of a recording of NAME.mp4 and NAME.jsonl")
-    actions.add_argument("--to", required=True, choices=("vpt", "mineworld", "oasis", "space"), help="convention")
-    actions.add_argument(
-        "--action-shift", type=int, default=0, help="event k + ACTION_SHIFT leads into frame k (default: 0)"
-    )
-
-
-def _add_collect(commands: Commands) -> None:
-    collect = commands.add_parser(
-        "collect",
-        help="record the embedded Doom world",
-        formatter_class=WIDE,
-        description="Records a scripted player that explores Doom maps, as VPT pairs (mp4 + jsonl): event k leads\n"
-        "INTO frame k. Then measures for half a minute whether the recordings keep this rule.",
-        epilog="example:\n  python -m rlir_ray collect --out data/doom/train --frames 50000 --split train",
-    )
-    collect.add_argument("--out", required=True, help="folder for the recordings; keeps finished recordings")
-    collect.add_argument("--frames", type=int, default=20000, help="total number of frames (default 20000)")
-    collect.add_argument("--split", choices=("train", "validation"), default="train", help="set of maps")
-    collect.add_argument("--seed", type=int, default=0, help="seed of the player and of the order of maps")
-    collect.add_argument("--no-probe", action="store_true", help="do not measure which event leads into which frame")
-    collect.add_argument("--workers", type=int, default=1, help="processes; the recordings are the same for any number")
-
-
-def _add_pretrain(commands: Commands) -> None:
-    pretrain = commands.add_parser(
-        "pretrain",
-        help="train base models for a world",
-        add_help=False,
-        formatter_class=WIDE,
-        description="Trains a frame tokenizer, an autoencoder, an inverse dynamics model or a world model.",
-        epilog="example:\n  python -m rlir_ray pretrain idm --help",
-    )
-    pretrain.add_argument(
-        "model", nargs="?", choices=("tokenizer", "autoencoder", "idm", "world-model", "flow"), help="what to train"
-    )
-    # `pretrain MODEL --help` must reach the parser of the model.
-    pretrain.add_argument("-h", "--help", action="store_true", help="this text; after a model, the model's settings")
-    pretrain.set_defaults(parser=pretrain)
-
-
-def _add_assets(commands: Commands) -> None:
-    commands.add_parser("assets", help="train the shipped checkpoints from scratch", add_help=False)

@@ -4,7 +4,7 @@ from rlir_ray.config.config import MAX_ATTEMPTS, Config
 from rlir_ray.config.learner import LearnerConfig, WeightsConfig
 from rlir_ray.config.messages import require
 from rlir_ray.config.models import ArchitectureConfig, LoraConfig, ModelsConfig, PolicyConfig, asset_path
-from rlir_ray.config.reward import CAMERA_MATCHES, RULES, RewardConfig
+from rlir_ray.config.reward import AXIS_MATCHES, RULES, RewardConfig
 from rlir_ray.config.rollout import FlowConfig, RolloutConfig, VllmConfig
 from rlir_ray.config.run import CheckpointConfig, EvaluationConfig, RunConfig
 from rlir_ray.config.train import GrpoConfig, NftConfig, OffPolicyConfig, TrainConfig
@@ -12,7 +12,7 @@ from rlir_ray.config.world import MAX_ACTION_SHIFT, DataConfig, PromptsConfig, W
 
 __all__ = [
     "ArchitectureConfig",
-    "CAMERA_MATCHES",
+    "AXIS_MATCHES",
     "CheckpointConfig",
     "Config",
     "DataConfig",

@@ -9,6 +9,8 @@ from typing import Any
 # Keys that have another name now, with the same values. Who types one gets a line with the new name.
 MOVED = {
     "vllm.max_logprob_difference": "rollout.max_logprob_difference",
+    "reward.camera": "reward.axis",
+    "reward.camera_tolerance": "reward.axis_tolerance",
     "train.ratio": "train.grpo.ratio",
     "train.clip_low": "train.grpo.clip_low",
     "train.clip_high": "train.grpo.clip_high",

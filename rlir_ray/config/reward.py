@@ -22,9 +22,9 @@ from rlir_ray.config.section import (
 
 # `rlir_ray.rewards.agreement` defines these rules.
 Rule = Literal["groups", "joint", "fields"]
-CameraMatch = Literal["exact", "within", "cell", "ignore"]
+AxisMatch = Literal["exact", "within", "cell", "smooth", "ignore"]
 RULES: tuple[str, ...] = get_args(Rule)
-CAMERA_MATCHES: tuple[str, ...] = get_args(CameraMatch)
+AXIS_MATCHES: tuple[str, ...] = get_args(AxisMatch)
 
 
 @section("reward")
@@ -54,15 +54,21 @@ class RewardConfig:
     num_threads: PositiveInt = 1
     """Number of torch threads of a replica."""
     rule: Rule = "groups"
-    """Agreement: `groups`: mean over action groups; `joint`: all must agree; `fields`: mean over buttons and axes."""
-    camera: CameraMatch = "exact"
-    """Camera bins agree: `exact`; `within` camera_tolerance; in one `cell` of the policy; or `ignore` the camera."""
-    camera_tolerance: NonNegativeInt = 1
-    """Largest distance of camera bins that agree, with camera=within."""
+    """Agreement: `groups`: mean over the fields; `joint`: all must agree; `fields`: mean over alternatives and axes."""
+    axis: AxisMatch = "exact"
+    """Axes agree: `exact` bin; `within` axis_tolerance; one `cell` of the policy; `smooth` by error; or `ignore`."""
+    axis_tolerance: NonNegativeFloat = 1.0
+    """Largest distance that agrees, with axis=within."""
+    axis_tolerance_in: Literal["bins", "unit"] = "bins"
+    """axis_tolerance counts `bins`, or has the `unit` of the axis."""
+    axis_scale: PositiveFloat = 0.1
+    """Error at which the agreement falls to 1/e, as a share of the axis's range, with axis=smooth."""
     match: Literal["exact", "soft"] = "soft"
     """`exact`: 1 if the IDM recovers the commanded class, else 0; `soft`: the IDM's probability of that class."""
     balance: Literal["none", "class"] = "none"
-    """`class`: weigh each action group by the inverse frequency of the commanded class; `none`: equal weights."""
+    """`class`: weigh each field by the inverse frequency of the commanded class; `none`: equal weights."""
+    audit: Literal["refuse", "warn"] = "refuse"
+    """An inverse dynamics model that reads spoilt clips as well as real ones: `refuse` the run, or `warn`."""
     credit: Literal["clip", "frame"] = "frame"
     """`clip`: each decision gets the clip's mean reward; `frame`: the discounted rewards from its frame on."""
     discount: Annotated[float, Field(strict=True, ge=0, le=1), FLOAT] = 0.5

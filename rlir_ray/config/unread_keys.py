@@ -20,7 +20,7 @@ class Condition:
 
 
 EXPLORING = ("sde", "noise_level", "window", "skip_last")
-INVERSE = ("rule", "camera", "match", "balance")
+INVERSE = ("rule", "axis", "match", "balance")
 OWN_POOL = (
     *("num_replicas", "min_replicas", "max_replicas", "target_queue", "num_cpus", "num_gpus", "resources"),
     *("num_threads", "max_frames"),
@@ -83,8 +83,11 @@ CONDITIONS = (
         needs="importance weights (train.off_policy.importance=token, for tokens)",
     ),
     Condition(
-        keys=("reward.camera_tolerance",), is_met=lambda c: c.reward.camera == "within", needs="reward.camera=within"
+        keys=("reward.axis_tolerance", "reward.axis_tolerance_in"),
+        is_met=lambda c: c.reward.axis == "within",
+        needs="reward.axis=within",
     ),
+    Condition(keys=("reward.axis_scale",), is_met=lambda c: c.reward.axis == "smooth", needs="reward.axis=smooth"),
     Condition(keys=("reward.discount",), is_met=lambda c: c.reward.credit == "frame", needs="reward.credit=frame"),
     Condition(
         keys=("reward.target_queue",),

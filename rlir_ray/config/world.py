@@ -11,15 +11,11 @@ from rlir_ray.config.messages import require
 from rlir_ray.config.section import FLOAT, INT, LIST, Arguments, PositiveInt, SourceName, section
 
 MAX_ACTION_SHIFT = 8
-# The names in `rlir_ray.spaces.actions.GROUPS`.
-GroupName = Literal[
-    "forward_back", "left_right", "sprint_sneak", "use_attack", "jump", "drop", "inventory", "hotbar", "pitch", "yaw"
-]
 
 
 @section("world")
 class WorldConfig:
-    """The sizes and action groups that the checkpoints, the prompts and the judge share."""
+    """The sizes and action fields that the checkpoints, the prompts and the judge share."""
 
     height: PositiveInt = 48
     """Height of a frame in pixels."""
@@ -29,8 +25,8 @@ class WorldConfig:
     """Number of context frames: real frames that the model gets."""
     num_frames: PositiveInt = 8
     """Number of frames that the model generates."""
-    groups: Annotated[tuple[GroupName, ...], Field(min_length=1), LIST] = ("forward_back", "use_attack", "jump", "yaw")
-    """Action groups that rewards and metrics compare; the classes of a group exclude each other."""
+    groups: Annotated[tuple[str, ...], LIST] = ("forward_back", "use_attack", "jump", "yaw")
+    """Fields of the action space that rewards and metrics compare; empty: all fields."""
 
 
 @section("prompts")
@@ -88,6 +84,8 @@ class PromptsConfig:
 class DataConfig:
     """The reading of recordings."""
 
+    camera: str = ""
+    """Camera of a LeRobot dataset, by its feature; empty: the only camera."""
     strict: bool = False
     """true: a broken recording is an error; false: skip broken recordings and report them."""
     resize: Literal["area", "bilinear"] = "area"

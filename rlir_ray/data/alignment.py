@@ -2,13 +2,13 @@
 
 An inverse dynamics model that sees many frames learns any shift in its recordings, so that it cannot detect a shift. A
 pair of frames shows only the action between the two. Therefore the shift with the best recall is the true one.
-Legend: F frames, H W pixels, B pairs.
+Legend: F frames, H W pixels, B pairs (`rlir_ray.data.alignment_pairs`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,19 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rlir_ray.spaces.actions import GROUPS, Actions, group_classes
+from rlir_ray.data.alignment_pairs import MIN_OF_CLASS, SHIFTS, Pairs, draw_pairs
+from rlir_ray.spaces.space import Actions
 
-SHIFTS = (-1, 0, 1)
-# Larger frames are reduced to this size: motion stays visible, and a training step takes milliseconds.
-HEIGHT, WIDTH = 48, 64
-# Maximum number of pairs. Half of the pairs lie where actions change: elsewhere all shifts have the same action.
-MAX_PAIRS = 6000
-# Share of each recording, at its end, for the evaluation.
-HELD_OUT = 0.25
 # Maximum number of recordings to read from a folder; more recordings take longer without a clearer result.
 MAX_RECORDINGS = 50
-# Minimum number of frames, and of samples of a class, for a meaningful result.
-MIN_FRAMES, MIN_OF_CLASS = 600, 20
 BATCH = 96
 # A shift other than 0 is reported if its recall is higher by this lead and by this number of standard errors.
 MIN_LEAD, MIN_ERRORS = 0.05, 4.0
@@ -41,7 +33,7 @@ class Alignment:
     """Recall of each shift."""
 
     scores: dict[int, float]
-    """Shift -> recall of the actions where the actions change, mean over classes and groups."""
+    """Shift -> recall of the actions where the actions change, mean over classes and fields."""
     error: float
     """Standard error of the difference between the best shift and 0."""
 
@@ -66,19 +58,23 @@ def measure_alignment(
     """Recover the action of event k + shift from the frames k - 1 and k, at the shifts -1, 0 and +1.
 
     Args:
-        recordings: frames uint8 [F, H, W, 3] and F actions of each recording; the last quarter is held out.
+        recordings: frames uint8 [F, H, W, 3] and F actions of each recording, all of one space; the last quarter is
+            held out.
         seconds, max_steps: bounds of the training; it ends at the first one.
         seed: seed of weights and batches.
 
     Returns:
         The scores; None if too few actions change to compare the shifts.
+
+    Raises:
+        ValueError: the recordings have several action spaces.
     """
-    pairs = _draw_pairs(recordings, np.random.default_rng(seed))
+    pairs = draw_pairs(recordings, np.random.default_rng(seed))
     if pairs is None:
         return None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _Probe({name: len(known) for name, known in pairs.known.items()})
+        model = _Probe(pairs.num_kinds)
     _fit(model, pairs, time.monotonic() + seconds, max_steps, seed)
     return _evaluate(model, pairs, seed)
 
@@ -114,75 +110,13 @@ def check_alignment(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The pairs
-
-
-@dataclass(frozen=True, slots=True)
-class _Pairs:
-    frames: Tensor
-    """uint8 [B, 6, h, w], frame k - 1 before frame k."""
-    classes: dict[str, Tensor]
-    """Action group -> int64 [B, shifts], indices into `known`; -1: a class that is too rare."""
-    known: dict[str, npt.NDArray[np.int64]]
-    """Action group -> classes that are frequent enough."""
-    held_out: Tensor
-    """bool [B], whether the pair is for the evaluation."""
-
-
-def _draw_pairs(
-    recordings: Iterable[tuple[npt.NDArray[np.uint8], Actions]], random: np.random.Generator
-) -> _Pairs | None:
-    """Draw at most `MAX_PAIRS` pairs, evenly from all recordings; None: there are too few frames or actions."""
-    recordings = list(recordings)
-    total = sum(len(actions) for _, actions in recordings)
-    if total < MIN_FRAMES:
-        return None
-    names, frames, tables, held = list(GROUPS), [], [], []
-    for pictures, actions in recordings:
-        own, count = group_classes(actions, names), len(actions)
-        if count < 4:
-            continue
-        places = np.arange(1, count - 1)
-        around = np.stack([own[places + shift] for shift in SHIFTS], 1)  # [n, shifts, groups]
-        changes = (around != around[:, 1:2]).any((1, 2))
-        quota = max(2, MAX_PAIRS * count // total)
-        chosen = [random.permutation(places[kind])[: quota // 2] for kind in (changes, ~changes)]
-        picked = np.sort(np.concatenate(chosen))
-        frames.append(_small_pairs(pictures, picked))
-        tables.append(around[picked - 1])
-        held.append(picked >= (1 - HELD_OUT) * count)
-    table, held_out = np.concatenate(tables), np.concatenate(held)
-    classes, known = {}, {}
-    for column, name in enumerate(names):
-        counts = np.bincount(table[~held_out, 1, column], minlength=GROUPS[name].num_classes)
-        if len(common := np.flatnonzero(counts >= MIN_OF_CLASS)) < 2:
-            continue
-        place = np.full(GROUPS[name].num_classes, -1)
-        place[common] = np.arange(len(common))
-        known[name], classes[name] = common, torch.from_numpy(place[table[:, :, column]])
-    if not known:
-        return None
-    return _Pairs(torch.cat(frames), classes, known, torch.from_numpy(held_out))
-
-
-def _small_pairs(pictures: npt.NDArray[np.uint8], places: npt.NDArray[np.int64]) -> Tensor:
-    """Stack the frames at `places` and the frames before them, reduced, as uint8 [n, 6, h, w]."""
-    parts = []
-    for some in np.array_split(places, max(1, len(places) // 64)):
-        pixels = torch.from_numpy(np.concatenate([pictures[some - 1], pictures[some]], -1)).permute(0, 3, 1, 2).float()
-        size = (min(HEIGHT, pixels.shape[2]), min(WIDTH, pixels.shape[3]))
-        parts.append(functional.interpolate(pixels, size, mode="area").round().to(torch.uint8))
-    return torch.cat(parts)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # The probe
 
 
 class _Probe(nn.Module):
-    """Small CNN from a pair of frames to the classes of every group at every shift."""
+    """Small CNN from a pair of frames to the classes of every field at every shift."""
 
-    def __init__(self, num_classes: Mapping[str, int]) -> None:
+    def __init__(self, num_kinds: Sequence[int]) -> None:
         super().__init__()
         self.trunk = nn.Sequential(
             nn.Conv2d(9, 24, 5, stride=2, padding=2),
@@ -196,18 +130,18 @@ class _Probe(nn.Module):
             nn.Linear(32 * 12, 128),
             nn.ReLU(),
         )
-        self.heads = nn.ModuleDict({name: nn.Linear(128, len(SHIFTS) * count) for name, count in num_classes.items()})
+        self.heads = nn.ModuleList(nn.Linear(128, len(SHIFTS) * count) for count in num_kinds)
 
-    def forward(self, pairs: Tensor) -> dict[str, Tensor]:
-        """Map uint8 [B, 6, h, w] to logits [B, shifts, classes] of each group; the change of the frames is an input."""
+    def forward(self, pairs: Tensor) -> list[Tensor]:
+        """Map uint8 [B, 6, h, w] to logits [B, shifts, classes] of each field; the change of the frames is an input."""
         pixels = pairs.float() / 128 - 1
         features = self.trunk(torch.cat([pixels, pixels[:, 3:] - pixels[:, :3]], 1))
-        return {name: head(features).unflatten(1, (len(SHIFTS), -1)) for name, head in self.heads.items()}
+        return [head(features).unflatten(1, (len(SHIFTS), -1)) for head in self.heads]
 
 
-def _fit(model: _Probe, pairs: _Pairs, deadline: float, max_steps: int, seed: int) -> None:
+def _fit(model: _Probe, pairs: Pairs, deadline: float, max_steps: int, seed: int) -> None:
     rows = torch.nonzero(~pairs.held_out).flatten()
-    weights = {name: _class_weights(table[rows], len(pairs.known[name])) for name, table in pairs.classes.items()}
+    weights = [_class_weights(table[rows], count) for table, count in zip(pairs.kinds, pairs.num_kinds, strict=True)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(max_steps):
@@ -216,10 +150,8 @@ def _fit(model: _Probe, pairs: _Pairs, deadline: float, max_steps: int, seed: in
         batch = rows[torch.randint(len(rows), (BATCH,), generator=generator)]
         outputs = model(pairs.frames[batch])
         losses = [
-            functional.cross_entropy(
-                logits.flatten(0, 1), pairs.classes[name][batch].flatten(), weights[name], ignore_index=-1
-            )
-            for name, logits in outputs.items()
+            functional.cross_entropy(logits.flatten(0, 1), table[batch].flatten(), weight, ignore_index=-1)
+            for logits, table, weight in zip(outputs, pairs.kinds, weights, strict=True)
         ]
         optimizer.zero_grad(set_to_none=True)
         torch.stack(losses).nansum().backward()
@@ -232,14 +164,11 @@ def _class_weights(table: Tensor, num_classes: int) -> Tensor:
 
 
 @torch.no_grad()
-def _evaluate(model: _Probe, pairs: _Pairs, seed: int) -> Alignment | None:
+def _evaluate(model: _Probe, pairs: Pairs, seed: int) -> Alignment | None:
     rows = torch.nonzero(pairs.held_out).flatten()
-    outputs: dict[str, list[Tensor]] = {name: [] for name in pairs.known}
-    for part in rows.split(256):
-        for name, logits in model(pairs.frames[part]).items():
-            outputs[name].append(logits.argmax(-1))
-    tables = {name: pairs.classes[name][rows].numpy() for name in outputs}
-    read = {name: torch.cat(parts).numpy() for name, parts in outputs.items()}
+    outputs = [[logits.argmax(-1) for logits in model(pairs.frames[part])] for part in rows.split(256)]
+    tables = [table[rows].numpy() for table in pairs.kinds]
+    read = [torch.cat(parts).numpy() for parts in zip(*outputs, strict=True)]
     scores = _scores(tables, read, np.arange(len(rows)))
     if scores is None:
         return None
@@ -251,14 +180,14 @@ def _evaluate(model: _Probe, pairs: _Pairs, seed: int) -> Alignment | None:
 
 
 def _scores(
-    tables: Mapping[str, npt.NDArray[np.int64]],
-    read: Mapping[str, npt.NDArray[np.int64]],
+    tables: Sequence[npt.NDArray[np.int64]],
+    read: Sequence[npt.NDArray[np.int64]],
     rows: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.float64] | None:
-    """Compute the recall at each shift where a group changes, mean over classes and groups; None: no group changes."""
+    """Compute the recall at each shift where a field changes, mean over classes and fields; None: no field changes."""
     found: list[Sequence[float]] = []
-    for name, table in tables.items():
-        true, guess = table[rows], read[name][rows]
+    for table, guesses in zip(tables, read, strict=True):
+        true, guess = table[rows], guesses[rows]
         changes = (true >= 0).all(1) & (true != true[:, :1]).any(1)
         true, guess = true[changes], guess[changes]
         kinds = [kind for kind in np.unique(true) if ((true == kind).sum(0) >= MIN_OF_CLASS // 4).all()]

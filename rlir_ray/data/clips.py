@@ -5,7 +5,6 @@ Legend: C context frames, F generated frames, K = C + F, H W pixels.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rlir_ray.config import DataConfig, WorldConfig
-from rlir_ray.data.recording_index import RecordingSource
-from rlir_ray.data.recordings import RecordingFile, open_recording
-from rlir_ray.spaces.actions import Actions, Event
+from rlir_ray.data.recordings import Recorded, Recordings, resize_frames
+from rlir_ray.spaces.space import Actions
+from rlir_ray.spaces.vpt import Event
 
 PromptSplit = Literal["train", "heldout"]
 Progress = Callable[[int, int], None]
@@ -98,62 +97,39 @@ class Source(Protocol):
 # One clip
 
 
-def read_clip(
-    source: RecordingSource, address: ClipAddress, world: WorldConfig, data: DataConfig | None = None
-) -> Clip:
+def read_clip(source: Recordings, address: ClipAddress, world: WorldConfig, data: DataConfig | None = None) -> Clip:
     """Read the clip at an address.
 
     Raises:
         ValueError: the recording or its frames do not exist or are broken.
     """
     data = data or DataConfig()
-    recording = open_in(source, address.recording, data.action_shift)
+    recording = source.recording(address.recording, data.action_shift)
     return cut_one(recording, address.first_frame, world, data.resize)
 
 
-def open_in(source: RecordingSource, name: str, action_shift: int = 0) -> RecordingFile:
-    """Open a recording by its name within a source; see `open_recording` for the shift and errors."""
-    if name not in source.videos:
-        raise ValueError(
-            f"{source.path} must hold the recording that a clip is cut from, got none named {name!r}; "
-            "give the source that the address comes from"
-        )
-    return open_recording(source.videos[name], name, action_shift)
-
-
-def clip_starts(events: Sequence[Event], world: WorldConfig, min_wall_distance: float) -> list[int]:
+def clip_starts(recording: Recorded, world: WorldConfig, min_wall_distance: float) -> list[int]:
     """Return the first frames of the clips of a recording that may serve as prompts, a clip's length apart."""
     length = world.num_context + world.num_frames
+    # Only VPT's format has events.
+    events: Sequence[Event] = getattr(recording, "events", ())
     return [
         start
-        for start in range(0, len(events) - length + 1, length)
-        # A bare wall shows no motion, and in an open GUI the mouse does not turn the camera.
-        if _wall_distance(events[start]) >= min_wall_distance
-        and not any(event.get("isGuiOpen") for event in events[start : start + length])
+        for start in range(0, len(recording) - length + 1, length)
+        if not events or _shows_actions(events[start : start + length], min_wall_distance)
     ]
 
 
-def _wall_distance(event: Event) -> float:
-    distance = event.get("wallDistance")
-    return math.inf if distance is None else distance
+def _shows_actions(events: Sequence[Event], min_wall_distance: float) -> bool:
+    """Return whether a clip's frames can show its actions: a bare wall shows no motion, nor does an open GUI."""
+    distance = events[0].get("wallDistance")
+    is_near = distance is not None and distance < min_wall_distance
+    return not is_near and not any(event.get("isGuiOpen") for event in events)
 
 
-def cut_one(recording: RecordingFile, start: int, world: WorldConfig, resize: str) -> Clip:
+def cut_one(recording: Recorded, start: int, world: WorldConfig, resize: str) -> Clip:
     stop = start + world.num_context + world.num_frames
-    frames = _resize(recording.read(start, stop), world.height, world.width, resize)
-    # Event k leads into frame k, so that the action into the first frame belongs to the past.
+    frames = resize_frames(recording.read(start, stop), world.height, world.width, resize)
+    # Action k leads into frame k, so that the action into the first frame belongs to the past.
     actions = recording.actions[start + 1 : stop]
     return Clip(address=ClipAddress(recording.name, start), frames=frames, actions=actions)
-
-
-def _resize(frames: npt.NDArray[np.uint8], height: int, width: int, resize: str) -> npt.NDArray[np.uint8]:
-    """Resize uint8 [K, H, W, 3] to the world's size; `resize` as in `DataConfig`."""
-    if frames.shape[1:3] == (height, width):
-        return frames
-    # Imported here: processes that only hold prompts need not load torch.
-    import torch
-
-    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
-    # No antialiasing and half-pixel centres, to match cv2's INTER_LINEAR.
-    resized = torch.nn.functional.interpolate(pixels, (height, width), mode=resize)
-    return resized.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()

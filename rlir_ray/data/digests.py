@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 
 from rlir_ray.config import Config, asset_path
-from rlir_ray.data.recording_index import find_recordings, pair
+from rlir_ray.data.recordings import open_recordings
 from rlir_ray.registry import load
 
 PROMPT_PATHS = ("path", "heldout_path")
@@ -25,16 +25,15 @@ def checkpoint_digest(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def recordings_digest(path: Path) -> str:
+def recordings_digest(path: str, camera: str) -> str:
     """Compute the digest of recordings over names and sizes only, because reading hours of video would take too long.
 
     Raises:
-        ValueError: see `find_recordings`.
+        ValueError: see `open_recordings`.
     """
     digest = hashlib.sha256()
-    for name, video in sorted(find_recordings(path).videos.items()):
-        sizes = [half.stat().st_size for half in pair(video.with_suffix(""))]
-        digest.update(f"{name} {sizes}\n".encode())
+    for line in open_recordings(path, camera).contents():
+        digest.update(f"{line}\n".encode())
     return digest.hexdigest()[:16]
 
 
@@ -59,5 +58,8 @@ def input_digests(config: Config) -> dict[str, str]:
     """
     found = {f"models.{name}": checkpoint_digest(folder) for name, folder in used_models(config).items()}
     if config.prompts.source == "recordings":
-        found |= {f"prompts.{key}": recordings_digest(Path(getattr(config.prompts, key))) for key in PROMPT_PATHS}
+        found |= {
+            f"prompts.{key}": recordings_digest(getattr(config.prompts, key), config.data.camera)
+            for key in PROMPT_PATHS
+        }
     return found

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from rlir_ray.config import Config, WorldConfig
 from rlir_ray.data.clips import Clip, ClipRequest, CutClips, Progress, PromptSplit, Source
 from rlir_ray.registry import build, load
-from rlir_ray.spaces.actions import GROUPS, Actions, group_classes
+from rlir_ray.spaces.space import Actions
 from rlir_ray.trajectory import Prompt, stored_codes
 
 if TYPE_CHECKING:
@@ -77,13 +77,13 @@ class PromptSet:
         """Return the first R prompts, which have frames."""
         return self[: len(self.frames)]
 
-    def class_shares(self, groups: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:
-        """Return how often each class is commanded: action group -> float [classes], summing to 1."""
+    def class_shares(self, names: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:
+        """Return how often each class of some fields is commanded: field -> float [classes], summing to 1."""
         commanded = [prompt.actions[len(prompt.actions) - prompt.num_frames :] for prompt in self.prompts]
-        classes = np.concatenate([group_classes(actions, groups) for actions in commanded])
+        classes = np.concatenate([actions.classes_of(names) for actions in commanded])
         return {
-            name: np.bincount(classes[:, column], minlength=GROUPS[name].num_classes) / len(classes)
-            for column, name in enumerate(groups)
+            field.name: np.bincount(classes[:, column], minlength=field.num_classes) / len(classes)
+            for column, field in enumerate(commanded[0].space.select(names))
         }
 
 
@@ -162,10 +162,7 @@ def _commands(clips: Sequence[Clip], source: Source, config: Config, seed: int) 
         order = np.random.default_rng([seed, 1]).permutation(len(clips))
         partner = dict(zip(order, np.roll(order, 1), strict=True))
         drawn = [recorded[partner[index]][past:] for index in range(len(clips))]
-    return [
-        Actions(np.concatenate([own.buttons[:past], new.buttons]), np.concatenate([own.camera[:past], new.camera]))
-        for own, new in zip(recorded, drawn, strict=True)
-    ]
+    return [own[:past].followed_by(new) for own, new in zip(recorded, drawn, strict=True)]
 
 
 def _prompt_set(cut: CutClips, commands: Sequence[Actions], tokenizer: Encoder, world: WorldConfig) -> PromptSet:

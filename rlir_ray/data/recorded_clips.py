@@ -8,14 +8,13 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
 from rlir_ray.config import Config, DataConfig, WorldConfig
-from rlir_ray.data.clips import Clip, ClipAddress, ClipRequest, CutClips, clip_starts, cut_one, open_in, read_clip
-from rlir_ray.data.recording_index import RecordingSource, find_recordings, log_skipped
-from rlir_ray.data.recordings import RecordingFile, nothing_readable
+from rlir_ray.data.clips import Clip, ClipAddress, ClipRequest, CutClips, clip_starts, cut_one, read_clip
+from rlir_ray.data.recordings import Recorded, Recordings, nothing_readable, open_recordings
+from rlir_ray.data.vpt.index import log_skipped
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ class RecordedSource:
             raise ValueError(
                 f"prompts.{key} must name a folder of recordings or an index, got ''; set prompts.{key}=PATH"
             )
-        source = find_recordings(Path(path))
+        source = open_recordings(path, config.data.camera)
         cut = cut_clips(
             source, num_prompts, config.world, part.min_wall_distance, request.seed, config.data, request.num_whole
         )
@@ -69,7 +68,7 @@ class RecordedSource:
 
 
 def cut_clips(
-    source: RecordingSource,
+    source: Recordings,
     num_clips: int,
     world: WorldConfig,
     min_wall_distance: float,
@@ -100,7 +99,7 @@ def cut_clips(
         raise ValueError(source.skipped[0])
     log_skipped(source.skipped)
     rng = np.random.default_rng([seed, 0])
-    names = list(source.videos)
+    names = list(source.names)
     quota = max(MIN_CLIPS_OF_RECORDING, math.ceil(num_clips / max(1, len(names))))
     clips: list[Clip] = []
     spare: list[ClipAddress] = []
@@ -109,10 +108,10 @@ def cut_clips(
     # Only one recording is open at a time, and only the needed recordings are opened.
     for name in (names[index] for index in rng.permutation(len(names))):
         try:
-            recording = open_in(source, name, data.action_shift)
-            starts = rng.permutation(clip_starts(recording.events, world, min_wall_distance)).tolist()
+            recording = source.recording(name, data.action_shift)
+            starts = rng.permutation(clip_starts(recording, world, min_wall_distance)).tolist()
             longest = max(longest, len(recording))
-            num_near_walls += len(clip_starts(recording.events, world, 0)) - len(starts)
+            num_near_walls += len(clip_starts(recording, world, 0)) - len(starts)
             taken = starts[: min(quota, num_clips - len(clips))]
             clips += _cut_all(recording, taken, world, data, num_whole, len(clips))
         except ValueError as error:
@@ -126,7 +125,7 @@ def cut_clips(
         if len(clips) == num_clips:
             break
         try:
-            recording = open_in(source, name, data.action_shift)
+            recording = source.recording(name, data.action_shift)
             taken = [address.first_frame for address in itertools.islice(addresses, num_clips - len(clips))]
             clips += _cut_all(recording, taken, world, data, num_whole, len(clips))
         except ValueError as error:
@@ -142,7 +141,7 @@ def cut_clips(
 
 
 def _cut_all(
-    recording: RecordingFile,
+    recording: Recorded,
     starts: Sequence[int],
     world: WorldConfig,
     data: DataConfig,
@@ -171,7 +170,7 @@ def _skip(name: str, error: ValueError, broken: dict[str, str], data: DataConfig
 
 
 def round_robin_clips(
-    source: RecordingSource, num_clips: int, world: WorldConfig, data: DataConfig, skipped: list[str] | None = None
+    source: Recordings, num_clips: int, world: WorldConfig, data: DataConfig, skipped: list[str] | None = None
 ) -> Iterator[Clip]:
     """Yield one clip of each recording before a second clip of any, in the order of names; open only needed recordings.
 
@@ -191,13 +190,13 @@ def round_robin_clips(
     if data.strict and source.skipped:
         raise ValueError(source.skipped[0])
     broken += source.skipped
-    names = sorted(source.videos, key=_natural_key)
+    names = sorted(source.names, key=_natural_key)
     starts: dict[str, list[int]] = {}
     while names and num_clips:
         for name in list(names):
             try:
                 if name not in starts:
-                    starts[name] = clip_starts(open_in(source, name, data.action_shift).events, world, 0.0)
+                    starts[name] = clip_starts(source.recording(name, data.action_shift), world, 0.0)
                 if not starts[name]:
                     names.remove(name)
                     continue

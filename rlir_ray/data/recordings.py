@@ -1,68 +1,67 @@
-"""Reading and writing of recordings in the VPT format: NAME.mp4 and NAME.jsonl, one event a frame.
+"""Recordings of any format: the protocol, opening by path, and splits. The formats: VPT's pairs, LeRobot datasets.
 
-**Event k leads INTO frame k**: event k holds the input between frames k - 1 and k; event 0 is the null action. A
-Gymnasium loop has another order (an observation, then the action taken after it): write an action beside the
-next observation, or read existing files with `action_shift=-1` (`data.action_shift`).
+**Action k leads INTO frame k**, whatever the order in which a format stores them.
 """
 
 from __future__ import annotations
 
-import json
 import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Protocol
 
-import av
 import numpy as np
 
-from rlir_ray.data.recording_index import find_recordings, list_recordings, log_skipped, pair
-from rlir_ray.data.video import VideoFile, index_video
-from rlir_ray.data.vpt_events import parse_event, recorder_version, repair_events
-from rlir_ray.spaces.actions import Actions, Event
+from rlir_ray.data.lerobot.layout import is_lerobot
+from rlir_ray.data.lerobot.reader import LerobotDataset
+from rlir_ray.data.vpt.index import find_recordings, log_skipped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
     import numpy.typing as npt
 
-__all__ = [
-    "Recording",
-    "RecordingFile",
-    "list_recordings",
-    "load_recordings",
-    "open_recording",
-    "read_events",
-    "read_recording",
-    "read_recordings",
-    "write_recording",
-]
+    from rlir_ray.spaces.space import Actions, ActionSpace
+    from rlir_ray.spaces.vpt import Event
 
 logger = logging.getLogger(__name__)
 
-# Full colour resolution and a low rate factor, because compression would destroy the detail of small frames.
-CODEC, PIXEL_FORMAT = "libx264", "yuv444p"
-CODEC_OPTIONS = {"crf": "6", "preset": "superfast", "bf": "0", "g": "32", "threads": "1"}
+Split = Literal["train", "validation"]
+SPLITS: tuple[Split, ...] = ("train", "validation")
+# Share of the recordings that a path with #validation names, at their end.
+VALIDATION_SHARE = 0.1
+FRAMES_AT_ONCE = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RecordingFile:
-    """A recording on disk: events are in memory, frames are read on demand.
+class Recording:
+    """One recording in memory.
 
     Args:
-        name: path of the recording below its source, or its file name, without a suffix.
-        video: index of the F frames.
-        events: F events; event k leads into frame k; known errors of the recorder are repaired.
-        actions: F actions, as the events say.
+        name: name within its source.
+        frames: uint8 [F, H, W, 3], RGB.
+        actions: F actions; action k leads INTO frame k.
+        events: F events of VPT's format; empty for any other format.
     """
 
     name: str
-    video: VideoFile
-    events: list[Event]
+    frames: npt.NDArray[np.uint8]
     actions: Actions
+    events: Sequence[Event] = ()
+
+
+class Recorded(Protocol):
+    """One recording on disk; frames are read on demand."""
+
+    @property
+    def name(self) -> str:
+        """Name within its source."""
+
+    @property
+    def actions(self) -> Actions:
+        """F actions; action k leads INTO frame k."""
 
     def __len__(self) -> int:
-        return len(self.events)
+        """F, the number of frames."""
 
     def read(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
         """Return frames [start, stop), uint8 [n, H, W, 3], RGB.
@@ -70,141 +69,153 @@ class RecordingFile:
         Raises:
             ValueError: the frames do not exist or are damaged; the error names the file.
         """
-        return self.video.read(start, stop)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Recording:
-    """One recording in memory; name, events and actions as in `RecordingFile`.
+class Recordings(Protocol):
+    """The recordings of a folder, an index or a dataset."""
 
-    Args:
-        name: path or file name without a suffix.
-        frames: uint8 [F, H, W, 3], RGB.
-        events: F events; event k leads into frame k.
-    """
+    @property
+    def path(self) -> Path:
+        """The path that the user gave."""
 
-    name: str
-    frames: npt.NDArray[np.uint8]
-    events: list[Event]
-    actions: Actions
+    @property
+    def names(self) -> Sequence[str]:
+        """Names of the recordings that may be opened, in order."""
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """One line for each recording that cannot be opened: file and reason."""
+
+    @property
+    def space(self) -> ActionSpace:
+        """The space of the actions."""
+
+    def contents(self) -> list[str]:
+        """Return lines that identify the recordings without reading their frames: names and sizes of files."""
+
+    def __len__(self) -> int:
+        """Number of recordings, the skipped ones included."""
+
+    def recording(self, name: str, action_shift: int = 0) -> Recorded:
+        """Open a recording without decoding a frame; its stored action k + action_shift leads INTO frame k.
+
+        Raises:
+            ValueError: there is no such recording, or a file of it is broken.
+        """
 
 
-def write_recording(path_stem: Path, frames: npt.NDArray[np.uint8], events: Iterable[Event], fps: int = 7) -> None:
-    """Write PATH_STEM.mp4 and PATH_STEM.jsonl; the files appear under these names only when they are complete.
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some of the recordings of a source."""
 
-    Example, a Gymnasium loop::
+    whole: Recordings
+    names: tuple[str, ...]
 
-        frames, events = [env.reset()[0]], [{}]                       # nothing leads into the first frame
-        for action in actions:
-            frames.append(env.step(action)[0])                        # the frame that the action leads into ...
-            events.append({"mouse": {"dx": 0, "dy": 0, "buttons": []}, "keyboard": {"keys": ["key.keyboard.w"]}})
-        write_recording(Path("data/mine/first"), np.stack(frames), events)
+    @property
+    def path(self) -> Path:
+        return self.whole.path
 
-    Args:
-        path_stem: folder and name without a suffix.
-        frames: uint8 [F, H, W, 3], RGB; H and W even.
-        events: F events; **event k leads INTO frame k**.
-        fps: frame rate of the mp4, for viewers only.
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        return self.whole.skipped
+
+    @property
+    def space(self) -> ActionSpace:
+        return self.whole.space
+
+    def contents(self) -> list[str]:
+        return [*self.names, *self.whole.contents()]
+
+    def __len__(self) -> int:
+        return len(self.names) + len(self.skipped)
+
+    def recording(self, name: str, action_shift: int = 0) -> Recorded:
+        return self.whole.recording(name, action_shift)
+
+
+def split_path(text: str) -> tuple[Path, str]:
+    """Split ``PATH#train`` into the path and the split; without a split the second text is empty.
 
     Raises:
-        ValueError: frames and events differ in number, or the frames are not uint8 RGB.
+        ValueError: the text after the last # is no split, and no such path exists.
     """
-    events = list(events)
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or len(frames) != len(events):
+    path, mark, split = text.rpartition("#")
+    if not mark or Path(text).exists():
+        return Path(text), ""
+    if split not in SPLITS:
         raise ValueError(
-            f"a recording needs uint8 frames [F, H, W, 3] and F events, got {frames.dtype} {frames.shape} and "
-            f"{len(events)} events; convert the frames and give one event for each"
+            f"a path of recordings may end with #train or #validation, got {text!r}; correct the end or the path"
         )
-    path_stem.parent.mkdir(parents=True, exist_ok=True)
-    video, lines = pair(path_stem)
-    part_video, part_lines = video.with_suffix(".mp4.part"), lines.with_suffix(".jsonl.part")
-    with av.open(str(part_video), "w", format="mp4") as container:
-        stream = container.add_stream(CODEC, rate=fps, options=CODEC_OPTIONS)
-        assert isinstance(stream, av.VideoStream)
-        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], PIXEL_FORMAT
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-    part_lines.write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
-    # Rename the events last: a recording counts as finished when both files exist.
-    part_video.rename(video)
-    part_lines.rename(lines)
+    return Path(path), split
 
 
-def open_recording(path: Path, name: str = "", action_shift: int = 0) -> RecordingFile:
-    """Open one recording without decoding a frame.
+def open_recordings(path: Path | str, camera: str = "") -> Recordings:
+    """Open a LeRobot dataset, a folder of VPT's NAME.mp4 + NAME.jsonl pairs, or an index of such pairs.
 
     Args:
-        path: path of the mp4, of the jsonl, or of both without a suffix.
-        name: name of the recording within its source; empty: the file name.
-        action_shift: event k + action_shift leads INTO frame k; -1 for the order of a Gymnasium loop, which writes an
-            observation beside the action that is taken after it. With a shift above 0 the last frames have no action
-            and are dropped.
+        path: ``PATH`` for all recordings, ``PATH#validation`` for the last tenth of them, ``PATH#train`` for the rest.
+        camera: camera of a LeRobot dataset, which is needed if the dataset has several.
 
     Raises:
-        ValueError: a file of the pair is missing, a line is no event, the video is cut off, or video and events differ
-            in length; the error names the file and the line.
+        ValueError: nothing at the path can be opened as recordings.
     """
-    path = Path(path)
-    stem = path.with_suffix("") if path.suffix in (".mp4", ".jsonl") else path
-    halves = video_path, lines_path = pair(stem)
-    for half in halves:
-        if not half.is_file():
-            raise ValueError(f"{half}: no such file; a recording is an mp4 and a jsonl of the same name")
-    events, video = read_events(lines_path), index_video(video_path)
-    if len(video) != len(events):
-        raise ValueError(
-            f"{lines_path}: {len(events)} events for the {len(video)} frames of {video_path.name}, it needs one a "
-            "frame; record or download the pair again"
-        )
-    # The name holds the recorder's version even if the file was moved to another folder.
-    events = repair_events(events, recorder_version(name) or recorder_version(stem.absolute()))
-    actions, num_frames = Actions.from_events(events).shifted(action_shift), len(events) - max(0, action_shift)
-    return RecordingFile(name=name or stem.name, video=video, events=events[:num_frames], actions=actions[:num_frames])
+    place, split = split_path(str(path))
+    found: Recordings = LerobotDataset(place, camera) if is_lerobot(place) else find_recordings(place)
+    if not split:
+        return found
+    if len(found.names) < 2:
+        raise ValueError(f"a split needs at least 2 recordings, got {len(found.names)} in {place}; record more")
+    num_validation = max(1, round(VALIDATION_SHARE * len(found.names)))
+    kept = found.names[-num_validation:] if split == "validation" else found.names[:-num_validation]
+    return Part(found, tuple(kept))
 
 
-def read_recording(path: Path, name: str = "", action_shift: int = 0) -> Recording:
-    """Read one recording with all its frames; see `open_recording` for arguments and errors."""
-    opened = open_recording(path, name, action_shift)
-    frames = opened.read(0, len(opened))
-    return Recording(name=opened.name, frames=frames, events=opened.events, actions=opened.actions)
+def split_paths(data: Path | str) -> dict[Split, str]:
+    """Return the path of each split: the folders train/ and validation/ below `data`, or a share of its recordings."""
+    if all((Path(data) / split).is_dir() for split in SPLITS):
+        return {split: str(Path(data) / split) for split in SPLITS}
+    return {split: f"{data}#{split}" for split in SPLITS}
 
 
-def read_recordings(paths: Iterable[Path], *, strict: bool = False) -> Iterator[Recording]:
-    """Yield the recordings at `paths` in order; skip a broken recording with one line in the log.
+def read_all(source: Recordings, action_shift: int = 0, size: tuple[int, int] | None = None) -> Iterator[Recording]:
+    """Yield recordings with all their frames; skip a broken recording with one line in the log.
 
     Args:
-        paths: see `list_recordings`.
-        strict: raise at the first broken recording instead.
-    """
-    skipped: list[str] = []
-    num_read = 0
-    for recording in _readable((("", path) for path in paths), skipped, strict):
-        num_read += 1
-        yield recording
-    if skipped:
-        logger.warning("%d of %d recordings were skipped", len(skipped), num_read + len(skipped))
-
-
-def load_recordings(folder: Path, action_shift: int = 0) -> list[Recording]:
-    """Load all recordings of a folder or an index; skip a broken recording with one line in the log.
-
-    Args:
-        folder: folder or index of recordings.
-        action_shift: see `open_recording`.
+        source: the recordings.
+        action_shift: see `Recordings.recording`.
+        size: height and width to which the frames are reduced; None: as recorded.
 
     Raises:
-        ValueError: the folder does not exist, or holds no readable recording.
+        ValueError: no recording can be read.
     """
-    source = find_recordings(folder)
     log_skipped(source.skipped)
-    skipped = list(source.skipped)
-    recordings = list(_readable(source.videos.items(), skipped, False, action_shift))
-    if not recordings:
-        raise ValueError(nothing_readable(source.path, skipped))
-    if skipped:
-        logger.warning("%d of %d recordings were skipped", len(skipped), len(source))
-    return recordings
+    broken: list[str] = []
+    for name in source.names:
+        try:
+            opened = source.recording(name, action_shift)
+            # In parts: the frames of a long recording may be large before they are reduced.
+            parts = (
+                (start, min(start + FRAMES_AT_ONCE, len(opened))) for start in range(0, len(opened), FRAMES_AT_ONCE)
+            )
+            frames = np.concatenate([_reduced(opened.read(*part), size) for part in parts])
+        except ValueError as error:
+            broken.append(str(error))
+            logger.warning("skipped: %s", error)
+            continue
+        yield Recording(name=name, frames=frames, events=getattr(opened, "events", ()), actions=opened.actions)
+    if len(broken) == len(source.names):
+        raise ValueError(nothing_readable(source.path, [*source.skipped, *broken]))
+    if num_skipped := len(source.skipped) + len(broken):
+        logger.warning("%d of %d recordings were skipped", num_skipped, len(source))
+
+
+def read_splits(
+    data: Path | str, action_shift: int = 0, camera: str = "", size: tuple[int, int] | None = None
+) -> dict[Split, list[Recording]]:
+    """Read the recordings of both splits with all their frames; see `split_paths` and `read_all`."""
+    logger.info("reading the recordings of %s", data)
+    paths = split_paths(data)
+    return {split: list(read_all(open_recordings(paths[split], camera), action_shift, size)) for split in SPLITS}
 
 
 def nothing_readable(path: Path, skipped: Sequence[str]) -> str:
@@ -215,38 +226,18 @@ def nothing_readable(path: Path, skipped: Sequence[str]) -> str:
     )
 
 
-def _readable(
-    items: Iterable[tuple[str, Path]], skipped: list[str], strict: bool, action_shift: int = 0
-) -> Iterator[Recording]:
-    """Yield the recordings of names and paths; append a line for each broken recording to `skipped`."""
-    for name, path in items:
-        try:
-            recording = read_recording(path, name, action_shift)
-        except ValueError as error:
-            if strict:
-                raise
-            skipped.append(str(error))
-            logger.warning("skipped: %s", error)
-            continue
-        yield recording
+def _reduced(frames: npt.NDArray[np.uint8], size: tuple[int, int] | None) -> npt.NDArray[np.uint8]:
+    return frames if size is None else resize_frames(frames, *size, resize="area")
 
 
-def read_events(path: Path) -> list[Event]:
-    """Return all events of a jsonl, without repairs.
+def resize_frames(frames: npt.NDArray[np.uint8], height: int, width: int, resize: str) -> npt.NDArray[np.uint8]:
+    """Resize uint8 [n, H, W, 3] to [n, height, width, 3]; `resize` as in `DataConfig`."""
+    if frames.shape[1:3] == (height, width):
+        return frames
+    # Imported here: processes that only hold prompts need not load torch.
+    import torch
 
-    Raises:
-        ValueError: the file cannot be read, or a line is no event; the error names the file and the line.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig", errors="replace")
-    except OSError as error:
-        raise ValueError(f"{path}: no readable file ({error.strerror}); record or download it again") from error
-    # Split at line feeds only, because typed text in events may contain other line separators.
-    lines = text.rstrip().split("\n") if text.strip() else []
-    events = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            events.append(parse_event(line))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}; record or download it again") from error
-    return events
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
+    # No antialiasing and half-pixel centres, to match cv2's INTER_LINEAR.
+    resized = torch.nn.functional.interpolate(pixels, (height, width), mode=resize)
+    return resized.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()

@@ -18,21 +18,22 @@ from rlir_ray.config.load import load_config, recipes
 from rlir_ray.data.clips import Clip
 from rlir_ray.data.files import write_json
 from rlir_ray.data.recorded_clips import round_robin_clips
-from rlir_ray.data.recording_index import MAX_LOGGED, find_recordings
-from rlir_ray.data.recordings import nothing_readable
+from rlir_ray.data.recordings import nothing_readable, open_recordings
+from rlir_ray.data.vpt.index import MAX_LOGGED
 from rlir_ray.evaluation.fvd import I3D, MIN_FRAMES
 from rlir_ray.evaluation.lpips import LPIPS
 from rlir_ray.evaluation.policy_row import PolicyRow, evaluate_row
-from rlir_ray.families import family_of, open_codec, open_policy
+from rlir_ray.families import action_space, family_of, open_codec, open_policy
 from rlir_ray.idm.base import InverseDynamics, load_inverse_dynamics
 from rlir_ray.models.adapters import is_adapter_folder
 from rlir_ray.models.compatibility import stated_architecture
 from rlir_ray.rewards.calibration import check_alignment
 from rlir_ray.run.environment import versions
 from rlir_ray.run.progress import progress_bar
+from rlir_ray.run.resolved import with_field_names
 
 if TYPE_CHECKING:
-    from rlir_ray.data.recording_index import RecordingSource
+    from rlir_ray.data.recordings import Recordings
 
 # A fixed seed, so that all evaluations use the same draws.
 SEED = 20_250_928
@@ -67,6 +68,7 @@ def evaluate(request: EvaluationRequest, chunk: int = 0) -> PolicyRow:
         ValueError: a checkpoint or the recordings are unusable, or belong to another world.
     """
     config = resolve_config(request)
+    config = with_field_names(config, action_space(config))
     num_clips = request.num_clips or config.prompts.num_heldout
     check_request(request, config, num_clips)
     family_of(config).check_world(config)
@@ -75,7 +77,7 @@ def evaluate(request: EvaluationRequest, chunk: int = 0) -> PolicyRow:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     lpips = LPIPS(request.lpips, device=device) if request.lpips else None
     i3d = I3D(request.fvd, device=device) if request.fvd else None
-    source, world = find_recordings(Path(request.data)), config.world
+    source, world = open_recordings(request.data, config.data.camera), config.world
     skipped: list[str] = []
     idm = load_inverse_dynamics(config.models.judge_idm).to(device) if config.models.judge_idm else None
     if idm is not None:
@@ -120,7 +122,7 @@ def check_request(request: EvaluationRequest, config: Config, num_clips: int) ->
 
 
 @contextmanager
-def _reason_if_all_broken(source: RecordingSource, skipped: list[str]) -> Iterator[None]:
+def _reason_if_all_broken(source: Recordings, skipped: list[str]) -> Iterator[None]:
     """If all recordings are broken, replace a ValueError by one that gives the reason of the first recording."""
     try:
         yield
@@ -214,9 +216,7 @@ def alignment_lines(idm: InverseDynamics, clips: Iterator[Clip], config: Config)
     return []
 
 
-def summary_lines(
-    row: PolicyRow, config: Config, num_clips: int, source: RecordingSource, skipped: list[str]
-) -> list[str]:
+def summary_lines(row: PolicyRow, config: Config, num_clips: int, source: Recordings, skipped: list[str]) -> list[str]:
     """Format the clips, the recordings and the row for a terminal."""
     world = config.world
     lines = [

@@ -1,7 +1,7 @@
 """Evaluation: sample a clip for each held-out prompt, recover its actions, compare them with the commands.
 
 Real clips, unchanged and reconstructed by the tokenizer, give the ceiling. Independent of pools and folders.
-Legend: P prompts, B clips of a chunk, C context frames, F generated frames, K action groups.
+Legend: P prompts, B clips of a chunk, C context frames, F generated frames, K fields.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from rlir_ray.algorithm.seeds import group_seed
 from rlir_ray.evaluation.following import Following
 from rlir_ray.evaluation.quality import Quality, clip_quality, join_quality
 from rlir_ray.evaluation.results import REAL, RECONSTRUCTED, Evaluation
-from rlir_ray.evaluation.video import UNREAD, Clips
-from rlir_ray.idm.decoding import recovered_classes
-from rlir_ray.spaces.actions import Actions, group_classes
+from rlir_ray.evaluation.video import Clips
+from rlir_ray.rewards.field_scores import FieldValues, commanded_values, read_values
+from rlir_ray.spaces.layouts import check_space
+from rlir_ray.spaces.space import Actions, ActionSpace
 from rlir_ray.trajectory import codes_tensor
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def evaluate_policy(
         prompt_set: P held-out prompts with the real frames.
         tokenizer: codec that decodes the clips.
         idms: inverse dynamics models by name (`reward`, `judge`); if empty, the evaluation has picture quality only.
-        world: action groups and frame counts.
+        world: fields to compare and frame counts.
         temperature: the sampler's temperature, which the evaluation records.
         seed: seed of sampling; the same seed gives every policy the same draws.
         name: name of the evaluation, see `results.NAMES`.
@@ -74,7 +75,7 @@ def evaluate_policy(
     """
     commands = [prompt.actions for prompt in prompt_set.prompts]
     # A clip with other commands than the recording has no real counterpart.
-    as_recorded = all(_equal(*pair) for pair in zip(commands, prompt_set.recorded, strict=True))
+    as_recorded = all(one.equals(other) for one, other in zip(commands, prompt_set.recorded, strict=True))
     following, quality, clips = _evaluate(
         name,
         _sampled_chunks(sampler, prompt_set.prompts, tokenizer, seed),
@@ -166,80 +167,85 @@ def _evaluate(
     judge_context: bool,
 ) -> tuple[dict[str, Following], Quality, Clips]:
     """Recover the actions of P clips, given in chunks uint8 [B, C + F, H, W, 3], and compute all figures."""
-    commanded = np.stack([group_classes(each, world.groups)[-world.num_frames :] for each in actions])  # [P, F, K]
+    commands = [each[len(each) - world.num_frames :] for each in actions]
     shown = evenly_spaced(len(prompt_ids), num_videos)
-    recovered: dict[str, list[npt.NDArray[np.int64]]] = {idm: [] for idm in idms}
+    readings: dict[str, list[FieldValues]] = {idm: [] for idm in idms}
     qualities: list[Quality] = []
     sizes: list[int] = []
     frames: list[npt.NDArray[np.uint8]] = []
     for clips in chunks:
         start = sum(sizes)
         for idm, model in idms.items():
-            recovered[idm].append(read_generated(model, clips, world, judge_context))
+            check_space(commands[0].space, model.space, "the commanded actions", f"models.{idm}_idm")
+            readings[idm].append(read_generated(model, clips, world, judge_context))
         reference = None if real is None else torch.from_numpy(np.array(real[start : start + len(clips)]))
         qualities.append(clip_quality(clips, world.num_frames, reference))
         sizes.append(len(clips))
         frames.append(clips[[index - start for index in shown if start <= index < start + len(clips)]].numpy())
-    following = {
-        idm: Following(groups=world.groups, commanded=commanded, recovered=np.concatenate(parts))
-        for idm, parts in recovered.items()
-    }
+    following = {idm: followed(commands, world.groups, parts) for idm, parts in readings.items()}
+    judged = following.get(JUDGE)
     kept = Clips(
         name=name,
         frames=np.concatenate(frames),
-        commanded=commanded[shown],
-        recovered=following[JUDGE].recovered[shown] if JUDGE in following else np.full_like(commanded[shown], UNREAD),
-        groups=world.groups,
+        space=ActionSpace(commands[0].space.select(world.groups)),
+        commanded=np.stack([each.values_of(world.groups) for each in commands])[shown],
+        recovered=None if judged is None else _pictured(judged)[shown],
         prompt_ids=tuple(prompt_ids[index] for index in shown),
     )
     return following, join_quality(qualities), kept
 
 
-def read_generated(
-    idm: InverseDynamics,
-    frames: Tensor,
-    world: WorldConfig,
-    judge_context: bool = True,
-) -> npt.NDArray[np.int64]:
-    """Recover the classes of the generated frames with an inverse dynamics model, int64 [B, F, K].
+def _pictured(following: Following) -> npt.NDArray[np.float32]:
+    """Return the values that pictures compare with the commands, [P, F, K]: graded axes have numbers, others classes.
+
+    The mean of a mu-law axis may lie in another bin than the one that counts as read.
+    """
+    found = following.recovered
+    columns = [
+        found.values[..., column] if field.is_graded else field.centres(found.classes[..., column])
+        for column, field in enumerate(following.fields)
+    ]
+    return np.stack(columns, -1).astype(np.float32)
+
+
+def followed(commands: Sequence[Actions], names: Sequence[str], readings: Sequence[FieldValues]) -> Following:
+    """Join the readings of all chunks.
 
     Args:
-        idm, frames, judge_context: as in `generated_logits`.
-        world: groups and F.
-
-    Raises:
-        ValueError: the model gives values that are not finite.
+        commands: the F commanded actions of each of the P clips.
+        names: the fields to compare.
+        readings: of the clips in order.
     """
-    return recovered_classes(generated_logits(idm, frames, world.num_frames, judge_context), world.groups).numpy()
+    return Following(
+        fields=commands[0].space.select(names),
+        commanded=commanded_values(commands, names),
+        recovered=FieldValues.joined(readings),
+    )
 
 
 @torch.no_grad()
-def generated_logits(idm: InverseDynamics, frames: Tensor, num_frames: int, judge_context: bool) -> dict[str, Tensor]:
-    """Compute an inverse dynamics model's logits of the generated frames.
+def read_generated(idm: InverseDynamics, frames: Tensor, world: WorldConfig, judge_context: bool = True) -> FieldValues:
+    """Recover the actions of the generated frames with an inverse dynamics model.
 
     Args:
-        idm: model; index k of its output leads into frame k.
+        idm: model; index k of its reading leads into frame k.
         frames: uint8 [B, C + F, H, W, 3].
-        num_frames: F.
+        world: fields and F.
         judge_context: show the model the context frames too.
 
     Returns:
-        buttons [B, F, 20, 2] and camera [B, F, 2, 11].
+        Classes and values [B, F, K].
 
     Raises:
         ValueError: the model gives values that are not finite.
     """
-    shown = frames if judge_context else frames[:, -num_frames:]
-    logits = idm.logits(shown)
-    if not all(bool(torch.isfinite(values).all()) for values in logits.values()):
+    names, num_frames = world.groups, world.num_frames
+    reading = idm.read(frames if judge_context else frames[:, -num_frames:], names)
+    if not all(bool(torch.isfinite(table).all()) for table in reading.probabilities.values()):
         raise ValueError("an inverse dynamics model must give finite values, got others; check models.*_idm")
-    return {head: values[:, -num_frames:] for head, values in logits.items()}
+    return read_values(reading, idm.space.select(names)).frames(slice(-num_frames, None))
 
 
 def evenly_spaced(num_prompts: int, count: int) -> list[int]:
     """Return the indices of up to `count` evenly spaced prompts; the choice does not depend on the results."""
     return [int(index) for index in np.unique(np.linspace(0, num_prompts - 1, min(count, num_prompts)).round())]
-
-
-def _equal(one: Actions, other: Actions) -> bool:
-    return np.array_equal(one.buttons, other.buttons) and np.array_equal(one.camera, other.camera)

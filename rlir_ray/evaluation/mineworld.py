@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from rlir_ray.data.files import Json
 from rlir_ray.rewards.classification import accuracy, confusion
-from rlir_ray.spaces.actions import BUTTONS, IDM_BUTTONS, VPT_CAMERA, Actions
+from rlir_ray.spaces.space import Actions
+from rlir_ray.spaces.vpt import BUTTONS, IDM_BUTTONS, VPT_CAMERA, buttons_of, camera_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,7 +93,7 @@ def following_in_use(predicted: Sequence[Clip], recorded: Sequence[Clip]) -> Jso
     tasks = [task for task, members in TASKS.items() if _classes(commanded, members).any()]
     mean = {figure: float(np.mean([per_task[task][figure] for task in tasks])) if tasks else None for figure in FIGURES}
     bins = VPT_CAMERA.bins(commanded[CAMERA])  # [N, 2]
-    turns = (bins != VPT_CAMERA.null_bin).any(0)  # [2]
+    turns = (bins != VPT_CAMERA.null_class).any(0)  # [2]
     distance = np.abs(VPT_CAMERA.bins(read[CAMERA]) - bins)[:, turns]
     return {"tasks": tasks, "mean": {**mean, "camera_loss": float(distance.mean()) if turns.any() else None}}
 
@@ -184,8 +185,8 @@ def actions_clip(actions: Actions, *, whole_degrees: bool = False) -> Columns:
         Each of the 23 buttons int64 [F], and the camera float64 [F, 2].
     """
     # Remove the rounding error of float32, so that 3 degrees are not truncated to 2.
-    camera = np.round(actions.camera.astype(np.float64), 4)
-    return _clip(actions.buttons, np.trunc(camera) if whole_degrees else camera)
+    camera = np.round(camera_of(actions).astype(np.float64), 4)
+    return _clip(buttons_of(actions.classes), np.trunc(camera) if whole_degrees else camera)
 
 
 def logits_clips(logits: Mapping[str, Tensor]) -> list[Columns]:
@@ -220,7 +221,7 @@ def classes_clips(buttons: npt.NDArray[np.integer], camera: npt.NDArray[np.integ
     """
     unseen = np.zeros((*buttons.shape[:2], len(BUTTONS) - len(IDM_BUTTONS)), np.int64)
     pressed = np.concatenate([buttons, unseen], -1)  # [B, F, 23]
-    return [_clip(*clip) for clip in zip(pressed, VPT_CAMERA.degrees(camera), strict=True)]
+    return [_clip(*clip) for clip in zip(pressed, VPT_CAMERA.centres(camera), strict=True)]
 
 
 def _clip(buttons: npt.NDArray[np.generic], camera: npt.NDArray[np.floating]) -> Columns:

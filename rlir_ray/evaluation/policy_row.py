@@ -19,11 +19,16 @@ from torch import Tensor
 from rlir_ray.algorithm.seeds import group_seed
 from rlir_ray.data.files import Json
 from rlir_ray.data.prompts import encode_prompts
-from rlir_ray.evaluation.evaluate import decode_clips, generated_logits
+from rlir_ray.evaluation.evaluate import decode_clips, followed, read_generated
 from rlir_ray.evaluation.fvd import I3D, frechet_distance
 from rlir_ray.evaluation.lpips import LPIPS
 from rlir_ray.evaluation.mineworld import Columns, action_following, actions_clip, following_in_use, logits_clips
 from rlir_ray.evaluation.quality import Quality, clip_quality, join_quality
+from rlir_ray.rewards.classification import or_none
+from rlir_ray.rewards.field_scores import FieldValues
+from rlir_ray.spaces.layouts import check_space
+from rlir_ray.spaces.space import Actions
+from rlir_ray.spaces.vpt import VPT_SPACE
 from rlir_ray.trajectory import codes_tensor
 
 if TYPE_CHECKING:
@@ -50,9 +55,11 @@ class PolicyRow:
     """dB, mean over the frames, like `ssim` (-1..1) and `lpips` (>= 0)."""
     ssim: float
     following: Json | None
-    """Result of `action_following`: MineWorld's means, over its seven tasks."""
+    """Result of `action_following`: MineWorld's means, over its seven tasks; None in another space than VPT's."""
     following_in_use: Json | None = None
     """Result of `following_in_use`: means over the tasks that the recordings use."""
+    fields: dict[str, dict[str, float | None]] | None = None
+    """Field -> its figures, as `Following.per_group`; None in VPT's space."""
     lpips: float | None = None
     fvd: float | None = None
 
@@ -67,17 +74,29 @@ class PolicyRow:
                 "",
                 "MineWorld's published columns, over its seven tasks (a task that never occurs counts 1)",
             ]
+        for name, part in (self.fields or {}).items():
+            known = (f"{figure} {value:.3f}" for figure, value in part.items() if value is not None)
+            lines.append(f"{name}: {', '.join(known) or 'not in use'}")
+        if self.fields:
+            lines.append("")
         following = self.following
+        if self.fields is not None:
+            return lines + _columns({"FPS": f"{self.fps:.2f}", **self._picture_cells()})
         return lines + _columns(
             {
                 "FPS": f"{self.fps:.2f}",
                 **{name: f"{following['mean'][key]:.3f}" if following else NO_WEIGHTS for name, key in MEANS.items()},
-                "PSNR": f"{self.psnr:.2f}",
-                "SSIM": f"{self.ssim:.3f}",
-                "LPIPS": NO_WEIGHTS if self.lpips is None else f"{self.lpips:.3f}",
-                "FVD": NO_WEIGHTS if self.fvd is None else f"{self.fvd:.1f}",
+                **self._picture_cells(),
             }
         )
+
+    def _picture_cells(self) -> dict[str, str]:
+        return {
+            "PSNR": f"{self.psnr:.2f}",
+            "SSIM": f"{self.ssim:.3f}",
+            "LPIPS": NO_WEIGHTS if self.lpips is None else f"{self.lpips:.3f}",
+            "FVD": NO_WEIGHTS if self.fvd is None else f"{self.fvd:.1f}",
+        }
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)
@@ -112,7 +131,7 @@ def evaluate_row(
         clips: recorded clips of K frames of the world's size.
         sampler: sampler that holds the policy.
         tokenizer: codec that encodes the context and decodes the clips.
-        world: frame counts.
+        world: frame counts, and the fields to compare.
         seed: seed of sampling.
         chunk: B, number of clips that are sampled and evaluated at once.
         idm: model that reads the actions; None: leave out action following.
@@ -135,8 +154,14 @@ def evaluate_row(
         totals.qualities.append(clip_quality(frames, world.num_frames, real))
         generated, recorded = frames[:, -world.num_frames :], real[:, -world.num_frames :]
         if idm is not None:
-            totals.read += logits_clips(generated_logits(idm, frames, world.num_frames, judge_context))
-            totals.commanded += [actions_clip(clip.actions[-world.num_frames :], whole_degrees=True) for clip in part]
+            commands = [clip.actions[-world.num_frames :] for clip in part]
+            if idm.space == VPT_SPACE:
+                totals.read += logits_clips(_vpt_logits(idm, frames, world.num_frames, judge_context))
+                totals.commanded += [actions_clip(each, whole_degrees=True) for each in commands]
+            else:
+                check_space(commands[0].space, idm.space, "the recordings", "--idm")
+                totals.readings.append(read_generated(idm, frames, world, judge_context))
+                totals.commands += commands
         if lpips is not None:
             totals.lpips.append(lpips(generated.flatten(0, 1), recorded.flatten(0, 1)))
         if i3d is not None:
@@ -146,7 +171,7 @@ def evaluate_row(
             progress(totals.num_clips)
     if not totals.num_clips:
         raise ValueError("an evaluation needs at least one clip, got none; add recordings longer than a clip")
-    return totals.row(world.num_frames)
+    return totals.row(world)
 
 
 class _Totals:
@@ -157,10 +182,12 @@ class _Totals:
         self.qualities: list[Quality] = []
         self.read: list[Columns] = []
         self.commanded: list[Columns] = []
+        self.readings: list[FieldValues] = []
+        self.commands: list[Actions] = []
         self.lpips: list[Tensor] = []
         self.features: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def row(self, num_frames: int) -> PolicyRow:
+    def row(self, world: WorldConfig) -> PolicyRow:
         quality = join_quality(self.qualities)
         distance = None
         if self.features:
@@ -169,14 +196,33 @@ class _Totals:
         assert quality.psnr is not None and quality.ssim is not None
         return PolicyRow(
             num_clips=self.num_clips,
-            fps=self.num_clips * num_frames / self.sampling_s,
+            fps=self.num_clips * world.num_frames / self.sampling_s,
             psnr=float(quality.psnr.mean()),
             ssim=float(quality.ssim.mean()),
             following=action_following(self.read, self.commanded) if self.read else None,
             following_in_use=following_in_use(self.read, self.commanded) if self.read else None,
+            fields=self._fields(world.groups) if self.readings else None,
             lpips=float(torch.cat(self.lpips).mean()) if self.lpips else None,
             fvd=distance,
         )
+
+    def _fields(self, names: Sequence[str]) -> dict[str, dict[str, float | None]]:
+        per_group = followed(self.commands, names, self.readings).per_group
+        return {name: {figure: or_none(value) for figure, value in part.items()} for name, part in per_group.items()}
+
+
+@torch.no_grad()
+def _vpt_logits(idm: InverseDynamics, frames: Tensor, num_frames: int, judge_context: bool) -> dict[str, Tensor]:
+    """Return the heads of a model in VPT's space for the generated frames: MineWorld keeps contradicting buttons.
+
+    Raises:
+        ValueError: the model has no such heads.
+    """
+    read = getattr(idm, "logits", None)
+    if read is None:
+        raise ValueError("--idm must have VPT's heads for MineWorld's table, got a model without logits; give another")
+    logits = read(frames if judge_context else frames[:, -num_frames:])
+    return {head: values[:, -num_frames:] for head, values in logits.items()}
 
 
 def _chunks(clips: Iterable[Clip], size: int) -> Iterator[Sequence[Clip]]:

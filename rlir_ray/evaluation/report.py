@@ -65,7 +65,6 @@ def write_report(run_dir: Path) -> Path:
         name=run_dir.name,
         base=results.find(BASE),
         after=results.find(POST_TRAINED),
-        real=results.ceiling.get(REAL),
         verdict=_verdict(results),
         is_judge_reward=judges_by_reward(run_dir),
         is_judged=any("judge" in each.following for each in results.evaluations),
@@ -74,7 +73,10 @@ def write_report(run_dir: Path) -> Path:
         minutes=sum(step.get("time/step_s", 0.0) for step in steps) / 60,
         videos=[base64.b64encode(path.read_bytes()).decode() for path in sorted((run_dir / FOLDER).glob("*.mp4"))],
         following=tables.following_rows(results),
-        differences=tables.difference_rows(results.comparisons),
+        following_head=tables.following_head(results),
+        differences=tables.difference_rows(results),
+        headline=headline_text(results),
+        ceiling=ceiling_text(results),
         groups=tables.group_table(results),
         quality=tables.quality_rows(results),
         calibration=tables.calibration_table(calibration),
@@ -104,12 +106,51 @@ def _verdict(results: Results) -> str:
     base, after = results.find(BASE), results.find(POST_TRAINED)
     if base is None or after is None or "judge" not in base.following.keys() & after.following.keys():
         return ""
-    changes = compare(base, after).following["judge"].values()
-    if all(change.mean > 2 * change.se for change in changes):
+    # A smaller error is a gain.
+    found = compare(base, after).following["judge"].items()
+    gains = [(-change.mean if figure == "axis_error" else change.mean, change.se) for figure, change in found]
+    if all(gain > 2 * error for gain, error in gains):
         return "obeys commanded actions measurably better"
-    if all(change.mean < -2 * change.se for change in changes):
+    if all(gain < -2 * error for gain, error in gains):
         return "obeys commanded actions measurably worse"
     return "shows no clear change in how it obeys commanded actions"
+
+
+def headline_text(results: Results) -> str:
+    """Say what the judge recovered before and after training; empty: it did not read both models."""
+    base, after = results.find(BASE), results.find(POST_TRAINED)
+    if base is None or after is None or "judge" not in base.following.keys() & after.following.keys():
+        return ""
+    one, two = base.following["judge"], after.following["judge"]
+    parts = []
+    if "accuracy" in two.headline:
+        parts.append(
+            f"the judge recovers {tables.figure_text(one.accuracy, '.1%')} of them before and "
+            f"{tables.figure_text(two.accuracy, '.1%')} after (macro-F1 {tables.figure_text(one.macro_f1)} and "
+            f"{tables.figure_text(two.macro_f1)})"
+        )
+    if "axis_error" in two.headline:
+        parts.append(
+            f"the judge reads them with an error of {tables.figure_text(one.axis_error, '.1%')} of their range before "
+            f"and {tables.figure_text(two.axis_error, '.1%')} after (R² {tables.figure_text(one.r2)} and "
+            f"{tables.figure_text(two.r2)})"
+        )
+    return ", and ".join(parts)
+
+
+def ceiling_text(results: Results) -> str:
+    """Say what the judge recovers in real clips; empty: it read none."""
+    real = results.ceiling.get(REAL)
+    if real is None or "judge" not in real.following:
+        return ""
+    found = real.following["judge"]
+    shares = [tables.figure_text(found.accuracy, ".1%")] if "accuracy" in found.headline else []
+    errors = [f"an error of {tables.figure_text(found.axis_error, '.1%')}"] if "axis_error" in found.headline else []
+    return (
+        f"In real clips it recovers {' and has '.join([*shares, *errors])}."
+        if shares
+        else (f"In real clips it has {errors[0]}.")
+    )
 
 
 def _read_json(path: Path) -> Json:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from rlir_ray.data.files import Json, number, write_json
 from rlir_ray.evaluation.following import Following, bootstrap_std, standard_error
+from rlir_ray.evaluation.following_json import following_from_json, following_to_json
 from rlir_ray.evaluation.quality import FIGURES, Quality
 from rlir_ray.evaluation.video import Clips, save_clips, write_videos
 from rlir_ray.rewards.classification import or_none
@@ -30,9 +31,10 @@ class Evaluation:
     """The figures of one model, or of the real clips, over the held-out prompts.
 
     In JSON: ``{"name", "temperature", "num_prompts", "seed", "policy_version", "following": {"reward": F, "judge": F},
-    "quality": Q}``. F is ``{"accuracy", "accuracy_se", "macro_f1", "macro_f1_se", "per_group": {group: {"accuracy",
-    "macro_f1"}}, "groups", "commanded", "recovered"}``. `commanded` and `recovered` are the classes [P, F, K]: a line
-    for each clip, a word for each frame, a base-36 digit for each group. Q has brightness, sharpness, motion, psnr and
+    "quality": Q}``. F is ``{FIGURE, FIGURE_se, ..., "per_group": {field: {"accuracy", "macro_f1"}}, "groups", "space",
+    "commanded", "recovered", "commanded_values", "recovered_values"}`` with the figures of `Following.headline`.
+    `commanded` and `recovered` are the classes [P, F, K]: a line for each clip, a word for each frame, base-36 digits
+    for each field; the values are those of the axes [P, F, A]. Q has brightness, sharpness, motion, psnr and
     ssim, each ``{"mean", "clips": [P]}``.
     """
 
@@ -58,7 +60,7 @@ class Evaluation:
             "num_prompts": self.num_prompts,
             "seed": self.seed,
             "policy_version": self.policy_version,
-            "following": {idm: following.to_json() for idm, following in self.following.items()},
+            "following": {idm: following_to_json(part) for idm, part in self.following.items()},
             "quality": self.quality.to_json(),
         }
 
@@ -69,7 +71,7 @@ class Evaluation:
             temperature=content["temperature"],
             seed=content["seed"],
             policy_version=content["policy_version"],
-            following={idm: Following.from_json(part) for idm, part in content["following"].items()},
+            following={idm: following_from_json(part) for idm, part in content["following"].items()},
             quality=Quality.from_json(content["quality"]),
         )
 
@@ -91,7 +93,7 @@ class Comparison:
     after: str
     after_temperature: float | None
     following: dict[str, dict[str, Change]]
-    """Inverse dynamics model -> changes of `accuracy` and `macro_f1`."""
+    """Inverse dynamics model -> changes of its headline figures."""
     quality: dict[str, Change]
     """Figure of `Quality` -> its change."""
 
@@ -133,21 +135,29 @@ def compare(before: Evaluation, after: Evaluation) -> Comparison:
 
 
 def following_changes(before: Following, after: Following) -> dict[str, Change]:
-    """Compute the changes of `accuracy` and `macro_f1`.
+    """Compute the changes of the headline figures.
 
     Raises:
         ValueError: the evaluations differ in prompts or commands.
     """
-    if before.commanded.shape != after.commanded.shape or (before.commanded != after.commanded).any():
+    one, other = before.commanded, after.commanded
+    # Evaluations of earlier versions have no values of ungraded axes.
+    graded, same = before.is_graded, before.fields == after.fields and np.array_equal(one.classes, other.classes)
+    if not same or not np.array_equal(one.values[..., graded], other.values[..., graded]):
         raise ValueError(
-            f"two evaluations must have the same prompts and commands, got {before.commanded.shape} and "
-            f"{after.commanded.shape} (P, F, groups) or other commands; evaluate both with one prompt set"
+            f"two evaluations must have the same prompts and commands, got {one.classes.shape} and "
+            f"{other.classes.shape} (P, F, fields) or other commands; evaluate both with one prompt set"
         )
-    resampled = after.resampled_macro_f1 - before.resampled_macro_f1
-    return {
+    changes = {
         "accuracy": _change(after.prompt_accuracy - before.prompt_accuracy),
-        "macro_f1": Change(mean=after.macro_f1 - before.macro_f1, se=bootstrap_std(resampled)),
+        "macro_f1": Change(
+            mean=after.macro_f1 - before.macro_f1,
+            se=bootstrap_std(after.resampled_macro_f1 - before.resampled_macro_f1),
+        ),
+        "axis_error": _change(after.prompt_axis_error - before.prompt_axis_error),
+        "r2": Change(mean=after.r2 - before.r2, se=bootstrap_std(after.resampled_r2 - before.resampled_r2)),
     }
+    return {figure: changes[figure] for figure in after.headline}
 
 
 def quality_changes(before: Quality, after: Quality) -> dict[str, Change]:
@@ -180,8 +190,8 @@ def compare_all(evaluations: Sequence[Evaluation]) -> list[Comparison]:
 @dataclass(frozen=True, kw_only=True)
 class Results:
     """The content of `evaluation.json`: ``{"ceiling": {"real": E, "reconstructed": E}, "evaluations": [E, ...],
-    "comparisons": [{"before", "before_temperature", "after", "after_temperature", "following": {idm: {"accuracy": D,
-    "macro_f1": D}}, "quality": {figure: D}}, ...]}``, E as in `Evaluation`, D ``{"mean", "se"}``.
+    "comparisons": [{"before", "before_temperature", "after", "after_temperature", "following": {idm: {figure: D}},
+    "quality": {figure: D}}, ...]}``, E as in `Evaluation`, D ``{"mean", "se"}``.
     """
 
     ceiling: dict[str, Evaluation] = field(default_factory=dict)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from rlir_ray.data.files import Json
 from rlir_ray.evaluation.results import BASE, POST_TRAINED, REAL, RECONSTRUCTED, Comparison, Evaluation, Results
+from rlir_ray.spaces.space import Axis
 
 Row = tuple[str, list[str]]
 
@@ -18,49 +18,71 @@ ROW_NAMES = {
     "real": "Real clips",
 }
 IDMS = {"judge": "Judge", "reward": "Reward IDM"}
+FIGURES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "axis_error": "axis error", "r2": "R²"}
+FIELD_FIGURES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "mae": "mean abs. error",
+    "r2": "R²",
+    "within": "within a bin",
+}
 QUALITY_DIGITS = {"psnr": 2, "ssim": 3, "brightness": 1, "sharpness": 2, "motion": 2}
 
 
+def headline_figures(results: Results) -> tuple[str, ...]:
+    """Return the figures that sum up the fields of the world; empty: no model read the actions."""
+    found = [part for each in _shown(results) for part in each.following.values()]
+    return found[0].headline if found else ()
+
+
+def following_head(results: Results) -> list[str]:
+    """Return the titles of the columns of `following_rows` and `difference_rows`."""
+    figures = headline_figures(results)
+    return ["", *(f"{title.replace('Judge', 'judge')}\n{FIGURES[each]}" for title in IDMS.values() for each in figures)]
+
+
 def following_rows(results: Results) -> list[Row]:
-    """Return accuracy and macro-F1 by judge and reward IDM of each evaluation; empty: no model read the actions."""
-    rows, shown = [], _shown(results)
-    for each in shown:
+    """Return the headline figures by judge and reward IDM of each evaluation; empty: no model read the actions."""
+    rows, figures = [], headline_figures(results)
+    for each in _shown(results) if figures else ():
         cells = [_name(each.name, each.temperature)]
         for idm in IDMS:
-            if part := each.following.get(idm):
-                cells += [_with_error(part.accuracy, part.accuracy_se), _with_error(part.macro_f1, part.macro_f1_se)]
-            else:
-                cells += ["", ""]
+            part = each.following.get(idm)
+            values = [(getattr(part, figure), getattr(part, f"{figure}_se")) for figure in figures] if part else []
+            cells += [_with_error(*pair) for pair in values] or [""] * len(figures)
         rows.append((_row_class(each), cells))
-    return rows if any(each.following for each in shown) else []
+    return rows
 
 
-def difference_rows(comparisons: Sequence[Comparison]) -> list[Row]:
+def difference_rows(results: Results) -> list[Row]:
     """Return the changes of the figures of `following_rows` for each pair of evaluations."""
-    rows = []
-    for each in comparisons:
+    rows, figures = [], headline_figures(results)
+    for each in results.comparisons:
         cells = [_pair_name(each)]
         for idm in IDMS:
             changes = each.following.get(idm, {}).values()
-            cells += [_with_error(change.mean, change.se, sign="+") for change in changes] or ["", ""]
+            cells += [_with_error(change.mean, change.se, sign="+") for change in changes] or [""] * len(figures)
         if each.following:
             rows.append(("", cells))
     return rows
 
 
 def group_table(results: Results) -> tuple[list[str], list[Row]] | None:
-    """Return head and rows of the judge's figures by action group; None: no judge read the actions."""
+    """Return head and rows of the judge's figures by field; None: no judge read the actions."""
     found = (results.find(BASE), results.find(POST_TRAINED), results.ceiling.get(REAL))
     columns = [each for each in found if each and "judge" in each.following]
     if not columns:
         return None
     groups = [each.following["judge"].per_group for each in columns]
-    figures = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
+    # A figure that no field has gets no column.
+    known = {key for part in groups[0].values() for key, value in part.items() if not math.isnan(value)}
+    figures = {key: title for key, title in FIELD_FIGURES.items() if key in known}
     head = [f"{ROW_NAMES[each.name].lower()}\n{title}" for title in figures.values() for each in columns]
-    rows = [
-        ("", [name.replace("_", " / "), *(figure_text(group[name][key]) for key in figures for group in groups)])
-        for name in groups[0]
-    ]
+    rows = []
+    for field in columns[0].following["judge"].fields:
+        cells = [figure_text(group[field.name].get(key)) for key in figures for group in groups]
+        unit = f", {field.unit}" if isinstance(field, Axis) and field.unit else ""
+        rows.append(("", [field.name.replace("_", " / ") + unit, *cells]))
     return ["", *head], rows
 
 
@@ -82,12 +104,14 @@ def calibration_table(calibration: Json) -> tuple[list[str], list[Row]] | None:
     """Return head and rows of the check of the reward on real clips; None: the run did not check its reward."""
     if not calibration:
         return None
-    shifts, clips = (list(next(iter(calibration.values()))[key]) for key in ("macro_f1", "gate"))
+    # A model that failed the check, with reward.audit=warn, has no figures of shifts.
+    parts = list(calibration.values())
+    shifts, clips = (max((list(part[key]) for part in parts), key=len) for key in ("macro_f1", "gate"))
     head = ["", *(f"shift {int(shift):+d}" if int(shift) else "in place" for shift in shifts)]
     head += [clip.replace("_", " ") for clip in clips]
     rows = []
     for idm, part in calibration.items():
-        figures = [*(part["macro_f1"][shift] for shift in shifts), *(part["gate"][clip] for clip in clips)]
+        figures = [*(part["macro_f1"].get(shift) for shift in shifts), *(part["gate"][clip] for clip in clips)]
         rows.append(("", [IDMS.get(idm, idm), *map(figure_text, figures)]))
     return head, rows
 

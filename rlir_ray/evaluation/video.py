@@ -1,7 +1,7 @@
 """Side-by-side videos (real, before, after) with the commanded actions below the frames, and a picture of one prompt.
 
 Evaluations save their clips in the run's folder; this file reads the clips there. Independent of models.
-Legend: V clips, C context frames, F generated frames, K action groups.
+Legend: V clips, C context frames, F generated frames, K fields.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from rlir_ray.spaces.actions import GROUPS, VPT_CAMERA
+from rlir_ray.evaluation.keys import INK, PAPER, draw_keys, draw_target, label_font
+from rlir_ray.spaces.space import ActionSpace
+from rlir_ray.spaces.vpt import VPT_SPACE
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from PIL.ImageDraw import ImageDraw
-    from PIL.ImageFont import FreeTypeFont, ImageFont
 
 FOLDER = "videos"
 # Name of an evaluation -> title above its clip; clips stand in this order, from left to right.
@@ -28,41 +28,26 @@ FRAMES_PER_SECOND = 4
 HOLD_FRAMES = 3  # repeats of the last frame before the video starts again
 PANEL_WIDTH = 256
 HEADER, FOOTER, GAP = 22, 30, 8
-# Recovered class if the run has no judge.
-UNREAD = -1
-INK, PAPER, GREEN, RED = (32, 33, 36), (255, 255, 255), (24, 128, 56), (197, 34, 31)
-KEYS = {
-    "forward": "W",
-    "back": "S",
-    "left": "A",
-    "right": "D",
-    "sneak": "SHIFT",
-    "sprint": "CTRL",
-    "jump": "JUMP",
-    "attack": "FIRE",
-    "use": "USE",
-    "drop": "DROP",
-    "inventory": "E",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clips:
-    """Some clips of an evaluation, with the commanded classes and the classes that the judge recovered.
+    """Some clips of an evaluation, with the commanded actions and the actions that the judge recovered.
 
     Args:
         name: name of the evaluation.
         frames: uint8 [V, C + F, H, W, 3].
-        commanded, recovered: int64 [V, F, K].
-        groups: names of the K action groups.
+        space: the K fields.
+        commanded: float32 [V, F, K], values of the fields.
+        recovered: the same as the judge read them; None: the run has no judge.
         prompt_ids: prompts of the V clips.
     """
 
     name: str
     frames: npt.NDArray[np.uint8]
-    commanded: npt.NDArray[np.int64]
-    recovered: npt.NDArray[np.int64]
-    groups: tuple[str, ...]
+    space: ActionSpace
+    commanded: npt.NDArray[np.float32]
+    recovered: npt.NDArray[np.float32] | None
     prompt_ids: tuple[str, ...]
 
     @property
@@ -76,7 +61,15 @@ def save_clips(run_dir: Path, clips: Clips) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
     with temporary.open("wb") as file:
-        arrays: dict[str, Any] = {key: np.asarray(value) for key, value in vars(clips).items() if key != "name"}
+        # Any: the stub of numpy takes a mapping of arrays for its own options.
+        arrays: dict[str, Any] = {
+            "frames": clips.frames,
+            "commanded": clips.commanded,
+            "space": np.asarray(clips.space.to_json()),
+            "prompt_ids": np.asarray(clips.prompt_ids),
+        }
+        if clips.recovered is not None:
+            arrays["recovered"] = clips.recovered
         np.savez_compressed(file, **arrays)
     return temporary.replace(path)
 
@@ -89,9 +82,32 @@ def load_clips(run_dir: Path) -> list[Clips]:
         if path.is_file():
             with np.load(path, allow_pickle=False) as file:
                 content: dict[str, Any] = {key: file[key] for key in file}
-            content |= {key: tuple(content[key].tolist()) for key in ("groups", "prompt_ids")}
-            found.append(Clips(name=name, **content))
+            found.append(_clips(name, content))
     return found
+
+
+def _clips(name: str, content: dict[str, Any]) -> Clips:
+    if "space" in content:
+        space = ActionSpace.from_json(str(content["space"]))
+        commanded, recovered = content["commanded"], content.get("recovered")
+    else:
+        # Evaluations of earlier versions hold classes of VPT's space, and -1 where no judge read the clip.
+        space = ActionSpace(VPT_SPACE.select(content["groups"].tolist()))
+        commanded, recovered = (_centres(space, content[key]) for key in ("commanded", "recovered"))
+        recovered = None if (content["recovered"] < 0).all() else recovered
+    return Clips(
+        name=name,
+        frames=content["frames"],
+        space=space,
+        commanded=commanded,
+        recovered=recovered,
+        prompt_ids=tuple(content["prompt_ids"].tolist()),
+    )
+
+
+def _centres(space: ActionSpace, classes: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    columns = [field.centres(classes[..., column]) for column, field in enumerate(space.fields)]
+    return np.stack(columns, -1).astype(np.float32)
 
 
 def write_videos(run_dir: Path) -> list[Path]:
@@ -141,16 +157,20 @@ def _panel(clips: Clips, index: int, frame: int, title: str) -> Image:
     from PIL import Image, ImageDraw
 
     shot = _enlarged(clips.frames[index, frame])
+    generated = frame - clips.num_context
+    commanded = clips.commanded[index, generated] if generated >= 0 else None
+    recovered = clips.recovered[index, generated] if generated >= 0 and clips.recovered is not None else None
+    if commanded is not None:
+        draw_target(ImageDraw.Draw(shot), shot.size, clips.space, commanded, recovered)
     panel = Image.new("RGB", (shot.width, HEADER + shot.height + FOOTER), PAPER)
     panel.paste(shot, (0, HEADER))
     draw = ImageDraw.Draw(panel)
-    draw.text((0, HEADER / 2), title, INK, _font(15), anchor="lm")
-    generated = frame - clips.num_context
-    if generated < 0:
-        draw.text((0, HEADER + shot.height + FOOTER / 2), "given", INK, _font(14), anchor="lm")
+    draw.text((0, HEADER / 2), title, INK, label_font(15), anchor="lm")
+    if commanded is None:
+        draw.text((0, HEADER + shot.height + FOOTER / 2), "given", INK, label_font(14), anchor="lm")
     else:
-        commanded, recovered = clips.commanded[index, generated], clips.recovered[index, generated]
-        draw_keys(draw, (0, HEADER + shot.height + 5, shot.width, panel.height - 3), clips.groups, commanded, recovered)
+        box = (0, HEADER + shot.height + 5, shot.width, panel.height - 3)
+        draw_keys(draw, box, clips.space.fields, commanded, recovered)
     return panel
 
 
@@ -160,64 +180,6 @@ def _enlarged(frame: npt.NDArray[np.uint8]) -> Image:
 
     factor = max(1, PANEL_WIDTH // frame.shape[1])
     return Image.fromarray(frame.repeat(factor, 0).repeat(factor, 1))
-
-
-def _font(size: int) -> FreeTypeFont | ImageFont:
-    from PIL import ImageFont as fonts
-
-    return fonts.load_default(size)
-
-
-def draw_keys(
-    draw: ImageDraw,
-    box: tuple[float, float, float, float],
-    groups: Sequence[str],
-    commanded: npt.NDArray[np.int64],
-    recovered: npt.NDArray[np.int64],
-) -> None:
-    """Draw a key for each action group: filled if an action is commanded, else outlined.
-
-    Green: the judge recovered the action. Red: the judge did not. Black: no judge read the clip.
-
-    Args:
-        draw: canvas of the picture.
-        box: left, top, right, bottom in pixels.
-        groups, commanded, recovered: K names, and their classes [K].
-    """
-    left, top, right, bottom = box
-    width = (right - left) / len(groups)
-    for column, name in enumerate(groups):
-        color = GREEN if commanded[column] == recovered[column] else INK if recovered[column] == UNREAD else RED
-        label, idle = key_label(name, int(commanded[column]))
-        key = (left + column * width + 1, top, left + (column + 1) * width - 4, bottom)
-        draw.rounded_rectangle(key, 5, fill=PAPER if idle else color, outline=color, width=1 if idle else 0)
-        center = ((key[0] + key[2]) / 2, (top + bottom) / 2)
-        if GROUPS[name].camera_axis is not None and not idle:
-            _draw_arrow(draw, center, name, int(commanded[column]))
-        else:
-            draw.text(center, label, color if idle else PAPER, _font(13), anchor="mm")
-
-
-def key_label(group: str, index: int) -> tuple[str, bool]:
-    """Return the label of a group's key and whether no action is commanded; an idle group shows all its keys."""
-    members = GROUPS[group].members
-    if GROUPS[group].camera_axis is not None:
-        return ("look" if group == "pitch" else "turn"), index == VPT_CAMERA.null_bin
-    if group == "hotbar":
-        return (f"{index}" if index else "1-9"), index == 0
-    keys = [KEYS[member] for member in members]
-    return (keys[index - 1], False) if index else ("/".join(keys), True)
-
-
-def _draw_arrow(draw: ImageDraw, center: tuple[float, float], group: str, index: int) -> None:
-    """Draw an arrow as long as the commanded turn; bins above the null bin point right or down."""
-    steps = index - VPT_CAMERA.null_bin
-    sign, half = (1 if steps > 0 else -1), 7 + 1.6 * abs(steps)
-    neck = half - 7
-    points = np.array([[-half, -2], [neck, -2], [neck, -6], [half, 0], [neck, 6], [neck, 2], [-half, 2]]) * [sign, 1]
-    if group == "pitch":
-        points = points[:, ::-1] * [1, 0.7]
-    draw.polygon([(center[0] + x, center[1] + y) for x, y in points], fill=PAPER)
 
 
 def contact_strip(run_dir: Path, path: Path, index: int = 0, num_columns: int = 4) -> Path:
@@ -250,4 +212,4 @@ def contact_strip(run_dir: Path, path: Path, index: int = 0, num_columns: int = 
 def _title(picture: Image, text: str, right_middle: tuple[float, float]) -> None:
     from PIL import ImageDraw
 
-    ImageDraw.Draw(picture).text(right_middle, text, INK, _font(16), anchor="rm")
+    ImageDraw.Draw(picture).text(right_middle, text, INK, label_font(16), anchor="rm")

@@ -21,7 +21,8 @@ from rlir_ray.models.frame_codec import FrameCodec
 from rlir_ray.models.rescoring import Forward, Rescore
 from rlir_ray.registry import build, load
 from rlir_ray.samplers import Sampler
-from rlir_ray.spaces.actions import CameraBins
+from rlir_ray.spaces.layouts import ActionLayout, Cells
+from rlir_ray.spaces.space import ActionSpace
 from rlir_ray.trajectory import FrameShape
 
 
@@ -44,8 +45,10 @@ class Family:
     """Builds the function that scores stored decisions under the policy's weights, exactly as the sampler did."""
     sampling_text: Callable[[Config], str]
     """Describes the sampling of an evaluation, for a person."""
-    camera_bins: CameraBins
-    """Maps degrees to the bins in which the policy gets the camera's angles."""
+    layout: Callable[[Config], ActionLayout]
+    """Returns how the configured policy gets actions, from the settings of its checkpoint."""
+    cells: Callable[[ActionLayout], Cells]
+    """Returns which bins of an axis the policy cannot tell apart."""
     group_bytes: Callable[[Config, FrameShape], int]
     """Returns the bound of one group in flight, in bytes: its training columns and its encoded video."""
 
@@ -58,6 +61,21 @@ def family_of(config: Config) -> Family:
     """
     family: Family = load("families", config.policy.family)
     return family
+
+
+def action_space(config: Config) -> ActionSpace:
+    """Return the action space of the configured policy.
+
+    Raises:
+        ValueError: the policy's checkpoint states no space that can be read.
+    """
+    return family_of(config).layout(config).space
+
+
+def cells_of(config: Config) -> Cells:
+    """Return which bins of an axis the configured policy cannot tell apart."""
+    family = family_of(config)
+    return family.cells(family.layout(config))
 
 
 def compares(config: Config) -> bool:

@@ -9,11 +9,11 @@ from torch import nn
 
 from rlir_ray.config import Config, asset_path
 from rlir_ray.families import Family, compares
-from rlir_ray.models.compatibility import check_token_world
+from rlir_ray.models.compatibility import check_token_world, policy_layout
 from rlir_ray.models.frame_codec import FrameCodec
 from rlir_ray.models.rescoring import Rescore, TokenRescorer
 from rlir_ray.samplers import Sampler
-from rlir_ray.spaces.mineworld import TOKENS_PER_ACTION, token_camera_bins
+from rlir_ray.spaces.layouts import ActionLayout, Cells
 from rlir_ray.trajectory import FrameShape
 
 if TYPE_CHECKING:
@@ -63,10 +63,14 @@ def _token_sampling(config: Config) -> str:
 def _token_group_bytes(config: Config, frame: FrameShape) -> int:
     world, (num_tokens,) = config.world, frame
     num_frames = world.num_context + world.num_frames
-    length = num_frames * num_tokens + (num_frames - 1) * TOKENS_PER_ACTION
+    length = num_frames * num_tokens + (num_frames - 1) * policy_layout(config).num_tokens
     columns = 4 * length + 5 * world.num_frames * num_tokens  # int32 tokens; float32 and bool decisions
     code_bytes = 4 if config.architecture.num_codes > 1 << 16 else 2  # the types of `stored_codes`
     return config.train.group_size * (columns + code_bytes * num_frames * num_tokens)
+
+
+def _token_cells(layout: ActionLayout) -> Cells:
+    return layout.token_cells
 
 
 def _token_rescorer(config: Config) -> Rescore:
@@ -81,6 +85,7 @@ FAMILY = Family(
     evaluation_sampler=_token_evaluation_sampler,
     rescorer=_token_rescorer,
     sampling_text=_token_sampling,
-    camera_bins=token_camera_bins,
+    layout=policy_layout,
+    cells=_token_cells,
     group_bytes=_token_group_bytes,
 )

@@ -10,11 +10,11 @@ from torch import nn
 
 from rlir_ray.config import Config
 from rlir_ray.families import Family, compares
-from rlir_ray.models.compatibility import check_flow_world
+from rlir_ray.models.compatibility import check_flow_world, policy_layout
 from rlir_ray.models.frame_codec import FrameCodec
 from rlir_ray.models.rescoring import FlowRescorer, Rescore
 from rlir_ray.samplers import Sampler
-from rlir_ray.spaces.mineworld import flow_camera_bins
+from rlir_ray.spaces.layouts import ActionLayout, Cells
 from rlir_ray.trajectory import FrameShape
 
 if TYPE_CHECKING:
@@ -56,9 +56,14 @@ def _flow_group_bytes(config: Config, frame: FrameShape) -> int:
     window = 0 if config.train.objective == "nft" else config.flow.window
     states = num_frames * (window + 1) * 4 * (size + 1)  # float32 latents and their levels
     means = num_frames * window * 4 * size if config.train.grpo.ratio == "guard" else 0
-    history = num_past * 4 * (size + 1) + (num_past + 1) * 9  # float32 latents and their levels; uint8 actions
+    columns = len(policy_layout(config).class_counts)
+    history = num_past * 4 * (size + 1) + (num_past + 1) * columns  # float32 latents and their levels; uint8 actions
     decisions = 5 * num_frames * window if window else num_frames  # float32 and bool, or only bool
     return config.train.group_size * (states + means + history + decisions + 2 * (num_past + 1) * size)
+
+
+def _flow_cells(layout: ActionLayout) -> Cells:
+    return layout.class_cells
 
 
 def _flow_rescorer(config: Config) -> Rescore:
@@ -73,6 +78,7 @@ FAMILY = Family(
     evaluation_sampler=_flow_evaluation_sampler,
     rescorer=_flow_rescorer,
     sampling_text=_flow_sampling,
-    camera_bins=flow_camera_bins,
+    layout=policy_layout,
+    cells=_flow_cells,
     group_bytes=_flow_group_bytes,
 )

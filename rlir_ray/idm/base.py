@@ -1,14 +1,17 @@
-"""Inverse dynamics models, which recover the action that leads into each frame: protocol, loading, saving, resizing.
+"""Inverse dynamics models, which recover the action that leads into each frame: protocol, readings, files, resizing.
 
-Legend: B clips, F frames, H W pixels.
+Legend: B clips, F frames, H W pixels, K classes of a field (of an axis: its bins).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -16,39 +19,63 @@ from torch.nn import functional as F
 
 from rlir_ray.data.files import Json, give_usual_mode
 from rlir_ray.registry import load
+from rlir_ray.spaces.layouts import SPACE_KEY
+from rlir_ray.spaces.space import ActionField, ActionSpace, Axis
+from rlir_ray.spaces.vpt import VPT_SPACE
 
 # Pixels that pass through the convolutions at once: on a CPU they fit into its caches, on a GPU into its memory.
 CPU_PIXELS, GPU_PIXELS = 1 << 17, 1 << 22
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What an inverse dynamics model reads in clips."""
+
+    probabilities: Mapping[str, Tensor]
+    """Field -> float32 [B, F, K], on the model's device; sums to 1 over the classes."""
+    classes: Mapping[str, Tensor]
+    """Field -> int64 [B, F], on the CPU."""
+
+
 class InverseDynamics(Protocol):
     """Member of the axis `idms`: a torch module whose class also has `from_pretrained(folder)`."""
 
-    def logits(self, frames: Tensor) -> dict[str, Tensor]:
-        """Map uint8 [B, F, H, W, 3] to buttons [B, F, 20, 2] and camera [B, F, 2, 11]; index k leads into frame k."""
+    @property
+    def space(self) -> ActionSpace:
+        """The space of the actions that the model recovers."""
+
+    def read(self, frames: Tensor, names: Sequence[str]) -> Reading:
+        """Read some fields of `space` in frames uint8 [B, F, H, W, 3] of any size; index k leads into frame k.
+
+        Raises:
+            ValueError: the space has no field of a name.
+        """
 
     def to(self, device: torch.device | str, /) -> Self:
         """As `nn.Module.to`."""
 
 
-def architecture_of(settings: Json) -> str:
-    """Return the architecture that a config.json names; empty: the checkpoint is no inverse dynamics model."""
-    return str(settings.get("architecture", "vpt" if "net" in settings else ""))
+def stack_classes(reading: Reading, names: Sequence[str]) -> Tensor:
+    """Return the classes of fields as columns, int64 [B, F, len(names)]."""
+    return torch.stack([reading.classes[name] for name in names], -1)
 
 
-def load_inverse_dynamics(path: str | Path) -> InverseDynamics:
-    """Open a checkpoint with the architecture that its config.json names: an `InverseDynamics` and `nn.Module`.
+def axis_values(probabilities: Tensor, axis: Axis) -> Tensor:
+    """Return the expected value over an axis's bins, [..., K] to float32 [...] in the unit of the axis."""
+    centres = torch.from_numpy(axis.centres(np.arange(axis.num_classes))).to(probabilities.device, torch.float32)
+    return probabilities.float() @ centres
 
-    Raises:
-        ValueError: the architecture is unknown or cannot be imported, or the weights do not fit.
-    """
-    settings = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
-    try:
-        member = load("idms", architecture_of(settings) or "vpt")
-    except ValueError as error:
-        raise ValueError(f"{error}; see {path}/config.json") from error
-    model: InverseDynamics = member.from_pretrained(path)
-    return model
+
+def one_hot_classes(classes: Tensor, fields: Sequence[ActionField]) -> dict[str, Tensor]:
+    """Encode classes int [..., len(fields)] one-hot: field -> float32 [..., K]."""
+    return {
+        field.name: F.one_hot(classes[..., column].long(), field.num_classes).float()
+        for column, field in enumerate(fields)
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Frames
 
 
 def frames_at_once(frames: Tensor) -> int:
@@ -77,6 +104,40 @@ def resize_frames(frames: Tensor, height: int, width: int) -> Tensor:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Files
+
+
+def architecture_of(settings: Json) -> str:
+    """Return the architecture that a config.json names; empty: the checkpoint is no inverse dynamics model."""
+    return str(settings.get("architecture", "vpt" if "net" in settings else ""))
+
+
+def load_inverse_dynamics(path: str | Path) -> InverseDynamics:
+    """Open a checkpoint with the architecture that its config.json names: an `InverseDynamics` and `nn.Module`.
+
+    Raises:
+        ValueError: the architecture is unknown or cannot be imported, or the weights do not fit.
+    """
+    settings = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    try:
+        member = load("idms", architecture_of(settings) or "vpt")
+    except ValueError as error:
+        raise ValueError(f"{error}; see {path}/config.json") from error
+    model: InverseDynamics = member.from_pretrained(path)
+    return model
+
+
+def space_of(settings: Json) -> ActionSpace:
+    """Return the action space that a config.json holds; without one, VPT's.
+
+    Raises:
+        ValueError: the config.json holds another content as the space.
+    """
+    return ActionSpace.from_plain(settings[SPACE_KEY]) if SPACE_KEY in settings else VPT_SPACE
+
+
+def with_space(settings: Json, space: ActionSpace) -> Json:
+    """Return settings from which `space_of` reads the space; VPT's space needs no entry."""
+    return settings if space == VPT_SPACE else {**settings, SPACE_KEY: space.to_plain()}
 
 
 def save_model(model: nn.Module, config: Json, path: str | Path) -> None:

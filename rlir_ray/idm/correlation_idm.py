@@ -7,17 +7,17 @@ Legend: B clips, F frames, N = B * F.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlir_ray.data.files import Json
-from rlir_ray.idm.base import frames_at_once, resize_frames, save_model
-from rlir_ray.idm.vpt_network import Heads, Logits
-from rlir_ray.models.checkpoints import assign_weights, read_state_dict
+from rlir_ray.idm.base import frames_at_once, resize_frames, space_of, with_space
+from rlir_ray.idm.heads import Logits
+from rlir_ray.idm.model import InverseDynamicsModel, build_heads, working_size
+from rlir_ray.spaces.space import ActionSpace
 
 STRIDE = 4  # pixels a cell; displacements are measured in cells
 
@@ -34,21 +34,20 @@ class TemporalBlock(nn.Module):
         return x + branch
 
 
-class CorrelationInverseDynamics(nn.Module):
-    """Frame features, correlation with the previous frame, convolutions over time, and VPT's heads.
+class CorrelationInverseDynamics(InverseDynamicsModel):
+    """Frame features, correlation with the previous frame, convolutions over time, and heads.
 
     Args:
         config: img_shape [H, W] (multiples of 4), channels (of the features), hidden, reach [vertical, horizontal]
-            (largest displacement in cells of 4 pixels), num_temporal_blocks, temperature;
-            see `correlation_config`.
+            (largest displacement in cells of 4 pixels), num_temporal_blocks, temperature and,
+            optionally, action_space; see `correlation_config`.
     """
 
     index: Tensor
 
     def __init__(self, config: Json) -> None:
-        super().__init__()
-        self.config = {"architecture": "correlation", **config}
-        height, width = config["img_shape"]
+        super().__init__({"architecture": "correlation", **config})
+        height, width = self.size = config["img_shape"][0], config["img_shape"][1]
         if height % STRIDE or width % STRIDE:
             raise ValueError(f"img_shape must be multiples of {STRIDE}, got {config['img_shape']}; resize the frames")
         channels, hidden = config["channels"], config["hidden"]
@@ -82,12 +81,26 @@ class CorrelationInverseDynamics(nn.Module):
         self.embed = nn.Linear(128 * -(-cells[0] // 4) * -(-cells[1] // 4), hidden)
         self.temporal = nn.Sequential(*(TemporalBlock(hidden) for _ in range(config["num_temporal_blocks"])))
         self.norm = nn.LayerNorm(hidden)
-        self.pi_head = Heads(hidden, config["temperature"])
+        self.pi_head = build_heads(space_of(config), hidden, config["temperature"])
+
+    @classmethod
+    def small(
+        cls,
+        space: ActionSpace,
+        height: int,
+        width: int,
+        *,
+        hidden_size: int = 256,
+        num_layers: int = 2,
+        num_heads: int = 4,
+        convolution_width: int = 1,
+    ) -> Self:
+        config = with_space(correlation_config(*working_size(height, width, STRIDE)), space)
+        sizes = {"channels": convolution_width * config["channels"], "hidden": hidden_size}
+        return cls({**config, **sizes, "num_temporal_blocks": num_layers})
 
     def logits(self, frames: Tensor, max_frames: int | None = None) -> Logits:
-        """Recover the actions of clips of any length; see `VptInverseDynamics.logits`."""
-        device = self.pi_head.buttons["linear_layer"].get_parameter("weight").device
-        images = resize_frames(frames.to(device), *self.config["img_shape"])
+        images = resize_frames(frames.to(self.device), *self.size)
         at_once = max(1, (max_frames or frames_at_once(images)) // images.shape[1])
         embedded = [self._embed(clips) for clips in images.split(at_once)]
         x = torch.cat(embedded).transpose(1, 2)  # [B, hidden, F]
@@ -109,22 +122,6 @@ class CorrelationInverseDynamics(nn.Module):
         planes = stacked.unflatten(1, self.cells).permute(0, 3, 1, 2)
         embedded: Tensor = self.embed(self.motion(planes).contiguous().flatten(1)).unflatten(0, (num_clips, num_frames))
         return embedded
-
-    def save_pretrained(self, path: str | Path) -> None:
-        """Write config.json and model.safetensors into the folder `path`."""
-        save_model(self, self.config, path)
-
-    @classmethod
-    def from_pretrained(cls, path: str | Path) -> CorrelationInverseDynamics:
-        """Read a folder written by `save_pretrained`.
-
-        Raises:
-            ValueError: the weights do not fit the config, or are not finite.
-        """
-        model = cls(json.loads((Path(path) / "config.json").read_text(encoding="utf-8")))
-        state = read_state_dict(Path(path) / "model.safetensors")
-        assign_weights(model, state, "the inverse dynamics model", torch.float32)
-        return model.eval()
 
 
 def correlation_config(height: int = 48, width: int = 64) -> Json:

@@ -1,5 +1,6 @@
-"""VPT's inverse dynamics model at any size, and OpenAI's published files of it (`4x_idm.model`, `4x_idm.weights`).
+"""VPT's inverse dynamics model at any size and for any action space, and OpenAI's published files of it.
 
+The published files are `4x_idm.model` and `4x_idm.weights`.
 Legend: B clips, F frames, H W pixels.
 """
 
@@ -8,76 +9,84 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlir_ray.data.files import Json
-from rlir_ray.idm.base import frames_at_once, resize_frames, save_model
-from rlir_ray.idm.vpt_config import NUM_BINS, complete_net
-from rlir_ray.idm.vpt_network import Heads, InverseDynamicsNet, Logits
+from rlir_ray.idm.base import frames_at_once, resize_frames, space_of, with_space
+from rlir_ray.idm.heads import Logits
+from rlir_ray.idm.model import InverseDynamicsModel, build_heads, working_size
+from rlir_ray.idm.vpt_config import complete_net, small_vpt_config
+from rlir_ray.idm.vpt_heads import NUM_BINS
+from rlir_ray.idm.vpt_network import InverseDynamicsNet
 from rlir_ray.models.checkpoints import assign_weights, read_plain_pickle, read_state_dict
+from rlir_ray.spaces.space import ActionSpace
+from rlir_ray.spaces.vpt import VPT_SPACE
 
 
-class VptInverseDynamics(nn.Module):
+class VptInverseDynamics(InverseDynamicsModel):
     """The VPT inverse dynamics model, built from its published kwargs.
 
     Args:
-        config: `net` (kwargs as published), `pi_head` (temperature) and, optionally, n_camera_bins;
-            `VPT_CONFIG` is the published size. Missing keys get the published code's defaults.
+        config: `net` (kwargs as published), `pi_head` (temperature) and, optionally, n_camera_bins and action_space;
+            `VPT_CONFIG` is the published size. Missing keys get the published code's defaults. With another action
+            space than VPT's, the heads are `FieldHeads`.
 
     Raises:
         ValueError: this class cannot build the network of the config.
     """
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        super().__init__()
-        self.config = {"architecture": "vpt", **config}
+    def __init__(self, config: Json) -> None:
+        super().__init__({"architecture": "vpt", **config})
         if config.get("n_camera_bins", NUM_BINS) != NUM_BINS:
             raise ValueError(f"n_camera_bins must be {NUM_BINS}, got {config['n_camera_bins']}; set it to {NUM_BINS}")
         net = complete_net(config["net"])
-        self.height, self.width = net["img_shape"][:2]
+        self.size = net["img_shape"][0], net["img_shape"][1]
         self.net = InverseDynamicsNet(net)
-        self.pi_head = Heads(net["hidsize"], float(config["pi_head"]["temperature"]))
+        self.pi_head = build_heads(space_of(config), net["hidsize"], float(config["pi_head"]["temperature"]))
+
+    @classmethod
+    def small(
+        cls,
+        space: ActionSpace,
+        height: int,
+        width: int,
+        *,
+        hidden_size: int = 256,
+        num_layers: int = 2,
+        num_heads: int = 4,
+        convolution_width: int = 1,
+    ) -> Self:
+        height, width = working_size(height, width)
+        config = with_space(small_vpt_config(height, width), space)
+        if space != VPT_SPACE:
+            del config["n_camera_bins"]
+        channels = convolution_width * config["net"]["img_shape"][2]
+        config["net"] |= {
+            "hidsize": hidden_size,
+            "n_recurrence_layers": num_layers,
+            "attention_heads": num_heads,
+            "impala_width": convolution_width,
+            "img_shape": [height, width, channels],
+            "conv3d_params": {**config["net"]["conv3d_params"], "outchan": channels},
+        }
+        return cls(config)
 
     def logits(self, frames: Tensor, max_frames: int | None = None) -> Logits:
-        """Recover the actions of clips of any length.
-
-        Args:
-            frames: uint8 [B, F, H, W, 3] RGB on any device; frames of another size than `img_shape` are resized.
-            max_frames: frames that pass through the convolutions at once, which bounds the memory; None: by device.
+        """Recover the actions of clips of any length; see `InverseDynamicsModel.logits`.
 
         Returns:
-            Buttons float32 [B, F, 20, 2] and camera [B, F, 2, 11], normalized to log-probabilities as published;
-            index k is the action leading INTO frame k.
+            For VPT's action space, buttons float32 [B, F, 20, 2] and camera [B, F, 2, 11], normalized to
+            log-probabilities as published.
         """
-        device = self.pi_head.buttons["linear_layer"].get_parameter("weight").device
-        images = resize_frames(frames.to(device), self.height, self.width)
+        images = resize_frames(frames.to(self.device), *self.size)
         found: Logits = self.pi_head(self.net(images, max_frames or frames_at_once(images)))
         return found
 
-    def save_pretrained(self, path: str | Path) -> None:
-        """Write config.json and model.safetensors into the folder `path`."""
-        save_model(self, self.config, path)
-
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> VptInverseDynamics:
-        """Open a folder that `save_pretrained` wrote, or any folder with config.json and model.safetensors.
-
-        Raises:
-            ValueError: the config describes another network, or the weights do not fit; the error names the keys.
-        """
-        config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
-        return cls.from_state(config, read_state_dict(Path(path) / "model.safetensors"))
-
-    @classmethod
-    def from_state(cls, config: dict[str, Any], state: Mapping[str, Tensor]) -> VptInverseDynamics:
-        """Build a model from the given weights, converted to float32, in evaluation mode.
-
-        Raises:
-            ValueError: see `from_pretrained`.
-        """
+    def from_state(cls, config: Json, state: Mapping[str, Tensor]) -> Self:
         with torch.device("meta"):  # skips drawing random weights, which `state` would replace
             model = cls(config)
         assign_weights(model, state, "the inverse dynamics model", torch.float32)

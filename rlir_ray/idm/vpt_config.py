@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from rlir_ray.data.files import Json
-from rlir_ray.spaces.actions import VPT_CAMERA
-
-NUM_BINS = VPT_CAMERA.num_bins
+from rlir_ray.idm.vpt_heads import NUM_BINS
 
 # The published sizes (4x_idm.model, which leaves impala_chans and pointwise_ratio to the code's defaults).
 VPT_CONFIG: Json = {

@@ -1,4 +1,4 @@
-"""The VPT inverse dynamics network (arXiv 2206.11795): 3D convolution, IMPALA CNN, unmasked transformer, two heads.
+"""The VPT inverse dynamics network (arXiv 2206.11795): 3D convolution, IMPALA CNN, unmasked transformer.
 
 Parameters have the published names. Independent of files.
 
@@ -14,10 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlir_ray.data.files import Json
-from rlir_ray.spaces.actions import IDM_BUTTONS, VPT_CAMERA
 
-Logits = dict[str, Tensor]
-NUM_BUTTONS, NUM_BINS = len(IDM_BUTTONS), VPT_CAMERA.num_bins
 CNN_OUTSIZE = 256  # fixed in the published code
 RELATIVE_BASIS = 10
 
@@ -226,21 +223,3 @@ class InverseDynamicsNet(nn.Module):
 def _spans(length: int, longest: int) -> list[tuple[int, int]]:
     """Split 0..length into spans of at most `longest`."""
     return [(start, min(start + longest, length)) for start in range(0, length, longest)]
-
-
-class Heads(nn.Module):
-    """Heads, [B, F, E] -> log-probabilities of 20 buttons x 2 and 2 camera axes x 11 bins, after the temperature."""
-
-    def __init__(self, hidden: int, temperature: float) -> None:
-        super().__init__()
-        self.temperature = temperature
-        self.buttons = nn.ModuleDict({"linear_layer": nn.Linear(hidden, NUM_BUTTONS * 2)})
-        self.camera = nn.ModuleDict({"linear_layer": nn.Linear(hidden, 2 * NUM_BINS)})
-
-    def forward(self, x: Tensor) -> Logits:
-        buttons = self.buttons["linear_layer"](x).unflatten(-1, (NUM_BUTTONS, 2)).float()
-        camera = self.camera["linear_layer"](x).unflatten(-1, (2, NUM_BINS)).float()
-        return {
-            "buttons": (buttons / self.temperature).log_softmax(-1),
-            "camera": (camera / self.temperature).log_softmax(-1),
-        }

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from rlir_ray.config import ArchitectureConfig, Config, asset_path
 from rlir_ray.data.files import Json
-from rlir_ray.models.autoregressive import NUM_EXTRA_IDS, sequence_length
+from rlir_ray.models.autoregressive import sequence_length
+from rlir_ray.spaces.layouts import ActionLayout, layout_of
 from rlir_ray.trajectory import FrameShape
 
 
@@ -46,7 +47,8 @@ def check_token_world(config: Config) -> FrameShape:
         )
     wanted, got = (vq_model["num_vq_embeddings"], tokens_per_frame), (held.num_codes, held.tokens_per_frame)
     _check_architecture(config.architecture, held)
-    length = sequence_length(config.world.num_context + config.world.num_frames, tokens_per_frame)
+    num_frames = config.world.num_context + config.world.num_frames
+    length = sequence_length(num_frames, tokens_per_frame, layout_of(policy).num_tokens)
     if 0 < held.max_positions < length:
         raise ValueError(
             f"models.policy must hold a clip's {length} tokens, got max_position_embeddings={held.max_positions}; "
@@ -116,6 +118,15 @@ def _check_architecture(stated: ArchitectureConfig, held: ArchitectureConfig) ->
             )
 
 
+def policy_layout(config: Config) -> ActionLayout:
+    """Return how the configured policy gets actions, as its config.json says.
+
+    Raises:
+        ValueError: the file cannot be read, or its action space or layout cannot.
+    """
+    return layout_of(read_settings(asset_path(config.models.policy), "config.json", "models.policy"))
+
+
 def read_settings(folder: Path, file: str, what: str) -> Json:
     """Read a JSON file of a checkpoint.
 
@@ -147,7 +158,7 @@ def stated_architecture(settings: Json) -> ArchitectureConfig:
 def policy_architecture(settings: Json) -> ArchitectureConfig:
     """Return the sizes in a LlamaForCausalLM's config.json; 0 for a missing size."""
     return ArchitectureConfig(
-        num_codes=max(0, settings.get("vocab_size", 0) - NUM_EXTRA_IDS),
+        num_codes=max(0, settings.get("vocab_size", 0) - layout_of(settings).num_ids),
         tokens_per_frame=settings.get("tokens_per_frame", 0),
         hidden_size=settings.get("hidden_size", 0),
         intermediate_size=settings.get("intermediate_size", 0),

@@ -23,10 +23,12 @@ from torch.nn import functional
 
 from rlir_ray.data.files import Json
 from rlir_ray.models.checkpoints import open_library_model
-from rlir_ray.spaces.mineworld import ACTION_CLASS_COUNTS
+from rlir_ray.spaces.layouts import LAYOUT_KEY, SPACE_KEY, layout_of
 
 # Frequencies of the noise level's embedding. The level is scaled to 0..1000, the step numbers of diffusion models.
 NUM_FREQUENCIES, LEVEL_SCALE = 128, 1000.0
+# Most classes of a field: a rollout's record holds them as bytes.
+MAX_CLASSES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,9 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore
         num_layers: number of blocks.
         num_heads: H; the head size E / H must be even and at least 6.
         mlp_ratio: inner size of the MLP divided by E.
+        action_space: plain values of the space of the actions (`ActionSpace.to_plain`); None: MineWorld's classes of
+            VPT's space.
+        action_layout: how the model gets actions, a name in `spaces.layouts.LAYOUTS`; None: one class a field.
 
     Example: latents 8 x 6 x 8 in patches of 2 are 12 tokens a frame of 32 numbers each.
     """
@@ -78,6 +83,8 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore
         num_layers: int = 6,
         num_heads: int = 4,
         mlp_ratio: float = 4.0,
+        action_space: Json | None = None,
+        action_layout: str | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # diffusers does not annotate it
         if latent_height % patch_size or latent_width % patch_size:
@@ -91,6 +98,12 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore
                 f"num_heads must divide hidden_size into even heads of 6 or more, got {num_heads} and {hidden_size}; "
                 "for example 4 heads and width 224"
             )
+        self.layout = layout_of({SPACE_KEY: action_space, LAYOUT_KEY: action_layout})
+        if max(self.layout.class_counts) > MAX_CLASSES:
+            raise ValueError(
+                f"a field of a flow model's actions must have at most {MAX_CLASSES} classes, got "
+                f"{max(self.layout.class_counts)}; give the quantizer of the axis fewer bins"
+            )
         self.latent_shape = (latent_channels, latent_height, latent_width)
         self.patch_size = patch_size
         self.grid = (latent_height // patch_size, latent_width // patch_size)
@@ -100,8 +113,8 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore
         self.level = nn.Sequential(
             nn.Linear(2 * NUM_FREQUENCIES, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
         )
-        # One embedding per exclusive group and camera axis, summed.
-        self.actions = nn.ModuleList([nn.Embedding(count, hidden_size) for count in ACTION_CLASS_COUNTS])
+        # One embedding a column of the layout's classes, summed.
+        self.actions = nn.ModuleList([nn.Embedding(count, hidden_size) for count in self.layout.class_counts])
         self.head_size = head_size
         self.blocks = nn.ModuleList([Block(hidden_size, num_heads, mlp_ratio) for _ in range(num_layers)])
         self.final_modulation = nn.Linear(hidden_size, 2 * hidden_size)
@@ -135,7 +148,7 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore
         Args:
             latents: float [B, M, D, h, w], noisy latents.
             levels: float [B, M], noise levels in [0, 1].
-            actions: int64 [B, M, 9], `spaces.mineworld.action_classes` of the action that leads into each frame.
+            actions: int64 [B, M, columns], the layout's classes of the action that leads into each frame.
             places: int64 [M] on the CPU, index of each frame in the clip; None: 0, 1, 2, ...
             visible: bool [M, cached + M] on the CPU, which frames (columns) each frame (row) attends to; None: itself
                 and the frames at earlier places, in the cache and in the pass.

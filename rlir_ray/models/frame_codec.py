@@ -69,6 +69,11 @@ class FrameCodec(nn.Module, ABC):
         self.max_frames = max_frames
         self.grid = (height // factor, width // factor)
 
+    @property
+    def num_codes(self) -> int | None:
+        """Number of image ids; None: the codes are numbers, not ids."""
+        return None
+
     @abstractmethod
     def encode(self, frames: Tensor) -> Tensor:
         """Encode frames uint8 [N, H, W, 3] as codes [N, ...]."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from rlir_ray.spaces.layouts import LAYOUT_KEY, SPACE_KEY
+
 if TYPE_CHECKING:
     from transformers import LlamaConfig
 
@@ -24,6 +26,8 @@ COMPUTED = {
     "tie_word_embeddings",
     "rope_parameters",
     "tokens_per_frame",
+    SPACE_KEY,
+    LAYOUT_KEY,
 }
 # Fields that change no log-probability: notes, initial weights, precision on disk, settings of generation, and fields
 # that this project does not read. `pretraining_tp` only splits the same matrix products.

@@ -107,10 +107,10 @@ def two_streams(
         velocity: the forward pass of a `FlowWorldModel`, or of an engine around one.
         history: [B, P, D, h, w], the frames at places 0 to P - 1, with the noise that later frames see.
         history_levels: [B, P].
-        history_actions: int64 [B, P, 9].
+        history_actions: int64 [B, P, columns], the classes of the model's layout.
         noisy: [B, F, S, D, h, w], the frames from `first_place` on at S noise levels each.
         levels: [B, F, S].
-        actions: int64 [B, F, 9], leading into those frames.
+        actions: int64 [B, F, columns], leading into those frames.
         first_place: place of the first noisy frame; at most P.
 
     Returns:

@@ -8,12 +8,15 @@ import dataclasses
 import inspect
 import itertools
 import math
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+    from rlir_ray.data.recordings import Recording, Split
 
 Settings = TypeVar("Settings", bound="DataclassInstance")
 Chosen = dict[str, Any]
@@ -55,14 +58,34 @@ def add_settings(parser: argparse.ArgumentParser, settings: type, leave_out: Seq
         parser.add_argument(f"--{entry.name.replace('_', '-')}", type=kind, default=entry.default, help=text)
 
 
-def add_action_shift(parser: argparse.ArgumentParser) -> None:
-    """Add the option of commands that read recordings with their actions."""
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """Add the options of commands that read recordings; see `read_chosen`."""
+    parser.add_argument("--camera", default="", help="camera of a LeRobot dataset; empty: the only one")
+    parser.add_argument("--size", type=parse_size, metavar="HxW", help="reduce the frames to this size")
     parser.add_argument(
         "--action-shift",
         type=int,
         default=0,
-        help="event k + this number leads INTO frame k; -1: the order of a Gymnasium loop (observation, then action)",
+        help="stored action k + this number leads INTO frame k; -1: pairs in the order of a Gymnasium loop",
     )
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read HxW, as 64x96.
+
+    Raises:
+        argparse.ArgumentTypeError: the text has another form.
+    """
+    if not (found := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)):
+        raise argparse.ArgumentTypeError(f"a size must be HEIGHTxWIDTH in pixels, got {text!r}; use for example 64x64")
+    return int(found[1]), int(found[2])
+
+
+def read_chosen(chosen: Chosen) -> dict[Split, list[Recording]]:
+    """Read the recordings that the options name, with all their frames."""
+    from rlir_ray.data.recordings import read_splits
+
+    return read_splits(chosen["data"], chosen["action_shift"], chosen["camera"], chosen["size"])
 
 
 def _is_names(default: object) -> TypeGuard[tuple[str, ...]]:

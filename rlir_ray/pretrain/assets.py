@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from rlir_ray.data.files import Json, give_usual_mode, replace_folder, write_json
 from rlir_ray.pretrain.arguments import add_settings, build_parser, take_settings
-from rlir_ray.pretrain.settings import SPLITS
+from rlir_ray.pretrain.settings import GROUPS_IN_USE, SPLITS
 from rlir_ray.run.environment import versions
 from rlir_ray.run.progress import log_to_stderr
 
@@ -96,7 +96,8 @@ def make_assets(work: Path, out: Path, plan: AssetsPlan) -> Json:
 
 
 def _record(work: Path, plan: AssetsPlan) -> None:
-    from rlir_ray.data.recordings import list_recordings, read_events
+    from rlir_ray.data.vpt.index import list_recordings
+    from rlir_ray.data.vpt.pairs import read_events
     from rlir_ray.pretrain.oracle import oracle_macro_f1
     from rlir_ray.worlds.doom import WORLD_MAPS, collect
 
@@ -124,15 +125,16 @@ def _record(work: Path, plan: AssetsPlan) -> None:
 def _train_tokenizer(work: Path, plan: AssetsPlan) -> None:
     import numpy as np
 
-    from rlir_ray.data.recordings import load_recordings
+    from rlir_ray.data.recordings import read_splits
     from rlir_ray.models.tokenizer import FrameTokenizer
     from rlir_ray.pretrain.settings import TokenizerTraining
     from rlir_ray.pretrain.tokenizer import train_tokenizer
 
-    recordings = work / "recordings"
     if not (work / "tokenizer" / "training.json").is_file():
         settings = TokenizerTraining(minutes=plan.tokenizer_minutes, seed=plan.seed)
-        clips = {split: [one.frames for one in load_recordings(recordings / split)] for split in SPLITS}
+        clips = {
+            split: [one.frames for one in recorded] for split, recorded in read_splits(work / "recordings").items()
+        }
         # A quarter of the held-out frames is enough, because neighbouring frames look alike.
         train_tokenizer(clips["train"], np.concatenate(clips["validation"])[::4], work / "tokenizer", settings)
     _encode_world(FrameTokenizer.from_pretrained(work / "tokenizer"), work, work / "tokens")
@@ -140,31 +142,39 @@ def _train_tokenizer(work: Path, plan: AssetsPlan) -> None:
 
 def _encode_world(codec: FrameCodec, work: Path, out: Path) -> None:
     """Encode the recordings on which world models are trained."""
-    from rlir_ray.data.recordings import list_recordings, read_recordings
+    from rlir_ray.data.recordings import open_recordings, read_all
     from rlir_ray.pretrain.encode import encode_recordings
 
     for split in SPLITS:
         if not (out / f"{split}.npz").is_file():
             logger.info("encoding %s", split)
-            recordings = read_recordings(list_recordings(work / "recordings_world" / split))
+            recordings = read_all(open_recordings(work / "recordings_world" / split))
             encode_recordings(codec, recordings, out / f"{split}.npz")
 
 
 def _train_inverse_dynamics(work: Path, plan: AssetsPlan) -> None:
-    from rlir_ray.data.recordings import load_recordings
+    from rlir_ray.data.recordings import read_splits
     from rlir_ray.pretrain.idm import reconstruction, train_inverse_dynamics
     from rlir_ray.pretrain.settings import InverseDynamicsTraining
 
     todo = [name for name in ("reward_idm", "judge_idm") if not (work / name / "training.json").is_file()]
     if not todo:
         return
-    train, validation = (load_recordings(work / "recordings" / split) for split in SPLITS)
+    train, validation = read_splits(work / "recordings").values()
     settings = {
         "reward_idm": InverseDynamicsTraining(
-            architecture="vpt", seed=plan.seed + 1, minutes=plan.reward_idm_minutes, threads=plan.threads
+            architecture="vpt",
+            groups=GROUPS_IN_USE,
+            seed=plan.seed + 1,
+            minutes=plan.reward_idm_minutes,
+            threads=plan.threads,
         ),
         "judge_idm": InverseDynamicsTraining(
-            architecture="correlation", seed=plan.seed + 2, minutes=plan.judge_idm_minutes, threads=plan.threads
+            architecture="correlation",
+            groups=GROUPS_IN_USE,
+            seed=plan.seed + 2,
+            minutes=plan.judge_idm_minutes,
+            threads=plan.threads,
         ),
     }
     for name in todo:
@@ -180,14 +190,14 @@ def _train_world_model(work: Path, plan: AssetsPlan) -> None:
         return
     logger.info("training the world model")
     settings = WorldModelTraining(minutes=plan.world_model_minutes, seed=plan.seed)
-    train, validation = (load_tokens(work / "tokens" / f"{split}.npz", settings.num_codes) for split in SPLITS)
+    train, validation = (load_tokens(work / "tokens" / f"{split}.npz") for split in SPLITS)
     train_world_model(train, validation, work / "world_model", settings)
 
 
 def _train_autoencoder(work: Path, plan: AssetsPlan) -> None:
     import numpy as np
 
-    from rlir_ray.data.recordings import load_recordings
+    from rlir_ray.data.recordings import read_splits
     from rlir_ray.models.autoencoder import FrameAutoencoder
     from rlir_ray.pretrain.autoencoder import train_autoencoder
     from rlir_ray.pretrain.settings import AutoencoderTraining
@@ -195,7 +205,9 @@ def _train_autoencoder(work: Path, plan: AssetsPlan) -> None:
     if not (work / "autoencoder" / "training.json").is_file():
         logger.info("training the autoencoder")
         settings = AutoencoderTraining(minutes=plan.autoencoder_minutes, seed=plan.seed)
-        clips = {split: [one.frames for one in load_recordings(work / "recordings" / split)] for split in SPLITS}
+        clips = {
+            split: [one.frames for one in recorded] for split, recorded in read_splits(work / "recordings").items()
+        }
         train_autoencoder(clips["train"], np.concatenate(clips["validation"]), work / "autoencoder", settings)
     _encode_world(FrameAutoencoder.from_pretrained(work / "autoencoder"), work, work / "latents")
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from rlir_ray.data.files import Json
 from rlir_ray.models.autoencoder import FrameAutoencoder, build_autoencoder
-from rlir_ray.pretrain.arguments import Chosen
-from rlir_ray.pretrain.encode import encode_splits, read_splits
+from rlir_ray.pretrain.arguments import Chosen, read_chosen
+from rlir_ray.pretrain.encode import encode_splits
 from rlir_ray.pretrain.loop import train
 from rlir_ray.pretrain.reconstruction import (
     Clips,
@@ -124,7 +124,7 @@ class AutoencoderTask(Task):
 
 def run_command(chosen: Chosen, settings: AutoencoderTraining) -> None:
     """Run `pretrain autoencoder`: train on recordings, then encode them if asked to."""
-    recordings = read_splits(chosen["data"], chosen["action_shift"])
+    recordings = read_chosen(chosen)
     clips = {split: [one.frames for one in recorded] for split, recorded in recordings.items()}
     held_out = np.concatenate(clips["validation"])
     autoencoder = train_autoencoder(clips["train"], held_out, chosen["out"], settings)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlir_ray.pretrain.arguments import add_action_shift, add_settings, build_parser, take_settings
+from rlir_ray.pretrain.arguments import Chosen, add_reading, add_settings, build_parser, take_settings
 from rlir_ray.pretrain.settings import (
     AutoencoderTraining,
     FlowTraining,
@@ -25,7 +26,9 @@ from rlir_ray.run.progress import log_to_stderr
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-RECORDINGS = "folder with train/ and validation/ recordings"
+logger = logging.getLogger(__name__)
+
+RECORDINGS = "recordings, or a folder with train/ and validation/"
 CODES = "folder with train.npz and validation.npz"
 
 
@@ -37,6 +40,7 @@ class TrainingCommand:
         settings: a dataclass; `run_command` in the module of the model takes an instance.
         data, out: help texts of the two folders.
         description, example: texts of --help.
+        following: returns the command that usually follows, after `python -m rlir_ray`, from the arguments.
         add_options: adds the options that only this model has.
         threads: default number of torch threads; None: `settings` has the number.
     """
@@ -46,6 +50,7 @@ class TrainingCommand:
     out: str
     description: str
     example: str
+    following: Callable[[Chosen], str]
     add_options: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     threads: int | None = None
 
@@ -54,6 +59,7 @@ def main(model: str, argv: Sequence[str] | None = None) -> None:
     """Run `python -m rlir_ray pretrain MODEL`; MODEL is a key of `COMMANDS`."""
     command = COMMANDS[model]
     chosen = vars(_parser(model, command).parse_args(argv))
+    following = command.following(chosen)
     settings = take_settings(chosen, command.settings)
     log_to_stderr()
     if command.threads:
@@ -61,6 +67,7 @@ def main(model: str, argv: Sequence[str] | None = None) -> None:
 
         torch.set_num_threads(chosen["threads"])
     importlib.import_module(f"rlir_ray.pretrain.{model.replace('-', '_')}").run_command(chosen, settings)
+    logger.info("next: python -m rlir_ray %s", following)
 
 
 def _parser(model: str, command: TrainingCommand) -> argparse.ArgumentParser:
@@ -77,13 +84,13 @@ def _parser(model: str, command: TrainingCommand) -> argparse.ArgumentParser:
 def _add_codes(option: str) -> Callable[[argparse.ArgumentParser], None]:
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(option, type=Path, help="folder that receives train.npz and validation.npz, encoded")
-        add_action_shift(parser)
+        add_reading(parser)
 
     return add
 
 
 def _add_probe(parser: argparse.ArgumentParser) -> None:
-    add_action_shift(parser)
+    add_reading(parser)
     parser.add_argument(
         "--no-probe",
         action="store_true",
@@ -94,6 +101,38 @@ def _add_probe(parser: argparse.ArgumentParser) -> None:
     )
 
 
+# A new world: collect, tokenizer or autoencoder, the inverse dynamics models of reward and evaluation, audit, world
+# model or flow model, train, eval.
+
+
+def _after_codec(option: str, model: str) -> Callable[[Chosen], str]:
+    def following(chosen: Chosen) -> str:
+        if chosen[option]:
+            return f"pretrain {model} --data {chosen[option]} --out runs/{model.replace('-', '_')}"
+        return f"pretrain idm --data {chosen['data']} --out runs/reward_idm --architecture vpt"
+
+    return following
+
+
+def _after_idm(chosen: Chosen) -> str:
+    if chosen["architecture"] == "vpt":  # the reward's; the evaluation reads actions with another design
+        return f"pretrain idm --data {chosen['data']} --out runs/judge_idm --architecture correlation"
+    return f"audit --data {chosen['data']} --idm runs/reward_idm --idm {chosen['out']}"
+
+
+def _after_world_model(codec: str, *options: str) -> Callable[[Chosen], str]:
+    def following(chosen: Chosen) -> str:
+        models = {
+            "policy": chosen["out"],
+            "tokenizer": f"runs/{codec}",
+            "reward_idm": "runs/reward_idm",
+            "judge_idm": "runs/judge_idm",
+        }
+        return " ".join(["train --recipe FILE.yaml", *options, *(f"models.{key}={at}" for key, at in models.items())])
+
+    return following
+
+
 COMMANDS = {
     "tokenizer": TrainingCommand(
         TokenizerTraining,
@@ -101,6 +140,7 @@ COMMANDS = {
         "tokenizer",
         "Trains a frame tokenizer on DATA/train and evaluates it on DATA/validation; resumes a stopped training.",
         "--data work/assets/recordings --out runs/tokenizer --tokens runs/tokens --minutes 20",
+        _after_codec("tokens", "world-model"),
         _add_codes("--tokens"),
         threads=1,
     ),
@@ -109,7 +149,8 @@ COMMANDS = {
         RECORDINGS,
         "autoencoder",
         "Trains a frame autoencoder on DATA/train and evaluates it on DATA/validation; resumes a stopped training.",
-        "--data work/assets/recordings --out runs/autoencoder --minutes 20",
+        "--data work/assets/recordings --out runs/autoencoder --latents runs/latents --minutes 20",
+        _after_codec("latents", "flow"),
         _add_codes("--latents"),
         threads=1,
     ),
@@ -120,6 +161,7 @@ COMMANDS = {
         "Trains an inverse dynamics model on DATA/train and evaluates it on DATA/validation; resumes a stopped "
         "training. Event k of a recording must lead INTO frame k.",
         "--data work/assets/recordings --out runs/idm --architecture vpt --minutes 30",
+        _after_idm,
         _add_probe,
     ),
     "world-model": TrainingCommand(
@@ -128,6 +170,7 @@ COMMANDS = {
         "model",
         "Trains an autoregressive world model on tokenized recordings; resumes a stopped training.",
         "--data work/assets/tokens --out runs/world_model --minutes 60",
+        _after_world_model("tokenizer"),
         threads=2,
     ),
     "flow": TrainingCommand(
@@ -136,6 +179,7 @@ COMMANDS = {
         "model",
         "Trains a flow world model on encoded recordings; resumes a stopped training.",
         "--data work/assets/latents --out runs/flow --minutes 60",
+        _after_world_model("autoencoder", "policy.family=flow"),
         threads=2,
     ),
 }

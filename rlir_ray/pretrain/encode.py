@@ -1,23 +1,42 @@
-"""Encoding of recordings into one file of tokens or latents, on which world models are trained."""
+"""Encoding of recordings into one file of tokens or latents, on which world models are trained.
+
+Legend: F or n frames, E recordings, N tokens a frame, D h w a latent; the actions have a column a field.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from rlir_ray.data.recordings import Recording, load_recordings
+from rlir_ray.data.recordings import Recording, Split
 from rlir_ray.models.frame_codec import FrameCodec
-from rlir_ray.pretrain.settings import SPLITS
 from rlir_ray.run.progress import counted, progress_bar
+from rlir_ray.spaces.layouts import SPACE_KEY, ActionLayout, check_layout, check_space
+from rlir_ray.spaces.space import Actions, ActionSpace
 from rlir_ray.trajectory import stored_codes
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedRecordings:
+    """The content of a file that `encode_recordings` wrote: n frames of all recordings, end to end."""
+
+    codes: npt.NDArray[np.generic]
+    """Tokens [n, N] or latents [n, D, h, w]."""
+    actions: Actions
+    """n actions; action k leads into frame k."""
+    episode_starts: npt.NDArray[np.int64]
+    """[E], first frame of each recording."""
+    num_codes: int
+    """Number of image ids; 0: the codes are latents."""
 
 
 def encode_recordings(codec: FrameCodec, recordings: Iterable[Recording], out_file: Path | str) -> int:
@@ -25,54 +44,97 @@ def encode_recordings(codec: FrameCodec, recordings: Iterable[Recording], out_fi
 
     Args:
         codec: a tokenizer or an autoencoder of the recordings' frame size.
-        recordings: the file keeps their order.
-        out_file: receives `tokens` [F, tokens_per_frame] or `latents` [F, D, h, w] as `stored_codes`, `episode_starts`
-            int64 [E] (index of each recording's first frame), `names` str [E], `buttons` bool [F, 23], `camera` float32
-            [F, 2], and `wall_distance` float32 [F] when every event has a `wallDistance`.
+        recordings: of one action space; the file keeps their order.
+        out_file: receives `tokens` [F, tokens_per_frame] or `latents` [F, D, h, w] as `stored_codes`, `num_codes` (with
+            tokens), `episode_starts` int64 [E] (index of each recording's first frame), `names` str [E], `actions`
+            float32 [F, fields], `action_space` (JSON), and `wall_distance` float32 [F] when every event of every
+            recording has a `wallDistance`.
 
     Returns:
         F, the number of frames.
 
     Raises:
-        ValueError: no recordings.
+        ValueError: no recordings, or recordings of several action spaces.
     """
     names: list[str] = []
-    columns: dict[str, list[npt.NDArray[np.generic]]] = {"codes": [], "buttons": [], "camera": [], "wall_distance": []}
+    codes: list[npt.NDArray[np.generic]] = []
+    actions: list[Actions] = []
+    walls: list[npt.NDArray[np.float32]] = []
     for recording in recordings:
         names.append(recording.name)
         encoded = codec.encode(torch.from_numpy(np.ascontiguousarray(recording.frames)))
-        columns["codes"].append(stored_codes(encoded.cpu().numpy()))
-        columns["buttons"].append(recording.actions.buttons)
-        columns["camera"].append(recording.actions.camera)
-        walls = [event.get("wallDistance", math.nan) for event in recording.events]
-        columns["wall_distance"].append(np.array(walls, np.float32))
+        codes.append(stored_codes(encoded.cpu().numpy()))
+        actions.append(recording.actions)
+        check_space(actions[0].space, recording.actions.space, f"recording {names[0]}", f"recording {recording.name}")
+        walls.append(_wall_distance(recording))
     if not names:
         raise ValueError(
             "an encoding needs at least one readable recording, got none; make some with: python -m rlir_ray collect"
         )
-    lengths = [len(part) for part in columns["codes"]]
-    arrays: dict[str, npt.NDArray[np.generic]] = {name: np.concatenate(parts) for name, parts in columns.items()}
-    codes = arrays.pop("codes")
-    arrays["latents" if codes.dtype.kind == "f" else "tokens"] = codes
-    if np.isnan(arrays["wall_distance"]).any():
-        del arrays["wall_distance"]
-    starts = np.cumsum([0, *lengths[:-1]]).astype(np.int64)
+    frames = np.concatenate(codes)
+    arrays: dict[str, npt.NDArray[np.generic]] = {
+        "latents" if frames.dtype.kind == "f" else "tokens": frames,
+        "episode_starts": np.cumsum([0, *map(len, codes[:-1])]).astype(np.int64),
+        "names": np.array(names),
+        "actions": np.concatenate([part.values for part in actions]),
+        SPACE_KEY: np.array(actions[0].space.to_json()),
+    }
+    if codec.num_codes is not None:
+        arrays["num_codes"] = np.array(codec.num_codes)
+    if not np.isnan(distances := np.concatenate(walls)).any():
+        arrays["wall_distance"] = distances
     out_file = Path(out_file)
     out_file.parent.mkdir(parents=True, exist_ok=True)
     part = out_file.with_name(out_file.name + ".part")
     with part.open("wb") as file:
-        np.savez(file, episode_starts=starts, names=np.array(names), **arrays)  # type: ignore[arg-type]  # no column is named allow_pickle
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # no column is named allow_pickle
     part.replace(out_file)
-    return sum(lengths)
+    return len(frames)
 
 
-def read_splits(data: Path, action_shift: int) -> dict[str, list[Recording]]:
-    """Read the recordings of each split below the folder `data`."""
-    logger.info("reading the recordings of %s", data)
-    return {split: load_recordings(data / split, action_shift) for split in SPLITS}
+def _wall_distance(recording: Recording) -> npt.NDArray[np.float32]:
+    """Return the distance to the wall in each frame, NaN where no event says it; only Doom's events do."""
+    # Recordings of other formats have no events.
+    events = getattr(recording, "events", None) or [{}] * len(recording.frames)
+    return np.array([event.get("wallDistance", math.nan) for event in events], np.float32)
 
 
-def encode_splits(codec: FrameCodec, recordings: Mapping[str, Sequence[Recording]], folder: Path) -> None:
+def read_encoded(path: Path | str, kind: str) -> EncodedRecordings:
+    """Read a file that `encode_recordings` wrote.
+
+    Args:
+        path: the npz.
+        kind: `tokens` or `latents`.
+
+    Raises:
+        ValueError: the file does not exist, holds codes of the other kind, or is of an earlier version.
+    """
+    path, codec = Path(path), {"tokens": "a tokenizer", "latents": "an autoencoder"}[kind]
+    if not path.is_file():
+        raise ValueError(f"a file of {kind} must exist, got {path}; encode the recordings with {codec} first")
+    with np.load(path, allow_pickle=False) as file:
+        if kind not in file:
+            raise ValueError(f"{path} must hold {kind}, got {sorted(file)}; encode with {codec}")
+        if "actions" not in file or SPACE_KEY not in file or (kind == "tokens" and "num_codes" not in file):
+            raise ValueError(
+                f"{path} must hold actions, their space and the number of codes, got a file of an earlier version; "
+                "encode the recordings again"
+            )
+        found = EncodedRecordings(
+            codes=file[kind],
+            actions=Actions(ActionSpace.from_json(str(file[SPACE_KEY])), file["actions"].astype(np.float32)),
+            episode_starts=file["episode_starts"].astype(np.int64),
+            num_codes=int(file["num_codes"]) if kind == "tokens" else 0,
+        )
+    if len(found.codes) != len(found.actions):
+        raise ValueError(
+            f"{path} must hold one action a frame, got {len(found.codes)} frames and {len(found.actions)} actions; "
+            "encode the recordings again"
+        )
+    return found
+
+
+def encode_splits(codec: FrameCodec, recordings: Mapping[Split, Sequence[Recording]], folder: Path) -> None:
     """Encode the recordings of each split into the file SPLIT.npz in `folder`."""
     for split, recorded in recordings.items():
         with progress_bar(f"encoding {split}") as show:
@@ -100,3 +162,25 @@ def window_starts(episode_starts: npt.NDArray[np.int64], num_recorded: int, num_
             f"a window must fit into an episode, got no episode of {num_frames} frames or more; record longer ones"
         )
     return found
+
+
+@dataclass(frozen=True)
+class Form:
+    """What recordings must share with each other and with the world model that is trained on them."""
+
+    layout: ActionLayout
+    frame: str
+    """An encoded frame in words: `48 tokens of 512 codes`, `latents of (8, 6, 8)`."""
+
+    def check(self, given: Form, wants: str, gives: str) -> None:
+        """Check that `gives` has this form, which is that of `wants`.
+
+        Raises:
+            ValueError: the action space (named field by field), the layout, or the encoded frames differ.
+        """
+        check_layout(self.layout, given.layout, wants, gives)
+        if self.frame != given.frame:
+            raise ValueError(
+                f"{gives} must have {self.frame} a frame as {wants}, got {given.frame}; encode all recordings with "
+                "one codec"
+            )

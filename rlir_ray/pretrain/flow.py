@@ -23,14 +23,13 @@ from rlir_ray.algorithm.flow_steps import interpolate
 from rlir_ray.data.files import Json, give_usual_mode
 from rlir_ray.models.rescoring import two_streams
 from rlir_ray.pretrain.arguments import Chosen
-from rlir_ray.pretrain.encode import window_starts
+from rlir_ray.pretrain.encode import Form, read_encoded, window_starts
 from rlir_ray.pretrain.loop import train as train_task
 from rlir_ray.pretrain.settings import SPLITS, FlowTraining
 from rlir_ray.pretrain.state import finished_report
 from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task, cosine_rate
 from rlir_ray.pretrain.training_warnings import loss_metrics, world_model_warning
-from rlir_ray.spaces.actions import Actions
-from rlir_ray.spaces.mineworld import action_classes, null_action_classes
+from rlir_ray.spaces.layouts import ActionLayout, layout_for, layout_settings
 
 if TYPE_CHECKING:
     from rlir_ray.models.flow import FlowWorldModel
@@ -45,34 +44,36 @@ class LatentRecordings:
     latents: npt.NDArray[np.floating]
     """[n, D, h, w]."""
     actions: npt.NDArray[np.int64]
-    """[n, 9], classes of the action that leads into each frame."""
+    """[n, columns], classes of the action that leads into each frame."""
     episode_starts: npt.NDArray[np.int64]
     """[E], first frame of each recording."""
+    layout: ActionLayout
+    """How the actions became classes."""
+
+    @property
+    def form(self) -> Form:
+        return _form(self.layout, self.latents.shape[1:])
 
     def windows(self, starts: npt.NDArray[np.int64], num_frames: int) -> tuple[Tensor, Tensor]:
-        """Return latents float32 [B, W, D, h, w] and actions int64 [B, W, 9] of the windows that begin at `starts`."""
+        """Return latents float32 [B, W, D, h, w] and actions int64 [B, W, columns] of the windows from `starts` on."""
         rows = starts[:, None] + np.arange(num_frames)
         actions = self.actions[rows]
         # In a rollout, too, the action that leads into the first frame is unknown.
-        actions[:, 0] = null_action_classes()
+        actions[:, 0] = self.layout.classes(self.layout.space.nothing(1))
         return torch.from_numpy(self.latents[rows].astype(np.float32)), torch.from_numpy(actions)
 
 
 def load_latents(path: Path | str) -> LatentRecordings:
-    """Read a file that `encode_recordings` wrote; the action at index k leads into frame k.
+    """Read a file of latents, as `encode_recordings` writes it; the actions become classes in their space's layout.
 
     Raises:
-        ValueError: the file does not exist or holds no latents.
+        ValueError: the file cannot be used (see `read_encoded`).
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"a file of latents must exist, got {path}; encode the recordings with an autoencoder first")
-    with np.load(path, allow_pickle=False) as file:
-        if "latents" not in file:
-            raise ValueError(f"{path} must hold latents, got {sorted(file)}; encode with an autoencoder")
-        latents, episode_starts = file["latents"], file["episode_starts"].astype(np.int64)
-        actions = Actions(file["buttons"].astype(np.bool_), file["camera"].astype(np.float32))
-    return LatentRecordings(latents, action_classes(actions), episode_starts)
+    found = read_encoded(path, "latents")
+    layout = layout_for(found.actions.space)
+    # The codec decides the type: latents are numbers.
+    latents = cast("npt.NDArray[np.floating]", found.codes)
+    return LatentRecordings(latents, layout.classes(found.actions), found.episode_starts, layout)
 
 
 def train_flow(
@@ -81,7 +82,7 @@ def train_flow(
     """Train a flow model; resume from the last saved state, and do not repeat a finished training.
 
     Args:
-        train, validation: recordings encoded by the same autoencoder.
+        train, validation: recordings of one action space, encoded by the same autoencoder.
         out_dir: receives the model, `curve.jsonl` and `training.json`, and `state-*` until the training ends.
         settings: see `FlowTraining`.
 
@@ -89,7 +90,8 @@ def train_flow(
         The moving average of the weights, on the CPU, in evaluation mode.
 
     Raises:
-        ValueError: no episode holds a window, or the folder holds a state or a training of other settings.
+        ValueError: the recordings differ in action space or latents, from each other or from `settings.init`; no
+            episode holds a window; or the folder holds a state or a training of other settings.
     """
     from rlir_ray.models.flow import open_flow_model
 
@@ -114,8 +116,9 @@ class FlowTask(Task):
 
     def __init__(self, train: LatentRecordings, validation: LatentRecordings, settings: FlowTraining) -> None:
         self.train, self.validation = train, validation
+        train.form.check(validation.form, "the training recordings", "the held-out recordings")
         self.starts = window_starts(train.episode_starts, len(train.latents), settings.num_frames)
-        model = _initial_model(settings, train.latents.shape[1:])
+        model = _initial_model(settings, train)
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.average_decay))
         every = Every(seconds=settings.evaluate_every_s)
         super().__init__(
@@ -177,20 +180,20 @@ def run_command(chosen: Chosen, settings: FlowTraining) -> None:
     train_flow(train, validation, chosen["out"], settings)
 
 
-def _initial_model(settings: FlowTraining, latent_shape: tuple[int, ...]) -> FlowWorldModel:
+def _form(layout: ActionLayout, latent_shape: tuple[int, ...]) -> Form:
+    return Form(layout, f"latents of {latent_shape}")
+
+
+def _initial_model(settings: FlowTraining, train: LatentRecordings) -> FlowWorldModel:
     from rlir_ray.models.flow import FlowWorldModel, open_flow_model
 
     torch.manual_seed(settings.seed)
     if settings.init:
         model = open_flow_model(settings.init)
-        if model.latent_shape != tuple(latent_shape):
-            raise ValueError(
-                f"the recordings must have latents of {model.latent_shape} as {settings.init}, got {latent_shape}; "
-                "encode them with its autoencoder"
-            )
+        _form(model.layout, model.latent_shape).check(train.form, f"--init {settings.init}", "the recordings")
         model.train()
         return model
-    channels, height, width = latent_shape
+    channels, height, width = train.latents.shape[1:]
     fresh: FlowWorldModel = FlowWorldModel(
         latent_channels=channels,
         latent_height=height,
@@ -199,6 +202,7 @@ def _initial_model(settings: FlowTraining, latent_shape: tuple[int, ...]) -> Flo
         hidden_size=settings.hidden_size,
         num_layers=settings.num_layers,
         num_heads=settings.num_heads,
+        **layout_settings(train.layout),
     )
     return fresh
 
@@ -220,7 +224,7 @@ def flow_losses(
     Args:
         model: the flow model.
         latents: float32 [B, W, D, h, w].
-        actions: int64 [B, W, 9].
+        actions: int64 [B, W, columns].
         generator: draws levels and noise, on the CPU.
         settings: gives the distributions of levels and noise.
     """

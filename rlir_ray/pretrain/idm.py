@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -15,93 +14,29 @@ from torch import Tensor
 from rlir_ray.data.alignment import check_alignment
 from rlir_ray.data.files import Json
 from rlir_ray.data.recordings import Recording
-from rlir_ray.idm.base import load_inverse_dynamics
-from rlir_ray.idm.correlation_idm import CorrelationInverseDynamics, correlation_config
-from rlir_ray.idm.vpt import VptInverseDynamics
-from rlir_ray.idm.vpt_config import small_vpt_config
-from rlir_ray.pretrain.arguments import Chosen
-from rlir_ray.pretrain.encode import read_splits
+from rlir_ray.idm.model import InverseDynamicsModel
+from rlir_ray.pretrain.arguments import Chosen, read_chosen
+from rlir_ray.pretrain.idm_model import chosen_fields, initial_model
 from rlir_ray.pretrain.idm_scores import (
     CLIP_FRAMES,
-    Model,
-    class_weights,
     cut_clips,
     evaluate_inverse_dynamics,
-    head_weights,
     held_out_scores,
     inverse_dynamics_loss,
+    loss_weights,
 )
-from rlir_ray.pretrain.idm_windows import NUM_BINS, Reconstruct, draw_windows, label_frames
+from rlir_ray.pretrain.idm_windows import Reconstruct, draw_windows, label_frames, recorded_space
 from rlir_ray.pretrain.loop import open_device, train
 from rlir_ray.pretrain.settings import InverseDynamicsTraining
 from rlir_ray.pretrain.state import finished_report
 from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task
 from rlir_ray.pretrain.training_warnings import idm_warning
+from rlir_ray.rewards.field_scores import score_words
 from rlir_ray.run.progress import figure_words
 
 logger = logging.getLogger(__name__)
 
 NUM_CURVE_CLIPS = 192
-
-
-def build_model(
-    architecture: str,
-    height: int,
-    width: int,
-    seed: int,
-    *,
-    hidden_size: int = 256,
-    num_layers: int = 2,
-    num_heads: int = 4,
-    convolution_width: int = 1,
-) -> Model:
-    """Build a small model with random weights; see `InverseDynamicsTraining` for the sizes.
-
-    Raises:
-        ValueError: the architecture is unknown, or the sizes do not fit each other.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if architecture == "vpt":
-            config = small_vpt_config(height, width)
-            channels = convolution_width * config["net"]["img_shape"][2]
-            config["net"] |= {
-                "hidsize": hidden_size,
-                "n_recurrence_layers": num_layers,
-                "attention_heads": num_heads,
-                "impala_width": convolution_width,
-                "img_shape": [height, width, channels],
-                "conv3d_params": {**config["net"]["conv3d_params"], "outchan": channels},
-            }
-            return VptInverseDynamics(config)
-        if architecture == "correlation":
-            config = correlation_config(height, width)
-            sizes = {"channels": convolution_width * config["channels"], "hidden": hidden_size}
-            return CorrelationInverseDynamics({**config, **sizes, "num_temporal_blocks": num_layers})
-    raise ValueError(f"architecture must be vpt or correlation, got {architecture!r}; choose one")
-
-
-def _initial_model(settings: InverseDynamicsTraining, height: int, width: int) -> Model:
-    """Return a new model, or the model in the folder `settings.init`, in training mode.
-
-    Raises:
-        ValueError: the folder `settings.init` holds no inverse dynamics model.
-    """
-    if settings.init:
-        if not (Path(settings.init) / "config.json").is_file():
-            raise ValueError(f"--init must be the folder of an inverse dynamics model, got {settings.init}; check it")
-        # `--init` names a model that this command has trained before.
-        return cast(Model, load_inverse_dynamics(settings.init)).train()
-    return build_model(
-        settings.architecture,
-        height,
-        width,
-        settings.seed,
-        hidden_size=settings.hidden_size,
-        num_layers=settings.num_layers,
-        num_heads=settings.num_heads,
-        convolution_width=settings.convolution_width,
-    )
 
 
 def learning_rate_at(progress: float, settings: InverseDynamicsTraining) -> float:
@@ -136,7 +71,8 @@ def train_inverse_dynamics(
         The held-out scores, which training.json also holds.
 
     Raises:
-        ValueError: no recording is long enough, or the folder holds a state or a training of other settings.
+        ValueError: no recording is long enough, the recordings have several action spaces or lack a field of `groups`,
+            or the folder holds a state or a training of other settings.
     """
     folder = Path(path)
     report = finished_report(folder, settings, extendable=not settings.num_steps)
@@ -144,7 +80,8 @@ def train_inverse_dynamics(
         torch.set_num_threads(settings.threads)
         report = train(InverseDynamicsTask(recordings, validation, settings, reconstruct), folder)
     scores: Json = report["held_out"]
-    if warning := idm_warning(scores["gate"], settings.groups):
+    names = [name for name in scores["shifts"]["+0"] if name != "mean"]
+    if warning := idm_warning(scores["gate"], names, score_words(recorded_space(recordings).select(names))):
         logger.warning(warning)
     return scores
 
@@ -154,7 +91,7 @@ class InverseDynamicsTask(Task):
 
     name = "inverse dynamics model"
     keep_state = True
-    model: Model
+    model: InverseDynamicsModel
 
     def __init__(
         self,
@@ -164,15 +101,15 @@ class InverseDynamicsTask(Task):
         reconstruct: Reconstruct | None,
     ) -> None:
         self.validation, self.reconstruct = validation, reconstruct
-        self.data = label_frames(recordings)
+        space = recorded_space([*recordings, *validation])
+        model = initial_model(settings, space, *recordings[0].frames.shape[1:3])
+        self.fields = chosen_fields(settings.groups, model.pi_head.readable)
+        self.data = label_frames(recordings, model.pi_head)
         self.clips = cut_clips(validation, CLIP_FRAMES, NUM_CURVE_CLIPS)
-        on_buttons, on_camera = head_weights(settings.groups, settings.idle_heads_weight)
-        self.button_weights = class_weights(self.data.buttons, 2) * on_buttons[:, None]
-        self.camera_weights = class_weights(self.data.camera, NUM_BINS) * on_camera[:, None]
-        height, width = self.data.frames.shape[1:3]
+        self.weights = loss_weights(self.data.labels, model.pi_head, self.fields, settings.idle_heads_weight)
         super().__init__(
             settings,
-            _initial_model(settings, height, width).train(),
+            model.train(),
             length=Length(settings.minutes, settings.num_steps),
             curve_every=Every(seconds=settings.evaluate_every_s),
             device=settings.device,
@@ -191,22 +128,25 @@ class InverseDynamicsTask(Task):
         settings, device = self.settings, self.device
         rng = np.random.default_rng([settings.seed, progress.step])
         num_frames = int(rng.choice(settings.window_frames))
-        frames, buttons, camera = draw_windows(
+        frames, labels = draw_windows(
             self.data,
             rng,
             settings.clips_per_step,
             num_frames,
+            size=self.model.size,
             augmentation=settings.augmentation,
             reconstructed_share=settings.reconstructed_share,
             reconstruct=self.reconstruct,
         )
         with autocast():
             logits = self.model.logits(frames)
-        weights = self.button_weights.to(device), self.camera_weights.to(device)
-        return inverse_dynamics_loss(logits, buttons.to(device), camera.to(device), *weights), {}
+        labels, weights = (
+            {kind: table.to(device) for kind, table in tables.items()} for tables in (labels, self.weights)
+        )
+        return inverse_dynamics_loss(logits, labels, weights), {}
 
     def evaluate(self) -> Json:
-        return {"held_out": evaluate_inverse_dynamics(self.model, *self.clips, self.settings.groups)["+0"]}
+        return {"held_out": evaluate_inverse_dynamics(self.model, *self.clips, self.fields)["+0"]}
 
     def words(self, line: Json) -> dict[str, float | None]:
         held_out = {f"held-out {name}": value for name, value in line["held_out"]["mean"].items()}
@@ -214,22 +154,22 @@ class InverseDynamicsTask(Task):
 
     def save(self, folder: Path, final: Json, steps: int, elapsed_s: float) -> Json:
         self.model.eval().save_pretrained(folder)
-        return {"held_out": held_out_scores(self.model, self.validation, self.settings.groups, self.reconstruct)}
+        return {"held_out": held_out_scores(self.model, self.validation, self.fields, self.reconstruct)}
 
 
 def run_command(chosen: Chosen, settings: InverseDynamicsTraining) -> None:
     """Run `pretrain idm`: check the alignment of events and frames, then train on the recordings."""
     reconstruct = reconstruction(chosen["tokenizer"], settings.device) if chosen["tokenizer"] else None
-    recordings, validation = read_splits(chosen["data"], chosen["action_shift"]).values()
+    recordings, validation = read_chosen(chosen).values()
     if not chosen["no_probe"]:
         logger.info("checking that event k leads into frame k")
         pairs = [(each.frames, each.actions) for each in recordings]
         way_out = "--action-shift={shift}, or --no-probe to skip this check"
-        check_alignment(pairs, str(chosen["data"] / "train"), action_shift=chosen["action_shift"], way_out=way_out)
+        check_alignment(pairs, f"{chosen['data']}, split train,", action_shift=chosen["action_shift"], way_out=way_out)
     logger.info("%d recordings, %d held out", len(recordings), len(validation))
     scores = train_inverse_dynamics(recordings, validation, chosen["out"], settings, reconstruct)
     logger.info("held out: %s", figure_words(scores["shifts"]["+0"]["mean"]))
-    logger.info("macro-F1 by kind of clip: %s", figure_words(scores["gate"]))
+    logger.info("score by kind of clip (macro-F1; R² of graded axes): %s", figure_words(scores["gate"]))
 
 
 def reconstruction(tokenizer: str | Path, device: str = "cpu") -> Reconstruct:

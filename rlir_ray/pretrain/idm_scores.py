@@ -1,11 +1,12 @@
 """The loss and the held-out scores of inverse dynamics models.
 
-Legend: B clips, F frames, N frames of all recordings. Index 0 of a clip has no frame before it and is never scored.
+Legend: B clips, F frames, N frames of all recordings, h heads of one kind, K classes of such a head.
+Index 0 of a clip has no frame before it and is never scored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,16 @@ import torch
 from torch import Tensor
 
 from rlir_ray.data.recordings import Recording
-from rlir_ray.idm.correlation_idm import CorrelationInverseDynamics
-from rlir_ray.idm.vpt import VptInverseDynamics
-from rlir_ray.idm.vpt_network import Logits
-from rlir_ray.pretrain.idm_windows import NUM_BUTTONS, Frames, Reconstruct
-from rlir_ray.rewards.calibration import gate, read_clips
+from rlir_ray.idm.base import InverseDynamics
+from rlir_ray.idm.heads import Heads
+from rlir_ray.pretrain.idm_windows import Frames, Labels, Reconstruct
+from rlir_ray.rewards.calibration import gate
 from rlir_ray.rewards.classification import accuracy, class_f1, confusion, known_mean, macro_f1, occurs, or_none
-from rlir_ray.spaces.actions import GROUPS, Actions, group_classes
+from rlir_ray.rewards.field_scores import FieldValues, commanded_values, read_clips
+from rlir_ray.rewards.regression import mean_absolute_error, r2, share_within
+from rlir_ray.spaces.space import ActionField, Actions, Axis
 
-Model = VptInverseDynamics | CorrelationInverseDynamics
-KEYS = ("accuracy", "macro_f1")
+CLASS_KEYS, AXIS_KEYS = ("accuracy", "macro_f1"), ("mae", "r2", "within")
 CLIP_FRAMES = 9  # frames of a rollout: one context frame and eight generated frames
 
 
@@ -43,37 +44,36 @@ def class_weights(labels: npt.NDArray[np.int64], num_classes: int) -> Tensor:
     return torch.from_numpy(np.where(counts > 0, weights, 1)).float()
 
 
-def head_weights(groups: Sequence[str], idle: float) -> tuple[Tensor, Tensor]:
-    """Return loss weights of the heads, buttons [20] and camera [2]: 1 for heads of the groups, else `idle`."""
-    buttons, camera = torch.full((NUM_BUTTONS,), idle), torch.full((2,), idle)
-    for group in map(GROUPS.__getitem__, groups):
-        if group.camera_axis is not None:
-            camera[group.camera_axis] = 1
-        buttons[group.columns] = 1
-    return buttons, camera
+def loss_weights(labels: Labels, heads: Heads, names: Sequence[str], idle: float) -> dict[str, Tensor]:
+    """Return the weight of each class in the loss, kind of head -> float32 [h, K].
+
+    Args:
+        labels: of all training frames, kind of head -> int64 [N, h].
+        heads: of the model.
+        names: fields in use.
+        idle: factor of heads that decide none of these fields.
+    """
+    weights = {}
+    for kind, used in heads.used(names).items():
+        factors = torch.from_numpy(np.where(used, 1, idle)).float()
+        weights[kind] = class_weights(labels[kind], heads.num_classes[kind]) * factors[:, None]
+    return weights
 
 
 def inverse_dynamics_loss(
-    logits: Logits,
-    buttons: Tensor,
-    camera: Tensor,
-    button_weights: Tensor,
-    camera_weights: Tensor,
+    logits: Mapping[str, Tensor], labels: Mapping[str, Tensor], weights: Mapping[str, Tensor]
 ) -> Tensor:
     """Compute the weighted cross-entropy of all heads, summed over heads, averaged over frames 1..F-1.
 
     Args:
-        logits: buttons [B, F, 20, 2] and camera [B, F, 2, 11], log-probabilities.
-        buttons: int64 [B, F, 20].
-        camera: int64 [B, F, 2].
-        button_weights: [20, 2].
-        camera_weights: [2, 11].
+        logits: kind of head -> log-probabilities [B, F, h, K].
+        labels: kind of head -> int64 [B, F, h].
+        weights: kind of head -> [h, K].
     """
-    total = logits["buttons"].new_zeros(())
-    pairs = ((logits["buttons"], buttons, button_weights), (logits["camera"], camera, camera_weights))
-    for log_probabilities, labels, weights in pairs:
-        picked = log_probabilities.gather(-1, labels[..., None])[..., 0]
-        weight = weights[torch.arange(len(weights), device=labels.device), labels]  # [B, F, heads]
+    total = next(iter(logits.values())).new_zeros(())
+    for kind, log_probabilities in logits.items():
+        picked = log_probabilities.gather(-1, labels[kind][..., None])[..., 0]
+        weight = weights[kind][torch.arange(len(weights[kind]), device=picked.device), labels[kind]]  # [B, F, h]
         total = total - (weight * picked)[:, 1:].sum(-1).mean()
     return total
 
@@ -107,53 +107,67 @@ def cut_clips(recordings: Sequence[Recording], num_frames: int, num_clips: int) 
 
 
 def compare(
-    recovered: npt.NDArray[np.int64], commanded: npt.NDArray[np.int64], groups: Sequence[str], shift: int = 0
+    recovered: FieldValues, commanded: FieldValues, fields: Sequence[ActionField], shift: int = 0
 ) -> dict[str, dict[str, float | None]]:
-    """Compute accuracy and macro-F1 of each group, and their mean over the groups that occur, over frames 1..F-1.
+    """Score each field over frames 1..F-1, and average over the fields that occur.
 
     Args:
-        recovered, commanded: int64 [B, F, len(groups)].
-        shift: compare the class recovered at k with the class commanded at k + shift.
+        recovered, commanded: of B clips of F frames.
+        fields: the fields.
+        shift: compare what is recovered at k with what is commanded at k + shift.
 
     Returns:
-        Group or `mean` -> metric -> value; None for a group that does not occur.
+        Field or `mean` -> metric -> value; None for a field that does not occur. Metrics: `accuracy`, `macro_f1` and
+        `f1_CLASS` of the classes; of an axis also `mae` (in its unit) and `r2` of the number, and `within`, the share
+        of frames that are at most one bin away. The mean has accuracy, macro-F1 and, if there is an axis, R².
     """
-    num_frames = commanded.shape[1]
+    num_frames = commanded.classes.shape[1]
     frames = np.arange(max(1, 1 - shift), num_frames - max(0, shift))
-    scores: dict[str, dict[str, float | None]] = {}
-    for column, name in enumerate(groups):
-        table = confusion(recovered[:, frames, column], commanded[:, frames + shift, column], GROUPS[name].num_classes)
-        if not occurs(table, GROUPS[name].null_class):
-            scores[name] = dict.fromkeys(KEYS)
-            continue
-        scores[name] = {"accuracy": round(accuracy(table), 4), "macro_f1": round(float(macro_f1(table)), 4)}
-        scores[name].update(
-            {f"f1_{i}": round(float(f1), 4) for i, f1 in enumerate(class_f1(table)) if not np.isnan(f1)}
-        )
-    columns = {key: np.array([scores[name][key] for name in groups], np.float64) for key in KEYS}
-    scores["mean"] = {key: or_none(round(float(known_mean(column)), 4)) for key, column in columns.items()}
+    read, wanted = recovered.frames(frames), commanded.frames(frames + shift)
+    scores = {field.name: _field_row(read, wanted, column, field) for column, field in enumerate(fields)}
+    keys = (*CLASS_KEYS, "r2") if any(isinstance(field, Axis) for field in fields) else CLASS_KEYS
+    columns = {key: np.array([row.get(key) for row in scores.values()], np.float64) for key in keys}
+    scores["mean"] = {key: _rounded(known_mean(column)) for key, column in columns.items()}
     return scores
 
 
+def _field_row(read: FieldValues, wanted: FieldValues, column: int, field: ActionField) -> dict[str, float | None]:
+    classes = read.classes[..., column], wanted.classes[..., column]
+    table = confusion(*classes, field.num_classes)
+    if not occurs(table, field.null_class):
+        return dict.fromkeys((*CLASS_KEYS, *AXIS_KEYS) if isinstance(field, Axis) else CLASS_KEYS)
+    row = {"accuracy": _rounded(accuracy(table)), "macro_f1": _rounded(macro_f1(table))}
+    row |= {f"f1_{i}": _rounded(f1) for i, f1 in enumerate(class_f1(table)) if not np.isnan(f1)}
+    if isinstance(field, Axis):
+        numbers = read.values[..., column], wanted.values[..., column]
+        figures = (mean_absolute_error(*numbers), r2(*numbers), share_within(*classes, 1))
+        row |= {key: _rounded(figure) for key, figure in zip(AXIS_KEYS, figures, strict=True)}
+    return row
+
+
+def _rounded(figure: npt.ArrayLike) -> float | None:
+    return or_none(round(float(np.asarray(figure)), 4))
+
+
 def evaluate_inverse_dynamics(
-    model: Model, frames: Frames, actions: Sequence[Actions], groups: Sequence[str]
+    model: InverseDynamics, frames: Frames, actions: Sequence[Actions], names: Sequence[str]
 ) -> dict[str, dict[str, dict[str, float | None]]]:
     """Call `compare` at shifts of -1, 0 and +1 between frames and actions: the scores of a good model peak at 0.
 
     Args:
         frames: uint8 [B, F, H, W, 3].
         actions: B clips of F actions each; action k leads into frame k.
-        groups: names from `rlir_ray.spaces.actions.GROUPS`.
+        names: fields to compare.
     """
-    recovered = read_clips(model, frames, groups)
-    commanded = np.stack([group_classes(clip, groups) for clip in actions])
-    return {f"{shift:+d}": compare(recovered, commanded, groups, shift) for shift in (-1, 0, 1)}
+    recovered, commanded = read_clips(model, frames, names), commanded_values(actions, names)
+    fields = model.space.select(names)
+    return {f"{shift:+d}": compare(recovered, commanded, fields, shift) for shift in (-1, 0, 1)}
 
 
 def held_out_scores(
-    model: Model,
+    model: InverseDynamics,
     validation: Sequence[Recording],
-    groups: Sequence[str],
+    names: Sequence[str],
     reconstruct: Reconstruct | None = None,
     num_clips: int = 512,
 ) -> dict[str, Any]:
@@ -164,13 +178,13 @@ def held_out_scores(
         ``reconstructed`` (`compare` on reconstructed clips).
     """
     frames, actions = cut_clips(validation, CLIP_FRAMES, num_clips)
-    by_kind = gate(model, frames, [clip[1:] for clip in actions], groups)
+    by_kind = gate(model, frames, [clip[1:] for clip in actions], names)
     scores: dict[str, Any] = {
         "num_clips": len(frames),
-        "shifts": evaluate_inverse_dynamics(model, frames, actions, groups),
-        "gate": {name: or_none(round(score, 4)) for name, score in by_kind.items()},
+        "shifts": evaluate_inverse_dynamics(model, frames, actions, names),
+        "gate": {kind: _rounded(score) for kind, score in by_kind.items()},
     }
     if reconstruct:
         decoded = reconstruct(frames.reshape(-1, *frames.shape[2:])).reshape(frames.shape)
-        scores["reconstructed"] = evaluate_inverse_dynamics(model, decoded, actions, groups)["+0"]
+        scores["reconstructed"] = evaluate_inverse_dynamics(model, decoded, actions, names)["+0"]
     return scores

@@ -1,11 +1,11 @@
 """Training windows of inverse dynamics models: drawn from recordings, mirrored and augmented.
 
-Legend: B windows, F frames, N frames of all recordings.
+Legend: B windows, F frames, N frames of all recordings, h heads of one kind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +15,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from rlir_ray.data.recordings import Recording
-from rlir_ray.spaces.actions import BUTTON_INDEX, IDM_BUTTONS, VPT_CAMERA
+from rlir_ray.idm.base import resize_frames
+from rlir_ray.idm.heads import Heads
+from rlir_ray.spaces.layouts import check_space
+from rlir_ray.spaces.space import Actions, ActionSpace, Axis
 
 Frames = npt.NDArray[np.uint8]
 Reconstruct = Callable[[Frames], Frames]
-NUM_BUTTONS, NUM_BINS = len(IDM_BUTTONS), VPT_CAMERA.num_bins
+Labels = Mapping[str, npt.NDArray[np.int64]]
+"""Kind of head -> labels, int64 [..., h]."""
 
 
 @dataclass(frozen=True)
@@ -28,32 +32,60 @@ class LabelledFrames:
 
     Args:
         frames: uint8 [N, H, W, 3].
-        buttons: int64 [N, 20], 0 or 1.
-        camera: int64 [N, 2], bins of `VPT_CAMERA`.
+        labels: kind of head -> int64 [N, h].
+        mirrored: the labels of the mirrored frames; None: a mirrored picture would show unknown actions.
         offsets: int64 [recordings + 1], index of each recording's first frame, then N.
     """
 
     frames: Frames
-    buttons: npt.NDArray[np.int64]
-    camera: npt.NDArray[np.int64]
+    labels: Labels
+    mirrored: Labels | None
     offsets: npt.NDArray[np.int64]
 
 
-def label_frames(recordings: Sequence[Recording]) -> LabelledFrames:
-    """Concatenate recordings.
+def recorded_space(recordings: Sequence[Recording]) -> ActionSpace:
+    """Return the action space of recordings.
 
     Raises:
-        ValueError: there are no recordings.
+        ValueError: there are no recordings, or they have several spaces.
     """
     if not recordings:
         raise ValueError("training needs at least one recording, got none; make some with: python -m rlir_ray collect")
-    actions = [recording.actions for recording in recordings]
+    first, *others = recordings
+    for one in others:
+        check_space(first.actions.space, one.actions.space, f"recording {first.name}", f"recording {one.name}")
+    return first.actions.space
+
+
+def label_frames(recordings: Sequence[Recording], heads: Heads) -> LabelledFrames:
+    """Concatenate recordings.
+
+    Raises:
+        ValueError: there are no recordings, or the heads are of another action space.
+    """
+    space, actions = recorded_space(recordings), [recording.actions for recording in recordings]
+    is_mirrored = any(field.is_mirrored for field in space.fields)
     return LabelledFrames(
         frames=np.concatenate([recording.frames for recording in recordings]),
-        buttons=np.concatenate([a.buttons[:, :NUM_BUTTONS] for a in actions]).astype(np.int64),
-        camera=np.concatenate([VPT_CAMERA.bins(a.camera) for a in actions]),
+        labels=_joined([heads.labels(each) for each in actions]),
+        mirrored=_joined([heads.labels(mirror(each)) for each in actions]) if is_mirrored else None,
         offsets=np.cumsum([0, *map(len, actions)]),
     )
+
+
+def _joined(parts: Sequence[Labels]) -> Labels:
+    return {kind: np.concatenate([part[kind] for part in parts]) for kind in parts[0]}
+
+
+def mirror(actions: Actions) -> Actions:
+    """Return the actions that mirrored frames show, as left for right; numbers become the centres of their bins."""
+    values = actions.values.copy()
+    for column, field in enumerate(actions.space.fields):
+        if field.is_mirrored:
+            centres = field.centres(field.mirrored(actions.classes[:, column]))
+            # Rounding may bring the centre of the last bin of a mu-law out of the range.
+            values[:, column] = centres.clip(field.low, field.high) if isinstance(field, Axis) else centres
+    return Actions(actions.space, values)
 
 
 def draw_windows(
@@ -62,23 +94,25 @@ def draw_windows(
     num_clips: int,
     num_frames: int,
     *,
+    size: tuple[int, int] | None = None,
     augmentation: float = 0.0,
     reconstructed_share: float = 0.0,
     reconstruct: Reconstruct | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw windows within recordings; reconstruct a share of the windows, mirror half of them, augment all.
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Draw windows within recordings; reconstruct a share of the windows, mirror half of them, resize and augment all.
 
     Args:
         data: the recordings.
         rng: draws windows, mirroring and augmentation.
         num_clips: B.
         num_frames: F.
+        size: height and width of the windows; None: those of the recordings.
         augmentation: strength, see `augment`.
         reconstructed_share: share of the windows that are reconstructed.
         reconstruct: encodes and decodes frames uint8 [frames, H, W, 3] with a tokenizer.
 
     Returns:
-        Frames uint8 [B, F, H, W, 3], buttons int64 [B, F, 20], camera int64 [B, F, 2].
+        Frames uint8 [B, F, H, W, 3] and labels, kind of head -> int64 [B, F, h].
 
     Raises:
         ValueError: no recording holds a window.
@@ -96,23 +130,16 @@ def draw_windows(
     if reconstruct and (num_reconstructed := round(reconstructed_share * num_clips)):
         chosen = frames[:num_reconstructed]
         frames[:num_reconstructed] = reconstruct(chosen.reshape(-1, *chosen.shape[2:])).reshape(chosen.shape)
-    mirrored = rng.random(num_clips) < 0.5
-    frames[mirrored] = frames[mirrored, :, :, ::-1]
-    buttons, camera = mirror(data.buttons[rows], data.camera[rows], mirrored)
+    labels = {kind: table[rows] for kind, table in data.labels.items()}
+    if data.mirrored is not None:
+        mirrored = rng.random(num_clips) < 0.5
+        frames[mirrored] = frames[mirrored, :, :, ::-1]
+        for kind, table in data.mirrored.items():
+            labels[kind][mirrored] = table[rows[mirrored]]
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    changed = augment(torch.from_numpy(frames), generator, augmentation)
-    return changed, torch.from_numpy(buttons), torch.from_numpy(camera)
-
-
-def mirror(
-    buttons: npt.NDArray[np.int64], camera: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the labels of mirrored frames: swap left and right, negate yaw. [B, F, 20], [B, F, 2], mirrored [B]."""
-    buttons, camera = buttons.copy(), camera.copy()
-    left, right = BUTTON_INDEX["left"], BUTTON_INDEX["right"]
-    buttons[mirrored, :, left], buttons[mirrored, :, right] = buttons[mirrored, :, right], buttons[mirrored, :, left]
-    camera[mirrored, :, 1] = NUM_BINS - 1 - camera[mirrored, :, 1]
-    return buttons, camera
+    pictures = resize_frames(torch.from_numpy(frames), *(size or frames.shape[2:4]))
+    changed = augment(pictures, generator, augmentation)
+    return changed, {kind: torch.from_numpy(table) for kind, table in labels.items()}
 
 
 def augment(frames: Tensor, generator: torch.Generator, strength: float) -> Tensor:

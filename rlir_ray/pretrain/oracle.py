@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from rlir_ray.rewards.classification import confusion, macro_f1
-from rlir_ray.spaces.actions import Actions, Event, group_classes
+from rlir_ray.spaces.vpt import Event, actions_from_events
 
 ORACLE_GROUPS = ("forward_back", "jump", "yaw")
 NEIGHBORS = 2
@@ -61,7 +61,7 @@ def oracle_macro_f1(
         seed: seed of the weights and batches.
 
     Returns:
-        Action group of `ORACLE_GROUPS` -> macro-F1.
+        Field of `ORACLE_GROUPS` -> macro-F1.
     """
     features, classes = _examples(train)
     num_classes = [int(column.max()) + 1 for column in classes.T]
@@ -100,7 +100,5 @@ def _examples(recordings: Sequence[Sequence[Event]]) -> tuple[npt.NDArray[np.flo
     """Return features [N, D] and classes [N, 3] of all frames whose neighbours lie within the recording."""
     inside = slice(NEIGHBORS + 1, -NEIGHBORS)
     features = np.concatenate([displacement_features(events)[inside] for events in recordings])
-    classes = np.concatenate(
-        [group_classes(Actions.from_events(events), ORACLE_GROUPS)[inside] for events in recordings]
-    )
+    classes = np.concatenate([actions_from_events(events).classes_of(ORACLE_GROUPS)[inside] for events in recordings])
     return features, classes

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rlir_ray.pretrain.arguments import check_settings
-from rlir_ray.spaces.actions import GROUPS
+from rlir_ray.registry import check_name
 
 SPLITS: tuple[Literal["train", "validation"], ...] = ("train", "validation")
 GROUPS_IN_USE = ("forward_back", "jump", "use_attack", "yaw")
+"""Fields that the embedded world uses."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,10 +104,10 @@ class InverseDynamicsTraining:
     """Settings of an inverse dynamics model's training."""
 
     architecture: str = "vpt"
-    """`vpt`: VPT's published form, for the reward; `correlation`: another design, for the evaluation."""
-    groups: tuple[str, ...] = GROUPS_IN_USE
-    """Action groups that the world uses, of forward_back, left_right, sprint_sneak, use_attack, jump, drop, inventory,
-    hotbar, pitch, yaw."""
+    """`vpt`: VPT's published form, for the reward; `correlation`: another design, for the evaluation; or
+    package.module:Class of your own design."""
+    groups: tuple[str, ...] = ()
+    """Fields of the recordings' action space that the world uses; none: all that the model can read."""
     init: str = ""
     """Checkpoint folder to start from; the checkpoint sets architecture and sizes."""
     hidden_size: int = 256
@@ -152,19 +153,13 @@ class InverseDynamicsTraining:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.architecture not in ("vpt", "correlation"):
-            raise ValueError(f"--architecture must be vpt or correlation, got {self.architecture!r}; choose one")
-        if not self.groups or (unknown := [name for name in self.groups if name not in GROUPS]):
-            got = ",".join(unknown) if self.groups else "none"
-            raise ValueError(f"--groups must be of {', '.join(GROUPS)}, got {got}; name the groups that the world uses")
+        check_name("idms", self.architecture)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorldModelTraining:
     """Settings of an autoregressive world model's training."""
 
-    num_codes: int = 512
-    """Size of the tokenizer's codebook; must be that of the checkpoint in `init`."""
     hidden_size: int = 192
     """Size of the hidden states."""
     intermediate_size: int = 512

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from rlir_ray.data.files import Json
 from rlir_ray.models.tokenizer import FrameTokenizer, build_tokenizer
-from rlir_ray.pretrain.arguments import Chosen
+from rlir_ray.pretrain.arguments import Chosen, read_chosen
 from rlir_ray.pretrain.codebook import CodebookAverages
-from rlir_ray.pretrain.encode import encode_splits, read_splits
+from rlir_ray.pretrain.encode import encode_splits
 from rlir_ray.pretrain.loop import train
 from rlir_ray.pretrain.reconstruction import (
     Clips,
@@ -196,7 +196,7 @@ def perplexity(counts: Tensor) -> float:
 
 def run_command(chosen: Chosen, settings: TokenizerTraining) -> None:
     """Run `pretrain tokenizer`: train on recordings, then encode them if asked to."""
-    recordings = read_splits(chosen["data"], chosen["action_shift"])
+    recordings = read_chosen(chosen)
     clips = {split: [one.frames for one in recorded] for split, recorded in recordings.items()}
     tokenizer = train_tokenizer(clips["train"], np.concatenate(clips["validation"]), chosen["out"], settings)
     if chosen["tokens"]:

@@ -18,12 +18,13 @@ MIN_SHARE = 0.002
 OWN, WRONG, ERROR = "validation_loss", "validation_loss_wrong_actions", "wrong_actions_error"
 
 
-def idm_warning(gate: Mapping[str, float | None], groups: Sequence[str]) -> str:
+def idm_warning(gate: Mapping[str, float | None], groups: Sequence[str], score: str = "macro-F1") -> str:
     """Warn of an inverse dynamics model that scores exact clips no better than static ones.
 
     Args:
-        gate: macro-F1 by kind of clip (`exact`, `static`, …) of `rlir_ray.rewards.calibration.gate`; None for NaN.
-        groups: action groups that the model was trained on.
+        gate: score by kind of clip (`exact`, `static`, …) of `rlir_ray.rewards.calibration.gate`; None for NaN.
+        groups: fields that the model was trained on.
+        score: name of the score (`rlir_ray.rewards.field_scores.score_words`).
     """
     exact, static = gate["exact"], gate["static"]
     if exact is None or static is None:
@@ -34,7 +35,7 @@ def idm_warning(gate: Mapping[str, float | None], groups: Sequence[str]) -> str:
     if exact > static + GATE_MARGIN:
         return ""
     return (
-        f"warning: the model recovers no actions: held-out clips score macro-F1 {exact:.2f}, the same clips frozen at "
+        f"warning: the model recovers no actions: held-out clips score {score} {exact:.2f}, the same clips frozen at "
         f"the first frame {static:.2f}; check that line k of each jsonl leads into frame k and that the frames show "
         f"{','.join(groups)}, then train longer (--minutes, --num-steps) or on more recordings"
     )

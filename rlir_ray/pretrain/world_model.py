@@ -1,6 +1,7 @@
 """Training of an autoregressive world model on tokenized recordings, from scratch or from a checkpoint.
 
-Independent of tokenizers, rewards and Ray. Legend: W frames of a window, N tokens a frame, L sequence length.
+Independent of tokenizers, rewards and Ray. Legend: B windows, W frames of a window, N tokens a
+frame, A tokens an action, L sequence length.
 """
 
 from __future__ import annotations
@@ -19,14 +20,13 @@ from rlir_ray.data.files import Json
 from rlir_ray.models.autoregressive import WorldModel, assemble, image_positions
 from rlir_ray.models.block_attention import set_block_attention
 from rlir_ray.pretrain.arguments import Chosen
-from rlir_ray.pretrain.encode import window_starts
+from rlir_ray.pretrain.encode import Form, read_encoded, window_starts
 from rlir_ray.pretrain.loop import train as train_task
 from rlir_ray.pretrain.settings import SPLITS, WorldModelTraining
 from rlir_ray.pretrain.state import finished_report
 from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task, cosine_rate
 from rlir_ray.pretrain.training_warnings import loss_metrics, world_model_warning
-from rlir_ray.spaces.actions import Actions
-from rlir_ray.spaces.mineworld import action_tokens
+from rlir_ray.spaces.layouts import ActionLayout, layout_for
 from rlir_ray.trajectory import stored_codes
 
 logger = logging.getLogger(__name__)
@@ -39,9 +39,17 @@ class TokenRecordings:
     images: npt.NDArray[np.generic]
     """[n, N], image tokens."""
     actions: npt.NDArray[np.int64]
-    """[n, 11], tokens of the action that leads into each frame."""
+    """[n, A], tokens of the action that leads into each frame."""
     episode_starts: npt.NDArray[np.int64]
     """[E], first frame of each recording."""
+    num_codes: int
+    """Number of image ids; action ids come after the image ids."""
+    layout: ActionLayout
+    """How the actions became tokens."""
+
+    @property
+    def form(self) -> Form:
+        return _form(self.layout, self.num_codes, self.images.shape[1])
 
     def window_starts(self, num_frames: int) -> npt.NDArray[np.int64]:
         """Return the first frames of all windows that lie within one episode."""
@@ -55,32 +63,24 @@ class TokenRecordings:
         return assemble(images, torch.from_numpy(self.actions[rows[:, 1:]]))
 
 
-def load_tokens(path: Path | str, num_codes: int) -> TokenRecordings:
-    """Read a file of tokens, as `encode_recordings` writes it.
-
-    Args:
-        path: npz with integer tokens [n, N], episode_starts int64 [E], buttons bool [n, 23] and camera float32 [n, 2];
-            the action at index k leads into frame k.
-        num_codes: number of image ids; action ids come after the image ids.
+def load_tokens(path: Path | str) -> TokenRecordings:
+    """Read a file of tokens, as `encode_recordings` writes it; the actions become tokens in their space's layout.
 
     Raises:
-        ValueError: the file does not exist, or its tokens or actions do not fit.
+        ValueError: the file cannot be used (see `read_encoded`), or its tokens are no image ids.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"a token file must exist, got {path}; encode the recordings first")
-    with np.load(path, allow_pickle=False) as file:
-        images, episode_starts = file["tokens"], file["episode_starts"].astype(np.int64)
-        actions = Actions(file["buttons"].astype(np.bool_), file["camera"].astype(np.float32))
-    if images.dtype.kind not in "iu":
-        raise ValueError(f"{path} must hold integer tokens, got {images.dtype}; encode with the world's own tokenizer")
-    least, most = int(images.min(initial=0)), int(images.max(initial=0))
-    if least < 0 or most >= num_codes or len(images) != len(actions):
+    found = read_encoded(path, "tokens")
+    if found.codes.dtype.kind not in "iu":
+        raise ValueError(f"{path} must hold integer tokens, got {found.codes.dtype}; encode the recordings again")
+    least, most = int(found.codes.min(initial=0)), int(found.codes.max(initial=0))
+    if least < 0 or most >= found.num_codes:
         raise ValueError(
-            f"{path} must hold tokens below {num_codes} and one action a frame, got tokens {least}..{most}, "
-            f"{len(images)} frames and {len(actions)} actions; encode with the world's own tokenizer"
+            f"{path} must hold tokens below its {found.num_codes} codes, got tokens {least}..{most}; encode the "
+            "recordings again"
         )
-    return TokenRecordings(stored_codes(images), action_tokens(actions, num_codes), episode_starts)
+    layout = layout_for(found.actions.space)
+    actions = layout.tokens(found.actions, found.num_codes)
+    return TokenRecordings(stored_codes(found.codes), actions, found.episode_starts, found.num_codes, layout)
 
 
 def train_world_model(
@@ -89,7 +89,7 @@ def train_world_model(
     """Train a world model; resume from the last saved state, and do not repeat a finished training.
 
     Args:
-        train, validation: recordings encoded by the same tokenizer.
+        train, validation: recordings of one action space, encoded by the same tokenizer.
         out_dir: receives the model, `curve.jsonl` and `training.json`, and `state-*` until the training ends.
         settings: see `WorldModelTraining`.
 
@@ -97,7 +97,8 @@ def train_world_model(
         The trained model on the CPU, in evaluation mode.
 
     Raises:
-        ValueError: no episode holds a window, or the folder holds a state or a training of other settings.
+        ValueError: the recordings differ in action space or tokenizer, from each other or from `settings.init`; no
+            episode holds a window; or the folder holds a state or a training of other settings.
     """
     out_dir = Path(out_dir)
     report = finished_report(out_dir, settings)
@@ -119,11 +120,12 @@ class WorldModelTask(Task):
 
     def __init__(self, train: TokenRecordings, validation: TokenRecordings, settings: WorldModelTraining) -> None:
         self.train, self.validation = train, validation
+        train.form.check(validation.form, "the training recordings", "the held-out recordings")
         self.starts = train.window_starts(settings.num_frames)
         every = Every(seconds=settings.evaluate_every_s)
         super().__init__(
             settings,
-            _initial_model(settings, train.images.shape[1]),
+            _initial_model(settings, train),
             length=Length.of(settings),
             curve_every=every,
             save_every=every,
@@ -151,7 +153,7 @@ class WorldModelTask(Task):
         rows = np.random.default_rng([settings.seed, progress.step]).choice(self.starts, settings.batch_size)
         tokens = self.train.windows(rows, settings.num_frames).to(self.device)
         num_first = per_frame - 1  # no token precedes the first one, so that the model does not predict the first one
-        positions = image_positions(settings.num_frames, per_frame).to(tokens.device)[1:]
+        positions = image_positions(settings.num_frames, per_frame, self.model.layout.num_tokens).to(tokens.device)[1:]
         # In float32 and on GPUs torch's own kernel is faster.
         set_block_attention(self.model, enabled=settings.precision == "bf16" and tokens.device.type == "cpu")
         with autocast():
@@ -183,28 +185,30 @@ class WorldModelTask(Task):
 
 def run_command(chosen: Chosen, settings: WorldModelTraining) -> None:
     """Run `pretrain world-model`: train on the tokenized recordings of a folder."""
-    train, validation = (load_tokens(chosen["data"] / f"{split}.npz", settings.num_codes) for split in SPLITS)
+    train, validation = (load_tokens(chosen["data"] / f"{split}.npz") for split in SPLITS)
     train_world_model(train, validation, chosen["out"], settings)
 
 
-def _initial_model(settings: WorldModelTraining, tokens_per_frame: int) -> WorldModel:
+def _form(layout: ActionLayout, num_codes: int, tokens_per_frame: int) -> Form:
+    return Form(layout, f"{tokens_per_frame} tokens of {num_codes} codes")
+
+
+def _initial_model(settings: WorldModelTraining, train: TokenRecordings) -> WorldModel:
     torch.manual_seed(settings.seed)
     if settings.init:
         model = WorldModel.from_pretrained(settings.init)
-        if model.tokens_per_frame != tokens_per_frame or model.num_codes != settings.num_codes:
-            raise ValueError(
-                f"the recordings must have the {model.tokens_per_frame} tokens a frame and {model.num_codes} codes of "
-                f"{settings.init}, got {tokens_per_frame} and {settings.num_codes}; encode them with its tokenizer"
-            )
+        held = _form(model.layout, model.num_codes, model.tokens_per_frame)
+        held.check(train.form, f"--init {settings.init}", "the recordings")
         return model.train()
     model = WorldModel.create(
-        num_codes=settings.num_codes,
-        tokens_per_frame=tokens_per_frame,
+        num_codes=train.num_codes,
+        tokens_per_frame=train.images.shape[1],
         hidden_size=settings.hidden_size,
         intermediate_size=settings.intermediate_size,
         num_layers=settings.num_layers,
         num_heads=settings.num_heads,
         num_key_value_heads=settings.num_key_value_heads,
+        layout=train.layout,
     )
     # GPT-2's initialization: the more residual branches, the smaller each one, so that their sum keeps its scale.
     with torch.no_grad():
@@ -229,7 +233,7 @@ def validate(
     tokens = recordings.windows(chosen, num_frames)
     wrong = tokens.clone()
     is_image = torch.zeros(tokens.shape[1], dtype=torch.bool)
-    is_image[image_positions(num_frames, model.tokens_per_frame)] = True
+    is_image[image_positions(num_frames, model.tokens_per_frame, model.layout.num_tokens)] = True
     wrong[:, ~is_image] = tokens[:, ~is_image].roll(len(tokens) // 2, 0)
     set_block_attention(model, enabled=False)
     losses = []

@@ -1,49 +1,98 @@
 """Compare recovered actions with commanded actions: the rules of inverse rewards (RLIR, arXiv 2509.23958).
 
-`agreement` compares them: its `rule` combines action groups and buttons, and the accepted classes define which camera
-bins obey a command. Tensors in, tensors out; no models and no videos.
-Legend: G trajectories of a group, F frames, K classes of one action group.
+`agreement` compares them: its `rule` combines the fields of the action space, and the credit of each class says how
+well the class obeys a command. Tensors in, tensors out; no models and no videos.
+Legend: G trajectories of a group, F frames, K classes (bins) of one field.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rlir_ray.config import CAMERA_MATCHES, RULES
-from rlir_ray.idm.decoding import one_hot_classes
-from rlir_ray.spaces.actions import DEGREES_PER_PIXEL, GROUPS, VPT_CAMERA, Actions, CameraBins, group_classes
-from rlir_ray.spaces.mineworld import token_camera_bins
+from rlir_ray.config import AXIS_MATCHES, RULES, RewardConfig
+from rlir_ray.idm.base import one_hot_classes
+from rlir_ray.spaces.layouts import Cells
+from rlir_ray.spaces.space import ActionField, Actions, Axis, Choice
 
 # Bounds of a class weight before normalisation: a class of one frame in a thousand must not dominate the reward.
 MIN_WEIGHT, MAX_WEIGHT = 0.2, 5.0
-# All camera angles that recordings contain: the recorders' mouse moves by whole pixels.
-ANGLES = np.arange(-600, 601) * DEGREES_PER_PIXEL
+
+
+@dataclass(frozen=True, kw_only=True)
+class AxisMatch:
+    """Which bins of an axis obey a command, and how well.
+
+    Args:
+        kind: ``exact``: the bin of the command; ``within``: bins at a distance of at most `tolerance`; ``cell``: the
+            bins of all values that the world model gets as the same input, because it cannot tell them apart;
+            ``smooth``: every bin, by exp(-|error| / scale); ``ignore``: do not compare axes.
+        tolerance: distance, for ``within``.
+        in_bins: whether `tolerance` counts bins; otherwise it has the unit of the axis.
+        scale: error at which the credit falls to 1/e, as a share of the axis's range, for ``smooth``.
+        cells: the world model's inputs, for ``cell``; None: its inputs are the bins.
+    """
+
+    kind: str = "exact"
+    tolerance: float = 1.0
+    in_bins: bool = True
+    scale: float = 0.1
+    cells: Cells | None = None
+
+    @classmethod
+    def of(cls, config: RewardConfig, cells: Cells | None) -> AxisMatch:
+        return cls(
+            kind=config.axis,
+            tolerance=config.axis_tolerance,
+            in_bins=config.axis_tolerance_in == "bins",
+            scale=config.axis_scale,
+            cells=cells,
+        )
+
+    def credit(self, axis: Axis, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return how well each bin obeys each commanded value, [F] to float32 [F, K] in [0, 1]."""
+        bins = np.arange(axis.num_classes)
+        exact = axis.bins(values)[:, None] == bins
+        # A command beyond the range of a clipped axis means the end of the range.
+        error = np.abs(axis.centres(bins) - np.clip(values, axis.low, axis.high)[:, None])
+        if self.kind == "within":
+            near = np.abs(bins - axis.bins(values)[:, None]) if self.in_bins else error
+            return np.asarray(near <= self.tolerance, np.float32)
+        if self.kind == "cell" and self.cells is not None:
+            return np.asarray(exact | self.cells(axis, values), np.float32)
+        if self.kind == "smooth":
+            return np.asarray(np.exp(-error / (self.scale * (axis.high - axis.low))), np.float32)
+        return np.asarray(exact, np.float32)
+
+
+EXACT = AxisMatch()
 
 
 def agreement(
     tables: Mapping[str, Tensor],
-    accepted: Mapping[str, Tensor],
+    credit: Mapping[str, Tensor],
     *,
     rule: str,
+    fields: Mapping[str, ActionField],
     weights: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Compute the reward of each generated frame: agreement of the recovered with the commanded action.
 
     Args:
-        tables: action group -> float [G, F, K], the judge's score of each class; the scores sum to 1 over K.
-            Probabilities give the soft reward; 1 at the recovered class (`idm.decoding.one_hot_classes`) gives the
+        tables: field -> float [G, F, K], the judge's score of each class; the scores sum to 1 over K. Probabilities
+            give the expected credit (the soft reward); 1 at the recovered class (`idm.base.one_hot_classes`) gives the
             exact reward.
-        accepted: action group -> bool [F, K], the classes that agree with the command (see `accepted_classes`); only
-            these groups are compared.
-        rule: ``groups``: mean over the action groups; ``joint``: product over the action groups; ``fields``: mean over
-            the buttons and the camera axes, where a button agrees if it is pressed or released as commanded.
-        weights: action group -> float [F], factors of the groups' agreement in each frame (see `frame_weights`).
+        credit: field -> float [F, K], how well each class obeys the command (see `class_credit`); only these fields are
+            compared.
+        rule: ``groups``: mean over the fields; ``joint``: product over the fields; ``fields``: mean over the axes and
+            over the alternatives of the choices, where an alternative agrees if it is taken or left as commanded.
+        fields: name -> field of the action space.
+        weights: field -> float [F], factors of the field's agreement in each frame (see `frame_weights`).
 
     Returns:
         float32 [G, F], in [0, 1] without weights.
@@ -54,52 +103,37 @@ def agreement(
     if weights is not None and rule != "groups":
         raise ValueError(f"class weights need reward.rule=groups, got {rule!r}; set reward.balance=none")
     if rule == "fields":
-        return torch.cat([_fields(name, tables[name], accepted[name]) for name in accepted], -1).mean(-1)
-    by_group = {name: (tables[name].float() * accepted[name]).sum(-1) for name in accepted}  # [G, F] each
+        return torch.cat([_alternatives(fields[name], tables[name], credit[name]) for name in credit], -1).mean(-1)
+    by_field = {name: (tables[name].float() * credit[name]).sum(-1) for name in credit}  # [G, F] each
     if weights is not None:
-        by_group = {name: value * weights[name] for name, value in by_group.items()}
-    stacked = torch.stack(list(by_group.values()), -1)  # [G, F, groups]
+        by_field = {name: value * weights[name] for name, value in by_field.items()}
+    stacked = torch.stack(list(by_field.values()), -1)  # [G, F, fields]
     return stacked.prod(-1) if rule == "joint" else stacked.mean(-1)
 
 
 def compare(
-    commanded: Actions,
-    recovered: Actions,
-    groups: Sequence[str],
-    *,
-    rule: str = "groups",
-    camera: str = "exact",
-    tolerance: int = 1,
-    camera_bins: CameraBins = token_camera_bins,
+    commanded: Actions, recovered: Actions, names: Sequence[str], *, rule: str = "groups", match: AxisMatch = EXACT
 ) -> npt.NDArray[np.float32]:
     """Compute the agreement of F recovered actions with F commanded actions, without a model's heads.
 
-    Contradictory buttons cancel each other in both. Buttons without a visible effect (ESC, swapHands, pickItem) belong
-    to no group and never count.
-
     Args:
-        commanded: the commanded actions.
-        recovered: the recovered actions.
-        groups: names in `rlir_ray.spaces.actions.GROUPS`.
+        commanded, recovered: actions of one space.
+        names: fields to compare.
         rule: as in `agreement`.
-        camera, tolerance, camera_bins: as in `accepted_classes`.
+        match: comparison of axes.
 
     Returns:
         float32 [F], in [0, 1].
     """
-    classes = torch.from_numpy(group_classes(recovered, groups))[None]  # [1, F, groups]
-    accepted = accepted_classes(commanded, groups, camera=camera, tolerance=tolerance, camera_bins=camera_bins)
-    return agreement(one_hot_classes(classes, groups), accepted, rule=rule)[0].numpy()
+    fields = commanded.space.select(names)
+    classes = torch.from_numpy(recovered.classes_of(names))[None]  # [1, F, fields]
+    credit = class_credit(commanded, names, match)
+    tables = one_hot_classes(classes, fields)
+    return agreement(tables, credit, rule=rule, fields=dict(zip(names, fields, strict=True)))[0].numpy()
 
 
 def every_rule(
-    exact: Mapping[str, Tensor],
-    soft: Mapping[str, Tensor],
-    commanded: Actions,
-    *,
-    camera: str,
-    tolerance: int,
-    camera_bins: CameraBins = token_camera_bins,
+    exact: Mapping[str, Tensor], soft: Mapping[str, Tensor], commanded: Actions, match: AxisMatch
 ) -> dict[str, float]:
     """Compute the mean agreement under every rule, for the log.
 
@@ -107,100 +141,70 @@ def every_rule(
         exact: tables of the recovered classes, as in `agreement`.
         soft: tables of the probabilities, as in `agreement`.
         commanded: the F commanded actions.
-        camera, tolerance, camera_bins: the configured comparison of the camera, as in `accepted_classes`.
+        match: the configured comparison of axes.
 
     Returns:
-        With the configured camera: ``groups``, ``joint`` and ``fields`` of the recovered classes, and ``soft``, the
-        rule ``groups`` of the probabilities. If the groups include a camera axis, also ``RULE/CAMERA`` for every other
-        value of `camera`.
+        With the configured comparison: ``groups``, ``joint`` and ``fields`` of the recovered classes, and ``soft``, the
+        rule ``groups`` of the probabilities. If the fields include an axis, also ``RULE/KIND`` for every other kind of
+        comparison.
     """
-    groups = tuple(exact)
-    accept = functools.partial(accepted_classes, commanded, groups, tolerance=tolerance, camera_bins=camera_bins)
-    accepted = accept(camera=camera)
-    found = {rule: float(agreement(exact, accepted, rule=rule).mean()) for rule in RULES}
-    found["soft"] = float(agreement(soft, accepted, rule="groups").mean())
-    axes = [name for name in groups if GROUPS[name].camera_axis is not None]
-    for other in CAMERA_MATCHES if axes else ():
-        if other == camera or (other == "ignore" and len(axes) == len(groups)):
+    names = tuple(exact)
+    fields = dict(zip(names, commanded.space.select(names), strict=True))
+    credit = class_credit(commanded, names, match)
+    found = {rule: float(agreement(exact, credit, rule=rule, fields=fields).mean()) for rule in RULES}
+    found["soft"] = float(agreement(soft, credit, rule="groups", fields=fields).mean())
+    axes = [field for field in fields.values() if isinstance(field, Axis)]
+    for other in AXIS_MATCHES if axes else ():
+        if other == match.kind or (other == "ignore" and len(axes) == len(fields)):
             continue
-        accepted = accept(camera=other)
-        found |= {f"{rule}/{other}": float(agreement(exact, accepted, rule=rule).mean()) for rule in RULES}
+        credit = class_credit(commanded, names, replace(match, kind=other))
+        found |= {f"{rule}/{other}": float(agreement(exact, credit, rule=rule, fields=fields).mean()) for rule in RULES}
     return found
 
 
-def _fields(name: str, table: Tensor, accepted: Tensor) -> Tensor:
-    """Return the agreement of each field, [G, F, fields]: a camera axis is one field, and so is each button."""
-    if GROUPS[name].camera_axis is not None:
-        return (table.float() * accepted).sum(-1, keepdim=True)
-    # Class 0 means that no button of the group is pressed, class i that only button i is pressed.
-    pressed = table[..., 1:].float()
-    return torch.where(accepted[..., 1:], pressed, 1 - pressed)
+def _alternatives(field: ActionField, table: Tensor, credit: Tensor) -> Tensor:
+    """Return the agreement of each alternative, [G, F, alternatives]; an axis counts as one alternative."""
+    if isinstance(field, Axis):
+        return (table.float() * credit).sum(-1, keepdim=True)
+    # The class that does nothing is no alternative: each of the others says by itself whether it is taken.
+    acting = [number for number in range(field.num_classes) if number != field.null_class]
+    taken, wanted = table[..., acting].float(), credit[..., acting]
+    return torch.where(wanted > 0, taken, 1 - taken)
 
 
-def accepted_classes(
-    actions: Actions,
-    groups: Sequence[str],
-    *,
-    camera: str = "exact",
-    tolerance: int = 1,
-    camera_bins: CameraBins = token_camera_bins,
-) -> dict[str, Tensor]:
-    """Find the classes that obey each command.
+def class_credit(actions: Actions, names: Sequence[str], match: AxisMatch = EXACT) -> dict[str, Tensor]:
+    """Say how well each class obeys each command.
 
     Args:
         actions: the F commanded actions.
-        groups: names in `rlir_ray.spaces.actions.GROUPS`.
-        camera: the accepted ones of the judge's 11 bins per axis: ``exact``: the bin of the commanded angle;
-            ``within``: bins at a distance of at most `tolerance` from that bin; ``cell``: the bins of all angles that
-            the world model gets as the same bin, because it cannot tell them apart; ``ignore``: do not compare camera
-            axes.
-        tolerance: number of bins, for ``within``.
-        camera_bins: maps degrees to the bins in which the world model gets an angle, for ``cell``.
+        names: fields of their space.
+        match: comparison of axes; of a choice, only the commanded class obeys.
 
     Returns:
-        Action group -> bool [F, K]; without camera axes for ``ignore``.
+        Field -> float32 [F, K], in [0, 1]; without axes for ``ignore``.
 
     Raises:
-        ValueError: no group is left to compare.
+        ValueError: no field is left to compare.
     """
-    names = [name for name in groups if camera != "ignore" or GROUPS[name].camera_axis is None]
-    if not names:
+    kept = [field for field in actions.space.select(names) if match.kind != "ignore" or isinstance(field, Choice)]
+    if not kept:
         raise ValueError(
-            f"reward.camera=ignore leaves no action group to compare, got world.groups={','.join(groups)}; "
-            "add a group of buttons or set reward.camera=exact"
+            f"reward.axis=ignore must leave a field to compare, got world.groups={','.join(names)}; add a choice or "
+            "set reward.axis=exact"
         )
-    classes = group_classes(actions, names)  # [F, groups]
-    accepted = {}
-    for column, name in enumerate(names):
-        group = GROUPS[name]
-        table = classes[:, column, None] == np.arange(group.num_classes)
-        if group.camera_axis is not None:
-            table = _accepted_bins(table, actions.camera[:, group.camera_axis], camera, tolerance, camera_bins)
-        accepted[name] = torch.from_numpy(table)
-    return accepted
-
-
-def _accepted_bins(
-    exact: npt.NDArray[np.bool_],
-    degrees: npt.NDArray[np.float32],
-    camera: str,
-    tolerance: int,
-    camera_bins: CameraBins,
-) -> npt.NDArray[np.bool_]:
-    bins = np.arange(VPT_CAMERA.num_bins)
-    if camera == "within":
-        near: npt.NDArray[np.bool_] = np.abs(bins - exact.argmax(1)[:, None]) <= tolerance
-        return near
-    if camera == "cell":
-        alike = camera_bins(ANGLES) == camera_bins(degrees)[:, None]  # [F, angles]
-        read = VPT_CAMERA.bins(ANGLES)[:, None] == bins  # [angles, K]
-        same: npt.NDArray[np.bool_] = exact | (alike.astype(np.float32) @ read > 0)
-        return same
-    return exact
+    credit = {}
+    for field in kept:
+        values = actions.values_of([field.name])[:, 0]
+        if isinstance(field, Axis):
+            credit[field.name] = torch.from_numpy(match.credit(field, values))
+        else:
+            taken = field.bins(values)[:, None] == np.arange(field.num_classes)
+            credit[field.name] = torch.from_numpy(taken.astype(np.float32))
+    return credit
 
 
 def class_weights(share: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    """Compute inverse-frequency weights of the classes of one action group.
+    """Compute inverse-frequency weights of the classes of one field.
 
     w_c = clip(1 / (n share_c), 0.2, 5), where n is the number of classes that occur. The weights are then scaled to the
     mean 1 under the shares, so that balancing does not change the scale of the reward.
@@ -221,8 +225,8 @@ def class_weights(share: npt.ArrayLike) -> npt.NDArray[np.float32]:
 
 
 def frame_weights(
-    actions: Actions, groups: Sequence[str], weights: Mapping[str, npt.NDArray[np.float32]]
+    actions: Actions, names: Sequence[str], weights: Mapping[str, npt.NDArray[np.float32]]
 ) -> dict[str, Tensor]:
-    """Look up the weight of each frame's commanded class: action group -> float32 [F]."""
-    classes = group_classes(actions, groups)
-    return {name: torch.from_numpy(weights[name][classes[:, column]]) for column, name in enumerate(groups)}
+    """Look up the weight of each frame's commanded class: field -> float32 [F]."""
+    classes = actions.classes_of(names)
+    return {name: torch.from_numpy(weights[name][classes[:, column]]) for column, name in enumerate(names)}

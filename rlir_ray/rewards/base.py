@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from rlir_ray.config import Config
     from rlir_ray.models.frame_codec import FrameCodec
-    from rlir_ray.spaces.actions import CameraBins
+    from rlir_ray.spaces.layouts import Cells
     from rlir_ray.trajectory import EncodedVideo, RewardScores
 
 
@@ -37,11 +37,11 @@ class RewardContext:
     device: str
     """`cuda` if the replica has a GPU, otherwise `cpu`."""
     class_shares: Mapping[str, npt.NDArray[np.floating]] | None
-    """Frequency of each class in the training commands, by action group; None without reward.balance=class."""
+    """Frequency of each class in the training commands, by field; None without reward.balance=class."""
     open_codec: Callable[[], FrameCodec]
     """Opens what decodes frames, on the CPU."""
-    camera_bins: CameraBins
-    """Maps degrees to the bins in which the world model gets the camera's angles."""
+    cells: Cells
+    """Which bins of an axis the world model cannot tell apart."""
 
 
 def open_reward(context: RewardContext) -> Reward:

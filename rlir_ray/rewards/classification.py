@@ -31,7 +31,7 @@ def confusion(recovered: npt.ArrayLike, commanded: npt.ArrayLike, num_classes: i
     both = np.concatenate([recovered, commanded])
     if both.size and not (both.min() >= 0 and both.max() < num_classes):
         raise ValueError(
-            f"classes must lie in 0..{num_classes - 1}, got {both.min()}..{both.max()}; check num_classes of the group"
+            f"classes must lie in 0..{num_classes - 1}, got {both.min()}..{both.max()}; check num_classes of the field"
         )
     return np.bincount(commanded * num_classes + recovered, minlength=num_classes**2).reshape(num_classes, -1)
 
@@ -61,13 +61,15 @@ def balanced_accuracy(confusion: npt.NDArray[np.int64]) -> float:
     return float((np.diag(confusion)[seen] / commanded[seen]).mean()) if seen.any() else float("nan")
 
 
-def occurs(confusion: npt.NDArray[np.int64], null_class: int) -> npt.NDArray[np.bool_]:
-    """Return whether a class other than the null class was commanded, [..., C, C] to bool [...].
+def occurs(confusion: npt.NDArray[np.int64], null_class: int | None) -> npt.NDArray[np.bool_]:
+    """Return whether a field is used, [..., C, C] to bool [...]: a class other than the null class was commanded.
 
-    A group in which only the null class was commanded scores 1.0 without effort and would raise any mean over groups.
+    A field in which only the null class was commanded scores 1.0 without effort and would raise any mean over fields.
+    Without a null class (None), two classes must have been commanded for the same reason.
     """
     commanded = confusion.sum(-1)
-    found: npt.NDArray[np.bool_] = commanded.sum(-1) > commanded[..., null_class]
+    idle = commanded.max(-1) if null_class is None else commanded[..., null_class]
+    found: npt.NDArray[np.bool_] = commanded.sum(-1) > idle
     return found
 
 

@@ -20,8 +20,11 @@ def reward_fingerprint(config: Config) -> dict[str, str]:
         "world.width": str(world.width),
         "world.groups": ",".join(world.groups),
         "reward.rule": reward.rule,
-        "reward.camera": reward.camera,
-        "reward.camera_tolerance": str(reward.camera_tolerance if reward.camera == "within" else 0),
+        "reward.axis": reward.axis,
+        "reward.axis_tolerance": f"{reward.axis_tolerance:g} {reward.axis_tolerance_in}"
+        if reward.axis == "within"
+        else "",
+        "reward.axis_scale": f"{reward.axis_scale:g}" if reward.axis == "smooth" else "",
         "reward.match": reward.match,
         "reward.balance": reward.balance,
         "models.tokenizer": checkpoint_digest(asset_path(config.models.tokenizer)),

@@ -6,7 +6,6 @@ Legend: G trajectories of a group, B clips, C context frames, F generated frames
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -17,12 +16,11 @@ import torch
 from torch import Tensor
 
 from rlir_ray.config import asset_path
-from rlir_ray.idm.base import InverseDynamics, load_inverse_dynamics
-from rlir_ray.idm.decoding import group_probabilities, one_hot_classes, recovered_classes
-from rlir_ray.rewards.agreement import accepted_classes, agreement, class_weights, every_rule, frame_weights
+from rlir_ray.idm.base import InverseDynamics, axis_values, load_inverse_dynamics, one_hot_classes, stack_classes
+from rlir_ray.rewards.agreement import AxisMatch, agreement, class_credit, class_weights, every_rule, frame_weights
 from rlir_ray.rewards.classification import confusion
-from rlir_ray.spaces.actions import GROUPS, Actions, CameraBins, group_classes
-from rlir_ray.spaces.mineworld import token_camera_bins
+from rlir_ray.spaces.layouts import Cells, check_space
+from rlir_ray.spaces.space import Actions, ActionSpace, Axis
 from rlir_ray.trajectory import EncodedVideo, RewardScores, codes_tensor
 
 if TYPE_CHECKING:
@@ -43,13 +41,15 @@ class ClipScores:
 
     agreement: npt.NDArray[np.float32]
     """[K - 1], agreement under the configured rule."""
-    commanded: dict[str, npt.NDArray[np.int64]]
-    """Action group -> [K - 1], commanded classes."""
-    recovered: dict[str, npt.NDArray[np.int64]]
-    """Action group -> [K - 1], most probable classes."""
-    by_group: dict[str, npt.NDArray[np.float32]]
-    """Action group -> [K - 1], agreement of the group: with match=soft the probability of the accepted classes, with
-    match=exact 0 or 1."""
+    space: ActionSpace
+    """The space of the actions."""
+    commanded: dict[str, npt.NDArray[np.float32]]
+    """Field -> [K - 1], commanded values."""
+    recovered: dict[str, npt.NDArray[np.float32]]
+    """Field -> [K - 1], the most probable class of a choice, the expected value of an axis."""
+    by_field: dict[str, npt.NDArray[np.float32]]
+    """Field -> [K - 1], agreement of the field: with match=soft the expected credit, with match=exact the credit of the
+    recovered class."""
 
 
 class InverseReward:
@@ -58,11 +58,11 @@ class InverseReward:
     Args:
         tokenizer: decodes encoded frames.
         idm: recovers the actions; the IDM also sees the context frames, but only generated frames are scored.
-        world: the action groups to compare.
-        config: rule, camera, match, balance, and the number of frames read at once.
-        class_shares: action group -> frequency of each commanded class, for `balance=class`.
+        world: the fields to compare.
+        config: rule, axis, match, balance, and the number of frames read at once.
+        class_shares: field -> frequency of each commanded class, for `balance=class`.
         device: device of both models, to which encoded frames are sent.
-        camera_bins: maps degrees to the bins in which the world model gets an angle, for `camera=cell`.
+        cells: which bins the world model cannot tell apart, for `axis=cell`.
 
     Raises:
         ValueError: `balance=class` is set without shares, or with another rule than `groups`.
@@ -79,7 +79,7 @@ class InverseReward:
         config: RewardConfig,
         class_shares: Mapping[str, npt.NDArray[np.floating]] | None = None,
         device: str = "cpu",
-        camera_bins: CameraBins = token_camera_bins,
+        cells: Cells | None = None,
     ) -> None:
         if config.balance == "class" and (class_shares is None or config.rule != "groups"):
             found = f"rule {config.rule!r} and {'no ' if class_shares is None else ''}class shares"
@@ -87,12 +87,7 @@ class InverseReward:
                 f"reward.balance=class needs reward.rule=groups and class shares, got {found}; set reward.balance=none"
             )
         self.tokenizer, self.idm, self.world, self.config, self.device = tokenizer, idm, world, config, device
-        self.accepted = functools.partial(
-            accepted_classes, camera=config.camera, tolerance=config.camera_tolerance, camera_bins=camera_bins
-        )
-        self.every_rule = functools.partial(
-            every_rule, camera=config.camera, tolerance=config.camera_tolerance, camera_bins=camera_bins
-        )
+        self.axis_match = AxisMatch.of(config, cells)
         self.weights: dict[str, npt.NDArray[np.float32]] | None = None
         if config.balance == "class" and class_shares is not None:
             self.weights = {name: class_weights(class_shares[name]) for name in world.groups}
@@ -109,7 +104,7 @@ class InverseReward:
             config=config.reward,
             class_shares=context.class_shares,
             device=device,
-            camera_bins=context.camera_bins,
+            cells=context.cells,
         )
 
     def score(self, videos: Sequence[EncodedVideo]) -> list[RewardScores]:
@@ -120,7 +115,7 @@ class InverseReward:
 
         Returns:
             One `RewardScores` per group, in order: `frame_rewards` [G, F] under the configured rule; `rules`, the mean
-            under every rule (`agreement.every_rule`); `confusion` of each action group by the recovered class;
+            under every rule (`agreement.every_rule`); `confusion` of each field by the recovered class;
             `failure` if latents or probabilities are not finite.
 
         Raises:
@@ -146,23 +141,29 @@ class InverseReward:
             actions: K - 1 actions; action i leads into frame i + 1.
 
         Raises:
-            ValueError: `balance=class` is set, whose weights belong to the commands of a run.
+            ValueError: `balance=class` is set, whose weights belong to the commands of a run, or the actions have
+                another space than the inverse dynamics model.
         """
         if self.weights:
             raise ValueError("single clips need reward.balance=none, got 'class'; set reward.balance=none")
-        config, groups = self.config, self.world.groups
-        tables, classes = self._read_frames(torch.from_numpy(frames)[None].to(self.device))
-        tables = {name: table[:, 1:] for name, table in tables.items()}  # [1, K - 1, K of the group]
-        classes = classes[:, 1:]  # [1, K - 1, groups]
-        accepted = self.accepted(actions, groups)
-        if config.match == "exact":
-            tables = one_hot_classes(classes, groups)
-        by_group = {name: (tables[name].float() * accepted[name]).sum(-1)[0].numpy() for name in accepted}
+        check_space(self.idm.space, actions.space, "the inverse dynamics model", "the clip's actions")
+        config, names = self.config, self.world.groups
+        fields = dict(zip(names, actions.space.select(names), strict=True))
+        soft, classes = self._read_frames(torch.from_numpy(frames)[None].to(self.device))
+        soft = {name: table[:, 1:] for name, table in soft.items()}  # [1, K - 1, classes]
+        classes = classes[:, 1:]  # [1, K - 1, fields]
+        credit = class_credit(actions, names, self.axis_match)
+        tables = one_hot_classes(classes, tuple(fields.values())) if config.match == "exact" else soft
+        recovered = {
+            name: axis_values(soft[name][0], field) if isinstance(field, Axis) else classes[0, :, column]
+            for column, (name, field) in enumerate(fields.items())
+        }
         return ClipScores(
-            agreement=agreement(tables, accepted, rule=config.rule)[0].numpy().astype(np.float32),
-            commanded=dict(zip(groups, group_classes(actions, groups).T, strict=True)),
-            recovered=dict(zip(groups, classes[0].numpy().T, strict=True)),
-            by_group=by_group,
+            agreement=agreement(tables, credit, rule=config.rule, fields=fields)[0].numpy().astype(np.float32),
+            space=actions.space,
+            commanded=dict(zip(names, actions.values_of(names).T, strict=True)),
+            recovered={name: values.numpy().astype(np.float32) for name, values in recovered.items()},
+            by_field={name: (tables[name].float() * credit[name]).sum(-1)[0].numpy() for name in credit},
         )
 
     def _score_finite(self, videos: Sequence[EncodedVideo]) -> list[RewardScores]:
@@ -184,7 +185,7 @@ class InverseReward:
         """Read encoded clips [B, C + F, ...].
 
         Returns:
-            Action group -> probabilities [B, C + F, K], and the most probable classes [B, C + F, groups].
+            Field -> probabilities [B, C + F, K], and the most probable classes [B, C + F, fields].
         """
         num_clips, num_frames = codes.shape[:2]
         at_once = max(1, self.config.max_frames // num_frames)
@@ -201,48 +202,50 @@ class InverseReward:
 
     def _read_frames(self, frames: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Read clips of frames, uint8 [B, C + F, H, W, 3]; return probabilities and classes as `_read`."""
-        logits = self.idm.logits(frames)
-        tables = {name: table.float().cpu() for name, table in group_probabilities(logits, self.world.groups).items()}
-        return tables, recovered_classes(logits, self.world.groups)
+        reading = self.idm.read(frames, self.world.groups)
+        tables = {name: table.float().cpu() for name, table in reading.probabilities.items()}
+        return tables, stack_classes(reading, self.world.groups)
 
     def _score_group(self, video: EncodedVideo, probabilities: dict[str, Tensor], classes: Tensor) -> RewardScores:
-        config, groups = self.config, self.world.groups
+        config, names = self.config, self.world.groups
         for name, table in probabilities.items():
             if not bool(torch.isfinite(table).all()):
                 return self._failed(
                     video, f"the inverse dynamics model gives {name} no finite probabilities; check models.reward_idm"
                 )
         commanded = video.actions[len(video.actions) - video.num_frames :]
-        recovered = classes[:, video.num_context :]  # [G, F, groups]
+        recovered = classes[:, video.num_context :]  # [G, F, fields]
         soft = {name: table[:, video.num_context :] for name, table in probabilities.items()}
-        exact = one_hot_classes(recovered, groups)
-        accepted = self.accepted(commanded, groups)
-        weights = frame_weights(commanded, tuple(accepted), self.weights) if self.weights else None
+        fields = dict(zip(names, commanded.space.select(names), strict=True))
+        exact = one_hot_classes(recovered, tuple(fields.values()))
+        credit = class_credit(commanded, names, self.axis_match)
+        weights = frame_weights(commanded, tuple(credit), self.weights) if self.weights else None
         tables = exact if config.match == "exact" else soft
-        rewards = agreement(tables, accepted, rule=config.rule, weights=weights)
+        rewards = agreement(tables, credit, rule=config.rule, fields=fields, weights=weights)
         return RewardScores(
             group_id=video.group_id,
             frame_rewards=rewards.numpy().astype(np.float32),
-            rules=self.every_rule(exact, soft, commanded),
-            confusion=group_confusion(recovered.numpy(), commanded, groups),
+            rules=every_rule(exact, soft, commanded, self.axis_match),
+            confusion=field_confusion(recovered.numpy(), commanded, names),
+            null_classes={name: field.null_class for name, field in fields.items()},
         )
 
 
-def group_confusion(
-    recovered: npt.NDArray[np.int64], commanded: Actions, groups: Sequence[str]
+def field_confusion(
+    recovered: npt.NDArray[np.int64], commanded: Actions, names: Sequence[str]
 ) -> dict[str, npt.NDArray[np.int64]]:
     """Count each pair of commanded (rows) and recovered (columns) classes.
 
     Args:
-        recovered: int64 [G, F, len(groups)], recovered classes.
+        recovered: int64 [G, F, len(names)], recovered classes.
         commanded: F commanded actions, the same for all G clips.
-        groups: names in `rlir_ray.spaces.actions.GROUPS`.
+        names: fields of their space.
 
     Returns:
-        Action group -> int64 [classes, classes].
+        Field -> int64 [classes, classes].
     """
-    classes = np.broadcast_to(group_classes(commanded, groups), recovered.shape)
+    classes = np.broadcast_to(commanded.classes_of(names), recovered.shape)
     return {
-        name: confusion(recovered[..., column], classes[..., column], GROUPS[name].num_classes)
-        for column, name in enumerate(groups)
+        field.name: confusion(recovered[..., column], classes[..., column], field.num_classes)
+        for column, field in enumerate(commanded.space.select(names))
     }

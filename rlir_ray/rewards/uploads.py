@@ -6,9 +6,11 @@ a clip.
 
 from __future__ import annotations
 
+import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +20,11 @@ from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.types import Message, Receive
 
-from rlir_ray.data.recordings import open_recording
 from rlir_ray.data.video import index_video
+from rlir_ray.data.vpt.pairs import open_recording
 from rlir_ray.rewards.inverse_dynamics import ClipScores
-from rlir_ray.spaces.actions import GROUPS, VPT_CAMERA, Actions
+from rlir_ray.spaces.space import ActionField, Actions, ActionSpace, Axis, Choice
+from rlir_ray.spaces.vpt import VPT_SPACE
 
 CURL = "curl -F video=@NAME.mp4 -F events=@NAME.jsonl URL"
 # A recorded event has some hundred bytes; even an event that lists every key stays below this bound.
@@ -112,11 +115,14 @@ def _check_bytes(num_bytes: int, limits: Limits) -> None:
         raise UploadError(413, f"an upload must have at most {limits.max_bytes} bytes, got {num_bytes}; cut the clip")
 
 
-def read_clip(parts: dict[str, bytes], limits: Limits) -> tuple[npt.NDArray[np.uint8], Actions]:
+def read_clip(parts: dict[str, bytes], limits: Limits, space: ActionSpace) -> tuple[npt.NDArray[np.uint8], Actions]:
     """Read the frames and actions of an upload.
 
     Args:
-        parts: `video`, an mp4 of K frames, and `events`, a jsonl of K lines; event k leads into frame k.
+        parts: `video`, an mp4 of K frames, and `events`, a jsonl of K lines; line k leads into frame k. In VPT's space
+            a line is an event of VPT's recorder, in any other space ``{FIELD: VALUE, ...}``.
+        limits: of the upload.
+        space: of the actions.
 
     Returns:
         uint8 [K, H, W, 3], and K - 1 actions; action i leads into frame i + 1.
@@ -130,13 +136,19 @@ def read_clip(parts: dict[str, bytes], limits: Limits) -> tuple[npt.NDArray[np.u
             raise UploadError(400, f"an upload must have the parts video and events, got no {name}; try {CURL}")
     _check_events(parts["events"], limits)
     with tempfile.TemporaryDirectory(prefix="rlir_upload_") as folder:
-        video, events = Path(folder, "upload.mp4"), Path(folder, "upload.jsonl")
-        video.write_bytes(parts["video"])
+        path, events = Path(folder, "upload.mp4"), Path(folder, "upload.jsonl")
+        path.write_bytes(parts["video"])
         events.write_bytes(parts["events"])
         try:
-            _check_video(video, limits)
-            recording = open_recording(video)
-            frames = recording.read(0, len(recording))
+            _check_video(path, limits)
+            if space == VPT_SPACE:
+                recording = open_recording(path)
+                video, actions = recording.video, recording.actions
+            else:
+                video, actions = index_video(path), _read_rows(parts["events"], space)
+            if len(actions) != len(video):
+                raise UploadError(422, f"events must have a line a frame, got {len(actions)} for {len(video)} frames")
+            frames = video.read(0, len(video))
             # Check the size again: a rotated video has other sides after decoding.
             _check_size(frames.shape[1], frames.shape[2], limits)
         except UploadError:
@@ -144,7 +156,37 @@ def read_clip(parts: dict[str, bytes], limits: Limits) -> tuple[npt.NDArray[np.u
         except ValueError as error:
             differ = "it needs one a frame" in str(error)
             raise UploadError(422 if differ else 400, str(error).replace(f"{folder}/", "")) from error
-    return frames, recording.actions[1:]
+    return frames, actions[1:]
+
+
+def _read_rows(events: bytes, space: ActionSpace) -> Actions:
+    """Read one JSON object a line, with the value of each field; a choice's value is its class or the class's name."""
+    rows = []
+    for number, line in enumerate(events.decode(errors="replace").strip().split("\n"), start=1):
+        try:
+            row = json.loads(line, parse_int=float)
+        except (ValueError, RecursionError) as error:
+            # Python raises a RecursionError for JSON that is nested too deeply.
+            reason = getattr(error, "msg", error)
+            raise ValueError(f"events, line {number}, must be JSON, got {reason}; write one object a line") from None
+        if not isinstance(row, dict) or row.keys() != set(space.names):
+            raise ValueError(
+                f"events, line {number}, must have the fields {', '.join(space.names)}, got {line[:80]}; give a value "
+                "of each"
+            )
+        rows.append([_value(field, row[field.name], number) for field in space.fields])
+    # Numbers beyond float32 become infinite, which `Actions` rejects.
+    with np.errstate(over="ignore"):
+        return Actions(space, np.array(rows, np.float32))
+
+
+# Any: a value that a user has written.
+def _value(field: ActionField, value: Any, number: int) -> float:
+    if isinstance(field, Choice) and value in field.classes:
+        return float(field.classes.index(value))
+    if not isinstance(value, float):
+        raise ValueError(f"{field.name} in line {number} must be a number, got {str(value)[:80]!r}; correct the line")
+    return value
 
 
 def _check_events(events: bytes, limits: Limits) -> None:
@@ -176,7 +218,7 @@ def _check_size(height: int, width: int, limits: Limits) -> None:
 
 
 def clip_report(scores: ClipScores) -> dict[str, object]:
-    """Return the scores of a clip as JSON for a person: agreement, commanded and recovered classes of each frame."""
+    """Return the scores of a clip as JSON for a person: agreement, commanded and recovered values of each frame."""
     return {
         "frames": len(scores.agreement) + 1,
         "agreement": round(float(scores.agreement.mean()), 4),
@@ -185,12 +227,12 @@ def clip_report(scores: ClipScores) -> dict[str, object]:
                 "frame": frame + 1,
                 "agreement": round(float(scores.agreement[frame]), 4),
                 "groups": {
-                    name: {
-                        "commanded": class_name(name, int(scores.commanded[name][frame])),
-                        "recovered": class_name(name, int(scores.recovered[name][frame])),
-                        "agreement": round(float(values[frame]), 4),
+                    field.name: {
+                        "commanded": value_words(field, float(scores.commanded[field.name][frame])),
+                        "recovered": value_words(field, float(scores.recovered[field.name][frame])),
+                        "agreement": round(float(scores.by_field[field.name][frame]), 4),
                     }
-                    for name, values in scores.by_group.items()
+                    for field in scores.space.select(tuple(scores.by_field))
                 },
             }
             for frame in range(len(scores.agreement))
@@ -198,8 +240,6 @@ def clip_report(scores: ClipScores) -> dict[str, object]:
     }
 
 
-def class_name(group: str, index: int) -> str | float:
-    """Return the name of a class for a person: the button, ``none``, or the degrees at the centre of a camera bin."""
-    if GROUPS[group].camera_axis is not None:
-        return round(float(VPT_CAMERA.degrees(index)), 2)
-    return GROUPS[group].members[index - 1] if index else "none"
+def value_words(field: ActionField, value: float) -> str | float:
+    """Return a value for a person: the name of a choice's class, or the number of an axis."""
+    return round(value, 2) if isinstance(field, Axis) else field.words(value)

@@ -77,7 +77,7 @@ RESUME_OVERRIDABLE = frozenset(
     + ["train.max_failed_fraction", "train.max_skipped_updates"]
     + [f"rollout.{key}" for key in ("num_actors", "num_cpus", "num_gpus", "resources", "num_threads", "timeout_s")]
     + [f"vllm.{key}" for key in ("kv_cache_bytes", "gpu_memory_utilization", "enforce_eager", "max_num_seqs")]
-    + [f"reward.{key}" for key in ("address", "num_replicas", "min_replicas", "max_replicas", "target_queue")]
+    + [f"reward.{key}" for key in ("address", "audit", "num_replicas", "min_replicas", "max_replicas", "target_queue")]
     + [f"reward.{key}" for key in ("num_cpus", "num_gpus", "resources", "num_threads", "max_frames", "timeout_s")]
     + [f"learner.{key}" for key in ("engine", "num_workers", "zero_stage", "offload_optimizer", "max_restarts")]
     + [f"learner.{key}" for key in ("num_cpus", "use_gpu", "resources", "num_threads")]

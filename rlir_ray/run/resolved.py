@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from rlir_ray.config import Config, require
 from rlir_ray.data.digests import used_models
 from rlir_ray.data.prompts import heldout_bytes
-from rlir_ray.data.recording_index import find_recordings
-from rlir_ray.families import family_of
+from rlir_ray.data.recordings import open_recordings, split_path
+from rlir_ray.families import action_space, family_of
+from rlir_ray.idm.base import space_of
+from rlir_ray.models.compatibility import read_settings
 from rlir_ray.registry import load
+from rlir_ray.spaces.layouts import check_space
+from rlir_ray.spaces.space import ActionSpace
 from rlir_ray.trajectory import FrameShape
 
 
@@ -20,7 +25,7 @@ class ResolvedRun:
     """A configuration whose plug-ins and checkpoints exist and fit each other, with the sizes that follow from them."""
 
     config: Config
-    """The configuration, with absolute paths."""
+    """The configuration, with absolute paths and the names of all compared fields."""
     models: dict[str, Path]
     """Folder of each checkpoint that the run opens, by its key of `models`."""
     frame_shape: FrameShape
@@ -31,6 +36,8 @@ class ResolvedRun:
     """Most bytes of one version of the policy's weights, in float32."""
     heldout_bytes: int
     """Bytes of the held-out clips."""
+    space: ActionSpace
+    """The action space of the policy."""
 
 
 def resolve(config: Config) -> ResolvedRun:
@@ -45,6 +52,9 @@ def resolve(config: Config) -> ResolvedRun:
     family = family_of(config)
     frame_shape = family.check_world(config)
     models = used_models(config)
+    space = action_space(config)
+    config = with_field_names(config, space)
+    check_idm_spaces(models, space)
     # Double the size of the files, which may hold half precision.
     weight_bytes = 2 * sum(path.stat().st_size for path in models["policy"].glob("*.safetensors"))
     return ResolvedRun(
@@ -54,7 +64,42 @@ def resolve(config: Config) -> ResolvedRun:
         group_bytes=family.group_bytes(config, frame_shape),
         weight_bytes=weight_bytes,
         heldout_bytes=heldout_bytes(config),
+        space=space,
     )
+
+
+def with_field_names(config: Config, space: ActionSpace) -> Config:
+    """Return a configuration that names the compared fields; an empty world.groups means all fields of the space.
+
+    Raises:
+        ValueError: world.groups names a field that the space does not have.
+    """
+    names = config.world.groups or space.names
+    unknown = [name for name in names if name not in space.names]
+    require(
+        not unknown,
+        "world.groups",
+        "must name fields of the policy's action space",
+        ",".join(unknown),
+        f"choose some of {', '.join(space.names)}, or set world.groups=[] for all",
+    )
+    return dataclasses.replace(config, world=dataclasses.replace(config.world, groups=names))
+
+
+def check_idm_spaces(models: Mapping[str, Path], space: ActionSpace) -> None:
+    """Check that the inverse dynamics models read the policy's action space.
+
+    Args:
+        models: key of `models` -> folder.
+        space: of the policy.
+
+    Raises:
+        ValueError: a model reads other fields; the message describes each difference.
+    """
+    for name in ("reward_idm", "judge_idm"):
+        if name in models:
+            held = space_of(read_settings(models[name], "config.json", f"models.{name}"))
+            check_space(space, held, "the policy", f"models.{name}")
 
 
 def check_plugins(config: Config) -> None:
@@ -103,7 +148,7 @@ def absolute_paths(config: Config) -> Config:
     }
     prompts = config.prompts
     for path in (prompts.path, prompts.heldout_path) if prompts.source == "recordings" else ():
-        source = find_recordings(Path(path))
+        source = open_recordings(path, config.data.camera)
         if config.data.strict and source.skipped:
             raise ValueError(source.skipped[0])
     return dataclasses.replace(
@@ -116,4 +161,8 @@ def absolute_paths(config: Config) -> Config:
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).absolute()) if path else ""
+    """Return an absolute path of recordings, with its split."""
+    if not path:
+        return ""
+    place, split = split_path(path)
+    return f"{place.absolute()}#{split}" if split else str(place.absolute())

@@ -1,6 +1,7 @@
 """Calls of a sampler, shared by all engines: check the prompts of a call, and build the groups from drawn tokens.
 
-Legend: P prompts, G trajectories, T decisions, C context and F generated frames, N tokens a frame, L tokens in all.
+Legend: P prompts, G trajectories, T decisions, C context and F generated frames, N tokens a frame, A tokens an action,
+L tokens in all.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlir_ray.models.autoregressive import assemble
-from rlir_ray.spaces.mineworld import action_tokens
+from rlir_ray.models.autoregressive import WorldModel, assemble
 from rlir_ray.trajectory import EncodedVideo, FrameShape, Prompt, TokenRecord, TrajectoryGroup, stored_codes
 
 
@@ -48,19 +48,21 @@ def check_call(
     return num_context, num_frames
 
 
-def token_inputs(prompts: Sequence[Prompt], num_codes: int) -> tuple[Tensor, Tensor]:
-    """Return context tokens int64 [P, C, N] and action tokens int64 [P, C - 1 + F, 11] of the prompts of a call.
+def token_inputs(prompts: Sequence[Prompt], policy: WorldModel) -> tuple[Tensor, Tensor]:
+    """Return context tokens int64 [P, C, N] and action tokens int64 [P, C - 1 + F, A] of the prompts of a call.
 
     Raises:
-        ValueError: a context token is not an image id of the policy.
+        ValueError: a context token is not an image id of the policy, or the actions are of another space.
     """
+    num_codes = policy.num_codes
     context = torch.from_numpy(np.stack([prompt.context for prompt in prompts]).astype(np.int64))
     if int(context.min()) < 0 or int(context.max()) >= num_codes:
         raise ValueError(
             f"context tokens must be in 0..{num_codes - 1}, the policy's {num_codes} codes, got {int(context.min())}.."
             f"{int(context.max())}; encode prompts with the policy's tokenizer"
         )
-    return context, torch.from_numpy(np.stack([action_tokens(prompt.actions, num_codes) for prompt in prompts]))
+    actions = np.stack([policy.layout.tokens(prompt.actions, num_codes) for prompt in prompts])
+    return context, torch.from_numpy(actions)
 
 
 def prefixes(context: Tensor, actions: Tensor) -> Tensor:
@@ -68,10 +70,10 @@ def prefixes(context: Tensor, actions: Tensor) -> Tensor:
 
     Args:
         context: int64 [P, C, N].
-        actions: int64 [P, C - 1 + F, 11].
+        actions: int64 [P, C - 1 + F, A].
 
     Returns:
-        int64 [P, C * (N + 11)].
+        int64 [P, C * (N + A)].
     """
     num_context = context.shape[1]
     return torch.cat([assemble(context, actions[:, : num_context - 1]), actions[:, num_context - 1]], 1)

@@ -21,7 +21,6 @@ from rlir_ray.config import FlowConfig
 from rlir_ray.models.rescoring import FlowRescorer
 from rlir_ray.samplers.base import PolicySampler
 from rlir_ray.samplers.calls import check_call
-from rlir_ray.spaces.mineworld import action_classes, null_action_classes
 from rlir_ray.trajectory import EncodedVideo, FlowRecord, Prompt, TrajectoryGroup, stored_codes
 
 if TYPE_CHECKING:
@@ -101,8 +100,11 @@ class FlowSampler(PolicySampler["FlowWorldModel"]):
         """
         num_context, num_frames = check_call(prompts, group_ids, seeds, self.policy.latent_shape)
         context = torch.from_numpy(np.stack([prompt.context for prompt in prompts]).astype(np.float32))
-        classes = [np.concatenate([[null_action_classes()], action_classes(prompt.actions)]) for prompt in prompts]
-        actions = torch.from_numpy(np.stack(classes)).to(self.device)  # [P, C + F, 9]
+        layout = self.policy.layout
+        # No action leads into the first frame.
+        first = layout.classes(layout.space.nothing(1))
+        classes = [np.concatenate([first, layout.classes(prompt.actions)]) for prompt in prompts]
+        actions = torch.from_numpy(np.stack(classes)).to(self.device)  # [P, C + F, columns]
         draws = self._draw(seeds, group_size, num_context, num_frames)
         starts = [window_start(self.config, self.policy_version, seed) if self.window else 0 for seed in seeds]
         rollout = _Rollout(self, context.to(self.device), actions, draws, starts, group_size)

@@ -198,7 +198,7 @@ class TorchSampler(PolicySampler[WorldModel]):
         """
         _, num_frames = check_call(prompts, group_ids, seeds, (self.policy.tokens_per_frame,))
         device = self._decoder.embedding.device
-        context, actions = (part.to(device) for part in token_inputs(prompts, self.policy.num_codes))
+        context, actions = (part.to(device) for part in token_inputs(prompts, self.policy))
         num_decisions = num_frames * context.shape[-1]
         uniforms = [torch.rand(num_decisions, group_size, generator=torch.Generator().manual_seed(s)) for s in seeds]
         draws = torch.cat(uniforms, 1).to(context.device)  # [T, B]
@@ -212,7 +212,7 @@ class TorchSampler(PolicySampler[WorldModel]):
         """Return generated frames int64 [B, F, N] and log-probabilities float32 [B, T], prompt after prompt."""
         (num_prompts, num_context, tokens_per_frame), num_clips = context.shape, len(context) * group_size
         num_frames = actions.shape[1] - (num_context - 1)
-        length = sequence_length(num_context + num_frames, tokens_per_frame)
+        length = sequence_length(num_context + num_frames, tokens_per_frame, actions.shape[2])
         decoder, rotations = self._decoder, self._decoder.rotations(length)
         # The decoder reads the prefix once for a prompt; the prompt's group shares the cache.
         prefix = prefixes(context, actions)

@@ -4,7 +4,7 @@ The prompt of a request is the clip so far and the action tokens that lead into 
 never sampled. The answer is the frame. When a request is answered, the clip's next request is added at once: no clip
 waits for another.
 The only file that imports vllm. Legend: P prompts, G trajectories, T decisions, C context frames, F generated frames,
-N tokens a frame, L tokens in all.
+N tokens a frame, A tokens an action, L tokens in all.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ from vllm.triton_utils import dispatcher
 from rlir_ray.algorithm.seeds import frame_seed
 from rlir_ray.config import VllmConfig
 from rlir_ray.models.adapters import is_adapter_weight, merged_weight
-from rlir_ray.models.autoregressive import NUM_EXTRA_IDS, WorldModel, sequence_length
+from rlir_ray.models.autoregressive import WorldModel, sequence_length
 from rlir_ray.models.rescoring import TokenRescorer
 from rlir_ray.samplers.base import PolicySampler
 from rlir_ray.samplers.calls import check_call, prefixes, token_groups, token_inputs
+from rlir_ray.spaces.layouts import layout_of
 from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup
 
 if TYPE_CHECKING:
@@ -58,8 +59,8 @@ class ImageTokenLlama(LlamaForCausalLM):
 
     def __init__(self, *, vllm_config: EngineConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        size = self.config.vocab_size
-        self.logits_processor = LogitsProcessor(size, org_vocab_size=size - NUM_EXTRA_IDS)
+        size, num_ids = self.config.vocab_size, layout_of(self.config.to_dict()).num_ids
+        self.logits_processor = LogitsProcessor(size, org_vocab_size=size - num_ids)
 
 
 @dataclass
@@ -174,7 +175,7 @@ class _Clip:
     tokens: list[int]
     """Tokens so far, with the action that leads into the next frame."""
     actions: list[list[int]]
-    """[F - 1][11], the action tokens that lead into the frames after the first generated one."""
+    """[F - 1][A], the action tokens that lead into the frames after the first generated one."""
     seeds: list[int]
     """[F], the seed of each frame."""
     frames: list[Sequence[int]] = field(default_factory=list)
@@ -211,7 +212,8 @@ class VllmSampler(PolicySampler[WorldModel]):
     ) -> None:
         super().__init__(policy, TokenRescorer(temperature), compares)
         self.temperature = temperature
-        self.engine = start_engine(folder, settings, sequence_length(num_frames, policy.tokens_per_frame))
+        length = sequence_length(num_frames, policy.tokens_per_frame, policy.layout.num_tokens)
+        self.engine = start_engine(folder, settings, length)
         self._update_engine(0)
 
     def _update_engine(self, version: int) -> None:
@@ -241,7 +243,7 @@ class VllmSampler(PolicySampler[WorldModel]):
             group_size: G.
         """
         num_context, num_frames = check_call(prompts, group_ids, seeds, (self.policy.tokens_per_frame,))
-        context, actions = token_inputs(prompts, self.policy.num_codes)
+        context, actions = token_inputs(prompts, self.policy)
         clips = [
             _Clip(f"{group_id}.{row}", prefix, commanded, [frame_seed(seed, row, n) for n in range(num_frames)])
             for group_id, prefix, commanded, seed in zip(

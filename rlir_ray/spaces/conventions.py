@@ -12,28 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rlir_ray.spaces.actions import BUTTON_INDEX, BUTTONS, VPT_CAMERA, Actions
 from rlir_ray.spaces.mineworld import action_tokens
-from rlir_ray.spaces.space import ActionSpace, Axis, Choice, MuLaw, SpaceActions
-
-VPT_SPACE = ActionSpace(
-    (
-        *(Choice(name=name, classes=("released", "pressed")) for name in BUTTONS),
-        *(
-            Axis(
-                name=name,
-                low=-VPT_CAMERA.max_degrees,
-                high=VPT_CAMERA.max_degrees,
-                unit="degrees",
-                quantizer=MuLaw(num_bins=VPT_CAMERA.num_bins, mu=VPT_CAMERA.mu),
-                # A mouse moves further in a frame than the quantiser's range.
-                is_clipped=True,
-            )
-            for name in ("pitch", "yaw")
-        ),
-    )
-)
-"""VPT's 23 buttons and two camera angles. Pitch is positive downwards, yaw to the right."""
+from rlir_ray.spaces.space import Actions, Axis, Choice, MuLaw
+from rlir_ray.spaces.vpt import BUTTON_INDEX, BUTTONS, VPT_CAMERA, VPT_SPACE, buttons_of, camera_of
 
 # Oasis-500M (etched-ai/open-oasis, Etched/oasis-500m): the order of a frame's 25 numbers, and the camera's bins.
 OASIS_FIELDS = (
@@ -45,12 +26,6 @@ OASIS_FIELDS = (
 OASIS_CAMERA = Axis(name="camera", low=-20, high=20, quantizer=MuLaw(num_bins=81, mu=2.7), is_clipped=True)
 
 
-def space_actions(actions: Actions) -> SpaceActions:
-    """Return VPT actions as values of `VPT_SPACE`."""
-    values = np.concatenate([actions.buttons.astype(np.float32), actions.camera], axis=1)
-    return SpaceActions(VPT_SPACE, values)
-
-
 def oasis_rows(actions: Actions) -> npt.NDArray[np.float32]:
     """Return the conditions of Oasis-500M, one row a frame: buttons are 0 or 1, cameras (bin - 40) / 40.
 
@@ -59,12 +34,13 @@ def oasis_rows(actions: Actions) -> npt.NDArray[np.float32]:
     """
     rows = np.zeros((len(actions), len(OASIS_FIELDS)), np.float32)
     still = OASIS_CAMERA.num_classes // 2  # bin 40
-    bins = (OASIS_CAMERA.bins(actions.camera) - still) / still  # [F, 2]
+    bins = (OASIS_CAMERA.bins(camera_of(actions)) - still) / still  # [F, 2]
+    buttons = buttons_of(actions.classes)
     for column, name in enumerate(OASIS_FIELDS):
         if name in ("cameraX", "cameraY"):
             rows[:, column] = bins[:, ("cameraX", "cameraY").index(name)]
         else:
-            rows[:, column] = actions.buttons[:, BUTTON_INDEX[name]]
+            rows[:, column] = buttons[:, BUTTON_INDEX[name]]
     return rows
 
 
@@ -79,12 +55,12 @@ class Convention:
 
 
 def _vpt_lines(actions: Actions) -> list[str]:
-    bins = VPT_CAMERA.bins(actions.camera)
+    buttons, camera = buttons_of(actions.classes), camera_of(actions)
     lines = []
-    for pressed, (pitch, yaw), (pitch_bin, yaw_bin) in zip(actions.buttons, actions.camera, bins, strict=True):
+    for pressed, (pitch, yaw), (pitch_bin, yaw_bin) in zip(buttons, camera, VPT_CAMERA.bins(camera), strict=True):
         names = [BUTTONS[index] for index in np.flatnonzero(pressed)]
-        camera = f"pitch {pitch:+.2f} (bin {pitch_bin})  yaw {yaw:+.2f} (bin {yaw_bin})"
-        lines.append(f"{camera}  {' '.join(names) or '-'}")
+        turn = f"pitch {pitch:+.2f} (bin {pitch_bin})  yaw {yaw:+.2f} (bin {yaw_bin})"
+        lines.append(f"{turn}  {' '.join(names) or '-'}")
     return lines
 
 
@@ -101,15 +77,16 @@ def _oasis_lines(actions: Actions) -> list[str]:
 
 
 def _words(field: Choice | Axis, value: float, number: int) -> str:
-    return field.classes[number] if isinstance(field, Choice) else f"{value:+.2f} {field.unit} (bin {number})"
+    if isinstance(field, Choice):
+        return field.words(value)
+    return " ".join((f"{value:+.2f}", *filter(None, [field.unit]), f"(bin {number})"))
 
 
 def _space_lines(actions: Actions) -> list[str]:
-    found = space_actions(actions)
     lines = []
-    for values, classes in zip(found.values, found.classes, strict=True):
+    for values, classes in zip(actions.values, actions.classes, strict=True):
         cells = []
-        for field, value, number in zip(VPT_SPACE.fields, values, classes, strict=True):
+        for field, value, number in zip(actions.space.fields, values, classes, strict=True):
             if number != field.null_class:
                 cells.append(f"{field.name} {_words(field, value, number)}")
         lines.append("  ".join(cells) or "-")
@@ -145,8 +122,16 @@ def describe(actions: Actions, convention: str) -> list[str]:
     Args:
         actions: of the clip; action k leads INTO frame k.
         convention: key of `CONVENTIONS`.
+
+    Raises:
+        ValueError: the actions are not in VPT's space, which the convention needs.
     """
     chosen = CONVENTIONS[convention]
+    if convention != "space" and actions.space != VPT_SPACE:
+        raise ValueError(
+            f"--to {convention} needs a recording in VPT's action space, got one with the fields "
+            f"{', '.join(actions.space.names)}; use --to space"
+        )
     width = len(str(len(actions)))
     rows = (f"{frame:>{width}}  {line}" for frame, line in enumerate(chosen.lines(actions)))
     return [f"{convention}: {chosen.alignment}", *rows]

@@ -1,4 +1,4 @@
-"""Action spaces of any world: an ordered list of fields, and the values of a clip's frames in them.
+"""Action spaces of any world: an ordered list of fields, and the actions of a clip as values in them.
 
 The action at index k leads INTO frame k. Numpy only; knows no world, dataset or model.
 Legend: F frames, D fields, C classes of a field.
@@ -7,8 +7,10 @@ Legend: F frames, D fields, C classes of a field.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -87,6 +89,8 @@ class Choice:
     """Names of the alternatives; a value is an index into them."""
     null_class: int | None = 0
     """The alternative that does nothing; None: every alternative acts."""
+    is_mirrored: bool = False
+    """Whether a mirrored picture shows the acting alternatives in reverse order, as left and right."""
     kind: Literal["choice"] = "choice"
 
     def __post_init__(self) -> None:
@@ -104,9 +108,27 @@ class Choice:
         """Return the classes of values; a value of a choice is its class."""
         return np.asarray(values).astype(np.int64)
 
+    @property
+    def is_graded(self) -> bool:
+        """Whether an error has a size; two different classes are just different."""
+        return False
+
     def centres(self, bins: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Return the values of classes."""
         return np.asarray(bins, np.float64)
+
+    def mirrored(self, bins: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the classes that a horizontally mirrored picture shows."""
+        if not self.is_mirrored:
+            return bins
+        acting = [number for number in range(self.num_classes) if number != self.null_class]
+        table = np.arange(self.num_classes)
+        table[acting] = acting[::-1]
+        return table[bins]
+
+    def words(self, value: float) -> str:
+        """Return a value for a person."""
+        return self.classes[int(value)]
 
 
 @pydantic_dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -123,6 +145,8 @@ class Axis:
     unit: str = ""
     is_clipped: bool = False
     """Whether values outside the range are legal: their class is that of the nearest end. Otherwise an error."""
+    direction: Literal["none", "right", "down"] = "none"
+    """Direction in the picture in which a positive value moves things."""
     kind: Literal["axis"] = "axis"
 
     def __post_init__(self) -> None:
@@ -132,6 +156,11 @@ class Axis:
     @property
     def num_classes(self) -> int:
         return self.quantizer.num_bins
+
+    @property
+    def is_graded(self) -> bool:
+        """Whether figures measure the size of an error; bins of a mu-law count as classes, as VPT counts them."""
+        return isinstance(self.quantizer, Uniform)
 
     @property
     def null_class(self) -> int | None:
@@ -145,6 +174,19 @@ class Axis:
     def centres(self, bins: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Return the centres of bins of any shape."""
         return self.quantizer.centres(np.asarray(bins, np.int64), self.low, self.high)
+
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether a mirrored picture shows the opposite bin."""
+        return self.direction == "right"
+
+    def mirrored(self, bins: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the bins that a horizontally mirrored picture shows."""
+        return self.num_classes - 1 - bins if self.is_mirrored else bins
+
+    def words(self, value: float) -> str:
+        """Return a value for a person."""
+        return f"{value:+.3g} {self.unit}".rstrip()
 
 
 ActionField = Annotated[Choice | Axis, Field(discriminator="kind")]
@@ -165,6 +207,47 @@ class ActionSpace:
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"names of an action space must be unique, got {twice} twice; rename one of these fields")
 
+    def __len__(self) -> int:
+        return len(self.fields)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        return tuple(field.name for field in self.fields)
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        return tuple(field for field in self.fields if isinstance(field, Axis))
+
+    def select(self, names: Sequence[str]) -> tuple[ActionField, ...]:
+        """Return the fields of these names, in this order.
+
+        Raises:
+            ValueError: the space has no field of a name.
+        """
+        return tuple(self.fields[column] for column in self.columns(names))
+
+    def columns(self, names: Sequence[str]) -> list[int]:
+        """Return the columns of `Actions.values` that hold the fields of these names.
+
+        Raises:
+            ValueError: the space has no field of a name.
+        """
+        if unknown := [name for name in names if name not in self.names]:
+            raise ValueError(
+                f"a field must be of the action space, got {unknown[0]}; name some of {', '.join(self.names)}"
+            )
+        return [self.names.index(name) for name in names]
+
+    def nothing(self, num_frames: int) -> Actions:
+        """Return F actions that do nothing, as far as each field allows it: class 0, or the end nearest to zero."""
+        row = []
+        for field in self.fields:
+            if isinstance(field, Choice):
+                row.append(float(field.null_class or 0))
+            else:
+                row.append(min(max(0.0, field.low), field.high))
+        return Actions(self, np.tile(np.array(row, np.float32), (num_frames, 1)))
+
     @classmethod
     def from_gymnasium(cls, space: gymnasium.Space[Any], num_bins: int = 21) -> ActionSpace:
         """Map a Gymnasium action space; see `rlir_ray.spaces.gymnasium`.
@@ -178,6 +261,16 @@ class ActionSpace:
         from rlir_ray.spaces.gymnasium import fields_of
 
         return cls(tuple(fields_of(space, num_bins)))
+
+    @classmethod
+    def from_plain(cls, content: object) -> ActionSpace:
+        """Read a space from plain values, as a checkpoint's config.json holds them; see `from_json`."""
+        return cls.from_json(json.dumps(content))
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return plain values, which JSON can hold."""
+        plain: dict[str, Any] = json.loads(self.to_json())
+        return plain
 
     @classmethod
     def from_json(cls, text: str) -> ActionSpace:
@@ -212,6 +305,22 @@ class ActionSpace:
         return found
 
 
+def read_space(path: Path) -> ActionSpace:
+    """Read the file of a space.
+
+    Raises:
+        ValueError: the file cannot be read, or holds no action space.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"an action space must be a readable file, got {type(error).__name__} for {path}; write it with "
+            "ActionSpace.to_json"
+        ) from None
+    return ActionSpace.from_json(text)
+
+
 def _words(fields: tuple[Choice | Axis, ...]) -> str:
     if not fields:
         return "none"
@@ -223,7 +332,7 @@ def _words(fields: tuple[Choice | Axis, ...]) -> str:
 
 
 @dataclass(frozen=True)
-class SpaceActions:
+class Actions:
     """The actions of one clip in a space.
 
     Args:
@@ -250,14 +359,43 @@ class SpaceActions:
     def __len__(self) -> int:
         return len(self.values)
 
-    def __getitem__(self, frames: slice) -> SpaceActions:
-        return SpaceActions(self.space, self.values[frames])
+    def __getitem__(self, frames: slice) -> Actions:
+        return Actions(self.space, self.values[frames])
 
     @cached_property
     def classes(self) -> npt.NDArray[np.int64]:
         """The class of each field in each frame, [F, D]."""
         columns = [field.bins(self.values[:, column]) for column, field in enumerate(self.space.fields)]
         return np.stack(columns, axis=1)
+
+    def classes_of(self, names: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Return the classes of some fields, [F, len(names)]."""
+        return self.classes[:, self.space.columns(names)]
+
+    def values_of(self, names: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Return the values of some fields, [F, len(names)]."""
+        return self.values[:, self.space.columns(names)]
+
+    def equals(self, other: Actions) -> bool:
+        """Return whether both are the same actions in the same space."""
+        return self.space == other.space and np.array_equal(self.values, other.values)
+
+    def shifted(self, shift: int) -> Actions:
+        """Return F actions; action k is the action k + shift of this object, or nothing if there is none."""
+        values, shift = self.space.nothing(len(self)).values, max(-len(self), min(shift, len(self)))
+        kept, taken = slice(max(0, -shift), len(self) - max(0, shift)), slice(max(0, shift), len(self) - max(0, -shift))
+        values[kept] = self.values[taken]
+        return Actions(self.space, values)
+
+    def followed_by(self, other: Actions) -> Actions:
+        """Return these actions and then the other ones.
+
+        Raises:
+            ValueError: the spaces differ.
+        """
+        if differences := self.space.differences(other.space):
+            raise ValueError(f"actions must be of one space, got {differences[0]}; give actions of the same world")
+        return Actions(self.space, np.concatenate([self.values, other.values]))
 
 
 def _check_column(field: Choice | Axis, values: npt.NDArray[np.float32]) -> None:

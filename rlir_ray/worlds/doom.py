@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from rlir_ray.data.files import write_json
-from rlir_ray.data.recordings import read_events, write_recording
-from rlir_ray.spaces.actions import Actions, Event, group_classes
+from rlir_ray.data.vpt.pairs import read_events, write_recording
+from rlir_ray.spaces.vpt import Event, actions_from_events
 from rlir_ray.worlds.doom_engine import (
     DoomWorld,
     Pose,
@@ -293,7 +293,7 @@ def _write_index(out_dir: Path, names: list[str], maps: tuple[str, ...], world: 
     """Write an index as VPT publishes it (basedir and relpaths); return a summary of the recordings."""
     columns = []
     for name in names:
-        classes = group_classes(Actions.from_events(read_events(out_dir / f"{name}.jsonl")), GROUPS_IN_USE)
+        classes = actions_from_events(read_events(out_dir / f"{name}.jsonl")).classes_of(GROUPS_IN_USE)
         columns.append(classes[1:])
     classes = np.concatenate(columns)
     shares = {

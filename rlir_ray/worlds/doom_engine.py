@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from rlir_ray.extras import require_library
-from rlir_ray.spaces.actions import DEGREES_PER_PIXEL
+from rlir_ray.spaces.vpt import DEGREES_PER_PIXEL
 from rlir_ray.worlds.scripted_player import Command, PlayerScript
 
 if TYPE_CHECKING:

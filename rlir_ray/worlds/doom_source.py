@@ -9,8 +9,8 @@ import numpy as np
 from rlir_ray.config import Config
 from rlir_ray.data.clips import ClipRequest, CutClips
 from rlir_ray.data.recorded_clips import cut_clips
-from rlir_ray.data.recording_index import find_recordings
-from rlir_ray.spaces.actions import Actions
+from rlir_ray.data.vpt.index import find_recordings
+from rlir_ray.spaces.space import Actions
 from rlir_ray.worlds.doom import WORLD_MAPS, DoomWorld, collect, draw_commands
 
 # Share of clips that no near wall excludes, measured on the scripted player. If too few clips remain, the source

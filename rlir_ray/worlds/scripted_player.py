@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlir_ray.spaces.actions import Actions, Event
+from rlir_ray.spaces.space import Actions
+from rlir_ray.spaces.vpt import Event, actions_from_events
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -185,4 +186,4 @@ def draw_commands(num_frames: int, rng: np.random.Generator, script: PlayerScrip
         command = player.next(Observation(on_ground=since_jump >= player.script.air_frames))
         since_jump = 1 if command.jump else since_jump + 1
         events.append(command_event(command, Command()))
-    return Actions.from_events(events)
+    return actions_from_events(events)

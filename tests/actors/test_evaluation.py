@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from actors.evaluation.actor import EvaluationActor
 from actors.evaluation.client import EvaluationClient
 from actors.rollout.prompt_actor import PromptActor
 from rlir_ray.data.prompts import PromptSet
-from rlir_ray.spaces.actions import Actions
+from rlir_ray.spaces.space import Actions
 from rlir_ray.trajectory import Prompt
 from tests.rewards.test_calibration import StripeReader, _clips
 from tests.world import MakeConfig
@@ -24,7 +25,7 @@ from tests.world import MakeConfig
 
 def _prompt_set(seed: int, shift: int = 0) -> PromptSet:
     frames, actions = _clips(seed)
-    moved = tuple(Actions(np.roll(clip.buttons, shift, axis=0), clip.camera) for clip in actions)
+    moved = tuple(Actions(clip.space, np.roll(clip.values, shift, axis=0)) for clip in actions)
     prompts = tuple(
         Prompt(prompt_id=f"{index}", context=np.zeros((1, 12), np.uint16), actions=clip)
         for index, clip in enumerate(moved)
@@ -35,7 +36,9 @@ def _prompt_set(seed: int, shift: int = 0) -> PromptSet:
 def test_both_prompt_sets_must_fit_their_actions(make_config: MakeConfig, tmp_path: Path) -> None:
     actor = EvaluationActor(make_config("world.groups=[forward_back,jump]"), tmp_path, num_threads=1)
     actor.idms = {"reward": StripeReader(), "judge": StripeReader()}
-    assert actor.calibrate(_prompt_set(0), _prompt_set(1)) == {"reward": 1.0, "judge": 1.0}
+    assert actor.calibrate(_prompt_set(0), _prompt_set(1)) == []
+    found = json.loads((tmp_path / "calibration.json").read_text())
+    assert {name: part["gate"]["exact"] for name, part in found.items()} == {"reward": 1.0, "judge": 1.0}
     with pytest.raises(ValueError, match=r"the training recordings .* a frame late \(.*at shift \+1"):
         actor.calibrate(_prompt_set(0), _prompt_set(1, shift=1))
     with pytest.raises(ValueError, match=r"the held-out recordings .* a frame early"):

@@ -19,7 +19,7 @@ from actors.reward.pool import RewardPool
 from actors.reward.replica import build_reward
 from actors.reward.service import RewardService, build
 from actors.rollout.actor import build_sampler
-from rlir_ray.data.recordings import write_recording
+from rlir_ray.data.vpt.pairs import write_recording
 from rlir_ray.rewards.uploads import Limits
 from tests.data.videos import event
 from tests.fakes import HEIGHT, WIDTH, tiny_prompts

@@ -5,7 +5,7 @@ import re
 
 from rlir_ray.cli.outcome import outcome_lines
 from rlir_ray.config import TrainConfig
-from tests.evaluation.test_report import write_run
+from tests.evaluation.test_report import evaluation_of_axes, write_run
 
 STEPS = [{"step": step, "time/step_s": 30.0} for step in (1, 2, 3)]
 GROUPS = {"in_flight": 0, "trained": 24, "no_signal": 2}
@@ -30,6 +30,15 @@ def test_the_last_lines_say_what_came_of_it_before_they_say_where_it_is(tmp_path
     # Without TensorBoard a run writes no events, and its last lines name none.
     (tmp_path / "tensorboard").rmdir()
     assert said(tmp_path)[4] == f"metrics  {tmp_path / 'metrics.jsonl'}"
+
+
+def test_a_space_of_axes_ends_with_its_error(tmp_path):
+    write_run(tmp_path, 0.2, 0.1, evaluation_of_axes)
+    line = said(tmp_path)[0]
+    assert line.startswith(
+        "result   the judge reads the commanded axes with an error of 20.0% of their range before and 10"
+    )
+    assert line.endswith("; on 64 held-out prompts") and "R² " in line
 
 
 def test_a_run_that_was_not_judged_says_the_rest(tmp_path):

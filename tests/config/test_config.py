@@ -8,7 +8,7 @@ import torch
 
 from rlir_ray.config import Config, GrpoConfig, LearnerConfig, asset_path
 from rlir_ray.config.load import keys, load_config, recipes
-from rlir_ray.config.old_keys import MOVED
+from rlir_ray.config.old_keys import MOVED, upgraded
 from rlir_ray.config.schema import entries
 
 TYPED_NAMES = [
@@ -62,6 +62,10 @@ def test_names_in_lists_and_of_resources_are_texts_too():
 @pytest.mark.parametrize("text", ["[jump,yaw]", "jump,yaw", "jump, yaw"])
 def test_a_list_is_given_with_or_without_brackets(text):
     assert load_config("", [f"world.groups={text}", "evaluation.temperatures=1"]).world.groups == ("jump", "yaw")
+
+
+def test_no_named_field_is_a_value_of_its_own():
+    assert load_config("", ["world.groups=[]"]).world.groups == ()
 
 
 @pytest.mark.parametrize("name", ["../x", "/tmp/x", ".", "..", "a/b", "a/", "a\nb"])
@@ -135,10 +139,6 @@ def test_a_saved_config_is_a_recipe(tmp_path):
         ),
         ("vllm.max_num_seqs=0", "vllm.max_num_seqs must be a whole number >= 1, got 0"),
         ("prompts.source=recordings", "prompts.path must name a folder"),
-        (
-            "world.groups=[]",
-            r"world.groups must be a list of texts with one value or more, got \[\]; use \[forward_back",
-        ),
         ("train.num_steps", "an override must be KEY=VALUE"),
         (
             "rollout.resources={CPU: 1}",
@@ -254,6 +254,17 @@ def test_a_key_that_moved_says_where_it_is_now(old: str, new: str, tmp_path: Pat
         with pytest.raises(ValueError, match=f"^'{old}' is now called '{new}'; set that key instead$"):
             load_config(recipe, overrides)
     assert new in keys() and old not in keys()
+
+
+def test_settings_of_the_camera_are_those_of_axes_now() -> None:
+    old = {"reward": {"camera": "within", "camera_tolerance": 2, "rule": "joint"}, "policy": {"family": "flow"}}
+    assert upgraded(old) == {
+        "reward": {"axis": "within", "axis_tolerance": 2, "rule": "joint"},
+        "policy": {"family": "flow"},
+    }
+    assert "camera" in old["reward"]
+    reward = Config(**upgraded(old)).reward
+    assert (reward.axis, reward.axis_tolerance, reward.axis_tolerance_in) == ("within", 2.0, "bins")
 
 
 @pytest.mark.parametrize("backend", ["serve", "actors"])

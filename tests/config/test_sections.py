@@ -4,16 +4,13 @@ import dataclasses
 import operator
 import subprocess
 import sys
-from typing import get_args
 
 import pytest
 from ray import cloudpickle
 
-from rlir_ray.config import Config, FlowConfig, OffPolicyConfig, RolloutConfig, TrainConfig, WorldConfig
+from rlir_ray.config import Config, FlowConfig, OffPolicyConfig, RewardConfig, RolloutConfig, TrainConfig, WorldConfig
 from rlir_ray.config.load import load_config, recipes
 from rlir_ray.config.schema import entries, sections
-from rlir_ray.config.world import GroupName
-from rlir_ray.spaces.actions import GROUPS
 
 
 @pytest.mark.parametrize(
@@ -38,11 +35,11 @@ from rlir_ray.spaces.actions import GROUPS
         (TrainConfig, {"steps": 3}, "'train.steps' is not a configuration key; did you mean 'train.num_steps'"),
         (RolloutConfig, {"resources": {"": 1}}, "rollout.resources must be names of custom resources of nodes, got ''"),
         (FlowConfig, {"window": 10}, "flow.window must be at most the 9 steps that may explore, got 10; set"),
-        (
-            WorldConfig,
-            {"groups": ("run",)},
-            "world.groups must be one of forward_back, .*, got 'run'; try world.groups",
-        ),
+        (WorldConfig, {"groups": 3}, "world.groups must be .*, got 3; "),
+        (RewardConfig, {"axis": "near"}, "reward.axis must be one of exact, within, cell, smooth, ignore, got 'near'"),
+        (RewardConfig, {"axis_tolerance": -1}, "reward.axis_tolerance must be a finite number >= 0, got -1"),
+        (RewardConfig, {"axis_scale": 0}, "reward.axis_scale must be a finite number > 0, got 0"),
+        (RewardConfig, {"axis_tolerance_in": "degrees"}, "reward.axis_tolerance_in must be one of bins, unit, got"),
         (Config, {"train": {"group_size": 0}}, "train.group_size must be a whole number >= 2, got 0; set"),
         (Config, {"train": 3}, "train must be a section of keys, got 3; write train.KEY=VALUE"),
         (Config, {"train": {"nft": 3}}, "train.nft must be a section of keys, got 3; write train.nft.KEY=VALUE"),
@@ -105,10 +102,6 @@ def test_defaults_in_the_schema_are_those_of_a_fresh_configuration():
 
 def list_of(value):
     return list(value) if isinstance(value, tuple) else value
-
-
-def test_the_action_groups_that_can_be_chosen_are_those_of_the_action_space():
-    assert get_args(GroupName) == tuple(GROUPS)
 
 
 def test_the_configuration_loads_without_heavy_libraries():

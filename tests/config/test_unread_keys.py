@@ -16,7 +16,9 @@ def resolved(recipe, overrides):
     ("recipe", "override", "needed"),
     [
         ("doom_tiny_ar", "vllm.dtype=bfloat16", ["rollout.engine=vllm"]),
-        ("doom_tiny_ar", "reward.camera_tolerance=3", ["reward.camera=within"]),
+        ("doom_tiny_ar", "reward.axis_tolerance=3", ["reward.axis=within"]),
+        ("doom_tiny_ar", "reward.axis_tolerance_in=unit", ["reward.axis=within"]),
+        ("doom_tiny_ar", "reward.axis_scale=0.2", ["reward.axis=smooth"]),
         ("mineworld_300m", "reward.discount=0.9", ["reward.credit=frame"]),
         ("doom_tiny_flow", "train.nft.beta=0.5", NFT),
         ("doom_tiny_flow", "train.nft={beta: 0.5}", NFT),
@@ -62,6 +64,13 @@ def test_settings_of_another_objective_than_nft_are_refused_with_it(override):
 def test_what_the_recipe_says_besides_may_stay_unread():
     # It has a window of exploring steps, which DiffusionNFT does not use.
     resolved("doom_tiny_flow", NFT)
+
+
+@pytest.mark.parametrize("override", ["rule=joint", "axis=smooth", "match=exact"])
+def test_settings_of_the_inverse_reward_are_refused_with_another(override):
+    own = ["reward.name=docs.examples.reward:Brightness", "models.reward_idm="]
+    with pytest.raises(ValueError, match=f"reward.{override.split('=')[0]} is read only with reward.name=inverse"):
+        resolved("doom_tiny_ar", [*own, f"reward.{override}"])
 
 
 def test_the_table_names_keys():

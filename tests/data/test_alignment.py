@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from rlir_ray.data.alignment import check_alignment, measure_alignment
-from rlir_ray.data.recordings import write_recording
+from rlir_ray.data.vpt.pairs import write_recording
 from rlir_ray.pretrain.command import main
-from rlir_ray.spaces.actions import BUTTON_INDEX, BUTTONS, Actions
+from rlir_ray.spaces.space import Actions, ActionSpace, Axis, Choice, Uniform
+from rlir_ray.spaces.vpt import BUTTON_INDEX, BUTTONS, actions_from_buttons, actions_from_events
 from tests.fakes import events_of
 
 
@@ -24,13 +25,13 @@ def moving_square(num_frames: int = 900, seed: int = 0) -> tuple[np.ndarray, Act
         frame[6:10, place : place + 6] = 220
     buttons = np.zeros((num_frames, len(BUTTONS)), np.bool_)
     buttons[:, BUTTON_INDEX["left"]], buttons[:, BUTTON_INDEX["right"]] = moves < 0, moves > 0
-    return frames, Actions(buttons, np.zeros((num_frames, 2), np.float32))
+    return frames, actions_from_buttons(buttons, np.zeros((num_frames, 2), np.float32))
 
 
 def shifted(recording: tuple[np.ndarray, Actions], shift: int) -> tuple[np.ndarray, Actions]:
     """Event k + shift leads into frame k; -1 is the order of a Gymnasium loop."""
     frames, actions = recording
-    return frames, Actions(np.roll(actions.buttons, shift, 0), actions.camera)
+    return frames, Actions(actions.space, np.roll(actions.values, shift, 0))
 
 
 @pytest.mark.parametrize("shift", [-1, 0, 1])
@@ -69,4 +70,37 @@ def test_few_frames_and_still_players_tell_nothing() -> None:
     frames, actions = moving_square(100)
     assert measure_alignment([(frames, actions)]) is None
     frames, _ = moving_square()
-    assert measure_alignment([(frames, Actions.from_events([{}] * len(frames)))]) is None
+    assert measure_alignment([(frames, actions_from_events([{}] * len(frames)))]) is None
+
+
+# Names that a module of torch may not have; 41 bins, of which most are rare.
+SLIDE = ActionSpace(
+    (
+        Choice(name="observation/flash", classes=("off", "on")),
+        Axis(name="action.slide", low=-5, high=5, quantizer=Uniform(num_bins=41)),
+    )
+)
+
+
+def sliding_square(num_frames: int = 900, seed: int = 0) -> tuple[np.ndarray, Actions]:
+    """A square slides by a number of pixels; the number is another one in each frame."""
+    random = np.random.default_rng(seed)
+    slides = random.normal(0, 1.5, num_frames).clip(-5, 5)
+    places = np.round(8 + np.cumsum(slides)).astype(int) % 24
+    frames = np.full((num_frames, 16, 32, 3), 40, np.uint8)
+    for frame, place in zip(frames, places, strict=True):
+        frame[6:10, place : place + 6] = 220
+    values = np.stack([np.zeros(num_frames), slides], 1).astype(np.float32)
+    return frames, Actions(SLIDE, values)
+
+
+@pytest.mark.parametrize("shift", [-1, 0, 1])
+def test_the_probe_finds_the_shift_of_numbers(shift: int) -> None:
+    recordings = [shifted(sliding_square(seed=seed), shift) for seed in (0, 1)]
+    found = measure_alignment(recordings, max_steps=250, seconds=60)
+    assert found is not None and found.best_shift == shift and found.is_shifted == (shift != 0)
+
+
+def test_recordings_of_several_spaces_are_refused() -> None:
+    with pytest.raises(ValueError, match="each recording must have the action space of the first recording, got other"):
+        measure_alignment([sliding_square(), moving_square()])

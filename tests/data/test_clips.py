@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from rlir_ray.config import DataConfig, WorldConfig
-from rlir_ray.data import clips as clips_module
 from rlir_ray.data import recorded_clips
 from rlir_ray.data.clips import Clip, ClipAddress, CutClips, read_clip
 from rlir_ray.data.recorded_clips import cut_clips
-from rlir_ray.data.recording_index import RecordingSource, find_recordings
+from rlir_ray.data.recordings import resize_frames
 from rlir_ray.data.video import VideoFile
+from rlir_ray.data.vpt.index import VptRecordings, find_recordings
+from rlir_ray.spaces.vpt import camera_of
 from tests.data.videos import HEIGHT, NUM_FRAMES, WIDTH, damage_frame, decode_all, event, write_pair
 
 # Clips of 10 frames: a recording of 60 holds six.
@@ -24,7 +25,7 @@ WORLD = WorldConfig(height=HEIGHT, width=WIDTH, num_context=2, num_frames=8)
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> RecordingSource:
+def source(tmp_path_factory: pytest.TempPathFactory) -> VptRecordings:
     """Three recordings, two of them of one file name; frames 10..29 of one lie behind a GUI."""
     folder = tmp_path_factory.mktemp("recordings")
     gui = [event(dx=float(frame), isGuiOpen=frame in (19, 20)) for frame in range(NUM_FRAMES)]
@@ -34,7 +35,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> RecordingSource:
     return find_recordings(folder)
 
 
-def broken_source(folder: Path) -> RecordingSource:
+def broken_source(folder: Path) -> VptRecordings:
     """Of three recordings one is whole, one is damaged amid its frames, one has a bad line."""
     for name in "abc":
         write_pair(folder / name)
@@ -50,25 +51,25 @@ def ids(cut: CutClips) -> list[str]:
 def assert_equal(one: Clip, other: Clip) -> None:
     assert one.address == other.address
     np.testing.assert_array_equal(one.frames, other.frames)
-    np.testing.assert_array_equal(one.actions.camera, other.actions.camera)
+    assert one.actions.equals(other.actions)
 
 
-def test_a_clip_is_found_by_its_address(source: RecordingSource) -> None:
+def test_a_clip_is_found_by_its_address(source: VptRecordings) -> None:
     clip = read_clip(source, ClipAddress("9.0/same", 30), WORLD)
     assert clip.address.prompt_id == "9.0/same:30"
     np.testing.assert_array_equal(clip.frames, decode_all(source.videos["9.0/same"])[30:40])
     # The action at k leads into frame k; the first frame's own belongs to the past.
-    np.testing.assert_allclose(clip.actions.camera[:, 1], np.arange(31, 40) * 0.15, rtol=1e-6)
+    np.testing.assert_allclose(camera_of(clip.actions)[:, 1], np.arange(31, 40) * 0.15, rtol=1e-6)
 
 
-def test_an_address_that_the_source_does_not_hold_is_refused(source: RecordingSource) -> None:
+def test_an_address_that_the_source_does_not_hold_is_refused(source: VptRecordings) -> None:
     with pytest.raises(ValueError, match=r"got none named '7\.0/same'"):
         read_clip(source, ClipAddress("7.0/same", 0), WORLD)
     with pytest.raises(ValueError, match=r"flat\.mp4: frames must lie within 0\.\.60, got \[51, 61\)"):
         read_clip(source, ClipAddress("flat", 51), WORLD)
 
 
-def test_addresses_are_those_of_all_clips_without_a_gui(source: RecordingSource) -> None:
+def test_addresses_are_those_of_all_clips_without_a_gui(source: VptRecordings) -> None:
     cut = cut_clips(source, 100, WORLD, 0, seed=0)
     addresses = sorted(clip.address for clip in cut.clips)
     starts = {name: [each.first_frame for each in addresses if each.recording == name] for name in source.videos}
@@ -80,7 +81,7 @@ def test_addresses_are_those_of_all_clips_without_a_gui(source: RecordingSource)
     assert cut.skipped == ()
 
 
-def test_only_the_clips_that_are_returned_are_decoded(source: RecordingSource, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_clips_that_are_returned_are_decoded(source: VptRecordings, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[tuple[int, int]] = []
     read = VideoFile.read
 
@@ -95,7 +96,7 @@ def test_only_the_clips_that_are_returned_are_decoded(source: RecordingSource, m
 
 
 def test_clips_that_are_cut_are_those_at_their_addresses(
-    source: RecordingSource, monkeypatch: pytest.MonkeyPatch
+    source: VptRecordings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Two clips of each recording at first, then more of each.
     monkeypatch.setattr(recorded_clips, "MIN_CLIPS_OF_RECORDING", 2)
@@ -159,12 +160,12 @@ def test_resizing_is_an_average_or_takes_neighbours_alone() -> None:
     frames = np.broadcast_to(row[None, None, :, None], (1, 4, 4, 3))
     # Area: (0 + 100 + 51 + 250) / 4 = 100.25. Bilinear at the centre 1.5: (100 + 51) / 2 = 75.5, to the even 76.
     for resize, value in (("area", 100), ("bilinear", 76)):
-        resized = clips_module._resize(np.ascontiguousarray(frames), 1, 1, resize)
+        resized = resize_frames(np.ascontiguousarray(frames), 1, 1, resize)
         assert resized.dtype == np.uint8 and resized.shape == (1, 1, 1, 3)
         assert (resized == value).all()
 
 
-def test_clips_are_resized_as_configured(source: RecordingSource) -> None:
+def test_clips_are_resized_as_configured(source: VptRecordings) -> None:
     small = WorldConfig(height=HEIGHT // 4, width=WIDTH // 4, num_context=2, num_frames=8)
     frames = decode_all(source.videos["flat"])[:10]
     # A quarter's centre lies between the second and the third pixel.

@@ -15,8 +15,9 @@ from rlir_ray.data import prompts as prompts_module
 from rlir_ray.data.clips import clip_starts
 from rlir_ray.data.prompts import heldout_bytes, prepare_prompts
 from rlir_ray.data.recorded_clips import cut_clips
-from rlir_ray.data.recording_index import find_recordings
-from rlir_ray.data.recordings import write_recording
+from rlir_ray.data.vpt.index import find_recordings
+from rlir_ray.data.vpt.pairs import write_recording
+from rlir_ray.spaces.vpt import camera_of
 
 HEIGHT, WIDTH, LENGTH = 16, 24, 40
 GROUPS = ("forward_back", "jump", "yaw")
@@ -28,6 +29,16 @@ class Corners:
     def encode(self, frames: torch.Tensor) -> torch.Tensor:
         assert frames.dtype == torch.uint8
         return frames[:, HEIGHT // 2, WIDTH // 2, :2].long()
+
+
+class Recording:
+    """An open recording as far as `clip_starts` reads it."""
+
+    def __init__(self, events: list[dict[str, Any]]) -> None:
+        self.events = events
+
+    def __len__(self) -> int:
+        return len(self.events)
 
 
 def _events(num_frames: int, number: int) -> list[dict[str, Any]]:
@@ -71,9 +82,9 @@ def _config(folder: Path, *overrides: str) -> Config:
 def test_clips_of_a_recording_leave_out_walls_and_open_inventories(tmp_path: Path) -> None:
     # Clips of 9 frames start at 0, 9, 18, 27; 9 faces a wall, and the one at 18 holds the GUI of frame 22.
     world = _config(tmp_path).world
-    assert clip_starts(_events(LENGTH, 0), world, 96) == [0, 27]
-    assert clip_starts(_events(LENGTH, 0), world, 0) == [0, 9, 27]
-    assert clip_starts([{}] * 8, world, 96) == []
+    assert clip_starts(Recording(_events(LENGTH, 0)), world, 96) == [0, 27]
+    assert clip_starts(Recording(_events(LENGTH, 0)), world, 0) == [0, 9, 27]
+    assert clip_starts(Recording([{}] * 8), world, 96) == []
 
 
 def test_actions_lead_into_the_frames_after_the_context(tmp_path: Path) -> None:
@@ -85,8 +96,8 @@ def test_actions_lead_into_the_frames_after_the_context(tmp_path: Path) -> None:
         assert np.abs(frames[:, 0, 0, 0] - (40.0 + 4 * np.arange(first, first + 9))).max() < 3
         assert np.abs(prompt.context.astype(float) - [[40 + 4 * first, 40 + 30 * number]]).max() < 3
         pixels = np.arange(first + 1, first + 9) + 100 * number
-        np.testing.assert_allclose(prompt.actions.camera[:, 1], pixels * 0.15, rtol=1e-5)
-        np.testing.assert_array_equal(prompt.actions.buttons, recorded.buttons)
+        np.testing.assert_allclose(camera_of(prompt.actions)[:, 1], pixels * 0.15, rtol=1e-5)
+        assert prompt.actions.equals(recorded)
     assert len({prompt.prompt_id for prompt in prompts.prompts}) == len(prompts) == 6
 
 
@@ -119,8 +130,8 @@ def test_frames_of_another_size_are_averaged_to_the_worlds(tmp_path: Path) -> No
 def test_sampled_commands_are_those_of_another_clip(tmp_path: Path) -> None:
     config = _config(_record(tmp_path), "prompts.actions=sampled", "world.num_context=3", "world.num_frames=6")
     prompts = prepare_prompts(config, "train", Corners(), tmp_path)
-    commanded = np.stack([prompt.actions.camera[:, 1] for prompt in prompts.prompts])
-    recorded = np.stack([actions.camera[:, 1] for actions in prompts.recorded])
+    commanded = np.stack([camera_of(prompt.actions)[:, 1] for prompt in prompts.prompts])
+    recorded = np.stack([camera_of(actions)[:, 1] for actions in prompts.recorded])
     # What leads into context frames has happened; the rest is a permutation without a fixed point.
     np.testing.assert_array_equal(commanded[:, :2], recorded[:, :2])
     assert (commanded[:, 2:] != recorded[:, 2:]).any(1).all()
@@ -240,8 +251,8 @@ def test_doom_prompts_are_recorded_once_and_heldout_ones_apart(tmp_path: Path) -
     heldout = prepare_prompts(config, "heldout", Grey(), tmp_path)
     assert first.frames.shape == (4, 9, 48, 64, 3)
     np.testing.assert_array_equal(first.frames, again.frames)
-    np.testing.assert_array_equal(first.prompts[3].actions.camera, again.prompts[3].actions.camera)
+    assert first.prompts[3].actions.equals(again.prompts[3].actions)
     assert not {prompt.prompt_id for prompt in first.prompts} & {prompt.prompt_id for prompt in heldout.prompts}
-    assert any(
-        (one.actions.buttons != real.buttons).any() for one, real in zip(first.prompts, first.recorded, strict=True)
-    )
+    pairs = zip(first.prompts, first.recorded, strict=True)
+    buttons = [(one.actions.values[:, :-2], real.values[:, :-2]) for one, real in pairs]
+    assert any((one != real).any() for one, real in buttons)

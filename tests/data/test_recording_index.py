@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rlir_ray.data.recording_index import find_recordings, list_recordings
+from rlir_ray.data.vpt.index import find_recordings, list_recordings
 
 ADDRESS = "https://example.org/data/"
 

@@ -12,18 +12,11 @@ import pytest
 from rlir_ray.config import DataConfig, WorldConfig
 from rlir_ray.data.clips import ClipAddress, read_clip
 from rlir_ray.data.recorded_clips import cut_clips
-from rlir_ray.data.recording_index import find_recordings
-from rlir_ray.data.recordings import (
-    list_recordings,
-    load_recordings,
-    open_recording,
-    read_events,
-    read_recording,
-    read_recordings,
-    write_recording,
-)
-from rlir_ray.spaces.actions import BUTTON_INDEX, DEGREES_PER_PIXEL
-from tests.data.videos import damage_frame, decode_all, event, turn, write_pair
+from rlir_ray.data.recordings import open_recordings, read_all
+from rlir_ray.data.vpt.index import find_recordings, list_recordings
+from rlir_ray.data.vpt.pairs import open_recording, read_events, write_recording
+from rlir_ray.spaces.vpt import BUTTON_INDEX, DEGREES_PER_PIXEL, buttons_of, camera_of
+from tests.data.videos import damage_frame, decode_all, event, read_recording, turn, write_pair
 
 NUM_FRAMES = 12
 
@@ -51,8 +44,9 @@ def test_a_recording_is_read_back_in_order_and_clean(tmp_path: Path) -> None:
     error = (recording.frames.astype(float) - moving_bars()) ** 2
     assert recording.frames.shape == (NUM_FRAMES, 48, 64, 3)
     assert (10 * np.log10(255**2 / error.mean(axis=(1, 2, 3))) > 40).all()
-    assert recording.actions.buttons[:, BUTTON_INDEX["forward"]].tolist() == [False] + [True, False] * 5 + [True]
-    np.testing.assert_allclose(recording.actions.camera[1], [0, 3.15], atol=1e-6)
+    forward = buttons_of(recording.actions.classes)[:, BUTTON_INDEX["forward"]]
+    assert forward.tolist() == [False] + [True, False] * 5 + [True]
+    np.testing.assert_allclose(camera_of(recording.actions)[1], [0, 3.15], atol=1e-6)
 
 
 def test_stem_mp4_and_jsonl_name_the_same_recording(tmp_path: Path) -> None:
@@ -142,10 +136,8 @@ def test_a_broken_recording_is_named_and_skipped(damage, tmp_path: Path, caplog:
     with pytest.raises(ValueError, match=BREAKS[damage]):
         read_recording(paths[0])
     with caplog.at_level(logging.WARNING):
-        assert [recording.name for recording in read_recordings(paths)] == ["b"]
+        assert [recording.name for recording in read_all(open_recordings(tmp_path))] == ["b"]
     assert "1 of 2 recordings were skipped" in caplog.text
-    with pytest.raises(ValueError, match=BREAKS[damage]):
-        list(read_recordings(paths, strict=True))
 
 
 def test_a_recording_is_opened_without_decoding_it_and_read_in_part(tmp_path: Path) -> None:
@@ -164,16 +156,17 @@ def test_the_recorders_errors_are_put_right_on_the_way_in(tmp_path: Path) -> Non
     events[3]["isGuiOpen"] = True
     path = write_pair(tmp_path / "6.9" / "player", events, num_frames=4)
     for actions in (open_recording(path).actions, read_recording(path).actions):
-        assert not actions.buttons[:, BUTTON_INDEX["attack"]].any()
-        assert actions.buttons[:, BUTTON_INDEX["hotbar.3"]].tolist() == [False, False, True, False]
-        np.testing.assert_allclose(actions.camera[:, 1], [0.15, 0.15, 0.15, 0.3], rtol=1e-6)
+        buttons = buttons_of(actions.classes)
+        assert not buttons[:, BUTTON_INDEX["attack"]].any()
+        assert buttons[:, BUTTON_INDEX["hotbar.3"]].tolist() == [False, False, True, False]
+        np.testing.assert_allclose(camera_of(actions)[:, 1], [0.15, 0.15, 0.15, 0.3], rtol=1e-6)
     assert read_events(path.with_suffix(".jsonl")) == events
 
 
 def test_the_version_of_an_indexs_name_counts_where_the_folder_has_none(tmp_path: Path) -> None:
     path = write_pair(tmp_path / "player", [event(dx=1.0, isGuiOpen=True)] * 3, num_frames=3)
-    assert open_recording(path, name="5.7/player").actions.camera[0, 1] == pytest.approx(0.075)
-    assert open_recording(path).actions.camera[0, 1] == pytest.approx(0.15)
+    assert camera_of(open_recording(path, name="5.7/player").actions)[0, 1] == pytest.approx(0.075)
+    assert camera_of(open_recording(path).actions)[0, 1] == pytest.approx(0.15)
 
 
 def test_only_line_feeds_end_a_line(tmp_path: Path) -> None:
@@ -202,14 +195,14 @@ def test_recordings_of_one_file_name_are_loaded_under_two_names(
         write(tmp_path / folder, "same")
     (tmp_path / "half.mp4").touch()
     with caplog.at_level(logging.WARNING):
-        assert [recording.name for recording in load_recordings(tmp_path)] == ["8.0/same", "9.0/same"]
+        assert [recording.name for recording in read_all(open_recordings(tmp_path))] == ["8.0/same", "9.0/same"]
     assert "1 of 3 recordings were skipped" in caplog.text
 
 
 def test_a_folder_of_broken_recordings_names_the_first_reason(tmp_path: Path) -> None:
     bad_line(write(tmp_path, "a"))
     with pytest.raises(ValueError, match=r"got 1 broken ones; .* the first: .*a\.jsonl, line 4: no JSON"):
-        load_recordings(tmp_path)
+        list(read_all(open_recordings(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -252,7 +245,7 @@ def test_linked_folders_are_found_once_and_a_link_back_up_ends(tmp_path: Path) -
 def test_actions_are_shifted_on_reading_and_frames_without_one_go(tmp_path: Path, shift: int, yaw: list[int]) -> None:
     events = [event(dx=frame / DEGREES_PER_PIXEL) for frame in range(6)]
     opened = open_recording(write_pair(tmp_path / "a", events, num_frames=6), action_shift=shift)
-    np.testing.assert_allclose(opened.actions.camera[:, 1], yaw, atol=1e-5)
+    np.testing.assert_allclose(camera_of(opened.actions)[:, 1], yaw, atol=1e-5)
     # What an event says of its frame stays there.
     assert len(opened) == len(opened.actions) == len(yaw) and opened.events == events[: len(yaw)]
 
@@ -261,7 +254,7 @@ def test_a_shift_of_the_configuration_reaches_the_prompts(tmp_path: Path) -> Non
     write_pair(tmp_path / "a", [event(dx=frame / DEGREES_PER_PIXEL) for frame in range(12)], num_frames=12)
     world = WorldConfig(height=48, width=64, num_context=1, num_frames=3)
     clip = read_clip(find_recordings(tmp_path), ClipAddress("a", 4), world, DataConfig(action_shift=-1))
-    np.testing.assert_allclose(clip.actions.camera[:, 1], [4, 5, 6], atol=1e-5)
+    np.testing.assert_allclose(camera_of(clip.actions)[:, 1], [4, 5, 6], atol=1e-5)
     (cut,) = cut_clips(find_recordings(tmp_path), 1, world, 0.0, 0, DataConfig(action_shift=-1)).clips
     first = cut.address.first_frame
-    np.testing.assert_allclose(cut.actions.camera[:, 1], [first, first + 1, first + 2], atol=1e-5)
+    np.testing.assert_allclose(camera_of(cut.actions)[:, 1], [first, first + 1, first + 2], atol=1e-5)

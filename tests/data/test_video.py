@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from rlir_ray.data import video as video_module
-from rlir_ray.data.recordings import write_recording
 from rlir_ray.data.video import index_video
+from rlir_ray.data.vpt.pairs import write_recording
 from tests.data.videos import B_FRAMES, GOP, NUM_FRAMES, damage_frame, decode_all, moving_bars, write_video
 
 ENCODINGS = {

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlir_ray.data.vpt_events import parse_event, recorder_version, repair_events
-from rlir_ray.spaces.actions import BUTTON_INDEX, BUTTONS, Actions
+from rlir_ray.data.vpt.events import parse_event, recorder_version, repair_events
+from rlir_ray.spaces.vpt import BUTTON_INDEX, BUTTONS, actions_from_events, buttons_of, camera_of
 from rlir_ray.worlds.scripted_player import Command, command_event
 from tests.data.videos import event
 
@@ -22,7 +22,7 @@ def held(buttons: list[int], new: list[int]) -> dict[str, Any]:
 
 
 def pressed(events: list[dict[str, Any]], button: str) -> list[bool]:
-    return Actions.from_events(events).buttons[:, BUTTON_INDEX[button]].tolist()
+    return buttons_of(actions_from_events(events).classes)[:, BUTTON_INDEX[button]].tolist()
 
 
 def test_attack_that_is_stuck_at_the_start_is_released_until_it_is_pressed_anew() -> None:
@@ -87,8 +87,8 @@ def test_recordings_of_the_embedded_world_stay_as_they_are() -> None:
 def test_null_parts_are_read_as_nothing_pressed() -> None:
     events = [{"mouse": None, "keyboard": None}, {"mouse": {"dx": None, "buttons": None}, "keyboard": {"keys": None}}]
     events = repair_events([parse_event(json.dumps(each)) for each in events])
-    actions = Actions.from_events(events)
-    assert not actions.buttons.any() and not actions.camera.any()
+    actions = actions_from_events(events)
+    assert not actions.values.any()
 
 
 def test_lines_of_mineworlds_validation_files_are_read() -> None:
@@ -97,10 +97,10 @@ def test_lines_of_mineworlds_validation_files_are_read() -> None:
     as_printed = repr(action | {"camera": None}).replace("None", "array([ 1.5, -3. ])")
     with_kind = repr(action | {"camera": None}).replace("None", "np.array([1.5, -3.], dtype=float32)")
     for line in (as_json, as_printed, with_kind):
-        actions = Actions.from_events([parse_event(line)])
-        np.testing.assert_allclose(actions.camera, [[1.5, -3]])
+        actions = actions_from_events([parse_event(line)])
+        np.testing.assert_allclose(camera_of(actions), [[1.5, -3]])
         # Jump and sneak contradict each other.
-        assert {BUTTONS[index] for index in np.flatnonzero(actions.buttons[0])} == {"forward", "hotbar.3"}
+        assert {BUTTONS[index] for index in np.flatnonzero(buttons_of(actions.classes)[0])} == {"forward", "hotbar.3"}
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,9 @@ import av
 import numpy as np
 import numpy.typing as npt
 
+from rlir_ray.data.recordings import Recording
+from rlir_ray.data.vpt.pairs import open_recording
+
 HEIGHT, WIDTH, NUM_FRAMES, GOP = 48, 64, 60, 20
 B_FRAMES = {"g": str(GOP), "bf": "3", "crf": "18", "threads": "1", "sc_threshold": "0"}
 
@@ -84,3 +87,10 @@ def turn(path: Path, matrix: tuple[int, ...]) -> None:
     a, b, c, d = (value << 16 for value in matrix)
     content[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(content)
+
+
+def read_recording(path: Path) -> Recording:
+    """Read one VPT pair with all its frames."""
+    opened = open_recording(path)
+    frames = opened.read(0, len(opened))
+    return Recording(name=opened.name, frames=frames, actions=opened.actions, events=opened.events)

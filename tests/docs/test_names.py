@@ -13,7 +13,7 @@ from actors.reward.replica import build_reward
 from actors.rollout.actor import build_sampler
 from rlir_ray.algorithm.ledger import END_STATES
 from rlir_ray.cli.parser import build_parser
-from rlir_ray.config import CAMERA_MATCHES, Config
+from rlir_ray.config import AXIS_MATCHES, Config
 from rlir_ray.config.load import keys
 from rlir_ray.config.schema import sections
 from rlir_ray.local import train_local
@@ -63,8 +63,8 @@ def documented():
     cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     names = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
     assert len(names) == len(set(names)) > 40
-    cameras = [name.replace("CAMERA", camera) for name in names if "CAMERA" in name for camera in CAMERA_MATCHES]
-    return {name for name in names if "CAMERA" not in name} | set(cameras)
+    axes = [name.replace("AXIS", kind) for name in names if "AXIS" in name for kind in AXIS_MATCHES]
+    return {name for name in names if "AXIS" not in name} | set(axes)
 
 
 def written_in_code():

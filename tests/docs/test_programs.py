@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from rlir_ray.data.recordings import read_recording
+from rlir_ray.spaces.vpt import buttons_of
+from tests.data.videos import read_recording
 from tests.docs.pages import ROOT, blocks
 
 SMALL = ("prompts.num_train=16", "prompts.num_heldout=8", "evaluation.num_videos=1", "train.prompts_per_step=2")
@@ -30,7 +31,7 @@ def test_the_recorded_loop_is_read_back(tmp_path, monkeypatch):
     recording = read_recording(tmp_path / "data/mine/first.mp4")
     assert len(recording.frames) == len(names["frames"]) == 16
     # Forward is pressed in every event but the first.
-    pressed = recording.actions.buttons.any(axis=1)
+    pressed = buttons_of(recording.actions.classes).any(axis=1)
     assert not pressed[0] and pressed[1:].all()
 
 

@@ -14,8 +14,8 @@ import torch
 from rlir_ray.cli.commands import main
 from rlir_ray.config import DataConfig, WorldConfig
 from rlir_ray.data.recorded_clips import round_robin_clips
-from rlir_ray.data.recording_index import find_recordings
-from rlir_ray.data.recordings import write_recording
+from rlir_ray.data.vpt.index import find_recordings
+from rlir_ray.data.vpt.pairs import write_recording
 from rlir_ray.evaluation.command import EvaluationRequest, evaluate, find_recipe, resolve_config
 from rlir_ray.evaluation.policy_row import NO_WEIGHTS, evaluate_row
 from rlir_ray.families import open_policy
@@ -23,7 +23,7 @@ from rlir_ray.idm.base import load_inverse_dynamics
 from rlir_ray.models.adapters import save_policy
 from rlir_ray.run.folder import RunFolder
 from rlir_ray.samplers.torch_sampler import TorchSampler
-from rlir_ray.spaces.actions import BUTTONS
+from rlir_ray.spaces.vpt import BUTTONS
 from tests.fakes import HEIGHT, WIDTH, events_of, tiny_actions, tiny_tokenizer, tiny_world_model
 from tests.world import MakeConfig, tiny_config
 

@@ -10,15 +10,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.idm_throughput import straight_loop
-from rlir_ray.idm.base import load_inverse_dynamics, resize_frames
+from rlir_ray.idm.base import axis_values, load_inverse_dynamics, one_hot_classes, resize_frames, stack_classes
 from rlir_ray.idm.correlation_idm import (
     CorrelationInverseDynamics,
     correlation_config,
     correlation_volume,
     displacement_index,
 )
+from rlir_ray.idm.model import MAX_PIXELS, InverseDynamicsModel, working_size
 from rlir_ray.idm.vpt import VptInverseDynamics
 from rlir_ray.idm.vpt_config import VPT_CONFIG, small_vpt_config
+from rlir_ray.spaces.space import ActionSpace, Axis, Choice, Uniform
+from rlir_ray.spaces.vpt import VPT_SPACE
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -77,7 +80,10 @@ def test_saved_models_load_as_what_they_were(
 
 def test_unknown_architecture_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architecture": "oracle"}')
-    with pytest.raises(ValueError, match=r"architecture must be one of vpt, correlation, or package\.module:Name"):
+    with pytest.raises(
+        ValueError,
+        match=r"architecture must be one of vpt, correlation, keypoints, difference, or package\.module:Name",
+    ):
         load_inverse_dynamics(tmp_path)
 
 
@@ -153,3 +159,66 @@ def test_the_settings_that_the_published_file_leaves_out_are_the_published_codes
     del short["net"]["impala_chans"], short["net"]["pointwise_ratio"]
     with torch.device("meta"):
         assert sum(parameter.numel() for parameter in VptInverseDynamics(short).parameters()) == 482_330_046
+
+
+DRIVE = ActionSpace(
+    (
+        Choice(name="cmd/lift", classes=("down", "stay", "up"), null_class=1),
+        Axis(name="steer.x", low=-1, high=3, unit="m", quantizer=Uniform(num_bins=4)),
+    )
+)
+ARCHITECTURES = pytest.mark.parametrize("kind", [VptInverseDynamics, CorrelationInverseDynamics], ids=["vpt", "corr"])
+
+
+@ARCHITECTURES
+@pytest.mark.parametrize("size", [(32, 32), (64, 64), (360, 640), (30, 50)])
+def test_small_models_read_frames_of_any_size(kind: type[InverseDynamicsModel], size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    model = kind.small(DRIVE, *size, hidden_size=32, num_layers=1).eval()
+    assert model.size[0] * model.size[1] <= MAX_PIXELS
+    for height, width in {size, (32, 32)}:
+        reading = model.read(random_clips(2, 3, height, width), DRIVE.names)
+        assert stack_classes(reading, DRIVE.names).shape == (2, 3, 2)
+        for field in DRIVE.fields:
+            table = reading.probabilities[field.name]
+            assert table.shape == (2, 3, field.num_classes) and not table.requires_grad
+            torch.testing.assert_close(table.sum(-1), torch.ones(2, 3))
+            assert torch.equal(table.argmax(-1), reading.classes[field.name])
+
+
+def test_small_models_keep_the_shape_of_large_frames() -> None:
+    assert working_size(48, 64) == (48, 64) and working_size(50, 66, 4) == (48, 64)
+    assert working_size(360, 640, 4) == (96, 168)  # 16384 / 230400 of the pixels: a factor of .267
+    assert working_size(2, 2, 4) == (4, 4)
+
+
+@ARCHITECTURES
+def test_models_of_another_space_are_saved_with_it(kind: type[InverseDynamicsModel], tmp_path: Path) -> None:
+    model = kind.small(DRIVE, 32, 32, hidden_size=32, num_layers=1).eval()
+    model.save_pretrained(tmp_path)
+    loaded, clips = load_inverse_dynamics(tmp_path), random_clips(1, 4, 32, 32)
+    assert type(loaded) is kind and loaded.space == DRIVE
+    expected = model.read(clips, ["steer.x"]).probabilities["steer.x"]
+    torch.testing.assert_close(loaded.read(clips, ["steer.x"]).probabilities["steer.x"], expected)
+    with pytest.raises(ValueError, match=r"must be of the action space, got yaw; name some of cmd/lift, steer\.x"):
+        loaded.read(clips, ["yaw"])
+
+
+@ARCHITECTURES
+def test_models_of_vpts_space_name_no_space_in_their_config(kind: type[InverseDynamicsModel]) -> None:
+    model = kind.small(VPT_SPACE, 32, 32)
+    assert "action_space" not in model.config and model.space == VPT_SPACE
+    assert {name for name in model.state_dict() if name.startswith("pi_head")} == {
+        f"pi_head.{head}.linear_layer.{part}" for head in ("buttons", "camera") for part in ("weight", "bias")
+    }
+
+
+def test_the_number_of_an_axis_is_the_mean_of_its_bins() -> None:
+    # Bins of 1 m with centres -.5, .5, 1.5 and 2.5.
+    values = axis_values(torch.tensor([[0.5, 0, 0, 0.5], [0, 1, 0, 0]]), DRIVE.axes[0])
+    assert values.tolist() == [1.0, 0.5]
+
+
+def test_classes_are_encoded_by_field() -> None:
+    tables = one_hot_classes(torch.tensor([[2, 0]]), DRIVE.fields)
+    assert tables["cmd/lift"].tolist() == [[0, 0, 1]] and tables["steer.x"].tolist() == [[1, 0, 0, 0]]

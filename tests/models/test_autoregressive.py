@@ -15,7 +15,9 @@ from rlir_ray.models.autoregressive import (
     sequence_length,
 )
 from rlir_ray.spaces.mineworld import TOKENS_PER_ACTION, action_tokens
+from rlir_ray.spaces.vpt import VPT_SPACE
 from tests.fakes import NUM_CODES, TOKENS_PER_FRAME, image_tokens, tiny_actions, tiny_world_model
+from tests.second_space import LAYOUT, SPACE, second_actions, second_world_model
 
 
 def random_tokens(num_sequences: int, num_frames: int, seed: int = 0) -> torch.Tensor:
@@ -26,8 +28,9 @@ def random_tokens(num_sequences: int, num_frames: int, seed: int = 0) -> torch.T
 
 
 def test_nine_frames_of_48_tokens_are_520_tokens() -> None:
-    assert sequence_length(9, 48) == 9 * 48 + 8 * 11 == 520
-    assert count_frames(520, 48) == 9
+    assert sequence_length(9, 48, 11) == 9 * 48 + 8 * 11 == 520
+    assert count_frames(520, 48, 11) == 9
+    assert sequence_length(9, 48, 4) == 9 * 48 + 8 * 4 == 464
 
 
 def test_actions_stand_before_the_frame_that_they_lead_into() -> None:
@@ -39,8 +42,8 @@ def test_actions_stand_before_the_frame_that_they_lead_into() -> None:
 def test_decisions_are_image_tokens_of_generated_frames_only() -> None:
     frames, actions = torch.arange(6).view(3, 2), torch.full((2, 11), 99)
     tokens = assemble(frames, actions)
-    assert tokens[decision_positions(len(tokens), 4, 2)].tolist() == [2, 3, 4, 5]
-    assert tokens[decision_positions(len(tokens), 2, 2)].tolist() == [4, 5]
+    assert tokens[decision_positions(len(tokens), 4, 2, 11)].tolist() == [2, 3, 4, 5]
+    assert tokens[decision_positions(len(tokens), 2, 2, 11)].tolist() == [4, 5]
 
 
 def test_frames_and_actions_of_a_sequence_assemble_to_it_again() -> None:
@@ -58,12 +61,12 @@ def action_rows(tokens: torch.Tensor, num_frames: int) -> torch.Tensor:
 @pytest.mark.parametrize("num_decisions", [0, 5, 3 * TOKENS_PER_FRAME])
 def test_decisions_that_leave_no_whole_context_are_refused(num_decisions: int) -> None:
     with pytest.raises(ValueError, match="at least one context frame"):
-        decision_positions(sequence_length(3, TOKENS_PER_FRAME), num_decisions, TOKENS_PER_FRAME)
+        decision_positions(sequence_length(3, TOKENS_PER_FRAME, 11), num_decisions, TOKENS_PER_FRAME, 11)
 
 
 def test_a_length_of_no_whole_frames_is_refused() -> None:
     with pytest.raises(ValueError, match="share one tokenizer"):
-        count_frames(50, 12)
+        count_frames(50, 12, 11)
 
 
 def test_logprobs_equal_the_plain_llama_softmax_over_image_ids() -> None:
@@ -114,6 +117,28 @@ def test_a_folder_without_tokens_per_frame_is_refused_until_told(tmp_path: Path)
     with pytest.raises(ValueError, match="tokens_per_frame"):
         WorldModel.from_pretrained(tmp_path)
     assert WorldModel.from_pretrained(tmp_path, tokens_per_frame=7).tokens_per_frame == 7
+
+
+def test_a_model_of_another_space_keeps_it_in_its_folder(tmp_path: Path) -> None:
+    model = second_world_model()
+    model.save_pretrained(tmp_path)
+    again = WorldModel.from_pretrained(tmp_path)
+    assert again.layout.space == SPACE and again.layout.name == "fields"
+    assert (again.num_codes, again.config.vocab_size) == (NUM_CODES, NUM_CODES + 14)
+    frames = torch.randint(NUM_CODES, (1, 3, TOKENS_PER_FRAME), generator=torch.Generator().manual_seed(0))
+    actions = torch.from_numpy(LAYOUT.tokens(second_actions(2), NUM_CODES))[None]
+    tokens = assemble(frames, actions)
+    assert tokens.shape == (1, 3 * TOKENS_PER_FRAME + 2 * 4)
+    assert torch.equal(image_tokens(tokens, TOKENS_PER_FRAME, 4), frames)
+    with torch.no_grad():
+        assert torch.equal(again(tokens, 24), model(tokens, 24))
+    with pytest.raises(ValueError, match="share one tokenizer and one action space"):
+        again(random_tokens(1, 3), 24)
+
+
+def test_a_model_of_mineworlds_layout_states_no_space() -> None:
+    model = tiny_world_model()
+    assert model.layout.space == VPT_SPACE and not hasattr(model.config, "action_space")
 
 
 def test_gradients_reach_every_weight_that_decides() -> None:

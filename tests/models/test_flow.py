@@ -7,7 +7,11 @@ import torch
 
 from rlir_ray.models.flow import FlowWorldModel, open_flow_model
 from rlir_ray.models.rescoring import two_streams
+from rlir_ray.spaces.layouts import FieldsLayout, layout_settings
 from rlir_ray.spaces.mineworld import ACTION_CLASS_COUNTS
+from rlir_ray.spaces.space import ActionSpace, Axis, Uniform
+from rlir_ray.spaces.vpt import VPT_SPACE
+from tests.second_space import SPACE, second_flow_model
 
 SMALL = {
     "latent_channels": 4,
@@ -115,6 +119,32 @@ def test_folder_opens_as_it_was_saved(tmp_path) -> None:
     with torch.no_grad():
         assert torch.equal(again(*clips()), model(*clips()))
     assert again.tokens_per_frame == 24
+
+
+def test_folder_keeps_the_action_space_of_a_model(tmp_path) -> None:
+    model = second_flow_model()
+    model.save_pretrained(tmp_path / "second")
+    again = open_flow_model(tmp_path / "second")
+    assert again.layout.space == SPACE and again.layout.name == "fields"
+    assert [table.num_embeddings for table in again.actions] == [3, 9]
+    generator = torch.Generator().manual_seed(0)
+    latents, levels = torch.randn(1, 2, 4, 6, 8, generator=generator), torch.full((1, 2), 0.5)
+    actions = torch.tensor([[[1, 4], [2, 8]]])
+    with torch.no_grad():
+        assert torch.equal(again(latents, levels, actions), model(latents, levels, actions))
+    lively().save_pretrained(tmp_path / "first")
+    assert open_flow_model(tmp_path / "first").layout.space == VPT_SPACE
+
+
+@pytest.mark.parametrize(("num_bins", "fits"), [(256, True), (257, False)])
+def test_fields_of_more_classes_than_a_byte_holds_are_refused(num_bins: int, fits: bool) -> None:
+    space = ActionSpace((Axis(name="steer", low=-1, high=1, quantizer=Uniform(num_bins=num_bins)),))
+    settings = SMALL | layout_settings(FieldsLayout(space))
+    if fits:
+        assert FlowWorldModel(**settings).layout.class_counts == (256,)
+    else:
+        with pytest.raises(ValueError, match="must have at most 256 classes, got 257; give the quantizer"):
+            FlowWorldModel(**settings)
 
 
 def test_gradient_checkpointing_changes_no_gradient() -> None:

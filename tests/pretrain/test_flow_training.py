@@ -13,8 +13,10 @@ from rlir_ray.models.flow import open_flow_model
 from rlir_ray.pretrain.flow import LatentRecordings, flow_loss, load_latents, train_flow, validate
 from rlir_ray.pretrain.settings import FlowTraining
 from rlir_ray.pretrain.task import cosine_rate
-from rlir_ray.spaces.actions import BUTTON_INDEX, BUTTONS, Actions
+from rlir_ray.spaces.space import ActionSpace
+from rlir_ray.spaces.vpt import VPT_SPACE
 from tests.pretrain.interruption import interrupted_after_state
+from tests.second_space import LAYOUT, SPACE
 
 TINY = FlowTraining(
     patch_size=1,
@@ -32,19 +34,19 @@ TINY = FlowTraining(
 )
 
 
-def write_recordings(path, num_frames: int = 300, seed: int = 0) -> None:
-    """A latent of 2 x 1 x 2 whose first channel is 1 after `forward` and -1 without it."""
+def write_recordings(path, num_frames: int = 300, seed: int = 0, space: ActionSpace = VPT_SPACE) -> None:
+    """A latent of 2 x 1 x 2 whose first channel is 1 after the last class of the first field and -1 without it."""
     random = np.random.default_rng(seed)
-    buttons = np.zeros((num_frames, len(BUTTONS)), np.bool_)
-    buttons[:, BUTTON_INDEX["forward"]] = random.random(num_frames) < 0.5
+    moves, actions = random.random(num_frames) < 0.5, space.nothing(num_frames)
+    actions.values[:, 0] = np.where(moves, space.fields[0].num_classes - 1, actions.values[:, 0])
     latents = random.normal(0, 0.1, (num_frames, 2, 1, 2)).astype(np.float16)
-    latents[:, 0] += np.where(buttons[:, BUTTON_INDEX["forward"]], 1, -1)[:, None, None]
+    latents[:, 0] += np.where(moves, 1, -1)[:, None, None]
     np.savez(
         path,
         latents=latents,
         episode_starts=np.array([0, num_frames // 2]),
-        buttons=buttons,
-        camera=np.zeros((num_frames, 2), np.float32),
+        actions=actions.values,
+        action_space=np.array(space.to_json()),
     )
 
 
@@ -103,9 +105,8 @@ def test_levels_are_independent_by_frame_and_history_is_slightly_noised(recordin
 
 def test_first_action_of_a_window_is_unknown(recordings) -> None:
     _, actions = recordings[0].windows(np.array([3, 10]), 3)
-    assert (actions[:, 0] == actions[0, 0]).all()
-    pressed = Actions.from_events([{"keyboard": {"keys": ["key.keyboard.w"]}}])
-    assert len(pressed) == 1 and actions[:, 1:, 3].unique().tolist() == [0, 1]
+    assert actions[:, 0].tolist() == [[10, 10, 0, 0, 0, 0, 0, 0, 0]] * 2
+    assert actions[:, 1:, 3].unique().tolist() == [0, 2]  # back or not
 
 
 def test_interrupted_training_goes_on_to_the_same_weights(recordings, tmp_path) -> None:
@@ -133,9 +134,27 @@ def test_training_goes_on_from_a_checkpoint_of_its_own_size_only(recordings, tmp
     train_flow(*recordings, tmp_path / "base", replace(TINY, num_steps=2))
     more = replace(TINY, num_steps=1, init=str(tmp_path / "base"))
     assert train_flow(*recordings, tmp_path / "more", more).config["hidden_size"] == 32
-    other = LatentRecordings(np.zeros((9, 3, 1, 2), np.float16), np.zeros((9, 9), np.int64), np.array([0]))
-    with pytest.raises(ValueError, match=r"latents of \(2, 1, 2\)"):
+    other = replace(recordings[0], latents=np.zeros((300, 3, 1, 2), np.float16))
+    with pytest.raises(ValueError, match=r"must have latents of \(2, 1, 2\) a frame as --init"):
         train_flow(other, other, tmp_path / "other", more)
+    with pytest.raises(ValueError, match=r"held-out recordings must have latents of \(2, 1, 2\) a frame"):
+        train_flow(recordings[0], other, tmp_path / "other", TINY)
+
+
+def test_a_world_of_another_action_space_is_learned(recordings, tmp_path) -> None:
+    for seed, split in enumerate(("train", "validation")):
+        write_recordings(tmp_path / f"{split}.npz", seed=seed, space=SPACE)
+    second = [load_latents(tmp_path / f"{split}.npz") for split in ("train", "validation")]
+    assert second[0].windows(np.array([0]), 2)[1][0, 0].tolist() == LAYOUT.classes(SPACE.nothing(1))[0].tolist()
+    model = train_flow(*second, tmp_path / "out", TINY)
+    figures = validate(model, second[1], TINY)
+    assert figures["validation_loss"] < 0.7 < figures["validation_loss_wrong_actions"]
+    again = open_flow_model(tmp_path / "out")
+    assert again.layout.space == SPACE and again.layout.name == "fields"
+    with pytest.raises(ValueError, match=r"the held-out recordings must have the action space .*field 0: gear"):
+        train_flow(second[0], recordings[1], tmp_path / "mixed", TINY)
+    with pytest.raises(ValueError, match=r"the recordings must have the action space of --init .*field 0: gear"):
+        train_flow(*recordings, tmp_path / "other", replace(TINY, init=str(tmp_path / "out")))
 
 
 def test_learning_rate_rises_and_falls_along_a_cosine() -> None:
@@ -143,11 +162,3 @@ def test_learning_rate_rises_and_falls_along_a_cosine() -> None:
         cosine_rate(0.01) == pytest.approx(0.5) and cosine_rate(0.02) == 1 and cosine_rate(1.0) == pytest.approx(0.05)
     )
     assert cosine_rate(0.51, least=0.1) == pytest.approx(0.55)
-
-
-def test_file_without_latents_is_refused(tmp_path) -> None:
-    with pytest.raises(ValueError, match="must exist"):
-        load_latents(tmp_path / "none.npz")
-    np.savez(tmp_path / "tokens.npz", tokens=np.zeros(3))
-    with pytest.raises(ValueError, match="must hold latents"):
-        load_latents(tmp_path / "tokens.npz")

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from rlir_ray.data.recordings import Recording, write_recording
+from rlir_ray.data.recordings import Recording
+from rlir_ray.data.vpt.pairs import write_recording
 from rlir_ray.idm.base import load_inverse_dynamics
 from rlir_ray.pretrain.command import main
-from rlir_ray.pretrain.idm import build_model, train_inverse_dynamics
+from rlir_ray.pretrain.idm import train_inverse_dynamics
+from rlir_ray.pretrain.idm_model import build_model
 from rlir_ray.pretrain.idm_scores import (
     class_weights,
     compare,
@@ -22,7 +24,9 @@ from rlir_ray.pretrain.idm_scores import (
 )
 from rlir_ray.pretrain.settings import InverseDynamicsTraining
 from rlir_ray.pretrain.training_warnings import idm_warning
-from rlir_ray.spaces.actions import Actions
+from rlir_ray.rewards.field_scores import FieldValues
+from rlir_ray.spaces.space import Actions, ActionSpace, Axis, Choice, Uniform
+from rlir_ray.spaces.vpt import VPT_SPACE, actions_from_buttons
 from tests.fakes import events_of
 from tests.pretrain.interruption import interrupted_after_state
 
@@ -39,7 +43,7 @@ def panning_recording(name: str, seed: int, num_frames: int = 40) -> Recording:
     texture = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
     frames = np.stack([np.roll(texture, -2 * shift, axis=1) for shift in np.cumsum(turns)])
     camera = np.stack([np.zeros(num_frames), 3.2 * turns], -1).astype(np.float32)
-    actions = Actions(np.zeros((num_frames, 23), np.bool_), camera)
+    actions = actions_from_buttons(np.zeros((num_frames, 23), np.bool_), camera)
     return Recording(name=name, frames=frames, events=events_of(actions), actions=actions)
 
 
@@ -57,18 +61,29 @@ def test_the_first_frame_of_a_window_is_not_scored() -> None:
     logits = {"buttons": torch.zeros(1, 3, 20, 2), "camera": torch.zeros(1, 3, 2, 11)}
     wrong_first = {name: table.clone() for name, table in logits.items()}
     wrong_first["buttons"][:, 0] = -100
-    labels = torch.zeros(1, 3, 20, dtype=torch.int64), torch.zeros(1, 3, 2, dtype=torch.int64)
-    weights = torch.ones(20, 2), torch.ones(2, 11)
-    assert inverse_dynamics_loss(logits, *labels, *weights) == inverse_dynamics_loss(wrong_first, *labels, *weights)
+    labels = {name: torch.zeros(table.shape[:-1], dtype=torch.int64) for name, table in logits.items()}
+    weights = {"buttons": torch.ones(20, 2), "camera": torch.ones(2, 11)}
+    assert inverse_dynamics_loss(logits, labels, weights) == inverse_dynamics_loss(wrong_first, labels, weights)
 
 
 def test_shifts_compare_the_frames_they_name() -> None:
     commanded = np.array([[[0], [1], [0], [1], [1], [0]]])
-    late = np.roll(commanded, 1, axis=1)  # the judge reads each action one frame late
-    assert compare(late, commanded, ["jump"], shift=-1)["mean"] == {"accuracy": 1.0, "macro_f1": 1.0}
-    assert compare(late, commanded, ["jump"])["mean"]["accuracy"] < 1
-    early = np.roll(commanded, -1, axis=1)
-    assert compare(early, commanded, ["jump"], shift=1)["mean"]["accuracy"] == 1.0
+    late, early = (np.roll(commanded, shift, axis=1) for shift in (1, -1))  # late: one frame after the action
+    late, early, commanded = (FieldValues(table, table.astype(np.float32)) for table in (late, early, commanded))
+    jump = VPT_SPACE.select(["jump"])
+    assert compare(late, commanded, jump, shift=-1)["mean"] == {"accuracy": 1.0, "macro_f1": 1.0}
+    assert compare(late, commanded, jump)["mean"]["accuracy"] < 1
+    assert compare(early, commanded, jump, shift=1)["mean"]["accuracy"] == 1.0
+
+
+def test_an_axis_has_its_error_in_its_unit_and_its_explained_variance() -> None:
+    axis = Axis(name="speed", low=-1, high=1, unit="m/s", quantizer=Uniform(num_bins=4))
+    commanded = np.array([[[0], [-0.75], [-0.25], [0.25], [0.75]]], np.float32)
+    read = commanded + np.float32(0.25)
+    pair = (FieldValues(axis.bins(each), each) for each in (read, commanded))
+    row = compare(*pair, (axis,))["speed"]
+    # Each is a bin too high but for the last, which has no bin above; variance 5/16, squared error 1/16.
+    assert (row["mae"], row["r2"], row["within"], row["accuracy"]) == (0.25, 0.8, 1.0, 0.25)
 
 
 def test_a_trained_judge_reads_the_panning_world(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -128,7 +143,7 @@ def test_a_finished_training_is_left_as_it_is_and_goes_on_with_more_minutes(tmp_
 
 
 def test_clips_through_a_tokenizer_are_scored_apart() -> None:
-    model = build_model("vpt", 16, 16, seed=0)
+    model = build_model("vpt", VPT_SPACE, 16, 16, seed=0)
     frames, actions = cut_clips(recordings(2, 0), 9, 8)
     assert frames.shape == (8, 9, 16, 16, 3) and {len(clip) for clip in actions} == {9}
     assert set(evaluate_inverse_dynamics(model, frames, actions, ("yaw",))) == {"-1", "+0", "+1"}
@@ -158,6 +173,7 @@ def test_a_model_that_reads_nothing_ends_its_training_with_a_warning(
 def test_a_judge_is_warned_of_by_what_it_reads() -> None:
     assert idm_warning({"exact": 0.45, "static": 0.3}, ("yaw",)) == ""
     assert "recovers no actions" in idm_warning({"exact": 0.39, "static": 0.3}, ("yaw",))
+    assert "held-out clips score R² 0.05, " in idm_warning({"exact": 0.05, "static": 0.0}, ("steer",), "R²")
     assert "none of the groups drop,jump occurs" in idm_warning({"exact": None, "static": None}, ("drop", "jump"))
 
 
@@ -181,17 +197,97 @@ def test_the_command_takes_groups_sizes_and_a_checkpoint_to_start_from(tmp_path:
 
 
 def test_sizes_of_the_vpt_form_are_those_asked_for() -> None:
-    model = build_model("vpt", 16, 16, seed=0, hidden_size=32, num_layers=1, num_heads=2, convolution_width=2)
+    model = build_model(
+        "vpt", VPT_SPACE, 16, 16, seed=0, hidden_size=32, num_layers=1, num_heads=2, convolution_width=2
+    )
     net = model.config["net"]
     assert (net["hidsize"], net["n_recurrence_layers"], net["attention_heads"]) == (32, 1, 2)
     assert (net["impala_width"], net["img_shape"]) == (2, [16, 16, 32])
     with pytest.raises(ValueError, match="hidsize must be a multiple"):
-        build_model("vpt", 16, 16, seed=0, hidden_size=33)
+        build_model("vpt", VPT_SPACE, 16, 16, seed=0, hidden_size=33)
 
 
 def test_groups_and_checkpoints_that_do_not_exist_are_refused_in_one_line(tmp_path: Path) -> None:
-    for groups, got in ((("yaw", "jmup"), "jmup"), ((), "none")):
-        with pytest.raises(ValueError, match=f"--groups must be of forward_back, .* got {got}; name"):
-            InverseDynamicsTraining(groups=groups)
+    for groups, got in ((("yaw", "jmup"), "jmup"), (("swapHands",), "swapHands")):  # the latter has no head
+        with pytest.raises(ValueError, match=f"--groups must be of forward_back, .*, yaw, got {got}; name"):
+            train_inverse_dynamics(recordings(1, 0), recordings(1, 9), tmp_path, replace(SETTINGS, groups=groups))
     with pytest.raises(ValueError, match="--init must be the folder of an inverse dynamics model, got"):
         train_inverse_dynamics(recordings(1, 0), recordings(1, 9), tmp_path, replace(SETTINGS, init="nowhere"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Another action space
+
+DRIVE = ActionSpace(
+    (
+        Choice(name="cmd/lift", classes=("down", "stay", "up"), null_class=1),
+        Axis(name="steer", low=-1, high=1, unit="cells", quantizer=Uniform(num_bins=9), direction="right"),
+    )
+)
+
+
+def sliding_recording(seed: int, num_frames: int = 40) -> Recording:
+    """Squares of 4 pixels that move a square up or down as the choice says, up to two sideways as the axis says."""
+    rng = np.random.default_rng(seed)
+    lifts, steers = rng.integers(0, 3, num_frames), rng.uniform(-1, 1, num_frames)
+    rows, columns = -4 * np.cumsum(lifts - 1), 4 * np.cumsum(np.round(2 * steers).astype(int))
+    squares = rng.integers(0, 256, (4, 8, 3), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
+    frames = np.stack([np.roll(squares, place, axis=(0, 1)) for place in zip(rows, columns, strict=True)])
+    actions = Actions(DRIVE, np.stack([lifts, steers], 1).astype(np.float32))
+    return Recording(name=f"r{seed}", frames=frames, events=[], actions=actions)
+
+
+def slides(count: int, seed: int) -> list[Recording]:
+    return [sliding_recording(seed + index) for index in range(count)]
+
+
+def test_a_model_of_another_space_learns_to_read_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = InverseDynamicsTraining(
+        architecture="correlation",
+        minutes=0,
+        num_steps=160,
+        clips_per_step=12,
+        window_frames=(6,),
+        hidden_size=128,
+        learning_rate=2e-3,
+        augmentation=0.0,
+    )
+    figures = train_inverse_dynamics(slides(24, seed=0), slides(6, seed=100), tmp_path, settings)
+    row = figures["shifts"]["+0"]
+    assert set(row) == {"cmd/lift", "steer", "mean"} and set(row["mean"]) == {"accuracy", "macro_f1", "r2"}
+    assert row["cmd/lift"]["macro_f1"] > 0.9
+    assert row["steer"]["r2"] > 0.7 and row["steer"]["mae"] < 0.25 and row["steer"]["within"] > 0.8
+    # A static clip shows that nothing moves: of the choice one class of three has an F1, of .5; R² of the axis is 0.
+    assert figures["gate"]["static"] < 0.1 < 0.8 < figures["gate"]["exact"]
+    assert "warning" not in caplog.text
+    opened = load_inverse_dynamics(tmp_path)
+    assert opened.space == DRIVE
+    assert held_out_scores(opened, slides(6, seed=100), DRIVE.names) == figures
+
+
+def test_models_and_recordings_of_several_spaces_are_refused(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, groups=(), num_steps=1)
+    with pytest.raises(ValueError, match="recording r0 must have the action space of recording r0, got other fields"):
+        train_inverse_dynamics(slides(1, 0), recordings(1, 9), tmp_path / "mixed", settings)
+    train_inverse_dynamics(slides(1, 0), slides(1, 9), tmp_path / "slide", settings)
+    with pytest.raises(ValueError, match=r"the recordings must have the action space of the model in .*slide, got"):
+        start = replace(settings, init=str(tmp_path / "slide"))
+        train_inverse_dynamics(recordings(1, 0), recordings(1, 9), tmp_path / "other", start)
+
+
+def test_architectures_are_plug_ins() -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"architecture must be one of vpt, correlation, keypoints, difference, or package\.module:Name",
+    ):
+        InverseDynamicsTraining(architecture="vptt")
+    named = InverseDynamicsTraining(architecture="rlir_ray.idm.correlation_idm:CorrelationInverseDynamics")
+    assert build_model(named.architecture, DRIVE, 32, 32, seed=0).space == DRIVE
+    with pytest.raises(ValueError, match="--architecture must name a class that this command can train, got tests"):
+        build_model("tests.pretrain.test_idm:OwnReader", DRIVE, 32, 32, seed=0)
+
+
+class OwnReader:
+    """A member of the axis `idms` that another program trains."""
+
+    read = logits = from_pretrained = None

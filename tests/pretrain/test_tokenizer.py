@@ -7,17 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from rlir_ray.data.recordings import Recording, list_recordings, read_recordings, write_recording
-from rlir_ray.models.tokenizer import build_tokenizer
+from rlir_ray.data.vpt.pairs import write_recording
 from rlir_ray.pretrain.codebook import kmeans
 from rlir_ray.pretrain.command import main
-from rlir_ray.pretrain.encode import encode_recordings
 from rlir_ray.pretrain.reconstruction import reconstruction_loss
 from rlir_ray.pretrain.settings import TokenizerTraining
 from rlir_ray.pretrain.tokenizer import evaluate_tokenizer, train_tokenizer
-from rlir_ray.spaces.actions import Actions
-from tests.fakes import events_of
-from tests.pretrain.interruption import Interrupted, interrupted_after_state
+from tests.fakes import events_of, tiny_actions
+from tests.pretrain.interruption import interrupted_after_state
 
 TINY = TokenizerTraining(
     num_codes=16,
@@ -41,12 +38,6 @@ def moving_squares(seed: int, num_clips: int = 6, num_frames: int = 12) -> list[
             clip[frame, y : y + 8, (x + frame) % 16 : (x + frame) % 16 + 8] = colour
         clips.append(clip)
     return clips
-
-
-def still_recording() -> Recording:
-    actions = Actions(np.zeros((4, 23), bool), np.zeros((4, 2), np.float32))
-    frames = moving_squares(0, num_clips=1, num_frames=4)[0]
-    return Recording(name="still", frames=frames, events=events_of(actions), actions=actions)
 
 
 def psnr_of_the_mean_picture(clips: list[np.ndarray]) -> float:
@@ -150,46 +141,6 @@ def test_evaluation_of_an_exact_and_of_a_constant_code() -> None:
     assert figures["psnr"] < 20
 
 
-def test_encoded_recordings_keep_frames_actions_and_starts(tmp_path) -> None:
-    clips = moving_squares(0, num_clips=2)
-    buttons = np.zeros((12, 23), bool)
-    buttons[3:, 2] = True
-    actions = Actions(buttons, np.zeros((12, 2), np.float32))
-    for index, clip in enumerate(clips):
-        events = [{**event, "wallDistance": 5.0 + index} for event in events_of(actions)]
-        write_recording(tmp_path / f"clip-{index}", clip, events)
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer(height=16, width=24, num_codes=16, code_size=4, block_channels=(8, 16)).eval()
-    recordings = read_recordings(list_recordings(tmp_path), strict=True)
-    assert encode_recordings(tokenizer, recordings, tmp_path / "tokens.npz") == 24
-    with np.load(tmp_path / "tokens.npz", allow_pickle=False) as arrays:
-        assert arrays["tokens"].shape == (24, 6)
-        assert arrays["tokens"].dtype == np.uint16
-        assert arrays["episode_starts"].tolist() == [0, 12]
-        assert arrays["names"].tolist() == ["clip-0", "clip-1"]
-        assert np.array_equal(arrays["buttons"][12:], buttons)
-        assert arrays["wall_distance"].tolist() == [5.0] * 12 + [6.0] * 12
-
-
-def test_an_interrupted_encoding_leaves_no_file_under_the_name(tmp_path, monkeypatch) -> None:
-    def stopping_savez(file, **arrays) -> None:
-        file.write(b"half")
-        raise Interrupted
-
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer(height=16, width=24, num_codes=16, code_size=4, block_channels=(8, 16)).eval()
-    monkeypatch.setattr(np, "savez", stopping_savez)
-    with pytest.raises(Interrupted):
-        encode_recordings(tokenizer, [still_recording()], tmp_path / "tokens.npz")
-    assert not (tmp_path / "tokens.npz").exists()
-
-
-def test_an_encoding_without_recordings_is_refused_before_anything_is_written(tmp_path) -> None:
-    with pytest.raises(ValueError, match="at least one readable recording, got none; make some with"):
-        encode_recordings(build_tokenizer(height=16, width=24, num_codes=16), [], tmp_path / "new" / "tokens.npz")
-    assert not list(tmp_path.iterdir())
-
-
 def test_broken_recordings_alone_are_refused_before_anything_is_written(tmp_path) -> None:
     for split in ("train", "validation"):
         for ending in ("mp4", "jsonl"):
@@ -211,14 +162,22 @@ def test_zero_minutes_train_by_steps(tmp_path) -> None:
     assert json.loads((tmp_path / "training.json").read_text())["steps"] == 2
 
 
-class WideCodec:
-    """Encodes every frame as the same two tokens, which 16 bits do not hold."""
-
-    def encode(self, frames: torch.Tensor) -> torch.Tensor:
-        return torch.tensor([65_536, 70_000]).repeat(len(frames), 1)
-
-
-def test_tokens_above_65535_are_encoded_unchanged(tmp_path) -> None:
-    encode_recordings(WideCodec(), [still_recording()], tmp_path / "tokens.npz")
-    with np.load(tmp_path / "tokens.npz") as file:
-        assert file["tokens"][0].tolist() == [65_536, 70_000]
+@pytest.mark.parametrize(
+    ("options", "following"),
+    [
+        (["--tokens", "{}/tokens"], "pretrain world-model --data {}/tokens --out runs/world_model"),
+        ([], "pretrain idm --data {}/data --out runs/reward_idm --architecture vpt"),
+    ],
+)
+def test_the_command_says_which_command_follows(tmp_path, caplog, options, following) -> None:
+    for seed, split in enumerate(("train", "validation")):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        for number, clip in enumerate(moving_squares(seed, num_clips=2)):
+            events = events_of(tiny_actions(len(clip), number))
+            write_recording(tmp_path / "data" / split / f"clip-{number}", clip, events)
+    sizes = ["--num-codes", "8", "--code-size", "4", "--batch-pairs", "2", "--num-steps", "2"]
+    folders = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
+    with caplog.at_level("INFO"):
+        main("tokenizer", [*folders, *sizes, *(option.format(tmp_path) for option in options)])
+    assert caplog.messages[-1] == f"next: python -m rlir_ray {following.format(tmp_path)}"
+    assert not options or (tmp_path / "tokens" / "validation.npz").is_file()

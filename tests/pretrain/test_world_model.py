@@ -16,12 +16,13 @@ from rlir_ray.pretrain.command import main
 from rlir_ray.pretrain.settings import WorldModelTraining
 from rlir_ray.pretrain.training_warnings import loss_metrics, world_model_warning
 from rlir_ray.pretrain.world_model import TokenRecordings, load_tokens, train_world_model
-from rlir_ray.spaces.actions import BUTTON_INDEX, BUTTONS
+from rlir_ray.spaces.space import ActionSpace
+from rlir_ray.spaces.vpt import VPT_SPACE
 from tests.fakes import image_tokens
 from tests.pretrain.interruption import Interrupted
+from tests.second_space import SPACE
 
 SETTINGS = WorldModelTraining(
-    num_codes=8,
     hidden_size=32,
     intermediate_size=48,
     num_layers=2,
@@ -36,27 +37,32 @@ SETTINGS = WorldModelTraining(
 )
 
 
-def write_recordings(path: Path, seed: int) -> None:
-    """Four tokens a frame, which count up when `forward` leads into the frame and stay where they are when not."""
+def write_recordings(path: Path, seed: int, space: ActionSpace = VPT_SPACE, num_codes: int = 8) -> None:
+    """Four tokens a frame, which count up when the first field's last class leads into the frame, and else stay."""
     random = np.random.default_rng(seed)
-    forward = random.random(120) < 0.5
-    buttons = np.zeros((120, len(BUTTONS)), np.bool_)
-    buttons[:, BUTTON_INDEX["forward"]] = forward
-    tokens = (np.cumsum(forward)[:, None] + np.arange(4)) % 8
+    moves = random.random(120) < 0.5
+    actions = space.nothing(120)
+    actions.values[:, 0] = np.where(moves, space.fields[0].num_classes - 1, actions.values[:, 0])
+    tokens = (np.cumsum(moves)[:, None] + np.arange(4)) % 8
     np.savez(
         path,
         tokens=tokens.astype(np.uint16),
+        num_codes=np.array(num_codes),
         episode_starts=np.array([0, 50]),
-        buttons=buttons,
-        camera=np.zeros((120, 2), np.float32),
+        actions=actions.values,
+        action_space=np.array(space.to_json()),
     )
+
+
+def load_both(folder: Path, space: ActionSpace = VPT_SPACE) -> tuple[TokenRecordings, TokenRecordings]:
+    write_recordings(folder / "train.npz", 0, space)
+    write_recordings(folder / "validation.npz", 1, space)
+    return load_tokens(folder / "train.npz"), load_tokens(folder / "validation.npz")
 
 
 @pytest.fixture
 def recordings(tmp_path: Path) -> tuple[TokenRecordings, TokenRecordings]:
-    write_recordings(tmp_path / "train.npz", 0)
-    write_recordings(tmp_path / "validation.npz", 1)
-    return load_tokens(tmp_path / "train.npz", 8), load_tokens(tmp_path / "validation.npz", 8)
+    return load_both(tmp_path)
 
 
 def test_windows_stay_inside_episodes_and_carry_the_actions_between_their_frames(
@@ -132,7 +138,7 @@ def test_resumed_training_ends_where_an_unbroken_one_does(
     whole = train_world_model(*recordings, tmp_path / "whole", settings)
     train, validation = recordings
     out = tmp_path / "broken"
-    breaking = InterruptedRecordings(train.images, train.actions, train.episode_starts, out / "curve.jsonl")
+    breaking = InterruptedRecordings(**vars(train), curve=out / "curve.jsonl")
     with pytest.raises(Interrupted):
         train_world_model(breaking, validation, out, settings)
     with pytest.raises(ValueError, match="learning_rate"):
@@ -170,8 +176,6 @@ def test_command_line_continues_from_a_checkpoint(
             str(tmp_path / "second"),
             "--init",
             str(tmp_path / "first"),
-            "--num-codes",
-            "8",
             "--num-frames",
             "3",
             "--num-steps",
@@ -189,12 +193,48 @@ def test_command_line_continues_from_a_checkpoint(
         torch.testing.assert_close(weight, other, atol=1e-5, rtol=0)
 
 
+def test_a_world_of_another_action_space_is_learned_and_continued(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recordings = load_both(tmp_path, SPACE)
+    model = train_world_model(*recordings, tmp_path / "out", SETTINGS)
+    final = json.loads((tmp_path / "out" / "training.json").read_text())["final"]
+    assert final["validation_loss"] < 1.0
+    assert final["validation_loss_wrong_actions"] > final["validation_loss"] + 0.1
+    assert model.layout.space == SPACE and model.num_codes == 8 and model.config.vocab_size == 8 + 14
+    arguments = ["--data", str(tmp_path), "--out", str(tmp_path / "more"), "--init", str(tmp_path / "out")]
+    with caplog.at_level("INFO"):
+        main("world-model", [*arguments, "--num-steps", "1", "--num-frames", "3", "--threads", "1"])
+    assert WorldModel.from_pretrained(tmp_path / "more").layout.space == SPACE
+    assert caplog.messages[-1].startswith(
+        "next: python -m rlir_ray train --recipe FILE.yaml models.policy=" + str(tmp_path)
+    )
+
+
+def test_recordings_and_checkpoints_of_another_space_or_tokenizer_are_refused(
+    recordings: tuple[TokenRecordings, TokenRecordings], tmp_path: Path
+) -> None:
+    train, validation = recordings
+    write_recordings(tmp_path / "second.npz", 0, SPACE)
+    other = load_tokens(tmp_path / "second.npz")
+    with pytest.raises(ValueError, match=r"the held-out recordings must have the action space .*field 0: "):
+        train_world_model(train, other, tmp_path / "out", SETTINGS)
+    write_recordings(tmp_path / "wide.npz", 0, num_codes=9)
+    wide = load_tokens(tmp_path / "wide.npz")
+    with pytest.raises(ValueError, match=r"must have 4 tokens of 8 codes a frame as the training"):
+        train_world_model(train, wide, tmp_path / "out", SETTINGS)
+    train_world_model(train, validation, tmp_path / "first", dataclasses.replace(SETTINGS, num_steps=1))
+    more = dataclasses.replace(SETTINGS, init=str(tmp_path / "first"))
+    with pytest.raises(ValueError, match=r"the recordings must have the action space of --init .*field 0: "):
+        train_world_model(other, other, tmp_path / "more", more)
+    with pytest.raises(ValueError, match="the recordings must have 4 tokens of 8 codes a frame as --init"):
+        train_world_model(wide, wide, tmp_path / "more", more)
+
+
 def test_tokens_outside_the_vocabulary_are_refused(tmp_path: Path) -> None:
-    write_recordings(tmp_path / "train.npz", 0)
-    with pytest.raises(ValueError, match="tokenizer"):
-        load_tokens(tmp_path / "train.npz", 7)
-    with pytest.raises(ValueError, match="must exist"):
-        load_tokens(tmp_path / "missing.npz", 8)
+    write_recordings(tmp_path / "train.npz", 0, num_codes=7)
+    with pytest.raises(ValueError, match=r"tokens below its 7 codes, got tokens 0\.\.7; encode the recordings again"):
+        load_tokens(tmp_path / "train.npz")
 
 
 def test_block_attention_equals_torch_attention_and_its_gradient() -> None:
@@ -211,11 +251,11 @@ def test_block_attention_equals_torch_attention_and_its_gradient() -> None:
 
 def test_tokens_above_65535_are_trained_on_unchanged(tmp_path: Path) -> None:
     tokens = np.array([[65_536, 65_537], [1, 69_999]])
-    shared = {"episode_starts": np.array([0]), "buttons": np.zeros((2, len(BUTTONS)), np.bool_)}
-    shared["camera"] = np.zeros((2, 2), np.float32)
+    shared = {"num_codes": np.array(70_000), "episode_starts": np.array([0])}
+    shared |= {"actions": SPACE.nothing(2).values, "action_space": np.array(SPACE.to_json())}
     np.savez(tmp_path / "wide.npz", tokens=tokens, **shared)
-    images = load_tokens(tmp_path / "wide.npz", 70_000)
-    np.testing.assert_array_equal(image_tokens(images.windows(np.array([0]), 2), 2)[0], tokens)
+    images = load_tokens(tmp_path / "wide.npz")
+    np.testing.assert_array_equal(image_tokens(images.windows(np.array([0]), 2), 2, 4)[0], tokens)
     np.savez(tmp_path / "negative.npz", tokens=tokens - 2, **shared)
     with pytest.raises(ValueError, match=r"got tokens -1\.\.69997"):
-        load_tokens(tmp_path / "negative.npz", 70_000)
+        load_tokens(tmp_path / "negative.npz")

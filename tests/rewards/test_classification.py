@@ -76,6 +76,10 @@ def test_a_group_occurs_where_anything_but_its_null_class_was_commanded() -> Non
     assert occurs(confusion([5], [5], 11), 0) and not occurs(confusion([5], [5], 11), 5)
 
 
+def test_a_field_without_a_null_class_occurs_where_two_classes_were_commanded() -> None:
+    assert occurs(confusion([0, 0], [1, 0], 2), None) and not occurs(confusion([0, 1], [1, 1], 2), None)
+
+
 def test_a_mean_leaves_out_figures_of_nothing() -> None:
     means = known_mean([[0.2, np.nan, 0.4], [np.nan] * 3])
     assert means[0] == pytest.approx(0.3) and np.isnan(means[1])

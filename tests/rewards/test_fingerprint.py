@@ -23,7 +23,9 @@ def test_what_changes_no_score_is_no_difference(tmp_path):
         "reward.num_replicas=4",
         "reward.credit=clip",
         "world.num_frames=4",
-        "reward.camera_tolerance=2",
+        "reward.axis_tolerance=2",
+        "reward.axis_tolerance_in=unit",
+        "reward.axis_scale=0.3",
     )
     check_fingerprint(fingerprint(), others, "serve://x")
 
@@ -34,13 +36,24 @@ def test_what_changes_no_score_is_no_difference(tmp_path):
         ("reward.match=exact", "reward.match exact there and soft here"),
         ("world.groups=[jump,yaw]", "world.groups jump,yaw there and forward_back,use_attack,jump,yaw here"),
         ("models.reward_idm=asset:doom/judge_idm", "models.reward_idm [0-9a-f]{16} there and [0-9a-f]{16} here"),
-        ("reward.camera=within", "reward.camera within there and exact here"),
+        ("reward.axis=within", "reward.axis within there and exact here"),
     ],
 )
 def test_another_reward_is_refused_with_the_key_and_both_values(override, message):
     with pytest.raises(ValueError, match=f"^reward.address=serve://x must give the run's reward, got {message}") as no:
         check_fingerprint(fingerprint(), fingerprint(override), "serve://x")
     assert "\n" not in str(no.value)
+
+
+def test_settings_of_the_comparison_in_use_make_another_reward():
+    for kind, override in (
+        ("within", "reward.axis_tolerance=2"),
+        ("within", "reward.axis_tolerance_in=unit"),
+        ("smooth", "reward.axis_scale=0.3"),
+    ):
+        one, other = fingerprint(f"reward.axis={kind}"), fingerprint(f"reward.axis={kind}", override)
+        with pytest.raises(ValueError, match=r"must give the run's reward, got reward\.axis_"):
+            check_fingerprint(one, other, "serve://x")
 
 
 def test_another_family_of_codes_is_another_reward():

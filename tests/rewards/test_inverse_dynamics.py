@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
 
 from rlir_ray.config import RewardConfig, WorldConfig
+from rlir_ray.idm.base import Reading
 from rlir_ray.rewards.inverse_dynamics import InverseReward
-from rlir_ray.spaces.actions import VPT_CAMERA, Actions
-from rlir_ray.trajectory import EncodedVideo
+from rlir_ray.spaces.space import Actions
+from rlir_ray.spaces.vpt import VPT_CAMERA, actions_from_buttons
+from rlir_ray.trajectory import EncodedVideo, RewardScores
+from tests.fakes import VptReader
+from tests.second_space import SPACE, second_actions
 
 WORLD = WorldConfig(height=4, width=4, num_frames=3, groups=("forward_back", "jump", "yaw"))
 
@@ -20,7 +26,7 @@ class Plain:
         return tokens[:, :1, None, None].expand(-1, 4, 4, 3).to(torch.uint8)
 
 
-class GreyReader:
+class GreyReader(VptReader):
     """Reads forward where the grey value is odd; jump never; yaw in the bin that the tens digit names."""
 
     calls = 0
@@ -42,9 +48,9 @@ def _video(greys: list[list[int]], group_id: int = 7) -> EncodedVideo:
     buttons[[0, 2], 2] = True
     buttons[2, 3] = True
     camera = np.zeros((3, 2), np.float32)
-    camera[2, 1] = VPT_CAMERA.degrees(9)
+    camera[2, 1] = VPT_CAMERA.centres(9)
     tokens = np.array(greys, np.uint16)[..., None].repeat(2, -1)
-    return EncodedVideo(group_id=group_id, codes=tokens, num_context=1, actions=Actions(buttons, camera))
+    return EncodedVideo(group_id=group_id, codes=tokens, num_context=1, actions=actions_from_buttons(buttons, camera))
 
 
 def _reward(**settings: object) -> InverseReward:
@@ -73,6 +79,60 @@ def test_the_confusion_counts_generated_frames_by_command() -> None:
     assert confusion["forward_back"].tolist() == [[1, 1, 0], [2, 2, 0], [0, 0, 0]]
     assert confusion["jump"].tolist() == [[4, 0], [2, 0]]
     assert confusion["yaw"].sum() == 6
+
+
+def test_scores_say_which_class_of_each_field_does_nothing() -> None:
+    scores = _reward().score([_video([[1, 51, 50, 91]])])[0]
+    assert scores.null_classes == {"forward_back": 0, "jump": 0, "yaw": 5}
+
+
+class ThirdReader:
+    """Reads gear 2, and a steer between the bins 4 and 6, in a space of two fields."""
+
+    space = SPACE
+
+    def read(self, frames: torch.Tensor, names: Sequence[str]) -> Reading:
+        shape = frames.shape[:2]
+        steer = torch.zeros(*shape, 9)
+        steer[..., [4, 6]] = torch.tensor([0.25, 0.75])
+        tables = {"gear": torch.tensor([0.1, 0.2, 0.7]).expand(*shape, 3), "steer": steer}
+        return Reading({name: tables[name] for name in names}, {name: tables[name].argmax(-1) for name in names})
+
+
+def test_another_space_is_scored_alike() -> None:
+    world = WorldConfig(height=4, width=4, num_frames=2, groups=("gear", "steer"))
+    actions = Actions(SPACE, np.array([[2, 0.5], [1, 0]], np.float32))
+    video = EncodedVideo(group_id=7, codes=np.zeros((1, 3, 2), np.uint16), num_context=1, actions=actions)
+
+    def score(**settings: object) -> RewardScores:
+        config = RewardConfig(**settings)  # type: ignore[arg-type]
+        return InverseReward(Plain(), ThirdReader(), world=world, config=config).score([video])[0]
+
+    # Steer 0.5 is bin 6, 0 is bin 4. Frame 0: (.7 + .75) / 2, frame 1: (.2 + .25) / 2.
+    found = score()
+    np.testing.assert_allclose(found.frame_rewards, [[0.725, 0.225]], rtol=1e-6)
+    assert found.null_classes == {"gear": 1, "steer": 4} and found.confusion["gear"].tolist()[1] == [0, 0, 1]
+    # The centres of bins 4 and 6 are 0 and 4/9, the scale .1 of 2 is .2.
+    smooth = score(axis="smooth")
+    errors = np.array([[0.5, 0.5 - 4 / 9], [0, 4 / 9]])
+    credit = np.exp(-errors / 0.2) @ [0.25, 0.75]
+    np.testing.assert_allclose(smooth.frame_rewards, [(np.array([0.7, 0.2]) + credit) / 2], rtol=1e-5)
+    assert smooth.rules["soft"] == pytest.approx(smooth.frame_rewards.mean())
+    assert {"groups/exact", "joint/within", "fields/cell"} <= smooth.rules.keys()
+
+
+def test_a_clip_of_another_space_than_the_models_is_refused() -> None:
+    with pytest.raises(ValueError, match="the clip's actions must have the action space of the inverse dynamics model"):
+        _reward().score_clip(np.zeros((4, 4, 4, 3), np.uint8), second_actions(3))
+
+
+def test_a_clips_axis_is_reported_by_its_expected_value() -> None:
+    world = WorldConfig(height=4, width=4, num_frames=2, groups=("gear", "steer"))
+    reward = InverseReward(Plain(), ThirdReader(), world=world, config=RewardConfig())
+    scores = reward.score_clip(np.zeros((2, 4, 4, 3), np.uint8), Actions(SPACE, np.array([[0, 0.5]], np.float32)))
+    # .75 of bin 6, whose centre is 4/9.
+    assert scores.recovered["steer"].tolist() == pytest.approx([1 / 3]) and scores.recovered["gear"].tolist() == [2]
+    assert scores.commanded["steer"].tolist() == [0.5] and scores.by_field["steer"].tolist() == [0.75]
 
 
 def test_groups_scored_together_score_as_they_do_apart() -> None:

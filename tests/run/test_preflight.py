@@ -4,12 +4,16 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
+from docs.examples.idm import FrameDifference
 from rlir_ray.data.digests import used_models
 from rlir_ray.families import open_policy
 from rlir_ray.run import preflight
 from rlir_ray.run.preflight import check_checkpoints, check_engine
-from rlir_ray.run.resolved import resolve
+from rlir_ray.run.resolved import check_idm_spaces, resolve, with_field_names
+from rlir_ray.spaces.space import ActionSpace, Axis, Uniform
+from rlir_ray.spaces.vpt import VPT_SPACE
 from tests.fakes import NUM_CODES, TOKENS_PER_FRAME
+from tests.second_space import SPACE
 from tests.world import flow_overrides
 
 
@@ -81,6 +85,43 @@ def test_models_of_another_kind_are_named_before_anything_starts(make_config, ch
         resolve(make_config(f"models.tokenizer={checkpoints / 'policy'}"))
     with pytest.raises(ValueError, match="policy must be a LlamaForCausalLM"):
         resolve(make_config(f"models.policy={checkpoints / 'reward_idm'}"))
+
+
+def test_no_named_field_means_all_fields_of_the_policys_space(make_config):
+    config = make_config("world.groups=[]")
+    assert resolve(config).config.world.groups == VPT_SPACE.names and resolve(config).space == VPT_SPACE
+    assert with_field_names(config, SPACE).world.groups == ("gear", "steer")
+    named = make_config("world.groups=[yaw,jump]")
+    assert with_field_names(named, VPT_SPACE) == named
+
+
+def test_a_field_that_the_space_does_not_have_is_refused_with_the_fields_that_it_has(make_config):
+    with pytest.raises(
+        ValueError,
+        match=r"^world\.groups must name fields of the policy's action space, got 'run,fly'; choose some of "
+        r"forward_back, left_right, .*, yaw, or set world\.groups=\[\] for all$",
+    ) as refusal:
+        resolve(make_config("world.groups=[jump,run,fly]"))
+    assert "\n" not in str(refusal.value)
+    with pytest.raises(ValueError, match=r"got 'jump,yaw'; choose some of gear, steer, or set"):
+        with_field_names(make_config("world.groups=[jump,yaw]"), SPACE)
+
+
+def test_a_model_of_another_space_is_refused_field_by_field(make_config, checkpoints, tmp_path):
+    FrameDifference(24, 32, SPACE).save_pretrained(tmp_path / "idm")
+    models = {"judge_idm": tmp_path / "idm", "policy": checkpoints / "policy"}
+    check_idm_spaces(models, SPACE)
+    wider = ActionSpace((SPACE.fields[0], Axis(name="steer", low=-2, high=1, quantizer=Uniform(num_bins=9))))
+    with pytest.raises(ValueError, match=r"^models\.judge_idm must have the action space of the policy") as refusal:
+        check_idm_spaces(models, wider)
+    assert (
+        "(field 1: steer, an axis from -2 to 1 in 9 uniform bins here, steer, an axis from -1 to 1 in 9 uniform bins "
+        "there; here is the policy, there is models.judge_idm)" in str(refusal.value)
+    )
+    # As `resolve` finds it: the policy has VPT's thirteen fields.
+    with pytest.raises(ValueError, match=r"field 0: forward_back, a choice .* here, gear, a choice .* there;") as no:
+        resolve(make_config(f"models.reward_idm={tmp_path / 'idm'}"))
+    assert "\n" not in str(no.value)
 
 
 def _policy_with(checkpoints, folder, **changes):

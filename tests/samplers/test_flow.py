@@ -14,10 +14,12 @@ from rlir_ray.config import FlowConfig
 from rlir_ray.models.flow import FrameCache
 from rlir_ray.models.rescoring import FlowRescorer
 from rlir_ray.samplers.flow import FlowSampler, window_start
-from rlir_ray.spaces.mineworld import action_classes, null_action_classes
+from rlir_ray.spaces.mineworld import action_classes
+from rlir_ray.spaces.vpt import VPT_SPACE
 from rlir_ray.trajectory import FlowRecord, TrajectoryGroup
 from rlir_ray.transfer.weights import weights_of
 from tests.fakes import LATENT_SHAPE, tiny_flow_model, tiny_flow_prompts
+from tests.second_space import LAYOUT, second_flow_model, second_flow_prompts
 
 CONFIG = FlowConfig(num_steps=4, window=2, noise_level=0.5)
 
@@ -60,7 +62,9 @@ def test_cached_sampling_equals_sampling_without_a_cache() -> None:
     cached = FlowSampler(model, config, explore=False)
     group, video = cached.sample([prompt], [0], [7], 2)[0]
     draws, levels = cached._draw([7], 2, 2, 3), noise_levels(4)
-    actions = torch.from_numpy(np.concatenate([[null_action_classes()], action_classes(prompt.actions)]))
+    actions = torch.from_numpy(
+        np.concatenate([action_classes(part) for part in (VPT_SPACE.nothing(1), prompt.actions)])
+    )
     context = torch.from_numpy(prompt.context.astype(np.float32))[None].repeat(2, 1, 1, 1, 1)
     past = 0.9 * context + 0.1 * draws.context
     for frame in range(3):
@@ -85,7 +89,7 @@ def test_group_keeps_the_very_values_that_each_step_saw() -> None:
     assert video.codes.shape == (4, 4, *LATENT_SHAPE) and video.codes.dtype == np.float16
     np.testing.assert_array_equal(video.codes[:, 0], np.broadcast_to(prompt.context[0], (4, *LATENT_SHAPE)))
     np.testing.assert_array_equal(record.actions[0, 1:], action_classes(prompt.actions))
-    np.testing.assert_array_equal(record.actions[0, 0], null_action_classes())
+    np.testing.assert_array_equal(record.actions[0, 0], [10, 10, 0, 0, 0, 0, 0, 0, 0])
     np.testing.assert_array_equal(record.history_levels, np.float32(CONFIG.history_noise))
     levels = list(noise_levels(4).numpy())
     start = levels.index(record.levels[0, 0, 0])
@@ -196,3 +200,20 @@ def test_nothing_is_compared_without_exploring_steps() -> None:
     plain = FlowSampler(tiny_flow_model(), CONFIG, explore=False)
     plain.sample(tiny_flow_prompts(1), [0], [0], 2)
     assert plain.difference is None
+
+
+def test_ratio_is_one_in_a_space_of_ones_own() -> None:
+    model, prompts = second_flow_model(), second_flow_prompts(2, num_context=2)
+    for prompt, (group, _) in zip(
+        prompts, FlowSampler(model, CONFIG, explore=True).sample(prompts, [0, 1], [5, 6], 3), strict=True
+    ):
+        np.testing.assert_array_equal(group.record.actions[0, 1:], LAYOUT.classes(prompt.actions))
+        assert group.record.actions.shape == (3, 5, 2) and group.record.actions[0, 0].tolist() == [1, 4]
+        with torch.no_grad():
+            scores = FlowRescorer(CONFIG)(model, tensors(group), 6)
+        np.testing.assert_allclose(scores.logprobs, group.behavior_logprobs, atol=1e-5, rtol=0)
+
+
+def test_prompts_of_another_space_are_refused_field_by_field() -> None:
+    with pytest.raises(ValueError, match=r"got other fields .*field 0: gear, .* here, forward_back, .* there"):
+        FlowSampler(second_flow_model(), CONFIG, explore=True).sample(tiny_flow_prompts(1), [0], [0], 2)

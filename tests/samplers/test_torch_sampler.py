@@ -11,10 +11,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlir_ray.config import LoraConfig
 from rlir_ray.models.adapters import add_adapter
-from rlir_ray.models.autoregressive import NUM_EXTRA_IDS, WorldModel
+from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.samplers.torch_sampler import Decoder, TorchSampler, draw_tokens, keep_likeliest
+from rlir_ray.spaces.layouts import MineworldLayout
 from rlir_ray.transfer.weights import checksum, weights_of
 from tests.fakes import NUM_CODES, TOKENS_PER_FRAME, image_tokens, tiny_prompts, tiny_world_model
+from tests.second_space import LAYOUT, second_prompts, second_world_model
 
 
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(4, 2), (4, 4), (4, 1)])
@@ -28,6 +30,28 @@ def test_ratio_is_one_at_the_weights_that_sampled(num_heads: int, num_kv_heads: 
         np.testing.assert_allclose(group.behavior_logprobs, logprobs.numpy(), atol=1e-5, rtol=0)
         # A model that ignores its input would pass the comparison above with equal numbers throughout.
         assert logprobs.std() > 0.3
+
+
+@pytest.mark.parametrize("num_context", [1, 2])
+def test_ratio_is_one_in_a_space_of_ones_own(num_context: int) -> None:
+    model, prompts = second_world_model(), second_prompts(2, num_context=num_context)
+    sampler = TorchSampler(model, temperature=0.8)
+    for prompt, (group, video) in zip(prompts, sampler.sample(prompts, [3, 4], [5, 6], 3), strict=True):
+        tokens = torch.from_numpy(group.record.tokens).long()
+        assert tokens.shape == (3, (num_context + 3) * 12 + (num_context + 2) * 4)
+        np.testing.assert_array_equal(image_tokens(tokens, 12, 4), video.codes)
+        np.testing.assert_array_equal(tokens[0, 12:16], LAYOUT.tokens(prompt.actions, NUM_CODES)[0])
+        with torch.no_grad():
+            logprobs = model(tokens, group.behavior_logprobs.shape[1], 0.8)
+        np.testing.assert_allclose(group.behavior_logprobs, logprobs.numpy(), atol=1e-5, rtol=0)
+        assert logprobs.std() > 0.3
+    assert sampler.difference is not None and sampler.difference.maximum < 1e-4
+
+
+def test_prompts_of_another_space_are_refused_field_by_field() -> None:
+    sampler = TorchSampler(second_world_model(), temperature=1.0)
+    with pytest.raises(ValueError, match=r"got other fields .*field 0: gear, .* here, forward_back, .* there"):
+        sampler.sample(tiny_prompts(1), [0], [0], 2)
 
 
 def test_groups_carry_context_actions_and_identity() -> None:
@@ -137,7 +161,7 @@ def test_a_load_that_fails_leaves_the_old_version_sampling(fails: str, monkeypat
 def llama_with(**fields: object) -> WorldModel:
     """A tiny random model, biases included, of a configuration with the given fields."""
     settings: dict[str, object] = dict(
-        vocab_size=NUM_CODES + NUM_EXTRA_IDS,
+        vocab_size=NUM_CODES + MineworldLayout.num_ids,
         hidden_size=48,
         intermediate_size=64,
         num_hidden_layers=2,

@@ -16,6 +16,7 @@ from rlir_ray.samplers import LogprobDifference
 from rlir_ray.samplers.torch_sampler import TorchSampler
 from rlir_ray.transfer.weights import weights_of
 from tests.fakes import NUM_CODES, TOKENS_PER_FRAME, image_tokens, tiny_prompts, tiny_vllm_model
+from tests.second_space import LAYOUT, second_prompts, second_world_model
 
 TEMPERATURE = 0.8
 # Fewer than the clips of a call of two groups of four.
@@ -91,7 +92,7 @@ def test_the_payload_is_that_of_the_torch_engine(sampler):
     prompts = tiny_prompts(2, num_context=2, num_frames=3)
     plain = TorchSampler(tiny_vllm_model(), temperature=TEMPERATURE).sample(prompts, [7, 8], [1, 2], 4)
     found = sampler.sample(prompts, [7, 8], [1, 2], 4)
-    decided = decision_positions(plain[0][0].record.tokens.shape[1], 36, TOKENS_PER_FRAME)
+    decided = decision_positions(plain[0][0].record.tokens.shape[1], 36, TOKENS_PER_FRAME, 11)
     for (group, video), (expected, expected_video) in zip(found, plain, strict=True):
         names = ("prompt_id", "group_id", "seed", "policy_version", "num_decisions", "nbytes")
         assert all(getattr(group, name) == getattr(expected, name) for name in names)
@@ -253,6 +254,21 @@ def test_nothing_is_compared_where_no_bound_asks_for_it(sampler, monkeypatch):
     monkeypatch.setattr(sampler, "difference", None)
     sampler.sample(tiny_prompts(1), [0], [0], 2)
     assert sampler.difference is None
+
+
+def test_ratio_is_one_in_a_space_of_ones_own(engine_sampler, tmp_path):
+    from rlir_ray.samplers.vllm import VllmSampler
+
+    model, prompts = second_world_model(num_heads=2), second_prompts(2)
+    model.save_pretrained(tmp_path)
+    settings = VllmConfig(kv_cache_bytes=1 << 24, max_num_seqs=MAX_NUM_SEQS)
+    sampler = VllmSampler(model, tmp_path, settings, temperature=TEMPERATURE, num_frames=4)
+    for prompt, (group, video) in zip(prompts, sampler.sample(prompts, [3, 4], [5, 6], 3), strict=True):
+        np.testing.assert_allclose(group.behavior_logprobs, rescored(model, group), atol=1e-4)
+        np.testing.assert_array_equal(image_tokens(torch.from_numpy(group.record.tokens), 12, 4), video.codes)
+        first = LAYOUT.tokens(prompt.actions, NUM_CODES)[0]
+        np.testing.assert_array_equal(group.record.tokens[:, 12:16], np.broadcast_to(first, (3, 4)))
+    sampler.engine.engine_core.shutdown()
 
 
 @pytest.mark.gpu

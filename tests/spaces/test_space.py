@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from rlir_ray.spaces.space import ActionSpace, Axis, Choice, MuLaw, SpaceActions, Uniform
+from rlir_ray.spaces.space import Actions, ActionSpace, Axis, Choice, MuLaw, Uniform
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "camera_quantizers.json").read_text(encoding="utf-8"))
 YAW = Axis(name="yaw", low=-10, high=10, unit="degrees", quantizer=MuLaw(num_bins=11, mu=10), is_clipped=True)
@@ -89,7 +89,7 @@ def test_difference_of_two_spaces_is_told_field_by_field() -> None:
 
 
 def test_classes_of_a_clip() -> None:
-    actions = SpaceActions(SPACE, np.array([[0, 0, 0.5], [1, 99, 3]], np.float32))
+    actions = Actions(SPACE, np.array([[0, 0, 0.5], [1, 99, 3]], np.float32))
     assert len(actions) == 2 and actions.classes.tolist() == [[0, 5, 0], [1, 10, 2]]
     assert actions[1:].classes.tolist() == [[1, 10, 2]]
 
@@ -107,8 +107,81 @@ def test_classes_of_a_clip() -> None:
 def test_actions_outside_their_space_are_refused_in_one_line(row: list[float], message: str) -> None:
     first = [0.0] * len(row)
     with pytest.raises(ValueError, match=message) as refusal:
-        SpaceActions(SPACE, np.array([first, row], np.float32))
+        Actions(SPACE, np.array([first, row], np.float32))
     assert "\n" not in str(refusal.value)
+
+
+def test_actions_that_do_nothing_are_as_near_to_it_as_each_field_allows() -> None:
+    space = ActionSpace(
+        (
+            JUMP,
+            Choice(name="gear", classes=("back", "idle", "on"), null_class=1),
+            Choice(name="side", classes=("left", "right"), null_class=None),
+            YAW,
+            Axis(name="gas", low=2, high=3, quantizer=Uniform(num_bins=2)),
+            Axis(name="fall", low=-3, high=-1, quantizer=Uniform(num_bins=2)),
+        )
+    )
+    assert space.nothing(2).values.tolist() == [[0, 1, 0, 0, 2, -1]] * 2
+
+
+def test_fields_are_selected_by_name_in_the_order_of_the_names() -> None:
+    assert SPACE.columns(["speed", "jump"]) == [2, 0] and SPACE.select(["speed", "jump"]) == (SPEED, JUMP)
+    assert len(SPACE) == 3 and SPACE.names == ("jump", "yaw", "speed") and SPACE.axes == (YAW, SPEED)
+    actions = Actions(SPACE, np.array([[1, -99, 2.5]], np.float32))
+    assert actions.values_of(["speed", "yaw"]).tolist() == [[2.5, -99]]
+    assert actions.classes_of(["speed", "yaw"]).tolist() == [[2, 0]]
+    with pytest.raises(ValueError, match="must be of the action space, got run; name some of jump, yaw, speed") as no:
+        SPACE.columns(["jump", "run"])
+    assert "\n" not in str(no.value)
+
+
+def test_shifted_actions_leave_nothing_where_no_action_is_known() -> None:
+    space = ActionSpace((Choice(name="gear", classes=("back", "idle"), null_class=1), SPEED))
+    actions = Actions(space, np.array([[0, 1], [1, 2], [0, 3]], np.float32))
+    assert actions.shifted(1).values.tolist() == [[1, 2], [0, 3], [1, 0]]
+    assert actions.shifted(-1).values.tolist() == [[1, 0], [0, 1], [1, 2]]
+    assert actions.shifted(0).equals(actions) and actions.shifted(4).equals(space.nothing(3))
+
+
+def test_actions_follow_each_other_in_one_space_only() -> None:
+    one, two = (Actions(SPACE, np.full((count, 3), value, np.float32)) for count, value in ((1, 0), (2, 1)))
+    assert one.followed_by(two).values[:, 0].tolist() == [0, 1, 1]
+    other = ActionSpace((JUMP, YAW, Axis(name="speed", low=0, high=4, unit="m/s", quantizer=Uniform(num_bins=3))))
+    with pytest.raises(ValueError, match=r"must be of one space, got field 2: speed, .* to 3 m/s .* to 4 m/s"):
+        one.followed_by(Actions(other, two.values))
+
+
+def test_equal_actions_have_one_space_and_equal_values() -> None:
+    actions = Actions(SPACE, np.array([[1, 2, 3]], np.float32))
+    assert actions.equals(Actions(ActionSpace(SPACE.fields), actions.values.copy()))
+    assert not actions.equals(Actions(SPACE, np.array([[1, 2, 2.5]], np.float32)))
+    assert not actions.equals(Actions(ActionSpace((JUMP, YAW, Axis(**{**vars(SPEED), "high": 9}))), actions.values))
+
+
+def test_a_mirrored_picture_shows_the_opposite_class_and_bin() -> None:
+    bins = np.arange(5)
+    move = Choice(name="move", classes=("left", "wait", "ahead", "back", "right"), null_class=1, is_mirrored=True)
+    # The acting classes 0, 2, 3, 4 come in reverse order; the class that does nothing stays.
+    assert move.mirrored(bins).tolist() == [4, 1, 3, 2, 0]
+    assert Choice(name="side", classes=("left", "right"), null_class=None, is_mirrored=True).mirrored(
+        bins[:2]
+    ).tolist() == [1, 0]
+    assert JUMP.mirrored(bins[:2]).tolist() == [0, 1] and not JUMP.is_mirrored
+    turn, climb = (
+        Axis(name="x", low=-1, high=1, quantizer=Uniform(num_bins=5), direction=direction)
+        for direction in ("right", "down")
+    )
+    assert turn.mirrored(bins).tolist() == [4, 3, 2, 1, 0] and turn.is_mirrored
+    assert climb.mirrored(bins).tolist() == bins.tolist() and not climb.is_mirrored
+
+
+def test_only_bins_of_equal_width_measure_the_size_of_an_error() -> None:
+    assert SPEED.is_graded and not YAW.is_graded and not JUMP.is_graded
+
+
+def test_values_in_words() -> None:
+    assert JUMP.words(1) == "pressed" and YAW.words(-4) == "-4 degrees" and SPEED.words(0.125) == "+0.125 m/s"
 
 
 GYMNASIUM = {

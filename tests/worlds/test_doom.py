@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlir_ray.data.recordings import list_recordings, read_events, read_recording
-from rlir_ray.spaces.actions import BUTTON_INDEX, Actions
+from rlir_ray.data.vpt.index import list_recordings
+from rlir_ray.data.vpt.pairs import read_events
+from rlir_ray.spaces.vpt import actions_from_events, camera_of
 from rlir_ray.worlds.doom import TRAIN_MAPS, VALIDATION_MAPS, DoomWorld, collect, play_episode
 from rlir_ray.worlds.doom_engine import FRICTION, advance, load_map, open_game, plan_tics, read_frame, read_pose
 from rlir_ray.worlds.scripted_player import Command
+from tests.data.videos import read_recording
 
 pytest.importorskip("vizdoom")
 
@@ -60,7 +62,7 @@ def test_the_first_event_is_null_and_each_frame_has_one(recorded: Path) -> None:
     for path in list_recordings(recorded):
         recording = read_recording(path)
         assert recording.frames.shape == (20, 48, 64, 3) and len(recording.events) == 20
-        assert not recording.actions.buttons[0].any() and not recording.actions.camera[0].any()
+        assert not recording.actions.values[0].any()
         assert [event["tick"] for event in recording.events] == list(range(0, 100, 5))
         assert all(event["wallDistance"] >= 0 for event in recording.events)
 
@@ -70,7 +72,7 @@ def test_the_yaw_of_an_event_is_what_its_mouse_motion_turned(recorded: Path) -> 
     for path in list_recordings(recorded):
         events = read_events(path.with_suffix(".jsonl"))
         turned = (np.diff([event["yaw"] for event in events]) + 180) % 360 - 180
-        np.testing.assert_allclose(turned, Actions.from_events(events).camera[1:, 1], atol=0.03)
+        np.testing.assert_allclose(turned, camera_of(actions_from_events(events))[1:, 1], atol=0.03)
 
 
 def test_the_same_seed_gives_the_same_recordings_with_two_workers(recorded: Path, tmp_path: Path) -> None:
@@ -170,7 +172,7 @@ def test_the_plan_of_a_frame_reaches_the_walking_speed_by_the_physics() -> None:
 def test_a_jump_lifts_the_player_in_the_frame_that_it_leads_into(game) -> None:
     _, events = play_episode(game, "MAP01", np.random.default_rng(0), DoomWorld(episode_frames=80))
     rose = np.diff([event["zpos"] for event in events]) > 10
-    jumped = Actions.from_events(events).buttons[1:, BUTTON_INDEX["jump"]]
+    jumped = actions_from_events(events).classes_of(["jump"])[1:, 0] == 1
     # A low ceiling stops a few jumps, a step lifts a few walks.
     stood = np.array([event["onGround"] for event in events])[:-1]
     assert jumped.sum() > 8 and rose[jumped].mean() > 0.7 and rose[~jumped & stood].mean() < 0.1

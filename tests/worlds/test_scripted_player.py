@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlir_ray.spaces.actions import BUTTON_INDEX, DEGREES_PER_PIXEL, MINEWORLD_CAMERA, VPT_CAMERA, group_classes
+from rlir_ray.spaces.mineworld import MINEWORLD_CAMERA
+from rlir_ray.spaces.vpt import DEGREES_PER_PIXEL, VPT_CAMERA
 from rlir_ray.worlds.scripted_player import (
     YAW_PIXELS,
     Command,
@@ -25,26 +26,26 @@ def test_each_turn_has_a_bin_of_its_own_in_both_quantisers() -> None:
 
 def test_drawn_commands_have_the_shares_of_the_script() -> None:
     actions = draw_commands(20_000, np.random.default_rng(0))
-    forward_back, jump, attack, yaw = group_classes(actions, ["forward_back", "jump", "use_attack", "yaw"]).T
+    forward_back, jump, attack, yaw = actions.classes_of(["forward_back", "jump", "use_attack", "yaw"]).T
     assert np.bincount(forward_back) / 20_000 == pytest.approx([0.25, 0.48, 0.27], abs=0.03)
     assert 0.15 < jump.mean() < 0.2 and 0.3 < (attack == 2).mean() < 0.4
     for turn in (0, 1, 2, 8, 9, 10):
         assert (yaw == turn).mean() > 0.08
-    assert not actions.camera[:, 0].any() and not actions.buttons[:, BUTTON_INDEX["left"]].any()
+    assert not actions.values_of(["pitch", "left_right"]).any()
 
 
 def test_drawn_jumps_are_apart_and_a_rest_lies_between_opposite_walks() -> None:
     actions = draw_commands(5_000, np.random.default_rng(1))
-    assert np.diff(np.flatnonzero(actions.buttons[:, BUTTON_INDEX["jump"]])).min() == 4
-    forward, back = actions.buttons[:, BUTTON_INDEX["forward"]], actions.buttons[:, BUTTON_INDEX["back"]]
+    jump, walk = actions.classes_of(["jump", "forward_back"]).T
+    assert np.diff(np.flatnonzero(jump)).min() == 4
+    forward, back = walk == 1, walk == 2
     assert not (forward[1:] & back[:-1]).any() and not (back[1:] & forward[:-1]).any()
 
 
 def test_the_same_seed_draws_the_same_commands() -> None:
     first, again, other = (draw_commands(50, np.random.default_rng(seed)) for seed in (3, 3, 4))
-    np.testing.assert_array_equal(first.buttons, again.buttons)
-    np.testing.assert_array_equal(first.camera, again.camera)
-    assert not np.array_equal(first.camera, other.camera)
+    assert first.equals(again)
+    assert not np.array_equal(first.values_of(["yaw"]), other.values_of(["yaw"]))
 
 
 def test_the_player_does_not_walk_into_a_wall_that_it_sees() -> None:

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
-from rlir_ray.idm.decoding import group_probabilities, one_hot_classes, recovered_classes
-from rlir_ray.spaces.actions import BUTTON_INDEX, GROUPS, IDM_BUTTONS
+from rlir_ray.idm.base import one_hot_classes, stack_classes
+from rlir_ray.idm.vpt_heads import VptHeads, group_probabilities, read_heads, recovered_classes
+from rlir_ray.spaces.vpt import BUTTON_INDEX, IDM_BUTTONS, VPT_SPACE
+
+NAMES = VPT_SPACE.names
 
 
 def _logits(yaw_bin: int = 7, **pressed: float) -> dict[str, torch.Tensor]:
@@ -45,8 +49,8 @@ def test_group_probabilities_sum_to_one() -> None:
         "buttons": 3 * torch.randn(2, 5, 20, 2, generator=generator),
         "camera": torch.randn(2, 5, 2, 11, generator=generator),
     }
-    for name, table in group_probabilities(logits, tuple(GROUPS)).items():
-        assert table.shape == (2, 5, GROUPS[name].num_classes)
+    for field, table in zip(VPT_SPACE.fields, group_probabilities(logits, NAMES).values(), strict=True):
+        assert table.shape == (2, 5, field.num_classes)
         torch.testing.assert_close(table.sum(-1), torch.ones(2, 5))
 
 
@@ -58,16 +62,38 @@ def test_certain_heads_have_certain_probabilities_of_the_class_that_is_read() ->
         "buttons": 50.0 * torch.stack([~pressed, pressed], -1),
         "camera": 50.0 * torch.nn.functional.one_hot(bins, 11),
     }
-    classes = recovered_classes(logits, tuple(GROUPS))
+    classes = recovered_classes(logits, NAMES)
     assert (
-        classes.shape == (3, 4, len(GROUPS))
+        classes.shape == (3, 4, len(NAMES))
         and (pressed[..., BUTTON_INDEX["jump"]] & pressed[..., BUTTON_INDEX["sneak"]]).any()
     )
-    for name, table in group_probabilities(logits, tuple(GROUPS)).items():
-        torch.testing.assert_close(table, one_hot_classes(classes, tuple(GROUPS))[name], atol=1e-6, rtol=0)
+    for name, table in group_probabilities(logits, NAMES).items():
+        torch.testing.assert_close(table, one_hot_classes(classes, VPT_SPACE.fields)[name], atol=1e-6, rtol=0)
 
 
 def test_both_of_a_pair_read_at_once_are_none() -> None:
     # Each is likelier than not, so the heads say both: nothing, as for a command that holds both.
     assert recovered_classes(_logits(forward=0.6, back=0.55), ("forward_back", "yaw")).tolist() == [[[0, 7]]]
     assert recovered_classes(_logits(forward=0.6, back=0.45), ("forward_back", "yaw")).tolist() == [[[1, 7]]]
+
+
+def test_a_reading_holds_both_views_of_the_heads() -> None:
+    logits = _logits(forward=0.8, jump=0.9)
+    reading = read_heads(logits, ("jump", "yaw"))
+    assert stack_classes(reading, ("yaw", "jump")).tolist() == [[[7, 1]]]
+    expected = group_probabilities(logits, ("jump", "yaw"))
+    assert all(torch.equal(table, expected[name]) for name, table in reading.probabilities.items())
+    with pytest.raises(ValueError, match="a field must be of the action space, got jmup; name some of forward_back"):
+        read_heads(logits, ("jmup",))
+
+
+def test_buttons_without_a_head_are_read_as_released() -> None:
+    assert VptHeads.readable == NAMES[:8] + NAMES[11:]
+    reading = read_heads(_logits(), ("swapHands",))
+    assert reading.classes["swapHands"].tolist() == [[0]] and reading.probabilities["swapHands"].tolist() == [[[1, 0]]]
+
+
+def test_the_heads_that_decide_a_field_are_its_buttons_and_axes() -> None:
+    used = VptHeads(4, 1.0).used(("forward_back", "yaw"))
+    assert np.flatnonzero(used["buttons"]).tolist() == [BUTTON_INDEX["back"], BUTTON_INDEX["forward"]]
+    assert used["camera"].tolist() == [False, True]

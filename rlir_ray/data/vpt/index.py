@@ -13,6 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from rlir_ray.data.vpt.pairs import RecordingFile, open_recording, pair
+from rlir_ray.spaces.space import ActionSpace
+from rlir_ray.spaces.vpt import VPT_SPACE
+
 logger = logging.getLogger(__name__)
 
 # Maximum number of skipped recordings in the log: an index lists thousands of recordings, of which a user has some.
@@ -20,10 +24,10 @@ MAX_LOGGED = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RecordingSource:
+class VptRecordings:
     """The recordings of a folder or of an index.
 
-    Example: ``RecordingSource(path=Path("vpt"), videos={"8.0/player-1": Path("vpt/8.0/player-1.mp4")})``.
+    Example: ``VptRecordings(path=Path("vpt"), videos={"8.0/player-1": Path("vpt/8.0/player-1.mp4")})``.
     """
 
     path: Path
@@ -36,13 +40,34 @@ class RecordingSource:
     def __len__(self) -> int:
         return len(self.videos) + len(self.skipped)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.videos)
 
-def pair(stem: Path) -> tuple[Path, Path]:
-    """Return the mp4 and the jsonl of a recording; the name may contain dots."""
-    return stem.with_name(stem.name + ".mp4"), stem.with_name(stem.name + ".jsonl")
+    @property
+    def space(self) -> ActionSpace:
+        return VPT_SPACE
+
+    def recording(self, name: str, action_shift: int = 0) -> RecordingFile:
+        """Open a recording; see `pairs.open_recording`.
+
+        Raises:
+            ValueError: there is no recording of this name, or it is broken.
+        """
+        if name not in self.videos:
+            raise ValueError(
+                f"{self.path} must hold the recording that a clip is cut from, got none named {name!r}; "
+                "give the source that the address comes from"
+            )
+        return open_recording(self.videos[name], name, action_shift)
+
+    def contents(self) -> list[str]:
+        """Return a line for each recording: its name and the sizes of its files."""
+        pairs = ((name, pair(video.with_suffix(""))) for name, video in sorted(self.videos.items()))
+        return [f"{name} {[half.stat().st_size for half in halves]}" for name, halves in pairs]
 
 
-def find_recordings(path: Path) -> RecordingSource:
+def find_recordings(path: Path) -> VptRecordings:
     """Find the pairs of a folder, subfolders included, or of an index in JSON.
 
     An index has `basedir` and `relpaths`, as the indices published with VPT. The search starts in `basedir` if this is
@@ -80,7 +105,7 @@ def log_skipped(lines: tuple[str, ...]) -> None:
         logger.warning("skipped: %d more recordings", len(lines) - MAX_LOGGED)
 
 
-def _in_folder(folder: Path) -> RecordingSource:
+def _in_folder(folder: Path) -> VptRecordings:
     if not folder.is_dir():
         raise ValueError(
             f"no folder of recordings at {folder}; make one with: python -m rlir_ray collect --out {folder}"
@@ -89,7 +114,7 @@ def _in_folder(folder: Path) -> RecordingSource:
     videos = {path.with_suffix("") for path in files if path.suffix == ".mp4"}
     lines = {path.with_suffix("") for path in files if path.suffix == ".jsonl"}
     missing = [pair(stem)[stem in videos] for stem in sorted(videos ^ lines)]
-    return RecordingSource(
+    return VptRecordings(
         path=folder,
         videos={stem.relative_to(folder).as_posix(): pair(stem)[0] for stem in sorted(videos & lines)},
         skipped=tuple(f"{half}: no such file; add it or remove its other half" for half in missing),
@@ -106,7 +131,7 @@ def _files(folder: Path) -> Iterator[Path]:
         yield from (Path(place, name) for name in names)
 
 
-def _in_index(path: Path) -> RecordingSource:
+def _in_index(path: Path) -> VptRecordings:
     basedir, names = _read_index(path)
     # An absolute basedir replaces the folder of the index; a basedir that is no local folder is a download address.
     local = path.parent / basedir
@@ -124,7 +149,7 @@ def _in_index(path: Path) -> RecordingSource:
             skipped.append(
                 f"{missing}: no such file, listed in {path.name}; download {basedir.rstrip('/')}/{name}{missing.suffix}"
             )
-    return RecordingSource(path=path, videos=videos, skipped=tuple(skipped))
+    return VptRecordings(path=path, videos=videos, skipped=tuple(skipped))
 
 
 def _read_index(path: Path) -> tuple[str, list[str]]:

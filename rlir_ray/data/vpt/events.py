@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import PurePath
 
-from rlir_ray.spaces.actions import Event
+from rlir_ray.spaces.vpt import Event
 
 ATTACK = 0  # the recorder's number of the left mouse button
 # Scale of mouse motion in an open GUI by version of the recorder, as in VPT's data loader; 1 for other versions.

@@ -1,0 +1,141 @@
+"""The commands that make a world: recordings, base models, and checks of them. Heavy imports come in the functions."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+Command = Callable[[argparse.Namespace, list[str]], None]
+
+
+def _actions(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from rlir_ray.data.lerobot.layout import is_lerobot
+    from rlir_ray.data.lerobot.reader import LerobotDataset
+    from rlir_ray.data.vpt.pairs import open_recording
+    from rlir_ray.spaces.conventions import describe
+
+    path = Path(arguments.file)
+    if is_lerobot(path):
+        dataset = LerobotDataset(path, arguments.camera)
+        name = arguments.episode or dataset.names[0]
+        print(name)
+        actions = dataset.recording(name, arguments.action_shift).actions
+    else:
+        actions = open_recording(path, action_shift=arguments.action_shift).actions
+    print("\n".join(describe(actions, arguments.to)))
+
+
+def _collect(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from rlir_ray.run.progress import progress_bar
+
+    out = Path(arguments.out)
+    with progress_bar("recording") as show:
+
+        def progress(done: int, total: int) -> None:
+            show(done / total, f"{done} frames")
+
+        line = _collect_environment(arguments, progress) if arguments.env else _collect_doom(arguments, progress)
+    print(line)
+    if not arguments.no_probe:
+        _probe(out)
+    if arguments.env:
+        print(f"next: python -m rlir_ray new work/{out.name} --data {out}")
+
+
+def _collect_doom(arguments: argparse.Namespace, progress: Callable[[int, int], None]) -> str:
+    from rlir_ray.worlds.doom import collect
+
+    summary = collect(
+        Path(arguments.out),
+        num_frames=arguments.frames,
+        split=arguments.split,
+        seed=arguments.seed,
+        num_workers=arguments.workers,
+        progress=progress,
+    )
+    return (
+        f"{summary.num_frames} frames in {summary.num_recordings} recordings of {len(summary.maps)} maps: "
+        f"{arguments.out}"
+    )
+
+
+def _collect_environment(arguments: argparse.Namespace, progress: Callable[[int, int], None]) -> str:
+    raise NotImplementedError
+
+
+def _probe(folder: Path) -> None:
+    """Measure which action of the recordings leads into which frame, and print the result."""
+    from itertools import islice
+
+    from rlir_ray.data.alignment import MAX_RECORDINGS, check_alignment
+    from rlir_ray.data.recordings import open_recordings, read_all
+
+    read = islice(read_all(open_recordings(folder)), MAX_RECORDINGS)
+    found = check_alignment(
+        [(each.frames, each.actions) for each in read], str(folder), way_out="data.action_shift={shift}"
+    )
+    if found is not None:
+        others = ", ".join(f"{score:.2f} at shift {shift:+d}" for shift, score in found.scores.items() if shift)
+        print(f"action k leads into frame k: two frames give {found.scores[0]:.2f} of its actions ({others})")
+
+
+def _new(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from rlir_ray.pretrain.new_world import NewWorld, run_commands, write_world
+
+    world = NewWorld(
+        folder=arguments.folder,
+        data=arguments.data,
+        family=arguments.family,
+        camera=arguments.camera,
+        size=arguments.size,
+        quick=arguments.quick,
+    )
+    commands = write_world(world)
+    if arguments.quick:
+        run_commands(commands)
+
+
+def _audit(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from rlir_ray.config import DataConfig
+    from rlir_ray.rewards.audit import AuditRequest, audit, audit_lines
+
+    rows = audit(
+        AuditRequest(
+            idms=tuple(arguments.idm),
+            data=arguments.data,
+            groups=tuple(name for name in arguments.groups.split(",") if name),
+            num_clips=arguments.num_clips,
+            num_frames=arguments.num_frames,
+            reading=DataConfig(camera=arguments.camera, action_shift=arguments.action_shift),
+        )
+    )
+    print("\n".join(audit_lines(rows)))
+    if any(row.fault for row in rows):
+        sys.exit(1)
+
+
+def _pretrain(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from rlir_ray.pretrain.command import main
+
+    if arguments.model is None:
+        arguments.parser.print_help()
+        return
+    main(arguments.model, [*rest, *(["--help"] if arguments.help else [])])
+
+
+def _assets(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from rlir_ray.pretrain.assets import main
+
+    main(rest)
+
+
+WORLD_HANDLERS: dict[str, Command] = {
+    "collect": _collect,
+    "actions": _actions,
+    "new": _new,
+    "pretrain": _pretrain,
+    "audit": _audit,
+    "assets": _assets,
+}
