@@ -25,7 +25,7 @@ from rlir_ray.learner.objectives import Columns, Objective
 from rlir_ray.learner.step import StepBatch, layout, stack, trained_decisions
 from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.rewards.base import Reward
-from rlir_ray.spaces.space import Actions
+from rlir_ray.spaces.space import Actions, ActionSpace, Axis
 from rlir_ray.spaces.vpt import VPT_SPACE
 from rlir_ray.trajectory import EncodedVideo, Prompt, RewardScores, TrajectoryGroup, check_scores
 
@@ -42,14 +42,20 @@ def check(holds: bool, rule: str, got: object) -> None:
         raise AssertionError(f"{rule}, got {got}")
 
 
-def sample_actions(num_actions: int, seed: int = 0) -> Actions:
-    """Return random actions: forward in half of the frames, with small camera turns."""
+def sample_actions(num_actions: int, seed: int = 0, space: ActionSpace = VPT_SPACE) -> Actions:
+    """Return random actions: of a choice any class in half of the frames, of an axis a normal number in its range."""
     random = np.random.default_rng(seed)
-    values = VPT_SPACE.nothing(num_actions).values
-    forward_back, *camera = VPT_SPACE.columns(["forward_back", "pitch", "yaw"])
-    values[:, forward_back] = random.random(num_actions) < 0.5
-    values[:, camera] = random.normal(0, 5, (num_actions, 2))
-    return Actions(VPT_SPACE, values)
+    values = space.nothing(num_actions).values
+    for column, field in enumerate(space.fields):
+        if isinstance(field, Axis):
+            spread = (field.high - field.low) / 4
+            values[:, column] = random.normal((field.high + field.low) / 2, spread, num_actions).clip(
+                field.low, field.high
+            )
+        else:
+            acts = random.random(num_actions) < 0.5
+            values[acts, column] = random.integers(0, field.num_classes, num_actions)[acts]
+    return Actions(space, values)
 
 
 def sample_videos(num_groups: int = 2, group_size: int = 3, num_frames: int = NUM_FRAMES) -> list[EncodedVideo]:

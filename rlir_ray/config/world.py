@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from rlir_ray.config.messages import require
 from rlir_ray.config.section import FLOAT, INT, LIST, Arguments, PositiveInt, SourceName, section
+from rlir_ray.spaces.doom import DOOM_FIELDS
 
 MAX_ACTION_SHIFT = 8
 
@@ -25,7 +26,7 @@ class WorldConfig:
     """Number of context frames: real frames that the model gets."""
     num_frames: PositiveInt = 8
     """Number of frames that the model generates."""
-    groups: Annotated[tuple[str, ...], LIST] = ("forward_back", "use_attack", "jump", "yaw")
+    groups: Annotated[tuple[str, ...], LIST] = DOOM_FIELDS
     """Fields of the action space that rewards and metrics compare; empty: all fields."""
 
 

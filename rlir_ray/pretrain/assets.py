@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from rlir_ray.data.files import Json, give_usual_mode, replace_folder, write_json
 from rlir_ray.pretrain.arguments import add_settings, build_parser, take_settings
-from rlir_ray.pretrain.settings import GROUPS_IN_USE, SPLITS
+from rlir_ray.pretrain.settings import SPLITS
 from rlir_ray.run.environment import versions
 from rlir_ray.run.progress import log_to_stderr
 
@@ -98,7 +98,7 @@ def make_assets(work: Path, out: Path, plan: AssetsPlan) -> Json:
 def _record(work: Path, plan: AssetsPlan) -> None:
     from rlir_ray.data.vpt.index import list_recordings
     from rlir_ray.data.vpt.pairs import read_events
-    from rlir_ray.pretrain.oracle import oracle_macro_f1
+    from rlir_ray.pretrain.doom_oracle import oracle_macro_f1
     from rlir_ray.worlds.doom import WORLD_MAPS, collect
 
     many = {"train": plan.train_frames, "validation": plan.validation_frames}
@@ -156,6 +156,7 @@ def _train_inverse_dynamics(work: Path, plan: AssetsPlan) -> None:
     from rlir_ray.data.recordings import read_splits
     from rlir_ray.pretrain.idm import reconstruction, train_inverse_dynamics
     from rlir_ray.pretrain.settings import InverseDynamicsTraining
+    from rlir_ray.worlds.doom import GROUPS_IN_USE
 
     todo = [name for name in ("reward_idm", "judge_idm") if not (work / name / "training.json").is_file()]
     if not todo:

@@ -9,7 +9,6 @@ from rlir_ray.pretrain.arguments import check_settings
 from rlir_ray.registry import check_name
 
 SPLITS: tuple[Literal["train", "validation"], ...] = ("train", "validation")
-GROUPS_IN_USE = ("forward_back", "jump", "use_attack", "yaw")
 """Fields that the embedded world uses."""
 
 

@@ -30,7 +30,7 @@ from rlir_ray.worlds.doom_engine import (
     read_frame,
     read_pose,
 )
-from rlir_ray.worlds.scripted_player import (
+from rlir_ray.worlds.doom_player import (
     Command,
     Observation,
     PlayerScript,

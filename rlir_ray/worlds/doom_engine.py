@@ -18,7 +18,7 @@ from PIL import Image
 
 from rlir_ray.extras import require_library
 from rlir_ray.spaces.vpt import DEGREES_PER_PIXEL
-from rlir_ray.worlds.scripted_player import Command, PlayerScript
+from rlir_ray.worlds.doom_player import Command, PlayerScript
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -11,7 +11,7 @@ import pytest
 
 from rlir_ray.data.vpt.events import parse_event, recorder_version, repair_events
 from rlir_ray.spaces.vpt import BUTTON_INDEX, BUTTONS, actions_from_events, buttons_of, camera_of
-from rlir_ray.worlds.scripted_player import Command, command_event
+from rlir_ray.worlds.doom_player import Command, command_event
 from tests.data.videos import event
 
 NOTHING_PRESSED: dict[str, Any] = {name: 0 for name in BUTTONS}

@@ -14,7 +14,7 @@ from rlir_ray.data.vpt.pairs import read_events
 from rlir_ray.spaces.vpt import actions_from_events, camera_of
 from rlir_ray.worlds.doom import TRAIN_MAPS, VALIDATION_MAPS, DoomWorld, collect, play_episode
 from rlir_ray.worlds.doom_engine import FRICTION, advance, load_map, open_game, plan_tics, read_frame, read_pose
-from rlir_ray.worlds.scripted_player import Command
+from rlir_ray.worlds.doom_player import Command
 from tests.data.videos import read_recording
 
 pytest.importorskip("vizdoom")

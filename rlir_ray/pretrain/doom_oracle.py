@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from rlir_ray.rewards.classification import confusion, macro_f1
+from rlir_ray.spaces.doom import DOOM_FIELDS
 from rlir_ray.spaces.vpt import Event, actions_from_events
 
-ORACLE_GROUPS = ("forward_back", "jump", "yaw")
+ORACLE_GROUPS = tuple(name for name in DOOM_FIELDS if name != "use_attack")
 NEIGHBORS = 2
 # Divisors that bring map units and degrees to about one: the player walks some 30 units and turns up to 10 degrees a
 # frame.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlir_ray.pretrain.oracle import displacement_features, oracle_macro_f1
+from rlir_ray.pretrain.doom_oracle import displacement_features, oracle_macro_f1
 
 
 def walk(rng: np.random.Generator, num_frames: int = 120, step: float = 30.0) -> list[dict]:

@@ -7,7 +7,7 @@ import pytest
 
 from rlir_ray.spaces.mineworld import MINEWORLD_CAMERA
 from rlir_ray.spaces.vpt import DEGREES_PER_PIXEL, VPT_CAMERA
-from rlir_ray.worlds.scripted_player import (
+from rlir_ray.worlds.doom_player import (
     YAW_PIXELS,
     Command,
     Observation,
