@@ -11,6 +11,7 @@ logger = logging.getLogger(__name__)
 # Library -> extra of setup.cfg, and what happens without the library.
 EXTRAS = {
     "vizdoom": ("doom", "nothing can record the Doom world"),
+    "gym_pusht": ("pusht", "nothing can record PushT"),
     "tensorboard": ("tensorboard", "metrics go to metrics.jsonl only"),
     "numba": ("numba", "torch computes the sampler's attention on a CPU, which takes longer"),
 }

@@ -51,7 +51,6 @@ AXES = {
             "vpt": "rlir_ray.idm.vpt:VptInverseDynamics",
             "correlation": "rlir_ray.idm.correlation_idm:CorrelationInverseDynamics",
             "keypoints": "rlir_ray.idm.keypoint_idm:KeypointInverseDynamics",
-            "difference": "rlir_ray.idm.difference_idm:DifferenceInverseDynamics",
         },
         needs=("from_pretrained", "read"),
     ),
@@ -75,6 +74,7 @@ AXES = {
         key="prompts.source",
         members={
             "doom": "rlir_ray.worlds.doom_source:DoomSource",
+            "pusht": "rlir_ray.worlds.pusht_source:PushtSource",
             "recordings": "rlir_ray.data.recorded_clips:RecordedSource",
         },
         needs=("clips",),
@@ -118,7 +118,7 @@ def load(axis: str, name: str) -> Any:
             attribute or method.
     """
     check_name(axis, name)
-    member: Any = _import(axis, name, _target(axis, name))
+    member: Any = import_target(f"{AXES[axis].key}={name}", _target(axis, name))
     if AXES[axis].is_class and not inspect.isclass(member):
         found = type(member).__name__
         raise ValueError(f"{AXES[axis].key}={name} must name a class, got a {found}; name the class itself")
@@ -172,9 +172,17 @@ def _entry_points(axis: str) -> list[importlib.metadata.EntryPoint]:
     return list(importlib.metadata.entry_points(group=AXES[axis].group))
 
 
-def _import(axis: str, name: str, target: str) -> object:
+def import_target(label: str, target: str) -> object:
+    """Import an object by `package.module:Name`.
+
+    Args:
+        label: what names the object, for the error.
+        target: `package.module:Name`.
+
+    Raises:
+        ValueError: the module cannot be imported or lacks the object.
+    """
     module_name, _, attribute = target.partition(":")
-    label = f"{AXES[axis].key}={name}"
     try:
         found: object = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +63,45 @@ def _collect_doom(arguments: argparse.Namespace, progress: Callable[[int, int], 
 
 
 def _collect_environment(arguments: argparse.Namespace, progress: Callable[[int, int], None]) -> str:
-    raise NotImplementedError
+    from rlir_ray.worlds.environment import collect_environment
+    from rlir_ray.worlds.environment_world import EnvironmentWorld
+
+    world = EnvironmentWorld(
+        env_id=arguments.env,
+        env_args=_env_args(arguments.env_arg),
+        wrappers=tuple(arguments.wrapper),
+        policy=arguments.policy,
+        hold=arguments.hold,
+        size=arguments.size,
+        frame_skip=arguments.frame_skip,
+        episode_frames=arguments.episode_frames,
+        num_bins=arguments.num_bins,
+    )
+    summary = collect_environment(
+        Path(arguments.out),
+        world,
+        num_frames=arguments.frames,
+        split=arguments.split,
+        seed=arguments.seed,
+        num_workers=arguments.workers,
+        progress=progress,
+    )
+    names = ", ".join(summary.space.names)
+    return f"{summary.num_frames} frames in {summary.num_episodes} episodes, actions {names}: {arguments.out}"
+
+
+def _env_args(pairs: list[str]) -> dict[str, object]:
+    """Read KEY=VALUE pairs; a value is JSON, or a text."""
+    found: dict[str, object] = {}
+    for pair in pairs:
+        key, mark, value = pair.partition("=")
+        if not mark:
+            raise ValueError(f"--env-arg must be KEY=VALUE, got {pair!r}; for example max_episode_steps=1000")
+        try:
+            found[key] = json.loads(value)
+        except json.JSONDecodeError:
+            found[key] = value
+    return found
 
 
 def _probe(folder: Path) -> None:

@@ -69,6 +69,11 @@ def _add_collect(commands: Commands) -> None:
         metavar="MODULE:FUNCTION",
         help="player: FUNCTION(observation, info, space, rng) -> action; default: drawn actions, held",
     )
+    collect.add_argument(
+        "--env-arg", action="append", default=[], metavar="KEY=VALUE", help="argument of gymnasium.make; repeatable"
+    )
+    collect.add_argument("--frame-skip", type=int, default=1, help="steps of the environment in a frame (default 1)")
+    collect.add_argument("--num-bins", type=int, default=21, help="bins of each number of an action (default 21)")
     collect.add_argument("--hold", type=int, default=4, help="frames for which a drawn action is held (default 4)")
     collect.add_argument(
         "--wrapper", action="append", default=[], metavar="MODULE:NAME", help="wrapper of the environment; repeatable"

@@ -7,8 +7,7 @@ INTO frame k. Independent of models.
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -38,6 +37,7 @@ from rlir_ray.worlds.doom_player import (
     command_event,
     draw_commands,
 )
+from rlir_ray.worlds.settings import keep_settings
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -231,7 +231,7 @@ def collect(
             f"frames to record must be >= 1, got {num_frames}; ask for {world.episode_frames}, one episode, or more"
         )
     out_dir.mkdir(parents=True, exist_ok=True)
-    _check_settings(out_dir, {"split": split, "seed": seed, "maps": list(maps), "world": dataclasses.asdict(world)})
+    keep_settings(out_dir, {"split": split, "seed": seed, "maps": list(maps), "world": dataclasses.asdict(world)})
     num_episodes = -(-num_frames // world.episode_frames)
     names = {index: f"{split}-{maps[index % len(maps)].replace(':', '-')}-{index:05d}" for index in range(num_episodes)}
     todo: dict[str, list[Job]] = {}
@@ -275,18 +275,6 @@ def _record(wad: str, jobs: list[Job], out_dir: Path, split: Split, seed: int, w
             frames, events = play_episode(game, map_name, rng, world)
             write_recording(out_dir / name, frames, events)
             yield name
-
-
-def _check_settings(out_dir: Path, settings: Mapping[str, object]) -> None:
-    """Reject a folder of other settings, because its recordings would count as recordings of these settings."""
-    settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
-    path = out_dir / "settings.json"
-    if path.exists() and (held := json.loads(path.read_text(encoding="utf-8"))) != settings:
-        key = next(key for key in settings if held.get(key) != settings[key])
-        raise ValueError(
-            f"{out_dir} holds recordings made with {key} {held.get(key)!r}, not {settings[key]!r}; use another folder"
-        )
-    write_json(path, settings)
 
 
 def _write_index(out_dir: Path, names: list[str], maps: tuple[str, ...], world: DoomWorld) -> CollectSummary:

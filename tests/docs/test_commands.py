@@ -12,7 +12,14 @@ from rlir_ray.config.unread_keys import reject_unread
 from tests.docs.pages import NAMES, ROOT, blocks
 
 PROGRAM = ["-m", "rlir_ray"]
-LINES = [(name, line) for name in NAMES for block in blocks(name, "bash") for line in block.splitlines()]
+
+
+def whole_lines(block):
+    """The commands of a block; a backslash at the end of a line goes on in the next."""
+    return block.replace("\\\n", " ").splitlines()
+
+
+LINES = [(name, line) for name in NAMES for block in blocks(name, "bash") for line in whole_lines(block)]
 
 
 def words(line):
@@ -56,7 +63,7 @@ def test_the_command_line_takes_the_arguments(line, capsys):
 @pytest.mark.parametrize("name", NAMES)
 def test_make_targets_and_files_of_commands_exist(name):
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
-    for line in "".join(blocks(name, "bash")).splitlines():
+    for line in whole_lines("".join(blocks(name, "bash"))):
         found = words(line)
         if found[:1] == ["make"]:
             assert found[1] in targets

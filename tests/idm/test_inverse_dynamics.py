@@ -82,7 +82,7 @@ def test_unknown_architecture_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architecture": "oracle"}')
     with pytest.raises(
         ValueError,
-        match=r"architecture must be one of vpt, correlation, keypoints, difference, or package\.module:Name",
+        match=r"architecture must be one of vpt, correlation, keypoints, or package\.module:Name",
     ):
         load_inverse_dynamics(tmp_path)
 

@@ -278,7 +278,7 @@ def test_models_and_recordings_of_several_spaces_are_refused(tmp_path: Path) -> 
 def test_architectures_are_plug_ins() -> None:
     with pytest.raises(
         ValueError,
-        match=r"architecture must be one of vpt, correlation, keypoints, difference, or package\.module:Name",
+        match=r"architecture must be one of vpt, correlation, keypoints, or package\.module:Name",
     ):
         InverseDynamicsTraining(architecture="vptt")
     named = InverseDynamicsTraining(architecture="rlir_ray.idm.correlation_idm:CorrelationInverseDynamics")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from rlir_ray.spaces.gymnasium import from_row, to_row
 from rlir_ray.spaces.space import Actions, ActionSpace, Axis, Choice, MuLaw, Uniform
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "camera_quantizers.json").read_text(encoding="utf-8"))
@@ -190,6 +191,8 @@ GYMNASIUM = {
     "grid": (spaces.MultiDiscrete([[2, 3], [4, 5]]), [(f"action/{i}", n) for i, n in enumerate((2, 3, 4, 5))]),
     "keys": (spaces.MultiBinary(2), [("action/0", 2), ("action/1", 2)]),
     "pusht": (spaces.Box(0, 512, (2,), np.float32), [("action/0", 21), ("action/1", 21)]),
+    "dial": (spaces.Box(-2, 3, (1,), np.int64), [("action/0", 6)]),
+    "byte": (spaces.Box(0, 255, (1,), np.uint8), [("action/0", 21)]),
     "car": (
         spaces.Box(np.array([-1, 0, 0], np.float32), np.array([1, 1, 1], np.float32)),
         [("action/0", 21), ("action/1", 21), ("action/2", 21)],
@@ -207,9 +210,50 @@ GYMNASIUM = {
 
 
 @pytest.mark.parametrize("name", GYMNASIUM)
-def test_gymnasium_spaces_map_in_their_own_order(name: str) -> None:
+def test_gymnasium_spaces_map_in_their_own_order_and_actions_come_back(name: str) -> None:
     space, expected = GYMNASIUM[name]
-    assert [(field.name, field.num_classes) for field in ActionSpace.from_gymnasium(space).fields] == expected
+    found = ActionSpace.from_gymnasium(space)
+    assert [(field.name, field.num_classes) for field in found.fields] == expected
+    space.seed(3)
+    rows = []
+    for _ in range(20):
+        rows.append(to_row(space, space.sample()))
+        assert space.contains(from_row(space, rows[-1]))
+        assert np.array_equal(to_row(space, from_row(space, rows[-1])), rows[-1])
+    Actions(found, np.stack(rows))
+
+
+def test_an_integer_of_a_box_has_a_bin_of_its_own_and_any_number_is_rounded_to_an_integer_inside() -> None:
+    space, _ = GYMNASIUM["dial"]
+    (field,) = ActionSpace.from_gymnasium(space).fields
+    assert field.centres(np.arange(6)).tolist() == [-2, -1, 0, 1, 2, 3]
+    numbers = [from_row(space, np.array([value], np.float32)) for value in (-2.5, -1.4, 0.6, 3.5)]
+    assert [(number.tolist(), number.dtype) for number in numbers] == [([n], np.int64) for n in (-2, -1, 1, 3)]
+
+
+def test_numbers_of_a_policy_may_have_another_type_than_the_box() -> None:
+    assert to_row(spaces.Box(0, 1, (2,), np.float32), [0, 0.5]).tolist() == [0, 0.5]
+    # 0.1 as float32 is above 0.1.
+    narrow = spaces.Box(0, 0.1, (1,), np.float64)
+    assert narrow.contains(from_row(narrow, to_row(narrow, np.array([0.1]))))
+
+
+@pytest.mark.parametrize(
+    ("space", "action"),
+    [
+        (spaces.Discrete(18), 18),
+        (spaces.Discrete(3), "left"),
+        (spaces.Box(-1, 1, (2,)), [0, 1.5]),
+        (spaces.Box(-1, 1, (2,)), [0.0]),
+        (spaces.Box(0, 9, (1,), np.int64), [0.5]),
+        (spaces.Dict(move=spaces.Discrete(2)), {"go": 1}),
+        (spaces.Tuple((spaces.Discrete(2), spaces.Discrete(2))), (1,)),
+    ],
+)
+def test_an_action_outside_its_gymnasium_space_is_refused_in_one_line(space, action) -> None:
+    with pytest.raises(ValueError, match=r"an action must be in .*, got .*; correct the policy") as refusal:
+        to_row(space, action)
+    assert "\n" not in str(refusal.value)
 
 
 def test_axes_take_the_bounds_of_their_box() -> None:

@@ -91,6 +91,11 @@ class LerobotWriter:
         """Number of complete episodes in the folder."""
         return self._num_packed + len(self._staged)
 
+    @property
+    def num_frames(self) -> int:
+        """Number of frames of these episodes."""
+        return self._num_frames + sum(int(each.row["length"]) for each in self._staged)
+
     def write(
         self,
         frames: npt.NDArray[np.uint8],
@@ -114,8 +119,7 @@ class LerobotWriter:
             self._columns = {name: values.shape[1] for name, values in columns.items()}
             self._write_metadata()
         values = np.concatenate([actions.values[1:], actions.values[-1:]]).astype(np.float32)
-        number, length = self.num_episodes, len(frames)
-        start = self._num_frames + sum(each.row["length"] for each in self._staged)
+        number, start, length = self.num_episodes, self.num_frames, len(frames)
         rows: dict[str, npt.NDArray[np.generic]] = {
             ACTION: values,
             **columns,
