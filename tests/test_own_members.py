@@ -97,6 +97,7 @@ def test_family_of_ones_own_keeps_the_contract_and_trains(own_config, tmp_path: 
         check_family(config, prompts[:2])
 
 
+@pytest.mark.slow
 def test_overlapped_pipeline_with_a_reward_from_yaml_needs_no_inverse_dynamics_model(ray_cluster, own_config) -> None:
     """The small run with overlap of `make test`: test_driver.py has the one without."""
     config = own_config(

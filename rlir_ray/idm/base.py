@@ -115,9 +115,17 @@ def load_inverse_dynamics(path: str | Path) -> InverseDynamics:
     """Open a checkpoint with the architecture that its config.json names: an `InverseDynamics` and `nn.Module`.
 
     Raises:
-        ValueError: the architecture is unknown or cannot be imported, or the weights do not fit.
+        ValueError: there is no such checkpoint, the architecture is unknown or cannot be imported, or the weights do
+            not fit.
     """
-    settings = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    try:
+        settings = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        found = type(error).__name__
+        raise ValueError(
+            f"an inverse dynamics model must be a folder with a readable config.json, got {found} in {path}; check the "
+            "path"
+        ) from None
     try:
         member = load("idms", architecture_of(settings) or "vpt")
     except ValueError as error:

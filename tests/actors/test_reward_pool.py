@@ -91,6 +91,7 @@ class Load:
             self.scored.append(self.pool.score(ray.put(small_video(len(self.scored)))))
 
 
+@pytest.mark.slow
 def test_no_group_is_lost_and_none_scored_twice_while_the_pool_grows_and_shrinks(start_pool, tmp_path):
     pool = start_pool(partial(SleepReward, tmp_path))
     load = Load(pool)
@@ -121,6 +122,7 @@ def test_groups_whose_replica_dies_are_scored_by_another(start_pool, tmp_path):
     assert pool.num_replicas() == 2
 
 
+@pytest.mark.slow
 def test_a_group_that_kills_every_replica_is_given_up_and_the_others_are_scored(start_pool, tmp_path):
     pool = start_pool(partial(DeadlyReward, tmp_path, 3, always=True))
     scored = [pool.score(ray.put(small_video(number))) for number in range(8)]
@@ -132,6 +134,7 @@ def test_a_group_that_kills_every_replica_is_given_up_and_the_others_are_scored(
     assert pool.score(ray.put(small_video(9))).result(TIMEOUT_S).scores.group_id == 9
 
 
+@pytest.mark.slow
 def test_a_broken_replica_is_replaced_and_the_new_one_scores_its_groups(start_pool, tmp_path):
     pool = start_pool(partial(SickeningReward, tmp_path, 3))
     assert answers([pool.score(ray.put(small_video(number))) for number in range(8)]) == list(range(8))
@@ -245,6 +248,7 @@ def test_a_lost_video_fails_its_group_with_the_cause_and_costs_no_replica(shared
     assert pool.num_replicas() == 1
 
 
+@pytest.mark.slow
 def test_a_served_pool_follows_its_queue_between_its_bounds(start_pool, tmp_path, monkeypatch):
     monkeypatch.setattr(deployment, "DOWNSCALE_DELAY_S", 0.5)
     pool = start_pool(partial(SleepReward, tmp_path, 0.02), "reward.max_replicas=2", "reward.target_queue=4")
