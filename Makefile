@@ -24,7 +24,7 @@ install: $(VENV)/installed
 $(VENV)/installed: setup.cfg pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c $(CONSTRAINTS) torch
-	$(BIN)/pip install -q -c $(CONSTRAINTS) -e ".[doom,tensorboard,numba]"
+	$(BIN)/pip install -q -c $(CONSTRAINTS) -e ".[doom,pusht,tensorboard,numba]"
 	touch $@
 
 install-dev: $(VENV)/installed-dev

@@ -104,12 +104,12 @@ def test_doctor_names_each_missing_extra(monkeypatch: pytest.MonkeyPatch) -> Non
     assert flow["numba"] == Finding("ok", "numba", "not installed, and the recipe does not need it")
 
 
-def test_the_extras_of_the_package_are_those_and_the_quickstart_and_the_image_install_all_but_pusht() -> None:
+def test_the_extras_of_the_package_are_those_and_the_quickstart_and_the_image_install_them() -> None:
     settings = configparser.ConfigParser()
     settings.read(ROOT / "setup.cfg", encoding="utf-8")
     for library, (extra, _) in EXTRAS.items():
         assert settings["options.extras_require"][extra].strip().replace("-", "_").startswith(library)
         assert library not in settings["options"]["install_requires"]
-    extras = "[" + ",".join(extra for extra, _ in EXTRAS.values() if extra != "pusht") + "]"
+    extras = "[" + ",".join(extra for extra, _ in EXTRAS.values()) + "]"
     assert f'-e ".{extras}"' in (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(rf"^ARG EXTRAS={re.escape(extras)}$", (ROOT / "deploy/Dockerfile").read_text(), re.M)
