@@ -1,12 +1,15 @@
 """Publishing of the shipped checkpoints."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from rlir_ray.pretrain import assets
+
+DOOM = assets.WORLDS["doom"]
 
 
 @pytest.fixture
@@ -29,7 +32,7 @@ def work(tmp_path):
 
 
 def test_models_are_shipped_in_half_precision_with_their_story(work, tmp_path):
-    made = assets.publish(work, tmp_path / "out", {"seed": 0})
+    made = assets.publish(work, tmp_path / "out", {"seed": 0}, DOOM)
     weights = load_file(tmp_path / "out" / "tokenizer" / "model.safetensors")
     assert weights["weight"].dtype == torch.float16
     # Others may read what any new file of theirs lets them.
@@ -43,10 +46,10 @@ def test_models_are_shipped_in_half_precision_with_their_story(work, tmp_path):
 
 
 def test_an_unfinished_model_is_not_published_and_the_old_assets_stay(work, tmp_path):
-    assets.publish(work, tmp_path / "out", {})
+    assets.publish(work, tmp_path / "out", {}, DOOM)
     (work / "world_model" / "training.json").unlink()
     with pytest.raises(ValueError, match="world_model must be trained before it is published"):
-        assets.publish(work, tmp_path / "out", {"seed": 1})
+        assets.publish(work, tmp_path / "out", {"seed": 1}, DOOM)
     assert json.loads((tmp_path / "out" / "made.json").read_text())["plan"] == {}
 
 
@@ -59,9 +62,12 @@ def test_a_plan_that_gives_no_recording_is_refused():
 
 def test_the_plan_is_read_from_the_command_line_with_its_types(monkeypatch, capsys):
     made = []
-    monkeypatch.setattr(assets, "make_assets", lambda work, out, plan: made.append((str(out), plan)))
+    monkeypatch.setattr(assets, "make_assets", lambda work, out, plan, world: made.append((str(out), plan)))
     assets.main(["--out", "there", "--tokenizer-minutes", "0.5", "--train-frames", "400"])
     assert made == [("there", assets.AssetsPlan(tokenizer_minutes=0.5, train_frames=400))]
+    # Another world has another plan; what the user gives counts.
+    assets.main(["--out", "there", "--world", "pusht", "--tokenizer-minutes", "0.5"])
+    assert made[1] == ("there", replace(assets.WORLDS["pusht"].plan, tokenizer_minutes=0.5))
     with pytest.raises(SystemExit):
         assets.main(["--help"])
     assert "Minutes of the tokenizer's training" in capsys.readouterr().out
@@ -70,7 +76,7 @@ def test_the_plan_is_read_from_the_command_line_with_its_types(monkeypatch, caps
 def test_assets_that_are_too_large_are_refused(work, tmp_path, monkeypatch):
     monkeypatch.setattr(assets, "MAX_BYTES", 100)
     with pytest.raises(ValueError, match="must stay under 100 bytes"):
-        assets.publish(work, tmp_path / "out", {})
+        assets.publish(work, tmp_path / "out", {}, DOOM)
     assert not (tmp_path / "out").exists()
 
 
