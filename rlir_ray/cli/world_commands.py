@@ -153,6 +153,9 @@ def _audit(arguments: argparse.Namespace, rest: list[str]) -> None:
     print("\n".join(audit_lines(rows)))
     if any(row.fault for row in rows):
         sys.exit(1)
+    print(
+        "next: python -m rlir_ray pretrain world-model --data TOKENS --out DIR (or: pretrain flow --data LATENTS ...)"
+    )
 
 
 def _pretrain(arguments: argparse.Namespace, rest: list[str]) -> None:

@@ -105,29 +105,30 @@ def _add_probe(parser: argparse.ArgumentParser) -> None:
 # model or flow model, train, eval.
 
 
-def _after_codec(option: str, model: str) -> Callable[[Chosen], str]:
-    def following(chosen: Chosen) -> str:
-        if chosen[option]:
-            return f"pretrain {model} --data {chosen[option]} --out runs/{model.replace('-', '_')}"
-        return f"pretrain idm --data {chosen['data']} --out runs/reward_idm --architecture vpt"
+def _after_tokenizer(chosen: Chosen) -> str:
+    return f"{_after_autoencoder(chosen)} --tokenizer {chosen['out']}"
 
-    return following
+
+def _after_autoencoder(chosen: Chosen) -> str:
+    return (
+        f"pretrain idm --data {chosen['data']} --out {chosen['out'].parent / 'reward_idm'} --architecture correlation"
+    )
 
 
 def _after_idm(chosen: Chosen) -> str:
-    if chosen["architecture"] == "vpt":  # the reward's; the evaluation reads actions with another design
-        return f"pretrain idm --data {chosen['data']} --out runs/judge_idm --architecture correlation"
-    return f"audit --data {chosen['data']} --idm runs/reward_idm --idm {chosen['out']}"
+    data, out = chosen["data"], chosen["out"]
+    if "judge" in out.name:
+        return f"audit --data {data} --idm {out.with_name('reward_idm')} --idm {out}"
+    # Another design does not make the same errors.
+    other = "correlation" if chosen["architecture"] == "keypoints" else "keypoints"
+    return f"pretrain idm --data {data} --out {out.with_name('judge_idm')} --architecture {other}"
 
 
 def _after_world_model(codec: str, *options: str) -> Callable[[Chosen], str]:
     def following(chosen: Chosen) -> str:
-        models = {
-            "policy": chosen["out"],
-            "tokenizer": f"runs/{codec}",
-            "reward_idm": "runs/reward_idm",
-            "judge_idm": "runs/judge_idm",
-        }
+        models = {"policy": chosen["out"]}
+        models |= {key: chosen["out"].with_name(key) for key in ("reward_idm", "judge_idm")}
+        models["tokenizer"] = chosen["out"].with_name(codec)
         return " ".join(["train --recipe FILE.yaml", *options, *(f"models.{key}={at}" for key, at in models.items())])
 
     return following
@@ -140,7 +141,7 @@ COMMANDS = {
         "tokenizer",
         "Trains a frame tokenizer on DATA/train and evaluates it on DATA/validation; resumes a stopped training.",
         "--data work/assets/recordings --out runs/tokenizer --tokens runs/tokens --minutes 20",
-        _after_codec("tokens", "world-model"),
+        _after_tokenizer,
         _add_codes("--tokens"),
         threads=1,
     ),
@@ -150,7 +151,7 @@ COMMANDS = {
         "autoencoder",
         "Trains a frame autoencoder on DATA/train and evaluates it on DATA/validation; resumes a stopped training.",
         "--data work/assets/recordings --out runs/autoencoder --latents runs/latents --minutes 20",
-        _after_codec("latents", "flow"),
+        _after_autoencoder,
         _add_codes("--latents"),
         threads=1,
     ),

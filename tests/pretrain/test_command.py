@@ -8,30 +8,33 @@ import pytest
 
 from rlir_ray.pretrain.command import COMMANDS
 
-IDM = "pretrain idm --data data/car --out runs/reward_idm --architecture vpt"
-RUN = "models.reward_idm=runs/reward_idm models.judge_idm=runs/judge_idm"
+IDM = "pretrain idm --data data/car --out work/reward_idm --architecture correlation"
+RUN = "models.policy=work/out models.reward_idm=work/reward_idm models.judge_idm=work/judge_idm"
 
 
 @pytest.mark.parametrize(
     ("model", "chosen", "following"),
     [
-        ("tokenizer", {"tokens": Path("t")}, "pretrain world-model --data t --out runs/world_model"),
-        ("tokenizer", {"tokens": None}, IDM),
-        ("autoencoder", {"latents": Path("l")}, "pretrain flow --data l --out runs/flow"),
-        ("autoencoder", {"latents": None}, IDM),
+        ("tokenizer", {}, f"{IDM} --tokenizer work/out"),
+        ("autoencoder", {}, IDM),
         (
             "idm",
-            {"architecture": "vpt"},
-            "pretrain idm --data data/car --out runs/judge_idm --architecture correlation",
+            {"architecture": "correlation"},
+            "pretrain idm --data data/car --out work/judge_idm --architecture keypoints",
         ),
-        ("idm", {"architecture": "correlation"}, "audit --data data/car --idm runs/reward_idm --idm out"),
-        ("world-model", {}, f"train --recipe FILE.yaml models.policy=out models.tokenizer=runs/tokenizer {RUN}"),
         (
-            "flow",
-            {},
-            f"train --recipe FILE.yaml policy.family=flow models.policy=out models.tokenizer=runs/autoencoder {RUN}",
+            "idm",
+            {"architecture": "keypoints"},
+            "pretrain idm --data data/car --out work/judge_idm --architecture correlation",
         ),
+        (
+            "idm",
+            {"architecture": "keypoints", "out": Path("work/judge_idm")},
+            "audit --data data/car --idm work/reward_idm --idm work/judge_idm",
+        ),
+        ("world-model", {}, f"train --recipe FILE.yaml {RUN} models.tokenizer=work/tokenizer"),
+        ("flow", {}, f"train --recipe FILE.yaml policy.family=flow {RUN} models.tokenizer=work/autoencoder"),
     ],
 )
 def test_every_training_names_the_command_that_follows(model: str, chosen: dict, following: str) -> None:
-    assert COMMANDS[model].following({"data": Path("data/car"), "out": Path("out"), **chosen}) == following
+    assert COMMANDS[model].following({"data": Path("data/car"), "out": Path("work/out"), **chosen}) == following
