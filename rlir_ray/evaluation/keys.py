@@ -6,7 +6,7 @@ Legend: K fields.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -46,8 +46,8 @@ def draw_target(
         draw, size: canvas of the frame, and its width and height in pixels.
         space, commanded, recovered: the K fields, and their values [K].
     """
-    axes = [axis for direction in ("right", "down") for axis in space.fields if is_vector_axis(axis, direction)]
-    if len(axes) != 2:
+    axes = target_axes(space.fields)
+    if not axes:
         return
     columns = space.columns([axis.name for axis in axes])
     centre = (size[0] / 2, size[1] / 2)
@@ -64,9 +64,11 @@ def draw_target(
         draw.ellipse(box, fill=None if is_ring else color, outline=color, width=2)
 
 
-def is_vector_axis(field: ActionField, direction: str) -> TypeGuard[Axis]:
-    """Return whether a field is a graded axis that points in this direction of the picture."""
-    return isinstance(field, Axis) and field.is_graded and field.direction == direction
+def target_axes(fields: Sequence[ActionField]) -> list[Axis]:
+    """Return the graded axes to the right and down that make a target; empty: there is no such pair."""
+    graded = [field for field in fields if isinstance(field, Axis) and field.is_graded]
+    axes = [axis for direction in ("right", "down") for axis in graded if axis.direction == direction]
+    return axes if [axis.direction for axis in axes] == ["right", "down"] else []
 
 
 def _offset(axis: Axis, value: float) -> float:

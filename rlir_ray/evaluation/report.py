@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from rlir_ray.data.files import Json, write_text
 from rlir_ray.evaluation import tables
+from rlir_ray.evaluation.keys import target_axes
 from rlir_ray.evaluation.results import BASE, POST_TRAINED, REAL, Results, compare
 from rlir_ray.evaluation.video import FOLDER, contact_strip
 from rlir_ray.run.folder import judges_by_reward, read_metrics
@@ -73,6 +74,8 @@ def write_report(run_dir: Path) -> Path:
         minutes=sum(step.get("time/step_s", 0.0) for step in steps) / 60,
         videos=[base64.b64encode(path.read_bytes()).decode() for path in sorted((run_dir / FOLDER).glob("*.mp4"))],
         following=tables.following_rows(results),
+        figures=tables.headline_figures(results),
+        has_target=_has_target(results),
         following_head=tables.following_head(results),
         differences=tables.difference_rows(results),
         headline=headline_text(results),
@@ -151,6 +154,12 @@ def ceiling_text(results: Results) -> str:
         if shares
         else (f"In real clips it has {errors[0]}.")
     )
+
+
+def _has_target(results: Results) -> bool:
+    """Return whether the videos draw a target on the frames."""
+    found = [part.fields for each in results.evaluations for part in each.following.values()]
+    return bool(found) and bool(target_axes(found[0]))
 
 
 def _read_json(path: Path) -> Json:
