@@ -51,6 +51,7 @@ AXES = {
             "vpt": "rlir_ray.idm.vpt:VptInverseDynamics",
             "correlation": "rlir_ray.idm.correlation_idm:CorrelationInverseDynamics",
             "keypoints": "rlir_ray.idm.keypoint_idm:KeypointInverseDynamics",
+            "difference": "rlir_ray.idm.difference_idm:DifferenceInverseDynamics",
         },
         needs=("from_pretrained", "read"),
     ),

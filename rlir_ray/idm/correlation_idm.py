@@ -77,7 +77,6 @@ class CorrelationInverseDynamics(InverseDynamicsModel):
             nn.GroupNorm(1, 128),
             nn.GELU(),
         )
-        _start_with_changes(self.motion[0], displacements)
         self.cells = cells
         self.embed = nn.Linear(128 * -(-cells[0] // 4) * -(-cells[1] // 4), hidden)
         self.temporal = nn.Sequential(*(TemporalBlock(hidden) for _ in range(config["num_temporal_blocks"])))
@@ -123,23 +122,6 @@ class CorrelationInverseDynamics(InverseDynamicsModel):
         planes = stacked.unflatten(1, self.cells).permute(0, 3, 1, 2)
         embedded: Tensor = self.embed(self.motion(planes).contiguous().flatten(1)).unflatten(0, (num_clips, num_frames))
         return embedded
-
-
-def _start_with_changes(layer: nn.Module, displacements: int) -> None:
-    """Start three quarters of the filters with the change of a cell's features, besides the correlation volume.
-
-    Where most of the picture is at rest, all correlations are near 1. A network that starts without this finds no
-    motion of small things in half an hour; with it, in a minute.
-
-    Args:
-        layer: convolution with the weight [64, displacements + 2 C, 1, 1]: volume, current and previous features.
-        displacements: number of channels of the volume.
-    """
-    weight = layer.get_parameter("weight")
-    current, before = weight[len(weight) // 4 :, displacements:].chunk(2, dim=1)
-    with torch.no_grad():
-        current *= 4 / current.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-        before.copy_(-current)
 
 
 def correlation_config(height: int = 48, width: int = 64) -> Json:

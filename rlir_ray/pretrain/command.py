@@ -110,9 +110,7 @@ def _after_tokenizer(chosen: Chosen) -> str:
 
 
 def _after_autoencoder(chosen: Chosen) -> str:
-    return (
-        f"pretrain idm --data {chosen['data']} --out {chosen['out'].parent / 'reward_idm'} --architecture correlation"
-    )
+    return f"pretrain idm --data {chosen['data']} --out {chosen['out'].parent / 'reward_idm'} --architecture difference"
 
 
 def _after_idm(chosen: Chosen) -> str:
@@ -120,7 +118,7 @@ def _after_idm(chosen: Chosen) -> str:
     if "judge" in out.name:
         return f"audit --data {data} --idm {out.with_name('reward_idm')} --idm {out}"
     # Another design does not make the same errors.
-    other = "correlation" if chosen["architecture"] == "keypoints" else "keypoints"
+    other = "difference" if chosen["architecture"] == "keypoints" else "keypoints"
     return f"pretrain idm --data {data} --out {out.with_name('judge_idm')} --architecture {other}"
 
 

@@ -189,7 +189,7 @@ def _commands(new: NewWorld, facts: _Facts) -> list[Command]:
             minutes=minutes[codec],
             arguments=("pretrain", codec, *reading, *train_for(codec), f"--{codes}", str(folder / codes)),
         ),
-        idm("reward_idm", "correlation"),
+        idm("reward_idm", "difference"),
         idm("judge_idm", "keypoints"),
         Command(title="can the reward be believed?", minutes=1, arguments=audit),
         Command(

@@ -17,6 +17,8 @@ from rlir_ray.idm.correlation_idm import (
     correlation_volume,
     displacement_index,
 )
+from rlir_ray.idm.difference_idm import DifferenceInverseDynamics
+from rlir_ray.idm.keypoint_idm import KeypointInverseDynamics
 from rlir_ray.idm.model import MAX_PIXELS, InverseDynamicsModel, working_size
 from rlir_ray.idm.vpt import VptInverseDynamics
 from rlir_ray.idm.vpt_config import VPT_CONFIG, small_vpt_config
@@ -61,12 +63,15 @@ def test_bound_on_frames_does_not_change_the_logits() -> None:
 
 @pytest.mark.parametrize(
     "model",
-    [VptInverseDynamics(small_vpt_config()), CorrelationInverseDynamics(correlation_config())],
-    ids=["vpt", "correlation"],
+    [
+        VptInverseDynamics(small_vpt_config()),
+        CorrelationInverseDynamics(correlation_config()),
+        KeypointInverseDynamics.small(VPT_SPACE, 48, 64),
+        DifferenceInverseDynamics.small(VPT_SPACE, 48, 64),
+    ],
+    ids=["vpt", "correlation", "keypoints", "difference"],
 )
-def test_saved_models_load_as_what_they_were(
-    model: VptInverseDynamics | CorrelationInverseDynamics, tmp_path: Path
-) -> None:
+def test_saved_models_load_as_what_they_were(model: InverseDynamicsModel, tmp_path: Path) -> None:
     clips = random_clips(2, 9)
     model.save_pretrained(tmp_path)
     loaded = load_inverse_dynamics(tmp_path)
@@ -82,7 +87,7 @@ def test_unknown_architecture_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architecture": "oracle"}')
     with pytest.raises(
         ValueError,
-        match=r"architecture must be one of vpt, correlation, keypoints, or package\.module:Name",
+        match=r"architecture must be one of vpt, correlation, keypoints, difference, or package\.module:Name",
     ):
         load_inverse_dynamics(tmp_path)
 

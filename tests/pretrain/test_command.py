@@ -8,7 +8,7 @@ import pytest
 
 from rlir_ray.pretrain.command import COMMANDS
 
-IDM = "pretrain idm --data data/car --out work/reward_idm --architecture correlation"
+IDM = "pretrain idm --data data/car --out work/reward_idm --architecture difference"
 RUN = "models.policy=work/out models.reward_idm=work/reward_idm models.judge_idm=work/judge_idm"
 
 
@@ -19,13 +19,13 @@ RUN = "models.policy=work/out models.reward_idm=work/reward_idm models.judge_idm
         ("autoencoder", {}, IDM),
         (
             "idm",
-            {"architecture": "correlation"},
+            {"architecture": "difference"},
             "pretrain idm --data data/car --out work/judge_idm --architecture keypoints",
         ),
         (
             "idm",
             {"architecture": "keypoints"},
-            "pretrain idm --data data/car --out work/judge_idm --architecture correlation",
+            "pretrain idm --data data/car --out work/judge_idm --architecture difference",
         ),
         (
             "idm",

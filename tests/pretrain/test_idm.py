@@ -265,6 +265,43 @@ def test_a_model_of_another_space_learns_to_read_it(tmp_path: Path, caplog: pyte
     assert held_out_scores(opened, slides(6, seed=100), DRIVE.names) == figures
 
 
+def sparse_recording(seed: int, num_frames: int = 40) -> Recording:
+    """A dark disc of a few pixels on white, which the action moves by a fraction of its size."""
+    rng = np.random.default_rng(seed)
+    moves = rng.uniform(-2, 2, num_frames).astype(np.float32)
+    rows, columns = np.mgrid[:32, :32]
+    frames = np.full((num_frames, 32, 32, 3), 255, np.uint8)
+    place = 16.0
+    for frame in range(num_frames):
+        if not 6 < place + moves[frame] < 26:
+            moves[frame] = -moves[frame]
+        place += moves[frame]
+        distance = np.hypot(rows - 16, columns - place)
+        frames[frame] = (255 * np.clip(distance - 2.5, 0, 1))[..., None]
+    return Recording(name=f"s{seed}", frames=frames, actions=Actions(SPARSE, moves[:, None]))
+
+
+SPARSE = ActionSpace((Axis(name="dx", low=-2, high=2, quantizer=Uniform(num_bins=9), direction="right"),))
+
+
+@pytest.mark.parametrize("architecture", ["keypoints", "difference"])
+def test_small_things_on_a_plain_ground_are_read(architecture: str, tmp_path: Path) -> None:
+    settings = InverseDynamicsTraining(
+        architecture=architecture,
+        minutes=0,
+        num_steps=150,
+        clips_per_step=24,
+        window_frames=(6,),
+        hidden_size=64,
+        num_layers=1,
+        learning_rate=3e-3,
+        augmentation=0.0,
+    )
+    train, held_out = ([sparse_recording(seed) for seed in seeds] for seeds in (range(24), range(100, 106)))
+    figures = train_inverse_dynamics(train, held_out, tmp_path, settings)
+    assert figures["gate"]["exact"] > 0.7 and figures["gate"]["static"] < 0.1
+
+
 def test_models_and_recordings_of_several_spaces_are_refused(tmp_path: Path) -> None:
     settings = replace(SETTINGS, groups=(), num_steps=1)
     with pytest.raises(ValueError, match="recording r0 must have the action space of recording r0, got other fields"):
@@ -278,7 +315,7 @@ def test_models_and_recordings_of_several_spaces_are_refused(tmp_path: Path) -> 
 def test_architectures_are_plug_ins() -> None:
     with pytest.raises(
         ValueError,
-        match=r"architecture must be one of vpt, correlation, keypoints, or package\.module:Name",
+        match=r"architecture must be one of vpt, correlation, keypoints, difference, or package\.module:Name",
     ):
         InverseDynamicsTraining(architecture="vptt")
     named = InverseDynamicsTraining(architecture="rlir_ray.idm.correlation_idm:CorrelationInverseDynamics")
