@@ -32,10 +32,10 @@ def test_a_trace_shows_the_work_of_all_pools_and_every_step_where_its_time_went(
     assert {event["cat"] for event in work} == set(began)
     assert all(event["ts"] >= 0 and event["dur"] >= 0 for event in work)
     # Every call and every step has its span, and every group that was scored. Groups that were read together share one,
-    # which has the name of the group whose scores arrived first.
+    # named by the group whose scores arrived first, which may be any of them.
     num_groups = Ledger.from_json((result.folder / "ledger.json").read_text(encoding="utf-8")).next_group_id
     assert began["rollout"].keys() == set(range(0, num_groups, PER_CALL))
-    assert began["reward"].keys() <= set(range(num_groups)) and min(began["reward"]) < PER_CALL
+    assert len(began["reward"]) >= 2 and began["reward"].keys() <= set(range(num_groups))
     assert result.groups["trained"] == NUM_STEPS * PER_STEP
     assert began["learner"].keys() == began["driver"].keys() == set(range(1, NUM_STEPS + 1))
     for group_id, scored in began["reward"].items():
