@@ -37,6 +37,8 @@ SPLITS = ("train", "validation", "prompts")
 STATE = "observation.state"
 # Episodes in work or finished but not written, for each process: episodes are written in order, and differ in length.
 EPISODES_AHEAD = 2
+# Longest wait for an episode of a worker: long recordings of slow environments take minutes.
+EPISODE_TIMEOUT_S = 3600
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,9 +132,14 @@ def _episodes_of_workers(
             while len(waiting) < EPISODES_AHEAD * num_workers:
                 waiting.append(pool.submit(_play_in_worker, (*seeds, number)))
                 number += 1
-            yield waiting.popleft().result()
+            yield waiting.popleft().result(EPISODE_TIMEOUT_S)
+    except TimeoutError:
+        raise TimeoutError(
+            f"an episode must end within {EPISODE_TIMEOUT_S} s, got none from {world.env_id}; lower episode_frames, or "
+            "correct the policy or the environment that hangs"
+        ) from None
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 _in_worker: list[tuple[Env, EnvironmentWorld]] = []
