@@ -14,27 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlir_ray.data.files import Json
-from rlir_ray.idm.base import frames_at_once, resize_frames, space_of, with_space
-from rlir_ray.idm.heads import Logits
-from rlir_ray.idm.model import InverseDynamicsModel, build_heads, working_size
+from rlir_ray.idm.base import with_space
+from rlir_ray.idm.model import DEFAULT_SIZES, NetworkSizes, working_size
+from rlir_ray.idm.temporal_model import TemporalModel
 from rlir_ray.spaces.space import ActionSpace
 
 STRIDE = 4  # pixels a cell; displacements are measured in cells
 
 
-class TemporalBlock(nn.Module):
-    """Residual convolution over time, [B, E, F] -> [B, E, F]."""
-
-    def __init__(self, hidden: int) -> None:
-        super().__init__()
-        self.norm, self.conv = nn.GroupNorm(1, hidden), nn.Conv1d(hidden, hidden, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        branch: Tensor = self.conv(F.gelu(self.norm(x)))
-        return x + branch
-
-
-class CorrelationInverseDynamics(InverseDynamicsModel):
+class CorrelationInverseDynamics(TemporalModel):
     """Frame features, correlation with the previous frame, convolutions over time, and heads.
 
     Args:
@@ -79,36 +67,19 @@ class CorrelationInverseDynamics(InverseDynamicsModel):
         )
         self.cells = cells
         self.embed = nn.Linear(128 * -(-cells[0] // 4) * -(-cells[1] // 4), hidden)
-        self.temporal = nn.Sequential(*(TemporalBlock(hidden) for _ in range(config["num_temporal_blocks"])))
-        self.norm = nn.LayerNorm(hidden)
-        self.pi_head = build_heads(space_of(config), hidden, config["temperature"])
+        self._add_readout(hidden)
 
     @classmethod
-    def small(
-        cls,
-        space: ActionSpace,
-        height: int,
-        width: int,
-        *,
-        hidden_size: int = 256,
-        num_layers: int = 2,
-        num_heads: int = 4,
-        convolution_width: int = 1,
-    ) -> Self:
+    def small(cls, space: ActionSpace, height: int, width: int, sizes: NetworkSizes = DEFAULT_SIZES) -> Self:
         config = with_space(correlation_config(*working_size(height, width, STRIDE)), space)
-        sizes = {"channels": convolution_width * config["channels"], "hidden": hidden_size}
-        return cls({**config, **sizes, "num_temporal_blocks": num_layers})
+        config |= {
+            "channels": sizes.convolution_width * config["channels"],
+            "hidden": sizes.hidden_size,
+            "num_temporal_blocks": sizes.num_layers,
+        }
+        return cls(config)
 
-    def logits(self, frames: Tensor, max_frames: int | None = None) -> Logits:
-        images = resize_frames(frames.to(self.device), *self.size)
-        at_once = max(1, (max_frames or frames_at_once(images)) // images.shape[1])
-        embedded = [self._embed(clips) for clips in images.split(at_once)]
-        x = torch.cat(embedded).transpose(1, 2)  # [B, hidden, F]
-        found: Logits = self.pi_head(self.norm(self.temporal(x).transpose(1, 2)))
-        return found
-
-    def _embed(self, frames: Tensor) -> Tensor:
-        """Embed frames, uint8 [B, F, H, W, 3] -> [B, F, hidden]."""
+    def embed_frames(self, frames: Tensor) -> Tensor:
         num_clips, num_frames = frames.shape[:2]
         images = (frames.flatten(0, 1).permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(
             memory_format=torch.channels_last

@@ -13,16 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from rlir_ray.data.files import Json
-from rlir_ray.idm.base import frames_at_once, resize_frames, space_of, with_space
-from rlir_ray.idm.correlation_idm import TemporalBlock
-from rlir_ray.idm.heads import Logits
-from rlir_ray.idm.model import InverseDynamicsModel, build_heads, working_size
+from rlir_ray.idm.base import with_space
+from rlir_ray.idm.model import DEFAULT_SIZES, NetworkSizes, working_size
+from rlir_ray.idm.temporal_model import TemporalModel
 from rlir_ray.spaces.space import ActionSpace
 
 STRIDE = 8
 
 
-class DifferenceInverseDynamics(InverseDynamicsModel):
+class DifferenceInverseDynamics(TemporalModel):
     """Convolutions over a frame, the previous frame and their difference, convolutions over time, and heads.
 
     Args:
@@ -46,40 +45,20 @@ class DifferenceInverseDynamics(InverseDynamicsModel):
             nn.Flatten(),
             nn.Linear(2 * channels * (height // STRIDE) * (width // STRIDE), hidden),
         )
-        self.temporal = nn.Sequential(*(TemporalBlock(hidden) for _ in range(config["num_temporal_blocks"])))
-        self.norm = nn.LayerNorm(hidden)
-        self.pi_head = build_heads(space_of(config), hidden, config["temperature"])
+        self._add_readout(hidden)
 
     @classmethod
-    def small(
-        cls,
-        space: ActionSpace,
-        height: int,
-        width: int,
-        *,
-        hidden_size: int = 256,
-        num_layers: int = 2,
-        num_heads: int = 4,
-        convolution_width: int = 1,
-    ) -> Self:
+    def small(cls, space: ActionSpace, height: int, width: int, sizes: NetworkSizes = DEFAULT_SIZES) -> Self:
         config = {
             "img_shape": list(working_size(height, width, STRIDE)),
-            "channels": 32 * convolution_width,
-            "hidden": hidden_size,
-            "num_temporal_blocks": num_layers,
+            "channels": 32 * sizes.convolution_width,
+            "hidden": sizes.hidden_size,
+            "num_temporal_blocks": sizes.num_layers,
             "temperature": 1.0,
         }
         return cls(with_space(config, space))
 
-    def logits(self, frames: Tensor, max_frames: int | None = None) -> Logits:
-        images = resize_frames(frames.to(self.device), *self.size)
-        at_once = max(1, (max_frames or frames_at_once(images)) // images.shape[1])
-        x = torch.cat([self._embed(clips) for clips in images.split(at_once)]).transpose(1, 2)  # [B, E, F]
-        found: Logits = self.pi_head(self.norm(self.temporal(x).transpose(1, 2)))
-        return found
-
-    def _embed(self, frames: Tensor) -> Tensor:
-        """Embed frames, uint8 [B, F, H, W, 3] -> [B, F, E]."""
+    def embed_frames(self, frames: Tensor) -> Tensor:
         pixels = frames.permute(0, 1, 4, 2, 3).float() / 127.5 - 1
         # Frame 0 has no previous frame and is compared with itself.
         before = torch.cat([pixels[:, :1], pixels[:, :-1]], 1)

@@ -13,17 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from rlir_ray.data.files import Json
-from rlir_ray.idm.base import frames_at_once, resize_frames, space_of, with_space
-from rlir_ray.idm.correlation_idm import TemporalBlock
-from rlir_ray.idm.heads import Logits
-from rlir_ray.idm.model import InverseDynamicsModel, build_heads, working_size
+from rlir_ray.idm.base import with_space
+from rlir_ray.idm.model import DEFAULT_SIZES, NetworkSizes, working_size
+from rlir_ray.idm.temporal_model import TemporalModel
 from rlir_ray.spaces.space import ActionSpace
 
 # Positions are in half frames; a motion of one pixel is some hundredths of it.
 MOTION_SCALE = 20.0
 
 
-class KeypointInverseDynamics(InverseDynamicsModel):
+class KeypointInverseDynamics(TemporalModel):
     """Feature maps, the expected position in each, its change since the previous frame, convolutions over time, heads.
 
     Args:
@@ -44,41 +43,26 @@ class KeypointInverseDynamics(InverseDynamicsModel):
         )
         self.sharpness = nn.Parameter(torch.ones(num_points))
         self.embed = nn.Sequential(nn.Linear(4 * num_points, hidden), nn.GELU(), nn.Linear(hidden, hidden))
-        self.temporal = nn.Sequential(*(TemporalBlock(hidden) for _ in range(config["num_temporal_blocks"])))
-        self.norm = nn.LayerNorm(hidden)
-        self.pi_head = build_heads(space_of(config), hidden, config["temperature"])
+        self._add_readout(hidden)
 
     @classmethod
-    def small(
-        cls,
-        space: ActionSpace,
-        height: int,
-        width: int,
-        *,
-        hidden_size: int = 256,
-        num_layers: int = 2,
-        num_heads: int = 4,
-        convolution_width: int = 1,
-    ) -> Self:
+    def small(cls, space: ActionSpace, height: int, width: int, sizes: NetworkSizes = DEFAULT_SIZES) -> Self:
         config = {
             "img_shape": list(working_size(height, width)),
-            "channels": 32 * convolution_width,
-            "num_points": 32 * convolution_width,
-            "hidden": hidden_size,
-            "num_temporal_blocks": num_layers,
+            "channels": 32 * sizes.convolution_width,
+            "num_points": 32 * sizes.convolution_width,
+            "hidden": sizes.hidden_size,
+            "num_temporal_blocks": sizes.num_layers,
             "temperature": 1.0,
         }
         return cls(with_space(config, space))
 
-    def logits(self, frames: Tensor, max_frames: int | None = None) -> Logits:
-        images = resize_frames(frames.to(self.device), *self.size).flatten(0, 1)
-        parts = images.split(max_frames or frames_at_once(images))
-        points = torch.cat([self._points(part) for part in parts]).unflatten(0, frames.shape[:2])  # [B, F, 2 P]
+    def embed_frames(self, frames: Tensor) -> Tensor:
+        points = self._points(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])  # [B, F, 2 P]
         # Frame 0 has no previous frame and is compared with itself.
         motion = points - torch.cat([points[:, :1], points[:, :-1]], 1)
-        x = self.embed(torch.cat([MOTION_SCALE * motion, points], -1)).transpose(1, 2)  # [B, E, F]
-        found: Logits = self.pi_head(self.norm(self.temporal(x).transpose(1, 2)))
-        return found
+        embedded: Tensor = self.embed(torch.cat([MOTION_SCALE * motion, points], -1))
+        return embedded
 
     def _points(self, images: Tensor) -> Tensor:
         """Return the expected positions in all maps of frames uint8 [N, H, W, 3], in half frames, [N, 2 P]."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -24,6 +25,19 @@ from rlir_ray.spaces.vpt import VPT_SPACE
 
 # A new model sees at most the pixels of VPT's published model; larger frames cost time and memory, not accuracy.
 MAX_PIXELS = 128 * 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSizes:
+    """Sizes of a new network; see `InverseDynamicsTraining`."""
+
+    hidden_size: int = 256
+    num_layers: int = 2
+    num_heads: int = 4
+    convolution_width: int = 1
+
+
+DEFAULT_SIZES = NetworkSizes()
 
 
 def build_heads(space: ActionSpace, hidden: int, temperature: float) -> Heads:
@@ -65,23 +79,13 @@ class InverseDynamicsModel(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def small(
-        cls,
-        space: ActionSpace,
-        height: int,
-        width: int,
-        *,
-        hidden_size: int = 256,
-        num_layers: int = 2,
-        num_heads: int = 4,
-        convolution_width: int = 1,
-    ) -> Self:
+    def small(cls, space: ActionSpace, height: int, width: int, sizes: NetworkSizes = DEFAULT_SIZES) -> Self:
         """Build a model with random weights for frames of one size.
 
         Args:
             space: of the actions.
             height, width: size of the recorded frames; see `working_size`.
-            hidden_size, num_layers, num_heads, convolution_width: see `InverseDynamicsTraining`.
+            sizes: of the network.
 
         Raises:
             ValueError: the sizes do not fit each other.

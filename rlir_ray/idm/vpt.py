@@ -17,7 +17,7 @@ from torch import Tensor
 from rlir_ray.data.files import Json
 from rlir_ray.idm.base import frames_at_once, resize_frames, space_of, with_space
 from rlir_ray.idm.heads import Logits
-from rlir_ray.idm.model import InverseDynamicsModel, build_heads, working_size
+from rlir_ray.idm.model import DEFAULT_SIZES, InverseDynamicsModel, NetworkSizes, build_heads, working_size
 from rlir_ray.idm.vpt_config import complete_net, small_vpt_config
 from rlir_ray.idm.vpt_heads import NUM_BINS
 from rlir_ray.idm.vpt_network import InverseDynamicsNet
@@ -48,27 +48,17 @@ class VptInverseDynamics(InverseDynamicsModel):
         self.pi_head = build_heads(space_of(config), net["hidsize"], float(config["pi_head"]["temperature"]))
 
     @classmethod
-    def small(
-        cls,
-        space: ActionSpace,
-        height: int,
-        width: int,
-        *,
-        hidden_size: int = 256,
-        num_layers: int = 2,
-        num_heads: int = 4,
-        convolution_width: int = 1,
-    ) -> Self:
+    def small(cls, space: ActionSpace, height: int, width: int, sizes: NetworkSizes = DEFAULT_SIZES) -> Self:
         height, width = working_size(height, width)
         config = with_space(small_vpt_config(height, width), space)
         if space != VPT_SPACE:
             del config["n_camera_bins"]
-        channels = convolution_width * config["net"]["img_shape"][2]
+        channels = sizes.convolution_width * config["net"]["img_shape"][2]
         config["net"] |= {
-            "hidsize": hidden_size,
-            "n_recurrence_layers": num_layers,
-            "attention_heads": num_heads,
-            "impala_width": convolution_width,
+            "hidsize": sizes.hidden_size,
+            "n_recurrence_layers": sizes.num_layers,
+            "attention_heads": sizes.num_heads,
+            "impala_width": sizes.convolution_width,
             "img_shape": [height, width, channels],
             "conv3d_params": {**config["net"]["conv3d_params"], "outchan": channels},
         }

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from rlir_ray.idm.base import load_inverse_dynamics
-from rlir_ray.idm.model import InverseDynamicsModel
+from rlir_ray.idm.model import DEFAULT_SIZES, InverseDynamicsModel, NetworkSizes
 from rlir_ray.pretrain.settings import InverseDynamicsTraining
 from rlir_ray.registry import load
 from rlir_ray.spaces.layouts import check_space
@@ -21,11 +21,7 @@ def build_model(
     height: int,
     width: int,
     seed: int,
-    *,
-    hidden_size: int = 256,
-    num_layers: int = 2,
-    num_heads: int = 4,
-    convolution_width: int = 1,
+    sizes: NetworkSizes = DEFAULT_SIZES,
 ) -> InverseDynamicsModel:
     """Build a small model with random weights; see `InverseDynamicsModel.small`.
 
@@ -40,15 +36,7 @@ def build_model(
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: InverseDynamicsModel = member.small(
-            space,
-            height,
-            width,
-            hidden_size=hidden_size,
-            num_layers=num_layers,
-            num_heads=num_heads,
-            convolution_width=convolution_width,
-        )
+        model: InverseDynamicsModel = member.small(space, height, width, sizes)
     return model
 
 
@@ -61,17 +49,13 @@ def initial_model(
         ValueError: the folder `settings.init` holds no inverse dynamics model, or one of another kind or space.
     """
     if not settings.init:
-        return build_model(
-            settings.architecture,
-            space,
-            height,
-            width,
-            settings.seed,
+        sizes = NetworkSizes(
             hidden_size=settings.hidden_size,
             num_layers=settings.num_layers,
             num_heads=settings.num_heads,
             convolution_width=settings.convolution_width,
         )
+        return build_model(settings.architecture, space, height, width, settings.seed, sizes)
     if not (Path(settings.init) / "config.json").is_file():
         raise ValueError(f"--init must be the folder of an inverse dynamics model, got {settings.init}; check it")
     model = load_inverse_dynamics(settings.init)

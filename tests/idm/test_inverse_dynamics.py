@@ -19,7 +19,7 @@ from rlir_ray.idm.correlation_idm import (
 )
 from rlir_ray.idm.difference_idm import DifferenceInverseDynamics
 from rlir_ray.idm.keypoint_idm import KeypointInverseDynamics
-from rlir_ray.idm.model import MAX_PIXELS, InverseDynamicsModel, working_size
+from rlir_ray.idm.model import MAX_PIXELS, InverseDynamicsModel, NetworkSizes, working_size
 from rlir_ray.idm.vpt import VptInverseDynamics
 from rlir_ray.idm.vpt_config import VPT_CONFIG, small_vpt_config
 from rlir_ray.spaces.space import ActionSpace, Axis, Choice, Uniform
@@ -127,8 +127,8 @@ def test_judge_compares_a_frame_with_its_neighbour_only() -> None:
     changed = clips.clone()
     changed[:, 0] = 255 - changed[:, 0]
     with torch.inference_mode():
-        before = model._embed(clips)
-        after = model._embed(changed)
+        before = model.embed_frames(clips)
+        after = model.embed_frames(changed)
     assert torch.equal(before[:, 2:], after[:, 2:]) and not torch.equal(before[:, 1], after[:, 1])
 
 
@@ -179,7 +179,7 @@ ARCHITECTURES = pytest.mark.parametrize("kind", [VptInverseDynamics, Correlation
 @pytest.mark.parametrize("size", [(32, 32), (64, 64), (360, 640), (30, 50)])
 def test_small_models_read_frames_of_any_size(kind: type[InverseDynamicsModel], size: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    model = kind.small(DRIVE, *size, hidden_size=32, num_layers=1).eval()
+    model = kind.small(DRIVE, *size, NetworkSizes(hidden_size=32, num_layers=1)).eval()
     assert model.size[0] * model.size[1] <= MAX_PIXELS
     for height, width in {size, (32, 32)}:
         reading = model.read(random_clips(2, 3, height, width), DRIVE.names)
@@ -199,7 +199,7 @@ def test_small_models_keep_the_shape_of_large_frames() -> None:
 
 @ARCHITECTURES
 def test_models_of_another_space_are_saved_with_it(kind: type[InverseDynamicsModel], tmp_path: Path) -> None:
-    model = kind.small(DRIVE, 32, 32, hidden_size=32, num_layers=1).eval()
+    model = kind.small(DRIVE, 32, 32, NetworkSizes(hidden_size=32, num_layers=1)).eval()
     model.save_pretrained(tmp_path)
     loaded, clips = load_inverse_dynamics(tmp_path), random_clips(1, 4, 32, 32)
     assert type(loaded) is kind and loaded.space == DRIVE

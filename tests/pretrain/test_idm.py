@@ -11,6 +11,7 @@ import torch
 from rlir_ray.data.recordings import Recording
 from rlir_ray.data.vpt.pairs import write_recording
 from rlir_ray.idm.base import load_inverse_dynamics
+from rlir_ray.idm.model import NetworkSizes
 from rlir_ray.pretrain.command import main
 from rlir_ray.pretrain.idm import train_inverse_dynamics
 from rlir_ray.pretrain.idm_model import build_model
@@ -197,14 +198,13 @@ def test_the_command_takes_groups_sizes_and_a_checkpoint_to_start_from(tmp_path:
 
 
 def test_sizes_of_the_vpt_form_are_those_asked_for() -> None:
-    model = build_model(
-        "vpt", VPT_SPACE, 16, 16, seed=0, hidden_size=32, num_layers=1, num_heads=2, convolution_width=2
-    )
+    sizes = NetworkSizes(hidden_size=32, num_layers=1, num_heads=2, convolution_width=2)
+    model = build_model("vpt", VPT_SPACE, 16, 16, seed=0, sizes=sizes)
     net = model.config["net"]
     assert (net["hidsize"], net["n_recurrence_layers"], net["attention_heads"]) == (32, 1, 2)
     assert (net["impala_width"], net["img_shape"]) == (2, [16, 16, 32])
     with pytest.raises(ValueError, match="hidsize must be a multiple"):
-        build_model("vpt", VPT_SPACE, 16, 16, seed=0, hidden_size=33)
+        build_model("vpt", VPT_SPACE, 16, 16, seed=0, sizes=NetworkSizes(hidden_size=33))
 
 
 def test_groups_and_checkpoints_that_do_not_exist_are_refused_in_one_line(tmp_path: Path) -> None:
