@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from rlir_ray.evaluation.evaluate import evaluate_policy, evaluate_real
 from rlir_ray.evaluation.results import record_ceiling, record_evaluation
 from rlir_ray.families import family_of, open_codec, open_policy
 from rlir_ray.idm.base import InverseDynamics, load_inverse_dynamics
-from rlir_ray.rewards.calibration import check_alignment, check_gate, gate
+from rlir_ray.rewards.calibration import audit_model
 
 CALIBRATION_FILE = "calibration.json"
 # All runs use the same seed, so that their results are comparable.
@@ -69,20 +68,17 @@ class EvaluationActor:
         Raises:
             ValueError: actions and frames are not aligned, or a model reads corrupted clips as well as real clips.
         """
-        frames, actions, groups = prompt_set.frames, prompt_set.recorded, self.config.world.groups
+        clips = {
+            "the training recordings": (train_set.frames, train_set.recorded),
+            "the held-out recordings": (prompt_set.frames, prompt_set.recorded),
+        }
         found, faults = {}, []
         for name, idm in self.idms.items():
-            scores = gate(idm, frames, actions, groups)
-            alignment = None
-            try:
-                check_alignment(idm, train_set.frames, train_set.recorded, groups, "the training recordings")
-                alignment = check_alignment(idm, frames, actions, groups, "the held-out recordings")
-                check_gate(scores, f"models.{name}_idm")
-            except ValueError as error:
-                if self.config.reward.audit == "refuse":
-                    raise
-                faults.append(str(error))
-            found[name] = {**(asdict(alignment) if alignment else {"macro_f1": {}}), "gate": scores}
+            audit = audit_model(idm, f"models.{name}_idm", clips, self.config.world.groups)
+            if audit.fault and self.config.reward.audit == "refuse":
+                raise ValueError(audit.fault)
+            faults += [audit.fault] if audit.fault else []
+            found[name] = {"macro_f1": audit.shifts, "gate": audit.kinds}
         write_json(self.run_dir / CALIBRATION_FILE, found)
         self._send()
         return faults

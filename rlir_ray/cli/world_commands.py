@@ -140,18 +140,19 @@ def _audit(arguments: argparse.Namespace, rest: list[str]) -> None:
     from rlir_ray.config import DataConfig
     from rlir_ray.rewards.audit import AuditRequest, audit, audit_lines
 
-    rows = audit(
+    audits = audit(
         AuditRequest(
             idms=tuple(arguments.idm),
             data=arguments.data,
             groups=tuple(name for name in arguments.groups.split(",") if name),
             num_clips=arguments.num_clips,
             num_frames=arguments.num_frames,
+            size=arguments.size,
             reading=DataConfig(camera=arguments.camera, action_shift=arguments.action_shift),
         )
     )
-    print("\n".join(audit_lines(rows)))
-    if any(row.fault for row in rows):
+    print("\n".join(audit_lines(audits)))
+    if any(each.fault for each in audits.values()):
         sys.exit(1)
     print(
         "next: python -m rlir_ray pretrain world-model --data TOKENS --out DIR (or: pretrain flow --data LATENTS ...)"

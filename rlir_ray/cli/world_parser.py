@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rlir_ray.pretrain.arguments import parse_size
+from rlir_ray.pretrain.arguments import add_reading, parse_size
 
 # The type that `add_subparsers` returns is private in argparse.
 Commands = Any
@@ -106,10 +106,7 @@ def _add_audit(commands: Commands) -> None:
     audit.add_argument("--groups", default="", metavar="A,B,...", help="fields to compare (default: all)")
     audit.add_argument("--num-clips", type=int, default=256, help="number of clips (default 256)")
     audit.add_argument("--num-frames", type=int, default=9, help="frames of a clip (default 9)")
-    audit.add_argument("--camera", default="", help="camera of a LeRobot dataset that has several")
-    audit.add_argument(
-        "--action-shift", type=int, default=0, help="stored action k + ACTION_SHIFT leads into frame k (default: 0)"
-    )
+    add_reading(audit)
 
 
 def _add_new(commands: Commands) -> None:

@@ -9,6 +9,7 @@ import inspect
 import itertools
 import math
 import re
+import shlex
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
@@ -68,6 +69,18 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="stored action k + this number leads INTO frame k; -1: pairs in the order of a Gymnasium loop",
     )
+
+
+def repeat_reading(chosen: Chosen) -> str:
+    """Return the recordings and the options of `add_reading` as text, for a command that reads them alike."""
+    size = chosen["size"] and "{}x{}".format(*chosen["size"])
+    options = {
+        "data": chosen["data"],
+        "camera": chosen["camera"],
+        "size": size,
+        "action-shift": chosen["action_shift"],
+    }
+    return " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in options.items() if value)
 
 
 def parse_size(text: str) -> tuple[int, int]:

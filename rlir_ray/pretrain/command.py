@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlir_ray.pretrain.arguments import Chosen, add_reading, add_settings, build_parser, take_settings
+from rlir_ray.pretrain.arguments import Chosen, add_reading, add_settings, build_parser, repeat_reading, take_settings
 from rlir_ray.pretrain.settings import (
     AutoencoderTraining,
     FlowTraining,
@@ -110,16 +110,17 @@ def _after_tokenizer(chosen: Chosen) -> str:
 
 
 def _after_autoencoder(chosen: Chosen) -> str:
-    return f"pretrain idm --data {chosen['data']} --out {chosen['out'].parent / 'reward_idm'} --architecture difference"
+    out = chosen["out"].parent / "reward_idm"
+    return f"pretrain idm {repeat_reading(chosen)} --out {out} --architecture difference"
 
 
 def _after_idm(chosen: Chosen) -> str:
-    data, out = chosen["data"], chosen["out"]
+    reading, out = repeat_reading(chosen), chosen["out"]
     if "judge" in out.name:
-        return f"audit --data {data} --idm {out.with_name('reward_idm')} --idm {out}"
+        return f"audit {reading} --idm {out.with_name('reward_idm')} --idm {out}"
     # Another design does not make the same errors.
     other = "difference" if chosen["architecture"] == "keypoints" else "keypoints"
-    return f"pretrain idm --data {data} --out {out.with_name('judge_idm')} --architecture {other}"
+    return f"pretrain idm {reading} --out {out.with_name('judge_idm')} --architecture {other}"
 
 
 def _after_world_model(codec: str, *options: str) -> Callable[[Chosen], str]:

@@ -181,7 +181,7 @@ def _commands(new: NewWorld, facts: _Facts) -> list[Command]:
         return Command(title=f"the {name.replace('_', ' ')}", minutes=minutes[name], arguments=arguments)
 
     model = ("pretrain", "flow" if is_flow else "world-model", "--data", str(folder / codes))
-    audit = ("audit", "--data", new.data, "--idm", str(folder / "reward_idm"), "--idm", str(folder / "judge_idm"))
+    audit = ("audit", *reading, "--idm", str(folder / "reward_idm"), "--idm", str(folder / "judge_idm"))
     run = f"runs/{folder.name}"
     return [
         Command(

@@ -187,3 +187,43 @@ def _shared_fields(
             f"{', '.join(idm.space.names)}"
         )
     return idm.space.select(names)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Audit:
+    """What an inverse dynamics model reads in real and in corrupted clips, and whether a run may trust it."""
+
+    kinds: dict[str, float]
+    """Kind of clip -> score; from `gate`."""
+    shifts: dict[int, float]
+    """Shift -> score of the actions moved by it, from `check_alignment`; empty if that check failed."""
+    fault: str = ""
+    """Why a reward or a judge must not use the model; empty: it may."""
+
+
+def audit_model(
+    idm: InverseDynamics,
+    name: str,
+    clips: Mapping[str, tuple[npt.NDArray[np.uint8], Sequence[Actions]]],
+    names: Sequence[str],
+) -> Audit:
+    """Check the alignment of an inverse dynamics model on all clips, and its gate on the last ones.
+
+    Args:
+        idm: the model.
+        name: the model's name, for the fault.
+        clips: name of the clips -> frames uint8 [P, K, H, W, 3] and P times K - 1 actions; action i leads into frame
+            i + 1.
+        names: fields to compare; the score is averaged over the fields in use.
+
+    Raises:
+        ValueError: the model recovers actions of another space.
+    """
+    shifts: dict[int, float] = {}
+    kinds = gate(idm, *list(clips.values())[-1], names)
+    try:
+        shifts = [check_alignment(idm, *part, names, source) for source, part in clips.items()][-1].macro_f1
+        check_gate(kinds, name)
+    except ValueError as error:
+        return Audit(kinds=kinds, shifts=shifts, fault=str(error))
+    return Audit(kinds=kinds, shifts=shifts)

@@ -37,4 +37,12 @@ RUN = "models.policy=work/out models.reward_idm=work/reward_idm models.judge_idm
     ],
 )
 def test_every_training_names_the_command_that_follows(model: str, chosen: dict, following: str) -> None:
-    assert COMMANDS[model].following({"data": Path("data/car"), "out": Path("work/out"), **chosen}) == following
+    reading = {"data": Path("data/car"), "camera": "", "size": None, "action_shift": 0}
+    assert COMMANDS[model].following({**reading, "out": Path("work/out"), **chosen}) == following
+
+
+@pytest.mark.parametrize("model", ["tokenizer", "autoencoder", "idm"])
+def test_the_next_command_reads_the_recordings_alike(model: str) -> None:
+    reading = {"data": Path("my data"), "camera": "front", "size": (48, 64), "action_shift": -1}
+    following = COMMANDS[model].following({**reading, "out": Path("work/judge_idm"), "architecture": "keypoints"})
+    assert "--data 'my data' --camera front --size 48x64 --action-shift -1 " in following

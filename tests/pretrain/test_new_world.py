@@ -12,7 +12,7 @@ from rlir_ray.config.load import load_config
 from rlir_ray.config.unread_keys import reject_unread
 from rlir_ray.data.recordings import open_recordings, split_paths
 from rlir_ray.pretrain.command import COMMANDS, _parser
-from rlir_ray.pretrain.new_world import NewWorld, write_world
+from rlir_ray.pretrain.new_world import NewWorld, _commands, _read_facts, write_world
 from rlir_ray.spaces.space import read_space
 from tests.rewards.test_audit import SPACE, record
 
@@ -58,6 +58,15 @@ def test_a_size_of_no_whole_cells_is_refused_with_one_that_fits(data: Path, tmp_
     with pytest.raises(ValueError, match="use --size 24x32"):
         write_world(NewWorld(folder=tmp_path / "world", data=str(data), size=(30, 32)))
     assert not (tmp_path / "world").exists()
+
+
+def test_every_command_that_reads_the_recordings_reads_them_alike(data: Path, tmp_path: Path) -> None:
+    camera = "observation.images.main"
+    new = NewWorld(folder=tmp_path / "world", data=str(data), size=(24, 40), camera=camera)
+    readers = [each.arguments for each in _commands(new, _read_facts(new)) if str(data) in each.arguments]
+    assert [each[0] for each in readers] == ["pretrain"] * 3 + ["audit"]
+    for each in readers:
+        assert each[each.index("--size") + 1] == "24x40" and each[each.index("--camera") + 1] == camera
 
 
 def test_the_command_prints_the_commands(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

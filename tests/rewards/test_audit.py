@@ -60,11 +60,12 @@ def test_a_model_that_reads_motion_passes_and_a_blind_one_fails_with_its_reason(
     blind = Mover()
     blind.is_blind = True
     monkeypatch.setattr(audits, "load_inverse_dynamics", lambda path: {"good": Mover(), "blind": blind}[path])
-    good, bad = audit(AuditRequest(idms=("good", "blind"), data=str(tmp_path / "data"), num_clips=24))
+    found = audit(AuditRequest(idms=("good", "blind"), data=str(tmp_path / "data"), num_clips=24))
+    good, bad = found["good"], found["blind"]
     assert not good.fault and good.kinds["exact"] > 0.95 and good.kinds["static"] < 0.1
     assert max(good.shifts, key=lambda shift: good.shifts[shift]) == 0
     assert "must" in bad.fault and "\n" not in bad.fault
-    lines = audit_lines([good, bad])
+    lines = audit_lines(found)
     assert lines[0] == "good" and any("FAIL" in line for line in lines)
 
 
@@ -79,6 +80,22 @@ def test_the_command_fails_for_an_untrained_model_and_names_a_missing_one(
     with pytest.raises(SystemExit) as end:
         main(["audit", "--data", str(tmp_path / "data"), "--idm", str(tmp_path / "none")])
     assert end.value.code == 2 and "none" in capsys.readouterr().err
+
+
+def test_frames_are_resized_as_for_the_training_of_the_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record(tmp_path / "data", num_episodes=2)
+    seen: list[torch.Size] = []
+
+    class Watcher(Mover):
+        def read(self, frames: torch.Tensor, names: tuple[str, ...]):  # type: ignore[no-untyped-def]
+            seen.append(frames.shape)
+            return super().read(torch.zeros(*frames.shape[:2], SIZE, SIZE, 3), names)
+
+    monkeypatch.setattr(audits, "load_inverse_dynamics", lambda path: Watcher())
+    for size, expected in ((None, (SIZE, SIZE)), ((24, 40), (24, 40))):
+        seen.clear()
+        audit(AuditRequest(idms=("any",), data=str(tmp_path / "data"), num_clips=2, size=size))
+        assert seen and all(shape[2:4] == expected for shape in seen)
 
 
 def test_recordings_without_a_clip_are_refused(tmp_path: Path) -> None:
