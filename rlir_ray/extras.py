@@ -16,6 +16,9 @@ EXTRAS = {
     "numba": ("numba", "torch computes the sampler's attention on a CPU, which takes longer"),
 }
 
+# Source of prompts -> library that records it.
+SOURCE_LIBRARIES = {"doom": "vizdoom", "pusht": "gym_pusht"}
+
 
 def is_installed(library: str) -> bool:
     return importlib.util.find_spec(library) is not None

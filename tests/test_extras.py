@@ -55,6 +55,8 @@ def test_a_run_on_doom_is_refused_before_it_starts_and_a_run_on_recordings_is_no
     with pytest.raises(ValueError, match=r'prompts.source=doom needs vizdoom, .*; pip install "rlir_ray\[doom\]"$'):
         check_libraries(config)
     check_libraries(config, own_prompts=True)
+    with pytest.raises(ValueError, match=r'prompts.source=pusht needs gym_pusht, .*; pip install "rlir_ray\[pusht\]"$'):
+        check_libraries(load_config("doom_tiny_ar", ["prompts.source=pusht"]))
     paths = [f"prompts.{key}={tmp_path / key}" for key in ("path", "heldout_path")]
     check_libraries(load_config("doom_tiny_ar", ["prompts.source=recordings", *paths]))
 

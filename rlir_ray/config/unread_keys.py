@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rlir_ray.config import Config
+from rlir_ray.registry import AXES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +46,7 @@ CONDITIONS = (
     ),
     Condition(
         keys=("prompts.args",),
-        is_met=lambda c: c.prompts.source not in ("doom", "recordings"),
+        is_met=lambda c: c.prompts.source not in AXES["sources"].members,
         needs="a source of your own (prompts.source=package.module:Class)",
     ),
     Condition(

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from rlir_ray.config.messages import require
 from rlir_ray.config.section import FLOAT, INT, LIST, Arguments, PositiveInt, SourceName, section
+from rlir_ray.extras import SOURCE_LIBRARIES
 from rlir_ray.spaces.doom import DOOM_FIELDS
 
 MAX_ACTION_SHIFT = 8
@@ -35,7 +36,7 @@ class PromptsConfig:
     """The prompts: context frames and commanded actions."""
 
     source: SourceName = "doom"
-    """`doom`: record the game at the start; `recordings`: your own VPT recordings; or package.module:Class."""
+    """`doom`, `pusht`: record that world at the start; `recordings`: your own recordings; or package.module:Class."""
     args: Arguments = field(default_factory=dict)
     """Arguments of your own source: {NAME: VALUE}."""
     path: str = ""
@@ -68,7 +69,7 @@ class PromptsConfig:
                 self.heldout_path,
                 "set prompts.heldout_path=DIR",
             )
-        if self.source != "doom":
+        if self.source not in SOURCE_LIBRARIES:
             return self
         for key, value in (("path", self.path), ("heldout_path", self.heldout_path)):
             require(
@@ -76,7 +77,7 @@ class PromptsConfig:
                 f"prompts.{key}",
                 f"must be empty with prompts.source={self.source}",
                 value,
-                f"set prompts.source=recordings, or prompts.{key}= for the embedded world",
+                f"set prompts.source=recordings, or prompts.{key}= for the world {self.source}",
             )
         return self
 

@@ -111,8 +111,7 @@ def read_clip(source: Recordings, address: ClipAddress, world: WorldConfig, data
 def clip_starts(recording: Recorded, world: WorldConfig, min_wall_distance: float) -> list[int]:
     """Return the first frames of the clips of a recording that may serve as prompts, a clip's length apart."""
     length = world.num_context + world.num_frames
-    # Only VPT's format has events.
-    events: Sequence[Event] = getattr(recording, "events", ())
+    events = recording.events
     return [
         start
         for start in range(0, len(recording) - length + 1, length)

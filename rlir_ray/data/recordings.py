@@ -60,6 +60,10 @@ class Recorded(Protocol):
     def actions(self) -> Actions:
         """F actions; action k leads INTO frame k."""
 
+    @property
+    def events(self) -> Sequence[Event]:
+        """F events of VPT's format; empty for any other format."""
+
     def __len__(self) -> int:
         """F, the number of frames."""
 
@@ -202,7 +206,7 @@ def read_all(source: Recordings, action_shift: int = 0, size: tuple[int, int] | 
             broken.append(str(error))
             logger.warning("skipped: %s", error)
             continue
-        yield Recording(name=name, frames=frames, events=getattr(opened, "events", ()), actions=opened.actions)
+        yield Recording(name=name, frames=frames, events=opened.events, actions=opened.actions)
     if len(broken) == len(source.names):
         raise ValueError(nothing_readable(source.path, [*source.skipped, *broken]))
     if num_skipped := len(source.skipped) + len(broken):

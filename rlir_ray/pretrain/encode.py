@@ -95,7 +95,7 @@ def encode_recordings(codec: FrameCodec, recordings: Iterable[Recording], out_fi
 def _wall_distance(recording: Recording) -> npt.NDArray[np.float32]:
     """Return the distance to the wall in each frame, NaN where no event says it; only Doom's events do."""
     # Recordings of other formats have no events.
-    events = getattr(recording, "events", None) or [{}] * len(recording.frames)
+    events = recording.events or [{}] * len(recording.frames)
     return np.array([event.get("wallDistance", math.nan) for event in events], np.float32)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from rlir_ray.config import Config
-from rlir_ray.extras import EXTRAS, install_command, is_installed, missing_text
+from rlir_ray.extras import EXTRAS, SOURCE_LIBRARIES, install_command, is_installed, missing_text
 from rlir_ray.run.environment import TESTED_PACKAGES, stand_in
 
 Level = Literal["ok", "warn", "fail"]
@@ -69,7 +69,8 @@ def machine_findings(config: Config) -> Iterator[Finding]:
     install = f"pip install -c {file} deepspeed"
     yield import_finding("deepspeed", config.learner.engine == "deepspeed", install)
     yield import_finding("vllm", config.rollout.engine == "vllm", "make install-vllm")
-    yield import_finding("vizdoom", config.prompts.source == "doom", install_command("vizdoom"))
+    for source, library in SOURCE_LIBRARIES.items():
+        yield import_finding(library, config.prompts.source == source, install_command(library))
     yield from _optional_findings(config)
     yield run_check("engine", lambda: _engine(config))
     yield run_check("video codec", _video_codec)
@@ -159,7 +160,7 @@ def import_finding(module: str, needed: bool, remedy: str) -> Finding:
     quiet = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     try:
         done = subprocess.run(
-            [sys.executable, "-c", f"import {module}; print({module}.__version__)"],
+            [sys.executable, "-c", f"import {module}; print(getattr({module}, '__version__', 'installed'))"],
             capture_output=True,
             encoding="utf-8",
             errors="replace",

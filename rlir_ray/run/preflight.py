@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from rlir_ray.config import Config
-from rlir_ray.extras import has_library, require_library
+from rlir_ray.extras import SOURCE_LIBRARIES, has_library, require_library
 from rlir_ray.idm.base import architecture_of
 from rlir_ray.models.checkpoints import check_finite
 from rlir_ray.models.compatibility import read_settings
@@ -69,8 +69,9 @@ def check_libraries(config: Config, *, own_prompts: bool = False) -> None:
     Raises:
         ValueError: a necessary library is missing.
     """
-    if config.prompts.source == "doom" and not own_prompts:
-        require_library("vizdoom", "prompts.source=doom")
+    source = config.prompts.source
+    if source in SOURCE_LIBRARIES and not own_prompts:
+        require_library(SOURCE_LIBRARIES[source], f"prompts.source={source}")
     if samples_by_numba(config):
         # Rollout actors log the same line, but the driver does not show their logs.
         has_library("numba")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,20 +11,11 @@ import torch
 
 from rlir_ray.data.recordings import Recording
 from rlir_ray.pretrain.encode import encode_recordings, read_encoded
-from rlir_ray.spaces.space import Actions, ActionSpace
+from rlir_ray.spaces.space import ActionSpace
 from rlir_ray.spaces.vpt import VPT_SPACE
 from tests.fakes import HEIGHT, NUM_CODES, WIDTH, events_of, tiny_actions, tiny_autoencoder, tiny_tokenizer
 from tests.pretrain.interruption import Interrupted
 from tests.second_space import SPACE, second_actions
-
-
-@dataclass(frozen=True)
-class PlainRecording:
-    """A recording of another format than VPT's: without events."""
-
-    name: str
-    frames: npt.NDArray[np.uint8]
-    actions: Actions
 
 
 def random_frames(num_frames: int, seed: int) -> npt.NDArray[np.uint8]:
@@ -39,8 +29,10 @@ def walls(seed: int, num_frames: int = 6) -> Recording:
     return Recording(name=f"clip-{seed}", frames=random_frames(num_frames, seed), events=events, actions=actions)
 
 
-def plain(seed: int, num_frames: int = 6) -> PlainRecording:
-    return PlainRecording(f"plain-{seed}", random_frames(num_frames, seed), second_actions(num_frames, seed))
+def plain(seed: int, num_frames: int = 6) -> Recording:
+    """A recording of another format than VPT's: without events."""
+    frames = random_frames(num_frames, seed)
+    return Recording(name=f"plain-{seed}", frames=frames, actions=second_actions(num_frames, seed))
 
 
 def test_tokens_keep_frames_actions_starts_and_the_number_of_codes(tmp_path: Path) -> None:

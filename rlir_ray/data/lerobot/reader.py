@@ -19,6 +19,7 @@ from rlir_ray.data.lerobot.layout import STAGED_FOLDER, DatasetInfo, camera_of, 
 from rlir_ray.data.lerobot.space import action_length, read_space
 from rlir_ray.data.video import VideoFile, index_video
 from rlir_ray.spaces.space import Actions, ActionSpace
+from rlir_ray.spaces.vpt import Event
 
 # Indices of videos that a dataset keeps: episodes that are opened in order share a video with their neighbours.
 MAX_INDICES = 8
@@ -33,12 +34,14 @@ class LerobotEpisode:
         actions: F actions; action k leads INTO frame k, action 0 does nothing.
         rows: video or table that holds the frames.
         first_row: of the episode within `rows`.
+        events: empty, as only VPT's format has them.
     """
 
     name: str
     actions: Actions
     rows: FrameRows
     first_row: int
+    events: tuple[Event, ...] = ()
 
     def __len__(self) -> int:
         return len(self.actions)
