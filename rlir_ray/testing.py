@@ -25,7 +25,8 @@ from rlir_ray.learner.objectives import Columns, Objective
 from rlir_ray.learner.step import StepBatch, layout, stack, trained_decisions
 from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.rewards.base import Reward
-from rlir_ray.spaces.space import Actions, ActionSpace, Axis
+from rlir_ray.spaces.fields import Axis
+from rlir_ray.spaces.space import Actions, ActionSpace
 from rlir_ray.spaces.vpt import VPT_SPACE
 from rlir_ray.trajectory import EncodedVideo, Prompt, RewardScores, TrajectoryGroup, check_scores
 

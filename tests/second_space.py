@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rlir_ray.spaces.fields import Axis, Choice, Uniform
 from rlir_ray.spaces.layouts import FieldsLayout
-from rlir_ray.spaces.space import Actions, ActionSpace, Axis, Choice, Uniform
+from rlir_ray.spaces.space import Actions, ActionSpace
 from tests.fakes import LATENT_SHAPE, NUM_CODES, TOKENS_PER_FRAME, tiny_flow_prompts, tiny_prompts
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rlir_ray.spaces.fields import ActionField
 from rlir_ray.spaces.layouts import check_space
-from rlir_ray.spaces.space import ActionField, Actions
+from rlir_ray.spaces.space import Actions
 from rlir_ray.spaces.vpt import BUTTONS, IDM_BUTTONS, VPT_SPACE
 
 SHIFTS = (-1, 0, 1)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from rlir_ray.rewards.classification import confusion, known_mean, macro_f1, occurs
 from rlir_ray.rewards.field_scores import FieldValues
-from rlir_ray.spaces.space import ActionField, Axis
+from rlir_ray.spaces.fields import ActionField, Axis
 
 CLASS_FIGURES, AXIS_FIGURES = ("accuracy", "macro_f1"), ("axis_error", "r2")
 """Figures of the fields whose classes are compared, and of the graded axes."""

@@ -15,7 +15,8 @@ from rlir_ray.data.files import Json
 from rlir_ray.evaluation.following import Following
 from rlir_ray.rewards.classification import or_none
 from rlir_ray.rewards.field_scores import FieldValues
-from rlir_ray.spaces.space import ActionField, ActionSpace, Axis
+from rlir_ray.spaces.fields import ActionField, Axis
+from rlir_ray.spaces.space import ActionSpace
 from rlir_ray.spaces.vpt import VPT_SPACE
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from rlir_ray.spaces.space import ActionField, ActionSpace, Axis
+from rlir_ray.spaces.fields import ActionField, Axis
+from rlir_ray.spaces.space import ActionSpace
 from rlir_ray.spaces.vpt import KEY_LABELS, VPT_SPACE
 
 if TYPE_CHECKING:

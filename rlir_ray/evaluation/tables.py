@@ -6,7 +6,7 @@ import math
 
 from rlir_ray.data.files import Json
 from rlir_ray.evaluation.results import BASE, POST_TRAINED, REAL, RECONSTRUCTED, Comparison, Evaluation, Results
-from rlir_ray.spaces.space import Axis
+from rlir_ray.spaces.fields import Axis
 
 Row = tuple[str, list[str]]
 

@@ -19,8 +19,9 @@ from torch.nn import functional as F
 
 from rlir_ray.data.files import Json, give_usual_mode
 from rlir_ray.registry import load
+from rlir_ray.spaces.fields import ActionField, Axis
 from rlir_ray.spaces.layouts import SPACE_KEY
-from rlir_ray.spaces.space import ActionField, ActionSpace, Axis
+from rlir_ray.spaces.space import ActionSpace
 from rlir_ray.spaces.vpt import VPT_SPACE
 
 # Pixels that pass through the convolutions at once: on a CPU they fit into its caches, on a GPU into its memory.

@@ -22,7 +22,8 @@ from rlir_ray.rewards.calibration import gate
 from rlir_ray.rewards.classification import accuracy, class_f1, confusion, known_mean, macro_f1, occurs, or_none
 from rlir_ray.rewards.field_scores import FieldValues, commanded_values, read_clips
 from rlir_ray.rewards.regression import mean_absolute_error, r2, share_within
-from rlir_ray.spaces.space import ActionField, Actions, Axis
+from rlir_ray.spaces.fields import ActionField, Axis
+from rlir_ray.spaces.space import Actions
 
 CLASS_KEYS, AXIS_KEYS = ("accuracy", "macro_f1"), ("mae", "r2", "within")
 CLIP_FRAMES = 9  # frames of a rollout: one context frame and eight generated frames

@@ -17,8 +17,9 @@ from torch.nn import functional
 from rlir_ray.data.recordings import Recording
 from rlir_ray.idm.base import resize_frames
 from rlir_ray.idm.heads import Heads
+from rlir_ray.spaces.fields import Axis
 from rlir_ray.spaces.layouts import check_space
-from rlir_ray.spaces.space import Actions, ActionSpace, Axis
+from rlir_ray.spaces.space import Actions, ActionSpace
 
 Frames = npt.NDArray[np.uint8]
 Reconstruct = Callable[[Frames], Frames]

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from rlir_ray.config import AXIS_MATCHES, RULES, RewardConfig
 from rlir_ray.idm.base import one_hot_classes
+from rlir_ray.spaces.fields import ActionField, Axis, Choice
 from rlir_ray.spaces.layouts import Cells
-from rlir_ray.spaces.space import ActionField, Actions, Axis, Choice
+from rlir_ray.spaces.space import Actions
 
 # Bounds of a class weight before normalisation: a class of one frame in a thousand must not dominate the reward.
 MIN_WEIGHT, MAX_WEIGHT = 0.2, 5.0

@@ -16,8 +16,9 @@ import torch
 from rlir_ray.idm.base import InverseDynamics
 from rlir_ray.rewards.classification import known_mean
 from rlir_ray.rewards.field_scores import FieldValues, commanded_values, field_scores, read_clips, score_words
+from rlir_ray.spaces.fields import ActionField
 from rlir_ray.spaces.layouts import check_space
-from rlir_ray.spaces.space import ActionField, Actions
+from rlir_ray.spaces.space import Actions
 
 SHIFTS = (-1, 0, 1)
 # Least lead in score that proves another shift; a smaller lead may be chance for a model that reads little.

@@ -15,7 +15,8 @@ import torch
 from rlir_ray.idm.base import InverseDynamics, Reading, axis_values, stack_classes
 from rlir_ray.rewards.classification import confusion, macro_f1, occurs
 from rlir_ray.rewards.regression import r2
-from rlir_ray.spaces.space import ActionField, Actions, Axis
+from rlir_ray.spaces.fields import ActionField, Axis
+from rlir_ray.spaces.space import Actions
 
 # Most frames read at once, to bound the memory.
 MAX_FRAMES = 576

@@ -19,8 +19,9 @@ from rlir_ray.config import asset_path
 from rlir_ray.idm.base import InverseDynamics, axis_values, load_inverse_dynamics, one_hot_classes, stack_classes
 from rlir_ray.rewards.agreement import AxisMatch, agreement, class_credit, class_weights, every_rule, frame_weights
 from rlir_ray.rewards.classification import confusion
+from rlir_ray.spaces.fields import Axis
 from rlir_ray.spaces.layouts import Cells, check_space
-from rlir_ray.spaces.space import Actions, ActionSpace, Axis
+from rlir_ray.spaces.space import Actions, ActionSpace
 from rlir_ray.trajectory import EncodedVideo, RewardScores, codes_tensor
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from rlir_ray.spaces.fields import Axis, Choice, MuLaw
 from rlir_ray.spaces.mineworld import action_tokens
-from rlir_ray.spaces.space import Actions, Axis, Choice, MuLaw
+from rlir_ray.spaces.space import Actions
 from rlir_ray.spaces.vpt import BUTTON_INDEX, BUTTONS, VPT_CAMERA, VPT_SPACE, buttons_of, camera_of
 
 # Oasis-500M (etched-ai/open-oasis, Etched/oasis-500m): the order of a frame's 25 numbers, and the camera's bins.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from rlir_ray.spaces.space import Axis, Choice, Uniform
+from rlir_ray.spaces.fields import Axis, Choice, Uniform
 
 if TYPE_CHECKING:
     import gymnasium

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rlir_ray.spaces import mineworld
-from rlir_ray.spaces.space import Actions, ActionSpace, Axis
+from rlir_ray.spaces.fields import Axis
+from rlir_ray.spaces.space import Actions, ActionSpace
 from rlir_ray.spaces.vpt import VPT_SPACE
 
 SPACE_KEY, LAYOUT_KEY = "action_space", "action_layout"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from rlir_ray.spaces.space import Actions, Axis, MuLaw
+from rlir_ray.spaces.fields import Axis, MuLaw
+from rlir_ray.spaces.space import Actions
 from rlir_ray.spaces.vpt import BUTTON_INDEX, CAMERA, DEGREES_PER_PIXEL, buttons_of, camera_of
 
 MINEWORLD_CAMERA = Axis(

@@ -12,7 +12,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from rlir_ray.spaces.space import Actions, ActionSpace, Axis, Choice, MuLaw
+from rlir_ray.spaces.fields import Axis, Choice, MuLaw
+from rlir_ray.spaces.space import Actions, ActionSpace
 
 # Buttons of the VPT inverse dynamics model's 20 heads, in this order; the last three of BUTTONS have no head.
 IDM_BUTTONS = (

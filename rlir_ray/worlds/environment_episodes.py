@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from rlir_ray.spaces.fields import Axis, Choice
 from rlir_ray.spaces.gymnasium import from_row, to_row
-from rlir_ray.spaces.space import ActionSpace, Axis, Choice
+from rlir_ray.spaces.space import ActionSpace
 from rlir_ray.worlds.environment_world import EnvironmentWorld, first_line, import_named, render_frame
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rlir_ray.registry import import_target
-from rlir_ray.spaces.space import ActionSpace, Choice
+from rlir_ray.spaces.fields import Choice
+from rlir_ray.spaces.space import ActionSpace
 
 if TYPE_CHECKING:
     import gymnasium

@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from rlir_ray.extras import require_library
-from rlir_ray.spaces.space import ActionSpace, Axis, Uniform
+from rlir_ray.spaces.fields import Axis, Uniform
+from rlir_ray.spaces.space import ActionSpace
 from rlir_ray.worlds.environment import EnvironmentSummary, EnvironmentWorld, collect_environment
 from rlir_ray.worlds.pusht_player import MAX_SPEED
 

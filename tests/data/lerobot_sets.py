@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from rlir_ray.data.lerobot.writer import LerobotWriter
-from rlir_ray.spaces.space import Actions, ActionSpace, Axis, Choice, Uniform
+from rlir_ray.spaces.fields import Axis, Choice, Uniform
+from rlir_ray.spaces.space import Actions, ActionSpace
 
 HEIGHT, WIDTH, FPS = 32, 48, 10
 CAMERA = "observation.images.main"

@@ -10,7 +10,8 @@ import pytest
 from rlir_ray.data.alignment import check_alignment, measure_alignment
 from rlir_ray.data.vpt.pairs import write_recording
 from rlir_ray.pretrain.command import main
-from rlir_ray.spaces.space import Actions, ActionSpace, Axis, Choice, Uniform
+from rlir_ray.spaces.fields import Axis, Choice, Uniform
+from rlir_ray.spaces.space import Actions, ActionSpace
 from rlir_ray.spaces.vpt import BUTTON_INDEX, BUTTONS, actions_from_buttons, actions_from_events
 from tests.fakes import events_of
 

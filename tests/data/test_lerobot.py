@@ -23,7 +23,8 @@ from rlir_ray.data.lerobot import writer as lerobot_writer
 from rlir_ray.data.lerobot.layout import is_lerobot
 from rlir_ray.data.lerobot.reader import LerobotDataset, LerobotEpisode
 from rlir_ray.data.lerobot.writer import LerobotWriter
-from rlir_ray.spaces.space import SPACE_FILE, Actions, ActionSpace, Axis, Uniform
+from rlir_ray.spaces.fields import Axis, Uniform
+from rlir_ray.spaces.space import SPACE_FILE, Actions, ActionSpace
 from tests.data.lerobot_sets import (
     CAMERA,
     FPS,

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from rlir_ray.evaluation.following import Following
 from rlir_ray.rewards.field_scores import FieldValues
-from rlir_ray.spaces.space import ActionField, Axis, Choice, Uniform
+from rlir_ray.spaces.fields import ActionField, Axis, Choice, Uniform
 from rlir_ray.spaces.vpt import VPT_SPACE
 
 GROUPS = ("forward_back", "jump")

@@ -11,7 +11,7 @@ from rlir_ray.evaluation.following_json import following_from_json, following_to
 from rlir_ray.evaluation.results import Change, following_changes
 from rlir_ray.rewards.classification import macro_f1
 from rlir_ray.rewards.regression import r2
-from rlir_ray.spaces.space import Axis, MuLaw
+from rlir_ray.spaces.fields import Axis, MuLaw
 from rlir_ray.spaces.vpt import VPT_SPACE
 from tests.evaluation.followings import GEAR, GROUPS, LIFT, STEER, field_values, following, vpt_following
 

@@ -9,7 +9,8 @@ import pytest
 
 from rlir_ray.evaluation.keys import GREEN, INK, RED, draw_keys, draw_target, key_label
 from rlir_ray.evaluation.video import FOLDER, HOLD_FRAMES, Clips, load_clips, save_clips, side_by_side, write_videos
-from rlir_ray.spaces.space import ActionField, ActionSpace, Axis, Choice, Uniform
+from rlir_ray.spaces.fields import ActionField, Axis, Choice, Uniform
+from rlir_ray.spaces.space import ActionSpace
 from rlir_ray.spaces.vpt import VPT_SPACE
 from tests.evaluation.followings import GEAR, LIFT, STEER
 

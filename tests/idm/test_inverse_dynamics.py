@@ -22,7 +22,8 @@ from rlir_ray.idm.keypoint_idm import KeypointInverseDynamics
 from rlir_ray.idm.model import MAX_PIXELS, InverseDynamicsModel, NetworkSizes, working_size
 from rlir_ray.idm.vpt import VptInverseDynamics
 from rlir_ray.idm.vpt_config import VPT_CONFIG, small_vpt_config
-from rlir_ray.spaces.space import ActionSpace, Axis, Choice, Uniform
+from rlir_ray.spaces.fields import Axis, Choice, Uniform
+from rlir_ray.spaces.space import ActionSpace
 from rlir_ray.spaces.vpt import VPT_SPACE
 
 GOLDEN = Path(__file__).parent.parent / "golden"

@@ -7,9 +7,10 @@ import torch
 
 from rlir_ray.models.flow import FlowWorldModel, open_flow_model
 from rlir_ray.models.rescoring import two_streams
+from rlir_ray.spaces.fields import Axis, Uniform
 from rlir_ray.spaces.layouts import FieldsLayout, layout_settings
 from rlir_ray.spaces.mineworld import ACTION_CLASS_COUNTS
-from rlir_ray.spaces.space import ActionSpace, Axis, Uniform
+from rlir_ray.spaces.space import ActionSpace
 from rlir_ray.spaces.vpt import VPT_SPACE
 from tests.second_space import SPACE, second_flow_model
 

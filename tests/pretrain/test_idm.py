@@ -26,7 +26,8 @@ from rlir_ray.pretrain.idm_scores import (
 from rlir_ray.pretrain.settings import InverseDynamicsTraining
 from rlir_ray.pretrain.training_warnings import idm_warning
 from rlir_ray.rewards.field_scores import FieldValues
-from rlir_ray.spaces.space import Actions, ActionSpace, Axis, Choice, Uniform
+from rlir_ray.spaces.fields import Axis, Choice, Uniform
+from rlir_ray.spaces.space import Actions, ActionSpace
 from rlir_ray.spaces.vpt import VPT_SPACE, actions_from_buttons
 from tests.fakes import events_of
 from tests.pretrain.interruption import interrupted_after_state

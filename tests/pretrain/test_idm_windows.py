@@ -8,7 +8,8 @@ from rlir_ray.data.recordings import Recording
 from rlir_ray.idm.heads import FieldHeads
 from rlir_ray.idm.vpt_heads import VptHeads
 from rlir_ray.pretrain.idm_windows import LabelledFrames, augment, draw_windows, label_frames, mirror
-from rlir_ray.spaces.space import Actions, ActionSpace, Axis, Choice, Uniform
+from rlir_ray.spaces.fields import Axis, Choice, Uniform
+from rlir_ray.spaces.space import Actions, ActionSpace
 from rlir_ray.spaces.vpt import BUTTON_INDEX, VPT_CAMERA, actions_from_buttons, actions_from_events, buttons_of
 from tests.fakes import events_of
 

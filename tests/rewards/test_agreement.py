@@ -17,9 +17,10 @@ from rlir_ray.rewards.agreement import (
     every_rule,
     frame_weights,
 )
+from rlir_ray.spaces.fields import Axis, Choice, Uniform
 from rlir_ray.spaces.layouts import Cells
 from rlir_ray.spaces.mineworld import class_cells, token_cells
-from rlir_ray.spaces.space import Actions, ActionSpace, Axis, Choice, Uniform
+from rlir_ray.spaces.space import Actions, ActionSpace
 from rlir_ray.spaces.vpt import BUTTON_INDEX, BUTTONS, VPT_CAMERA, VPT_SPACE, actions_from_buttons
 from tests.second_space import LAYOUT, SPACE
 

@@ -13,7 +13,8 @@ from rlir_ray.data.lerobot.writer import LerobotWriter
 from rlir_ray.idm.keypoint_idm import KeypointInverseDynamics
 from rlir_ray.rewards import audit as audits
 from rlir_ray.rewards.audit import AuditRequest, audit, audit_lines
-from rlir_ray.spaces.space import Actions, ActionSpace, Axis, Uniform
+from rlir_ray.spaces.fields import Axis, Uniform
+from rlir_ray.spaces.space import Actions, ActionSpace
 
 SPACE = ActionSpace((Axis(name="dx", low=-3, high=3, unit="pixels", quantizer=Uniform(num_bins=7)),))
 SIZE, LENGTH = 32, 20

@@ -11,7 +11,8 @@ import torch
 from rlir_ray.idm.base import Reading
 from rlir_ray.idm.vpt_heads import read_heads
 from rlir_ray.rewards.calibration import check_alignment, check_gate, gate
-from rlir_ray.spaces.space import Actions, ActionSpace, Axis, Choice, Uniform
+from rlir_ray.spaces.fields import Axis, Choice, Uniform
+from rlir_ray.spaces.space import Actions, ActionSpace
 from rlir_ray.spaces.vpt import VPT_SPACE, actions_from_buttons
 
 GROUP_NAMES = ("forward_back", "jump")

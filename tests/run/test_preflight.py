@@ -10,7 +10,8 @@ from rlir_ray.families import open_policy
 from rlir_ray.run import preflight
 from rlir_ray.run.preflight import check_checkpoints, check_engine
 from rlir_ray.run.resolved import check_idm_spaces, resolve, with_field_names
-from rlir_ray.spaces.space import ActionSpace, Axis, Uniform
+from rlir_ray.spaces.fields import Axis, Uniform
+from rlir_ray.spaces.space import ActionSpace
 from rlir_ray.spaces.vpt import VPT_SPACE
 from tests.fakes import NUM_CODES, TOKENS_PER_FRAME
 from tests.second_space import SPACE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from rlir_ray.spaces.fields import Axis, Uniform
 from rlir_ray.spaces.layouts import (
     FieldsLayout,
     MineworldLayout,
@@ -13,7 +14,7 @@ from rlir_ray.spaces.layouts import (
     layout_of,
     layout_settings,
 )
-from rlir_ray.spaces.space import Actions, ActionSpace, Axis, Uniform
+from rlir_ray.spaces.space import Actions, ActionSpace
 from rlir_ray.spaces.vpt import VPT_SPACE
 from tests.fakes import tiny_actions
 from tests.second_space import LAYOUT, SPACE, second_actions

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from rlir_ray.spaces.fields import Axis, Choice, MuLaw, Uniform
 from rlir_ray.spaces.gymnasium import from_row, to_row
-from rlir_ray.spaces.space import Actions, ActionSpace, Axis, Choice, MuLaw, Uniform
+from rlir_ray.spaces.space import Actions, ActionSpace
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "camera_quantizers.json").read_text(encoding="utf-8"))
 YAW = Axis(name="yaw", low=-10, high=10, unit="degrees", quantizer=MuLaw(num_bins=11, mu=10), is_clipped=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rlir_ray.data.lerobot.reader import LerobotDataset
-from rlir_ray.spaces.space import Axis, Choice
+from rlir_ray.spaces.fields import Axis, Choice
 from rlir_ray.worlds.environment import EnvironmentSummary, EnvironmentWorld, RandomPolicy, collect_environment
 from rlir_ray.worlds.environment_episodes import MAX_ATTEMPTS
 from rlir_ray.worlds.environment_world import open_environment, resize_area

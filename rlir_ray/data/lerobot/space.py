@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rlir_ray.data.lerobot.layout import ACTION, INFO_PATH, STATS_PATH, V3, DatasetInfo, read_lines, read_object
-from rlir_ray.spaces.space import SPACE_FILE, ActionSpace, Axis, Uniform
+from rlir_ray.spaces.fields import Axis, Uniform
+from rlir_ray.spaces.space import SPACE_FILE, ActionSpace
 
 # As fine as the axes of a Gymnasium Box.
 NUM_BINS = 21
