@@ -5,6 +5,7 @@ Nothing heavy is imported before a sampler is built: an actor starts as fast as 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import ray
 
 from actors.cluster.diagnostics import one_line
 from rlir_ray.config import Config
+from rlir_ray.run.attempts import Attempts
 from rlir_ray.run.tracing import Span, span_since
 from rlir_ray.run.watchdog import bounded, show_stack_on_signal
 from rlir_ray.samplers import LogprobDifference, Sampler
@@ -71,11 +73,14 @@ class RolloutActor:
     Args:
         make_sampler: builds the sampler in the actor's process.
         timeout_s: bound of a call; a longer call ends the process.
+        attempts: refuses a call that has ended the process too often; None: no call is refused.
     """
 
-    def __init__(self, make_sampler: Callable[[], Sampler], timeout_s: float = 300.0) -> None:
+    def __init__(
+        self, make_sampler: Callable[[], Sampler], timeout_s: float = 300.0, attempts: Attempts | None = None
+    ) -> None:
         show_stack_on_signal()
-        self.sampler, self.timeout_s = make_sampler(), timeout_s
+        self.sampler, self.timeout_s, self.attempts = make_sampler(), timeout_s, attempts
         self._receiver: Receiver | None = None
         self._received: dict[int, Received] = {}
 
@@ -99,13 +104,17 @@ class RolloutActor:
 
         Returns:
             Group and video of each prompt in turn, then a `CallReport`.
+
+        Raises:
+            RuntimeError: the call has ended the process too often.
         """
-        # Load the published version also over a newer one, which can only come from a learner that has crashed.
-        if published is not None and self.sampler.policy_version != published.version:
-            self._catch_up(published)
-        started = time.time()
-        with bounded(self.timeout_s):
-            pairs = self.sampler.sample(prompts, group_ids, seeds, group_size)
+        with self.attempts.count(f"sampling group {group_ids[0]}") if self.attempts else contextlib.nullcontext():
+            # Load the published version also over a newer one, which can only come from a learner that has crashed.
+            if published is not None and self.sampler.policy_version != published.version:
+                self._catch_up(published)
+            started = time.time()
+            with bounded(self.timeout_s):
+                pairs = self.sampler.sample(prompts, group_ids, seeds, group_size)
         sizes = {group_id: group.nbytes for group_id, (group, _) in zip(group_ids, pairs, strict=True)}
         failures = {group.group_id: cause for group, _ in pairs if (cause := group.not_finite())}
         report = CallReport(

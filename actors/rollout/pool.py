@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import ray
 
@@ -14,6 +16,7 @@ from actors.cluster.placement import Handle, Options, as_actor, ray_options, sto
 from actors.cluster.waiting import wait_all
 from actors.rollout.actor import RECEIVING, CallReport, Published, RolloutActor, build_sampler
 from rlir_ray.config import MAX_ATTEMPTS, Config, RolloutConfig
+from rlir_ray.run.attempts import Attempts
 from rlir_ray.samplers import Sampler
 from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup
 from rlir_ray.transfer.broadcast import Channel
@@ -25,7 +28,9 @@ def _restartable(make_sampler: Callable[[], Sampler], timeout_s: float) -> type[
 
     class Restartable(RolloutActor):
         def __init__(self) -> None:
-            super().__init__(make_sampler, timeout_s)
+            actor_id = ray.get_runtime_context().get_actor_id()
+            attempts = Attempts(Path(tempfile.gettempdir()) / f"rlir_ray-call-{actor_id}", MAX_ATTEMPTS)
+            super().__init__(make_sampler, timeout_s, attempts)
 
     Restartable.__qualname__ = RolloutActor.__qualname__
     return Restartable
@@ -45,7 +50,8 @@ class RolloutPool:
     """The rollout actors. Calls go to the actors in turn, and each actor executes its calls in order.
 
     Ray restarts an actor that dies and repeats its calls under the same references. Seeds belong to groups, so a
-    repeated call samples the same clips. Any thread may grow and shrink the pool while another one samples.
+    repeated call samples the same clips. A call that ends its actor too often fails, and no other call with it. Any
+    thread may grow and shrink the pool while another one samples.
 
     Args:
         rollout: number and resources of the actors.
@@ -97,7 +103,6 @@ class RolloutPool:
         self.actors = self._launch(self.num_initial)
 
     def _launch(self, num_actors: int) -> list[Handle]:
-        # Bound the retries, so that the groups of a call that crashes every actor fail.
         restarts: Options = {"max_restarts": -1, "max_task_retries": MAX_ATTEMPTS - 1}
         if self.receives_broadcasts:
             restarts["concurrency_groups"] = {RECEIVING: 1}
@@ -129,7 +134,8 @@ class RolloutPool:
         with self._lock:
             actor = self.actors[self._num_calls % len(self.actors)]
             self._num_calls += 1
-            method = actor.sample.options(num_returns=2 * len(group_ids) + 1)
+            # Let the actor count the attempts: Ray also counts those of calls that wait behind the one that ends it.
+            method = actor.sample.options(num_returns=2 * len(group_ids) + 1, max_task_retries=-1)
             *columns, report = method.remote(
                 list(group_ids), list(seeds), self.group_size, self._published, prompts_ref
             )

@@ -60,8 +60,9 @@ def test_a_group_that_ends_every_actor_fails_and_no_other_group_fails(ray_cluste
     pool.start()
     prompt = ray.put(tiny_prompts(1))
     (deadly,) = pool.sample([13], [0], prompt)
-    (other,) = pool.sample([14], [0], prompt)
-    assert ray.get(other.group_ref, timeout=4 * DEADLINE_S).group_id == 14
-    with pytest.raises(ray.exceptions.RayActorError):
+    others = [pool.sample([group_id], [0], prompt)[0] for group_id in (14, 15, 16)]
+    groups = ray.get([other.group_ref for other in others], timeout=4 * DEADLINE_S)
+    assert [group.group_id for group in groups] == [14, 15, 16]
+    with pytest.raises(RuntimeError, match="sampling group 13 ended its process 4 times"):
         ray.get(deadly.group_ref, timeout=DEADLINE_S)
     pool.stop()
