@@ -167,6 +167,23 @@ def _add_convert(commands: Commands) -> None:
         help="config.json of the VQ model (default: the file that the YAML names, there or beside the two files)",
     )
     mineworld.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+    oasis = formats.add_parser(
+        "oasis",
+        help="Oasis-500M's world model and autoencoder",
+        formatter_class=WIDE,
+        description="Writes the diffusers folders DIR/world_model and DIR/autoencoder.",
+        epilog="example:\n"
+        "  python -m rlir_ray convert oasis --dit oasis500m.safetensors --vae vit-l-20.safetensors --out models/oasis",
+    )
+    oasis.add_argument("--dit", required=True, metavar="FILE", help="the world model: .safetensors or .pt")
+    oasis.add_argument("--vae", required=True, metavar="FILE", help="the autoencoder: .safetensors or .pt")
+    oasis.add_argument(
+        "--config",
+        default="",
+        metavar="FILE.json",
+        help='arguments of other sizes, as {"dit": {...}, "vae": {...}} (default: the published sizes)',
+    )
+    oasis.add_argument("--out", required=True, metavar="DIR", help="a new folder")
 
 
 def _add_report(commands: Commands) -> None:

@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from rlir_ray.data.files import Json
 from rlir_ray.models.checkpoints import open_library_model
+from rlir_ray.models.rotary import rotate_pairs, turns_by
 from rlir_ray.spaces.layouts import LAYOUT_KEY, SPACE_KEY, layout_of
 
 # Frequencies of the noise level's embedding. The level is scaled to 0..1000, the step numbers of diffusion models.
@@ -171,11 +172,7 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore
         """Compute the velocities as `forward` does; also return the cache entries of these frames."""
         if places is None:
             places = torch.arange(latents.shape[1])
-        known = places if cache is None else torch.cat([cache.places, places])
-        if visible is None:
-            own = torch.eye(len(places), dtype=torch.bool)
-            visible = known < places[:, None]
-            visible[:, len(known) - len(places) :] |= own
+        visible = earlier_frames(places, cache) if visible is None else visible
         turns = rotations(places, self.grid, self.head_size).to(latents.device)  # [L, head size / 2]
         condition = functional.silu(self._condition(levels, actions))  # [B, M, E]
         x = self.embed(self._patches(latents))  # [B, L, E]
@@ -276,21 +273,27 @@ def rotations(places: Tensor, grid: tuple[int, int], head_size: int) -> Tensor:
         # Base 100 instead of 10,000: with tens of frames and rows, slower rotations would not separate positions.
         rates = 100.0 ** -(torch.arange(num_pairs) / num_pairs)
         angles.append(axis.flatten()[:, None] * rates)
-    whole = torch.cat(angles, -1)
-    return torch.polar(torch.ones_like(whole), whole)
+    return turns_by(torch.cat(angles, -1))
 
 
-def apply_rotary(x: Tensor, scale: Tensor, turns: Tensor) -> Tensor:
+def apply_rotary(x: Tensor, scale: Tensor, rotation: Tensor) -> Tensor:
     """Normalise each head's vector and rotate its pairs, in float32.
 
     Args:
         x: [B, H, L, head size], queries or keys.
         scale: [head size], weight of the root-mean-square norm.
-        turns: complex64 [L, head size / 2].
+        rotation: complex64 [L, head size / 2].
     """
     normed = functional.rms_norm(x.float(), x.shape[-1:], scale.float(), eps=1e-6)
-    pairs = torch.view_as_complex(normed.unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
+    return rotate_pairs(normed, rotation).to(x.dtype)
+
+
+def earlier_frames(places: Tensor, cache: FrameCache | None) -> Tensor:
+    """Return which frames each frame of a pass attends to: itself, and all at earlier places, bool [M, cached + M]."""
+    known = places if cache is None else torch.cat([cache.places, places])
+    visible = known < places[:, None]
+    visible[:, len(known) - len(places) :] |= torch.eye(len(places), dtype=torch.bool)
+    return visible
 
 
 def normalise(x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from rlir_ray.idm.vpt import load_vpt
 from rlir_ray.published.mineworld import load_mineworld
 
 TOKENIZER_FOLDER = "tokenizer"
+OASIS_FOLDERS = {"dit": "world_model", "vae": "autoencoder"}
 
 
 def convert_vpt_idm(out: Path, *, weights: Path, model: str = "", config: str = "") -> list[str]:
@@ -70,6 +71,33 @@ def convert_mineworld(out: Path, *, checkpoint: Path, config: Path, tokenizer_co
             found.vq_model.save_pretrained(folder / place)
             give_usual_mode(folder / place)
             lines.append(f"tokenizer: {out / place}   (models.tokenizer={out / place})")
+    return lines
+
+
+def convert_oasis(out: Path, *, dit: Path, vae: Path, config: str = "") -> list[str]:
+    """Write the `diffusers` folders `out`/world_model and `out`/autoencoder, in their stored precision.
+
+    Args:
+        out: a new folder.
+        dit, vae: the published files of world model and autoencoder.
+        config: see `rlir_ray.published.oasis.load_oasis`.
+
+    Returns:
+        Lines for the user that name the written files.
+
+    Raises:
+        ValueError: an input is invalid; then no file is written.
+    """
+    from rlir_ray.published.oasis import load_oasis
+
+    lines = []
+    with _new_folder(out) as folder:
+        for part, weights in (("dit", dit), ("vae", vae)):
+            model, name = load_oasis(part, weights, config), OASIS_FOLDERS[part]
+            model.save_pretrained(folder / name)
+            give_usual_mode(folder / name)
+            size = sum(parameter.numel() for parameter in model.parameters())
+            lines.append(f"{name.replace('_', ' ')}, {size / 1e6:.1f} M parameters: {out / name}")
     return lines
 
 

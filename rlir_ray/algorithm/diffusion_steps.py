@@ -1,0 +1,67 @@
+"""Steps of a diffusion model that predicts v, and the change of variables that makes it a flow model.
+
+A time t from 0 to 999 has the share ᾱ of data: with α = √ᾱ and σ = √(1 - ᾱ), x = α data + σ noise and
+v = α noise - σ data. As a flow model, the same latents are x / (α + σ) at the level s = σ / (α + σ); a DDIM step is
+Euler's step between levels. The schedule is that of etched-ai/open-oasis. Tensors and floats only; no models.
+Legend: ... any leading dimensions, D h w a latent.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+NUM_TIMES = 1000
+
+
+@functools.cache
+def data_shares() -> Tensor:
+    """Return ᾱ of each time, float32 [1000]: a sigmoid schedule (https://arxiv.org/abs/2212.11972) from -3 to 3."""
+    ends = torch.tensor([-3.0, 3.0]).sigmoid().double()  # float32, as published
+    places = torch.linspace(0, NUM_TIMES, NUM_TIMES + 1, dtype=torch.float64) / NUM_TIMES
+    shares = (ends[1] - (6 * places - 3).sigmoid()) / (ends[1] - ends[0])
+    shares /= shares[0].clone()
+    noise_added = (1 - shares[1:] / shares[:-1]).clamp(0, 0.999).float()
+    return (1 - noise_added).cumprod(0)
+
+
+def step_times(num_steps: int) -> list[int]:
+    """Return the times of a sampler of `num_steps` steps, from 999 down; the last one, -1, means data without noise."""
+    times: list[int] = torch.linspace(-1, NUM_TIMES - 1, num_steps + 1).int().flip(0).tolist()
+    return times
+
+
+def share_at(time: int) -> Tensor:
+    """Return ᾱ of a time as a scalar; 1 for the time -1."""
+    return data_shares()[time] if time >= 0 else torch.tensor(1.0)
+
+
+def ddim_step(latents: Tensor, v: Tensor, share: Tensor, next_share: Tensor) -> Tensor:
+    """Take a DDIM step (https://arxiv.org/abs/2010.02502, η = 0); the shares ᾱ broadcast against the latents."""
+    alpha, sigma = share.sqrt(), (1 - share).sqrt()
+    data, noise = alpha * latents - sigma * v, sigma * latents + alpha * v
+    return next_share.sqrt() * data + (1 - next_share).sqrt() * noise
+
+
+def flow_level(share: Tensor) -> Tensor:
+    """Return the level s of shares ᾱ."""
+    alpha, sigma = share.sqrt(), (1 - share).sqrt()
+    return sigma / (alpha + sigma)
+
+
+def to_flow(latents: Tensor, share: Tensor) -> Tensor:
+    """Return a diffusion model's latents in a flow model's variables; the shares broadcast against the latents."""
+    return latents / (share.sqrt() + (1 - share).sqrt())
+
+
+def from_flow(latents: Tensor, share: Tensor) -> Tensor:
+    """Return a flow model's latents in a diffusion model's variables, the inverse of `to_flow`."""
+    return latents * (share.sqrt() + (1 - share).sqrt())
+
+
+def flow_velocity(latents: Tensor, v: Tensor, share: Tensor) -> Tensor:
+    """Return noise - data, the velocity of a flow model, from the diffusion model's latents and v."""
+    alpha, sigma = share.sqrt(), (1 - share).sqrt()
+    return (sigma - alpha) * latents + (alpha + sigma) * v
