@@ -77,6 +77,7 @@ def start(ray_cluster, make_config, tmp_path):
         each.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_two_actors_hold_each_version_by_broadcast_and_a_third_that_joins_the_next(start):
     run = start("weights.transfer=broadcast", "weights.bucket_bytes=10000")

@@ -52,6 +52,7 @@ def run(code: str, *arguments: str, **environment: str) -> subprocess.CompletedP
     )
 
 
+@pytest.mark.slow
 def test_a_ray_that_ray_start_has_left_here_is_not_joined(short_folder: Path) -> None:
     (short_folder / "ray").mkdir()
     # What `ray start --head` writes, and `kill -9` leaves.
