@@ -246,7 +246,7 @@ def check_family(config: Config, prompts: Sequence[Prompt]) -> None:
         stated = family.group_bytes(config, frame_shape)
         check(size <= stated, f"group_bytes must be at least what a group holds, {size}", stated)
     _check_ratio(config, policy, [group for group, _ in drawn])
-    codec = family.codec().from_pretrained(Path(config.models.tokenizer), height=world.height, width=world.width)
+    codec = family.codec(config).from_pretrained(Path(config.models.tokenizer), height=world.height, width=world.width)
     frames = codec.decode(torch.from_numpy(drawn[0][1].codes[0].astype(_wide(drawn[0][1]))))
     wanted = (world.num_context + world.num_frames, world.height, world.width, 3)
     check(tuple(frames.shape) == wanted, f"the codec must decode a clip to {wanted}", tuple(frames.shape))

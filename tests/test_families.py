@@ -86,8 +86,8 @@ def test_flow_checkpoints_of_one_world_are_accepted(make_config, checkpoints):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("models.policy={}/policy", "must be a FlowWorldModel with policy.family=flow"),
-        ("models.tokenizer={}/tokenizer", "must be a diffusers AutoencoderKL with policy.family=flow, got VQModel"),
+        ("models.policy={}/policy", "must be a FlowWorldModel or an OasisWorldModel with policy.family=flow"),
+        ("models.tokenizer={}/tokenizer", "must be an AutoencoderKL with this policy, got VQModel"),
         ("world.height=48", "must be for frames of 48x32, got 24x32"),
         ("policy.family=autoregressive", "got a flow model in .*; set policy.family=flow"),
     ],
@@ -175,10 +175,12 @@ def test_settings_that_contradict_each_other_are_refused(overrides, message):
 def test_every_shipped_recipe_holds_its_steps_in_its_budget(recipe):
     config = load_config(recipe)
     stated, world = config.architecture, config.world
-    # Its own policy need not be here; all shipped recipes are of MineWorld's layout.
-    config = dataclasses.replace(config, models=dataclasses.replace(config.models, policy="asset:doom/world_model"))
+    # Its own policy need not be here; all shipped recipes are of MineWorld's layout or have fewer fields.
+    is_flow = config.policy.family == "flow"
+    policy = f"asset:doom/{'flow_model' if is_flow else 'world_model'}"
+    config = dataclasses.replace(config, models=dataclasses.replace(config.models, policy=policy))
     frame = (stated.tokens_per_frame or 48,)
-    if config.policy.family == "flow":
+    if is_flow:
         frame = (stated.latent_channels or 8, world.height // 8, world.width // 8)
     steps = 1 + config.train.max_staleness
     # Where none is stated a run takes what is free: this much on a laptop of 8 GB.

@@ -7,14 +7,18 @@ import sys
 import rlir_ray
 from rlir_ray.extras import EXTRAS
 
+MADE_OF_A_LIBRARY = {
+    "rlir_ray.__main__",
+    "rlir_ray.learner.deepspeed",
+    *(f"rlir_ray.models.{name}" for name in ("flow", "oasis", "oasis_autoencoder", "oasis_codec", "oasis_policy")),
+    "rlir_ray.published.oasis",
+    "rlir_ray.samplers.vllm",
+}
+
 
 def test_no_module_of_rlir_ray_loads_ray_vllm_deepspeed_or_diffusers_or_needs_an_extra():
     modules = [
-        name
-        for _, name, _ in pkgutil.walk_packages(rlir_ray.__path__, "rlir_ray.")
-        # Three files are made of a library.
-        if name
-        not in ("rlir_ray.__main__", "rlir_ray.learner.deepspeed", "rlir_ray.models.flow", "rlir_ray.samplers.vllm")
+        name for _, name, _ in pkgutil.walk_packages(rlir_ray.__path__, "rlir_ray.") if name not in MADE_OF_A_LIBRARY
     ]
     assert len(modules) > 20
     # Nor does it need the extras: Python takes a module that is None for one that is not installed.

@@ -147,7 +147,7 @@ def _sampler(config: Config, policy: Any, temperature: float = 0.0) -> NextFrame
 
 FAMILY = Family(
     open_policy=NextFrame.from_pretrained,
-    codec=lambda: FrameTokenizer,
+    codec=lambda config: FrameTokenizer,
     check_world=check_world,
     rollout_sampler=_sampler,
     evaluation_sampler=_sampler,

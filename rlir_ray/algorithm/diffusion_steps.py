@@ -27,15 +27,14 @@ def data_shares() -> Tensor:
     return (1 - noise_added).cumprod(0)
 
 
-def step_times(num_steps: int) -> list[int]:
-    """Return the times of a sampler of `num_steps` steps, from 999 down; the last one, -1, means data without noise."""
-    times: list[int] = torch.linspace(-1, NUM_TIMES - 1, num_steps + 1).int().flip(0).tolist()
-    return times
+def step_times(num_steps: int) -> Tensor:
+    """Return the times of a sampler's steps from 999 down, int64 [num_steps + 1]; the last is -1, without noise."""
+    return torch.linspace(-1, NUM_TIMES - 1, num_steps + 1).int().flip(0).long()
 
 
-def share_at(time: int) -> Tensor:
-    """Return ᾱ of a time as a scalar; 1 for the time -1."""
-    return data_shares()[time] if time >= 0 else torch.tensor(1.0)
+def share_at(times: Tensor) -> Tensor:
+    """Return ᾱ of times, float32 like `times`; 1 for the time -1."""
+    return torch.cat([data_shares(), torch.ones(1)]).to(times.device)[times]
 
 
 def ddim_step(latents: Tensor, v: Tensor, share: Tensor, next_share: Tensor) -> Tensor:
@@ -49,6 +48,13 @@ def flow_level(share: Tensor) -> Tensor:
     """Return the level s of shares ᾱ."""
     alpha, sigma = share.sqrt(), (1 - share).sqrt()
     return sigma / (alpha + sigma)
+
+
+def times_of(levels: Tensor) -> Tensor:
+    """Return the time whose level is nearest, int64 like `levels`; -1 for the level 0, which has no noise."""
+    known = flow_level(data_shares()).to(levels.device)
+    edges = (known[1:] + known[:-1]) / 2
+    return torch.where(levels > 0, torch.bucketize(levels.contiguous(), edges), -1)
 
 
 def to_flow(latents: Tensor, share: Tensor) -> Tensor:

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+NEARLY_NOISE = 0.999
+"""From this level on, Flow-GRPO's step explores with the noise of the next level."""
+
 
 @dataclass(frozen=True, slots=True)
 class FlowStep:
@@ -98,8 +101,9 @@ def _wide(levels: Tensor) -> Tensor:
 def _flow_grpo(x: Tensor, v: Tensor, s: Tensor, s_next: Tensor, noise_level: float) -> tuple[Tensor, Tensor]:
     """Compute Flow-GRPO's distribution (https://arxiv.org/abs/2505.05470, eq. 9)."""
     dt = s_next - s
-    # At level 1 the formula divides by zero; like the authors' code, use the next level there.
-    rate = torch.sqrt(s / (1 - torch.where(s == 1, s_next, s))) * noise_level
+    # At level 1 the formula divides by zero; like the authors' code, use the next level there, and at levels so near to
+    # 1 that the noise would exceed the latents many times: Oasis' first level is .99945.
+    rate = torch.sqrt(s / (1 - torch.where(s > NEARLY_NOISE, s_next, s))) * noise_level
     mean = x * (1 + rate**2 / (2 * s) * dt) + v * (1 + rate**2 * (1 - s) / (2 * s)) * dt
     return mean, rate * torch.sqrt(-dt)
 

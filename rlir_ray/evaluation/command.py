@@ -26,7 +26,7 @@ from rlir_ray.evaluation.policy_row import PolicyRow, evaluate_row
 from rlir_ray.families import action_space, family_of, open_codec, open_policy
 from rlir_ray.idm.base import InverseDynamics, load_inverse_dynamics
 from rlir_ray.models.adapters import is_adapter_folder
-from rlir_ray.models.compatibility import stated_architecture
+from rlir_ray.models.flow_forms import stated_architecture
 from rlir_ray.rewards.calibration import check_alignment
 from rlir_ray.run.environment import versions
 from rlir_ray.run.progress import progress_bar

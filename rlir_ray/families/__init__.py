@@ -32,8 +32,8 @@ class Family:
 
     open_policy: Callable[[Path], nn.Module]
     """Opens the policy of a checkpoint folder, in float32 on the CPU."""
-    codec: Callable[[], type[FrameCodec]]
-    """Returns the class that encodes and decodes frames."""
+    codec: Callable[[Config], type[FrameCodec]]
+    """Returns the class that encodes and decodes frames for the configured policy."""
     check_world: Callable[[Config], FrameShape]
     """Checks that policy and codec fit each other and the world; returns the shape of an encoded frame."""
     # Any: a policy of the family's own class, as `open_policy` opens it.
@@ -98,7 +98,7 @@ def open_policy(config: Config, device: torch.device | str = "cpu") -> nn.Module
 def open_codec(config: Config) -> FrameCodec:
     """Open the configured tokenizer or autoencoder; one that states no frame size gets the world's."""
     folder, world = asset_path(config.models.tokenizer), config.world
-    return family_of(config).codec().from_pretrained(folder, height=world.height, width=world.width)
+    return family_of(config).codec(config).from_pretrained(folder, height=world.height, width=world.width)
 
 
 def open_reference(config: Config, policy: nn.Module) -> Forward | None:

@@ -26,7 +26,7 @@ def _open_world_model(folder: Path) -> nn.Module:
     return WorldModel.from_pretrained(folder)
 
 
-def _tokenizer() -> type[FrameCodec]:
+def _tokenizer(config: Config) -> type[FrameCodec]:
     from rlir_ray.models.tokenizer import FrameTokenizer
 
     return FrameTokenizer

@@ -1,4 +1,4 @@
-"""The family of flow world models: frame latents, denoised by flow matching (as Next-Frame Diffusion)."""
+"""The family of flow world models: frame latents, denoised as Next-Frame Diffusion does or as Oasis does."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from rlir_ray.config import Config
+from rlir_ray.config import Config, asset_path
 from rlir_ray.families import Family, compares
-from rlir_ray.models.compatibility import check_flow_world, policy_layout
+from rlir_ray.models.compatibility import read_settings
+from rlir_ray.models.flow_forms import FlowForm, check_flow_world, form_of, policy_settings
 from rlir_ray.models.frame_codec import FrameCodec
 from rlir_ray.models.rescoring import FlowRescorer, Rescore
 from rlir_ray.samplers import Sampler
@@ -21,16 +22,20 @@ if TYPE_CHECKING:
     from rlir_ray.models.flow import FlowWorldModel
 
 
-def _open_flow_model(folder: Path) -> nn.Module:
-    from rlir_ray.models.flow import open_flow_model
-
-    return open_flow_model(folder)
+def _open_policy(folder: Path) -> nn.Module:
+    return form_of(read_settings(folder, "config.json", "models.policy"), folder).open_policy(folder)
 
 
-def _autoencoder() -> type[FrameCodec]:
-    from rlir_ray.models.autoencoder import FrameAutoencoder
+def _form(config: Config) -> FlowForm:
+    return form_of(policy_settings(config), asset_path(config.models.policy))
 
-    return FrameAutoencoder
+
+def _codec(config: Config) -> type[FrameCodec]:
+    return _form(config).codec()
+
+
+def _layout(config: Config) -> ActionLayout:
+    return _form(config).layout(policy_settings(config))
 
 
 def _flow_sampler(config: Config, policy: FlowWorldModel) -> Sampler:
@@ -56,7 +61,7 @@ def _flow_group_bytes(config: Config, frame: FrameShape) -> int:
     window = 0 if config.train.objective == "nft" else config.flow.window
     states = num_frames * (window + 1) * 4 * (size + 1)  # float32 latents and their levels
     means = num_frames * window * 4 * size if config.train.grpo.ratio == "guard" else 0
-    columns = len(policy_layout(config).class_counts)
+    columns = len(_layout(config).class_counts)
     history = num_past * 4 * (size + 1) + (num_past + 1) * columns  # float32 latents and their levels; uint8 actions
     decisions = 5 * num_frames * window if window else num_frames  # float32 and bool, or only bool
     return config.train.group_size * (states + means + history + decisions + 2 * (num_past + 1) * size)
@@ -71,14 +76,14 @@ def _flow_rescorer(config: Config) -> Rescore:
 
 
 FAMILY = Family(
-    open_policy=_open_flow_model,
-    codec=_autoencoder,
+    open_policy=_open_policy,
+    codec=_codec,
     check_world=check_flow_world,
     rollout_sampler=_flow_sampler,
     evaluation_sampler=_flow_evaluation_sampler,
     rescorer=_flow_rescorer,
     sampling_text=_flow_sampling,
-    layout=policy_layout,
+    layout=_layout,
     cells=_flow_cells,
     group_bytes=_flow_group_bytes,
 )

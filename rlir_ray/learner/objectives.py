@@ -9,12 +9,12 @@ import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from rlir_ray.algorithm.flow_steps import interpolate, noise_levels
+from rlir_ray.algorithm.flow_steps import interpolate
 from rlir_ray.algorithm.losses import (
     guarded_log_ratio,
     kl_loss,
@@ -202,8 +202,10 @@ class DiffusionNFT:
 
     @classmethod
     def from_parts(cls, parts: ObjectiveParts) -> DiffusionNFT:
-        levels = noise_levels(parts.config.flow.num_steps, parts.config.flow.shift)[:-1]
-        return cls(parts.policy, levels, parts.config.train, parts.reference)
+        flow = parts.config.flow
+        # Any: a policy of the flow family has this method.
+        policy: Any = parts.policy
+        return cls(policy, policy.sampling_levels(flow.num_steps, flow.shift)[:-1], parts.config.train, parts.reference)
 
     def loss(self, forward: Forward, columns: Columns, num_decisions: int) -> tuple[Tensor, Metrics]:
         record = columns.record

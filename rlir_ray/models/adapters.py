@@ -17,9 +17,9 @@ from rlir_ray.config import LoraConfig
 from rlir_ray.data.files import give_usual_mode
 from rlir_ray.models.checkpoints import check_fit, only_errors, read_state_dict
 
-# The linear layers of attention and MLP.
+# The linear layers of attention and MLP, in each form of model.
 LLAMA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-FLOW_TARGETS = ("to_qkv", "to_out", "mlp_in", "mlp_out")
+FLOW_TARGETS = ("to_qkv", "to_out", "mlp_in", "mlp_out", "fc1", "fc2")
 # Files that peft and diffusers write only for an adapter.
 ADAPTER_FILES = ("adapter_config.json", "pytorch_lora_weights.safetensors")
 # Default name of an adapter in diffusers and transformers.
@@ -49,8 +49,9 @@ def add_adapter(model: nn.Module, lora: LoraConfig, folder: str = "") -> None:
     else:
         from peft import LoraConfig as PeftLoraConfig
 
-        targets = lora.targets or (LLAMA_TARGETS if carrier is not model else FLOW_TARGETS)
         names = {name.rsplit(".", 1)[-1] for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+        usual = LLAMA_TARGETS if carrier is not model else FLOW_TARGETS
+        targets = lora.targets or [name for name in usual if name in names]
         if unknown := sorted(set(targets) - names):
             raise ValueError(
                 f"lora.targets must name linear layers of the policy, got {unknown[0]!r}; choose from "

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from rlir_ray.models.frame_codec import FrameCodec, block_settings
+from rlir_ray.models.frame_codec import PictureCodec, block_settings
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 
-class FrameAutoencoder(FrameCodec):
-    """A variational autoencoder of single frames; its arguments are those of `FrameCodec`.
+class FrameAutoencoder(PictureCodec):
+    """A variational autoencoder of single frames; its arguments are those of `PictureCodec`.
 
     The model's config holds the scale of the latents: `latents_mean` and `latents_std` (a number a channel), or else
     `shift_factor` and `scaling_factor` (Stable Diffusion's form).
@@ -52,15 +52,7 @@ class FrameAutoencoder(FrameCodec):
         Raises:
             ValueError: the latents have another shape or are not finite.
         """
-        if tuple(codes.shape[1:]) != self.latent_shape:
-            raise ValueError(
-                f"the autoencoder decodes latents [N, {self.latent_shape}], got {list(codes.shape)}; use latents "
-                "of its own policy"
-            )
-        if not bool(torch.isfinite(codes).all()):
-            raise ValueError(
-                "latents must be finite, got NaN or infinity; lower train.learning_rate or the noise level"
-            )
+        check_latents(codes, self.latent_shape)
         return self._decode_parts(codes, lambda part: self.pixels(self._denormalise(part.to(self.device, self.dtype))))
 
     # The differentiable steps of encoding and decoding, which training uses.
@@ -93,6 +85,21 @@ class FrameAutoencoder(FrameCodec):
     def _denormalise(self, latents: Tensor) -> Tensor:
         mean, std = self._scale()
         return (latents * std + mean).to(self.dtype)
+
+
+def check_latents(codes: Tensor, latent_shape: tuple[int, int, int]) -> None:
+    """Check latents [N, D, h, w] before they are decoded.
+
+    Raises:
+        ValueError: the latents have another shape or are not finite.
+    """
+    if tuple(codes.shape[1:]) != latent_shape:
+        raise ValueError(
+            f"the autoencoder decodes latents [N, {latent_shape}], got {list(codes.shape)}; use latents of its own "
+            "policy"
+        )
+    if not bool(torch.isfinite(codes).all()):
+        raise ValueError("latents must be finite, got NaN or infinity; lower train.learning_rate or the noise level")
 
 
 def build_autoencoder(

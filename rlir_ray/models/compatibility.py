@@ -37,7 +37,7 @@ def check_token_world(config: Config) -> FrameShape:
             f"models.tokenizer must be a diffusers VQModel, got a config.json without {sorted(missing)[0]} in "
             f"{folder}; give a tokenizer's folder"
         )
-    height, width = _grid(config, folder, vq_model)
+    height, width = grid_of(config, folder, vq_model)
     tokens_per_frame = height * width
     held = policy_architecture(policy)
     if not held.tokens_per_frame:
@@ -46,7 +46,7 @@ def check_token_world(config: Config) -> FrameShape:
             f'"tokens_per_frame": {tokens_per_frame}'
         )
     wanted, got = (vq_model["num_vq_embeddings"], tokens_per_frame), (held.num_codes, held.tokens_per_frame)
-    _check_architecture(config.architecture, held)
+    check_architecture(config.architecture, held)
     num_frames = config.world.num_context + config.world.num_frames
     length = sequence_length(num_frames, tokens_per_frame, layout_of(policy).num_tokens)
     if 0 < held.max_positions < length:
@@ -62,37 +62,7 @@ def check_token_world(config: Config) -> FrameShape:
     return (tokens_per_frame,)
 
 
-def check_flow_world(config: Config) -> FrameShape:
-    """Check that a flow model and its autoencoder fit the configured world; return the shape of an encoded frame.
-
-    Raises:
-        ValueError: family, frame size or shape of latents differ.
-    """
-    policy_folder, folder = asset_path(config.models.policy), asset_path(config.models.tokenizer)
-    policy = read_settings(policy_folder, "config.json", "models.policy")
-    autoencoder = read_settings(folder, "config.json", "models.tokenizer")
-    if not is_flow_model(policy):
-        raise ValueError(
-            f"models.policy must be a FlowWorldModel with policy.family=flow, got another config.json in "
-            f"{policy_folder}; give a flow model's folder or set policy.family=autoregressive"
-        )
-    if autoencoder.get("_class_name") != "AutoencoderKL":
-        raise ValueError(
-            f"models.tokenizer must be a diffusers AutoencoderKL with policy.family=flow, got "
-            f"{autoencoder.get('_class_name', 'another config.json')} in {folder}; give an autoencoder's folder"
-        )
-    wanted = (autoencoder["latent_channels"], *_grid(config, folder, autoencoder))
-    got = tuple(policy[f"latent_{name}"] for name in ("channels", "height", "width"))
-    if got != wanted:
-        raise ValueError(
-            f"models.policy must fit the autoencoder's latents {wanted}, got {got}; choose checkpoints that were "
-            "trained together"
-        )
-    _check_architecture(config.architecture, flow_architecture(policy))
-    return got
-
-
-def _grid(config: Config, folder: Path, codec: Json) -> tuple[int, int]:
+def grid_of(config: Config, folder: Path, codec: Json) -> tuple[int, int]:
     """Return rows and columns of an encoded frame; check that the codec's frame size is the world's."""
     world = config.world
     stem = {"height": world.height, "width": world.width, "pixel_unshuffle": 1}
@@ -108,7 +78,12 @@ def _grid(config: Config, folder: Path, codec: Json) -> tuple[int, int]:
     return world.height // factor, world.width // factor
 
 
-def _check_architecture(stated: ArchitectureConfig, held: ArchitectureConfig) -> None:
+def check_architecture(stated: ArchitectureConfig, held: ArchitectureConfig) -> None:
+    """Check that a policy has the sizes that the configuration states.
+
+    Raises:
+        ValueError: a size differs.
+    """
     for entry in dataclasses.fields(stated):
         wanted, got = getattr(stated, entry.name), getattr(held, entry.name)
         if wanted and wanted != got:
@@ -146,13 +121,8 @@ def read_settings(folder: Path, file: str, what: str) -> Json:
 
 
 def is_flow_model(settings: Json) -> bool:
-    """Return whether a config.json belongs to a FlowWorldModel."""
-    return bool(settings.get("_class_name") == "FlowWorldModel")
-
-
-def stated_architecture(settings: Json) -> ArchitectureConfig:
-    """Return the sizes in a config.json of either family."""
-    return flow_architecture(settings) if is_flow_model(settings) else policy_architecture(settings)
+    """Return whether a config.json belongs to a model of `diffusers`' form, as all flow models do."""
+    return "_class_name" in settings
 
 
 def policy_architecture(settings: Json) -> ArchitectureConfig:
@@ -166,18 +136,4 @@ def policy_architecture(settings: Json) -> ArchitectureConfig:
         num_heads=settings.get("num_attention_heads", 0),
         num_key_value_heads=settings.get("num_key_value_heads", 0),
         max_positions=settings.get("max_position_embeddings", 0),
-    )
-
-
-def flow_architecture(settings: Json) -> ArchitectureConfig:
-    """Return the sizes in a FlowWorldModel's config.json."""
-    height, width, patch = (settings[name] for name in ("latent_height", "latent_width", "patch_size"))
-    return ArchitectureConfig(
-        tokens_per_frame=height * width // patch**2,
-        hidden_size=settings["hidden_size"],
-        intermediate_size=int(settings["mlp_ratio"] * settings["hidden_size"]),
-        num_layers=settings["num_layers"],
-        num_heads=settings["num_heads"],
-        latent_channels=settings["latent_channels"],
-        patch_size=patch,
     )

@@ -21,6 +21,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rlir_ray.algorithm.flow_steps import noise_levels
 from rlir_ray.data.files import Json
 from rlir_ray.models.checkpoints import open_library_model
 from rlir_ray.models.rotary import rotate_pairs, turns_by
@@ -134,6 +135,10 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore
     def tokens_per_frame(self) -> int:
         """N."""
         return self.grid[0] * self.grid[1]
+
+    def sampling_levels(self, num_steps: int, shift: float) -> Tensor:
+        """Return the levels of a sampler's steps, float32 [num_steps + 1]; see `noise_levels`."""
+        return noise_levels(num_steps, shift)
 
     def forward(
         self,

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -30,44 +30,23 @@ STEM_FILE = "tokenizer.json"
 
 
 class FrameCodec(nn.Module, ABC):
-    """A `diffusers` autoencoder of pictures, with an optional pixel-unshuffle stem before it.
-
-    A subclass defines `encode` (uint8 [N, H, W, 3] to codes [N, ...]) and its inverse `decode`.
+    """A codec of single frames: `encode` (uint8 [N, H, W, 3] to codes [N, ...]) and its inverse `decode`.
 
     Args:
-        model: a model of pictures with `3 * pixel_unshuffle**2` channels in [-1, 1].
-        height, width: pixels of a frame; must be multiples of the total downsampling.
-        pixel_unshuffle: factor by which pixels are folded into channels first (1 for MineWorld's tokenizer); it makes
-            the largest feature maps smaller by the factor squared, and so small models much faster on a CPU.
+        model: encodes and decodes pictures.
+        height, width: pixels of a frame.
+        grid: h, w.
         max_frames: number of frames in one pass through the model, which bounds the memory.
     """
 
     what: ClassVar[str]
     """Name of the codec in error messages."""
-    model: LibraryModel
-    grid: tuple[int, int]
+    # Any: each subclass has a model of its own class.
+    model: Any
 
-    def __init__(
-        self, model: LibraryModel, *, height: int, width: int, pixel_unshuffle: int = 1, max_frames: int = 256
-    ) -> None:
+    def __init__(self, model: nn.Module, *, height: int, width: int, grid: tuple[int, int], max_frames: int) -> None:
         super().__init__()
-        factor = pixel_unshuffle * 2 ** (len(model.config["block_out_channels"]) - 1)
-        if height % factor or width % factor:
-            raise ValueError(
-                f"frames must be multiples of the {self.what}'s downsampling {factor}, got {height}x{width}; resize "
-                f"the recordings or use fewer blocks"
-            )
-        if model.config["in_channels"] != 3 * pixel_unshuffle**2:
-            raise ValueError(
-                f"the {self.what} must have in_channels = 3 * pixel_unshuffle**2, got {model.config['in_channels']} "
-                f"and pixel_unshuffle {pixel_unshuffle}; correct {STEM_FILE} beside the model"
-            )
-        # CPU convolutions in bf16 are fast in channels_last only.
-        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # diffusers' decorator hides `self`
-        self.height, self.width = height, width
-        self.pixel_unshuffle = pixel_unshuffle
-        self.max_frames = max_frames
-        self.grid = (height // factor, width // factor)
+        self.model, self.height, self.width, self.grid, self.max_frames = model, height, width, grid, max_frames
 
     @property
     def num_codes(self) -> int | None:
@@ -110,11 +89,15 @@ class FrameCodec(nn.Module, ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
+        return self._weight().dtype
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return self._weight().device
+
+    def _weight(self) -> Tensor:
+        weight: Tensor = next(self.model.parameters())
+        return weight
 
     def scale(self, frames: Tensor) -> Tensor:
         """Convert uint8 [N, H, W, 3] to floats [N, 3, H, W] in [-1, 1], the model's input."""
@@ -124,6 +107,54 @@ class FrameCodec(nn.Module, ABC):
     def unscale(self, pixels: Tensor) -> Tensor:
         """Convert pixels to frames, the inverse of `scale`, with rounding."""
         return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+    @classmethod
+    @abstractmethod
+    def from_pretrained(
+        cls, folder: Path | str, *, height: int | None = None, width: int | None = None, max_frames: int = 256
+    ) -> Self:
+        """Open a folder; `height` and `width` are those of the world, for a folder that states none.
+
+        Returns:
+            The codec in float32 and evaluation mode, on the CPU.
+
+        Raises:
+            ValueError: the folder does not exist, or the weights do not fit its config or are not finite.
+        """
+
+
+class PictureCodec(FrameCodec):
+    """A `diffusers` autoencoder of pictures, with an optional pixel-unshuffle stem before it.
+
+    Args:
+        model: a model of pictures with `3 * pixel_unshuffle**2` channels in [-1, 1].
+        height, width: pixels of a frame; must be multiples of the total downsampling.
+        pixel_unshuffle: factor by which pixels are folded into channels first (1 for MineWorld's tokenizer); it makes
+            the largest feature maps smaller by the factor squared, and so small models much faster on a CPU.
+        max_frames: number of frames in one pass through the model, which bounds the memory.
+    """
+
+    model: LibraryModel
+
+    def __init__(
+        self, model: LibraryModel, *, height: int, width: int, pixel_unshuffle: int = 1, max_frames: int = 256
+    ) -> None:
+        factor = pixel_unshuffle * 2 ** (len(model.config["block_out_channels"]) - 1)
+        if height % factor or width % factor:
+            raise ValueError(
+                f"frames must be multiples of the {self.what}'s downsampling {factor}, got {height}x{width}; resize "
+                f"the recordings or use fewer blocks"
+            )
+        if model.config["in_channels"] != 3 * pixel_unshuffle**2:
+            raise ValueError(
+                f"the {self.what} must have in_channels = 3 * pixel_unshuffle**2, got {model.config['in_channels']} "
+                f"and pixel_unshuffle {pixel_unshuffle}; correct {STEM_FILE} beside the model"
+            )
+        # CPU convolutions in bf16 are fast in channels_last only.
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # diffusers' decorator hides `self`
+        grid = (height // factor, width // factor)
+        super().__init__(model, height=height, width=width, grid=grid, max_frames=max_frames)
+        self.pixel_unshuffle = pixel_unshuffle
 
     def fold(self, pixels: Tensor) -> Tensor:
         """Fold pixels [N, 3, H, W] into the model's channels."""
@@ -188,7 +219,7 @@ def block_settings(
         block_channels: channels of each block; every block but the last halves the picture.
         layers_per_block: residual layers in a block.
         norm_groups: groups of each group norm; few groups are far faster on a CPU.
-        pixel_unshuffle: see `FrameCodec`.
+        pixel_unshuffle: see `PictureCodec`.
     """
     channels = 3 * pixel_unshuffle**2
     return {

@@ -7,7 +7,6 @@ Legend: B clips, M frames of a pass, C h w a latent, N tokens a frame, E width, 
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import torch
@@ -279,15 +278,16 @@ def sample_published(model: OasisWorldModel, prompt: Tensor, actions: Tensor, no
         [B, T, C, h, w], latents with the prompt in front.
     """
     frames = prompt
-    times = step_times(num_steps)
+    times = step_times(num_steps).to(prompt.device)
+    shares = share_at(times)
     for number in range(prompt.shape[1], actions.shape[1]):
         start = max(0, number + 1 - model.config["max_frames"])
         x = noise[:, number - prompt.shape[1], None].clamp(-MAX_NOISE, MAX_NOISE)
         past = frames[:, start:]
         told = torch.full((len(prompt), past.shape[1] + 1), CONTEXT_TIME, device=prompt.device)
-        for time, following in itertools.pairwise(times):
+        for time, share, next_share in zip(times, shares[:-1], shares[1:], strict=False):
             told[:, -1] = time
             v = model(torch.cat([past, x], 1), told, actions[:, start : number + 1])[:, -1:]
-            x = ddim_step(x, v, share_at(time).to(x), share_at(following).to(x))
+            x = ddim_step(x, v, share, next_share)
         frames = torch.cat([frames, x], 1)
     return frames

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from rlir_ray.models.frame_codec import FrameCodec, block_settings
+from rlir_ray.models.frame_codec import PictureCodec, block_settings
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.vq_model import VQModel
 
 
-class FrameTokenizer(FrameCodec):
-    """A VQ tokenizer of single frames; its arguments are those of `FrameCodec`.
+class FrameTokenizer(PictureCodec):
+    """A VQ tokenizer of single frames; its arguments are those of `PictureCodec`.
 
     Example: 48 × 64 pixels, `pixel_unshuffle=4` and two blocks (one halving) give a grid of 6 × 8 = 48 tokens.
     """

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rlir_ray.algorithm.flow_steps import noise_levels, ode_step, sde_step
+from rlir_ray.algorithm.flow_steps import ode_step, sde_step
 from rlir_ray.config import FlowConfig
 from rlir_ray.models.rescoring import FlowRescorer
 from rlir_ray.samplers.base import PolicySampler
@@ -85,7 +85,7 @@ class FlowSampler(PolicySampler["FlowWorldModel"]):
         self.config, self.keep_means, self.noise_scale = config, keep_means, noise_scale
         self.window = config.window if explore else 0
         self.device = next(policy.parameters()).device
-        self.levels = noise_levels(config.num_steps, config.shift)  # [K + 1]
+        self.levels = policy.sampling_levels(config.num_steps, config.shift)  # [K + 1]
 
     @torch.inference_mode()
     def sample(
@@ -129,7 +129,8 @@ class FlowSampler(PolicySampler["FlowWorldModel"]):
             )
             context = torch.randn(1, num_context, *shape, generator=generator)
             steps = torch.randn(group_size, num_frames, self.window, *shape, generator=generator)
-            parts.append((start * self.noise_scale, context, history, steps))
+            # A frame starts at the first level, which is a little below 1 for Oasis.
+            parts.append((start * self.noise_scale * self.levels[0], context, history, steps))
         return Draws(*(torch.cat(column).to(self.device) for column in zip(*parts, strict=True)))
 
     def _group(

@@ -10,39 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from rlir_ray.spaces.fields import Axis, Choice, MuLaw
+from rlir_ray.spaces.fields import Axis, Choice
 from rlir_ray.spaces.mineworld import action_tokens
+from rlir_ray.spaces.oasis import OASIS_FIELDS, oasis_classes, oasis_rows
 from rlir_ray.spaces.space import Actions
-from rlir_ray.spaces.vpt import BUTTON_INDEX, BUTTONS, VPT_CAMERA, VPT_SPACE, buttons_of, camera_of
-
-# Oasis-500M (etched-ai/open-oasis, Etched/oasis-500m): the order of a frame's 25 numbers, and the camera's bins.
-OASIS_FIELDS = (
-    *("inventory", "ESC"),
-    *(f"hotbar.{slot}" for slot in range(1, 10)),
-    *("forward", "back", "left", "right", "cameraX", "cameraY", "jump", "sneak", "sprint"),
-    *("swapHands", "attack", "use", "pickItem", "drop"),
-)
-OASIS_CAMERA = Axis(name="camera", low=-20, high=20, quantizer=MuLaw(num_bins=81, mu=2.7), is_clipped=True)
-
-
-def oasis_rows(actions: Actions) -> npt.NDArray[np.float32]:
-    """Return the conditions of Oasis-500M, one row a frame: buttons are 0 or 1, cameras (bin - 40) / 40.
-
-    Returns:
-        float32 [F, 25]; row k conditions frame k.
-    """
-    rows = np.zeros((len(actions), len(OASIS_FIELDS)), np.float32)
-    still = OASIS_CAMERA.num_classes // 2  # bin 40
-    bins = (OASIS_CAMERA.bins(camera_of(actions)) - still) / still  # [F, 2]
-    buttons = buttons_of(actions.classes)
-    for column, name in enumerate(OASIS_FIELDS):
-        if name in ("cameraX", "cameraY"):
-            rows[:, column] = bins[:, ("cameraX", "cameraY").index(name)]
-        else:
-            rows[:, column] = buttons[:, BUTTON_INDEX[name]]
-    return rows
+from rlir_ray.spaces.vpt import BUTTONS, VPT_CAMERA, VPT_SPACE, buttons_of, camera_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +44,7 @@ def _mineworld_lines(actions: Actions) -> list[str]:
 
 def _oasis_lines(actions: Actions) -> list[str]:
     lines = []
-    for row in oasis_rows(actions):
+    for row in oasis_rows(oasis_classes(actions)):
         named = (f"{name} {value:+g}" for name, value in zip(OASIS_FIELDS, row, strict=True) if value)
         lines.append("  ".join(named) or "-")
     return lines

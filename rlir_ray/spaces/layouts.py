@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rlir_ray.spaces import mineworld
+from rlir_ray.spaces import mineworld, oasis
 from rlir_ray.spaces.fields import Axis
 from rlir_ray.spaces.space import Actions, ActionSpace
 from rlir_ray.spaces.vpt import VPT_SPACE
@@ -127,12 +127,37 @@ class FieldsLayout:
     class_cells = token_cells
 
 
-def _mineworld(space: ActionSpace) -> ActionLayout:
-    check_space(VPT_SPACE, space, "the layout mineworld", "the checkpoint")
-    return MineworldLayout()
+class OasisLayout(FieldsLayout):
+    """The layout `oasis` of VPT's space: 25 classes, the numbers of Oasis-500M (`spaces.oasis`)."""
+
+    name = "oasis"
+
+    def __init__(self) -> None:
+        super().__init__(VPT_SPACE)
+        self.class_counts = oasis.CLASS_COUNTS
+
+    def tokens(self, actions: Actions, first_id: int) -> npt.NDArray[np.int64]:
+        raise NotImplementedError("the layout oasis is of flow models, which get classes")
+
+    def classes(self, actions: Actions) -> npt.NDArray[np.int64]:
+        _check_actions(self.space, actions)
+        return oasis.oasis_classes(actions)
 
 
-LAYOUTS: dict[str, Callable[[ActionSpace], ActionLayout]] = {"mineworld": _mineworld, "fields": FieldsLayout}
+def _of_vpt(kind: Callable[[], ActionLayout]) -> Callable[[ActionSpace], ActionLayout]:
+    def layout(space: ActionSpace) -> ActionLayout:
+        made = kind()
+        check_space(made.space, space, f"the layout {made.name}", "the checkpoint")
+        return made
+
+    return layout
+
+
+LAYOUTS: dict[str, Callable[[ActionSpace], ActionLayout]] = {
+    "mineworld": _of_vpt(MineworldLayout),
+    "fields": FieldsLayout,
+    "oasis": _of_vpt(OasisLayout),
+}
 
 
 def check_space(wanted: ActionSpace, given: ActionSpace, wants: str, gives: str) -> None:

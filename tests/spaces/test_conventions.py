@@ -12,8 +12,9 @@ import rlir_ray
 from rlir_ray.cli.commands import main
 from rlir_ray.cli.parser import build_parser
 from rlir_ray.data.vpt.pairs import write_recording
-from rlir_ray.spaces.conventions import CONVENTIONS, OASIS_FIELDS, describe, oasis_rows
+from rlir_ray.spaces.conventions import CONVENTIONS, describe
 from rlir_ray.spaces.mineworld import MINEWORLD_CAMERA
+from rlir_ray.spaces.oasis import OASIS_FIELDS, oasis_classes, oasis_rows
 from rlir_ray.spaces.space import Actions
 from rlir_ray.spaces.vpt import BUTTONS, VPT_SPACE, actions_from_buttons, actions_from_events
 from tests.fakes import events_of
@@ -36,7 +37,7 @@ def test_oasis_fields_and_rows_are_those_of_its_sample_files() -> None:
         # The sample files hold bins: angles in the middle of each bin's angles come back to the bin.
         bins = np.asarray(action["camera"], np.float64)
         angles = np.sign(bins - 40) * (np.power(3.7, np.abs(bins - 40) / 40) - 1) * 20 / 2.7
-        (row,) = oasis_rows(actions_from_buttons(buttons, angles[None].astype(np.float32)))
+        (row,) = oasis_rows(oasis_classes(actions_from_buttons(buttons, angles[None].astype(np.float32))))
         np.testing.assert_allclose(row, case["one_hot"], atol=1e-6)
 
 

@@ -1,0 +1,237 @@
+"""The forms of flow world models: what differs between checkpoints of Next-Frame Diffusion's form and of Oasis'.
+
+The class name in a policy's config.json names its form. Models are imported only when one is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from rlir_ray.config import ArchitectureConfig, Config, asset_path, require
+from rlir_ray.data.files import Json
+from rlir_ray.models.compatibility import check_architecture, grid_of, policy_architecture, read_settings
+from rlir_ray.models.frame_codec import FrameCodec
+from rlir_ray.spaces.layouts import ActionLayout, OasisLayout, layout_of
+from rlir_ray.trajectory import FrameShape
+
+Latents = tuple[int, int, int]
+"""Channels, height and width of a frame's latents."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FlowForm:
+    """One form of flow world models."""
+
+    open_policy: Callable[[Path], nn.Module]
+    """Opens a policy, in float32 on the CPU."""
+    codec: Callable[[], type[FrameCodec]]
+    """Returns the class of its autoencoder."""
+    codec_name: str
+    """Class name in the autoencoder's config.json."""
+    latents: Callable[[Json], Latents]
+    """Returns the shape of latents in a policy's config.json."""
+    codec_latents: Callable[[Config, Path, Json], Latents]
+    """Returns the shape of latents of an autoencoder, and checks that its frames are the world's."""
+    layout: Callable[[Json], ActionLayout]
+    """Returns how a policy gets actions, from its config.json."""
+    architecture: Callable[[Json], ArchitectureConfig]
+    """Returns the sizes in a policy's config.json."""
+    check: Callable[[Config, Json], None] = lambda config, policy: None
+    """Checks settings of a run that the form does not allow."""
+
+
+def check_flow_world(config: Config) -> FrameShape:
+    """Check that a flow model and its autoencoder fit the configured world; return the shape of an encoded frame.
+
+    Raises:
+        ValueError: family, form, frame size or shape of latents differ, or the form does not allow a setting.
+    """
+    folder = asset_path(config.models.tokenizer)
+    policy = policy_settings(config)
+    form = form_of(policy, asset_path(config.models.policy))
+    autoencoder = read_settings(folder, "config.json", "models.tokenizer")
+    if autoencoder.get("_class_name") != form.codec_name:
+        raise ValueError(
+            f"models.tokenizer must be {_article(form.codec_name)} with this policy, got "
+            f"{autoencoder.get('_class_name', 'another config.json')} in {folder}; give an autoencoder's folder"
+        )
+    wanted, got = form.codec_latents(config, folder, autoencoder), form.latents(policy)
+    if got != wanted:
+        raise ValueError(
+            f"models.policy must fit the autoencoder's latents {wanted}, got {got}; choose checkpoints that were "
+            "trained together"
+        )
+    check_architecture(config.architecture, form.architecture(policy))
+    form.check(config, policy)
+    return got
+
+
+def policy_settings(config: Config) -> Json:
+    """Return the config.json of the configured policy."""
+    return read_settings(asset_path(config.models.policy), "config.json", "models.policy")
+
+
+def form_of(policy: Json, folder: Path) -> FlowForm:
+    """Return the form that a policy's config.json names.
+
+    Raises:
+        ValueError: the policy is no flow model.
+    """
+    if policy.get("_class_name") not in FORMS:
+        raise ValueError(
+            f"models.policy must be {' or '.join(_article(name) for name in NAMES)} with policy.family=flow, got "
+            f"another config.json in {folder}; give a flow model's folder or set policy.family=autoregressive"
+        )
+    return FORMS[policy["_class_name"]]
+
+
+def stated_architecture(policy: Json) -> ArchitectureConfig:
+    """Return the sizes in a policy's config.json, of either family."""
+    form = FORMS.get(policy.get("_class_name", ""))
+    return form.architecture(policy) if form else policy_architecture(policy)
+
+
+def _article(name: str) -> str:
+    return f"{'an' if name[0] in 'AO' else 'a'} {name}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Next-Frame Diffusion's form
+
+
+def _open_flow_model(folder: Path) -> nn.Module:
+    from rlir_ray.models.flow import open_flow_model
+
+    return open_flow_model(folder)
+
+
+def _autoencoder() -> type[FrameCodec]:
+    from rlir_ray.models.autoencoder import FrameAutoencoder
+
+    return FrameAutoencoder
+
+
+def _flow_latents(policy: Json) -> Latents:
+    return (policy["latent_channels"], policy["latent_height"], policy["latent_width"])
+
+
+def _autoencoder_latents(config: Config, folder: Path, autoencoder: Json) -> Latents:
+    return (autoencoder["latent_channels"], *grid_of(config, folder, autoencoder))
+
+
+def _flow_architecture(policy: Json) -> ArchitectureConfig:
+    channels, height, width = _flow_latents(policy)
+    patch = policy["patch_size"]
+    return ArchitectureConfig(
+        tokens_per_frame=height * width // patch**2,
+        hidden_size=policy["hidden_size"],
+        intermediate_size=int(policy["mlp_ratio"] * policy["hidden_size"]),
+        num_layers=policy["num_layers"],
+        num_heads=policy["num_heads"],
+        latent_channels=channels,
+        patch_size=patch,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Oasis' form
+
+
+def _open_oasis(folder: Path) -> nn.Module:
+    from rlir_ray.models.oasis_policy import open_oasis_policy
+
+    return open_oasis_policy(folder)
+
+
+def _oasis_codec() -> type[FrameCodec]:
+    from rlir_ray.models.oasis_codec import OasisCodec
+
+    return OasisCodec
+
+
+def _oasis_latents(policy: Json) -> Latents:
+    return (policy["in_channels"], policy["input_h"], policy["input_w"])
+
+
+def _oasis_codec_latents(config: Config, folder: Path, autoencoder: Json) -> Latents:
+    height, width, patch = (autoencoder[name] for name in ("input_height", "input_width", "patch_size"))
+    require(
+        (config.world.height, config.world.width) == (height, width),
+        "world.height and world.width",
+        "must be those of the autoencoder",
+        f"{config.world.height}x{config.world.width}",
+        f"set world.height={height} world.width={width}, or choose another autoencoder",
+    )
+    return (autoencoder["latent_dim"], height // patch, width // patch)
+
+
+def _oasis_architecture(policy: Json) -> ArchitectureConfig:
+    channels, height, width = _oasis_latents(policy)
+    patch = policy["patch_size"]
+    return ArchitectureConfig(
+        tokens_per_frame=height * width // patch**2,
+        hidden_size=policy["hidden_size"],
+        intermediate_size=int(policy["mlp_ratio"] * policy["hidden_size"]),
+        num_layers=policy["depth"],
+        num_heads=policy["num_heads"],
+        latent_channels=channels,
+        patch_size=patch,
+    )
+
+
+def _check_oasis(config: Config, policy: Json) -> None:
+    world, most = config.world, policy["max_frames"]
+    length = world.num_context + world.num_frames
+    require(
+        length <= most,
+        "world.num_frames",
+        f"must fit Oasis' window of {most} frames with world.num_context={world.num_context}",
+        world.num_frames,
+        f"set world.num_frames={max(1, most - world.num_context)} or less",
+    )
+    require(
+        config.flow.history_noise == 0,
+        "flow.history_noise",
+        "must be 0 with Oasis, which reads earlier frames without noise",
+        config.flow.history_noise,
+        "set flow.history_noise=0",
+    )
+    require(
+        config.flow.shift == 1,
+        "flow.shift",
+        "must be 1 with Oasis, whose steps are evenly spaced times",
+        config.flow.shift,
+        "leave it out",
+    )
+
+
+_OASIS = FlowForm(
+    open_policy=_open_oasis,
+    codec=_oasis_codec,
+    codec_name="OasisAutoencoder",
+    latents=_oasis_latents,
+    codec_latents=_oasis_codec_latents,
+    layout=lambda policy: OasisLayout(),
+    architecture=_oasis_architecture,
+    check=_check_oasis,
+)
+FORMS = {
+    "FlowWorldModel": FlowForm(
+        open_policy=_open_flow_model,
+        codec=_autoencoder,
+        codec_name="AutoencoderKL",
+        latents=_flow_latents,
+        codec_latents=_autoencoder_latents,
+        layout=layout_of,
+        architecture=_flow_architecture,
+    ),
+    "OasisWorldModel": _OASIS,
+    # What a run saves.
+    "OasisPolicy": _OASIS,
+}
+NAMES = ("FlowWorldModel", "OasisWorldModel")
+"""Class names that a person should know."""
