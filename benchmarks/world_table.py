@@ -2,8 +2,8 @@
 
 RL runs through the Ray pools. Each training has one core of its own, side by side on two; one that is there already is
 kept. Needs the tokens or latents that `make assets` leaves in its work folder.
-Run: `python benchmarks/doom_table.py --recipe doom_tiny_ar --data work/assets/tokens`, or with doom_tiny_flow and
-work/assets/latents.
+Run: `python benchmarks/world_table.py --recipe doom_tiny_ar --data work/assets/tokens`, or with another of `RECIPES`
+and, for a flow model, work/assets/latents.
 """
 
 from __future__ import annotations
@@ -19,7 +19,12 @@ from typing import Any
 
 TEMPERATURES = (1.0, 0.8, 0.6)
 # The command that trains each recipe's base, and what the results are called.
-RECIPES = {"doom_tiny_ar": ("world-model", "doom_table"), "doom_tiny_flow": ("flow", "doom_flow_table")}
+RECIPES = {
+    "doom_tiny_ar": ("world-model", "doom_table"),
+    "doom_tiny_flow": ("flow", "doom_flow_table"),
+    "pusht_ar": ("world-model", "pusht_table"),
+    "pusht_flow": ("flow", "pusht_flow_table"),
+}
 
 
 def main() -> None:
