@@ -181,7 +181,9 @@ def test_every_shipped_recipe_holds_its_steps_in_its_budget(recipe):
     config = dataclasses.replace(config, models=dataclasses.replace(config.models, policy=policy))
     frame = (stated.tokens_per_frame or 48,)
     if is_flow:
-        frame = (stated.latent_channels or 8, world.height // 8, world.width // 8)
+        # The numbers of a latent: of each token's patch, or of the embedded worlds' grid.
+        num_places = frame[0] * stated.patch_size**2 or world.height * world.width // 64
+        frame = (stated.latent_channels or 8, num_places)
     steps = 1 + config.train.max_staleness
     # Where none is stated a run takes what is free: this much on a laptop of 8 GB.
     budget = config.object_store_budget_bytes or 1_000_000_000

@@ -11,9 +11,11 @@ import torch
 
 from rlir_ray.algorithm.diffusion_steps import times_of
 from rlir_ray.config import Config, FlowConfig, LoraConfig
+from rlir_ray.config.load import load_config
 from rlir_ray.families import family_of, make_objective, open_policy
 from rlir_ray.models.adapters import add_adapter, save_policy
-from rlir_ray.models.oasis import sample_published
+from rlir_ray.models.flow_forms import form_of
+from rlir_ray.models.oasis import OasisAutoencoder, sample_published
 from rlir_ray.models.oasis_codec import OasisCodec
 from rlir_ray.models.oasis_policy import OasisPolicy, open_oasis_policy
 from rlir_ray.published.convert import convert_oasis
@@ -69,12 +71,12 @@ def test_the_cached_sampler_gives_the_frames_of_the_published_one(policy: OasisP
         noise = draws.start[rows] / sampler.levels[0]
         assert float(noise.std()) == pytest.approx(1, abs=0.1)
         with torch.inference_mode():
-            wanted = sample_published_in_times(policy, context, actions, noise)
+            wanted = sample_with_the_plain_model(policy, context, actions, noise)
         found = torch.from_numpy(group.record.latents[:, :, 0])
         torch.testing.assert_close(found, wanted[:, 1:], rtol=1e-4, atol=1e-4)
 
 
-def sample_published_in_times(policy: OasisPolicy, *arguments: torch.Tensor) -> torch.Tensor:
+def sample_with_the_plain_model(policy: OasisPolicy, *arguments: torch.Tensor) -> torch.Tensor:
     """Sample with the plain world model of the same weights."""
     from rlir_ray.models.oasis import OasisWorldModel
 
@@ -116,6 +118,16 @@ def test_checkpoints_fit_their_world_and_settings(config: Config) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             resolve(replace(config, **change))
+
+
+def test_the_recipe_has_the_published_sizes() -> None:
+    config = load_config("oasis_500m")
+    with torch.device("meta"):
+        policy, autoencoder = OasisPolicy(), OasisAutoencoder()
+    form = form_of({"_class_name": "OasisWorldModel"}, Path())
+    assert form.architecture(policy.config) == config.architecture
+    assert form.codec_latents(config, Path(), autoencoder.config) == form.latents(policy.config) == policy.latent_shape
+    form.check(config, policy.config)
 
 
 def test_the_codec_scales_latents_as_the_world_model_reads_them(oasis: Path) -> None:
