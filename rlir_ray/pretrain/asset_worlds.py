@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 RECORDINGS = "recordings"
 """Folder of the recordings that tokenizer, autoencoder and inverse dynamics models are trained on."""
+WORLD_RECORDINGS = "recordings_world"
+"""Folder of the recordings that the world models are trained on."""
 ORACLE = "oracle.json"
 
 
@@ -29,7 +31,7 @@ class AssetsPlan:
     validation_frames: int = 16_000
     """Held-out frames for the evaluation of these models; of Doom, from other maps."""
     world_frames: int = 96_000
-    """Training frames for the world models; a tenth more is held out. PushT: the training frames above."""
+    """Training frames for the world models; a tenth more is held out."""
     tokenizer_minutes: float = 20.0
     """Minutes of the tokenizer's training."""
     reward_idm_minutes: float = 56.0
@@ -67,8 +69,6 @@ class AssetWorld:
 
     record: Callable[[Path, AssetsPlan], None]
     """Records into a work folder, and writes oracle.json: the scores of actions read from true positions."""
-    world_recordings: str
-    """Folder of the recordings that the world models are trained on."""
     summary_file: str
     """File of each folder of recordings that describes them."""
     architectures: dict[str, str]
@@ -76,11 +76,6 @@ class AssetWorld:
     groups: tuple[str, ...] = ()
     """Fields that the world uses; empty: all fields of its space."""
     plan: AssetsPlan = field(default_factory=AssetsPlan)
-
-    @property
-    def folders(self) -> list[str]:
-        """All folders of recordings in a work folder."""
-        return list(dict.fromkeys((RECORDINGS, self.world_recordings)))
 
     def summary(self, folder: Path) -> Json:
         """Return what describes a folder of recordings, without the paths of this machine."""
@@ -96,7 +91,7 @@ def _record_doom(work: Path, plan: AssetsPlan) -> None:
 
     many = {"train": plan.train_frames, "validation": plan.validation_frames}
     few = {"train": plan.world_frames, "validation": plan.world_frames // 10}
-    for folder, sizes, maps in ((RECORDINGS, many, None), ("recordings_world", few, WORLD_MAPS)):
+    for folder, sizes, maps in ((RECORDINGS, many, None), (WORLD_RECORDINGS, few, WORLD_MAPS)):
         for split in SPLITS:
             logger.info("%s: %d frames for %s", folder, sizes[split], split)
             collect(
@@ -119,11 +114,18 @@ def _record_pusht(work: Path, plan: AssetsPlan) -> None:
     from rlir_ray.pretrain.pusht_oracle import oracle_r2
     from rlir_ray.worlds.pusht import collect_pusht
 
-    for split, num_frames in (("train", plan.train_frames), ("validation", plan.validation_frames)):
-        logger.info("%s: %d frames for %s", RECORDINGS, num_frames, split)
-        collect_pusht(
-            work / RECORDINGS / split, num_frames=num_frames, split=split, seed=plan.seed, num_workers=plan.threads
-        )
+    few = {"train": plan.train_frames, "validation": plan.validation_frames}
+    many = {"train": plan.world_frames, "validation": plan.world_frames // 10}
+    for folder, sizes in ((RECORDINGS, few), (WORLD_RECORDINGS, many)):
+        for split in SPLITS:
+            logger.info("%s: %d frames for %s", folder, sizes[split], split)
+            collect_pusht(
+                work / folder / split,
+                num_frames=sizes[split],
+                split=split,
+                seed=plan.seed,
+                num_workers=plan.threads,
+            )
     if not (work / ORACLE).is_file():
         write_json(work / ORACLE, oracle_r2(*(work / RECORDINGS / split for split in SPLITS)))
 
@@ -131,20 +133,19 @@ def _record_pusht(work: Path, plan: AssetsPlan) -> None:
 WORLDS = {
     "doom": AssetWorld(
         record=_record_doom,
-        world_recordings="recordings_world",
         summary_file="index.json",
         architectures={"reward_idm": "vpt", "judge_idm": "correlation"},
         groups=DOOM_FIELDS,
     ),
     "pusht": AssetWorld(
         record=_record_pusht,
-        world_recordings=RECORDINGS,
         summary_file="settings.json",
         architectures={"reward_idm": "keypoints", "judge_idm": "difference"},
         plan=AssetsPlan(
             train_frames=48_000,
             validation_frames=6_000,
-            world_frames=48_000,
+            # With 48,000 frames the world models learned them by heart.
+            world_frames=200_000,
             tokenizer_minutes=12.0,
             reward_idm_minutes=8.0,
             judge_idm_minutes=12.0,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from rlir_ray.data.files import Json, give_usual_mode, replace_folder, write_json
 from rlir_ray.pretrain.arguments import add_settings, build_parser, take_settings
-from rlir_ray.pretrain.asset_worlds import ORACLE, RECORDINGS, WORLDS, AssetsPlan, AssetWorld
+from rlir_ray.pretrain.asset_worlds import ORACLE, RECORDINGS, WORLD_RECORDINGS, WORLDS, AssetsPlan, AssetWorld
 from rlir_ray.pretrain.settings import SPLITS
 from rlir_ray.run.environment import versions
 from rlir_ray.run.progress import log_to_stderr
@@ -47,15 +47,15 @@ def make_assets(work: Path, out: Path, plan: AssetsPlan, world: AssetWorld) -> J
 
     torch.set_num_threads(plan.threads)
     world.record(work, plan)
-    _train_tokenizer(work, plan, world)
+    _train_tokenizer(work, plan)
     _train_inverse_dynamics(work, plan, world)
     _train_world_model(work, plan)
-    _train_autoencoder(work, plan, world)
+    _train_autoencoder(work, plan)
     _train_flow_model(work, plan)
     return publish(work, out, asdict(plan), world)
 
 
-def _train_tokenizer(work: Path, plan: AssetsPlan, world: AssetWorld) -> None:
+def _train_tokenizer(work: Path, plan: AssetsPlan) -> None:
     import numpy as np
 
     from rlir_ray.data.recordings import read_splits
@@ -68,7 +68,7 @@ def _train_tokenizer(work: Path, plan: AssetsPlan, world: AssetWorld) -> None:
         clips = {split: [one.frames for one in recorded] for split, recorded in read_splits(work / RECORDINGS).items()}
         # A quarter of the held-out frames is enough, because neighbouring frames look alike.
         train_tokenizer(clips["train"], np.concatenate(clips["validation"])[::4], work / "tokenizer", settings)
-    _encode_world(FrameTokenizer.from_pretrained(work / "tokenizer"), work / world.world_recordings, work / "tokens")
+    _encode_world(FrameTokenizer.from_pretrained(work / "tokenizer"), work / WORLD_RECORDINGS, work / "tokens")
 
 
 def _encode_world(codec: FrameCodec, recorded: Path, out: Path) -> None:
@@ -120,7 +120,7 @@ def _train_world_model(work: Path, plan: AssetsPlan) -> None:
     train_world_model(train, validation, work / "world_model", settings)
 
 
-def _train_autoencoder(work: Path, plan: AssetsPlan, world: AssetWorld) -> None:
+def _train_autoencoder(work: Path, plan: AssetsPlan) -> None:
     import numpy as np
 
     from rlir_ray.data.recordings import read_splits
@@ -133,9 +133,7 @@ def _train_autoencoder(work: Path, plan: AssetsPlan, world: AssetWorld) -> None:
         settings = AutoencoderTraining(minutes=plan.autoencoder_minutes, seed=plan.seed)
         clips = {split: [one.frames for one in recorded] for split, recorded in read_splits(work / RECORDINGS).items()}
         train_autoencoder(clips["train"], np.concatenate(clips["validation"]), work / "autoencoder", settings)
-    _encode_world(
-        FrameAutoencoder.from_pretrained(work / "autoencoder"), work / world.world_recordings, work / "latents"
-    )
+    _encode_world(FrameAutoencoder.from_pretrained(work / "autoencoder"), work / WORLD_RECORDINGS, work / "latents")
 
 
 def _train_flow_model(work: Path, plan: AssetsPlan) -> None:
@@ -166,7 +164,9 @@ def publish(work: Path, out: Path, plan: Json, world: AssetWorld) -> Json:
         "plan": plan,
         "versions": versions(),
         "recordings": {
-            f"{folder}/{split}": world.summary(work / folder / split) for folder in world.folders for split in SPLITS
+            f"{folder}/{split}": world.summary(work / folder / split)
+            for folder in (RECORDINGS, WORLD_RECORDINGS)
+            for split in SPLITS
         },
         "oracle": json.loads((work / ORACLE).read_text(encoding="utf-8")),
         "models": {name: json.loads((work / name / "training.json").read_text(encoding="utf-8")) for name in MODELS},
