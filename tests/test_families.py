@@ -87,7 +87,10 @@ def test_flow_checkpoints_of_one_world_are_accepted(make_config, checkpoints):
     ("override", "message"),
     [
         ("models.policy={}/policy", "must be a FlowWorldModel or an OasisWorldModel with policy.family=flow"),
-        ("models.tokenizer={}/tokenizer", "must be an AutoencoderKL with this policy, got VQModel"),
+        (
+            "models.tokenizer={}/tokenizer",
+            "must be an AutoencoderKL or an OasisAutoencoder with policy.family=flow, got VQModel",
+        ),
         ("world.height=48", "must be for frames of 48x32, got 24x32"),
         ("policy.family=autoregressive", "got a flow model in .*; set policy.family=flow"),
     ],

@@ -78,7 +78,7 @@ class EvaluationActor:
             if audit.fault and self.config.reward.audit == "refuse":
                 raise ValueError(audit.fault)
             faults += [audit.fault] if audit.fault else []
-            found[name] = {"macro_f1": audit.shifts, "gate": audit.kinds}
+            found[name] = {"macro_f1": audit.shifts, "gate": audit.kinds, "fault": audit.fault}
         write_json(self.run_dir / CALIBRATION_FILE, found)
         self._send()
         return faults

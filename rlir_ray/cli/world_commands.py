@@ -21,8 +21,8 @@ def _actions(arguments: argparse.Namespace, rest: list[str]) -> None:
     if is_lerobot(path):
         dataset = LerobotDataset(path, arguments.camera)
         name = arguments.episode or dataset.names[0]
-        print(name)
         actions = dataset.recording(name, arguments.action_shift).actions
+        print(name)
     else:
         actions = open_recording(path, action_shift=arguments.action_shift).actions
     print("\n".join(describe(actions, arguments.to)))
@@ -32,6 +32,8 @@ def _collect(arguments: argparse.Namespace, rest: list[str]) -> None:
     from rlir_ray.run.progress import progress_bar
 
     out = Path(arguments.out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out must be a folder, got the file {out}; give another path")
     with progress_bar("recording") as show:
 
         def progress(done: int, total: int) -> None:
@@ -42,7 +44,16 @@ def _collect(arguments: argparse.Namespace, rest: list[str]) -> None:
     if not arguments.no_probe:
         _probe(out)
     if arguments.env:
-        print(f"next: python -m rlir_ray new work/{out.name} --data {out}")
+        print(_after_collect(out))
+
+
+def _after_collect(out: Path) -> str:
+    from rlir_ray.data.recordings import MIN_SPLIT, open_recordings
+    from rlir_ray.run.environment import python_command
+
+    if len(open_recordings(out).names) < MIN_SPLIT:
+        return f"a new world needs {MIN_SPLIT} episodes or more, because a part is held out; raise --frames"
+    return f"next: {python_command()} -m rlir_ray new work/{out.name} --data {out}"
 
 
 def _collect_doom(arguments: argparse.Namespace, progress: Callable[[int, int], None]) -> str:
@@ -83,6 +94,7 @@ def _collect_environment(arguments: argparse.Namespace, progress: Callable[[int,
         num_frames=arguments.frames,
         split=arguments.split,
         seed=arguments.seed,
+        names=arguments.action_names,
         num_workers=arguments.workers,
         progress=progress,
     )
@@ -116,8 +128,12 @@ def _probe(folder: Path) -> None:
         [(each.frames, each.actions) for each in read], str(folder), way_out="data.action_shift={shift}"
     )
     if found is not None:
-        others = ", ".join(f"{score:.2f} at shift {shift:+d}" for shift, score in found.scores.items() if shift)
-        print(f"action k leads into frame k: two frames give {found.scores[0]:.2f} of its actions ({others})")
+        others = ", ".join(f"{score:.2f} of action k{shift:+d}" for shift, score in found.scores.items() if shift)
+        scores = f"two neighbouring frames tell {found.scores[0]:.2f} of the changes of action k, {others}"
+        if found.best_shift:
+            print(f"the probe cannot tell which action leads into a frame: {scores}")
+        else:
+            print(f"action k leads into frame k: {scores}")
 
 
 def _new(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -139,6 +155,7 @@ def _new(arguments: argparse.Namespace, rest: list[str]) -> None:
 def _audit(arguments: argparse.Namespace, rest: list[str]) -> None:
     from rlir_ray.config import DataConfig
     from rlir_ray.rewards.audit import AuditRequest, audit, audit_lines
+    from rlir_ray.run.environment import python_command
 
     audits = audit(
         AuditRequest(
@@ -155,7 +172,8 @@ def _audit(arguments: argparse.Namespace, rest: list[str]) -> None:
     if any(each.fault for each in audits.values()):
         sys.exit(1)
     print(
-        "next: python -m rlir_ray pretrain world-model --data TOKENS --out DIR (or: pretrain flow --data LATENTS ...)"
+        f"next: {python_command()} -m rlir_ray pretrain world-model --data TOKENS --out DIR (or: pretrain flow --data "
+        "LATENTS ...)"
     )
 
 

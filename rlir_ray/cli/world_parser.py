@@ -33,7 +33,12 @@ def _add_actions(commands: Commands) -> None:
     actions.add_argument("file", metavar="FILE", help="mp4 or jsonl of a VPT recording, or a LeRobot dataset's folder")
     actions.add_argument("--episode", default="", help="episode of a LeRobot dataset (default: the first)")
     actions.add_argument("--camera", default="", help="camera of a LeRobot dataset that has several")
-    actions.add_argument("--to", required=True, choices=("vpt", "mineworld", "oasis", "space"), help="convention")
+    actions.add_argument(
+        "--to",
+        default="space",
+        choices=("vpt", "mineworld", "oasis", "space"),
+        help="convention (default: space, the fields of the recording's action space)",
+    )
     actions.add_argument(
         "--action-shift", type=int, default=0, help="stored action k + ACTION_SHIFT leads into frame k (default: 0)"
     )
@@ -74,6 +79,13 @@ def _add_collect(commands: Commands) -> None:
     )
     collect.add_argument("--frame-skip", type=int, default=1, help="steps of the environment in a frame (default 1)")
     collect.add_argument("--num-bins", type=int, default=21, help="bins of each number of an action (default 21)")
+    collect.add_argument(
+        "--action-names",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="A,B,...",
+        help="names for the fields of an action, with --env (default: from the environment's space)",
+    )
     collect.add_argument("--hold", type=int, default=4, help="frames for which a drawn action is held (default 4)")
     collect.add_argument(
         "--wrapper", action="append", default=[], metavar="MODULE:NAME", help="wrapper of the environment; repeatable"

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
+MIN_SPLIT = 2
+"""Fewest recordings that can be divided."""
 # Share of the recordings that a path with #validation names, at their end.
 VALIDATION_SHARE = 0.1
 FRAMES_AT_ONCE = 256
@@ -167,8 +169,10 @@ def open_recordings(path: Path | str, camera: str = "") -> Recordings:
     found: Recordings = LerobotDataset(place, camera) if is_lerobot(place) else find_recordings(place)
     if not split:
         return found
-    if len(found.names) < 2:
-        raise ValueError(f"a split needs at least 2 recordings, got {len(found.names)} in {place}; record more")
+    if len(found.names) < MIN_SPLIT:
+        raise ValueError(
+            f"a split needs at least {MIN_SPLIT} recordings, got {len(found.names)} in {place}; record more"
+        )
     num_validation = max(1, round(VALIDATION_SHARE * len(found.names)))
     kept = found.names[-num_validation:] if split == "validation" else found.names[:-num_validation]
     return Part(found, tuple(kept))

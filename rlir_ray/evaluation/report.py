@@ -83,6 +83,7 @@ def write_report(run_dir: Path) -> Path:
         groups=tables.group_table(results),
         quality=tables.quality_rows(results),
         calibration=tables.calibration_table(calibration),
+        faults=[part["fault"] for part in calibration.values() if part.get("fault")],
         charts=_charts(steps),
         seed=config.get("seed"),
         evaluation_seeds=sorted({each.seed for each in results.evaluations}),

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from rlir_ray.config import Config, asset_path
 from rlir_ray.families import Family, compares
 from rlir_ray.models.compatibility import read_settings
-from rlir_ray.models.flow_forms import FlowForm, check_flow_world, form_of, policy_settings
+from rlir_ray.models.flow_forms import FlowForm, check_flow_world, codec_of, form_of, open_flow_policy, policy_settings
 from rlir_ray.models.frame_codec import FrameCodec
 from rlir_ray.models.rescoring import FlowRescorer, Rescore
 from rlir_ray.samplers import Sampler
@@ -22,16 +20,13 @@ if TYPE_CHECKING:
     from rlir_ray.models.flow import FlowWorldModel
 
 
-def _open_policy(folder: Path) -> nn.Module:
-    return form_of(read_settings(folder, "config.json", "models.policy"), folder).open_policy(folder)
-
-
 def _form(config: Config) -> FlowForm:
     return form_of(policy_settings(config), asset_path(config.models.policy))
 
 
 def _codec(config: Config) -> type[FrameCodec]:
-    return _form(config).codec()
+    folder = asset_path(config.models.tokenizer)
+    return codec_of(read_settings(folder, "config.json", "models.tokenizer"), folder).load()
 
 
 def _layout(config: Config) -> ActionLayout:
@@ -76,7 +71,7 @@ def _flow_rescorer(config: Config) -> Rescore:
 
 
 FAMILY = Family(
-    open_policy=_open_policy,
+    open_policy=open_flow_policy,
     codec=_codec,
     check_world=check_flow_world,
     rollout_sampler=_flow_sampler,

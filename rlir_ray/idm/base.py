@@ -122,13 +122,18 @@ def load_inverse_dynamics(path: str | Path) -> InverseDynamics:
     try:
         settings = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        found = type(error).__name__
+        found = "no such folder" if not Path(path).is_dir() else f"{type(error).__name__} in it"
         raise ValueError(
-            f"an inverse dynamics model must be a folder with a readable config.json, got {found} in {path}; check the "
+            f"an inverse dynamics model must be a folder with a readable config.json, got {path} ({found}); check the "
             "path"
         ) from None
+    if not architecture_of(settings):
+        raise ValueError(
+            f"an inverse dynamics model's config.json must name its architecture, got none in {path}; give the folder "
+            "of `pretrain idm` or `convert vpt-idm`"
+        )
     try:
-        member = load("idms", architecture_of(settings) or "vpt")
+        member = load("idms", architecture_of(settings))
     except ValueError as error:
         raise ValueError(f"{error}; see {path}/config.json") from error
     model: InverseDynamics = member.from_pretrained(path)

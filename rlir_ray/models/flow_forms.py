@@ -28,14 +28,8 @@ class FlowForm:
 
     open_policy: Callable[[Path], nn.Module]
     """Opens a policy, in float32 on the CPU."""
-    codec: Callable[[], type[FrameCodec]]
-    """Returns the class of its autoencoder."""
-    codec_name: str
-    """Class name in the autoencoder's config.json."""
     latents: Callable[[Json], Latents]
     """Returns the shape of latents in a policy's config.json."""
-    codec_latents: Callable[[Config, Path, Json], Latents]
-    """Returns the shape of latents of an autoencoder, and checks that its frames are the world's."""
     layout: Callable[[Json], ActionLayout]
     """Returns how a policy gets actions, from its config.json."""
     architecture: Callable[[Json], ArchitectureConfig]
@@ -44,22 +38,26 @@ class FlowForm:
     """Checks settings of a run that the form does not allow."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LatentCodec:
+    """One form of autoencoders."""
+
+    load: Callable[[], type[FrameCodec]]
+    """Imports its class."""
+    latents: Callable[[Config, Path, Json], Latents]
+    """Returns the shape of latents in a config.json, and checks that the frames are those of the world."""
+
+
 def check_flow_world(config: Config) -> FrameShape:
     """Check that a flow model and its autoencoder fit the configured world; return the shape of an encoded frame.
 
     Raises:
         ValueError: family, form, frame size or shape of latents differ, or the form does not allow a setting.
     """
-    folder = asset_path(config.models.tokenizer)
-    policy = policy_settings(config)
+    folder, policy = asset_path(config.models.tokenizer), policy_settings(config)
     form = form_of(policy, asset_path(config.models.policy))
     autoencoder = read_settings(folder, "config.json", "models.tokenizer")
-    if autoencoder.get("_class_name") != form.codec_name:
-        raise ValueError(
-            f"models.tokenizer must be {_article(form.codec_name)} with this policy, got "
-            f"{autoencoder.get('_class_name', 'another config.json')} in {folder}; give an autoencoder's folder"
-        )
-    wanted, got = form.codec_latents(config, folder, autoencoder), form.latents(policy)
+    wanted, got = codec_of(autoencoder, folder).latents(config, folder, autoencoder), form.latents(policy)
     if got != wanted:
         raise ValueError(
             f"models.policy must fit the autoencoder's latents {wanted}, got {got}; choose checkpoints that were "
@@ -87,6 +85,30 @@ def form_of(policy: Json, folder: Path) -> FlowForm:
             f"another config.json in {folder}; give a flow model's folder or set policy.family=autoregressive"
         )
     return FORMS[policy["_class_name"]]
+
+
+def open_flow_policy(folder: Path) -> nn.Module:
+    """Open a policy of any form, in float32 and evaluation mode, on the CPU.
+
+    Raises:
+        ValueError: the folder holds no flow model, or its weights do not fit its config or are not finite.
+    """
+    return form_of(read_settings(folder, "config.json", "models.policy"), folder).open_policy(folder)
+
+
+def codec_of(autoencoder: Json, folder: Path) -> LatentCodec:
+    """Return the form that an autoencoder's config.json names.
+
+    Raises:
+        ValueError: the folder holds no autoencoder.
+    """
+    found = autoencoder.get("_class_name", "another config.json")
+    if found not in CODECS:
+        raise ValueError(
+            f"models.tokenizer must be {' or '.join(_article(name) for name in CODECS)} with policy.family=flow, got "
+            f"{found} in {folder}; give an autoencoder's folder"
+        )
+    return CODECS[found]
 
 
 def stated_architecture(policy: Json) -> ArchitectureConfig:
@@ -211,10 +233,7 @@ def _check_oasis(config: Config, policy: Json) -> None:
 
 _OASIS = FlowForm(
     open_policy=_open_oasis,
-    codec=_oasis_codec,
-    codec_name="OasisAutoencoder",
     latents=_oasis_latents,
-    codec_latents=_oasis_codec_latents,
     layout=lambda policy: OasisLayout(),
     architecture=_oasis_architecture,
     check=_check_oasis,
@@ -222,10 +241,7 @@ _OASIS = FlowForm(
 FORMS = {
     "FlowWorldModel": FlowForm(
         open_policy=_open_flow_model,
-        codec=_autoencoder,
-        codec_name="AutoencoderKL",
         latents=_flow_latents,
-        codec_latents=_autoencoder_latents,
         layout=layout_of,
         architecture=_flow_architecture,
     ),
@@ -235,3 +251,7 @@ FORMS = {
 }
 NAMES = ("FlowWorldModel", "OasisWorldModel")
 """Class names that a person should know."""
+CODECS = {
+    "AutoencoderKL": LatentCodec(load=_autoencoder, latents=_autoencoder_latents),
+    "OasisAutoencoder": LatentCodec(load=_oasis_codec, latents=_oasis_codec_latents),
+}

@@ -81,6 +81,13 @@ class OasisWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignor
         inner = int(mlp_ratio * hidden_size)
         self.blocks = nn.ModuleList([OasisBlock(hidden_size, num_heads, inner) for _ in range(depth)])
         self.final_layer = FinalLayer(hidden_size, in_channels * patch_size**2)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Start every block as the identity and v as zero (adaLN-zero, https://arxiv.org/abs/2212.09748)."""
+        for name, weight in self.named_parameters():
+            if "adaLN_modulation" in name or name.startswith("final_layer.linear"):
+                nn.init.zeros_(weight)
 
     def forward(
         self,

@@ -49,6 +49,10 @@ class OasisPolicy(OasisWorldModel):
         assert shift == 1, "the check of the world refuses another shift"
         return flow_level(share_at(step_times(num_steps)))
 
+    def exact_levels(self, levels: Tensor) -> Tensor:
+        """Return the levels, nearest to the given ones, that the model can be told: those of its thousand times."""
+        return flow_level(share_at(times_of(levels)))
+
     # The same tensors as of the base class, but levels for times and classes for numbers.
     def read(
         self,

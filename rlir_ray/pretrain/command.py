@@ -21,6 +21,7 @@ from rlir_ray.pretrain.settings import (
     TokenizerTraining,
     WorldModelTraining,
 )
+from rlir_ray.run.environment import python_command
 from rlir_ray.run.progress import log_to_stderr
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def main(model: str, argv: Sequence[str] | None = None) -> None:
 
         torch.set_num_threads(chosen["threads"])
     importlib.import_module(f"rlir_ray.pretrain.{model.replace('-', '_')}").run_command(chosen, settings)
-    logger.info("next: python -m rlir_ray %s", following)
+    logger.info("next: %s -m rlir_ray %s", python_command(), following)
 
 
 def _parser(model: str, command: TrainingCommand) -> argparse.ArgumentParser:

@@ -29,10 +29,13 @@ from rlir_ray.pretrain.settings import SPLITS, FlowTraining
 from rlir_ray.pretrain.state import finished_report
 from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task, cosine_rate
 from rlir_ray.pretrain.training_warnings import loss_metrics, world_model_warning
-from rlir_ray.spaces.layouts import ActionLayout, layout_for, layout_settings
+from rlir_ray.spaces.layouts import ActionLayout, OasisLayout, check_space, layout_for, layout_settings
 
 if TYPE_CHECKING:
     from rlir_ray.models.flow import FlowWorldModel
+    from rlir_ray.models.oasis_policy import OasisPolicy
+
+    FlowPolicy = FlowWorldModel | OasisPolicy
 
 logger = logging.getLogger(__name__)
 
@@ -63,14 +66,19 @@ class LatentRecordings:
         return torch.from_numpy(self.latents[rows].astype(np.float32)), torch.from_numpy(actions)
 
 
-def load_latents(path: Path | str) -> LatentRecordings:
+def load_latents(path: Path | str, form: str = "nfd") -> LatentRecordings:
     """Read a file of latents, as `encode_recordings` writes it; the actions become classes in their space's layout.
 
+    Args:
+        path: the file.
+        form: form of the model that is trained on them, as `FlowTraining.form`.
+
     Raises:
-        ValueError: the file cannot be used (see `read_encoded`).
+        ValueError: the file cannot be used (see `read_encoded`), or the actions are not in the form's space.
     """
     found = read_encoded(path, "latents")
-    layout = layout_for(found.actions.space)
+    layout: ActionLayout = OasisLayout() if form == "oasis" else layout_for(found.actions.space)
+    check_space(layout.space, found.actions.space, f"the form {form}", "the recordings")
     # The codec decides the type: latents are numbers.
     latents = cast("npt.NDArray[np.floating]", found.codes)
     return LatentRecordings(latents, layout.classes(found.actions), found.episode_starts, layout)
@@ -78,7 +86,7 @@ def load_latents(path: Path | str) -> LatentRecordings:
 
 def train_flow(
     train: LatentRecordings, validation: LatentRecordings, out_dir: Path | str, settings: FlowTraining
-) -> FlowWorldModel:
+) -> FlowPolicy:
     """Train a flow model; resume from the last saved state, and do not repeat a finished training.
 
     Args:
@@ -93,12 +101,12 @@ def train_flow(
         ValueError: the recordings differ in action space or latents, from each other or from `settings.init`; no
             episode holds a window; or the folder holds a state or a training of other settings.
     """
-    from rlir_ray.models.flow import open_flow_model
+    from rlir_ray.models.flow_forms import open_flow_policy
 
     out_dir = Path(out_dir)
     report = finished_report(out_dir, settings)
     if report:
-        model = open_flow_model(out_dir)
+        model = cast("FlowPolicy", open_flow_policy(out_dir))
     else:
         task = FlowTask(train, validation, settings)
         report, model = train_task(task, out_dir), task.kept
@@ -111,7 +119,7 @@ class FlowTask(Task):
     """Training task: a flow model and the moving average of its weights, which is saved as the model."""
 
     name = "flow"
-    model: FlowWorldModel
+    model: FlowPolicy
     settings: FlowTraining
 
     def __init__(self, train: LatentRecordings, validation: LatentRecordings, settings: FlowTraining) -> None:
@@ -133,9 +141,9 @@ class FlowTask(Task):
         )
 
     @property
-    def kept(self) -> FlowWorldModel:
+    def kept(self) -> FlowPolicy:
         """The model of averaged weights."""
-        return cast("FlowWorldModel", self.average.module)  # AveragedModel does not keep the type
+        return cast("FlowPolicy", self.average.module)  # AveragedModel does not keep the type
 
     def parts(self) -> dict[str, nn.Module]:
         return {"model": self.model, "average": self.average}
@@ -176,7 +184,7 @@ class FlowTask(Task):
 
 def run_command(chosen: Chosen, settings: FlowTraining) -> None:
     """Run `pretrain flow`: train on the encoded recordings of a folder."""
-    train, validation = (load_latents(chosen["data"] / f"{split}.npz") for split in SPLITS)
+    train, validation = (load_latents(chosen["data"] / f"{split}.npz", settings.form) for split in SPLITS)
     train_flow(train, validation, chosen["out"], settings)
 
 
@@ -184,17 +192,23 @@ def _form(layout: ActionLayout, latent_shape: tuple[int, ...]) -> Form:
     return Form(layout, f"latents of {latent_shape}")
 
 
-def _initial_model(settings: FlowTraining, train: LatentRecordings) -> FlowWorldModel:
-    from rlir_ray.models.flow import FlowWorldModel, open_flow_model
+def _initial_model(settings: FlowTraining, train: LatentRecordings) -> FlowPolicy:
+    from rlir_ray.models.flow_forms import open_flow_policy
 
     torch.manual_seed(settings.seed)
     if settings.init:
-        model = open_flow_model(settings.init)
+        model = cast("FlowPolicy", open_flow_policy(Path(settings.init)))
         _form(model.layout, model.latent_shape).check(train.form, f"--init {settings.init}", "the recordings")
         model.train()
         return model
+    return _fresh_oasis(settings, train) if settings.form == "oasis" else _fresh_nfd(settings, train)
+
+
+def _fresh_nfd(settings: FlowTraining, train: LatentRecordings) -> FlowPolicy:
+    from rlir_ray.models.flow import FlowWorldModel
+
     channels, height, width = train.latents.shape[1:]
-    fresh: FlowWorldModel = FlowWorldModel(
+    fresh: FlowPolicy = FlowWorldModel(
         latent_channels=channels,
         latent_height=height,
         latent_width=width,
@@ -207,15 +221,31 @@ def _initial_model(settings: FlowTraining, train: LatentRecordings) -> FlowWorld
     return fresh
 
 
+def _fresh_oasis(settings: FlowTraining, train: LatentRecordings) -> FlowPolicy:
+    from rlir_ray.models.oasis_policy import OasisPolicy
+
+    channels, height, width = train.latents.shape[1:]
+    fresh: FlowPolicy = OasisPolicy(
+        input_h=height,
+        input_w=width,
+        patch_size=settings.patch_size,
+        in_channels=channels,
+        hidden_size=settings.hidden_size,
+        depth=settings.num_layers,
+        num_heads=settings.num_heads,
+    )
+    return fresh
+
+
 def flow_loss(
-    model: FlowWorldModel, latents: Tensor, actions: Tensor, generator: torch.Generator, settings: FlowTraining
+    model: FlowPolicy, latents: Tensor, actions: Tensor, generator: torch.Generator, settings: FlowTraining
 ) -> Tensor:
     """Compute the mean of `flow_losses`."""
     return flow_losses(model, latents, actions, generator, settings).mean()
 
 
 def flow_losses(
-    model: FlowWorldModel, latents: Tensor, actions: Tensor, generator: torch.Generator, settings: FlowTraining
+    model: FlowPolicy, latents: Tensor, actions: Tensor, generator: torch.Generator, settings: FlowTraining
 ) -> Tensor:
     """Compute the mean squared error of the velocities of each window's frames except the first, float32 [B].
 
@@ -234,7 +264,8 @@ def flow_losses(
 
     past, frames = latents[:, :-1], latents[:, 1:]
     past_levels = torch.rand(past.shape[:2], generator=generator).to(past.device) * settings.history_noise
-    levels = torch.sigmoid(draw(frames[:, :, 0, 0, 0]) * settings.level_std + settings.level_mean)
+    drawn = torch.sigmoid(draw(frames[:, :, 0, 0, 0]) * settings.level_std + settings.level_mean)
+    levels = model.exact_levels(drawn)
     noise = draw(frames)
     history = interpolate(past, draw(past), past_levels)
     velocities = two_streams(
@@ -251,7 +282,7 @@ def flow_losses(
 
 
 @torch.no_grad()
-def validate(model: FlowWorldModel, recordings: LatentRecordings, settings: FlowTraining) -> dict[str, float]:
+def validate(model: FlowPolicy, recordings: LatentRecordings, settings: FlowTraining) -> dict[str, float]:
     """Compute the held-out loss in float32; each call draws the same levels and noise.
 
     Returns:

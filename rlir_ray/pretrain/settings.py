@@ -8,6 +8,7 @@ from typing import Literal
 from rlir_ray.pretrain.arguments import check_settings
 from rlir_ray.registry import check_name
 
+FLOW_FORMS = ("nfd", "oasis")
 SPLITS: tuple[Literal["train", "validation"], ...] = ("train", "validation")
 """Fields that the embedded world uses."""
 
@@ -206,6 +207,8 @@ class WorldModelTraining:
 class FlowTraining:
     """Settings of a flow world model's training."""
 
+    form: str = "nfd"
+    """Form of the model: `nfd` (Next-Frame Diffusion), or `oasis`, for VPT's actions and with history_noise 0."""
     patch_size: int = 2
     """Side of a patch in latents; one token is one patch."""
     hidden_size: int = 224
@@ -251,3 +254,10 @@ class FlowTraining:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.form not in FLOW_FORMS:
+            raise ValueError(f"form must be one of {', '.join(FLOW_FORMS)}, got {self.form!r}; choose one of them")
+        if self.form == "oasis" and self.history_noise:
+            raise ValueError(
+                f"history_noise must be 0 with form oasis, which reads earlier frames without noise, got "
+                f"{self.history_noise:g}; give --history-noise 0"
+            )

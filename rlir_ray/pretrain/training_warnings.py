@@ -36,8 +36,8 @@ def idm_warning(gate: Mapping[str, float | None], groups: Sequence[str], score: 
         return ""
     return (
         f"warning: the model recovers no actions: held-out clips score {score} {exact:.2f}, the same clips frozen at "
-        f"the first frame {static:.2f}; check that line k of each jsonl leads into frame k and that the frames show "
-        f"{','.join(groups)}, then train longer (--minutes, --num-steps) or on more recordings"
+        f"the first frame {static:.2f}; check that action k of each recording leads into frame k and that the frames "
+        f"show {','.join(groups)}, then train longer (--minutes, --num-steps) or on more recordings"
     )
 
 

@@ -44,6 +44,7 @@ def audit(request: AuditRequest) -> dict[str, Audit]:
     Raises:
         ValueError: the recordings hold no clip, or a model cannot be opened or reads another action space.
     """
+    models = {folder: load_inverse_dynamics(folder) for folder in request.idms}
     has_splits = (Path(request.data) / "validation").is_dir()
     path = split_paths(request.data)["validation"] if has_splits else request.data
     source = open_recordings(path, request.reading.camera)
@@ -59,7 +60,7 @@ def audit(request: AuditRequest) -> dict[str, Audit]:
             "record longer episodes"
         )
     real = {path: (np.stack([clip.frames for clip in clips]), [clip.actions for clip in clips])}
-    return {folder: audit_model(load_inverse_dynamics(folder), folder, real, names) for folder in request.idms}
+    return {folder: audit_model(model, folder, real, names) for folder, model in models.items()}
 
 
 def audit_lines(audits: Mapping[str, Audit]) -> list[str]:

@@ -23,6 +23,8 @@ from rlir_ray.spaces.space import Actions
 SHIFTS = (-1, 0, 1)
 # Least lead in score that proves another shift; a smaller lead may be chance for a model that reads little.
 MIN_LEAD = 0.05
+# A model that scores less than this at every shift reads nothing.
+MIN_SCORE = 0.1
 # Margin in score by which real clips must score above corrupted clips.
 GATE_MARGIN = 0.1
 # Blurred clips are reported but not in this list: they keep their motion, so a good judge may read them.
@@ -83,6 +85,12 @@ def check_alignment(
     alignment = Alignment(macro_f1=scores)
     if best := alignment.best_shift:
         scored = f"{score_words(fields)} {scores[best]:.2f} at shift {best:+d}, {scores[0]:.2f} in place"
+        if scores[best] < MIN_SCORE:
+            raise ValueError(
+                f"the actions of {source} must be readable in their frames, got {score_words(fields)} {scores[0]:.2f}, "
+                "and no more a frame earlier or later; train the inverse dynamics model longer, or choose another "
+                "architecture"
+            )
         if scores[best] < scores[0] + MIN_LEAD:
             raise ValueError(
                 f"the actions of {source} must be readable in their frames, got {scored}, too near to tell; give an "

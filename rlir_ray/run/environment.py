@@ -7,9 +7,21 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import shlex
+import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
+
+
+def python_command() -> str:
+    """Return how a shell in this folder starts the running Python: `python`, or a path such as `.venv/bin/python`."""
+    running, found = Path(sys.executable), shutil.which("python")
+    if found and Path(found) == running:
+        return "python"
+    here = Path.cwd()
+    return shlex.quote(str(running.relative_to(here) if running.is_relative_to(here) else running))
 
 
 def stand_in() -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -58,6 +58,7 @@ def collect_environment(
     split: str = "train",
     seed: int = 0,
     space: ActionSpace | None = None,
+    names: Sequence[str] = (),
     task: str = "",
     num_workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
@@ -73,6 +74,7 @@ def collect_environment(
         split: train, validation or prompts; each split draws other episodes.
         seed: the same seed gives the same recordings for any `num_workers`.
         space: names, ranges and bins of the actions; None: those of the environment's space.
+        names: without `space`, a name for each field of the environment's space; empty: names from its keys.
         task: text of the task, as LeRobot stores it.
         num_workers: number of processes.
         progress: called with the numbers of finished frames and of all frames.
@@ -89,7 +91,7 @@ def collect_environment(
         )
     policy_factory(world)
     with closing(open_environment(world)) as env:
-        space, fps, stack = space or environment_space(env, world.num_bins), frame_rate(env, world), str(env)
+        space, fps, stack = space or environment_space(env, world.num_bins, names), frame_rate(env, world), str(env)
         height, width = render_frame(env, world).shape[:2]
         seeds = (seed, SPLITS.index(split))
         folder.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ Legend: H W pixels.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -67,9 +67,9 @@ class EnvironmentWorld:
         _require(0 <= self.zero_share <= 1, "zero_share", "be within 0 and 1", self.zero_share, "0.25")
         _require(self.frame_skip >= 1, "frame_skip", "be >= 1", self.frame_skip, "1")
         _require(self.size is None or min(self.size) >= 1, "size", "be HxW with H and W >= 1", self.size, "64x64")
-        bounds = f"be within 2 and episode_frames={self.episode_frames}"
-        lasts = 2 <= self.min_episode_frames <= self.episode_frames
-        _require(lasts, "min_episode_frames", bounds, self.min_episode_frames, "10 and 200")
+        _require(self.min_episode_frames >= 2, "min_episode_frames", "be >= 2", self.min_episode_frames, "10")
+        least = f"be >= min_episode_frames={self.min_episode_frames}"
+        _require(self.episode_frames >= self.min_episode_frames, "episode_frames", least, self.episode_frames, "200")
         fixed = {"render_mode", "disable_env_checker"} & set(self.env_args)
         _require(not fixed, "env_args", "not hold render_mode or disable_env_checker", fixed, "the other arguments")
         try:
@@ -157,12 +157,29 @@ def _no_picture(env_id: str, got: str) -> ValueError:
     )
 
 
-def environment_space(env: Env, num_bins: int) -> ActionSpace:
+def environment_space(env: Env, num_bins: int, names: Sequence[str] = ()) -> ActionSpace:
     """Map the environment's action space; a Discrete space gets the class names of `get_action_meanings`.
 
+    Args:
+        env: the environment.
+        num_bins: bins of each number of a Box.
+        names: a name for each field; empty: names from the keys and places of the environment's space.
+
     Raises:
-        ValueError: see `ActionSpace.from_gymnasium`.
+        ValueError: see `ActionSpace.from_gymnasium`, or `names` are not one for each field.
     """
+    space = _mapped_space(env, num_bins)
+    if not names:
+        return space
+    if len(names) != len(space) or len(set(names)) != len(names):
+        raise ValueError(
+            f"the names of an action must be {len(space)} different ones, for {', '.join(space.names)}, got "
+            f"{', '.join(names)}; give one name for each"
+        )
+    return ActionSpace(tuple(replace(field, name=name) for field, name in zip(space.fields, names, strict=True)))
+
+
+def _mapped_space(env: Env, num_bins: int) -> ActionSpace:
     space = ActionSpace.from_gymnasium(env.action_space, num_bins)
     meanings = getattr(env.unwrapped, "get_action_meanings", None)
     field = space.fields[0]

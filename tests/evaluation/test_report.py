@@ -189,6 +189,9 @@ def test_calibration_and_configuration_are_shown(tmp_path: Path) -> None:
     page = write_run(tmp_path, 0.4, 0.2)
     assert "0.610" in page and "wrong action" in page and "0.310" in page
     assert "Seed 3; evaluation seed 7." in page and "group_size" in page
+    assert "Not yet" not in page
+    (tmp_path / "calibration.json").write_text(json.dumps({"judge": part | {"fault": "it reads <nothing>"}}))
+    assert "<b>Not yet:</b> it reads &lt;nothing&gt;." in write_report(tmp_path).read_text()
 
 
 def test_a_figure_of_nothing_is_a_dash_and_null(tmp_path: Path) -> None:

@@ -93,6 +93,16 @@ def test_unknown_architecture_is_refused(tmp_path: Path) -> None:
         load_inverse_dynamics(tmp_path)
 
 
+def test_folders_of_other_things_are_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"got .*none \(no such folder\); check the path"):
+        load_inverse_dynamics(tmp_path / "none")
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "hidden_size": 8}')
+    with pytest.raises(
+        ValueError, match=r"must name its architecture, got none in .*; give the folder of `pretrain idm`"
+    ):
+        load_inverse_dynamics(tmp_path)
+
+
 def test_configs_of_other_networks_are_refused() -> None:
     net = small_vpt_config()["net"]
     for change in ({"recurrence_type": "lstm"}, {"attention_memory_size": 32}, {"img_shape": [48, 64, 8]}):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rlir_ray.models.flow import open_flow_model
+from rlir_ray.models.flow_forms import open_flow_policy
 from rlir_ray.pretrain.flow import LatentRecordings, flow_loss, load_latents, train_flow, validate
 from rlir_ray.pretrain.settings import FlowTraining
 from rlir_ray.pretrain.task import cosine_rate
@@ -88,6 +89,9 @@ def test_levels_are_independent_by_frame_and_history_is_slightly_noised(recordin
             seen["levels"], seen["visible"], seen["places"] = levels, visible, places
             return torch.zeros_like(latents)
 
+        def exact_levels(self, levels):
+            return levels
+
     latents, actions = recordings[0].windows(np.arange(64), 3)
     flow_loss(Spy(), latents, actions, torch.Generator().manual_seed(0), TINY)
     history, denoised = seen["levels"][:, :2], seen["levels"][:, 2:]
@@ -155,6 +159,32 @@ def test_a_world_of_another_action_space_is_learned(recordings, tmp_path) -> Non
         train_flow(second[0], recordings[1], tmp_path / "mixed", TINY)
     with pytest.raises(ValueError, match=r"the recordings must have the action space of --init .*field 0: gear"):
         train_flow(*recordings, tmp_path / "other", replace(TINY, init=str(tmp_path / "out")))
+
+
+def test_a_model_of_oasis_form_learns_what_the_action_does_at_levels_of_its_times(recordings, tmp_path) -> None:
+    settings = replace(TINY, form="oasis", history_noise=0.0, hidden_size=32, num_heads=2)
+    for seed, split in enumerate(("train", "validation")):
+        write_recordings(tmp_path / f"{split}.npz", seed=seed)
+    oasis = [load_latents(tmp_path / f"{split}.npz", "oasis") for split in ("train", "validation")]
+    model = train_flow(*oasis, tmp_path / "out", settings)
+    figures = validate(model, oasis[1], settings)
+    assert figures["validation_loss"] < 0.7 < figures["validation_loss_wrong_actions"]
+    again = open_flow_policy(tmp_path / "out")
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
+    levels = model.exact_levels(torch.rand(100))
+    assert torch.equal(model.exact_levels(levels), levels)
+    with pytest.raises(ValueError, match="must have the action layout of"):
+        train_flow(*recordings, tmp_path / "other", replace(settings, init=str(tmp_path / "out")))
+
+
+def test_forms_that_are_unknown_or_do_not_fit_are_refused(tmp_path) -> None:
+    with pytest.raises(ValueError, match="form must be one of nfd, oasis, got 'dit'"):
+        replace(TINY, form="dit")
+    with pytest.raises(ValueError, match="history_noise must be 0 with form oasis"):
+        replace(TINY, form="oasis")
+    write_recordings(tmp_path / "train.npz", space=SPACE)
+    with pytest.raises(ValueError, match=r"must have the action space of the form oasis, got other fields \(field 0"):
+        load_latents(tmp_path / "train.npz", "oasis")
 
 
 def test_learning_rate_rises_and_falls_along_a_cosine() -> None:

@@ -13,6 +13,7 @@ from rlir_ray.pretrain.command import main
 from rlir_ray.pretrain.reconstruction import reconstruction_loss
 from rlir_ray.pretrain.settings import TokenizerTraining
 from rlir_ray.pretrain.tokenizer import evaluate_tokenizer, train_tokenizer
+from rlir_ray.run.environment import python_command
 from tests.fakes import events_of, tiny_actions
 from tests.pretrain.interruption import interrupted_after_state
 
@@ -176,5 +177,5 @@ def test_the_command_says_which_command_follows(tmp_path, caplog, options) -> No
     folders = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
     with caplog.at_level("INFO"):
         main("tokenizer", [*folders, *sizes, *(option.format(tmp_path) for option in options)])
-    assert caplog.messages[-1] == f"next: python -m rlir_ray {FOLLOWING.format(tmp_path)}"
+    assert caplog.messages[-1] == f"next: {python_command()} -m rlir_ray {FOLLOWING.format(tmp_path)}"
     assert not options or (tmp_path / "tokens" / "validation.npz").is_file()

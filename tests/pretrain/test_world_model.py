@@ -16,6 +16,7 @@ from rlir_ray.pretrain.command import main
 from rlir_ray.pretrain.settings import WorldModelTraining
 from rlir_ray.pretrain.training_warnings import loss_metrics, world_model_warning
 from rlir_ray.pretrain.world_model import TokenRecordings, load_tokens, train_world_model
+from rlir_ray.run.environment import python_command
 from rlir_ray.spaces.space import ActionSpace
 from rlir_ray.spaces.vpt import VPT_SPACE
 from tests.fakes import image_tokens
@@ -207,7 +208,7 @@ def test_a_world_of_another_action_space_is_learned_and_continued(
         main("world-model", [*arguments, "--num-steps", "1", "--num-frames", "3", "--threads", "1"])
     assert WorldModel.from_pretrained(tmp_path / "more").layout.space == SPACE
     assert caplog.messages[-1].startswith(
-        "next: python -m rlir_ray train --recipe FILE.yaml models.policy=" + str(tmp_path)
+        f"next: {python_command()} -m rlir_ray train --recipe FILE.yaml models.policy={tmp_path}"
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import rlir_ray
-from rlir_ray.run.environment import check_actors
+from rlir_ray.run.environment import check_actors, python_command
 
 ROOT = Path(__file__).parents[2]
 
@@ -81,3 +81,18 @@ def test_the_version_is_that_of_the_copy_that_runs(site: Path, tmp_path: Path) -
     checkout = run(ROOT, tmp_path, "-m", "rlir_ray", "--version")
     assert checkout.stdout == f"rlir_ray {rlir_ray.__version__}\n"
     assert f"version = {rlir_ray.__version__}\n" in (ROOT / "setup.cfg").read_text(encoding="utf-8")
+
+
+def test_printed_commands_start_the_running_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = tmp_path / "my world" / ".venv" / "bin" / "python"
+    monkeypatch.setattr(sys, "executable", str(running))
+    running.parent.mkdir(parents=True)
+    running.write_text("#!/bin/sh\n")
+    running.chmod(0o755)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.chdir(tmp_path)
+    assert python_command() == "'my world/.venv/bin/python'"
+    monkeypatch.chdir(tmp_path / "my world")
+    assert python_command() == ".venv/bin/python"
+    monkeypatch.setenv("PATH", str(running.parent))
+    assert python_command() == "python"

@@ -14,7 +14,7 @@ from rlir_ray.config import Config, FlowConfig, LoraConfig
 from rlir_ray.config.load import load_config
 from rlir_ray.families import family_of, make_objective, open_policy
 from rlir_ray.models.adapters import add_adapter, save_policy
-from rlir_ray.models.flow_forms import form_of
+from rlir_ray.models.flow_forms import CODECS, FORMS
 from rlir_ray.models.oasis import OasisAutoencoder, sample_published
 from rlir_ray.models.oasis_codec import OasisCodec
 from rlir_ray.models.oasis_policy import OasisPolicy, open_oasis_policy
@@ -124,9 +124,9 @@ def test_the_recipe_has_the_published_sizes() -> None:
     config = load_config("oasis_500m")
     with torch.device("meta"):
         policy, autoencoder = OasisPolicy(), OasisAutoencoder()
-    form = form_of({"_class_name": "OasisWorldModel"}, Path())
+    form, codec = FORMS["OasisWorldModel"], CODECS["OasisAutoencoder"]
     assert form.architecture(policy.config) == config.architecture
-    assert form.codec_latents(config, Path(), autoencoder.config) == form.latents(policy.config) == policy.latent_shape
+    assert codec.latents(config, Path(), autoencoder.config) == form.latents(policy.config) == policy.latent_shape
     form.check(config, policy.config)
 
 

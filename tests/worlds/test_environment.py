@@ -11,6 +11,7 @@ import pytest
 
 from rlir_ray.data.lerobot.reader import LerobotDataset
 from rlir_ray.spaces.fields import Axis, Choice
+from rlir_ray.spaces.space import SPACE_FILE, read_space
 from rlir_ray.worlds.environment import EnvironmentSummary, EnvironmentWorld, RandomPolicy, collect_environment
 from rlir_ray.worlds.environment_episodes import MAX_ATTEMPTS
 from rlir_ray.worlds.environment_world import open_environment, resize_area
@@ -64,6 +65,17 @@ def test_members_of_nested_spaces_are_columns_in_their_order(tmp_path: Path) -> 
     for frames, values in read(tmp_path):
         shown = np.stack([values[1:, 0], values[1:, 1], values[1:, 2] / 2], 1) * 255
         np.testing.assert_allclose(frames[1:, 8, [2, 6, 14]], shown, atol=TOLERANCE)
+
+
+def test_fields_get_the_names_that_the_user_gives(tmp_path: Path) -> None:
+    world = fake("Nested", hold=1)
+    found = collect_environment(tmp_path / "named", world, num_frames=12, names=("right", "down", "gear"))
+    assert found.space.names == ("right", "down", "gear")
+    assert read_space(tmp_path / "named" / SPACE_FILE) == found.space
+    for names in (("right", "down"), ("right", "down", "down")):
+        with pytest.raises(ValueError, match="must be 3 different ones, for move/0, move/1/0, gear, got right, down"):
+            collect_environment(tmp_path / "other", world, num_frames=12, names=names)
+    assert not (tmp_path / "other").exists()
 
 
 def test_vector_observations_are_recorded_and_others_are_not(tmp_path: Path) -> None:
@@ -213,7 +225,8 @@ def test_an_environment_that_cannot_be_recorded_is_refused_in_one_line(name: str
         ({"hold": 0}, "hold must be >= 1, got 0; give 4"),
         ({"zero_share": 2.0}, "zero_share must be within 0 and 1, got 2.0"),
         ({"size": (0, 4)}, r"size must be HxW with H and W >= 1, got \(0, 4\); give 64x64"),
-        ({"episode_frames": 5}, "min_episode_frames must be within 2 and episode_frames=5, got 10"),
+        ({"episode_frames": 5}, "episode_frames must be >= min_episode_frames=10, got 5; give 200"),
+        ({"min_episode_frames": 1}, "min_episode_frames must be >= 2, got 1; give 10"),
         ({"env_args": {"render_mode": "human"}}, "env_args must not hold render_mode"),
         ({"env_args": {"shape": np.zeros(2)}}, "env_args must hold JSON values, got"),
     ],

@@ -120,7 +120,10 @@ class LerobotDataset:
             ValueError: there is no readable episode of this name, or its video's pictures do not fit its rows.
         """
         if name not in self._found:
-            raise ValueError(f"{self.folder} must hold the episode, got none named {name!r}; choose one of its names")
+            raise ValueError(
+                f"{self.folder} must hold the episode, got none named {name!r}; choose one from {self.names[0]} to "
+                f"{self.names[-1]}"
+            )
         place, first_row, actions = self._found[name]
         actions = actions.shifted(action_shift)
         if place.video is None:

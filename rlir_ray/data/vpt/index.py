@@ -108,7 +108,7 @@ def log_skipped(lines: tuple[str, ...]) -> None:
 def _in_folder(folder: Path) -> VptRecordings:
     if not folder.is_dir():
         raise ValueError(
-            f"no folder of recordings at {folder}; make one with: python -m rlir_ray collect --out {folder}"
+            f"no folder of recordings at {folder}; check the path, or record one with python -m rlir_ray collect"
         )
     files = list(_files(folder))
     videos = {path.with_suffix("") for path in files if path.suffix == ".mp4"}

@@ -124,7 +124,10 @@ def open_recording(path: Path, name: str = "", action_shift: int = 0) -> Recordi
     halves = video_path, lines_path = pair(stem)
     for half in halves:
         if not half.is_file():
-            raise ValueError(f"{half}: no such file; a recording is an mp4 and a jsonl of the same name")
+            raise ValueError(
+                f"{half}: no such file; a recording is an mp4 and a jsonl of the same name, or the folder of a LeRobot "
+                "dataset"
+            )
     events, video = read_events(lines_path), index_video(video_path)
     if len(video) != len(events):
         raise ValueError(
