@@ -100,7 +100,8 @@ def test_frames_are_resized_as_for_the_training_of_the_models(tmp_path: Path, mo
         assert seen and all(shape[2:4] == expected for shape in seen)
 
 
-def test_recordings_without_a_clip_are_refused(tmp_path: Path) -> None:
+def test_recordings_without_a_clip_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audits, "load_inverse_dynamics", lambda path: Mover())
     record(tmp_path / "data", num_episodes=2)
     with pytest.raises(ValueError, match="lower --num-frames"):
         audit(AuditRequest(idms=("any",), data=str(tmp_path / "data"), num_frames=LENGTH + 1))
