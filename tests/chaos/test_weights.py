@@ -1,5 +1,7 @@
 """Transfers of weights that are cut in the middle: the old version goes on serving, and the next one is loaded."""
 
+import time
+
 import numpy as np
 import pytest
 import ray
@@ -82,7 +84,20 @@ def kill_publisher(run):
     kill_process(run.publisher)
     run.publisher = run.start_publisher()
     ray.get(run.publisher.__ray_ready__.remote(), timeout=DEADLINE_S)
+    wait_lost(report.weights_refs[0])
     run.sync.publish(report)
+
+
+def wait_lost(reference):
+    """Block until Ray knows that the owner of an object is dead; until then actors may still read the object."""
+    deadline = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline:
+        try:
+            ray.get(reference, timeout=DEADLINE_S)
+        except ray.exceptions.ObjectLostError:
+            return
+        time.sleep(0.1)
+    raise AssertionError("the object outlived its owner")
 
 
 def spoil(run):
