@@ -16,7 +16,6 @@ from torch import Tensor
 NUM_TIMES = 1000
 
 
-@functools.cache
 def data_shares() -> Tensor:
     """Return ᾱ of each time, float32 [1000]: a sigmoid schedule (https://arxiv.org/abs/2212.11972) from -3 to 3."""
     ends = torch.tensor([-3.0, 3.0]).sigmoid().double()  # float32, as published
@@ -27,6 +26,16 @@ def data_shares() -> Tensor:
     return (1 - noise_added).cumprod(0)
 
 
+@functools.cache
+def _tables(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return ᾱ of the times 0 to 999 and -1, and the levels halfway between those of two times, on a device."""
+    # The first caller may be a sampler in inference mode, and the next one a learner.
+    with torch.inference_mode(False):
+        shares = data_shares()
+        levels = flow_level(shares)
+        return torch.cat([shares, torch.ones(1)]).to(device), ((levels[1:] + levels[:-1]) / 2).to(device)
+
+
 def step_times(num_steps: int) -> Tensor:
     """Return the times of a sampler's steps from 999 down, int64 [num_steps + 1]; the last is -1, without noise."""
     return torch.linspace(-1, NUM_TIMES - 1, num_steps + 1).int().flip(0).long()
@@ -34,7 +43,7 @@ def step_times(num_steps: int) -> Tensor:
 
 def share_at(times: Tensor) -> Tensor:
     """Return ᾱ of times, float32 like `times`; 1 for the time -1."""
-    return torch.cat([data_shares(), torch.ones(1)]).to(times.device)[times]
+    return _tables(times.device)[0][times]
 
 
 def ddim_step(latents: Tensor, v: Tensor, share: Tensor, next_share: Tensor) -> Tensor:
@@ -52,18 +61,11 @@ def flow_level(share: Tensor) -> Tensor:
 
 def times_of(levels: Tensor) -> Tensor:
     """Return the time whose level is nearest, int64 like `levels`; -1 for the level 0, which has no noise."""
-    known = flow_level(data_shares()).to(levels.device)
-    edges = (known[1:] + known[:-1]) / 2
-    return torch.where(levels > 0, torch.bucketize(levels.contiguous(), edges), -1)
-
-
-def to_flow(latents: Tensor, share: Tensor) -> Tensor:
-    """Return a diffusion model's latents in a flow model's variables; the shares broadcast against the latents."""
-    return latents / (share.sqrt() + (1 - share).sqrt())
+    return torch.where(levels > 0, torch.bucketize(levels.contiguous(), _tables(levels.device)[1]), -1)
 
 
 def from_flow(latents: Tensor, share: Tensor) -> Tensor:
-    """Return a flow model's latents in a diffusion model's variables, the inverse of `to_flow`."""
+    """Return a flow model's latents in a diffusion model's variables; the shares broadcast against the latents."""
     return latents * (share.sqrt() + (1 - share).sqrt())
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 NEARLY_NOISE = 0.999
-"""From this level on, Flow-GRPO's step explores with the noise of the next level."""
+"""Above this level, the denominator of Flow-GRPO's step holds the next level."""
 
 
 @dataclass(frozen=True, slots=True)

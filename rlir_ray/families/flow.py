@@ -9,7 +9,7 @@ import torch
 from rlir_ray.config import Config, asset_path
 from rlir_ray.families import Family, compares
 from rlir_ray.models.compatibility import read_settings
-from rlir_ray.models.flow_forms import FlowForm, check_flow_world, codec_of, form_of, open_flow_policy, policy_settings
+from rlir_ray.models.flow_forms import check_flow_world, codec_of, form_of, open_flow_policy, policy_settings
 from rlir_ray.models.frame_codec import FrameCodec
 from rlir_ray.models.rescoring import FlowRescorer, Rescore
 from rlir_ray.samplers import Sampler
@@ -20,17 +20,14 @@ if TYPE_CHECKING:
     from rlir_ray.models.flow import FlowWorldModel
 
 
-def _form(config: Config) -> FlowForm:
-    return form_of(policy_settings(config), asset_path(config.models.policy))
-
-
 def _codec(config: Config) -> type[FrameCodec]:
     folder = asset_path(config.models.tokenizer)
     return codec_of(read_settings(folder, "config.json", "models.tokenizer"), folder).load()
 
 
 def _layout(config: Config) -> ActionLayout:
-    return _form(config).layout(policy_settings(config))
+    policy = policy_settings(config)
+    return form_of(policy, asset_path(config.models.policy)).layout(policy)
 
 
 def _flow_sampler(config: Config, policy: FlowWorldModel) -> Sampler:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import pickle
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+
+from rlir_ray.data.files import Json
 
 logger = logging.getLogger(__name__)
 
@@ -138,6 +142,38 @@ def open_library_model(load: Callable[..., Model], folder: Path | str, what: str
     )
     check_finite(model.state_dict(), f"all weights of {what} in {folder}")
     return model
+
+
+def open_diffusers_model(kind: type[Model], folder: Path | str, what: str) -> Model:
+    """Open a folder of one of our `diffusers` models, in float32 and evaluation mode, on the CPU.
+
+    Args:
+        kind: the model's class.
+        folder: what its `save_pretrained` wrote.
+        what: name of the model in error messages.
+
+    Raises:
+        ValueError: the config has unknown fields, or the weights do not fit the config or are not finite.
+    """
+    # Any: diffusers' mixins, which are not annotated.
+    library: Any = kind
+    known = inspect.signature(library.__init__).parameters
+    settings: Json = library.load_config(folder, local_files_only=True)
+    if unknown := [name for name in settings if name not in known and not name.startswith("_")]:
+        raise ValueError(
+            f"the config.json of {what} must set only fields of {kind.__name__}, got {unknown[0]}="
+            f"{settings[unknown[0]]!r} in {folder}; use a model that this version can read"
+        )
+    load: Callable[..., Model] = partial(
+        library.from_pretrained,
+        torch_dtype=torch.float32,
+        low_cpu_mem_usage=False,
+        local_files_only=True,
+        use_safetensors=True,
+    )
+    model = open_library_model(load, folder, what)
+    # nn.Module's own, because diffusers' `eval` is not annotated.
+    return nn.Module.eval(model)
 
 
 @contextmanager

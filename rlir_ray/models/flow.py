@@ -8,11 +8,11 @@ Legend: B clips, M frames of a pass, D h w a latent, N tokens a frame, L = M * N
 
 from __future__ import annotations
 
-import inspect
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from rlir_ray.algorithm.flow_steps import noise_levels
 from rlir_ray.data.files import Json
-from rlir_ray.models.checkpoints import open_library_model
+from rlir_ray.models.checkpoints import open_diffusers_model
 from rlir_ray.models.rotary import rotate_pairs, turns_by
 from rlir_ray.spaces.layouts import LAYOUT_KEY, SPACE_KEY, layout_of
 
@@ -179,41 +179,19 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore
         cache: FrameCache | None = None,
     ) -> tuple[Tensor, FrameCache]:
         """Compute the velocities as `forward` does; also return the cache entries of these frames."""
-        if places is None:
-            places = torch.arange(latents.shape[1])
-        visible = earlier_frames(places, cache) if visible is None else visible
+        places = torch.arange(latents.shape[1]) if places is None else places
         turns = rotations(places, self.grid, self.head_size).to(latents.device)  # [L, head size / 2]
         condition = functional.silu(self._condition(levels, actions))  # [B, M, E]
         x = self.embed(self._patches(latents))  # [B, L, E]
-        # A pass over one frame and its past needs no mask, and the fast kernels require that there is none.
-        mask = None if bool(visible.all()) else self._mask(visible.to(x.device), x.dtype)
-        kept = FrameCache([], [], places)
-        for number, block in enumerate(self.blocks):
-            past = (cache.keys[number], cache.values[number]) if cache is not None else None
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                checkpointed = self._gradient_checkpointing_func  # diffusers sets it with the flag
-                x, keys, values = checkpointed(block, x, condition, turns, mask, past)  # type: ignore[misc]  # not None
-            else:
-                x, keys, values = block(x, condition, turns, mask, past)
-            kept.keys.append(keys)
-            kept.values.append(values)
+        mask = frame_mask(visible, places, cache, x, self.tokens_per_frame)
+        x, kept = read_blocks(self, x, (condition, turns, mask), places, cache)
         shift, scale = self.final_modulation(condition).chunk(2, -1)
         x = self.head(modulate(normalise(x), shift, scale))
         return self._latents(x.float(), latents.shape[1]), kept
 
-    def _mask(self, visible: Tensor, dtype: torch.dtype) -> Tensor:
-        """Convert visibility of frames, bool [M, K], to a mask that is added to the tokens' scores, [M * N, K * N].
-
-        Computed once for all layers, because attention would convert a boolean mask in each layer.
-        """
-        added = torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, float("-inf"))
-        return added.repeat_interleave(self.tokens_per_frame, 0).repeat_interleave(self.tokens_per_frame, 1)
-
     def _condition(self, levels: Tensor, actions: Tensor) -> Tensor:
         """Embed noise level and action of each frame, [B, M, E]."""
-        exponents = torch.arange(NUM_FREQUENCIES, device=levels.device, dtype=torch.float32) / NUM_FREQUENCIES
-        angles = levels.float()[..., None] * LEVEL_SCALE * torch.exp(-math.log(10_000) * exponents)
-        waves = torch.cat([angles.cos(), angles.sin()], -1).to(self.dtype)
+        waves = wave_embedding(levels.float() * LEVEL_SCALE).to(self.dtype)
         tables = [table(actions[..., column]) for column, table in enumerate(self.actions)]
         level: Tensor = self.level(waves)
         return level + torch.stack(tables).sum(0)
@@ -305,6 +283,62 @@ def earlier_frames(places: Tensor, cache: FrameCache | None) -> Tensor:
     return visible
 
 
+def frame_mask(
+    visible: Tensor | None, places: Tensor, cache: FrameCache | None, like: Tensor, tokens_per_frame: int
+) -> Tensor | None:
+    """Return what is added to the scores of attention; None: all is visible.
+
+    Computed once for all blocks, because attention would convert a boolean mask in each block. A pass over one frame
+    and its past needs no mask, and the fast kernels require that there is none.
+
+    Args:
+        visible: bool [M, cached + M], which frames each frame attends to; None: `earlier_frames`.
+        places: int64 [M], of the frames of the pass.
+        cache: keys and values of the frames that were read before.
+        like: gives device and dtype.
+        tokens_per_frame: rows and columns of the result that belong to a frame.
+    """
+    visible = earlier_frames(places, cache) if visible is None else visible
+    if bool(visible.all()):
+        return None
+    hidden = ~visible.to(like.device)
+    added = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill(hidden, float("-inf"))
+    return added.repeat_interleave(tokens_per_frame, 0).repeat_interleave(tokens_per_frame, 1)
+
+
+# Any: a world model of any form, with diffusers' gradient checkpointing.
+def read_blocks(
+    model: Any, x: Tensor, inputs: Sequence[Tensor | None], places: Tensor, cache: FrameCache | None
+) -> tuple[Tensor, FrameCache]:
+    """Pass tokens through the blocks of a world model, and keep the keys and values of the frames.
+
+    Args:
+        model: has `blocks`, which map (x, *inputs, past keys and values) to x, keys and values.
+        x: [B, M * N, E].
+        inputs: of every block.
+        places: int64 [M], of the frames of the pass.
+        cache: keys and values of the frames that were read before.
+    """
+    kept = FrameCache([], [], places)
+    for number, block in enumerate(model.blocks):
+        past = (cache.keys[number], cache.values[number]) if cache is not None else None
+        if model.gradient_checkpointing and torch.is_grad_enabled():
+            # diffusers sets the function with the flag.
+            x, keys, values = model._gradient_checkpointing_func(block, x, *inputs, past)
+        else:
+            x, keys, values = block(x, *inputs, past)
+        kept.keys.append(keys)
+        kept.values.append(values)
+    return x, kept
+
+
+def wave_embedding(numbers: Tensor) -> Tensor:
+    """Embed numbers between 0 and 1000 as cosines, then sines, [...] to float32 [..., 2 * NUM_FREQUENCIES]."""
+    exponents = torch.arange(NUM_FREQUENCIES, device=numbers.device, dtype=torch.float32) / NUM_FREQUENCIES
+    angles = numbers.float()[..., None] * torch.exp(-math.log(10_000) * exponents)
+    return torch.cat([angles.cos(), angles.sin()], -1)
+
+
 def normalise(x: Tensor) -> Tensor:
     """Apply a layer norm without weights."""
     return functional.layer_norm(x, x.shape[-1:], eps=1e-6)
@@ -329,19 +363,5 @@ def open_flow_model(folder: Path | str) -> FlowWorldModel:
     Raises:
         ValueError: the config has unknown fields, or the weights do not fit the config or are not finite.
     """
-    known = inspect.signature(FlowWorldModel.__init__).parameters
-    settings: Json = FlowWorldModel.load_config(folder, local_files_only=True)
-    if unknown := [name for name in settings if name not in known and not name.startswith("_")]:
-        raise ValueError(
-            f"a flow policy's config.json must set only fields of FlowWorldModel, got {unknown[0]}="
-            f"{settings[unknown[0]]!r} in {folder}; use a policy that this version can read"
-        )
-    load = partial(
-        FlowWorldModel.from_pretrained,
-        torch_dtype=torch.float32,
-        low_cpu_mem_usage=False,
-        local_files_only=True,
-        use_safetensors=True,
-    )
-    model: FlowWorldModel = open_library_model(load, folder, "the policy").eval()
+    model: FlowWorldModel = open_diffusers_model(FlowWorldModel, folder, "the policy")
     return model

@@ -117,6 +117,20 @@ def stated_architecture(policy: Json) -> ArchitectureConfig:
     return form.architecture(policy) if form else policy_architecture(policy)
 
 
+def _architecture(policy: Json, latents: Latents, num_layers: int) -> ArchitectureConfig:
+    channels, height, width = latents
+    patch, hidden_size = policy["patch_size"], policy["hidden_size"]
+    return ArchitectureConfig(
+        tokens_per_frame=height * width // patch**2,
+        hidden_size=hidden_size,
+        intermediate_size=int(policy["mlp_ratio"] * hidden_size),
+        num_layers=num_layers,
+        num_heads=policy["num_heads"],
+        latent_channels=channels,
+        patch_size=patch,
+    )
+
+
 def _article(name: str) -> str:
     return f"{'an' if name[0] in 'AO' else 'a'} {name}"
 
@@ -146,17 +160,7 @@ def _autoencoder_latents(config: Config, folder: Path, autoencoder: Json) -> Lat
 
 
 def _flow_architecture(policy: Json) -> ArchitectureConfig:
-    channels, height, width = _flow_latents(policy)
-    patch = policy["patch_size"]
-    return ArchitectureConfig(
-        tokens_per_frame=height * width // patch**2,
-        hidden_size=policy["hidden_size"],
-        intermediate_size=int(policy["mlp_ratio"] * policy["hidden_size"]),
-        num_layers=policy["num_layers"],
-        num_heads=policy["num_heads"],
-        latent_channels=channels,
-        patch_size=patch,
-    )
+    return _architecture(policy, _flow_latents(policy), policy["num_layers"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -192,17 +196,7 @@ def _oasis_codec_latents(config: Config, folder: Path, autoencoder: Json) -> Lat
 
 
 def _oasis_architecture(policy: Json) -> ArchitectureConfig:
-    channels, height, width = _oasis_latents(policy)
-    patch = policy["patch_size"]
-    return ArchitectureConfig(
-        tokens_per_frame=height * width // patch**2,
-        hidden_size=policy["hidden_size"],
-        intermediate_size=int(policy["mlp_ratio"] * policy["hidden_size"]),
-        num_layers=policy["depth"],
-        num_heads=policy["num_heads"],
-        latent_channels=channels,
-        patch_size=patch,
-    )
+    return _architecture(policy, _oasis_latents(policy), policy["depth"])
 
 
 def _check_oasis(config: Config, policy: Json) -> None:

@@ -17,7 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rlir_ray.algorithm.diffusion_steps import ddim_step, share_at, step_times
-from rlir_ray.models.flow import FrameCache, earlier_frames, gated, modulate, normalise
+from rlir_ray.models.flow import (
+    NUM_FREQUENCIES,
+    FrameCache,
+    frame_mask,
+    gated,
+    modulate,
+    normalise,
+    read_blocks,
+    wave_embedding,
+)
 from rlir_ray.models.oasis_autoencoder import Mlp, OasisAutoencoder
 from rlir_ray.models.rotary import grid_turns, line_rates, rotate_pairs, turns_by
 
@@ -25,7 +34,6 @@ __all__ = ["CONTEXT_TIME", "OasisAutoencoder", "OasisWorldModel", "sample_publis
 
 CONTEXT_TIME = 14
 """The time that the model is told for frames without noise, as the published sampler does."""
-NUM_WAVES = 128
 # The published sampler clamps its initial noise.
 MAX_NOISE = 20.0
 
@@ -125,24 +133,13 @@ class OasisWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignor
     ) -> tuple[Tensor, FrameCache]:
         """Predict v as `forward` does; also return the cache entries of these frames, of temporal attention alone."""
         places = torch.arange(latents.shape[1]) if places is None else places
-        visible = earlier_frames(places, cache) if visible is None else visible
-        # A pass over one frame and its past needs no mask, and the fast kernels require that there is none.
-        hidden = None if bool(visible.all()) else ~visible.to(latents.device)
-        mask = hidden if hidden is None else torch.zeros_like(hidden, dtype=self.dtype).masked_fill_(hidden, -math.inf)
-        rotations = tuple(part.to(latents.device) for part in self._turns(places))
+        across, along = (part.to(latents.device) for part in self._turns(places))
         condition = self.t_embedder(timesteps, self.dtype) + self.external_cond(actions.to(self.dtype))  # [B, M, E]
         condition = functional.silu(condition)
         x = self.x_embedder(latents.to(self.dtype))  # [B, M * N, E]
-        kept = FrameCache([], [], places)
-        for number, block in enumerate(self.blocks):
-            past = (cache.keys[number], cache.values[number]) if cache is not None else None
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                checkpointed = self._gradient_checkpointing_func  # diffusers sets it with the flag
-                x, keys, values = checkpointed(block, x, condition, *rotations, mask, past)  # type: ignore[misc]  # not None
-            else:
-                x, keys, values = block(x, condition, *rotations, mask, past)
-            kept.keys.append(keys)
-            kept.values.append(values)
+        # Attention over time has one token a frame.
+        mask = frame_mask(visible, places, cache, x, tokens_per_frame=1)
+        x, kept = read_blocks(self, x, (condition, across, along, mask), places, cache)
         return self._latents(self.final_layer(x, condition).float(), latents.shape[1]), kept
 
     def rotary_rates(self) -> tuple[Tensor, Tensor]:
@@ -182,13 +179,11 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(2 * NUM_WAVES, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(nn.Linear(2 * NUM_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, times: Tensor, dtype: torch.dtype) -> Tensor:
         """Map int [B, M] to [B, M, E]."""
-        exponents = torch.arange(NUM_WAVES, device=times.device, dtype=torch.float32) / NUM_WAVES
-        angles = times.float()[..., None] * torch.exp(-math.log(10_000) * exponents)
-        embedded: Tensor = self.mlp(torch.cat([angles.cos(), angles.sin()], -1).to(dtype))
+        embedded: Tensor = self.mlp(wave_embedding(times).to(dtype))
         return embedded
 
 

@@ -5,7 +5,6 @@ Legend: N frames, H W pixels, C channels of a latent, h w grid.
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rlir_ray.models.autoencoder import check_latents
-from rlir_ray.models.checkpoints import open_library_model
+from rlir_ray.models.checkpoints import open_diffusers_model
 from rlir_ray.models.frame_codec import FrameCodec
 from rlir_ray.models.oasis_autoencoder import OasisAutoencoder
 
@@ -74,7 +73,4 @@ class OasisCodec(FrameCodec):
     def from_pretrained(
         cls, folder: Path | str, *, height: int | None = None, width: int | None = None, max_frames: int = 32
     ) -> Self:
-        load = partial(
-            OasisAutoencoder.from_pretrained, torch_dtype=torch.float32, low_cpu_mem_usage=False, local_files_only=True
-        )
-        return cls(open_library_model(load, folder, f"the {cls.what}"), max_frames).eval()
+        return cls(open_diffusers_model(OasisAutoencoder, folder, f"the {cls.what}"), max_frames).eval()

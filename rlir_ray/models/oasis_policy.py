@@ -8,7 +8,6 @@ Legend: B clips, M frames of a pass, C h w a latent.
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ from rlir_ray.algorithm.diffusion_steps import (
     step_times,
     times_of,
 )
-from rlir_ray.models.checkpoints import open_library_model
+from rlir_ray.models.checkpoints import open_diffusers_model
 from rlir_ray.models.flow import FrameCache
 from rlir_ray.models.oasis import CONTEXT_TIME, OasisWorldModel
 from rlir_ray.spaces.layouts import OasisLayout
@@ -87,14 +86,7 @@ def open_oasis_policy(folder: Path | str) -> OasisPolicy:
     """Open a folder that `convert oasis` or a run wrote, in float32 and evaluation mode, on the CPU.
 
     Raises:
-        ValueError: the weights do not fit the config or are not finite.
+        ValueError: the config has unknown fields, or the weights do not fit the config or are not finite.
     """
-    load = partial(
-        OasisPolicy.from_pretrained,
-        torch_dtype=torch.float32,
-        low_cpu_mem_usage=False,
-        local_files_only=True,
-        use_safetensors=True,
-    )
-    model: OasisPolicy = open_library_model(load, folder, "the policy").eval()
+    model: OasisPolicy = open_diffusers_model(OasisPolicy, folder, "the policy")
     return model

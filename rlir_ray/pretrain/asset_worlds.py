@@ -8,10 +8,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rlir_ray.data.files import Json, write_json
 from rlir_ray.pretrain.settings import SPLITS
 from rlir_ray.spaces.doom import DOOM_FIELDS
+
+if TYPE_CHECKING:
+    from rlir_ray.data.recordings import Split
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +71,12 @@ class AssetsPlan:
 class AssetWorld:
     """What differs between the embedded worlds."""
 
-    record: Callable[[Path, AssetsPlan], None]
-    """Records into a work folder, and writes oracle.json: the scores of actions read from true positions."""
+    collect: Callable[[Path, int, Split, AssetsPlan], None]
+    """Records a number of frames of a split into a folder."""
+    oracle: Callable[[Path, AssetsPlan], Json]
+    """Returns the scores of actions that are read from true positions, in a folder of recordings."""
+    max_bytes: int
+    """Most bytes of all shipped files."""
     summary_file: str
     """File of each folder of recordings that describes them."""
     architectures: dict[str, str]
@@ -77,68 +85,69 @@ class AssetWorld:
     """Fields that the world uses; empty: all fields of its space."""
     plan: AssetsPlan = field(default_factory=AssetsPlan)
 
+    def record(self, work: Path, plan: AssetsPlan) -> None:
+        """Record all splits into a work folder, and write oracle.json."""
+        sizes = {
+            RECORDINGS: (plan.train_frames, plan.validation_frames),
+            WORLD_RECORDINGS: (plan.world_frames, plan.world_frames // 10),
+        }
+        for folder, numbers in sizes.items():
+            for split, num_frames in zip(SPLITS, numbers, strict=True):
+                logger.info("%s: %d frames for %s", folder, num_frames, split)
+                self.collect(work / folder / split, num_frames, split, plan)
+        if not (work / ORACLE).is_file():
+            write_json(work / ORACLE, self.oracle(work / RECORDINGS, plan))
+
     def summary(self, folder: Path) -> Json:
         """Return what describes a folder of recordings, without the paths of this machine."""
         content = json.loads((folder / self.summary_file).read_text(encoding="utf-8"))
         return {key: value for key, value in content.items() if key not in ("basedir", "relpaths")}
 
 
-def _record_doom(work: Path, plan: AssetsPlan) -> None:
+def _collect_doom(folder: Path, num_frames: int, split: Split, plan: AssetsPlan) -> None:
+    from rlir_ray.worlds.doom import WORLD_MAPS, collect
+
+    # The world models see few maps, and learn them well.
+    maps = WORLD_MAPS if folder.parent.name == WORLD_RECORDINGS else None
+    collect(folder, num_frames=num_frames, split=split, seed=plan.seed, maps=maps, num_workers=plan.threads)
+
+
+def _oracle_doom(recordings: Path, plan: AssetsPlan) -> Json:
     from rlir_ray.data.vpt.index import list_recordings
     from rlir_ray.data.vpt.pairs import read_events
     from rlir_ray.pretrain.doom_oracle import oracle_macro_f1
-    from rlir_ray.worlds.doom import WORLD_MAPS, collect
 
-    many = {"train": plan.train_frames, "validation": plan.validation_frames}
-    few = {"train": plan.world_frames, "validation": plan.world_frames // 10}
-    for folder, sizes, maps in ((RECORDINGS, many, None), (WORLD_RECORDINGS, few, WORLD_MAPS)):
-        for split in SPLITS:
-            logger.info("%s: %d frames for %s", folder, sizes[split], split)
-            collect(
-                work / folder / split,
-                num_frames=sizes[split],
-                split=split,
-                seed=plan.seed,
-                maps=maps,
-                num_workers=plan.threads,
-            )
-    if not (work / ORACLE).is_file():
-        events = {
-            split: [read_events(path.with_suffix(".jsonl")) for path in list_recordings(work / RECORDINGS / split)]
-            for split in SPLITS
-        }
-        write_json(work / ORACLE, oracle_macro_f1(events["train"], events["validation"], seed=plan.seed))
+    train, validation = (
+        [read_events(path.with_suffix(".jsonl")) for path in list_recordings(recordings / split)] for split in SPLITS
+    )
+    return dict(oracle_macro_f1(train, validation, seed=plan.seed))
 
 
-def _record_pusht(work: Path, plan: AssetsPlan) -> None:
-    from rlir_ray.pretrain.pusht_oracle import oracle_r2
+def _collect_pusht(folder: Path, num_frames: int, split: Split, plan: AssetsPlan) -> None:
     from rlir_ray.worlds.pusht import collect_pusht
 
-    few = {"train": plan.train_frames, "validation": plan.validation_frames}
-    many = {"train": plan.world_frames, "validation": plan.world_frames // 10}
-    for folder, sizes in ((RECORDINGS, few), (WORLD_RECORDINGS, many)):
-        for split in SPLITS:
-            logger.info("%s: %d frames for %s", folder, sizes[split], split)
-            collect_pusht(
-                work / folder / split,
-                num_frames=sizes[split],
-                split=split,
-                seed=plan.seed,
-                num_workers=plan.threads,
-            )
-    if not (work / ORACLE).is_file():
-        write_json(work / ORACLE, oracle_r2(*(work / RECORDINGS / split for split in SPLITS)))
+    collect_pusht(folder, num_frames=num_frames, split=split, seed=plan.seed, num_workers=plan.threads)
+
+
+def _oracle_pusht(recordings: Path, plan: AssetsPlan) -> Json:
+    from rlir_ray.pretrain.pusht_oracle import oracle_r2
+
+    return dict(oracle_r2(*(recordings / split for split in SPLITS)))
 
 
 WORLDS = {
     "doom": AssetWorld(
-        record=_record_doom,
+        collect=_collect_doom,
+        oracle=_oracle_doom,
+        max_bytes=32_000_000,
         summary_file="index.json",
         architectures={"reward_idm": "vpt", "judge_idm": "correlation"},
         groups=DOOM_FIELDS,
     ),
     "pusht": AssetWorld(
-        record=_record_pusht,
+        collect=_collect_pusht,
+        oracle=_oracle_pusht,
+        max_bytes=20_000_000,
         summary_file="settings.json",
         architectures={"reward_idm": "keypoints", "judge_idm": "difference"},
         plan=AssetsPlan(

@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 MODELS = ("tokenizer", "world_model", "autoencoder", "flow_model", "reward_idm", "judge_idm")
 # Files beside the weights that are needed to open a model or that report its training.
 PUBLISHED = ("config.json", "generation_config.json", "tokenizer.json", "training.json", "curve.jsonl")
-MAX_BYTES = 32_000_000
 
 
 def make_assets(work: Path, out: Path, plan: AssetsPlan, world: AssetWorld) -> Json:
@@ -152,7 +151,7 @@ def publish(work: Path, out: Path, plan: Json, world: AssetWorld) -> Json:
     """Copy the models with their settings, curves and held-out metrics, and write made.json.
 
     Raises:
-        ValueError: a model is missing, or all files together exceed `MAX_BYTES`.
+        ValueError: a model is missing, or all files together exceed the world's `max_bytes`.
     """
     temporary = out.with_name(out.name + ".part")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -173,8 +172,10 @@ def publish(work: Path, out: Path, plan: Json, world: AssetWorld) -> Json:
     }
     write_json(temporary / "made.json", made)
     size = sum(path.stat().st_size for path in temporary.rglob("*") if path.is_file())
-    if size > MAX_BYTES:
-        raise ValueError(f"shipped checkpoints must stay under {MAX_BYTES} bytes, got {size}; train smaller models")
+    if size > world.max_bytes:
+        raise ValueError(
+            f"shipped checkpoints must stay under {world.max_bytes} bytes, got {size}; train smaller models"
+        )
     replace_folder(temporary, out)
     logger.info("%s: %.1f MB", out, size / 1e6)
     return made

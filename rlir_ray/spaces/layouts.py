@@ -103,11 +103,11 @@ class FieldsLayout:
 
     name = "fields"
 
-    def __init__(self, space: ActionSpace) -> None:
+    def __init__(self, space: ActionSpace, class_counts: tuple[int, ...] = ()) -> None:
         self.space = space
-        self.class_counts = tuple(field.num_classes for field in space.fields)
-        self.num_tokens, self.num_ids = len(space) + 2, sum(self.class_counts) + 2
-        # BOS has the first id and EOS the last; the classes of the fields lie between, field after field.
+        self.class_counts = class_counts or tuple(field.num_classes for field in space.fields)
+        self.num_tokens, self.num_ids = len(self.class_counts) + 2, sum(self.class_counts) + 2
+        # BOS has the first id and EOS the last; the classes of the columns lie between, column after column.
         self._offsets = 1 + np.cumsum([0, *self.class_counts[:-1]])
 
     def tokens(self, actions: Actions, first_id: int) -> npt.NDArray[np.int64]:
@@ -133,11 +133,7 @@ class OasisLayout(FieldsLayout):
     name = "oasis"
 
     def __init__(self) -> None:
-        super().__init__(VPT_SPACE)
-        self.class_counts = oasis.CLASS_COUNTS
-
-    def tokens(self, actions: Actions, first_id: int) -> npt.NDArray[np.int64]:
-        raise NotImplementedError("the layout oasis is of flow models, which get classes")
+        super().__init__(VPT_SPACE, oasis.CLASS_COUNTS)
 
     def classes(self, actions: Actions) -> npt.NDArray[np.int64]:
         _check_actions(self.space, actions)

@@ -19,7 +19,6 @@ from rlir_ray.algorithm.diffusion_steps import (
     share_at,
     step_times,
     times_of,
-    to_flow,
 )
 from rlir_ray.algorithm.flow_steps import ode_step
 from rlir_ray.models.oasis import OasisAutoencoder, OasisWorldModel, sample_published
@@ -114,6 +113,11 @@ def test_gradient_checkpointing_changes_no_gradient(model: OasisWorldModel, gold
         torch.testing.assert_close(gradient(), plain, rtol=1e-5, atol=1e-8)
     finally:
         model.disable_gradient_checkpointing()
+
+
+def to_flow(latents: Tensor, share: Tensor) -> Tensor:
+    """A diffusion model's latents in a flow model's variables."""
+    return latents / (share.sqrt() + (1 - share).sqrt())
 
 
 @pytest.mark.parametrize("number", range(10))

@@ -73,13 +73,33 @@ def test_the_plan_is_read_from_the_command_line_with_its_types(monkeypatch, caps
     assert "Minutes of the tokenizer's training" in capsys.readouterr().out
 
 
-def test_assets_that_are_too_large_are_refused(work, tmp_path, monkeypatch):
-    monkeypatch.setattr(assets, "MAX_BYTES", 100)
+def test_assets_that_are_too_large_are_refused(work, tmp_path):
     with pytest.raises(ValueError, match="must stay under 100 bytes"):
-        assets.publish(work, tmp_path / "out", {}, DOOM)
+        assets.publish(work, tmp_path / "out", {}, replace(DOOM, max_bytes=100))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_stage_without_minutes_is_refused_before_anything_is_recorded() -> None:
     with pytest.raises(ValueError, match="--reward-idm-minutes must be a finite number above 0, got 0; set"):
         assets.AssetsPlan(reward_idm_minutes=0)
+
+
+def test_a_world_is_recorded_twice_in_two_splits_and_its_oracle_is_computed_once(tmp_path):
+    recorded, plan = [], assets.AssetsPlan(train_frames=30, validation_frames=20, world_frames=100)
+    world = replace(
+        DOOM,
+        collect=lambda folder, num_frames, split, plan: recorded.append(
+            (str(folder.relative_to(tmp_path)), num_frames)
+        ),
+        oracle=lambda recordings, plan: {"yaw": float(recordings == tmp_path / "recordings")},
+    )
+    world.record(tmp_path, plan)
+    assert recorded == [
+        ("recordings/train", 30),
+        ("recordings/validation", 20),
+        ("recordings_world/train", 100),
+        ("recordings_world/validation", 10),
+    ]
+    world = replace(world, oracle=lambda recordings, plan: pytest.fail("computed again"))
+    world.record(tmp_path, plan)
+    assert json.loads((tmp_path / "oracle.json").read_text()) == {"yaw": 1.0}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from rlir_ray.algorithm import diffusion_steps
 from rlir_ray.algorithm.diffusion_steps import times_of
 from rlir_ray.config import Config, FlowConfig, LoraConfig
 from rlir_ray.config.load import load_config
@@ -99,8 +100,21 @@ def test_the_first_step_explores_with_finite_noise(policy: OasisPolicy) -> None:
     record = group.record
     assert record.levels[0, 0, 0] == pytest.approx(0.99945, abs=1e-5)
     drawn = record.latents[:, :, 1] - record.means[:, :, 0]
-    # sqrt(s' / (1 - s')) * noise level * sqrt(s - s') of the next level, .7456, and not of .99945, which gives 15.
-    assert 0.4 < float(drawn.std()) < 1.5
+    # The next level, .7456, stands in the denominator; with .99945 the deviation would be 15.
+    level, following = record.levels[0, 0, :2]
+    wanted = FLOW.noise_level * np.sqrt(level / (1 - following) * (level - following))
+    assert float(drawn.std()) == pytest.approx(float(wanted), rel=0.05)
+
+
+def test_a_learner_may_follow_a_sampler_that_was_first_in_this_process(policy: OasisPolicy) -> None:
+    diffusion_steps._tables.cache_clear()
+    latents, levels = torch.randn(1, 2, 4, 6, 8), torch.tensor([[0.0, 0.5]])
+    actions = torch.from_numpy(policy.layout.classes(VPT_SPACE.nothing(2)))[None]
+    with torch.inference_mode():
+        policy(latents, levels, actions)
+    latents.requires_grad_()
+    policy(latents, levels, actions).square().sum().backward()
+    assert latents.grad is not None and bool(latents.grad[:, 1].any())
 
 
 def test_checkpoints_fit_their_world_and_settings(config: Config) -> None:

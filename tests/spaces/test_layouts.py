@@ -9,6 +9,7 @@ from rlir_ray.spaces.fields import Axis, Uniform
 from rlir_ray.spaces.layouts import (
     FieldsLayout,
     MineworldLayout,
+    OasisLayout,
     check_layout,
     layout_for,
     layout_of,
@@ -52,6 +53,17 @@ def test_mineworld_has_11_tokens_of_70_ids_and_nine_classes() -> None:
     assert (layout.num_tokens, layout.num_ids, layout.class_counts) == (11, 70, (21, 21, 10, 3, 3, 3, 3, 2, 3))
     assert layout.tokens(tiny_actions(3), 8192).shape == (3, 11)
     assert layout.classes(VPT_SPACE.nothing(1)).tolist() == [[10, 10, 0, 0, 0, 0, 0, 0, 0]]
+
+
+def test_oasis_has_one_class_for_each_of_its_25_numbers() -> None:
+    layout, actions = OasisLayout(), tiny_actions(4, 0)
+    classes = layout.classes(actions)
+    assert classes.shape == (4, 25) and layout.class_counts.count(2) == 23 and layout.class_counts.count(81) == 2
+    assert bool((classes < np.array(layout.class_counts)).all())
+    tokens = layout.tokens(actions, 100)
+    assert tokens.shape == (4, layout.num_tokens) and layout.num_ids == 2 + 23 * 2 + 2 * 81
+    # Each column has ids of its own, in the columns' order, between BOS and EOS.
+    assert bool((np.diff(tokens, axis=1) > 0).all()) and set(tokens[:, -1]) == {100 + layout.num_ids - 1}
 
 
 def test_settings_open_the_layout_that_wrote_them() -> None:
