@@ -220,7 +220,8 @@ def reward_metrics(scores: Sequence[RewardScores], discount: float) -> dict[str,
     `reward/std` is the standard deviation between a group's clips, averaged over groups. `credit/clip_std` and
     `credit/frame_std` are the same for the returns under each credit, whichever credit is configured. `rule/balanced`
     is the share of recovered commands, averaged over commanded classes and fields. `rule/balanced` and
-    `follow/*` cover the fields that occur in the commands; if none occurs, these metrics are absent.
+    `follow/*` cover the fields that occur in the commands; if none occurs, these metrics are absent. Graded axes have
+    `follow/axis_error` instead, the mean error as a share of their range.
 
     Args:
         scores: the scores of the groups.
@@ -244,4 +245,6 @@ def reward_metrics(scores: Sequence[RewardScores], discount: float) -> dict[str,
         metrics["follow/accuracy"] = float(np.mean([accuracy(count) for count in counts]))
         metrics["rule/balanced"] = float(np.mean([balanced_accuracy(count) for count in counts]))
         metrics["follow/macro_f1"] = float(np.mean([macro_f1(count) for count in counts]))
+    if errors := [error for group in scores for error in group.axis_errors.values()]:
+        metrics["follow/axis_error"] = float(np.mean(errors))
     return metrics

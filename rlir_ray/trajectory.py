@@ -238,6 +238,8 @@ class RewardScores:
     """Field -> [classes, classes] counts, rows commanded, columns recovered."""
     null_classes: dict[str, int | None] = field(default_factory=dict)
     """Field of `confusion` -> its class that does nothing; 0 for a field that is missing here."""
+    axis_errors: dict[str, float] = field(default_factory=dict)
+    """Graded axis -> mean distance of the recovered from the commanded numbers, as a share of its range."""
     failure: str = ""
     """Why the group could not be scored, in one line; the ledger counts the group as failed, and training goes on."""
 
@@ -260,6 +262,7 @@ class RewardScores:
             "rules": {name: float(value) for name, value in self.rules.items()},
             "confusion": {name: np.asarray(counts).tolist() for name, counts in self.confusion.items()},
             "null_classes": self.null_classes,
+            "axis_errors": self.axis_errors,
         }
 
     @classmethod
@@ -270,6 +273,7 @@ class RewardScores:
             rules=content["rules"],
             confusion={name: np.array(counts, np.int64) for name, counts in content["confusion"].items()},
             null_classes=content.get("null_classes", {}),
+            axis_errors=content.get("axis_errors", {}),
         )
 
 

@@ -154,6 +154,17 @@ def test_a_field_is_in_use_if_another_class_than_its_idle_one_was_commanded() ->
         assert reward_metrics([moved], 1.0)["follow/accuracy"] == 0.5
 
 
+def test_graded_axes_have_an_error_in_place_of_classes() -> None:
+    rewards = np.zeros((2, 2), np.float32)
+    groups = [
+        RewardScores(group_id=index, frame_rewards=rewards, axis_errors={"dx": 0.1 * index, "dy": 0.3})
+        for index in (0, 1)
+    ]
+    found = reward_metrics(groups, 1.0)
+    assert found["follow/axis_error"] == pytest.approx((0 + 0.3 + 0.1 + 0.3) / 4)
+    assert not {"follow/accuracy", "follow/macro_f1", "rule/balanced"} & set(found)
+
+
 class MeanLatent:
     """Rewards frames of latents by their mean; bounded, as an inverse reward is, whatever the latents are."""
 

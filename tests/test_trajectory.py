@@ -105,10 +105,12 @@ def test_scores_survive_json_and_those_without_null_classes_are_read():
         rules={"groups": 0.75},
         confusion={"gear": np.eye(3, dtype=np.int64), "side": np.eye(2, dtype=np.int64)},
         null_classes={"gear": 1, "side": None},
+        axis_errors={"steer": 0.125},
     )
     content = json.loads(json.dumps(scores.to_json()))
     again = RewardScores.from_json(content)
     assert again.null_classes == scores.null_classes and again.rules == scores.rules
+    assert again.axis_errors == scores.axis_errors
     assert again.confusion["gear"].tolist() == scores.confusion["gear"].tolist()
     del content["null_classes"]
     assert RewardScores.from_json(content).null_classes == {}

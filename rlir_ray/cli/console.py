@@ -67,6 +67,7 @@ STILL_EVERY_S, TICK_S = 30.0, 1.0
 STEP_FORMATS = (
     ("reward/mean", "reward {:.3f}"),
     ("follow/macro_f1", "macro-F1 {:.3f}"),
+    ("follow/axis_error", "axis error {:.3f}"),
     ("loss/kl", "KL {:.4f}"),
     ("ratio/kl", "step KL {:.4f}"),
     ("ratio/clip_fraction", "clip {:.1%}"),

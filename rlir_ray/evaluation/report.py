@@ -25,6 +25,7 @@ REPORT, PICTURE, TEMPLATE = "report.html", "report.png", "report.html.jinja"
 CHARTS: tuple[tuple[str, dict[str, str], bool], ...] = (
     ("Reward", {"reward": "reward/mean"}, False),
     ("Commanded actions recovered (reward IDM)", {"accuracy": "follow/accuracy", "macro-F1": "follow/macro_f1"}, False),
+    ("Distance from commanded numbers, share of range (reward IDM)", {"axis error": "follow/axis_error"}, True),
     ("Agreement by rule", {"groups": "rule/groups", "joint": "rule/joint", "fields": "rule/fields"}, False),
     ("KL to the base", {"KL": "loss/kl"}, True),
     ("Share of clipped decisions", {"clip": "ratio/clip_fraction"}, True),

@@ -228,14 +228,15 @@ class InverseReward:
             frame_rewards=rewards.numpy().astype(np.float32),
             rules=every_rule(exact, soft, commanded, self.axis_match),
             confusion=field_confusion(recovered.numpy(), commanded, names),
-            null_classes={name: field.null_class for name, field in fields.items()},
+            null_classes={name: field.null_class for name, field in fields.items() if not field.is_graded},
+            axis_errors=axis_errors(soft, commanded, names),
         )
 
 
 def field_confusion(
     recovered: npt.NDArray[np.int64], commanded: Actions, names: Sequence[str]
 ) -> dict[str, npt.NDArray[np.int64]]:
-    """Count each pair of commanded (rows) and recovered (columns) classes.
+    """Count each pair of commanded (rows) and recovered (columns) classes, of every field but graded axes.
 
     Args:
         recovered: int64 [G, F, len(names)], recovered classes.
@@ -249,4 +250,22 @@ def field_confusion(
     return {
         field.name: confusion(recovered[..., column], classes[..., column], field.num_classes)
         for column, field in enumerate(commanded.space.select(names))
+        if not field.is_graded
     }
+
+
+def axis_errors(probabilities: Mapping[str, Tensor], commanded: Actions, names: Sequence[str]) -> dict[str, float]:
+    """Average the distance of the expected from the commanded number, as a share of the range, of every graded axis.
+
+    Args:
+        probabilities: field -> [G, F, K].
+        commanded: F commanded actions, the same for all G clips.
+        names: fields of their space.
+    """
+    errors = {}
+    for field in commanded.space.select(names):
+        if isinstance(field, Axis) and field.is_graded:
+            wanted = torch.from_numpy(commanded.values_of([field.name])[:, 0].clip(field.low, field.high))
+            distance = (axis_values(probabilities[field.name], field) - wanted).abs().mean()
+            errors[field.name] = float(distance) / (field.high - field.low)
+    return errors

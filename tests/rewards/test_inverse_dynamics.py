@@ -111,7 +111,10 @@ def test_another_space_is_scored_alike() -> None:
     # Steer 0.5 is bin 6, 0 is bin 4. Frame 0: (.7 + .75) / 2, frame 1: (.2 + .25) / 2.
     found = score()
     np.testing.assert_allclose(found.frame_rewards, [[0.725, 0.225]], rtol=1e-6)
-    assert found.null_classes == {"gear": 1, "steer": 4} and found.confusion["gear"].tolist()[1] == [0, 0, 1]
+    assert found.null_classes == {"gear": 1} and found.confusion["gear"].tolist()[1] == [0, 0, 1]
+    # Steer is graded, of a range of 2: the expected number is 1/3 (a quarter of 0, three of 4/9); commanded: .5 and 0.
+    assert found.confusion.keys() == {"gear"}
+    assert found.axis_errors == {"steer": pytest.approx((1 / 6 + 1 / 3) / 2 / 2)}
     # The centres of bins 4 and 6 are 0 and 4/9, the scale .1 of 2 is .2.
     smooth = score(axis="smooth")
     errors = np.array([[0.5, 0.5 - 4 / 9], [0, 4 / 9]])
