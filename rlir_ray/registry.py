@@ -40,7 +40,7 @@ AXES = {
         members={"autoregressive": "rlir_ray.families.autoregressive:FAMILY", "flow": "rlir_ray.families.flow:FAMILY"},
         needs=(
             *("open_policy", "codec", "check_world", "rollout_sampler", "evaluation_sampler", "rescorer"),
-            *("sampling_text", "layout", "cells", "group_bytes"),
+            *("sampling_text", "layout", "cells", "record"),
         ),
         is_class=False,
     ),

@@ -19,7 +19,7 @@ from rlir_ray.algorithm.batching import micro_batches
 from rlir_ray.config import Config, TrainConfig
 from rlir_ray.data.clips import Clip, ClipRequest, PromptSplit
 from rlir_ray.data.prompts import open_source
-from rlir_ray.families import family_of, make_objective
+from rlir_ray.families import family_of, group_bytes, make_objective
 from rlir_ray.idm.base import InverseDynamics
 from rlir_ray.learner.objectives import Columns, Objective
 from rlir_ray.learner.step import StepBatch, layout, stack, trained_decisions
@@ -243,8 +243,8 @@ def check_family(config: Config, prompts: Sequence[Prompt]) -> None:
         check(np.array_equal(video.codes, repeated.codes), "the same seeds must give the same clips", "other clips")
         check(not group.not_finite(), "a group must be finite", group.not_finite())
         size = group.nbytes + video.codes.nbytes
-        stated = family.group_bytes(config, frame_shape)
-        check(size <= stated, f"group_bytes must be at least what a group holds, {size}", stated)
+        stated = group_bytes(config, frame_shape)
+        check(size <= stated, f"the family's record must be at least what a group holds, {size} bytes", stated)
     _check_ratio(config, policy, [group for group, _ in drawn])
     codec = family.codec(config).from_pretrained(Path(config.models.tokenizer), height=world.height, width=world.width)
     frames = codec.decode(torch.from_numpy(drawn[0][1].codes[0].astype(_wide(drawn[0][1]))))

@@ -14,6 +14,7 @@ from rlir_ray.families import (
     action_space,
     cells_of,
     family_of,
+    group_bytes,
     make_objective,
     open_codec,
     open_policy,
@@ -45,7 +46,7 @@ def test_estimate_of_a_flow_group_is_what_it_holds(make_config, checkpoints, opt
     config = make_config(*flow_overrides(checkpoints), *options)
     sampler = family_of(config).rollout_sampler(config, open_policy(config))
     group, video = sampler.sample(tiny_flow_prompts(1, num_frames=3), [0], [0], config.train.group_size)[0]
-    assert family_of(config).group_bytes(config, LATENT_SHAPE) == group.nbytes + video.codes.nbytes
+    assert group_bytes(config, LATENT_SHAPE) == group.nbytes + video.codes.nbytes
 
 
 @pytest.mark.parametrize("family", ["autoregressive", "flow"])
@@ -58,7 +59,7 @@ def test_estimate_and_space_of_a_policy_of_another_space_are_its_own(make_config
     assert family_of(config).check_world(config) == frame and action_space(config) == SPACE
     sampler = family_of(config).rollout_sampler(config, open_policy(config))
     group, video = sampler.sample(prompts, [0], [0], config.train.group_size)[0]
-    assert family_of(config).group_bytes(config, frame) == group.nbytes + video.codes.nbytes
+    assert group_bytes(config, frame) == group.nbytes + video.codes.nbytes
     cells = cells_of(config)(SPACE.axes[0], np.array([0.5], np.float32))
     assert cells.nonzero()[1].tolist() == [6]
 
@@ -190,7 +191,7 @@ def test_every_shipped_recipe_holds_its_steps_in_its_budget(recipe):
     steps = 1 + config.train.max_staleness
     # Where none is stated a run takes what is free: this much on a laptop of 8 GB.
     budget = config.object_store_budget_bytes or 1_000_000_000
-    assert steps * config.train.prompts_per_step * family_of(config).group_bytes(config, frame) <= budget
+    assert steps * config.train.prompts_per_step * group_bytes(config, frame) <= budget
 
 
 @pytest.mark.gpu

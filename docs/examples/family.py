@@ -133,12 +133,12 @@ def check_world(config: Config) -> FrameShape:
     return (policy["tokens_per_frame"],)
 
 
-def group_bytes(config: Config, frame: FrameShape) -> int:
-    """At most what a group holds in the object store: record, decisions and video."""
+def record(config: Config, frame: FrameShape, num_clips: int) -> tuple[TokenRecord[Tensor], int]:
+    """What a rollout stores of some clips, on the meta device, and the decisions of a clip."""
     world, (size,) = config.world, frame
     length = world.num_context * size + world.num_frames * (NUM_CLASSES + size)
-    video = 4 * (world.num_context + world.num_frames) * size
-    return config.train.group_size * (4 * length + 5 * world.num_frames * size + video)
+    tokens = torch.empty(num_clips, length, dtype=torch.int32, device="meta")
+    return TokenRecord(tokens), world.num_frames * size
 
 
 def _sampler(config: Config, policy: Any, temperature: float = 0.0) -> NextFrameSampler:
@@ -155,5 +155,5 @@ FAMILY = Family(
     sampling_text=lambda config: f"temperature {config.evaluation.temperatures[0]:g}, a whole frame at once",
     layout=lambda config: LAYOUT,
     cells=lambda layout: layout.class_cells,
-    group_bytes=group_bytes,
+    record=record,
 )

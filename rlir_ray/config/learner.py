@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from rlir_ray.config.messages import require
-from rlir_ray.config.section import INT, NonNegativeFloat, NonNegativeInt, PositiveInt, Resources, section
+from rlir_ray.config.section import FLOAT, INT, NonNegativeFloat, NonNegativeInt, PositiveInt, Resources, section
 
 
 @section("learner")
@@ -23,6 +23,8 @@ class LearnerConfig:
     """Logical CPUs that Ray reserves for a rank."""
     use_gpu: bool = False
     """true: one GPU per rank, with NCCL; false: CPUs, with gloo."""
+    gpu_share: Annotated[float, Field(strict=True, gt=0, le=1), FLOAT] = 1.0
+    """Share of its GPU that Ray reserves for a single rank; below 1, the pools can share one GPU."""
     resources: Resources = field(default_factory=dict)
     """Custom resources that place a rank on a node with these resources: {learner_node: 0.01}."""
     num_threads: PositiveInt = 1
@@ -48,6 +50,13 @@ class LearnerConfig:
             "must be 1..3 with learner.precision=bf16, because DeepSpeed without ZeRO sums gradients in bfloat16",
             self.zero_stage,
             "use 1",
+        )
+        require(
+            self.gpu_share == 1 or self.num_workers == 1,
+            "learner.gpu_share",
+            "must be 1 with several ranks, because NCCL allows one rank on a GPU",
+            self.gpu_share,
+            "leave it out or set learner.num_workers=1",
         )
         require(
             self.engine != "torch" or self.num_workers == 1,

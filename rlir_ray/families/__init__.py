@@ -6,6 +6,8 @@ libraries only when a model is opened.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ from rlir_ray.registry import build, load
 from rlir_ray.samplers import Sampler
 from rlir_ray.spaces.layouts import ActionLayout, Cells
 from rlir_ray.spaces.space import ActionSpace
-from rlir_ray.trajectory import FrameShape
+from rlir_ray.trajectory import FlowRecord, FrameShape, TokenRecord
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,8 +51,8 @@ class Family:
     """Returns how the configured policy gets actions, from the settings of its checkpoint."""
     cells: Callable[[ActionLayout], Cells]
     """Returns which bins of an axis the policy cannot tell apart."""
-    group_bytes: Callable[[Config, FrameShape], int]
-    """Returns the bound of one group in flight, in bytes: its training columns and its encoded video."""
+    record: Callable[[Config, FrameShape, int], tuple[TokenRecord[torch.Tensor] | FlowRecord[torch.Tensor], int]]
+    """Returns what a rollout stores of G clips, on the meta device, and T: its shapes give the run's memory."""
 
 
 def family_of(config: Config) -> Family:
@@ -76,6 +78,25 @@ def cells_of(config: Config) -> Cells:
     """Return which bins of an axis the configured policy cannot tell apart."""
     family = family_of(config)
     return family.cells(family.layout(config))
+
+
+def group_bytes(config: Config, frame: FrameShape) -> int:
+    """Return the most bytes of one group in flight: its training columns and its encoded video.
+
+    Args:
+        config: the run's.
+        frame: shape of an encoded frame.
+    """
+    group_size, world = config.train.group_size, config.world
+    record, num_decisions = family_of(config).record(config, frame, group_size)
+    columns = [getattr(record, entry.name) for entry in dataclasses.fields(record)]
+    record_bytes = sum(int(column.nbytes) for column in columns if column is not None)
+    # Log-probabilities in float32, and the mask.
+    decision_bytes = (1 if config.train.objective == "nft" else 5) * num_decisions
+    # The types of `stored_codes`.
+    code_bytes = 4 if len(frame) == 1 and config.architecture.num_codes > 1 << 16 else 2
+    video_bytes = code_bytes * (world.num_context + world.num_frames) * math.prod(frame)
+    return record_bytes + group_size * (decision_bytes + video_bytes)
 
 
 def compares(config: Config) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from rlir_ray.config import Config, asset_path
@@ -14,7 +15,7 @@ from rlir_ray.models.frame_codec import FrameCodec
 from rlir_ray.models.rescoring import Rescore, TokenRescorer
 from rlir_ray.samplers import Sampler
 from rlir_ray.spaces.layouts import ActionLayout, Cells
-from rlir_ray.trajectory import FrameShape
+from rlir_ray.trajectory import FrameShape, TokenRecord
 
 if TYPE_CHECKING:
     from rlir_ray.models.autoregressive import WorldModel
@@ -60,13 +61,12 @@ def _token_sampling(config: Config) -> str:
     return f"temperature {settings.temperatures[0]:g}, top-p {settings.top_p:g}, raster decoding"
 
 
-def _token_group_bytes(config: Config, frame: FrameShape) -> int:
+def _token_record(config: Config, frame: FrameShape, num_clips: int) -> tuple[TokenRecord[torch.Tensor], int]:
     world, (num_tokens,) = config.world, frame
     num_frames = world.num_context + world.num_frames
     length = num_frames * num_tokens + (num_frames - 1) * policy_layout(config).num_tokens
-    columns = 4 * length + 5 * world.num_frames * num_tokens  # int32 tokens; float32 and bool decisions
-    code_bytes = 4 if config.architecture.num_codes > 1 << 16 else 2  # the types of `stored_codes`
-    return config.train.group_size * (columns + code_bytes * num_frames * num_tokens)
+    tokens = torch.empty(num_clips, length, dtype=torch.int32, device="meta")
+    return TokenRecord(tokens), world.num_frames * num_tokens
 
 
 def _token_cells(layout: ActionLayout) -> Cells:
@@ -87,5 +87,5 @@ FAMILY = Family(
     sampling_text=_token_sampling,
     layout=policy_layout,
     cells=_token_cells,
-    group_bytes=_token_group_bytes,
+    record=_token_record,
 )

@@ -14,7 +14,7 @@ from rlir_ray.models.frame_codec import FrameCodec
 from rlir_ray.models.rescoring import FlowRescorer, Rescore
 from rlir_ray.samplers import Sampler
 from rlir_ray.spaces.layouts import ActionLayout, Cells
-from rlir_ray.trajectory import FrameShape
+from rlir_ray.trajectory import FlowRecord, FrameShape
 
 if TYPE_CHECKING:
     from rlir_ray.models.flow import FlowWorldModel
@@ -47,16 +47,23 @@ def _flow_sampling(config: Config) -> str:
     return f"{config.flow.num_steps} denoising steps a frame, noise scale {config.evaluation.temperatures[0]:g}"
 
 
-def _flow_group_bytes(config: Config, frame: FrameShape) -> int:
-    world, size = config.world, int(torch.Size(frame).numel())
+def _flow_record(config: Config, frame: FrameShape, num_clips: int) -> tuple[FlowRecord[torch.Tensor], int]:
+    world, window = config.world, 0 if config.train.objective == "nft" else config.flow.window
     num_frames, num_past = world.num_frames, world.num_context + world.num_frames - 1
-    window = 0 if config.train.objective == "nft" else config.flow.window
-    states = num_frames * (window + 1) * 4 * (size + 1)  # float32 latents and their levels
-    means = num_frames * window * 4 * size if config.train.grpo.ratio == "guard" else 0
     columns = len(_layout(config).class_counts)
-    history = num_past * 4 * (size + 1) + (num_past + 1) * columns  # float32 latents and their levels; uint8 actions
-    decisions = 5 * num_frames * window if window else num_frames  # float32 and bool, or only bool
-    return config.train.group_size * (states + means + history + decisions + 2 * (num_past + 1) * size)
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(num_clips, *shape, dtype=dtype, device="meta")
+
+    record = FlowRecord(
+        latents=empty(num_frames, window + 1, *frame),
+        levels=empty(num_frames, window + 1),
+        history=empty(num_past, *frame),
+        history_levels=empty(num_past),
+        actions=empty(num_past + 1, columns, dtype=torch.uint8),
+        means=empty(num_frames, window, *frame) if config.train.grpo.ratio == "guard" else None,
+    )
+    return record, num_frames * max(1, window)
 
 
 def _flow_cells(layout: ActionLayout) -> Cells:
@@ -77,5 +84,5 @@ FAMILY = Family(
     sampling_text=_flow_sampling,
     layout=_layout,
     cells=_flow_cells,
-    group_bytes=_flow_group_bytes,
+    record=_flow_record,
 )

@@ -62,7 +62,7 @@ def bundle(part: PoolConfig) -> dict[str, float]:
     if isinstance(part, EvaluationConfig):
         amounts = {"GPU": part.num_gpus}
     else:
-        num_gpus = float(part.use_gpu) if isinstance(part, LearnerConfig) else part.num_gpus
+        num_gpus = part.gpu_share * part.use_gpu if isinstance(part, LearnerConfig) else part.num_gpus
         amounts = {"CPU": part.num_cpus, "GPU": num_gpus, **part.resources}
     return {name: amount for name, amount in amounts.items() if amount}
 

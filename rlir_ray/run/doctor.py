@@ -74,7 +74,10 @@ def machine_findings(config: Config) -> Iterator[Finding]:
     yield from _optional_findings(config)
     yield run_check("engine", lambda: _engine(config))
     yield run_check("video codec", _video_codec)
-    yield run_check("checkpoints", lambda: _checkpoints(config))
+    found = run_check("checkpoints", lambda: _checkpoints(config))
+    yield found
+    if found.level == "ok":
+        yield run_check("learner memory", lambda: _learner_memory(config), "warn")
 
 
 def _python() -> Finding:
@@ -213,3 +216,18 @@ def _checkpoints(config: Config) -> str:
     run = resolve(config)
     check_checkpoints(run.models)
     return f"whole, of one world; an encoded frame is {'x'.join(map(str, run.frame_shape))}"
+
+
+def _learner_memory(config: Config) -> str:
+    import torch
+
+    from rlir_ray.families import family_of, open_policy
+    from rlir_ray.run.memory import learner_memory
+
+    needed = learner_memory(config, open_policy(config, "meta"), family_of(config).check_world(config))
+    if not config.learner.use_gpu or not torch.cuda.is_available():
+        return needed.text()
+    have = torch.cuda.get_device_properties(0).total_memory
+    if needed.total > have:
+        raise ValueError(f"must fit a GPU of {_gb(have)} GB, got {needed.text()}; {needed.remedy(config.learner)}")
+    return f"{needed.text()}, of {_gb(have)} GB"

@@ -80,7 +80,7 @@ RESUME_OVERRIDABLE = frozenset(
     + [f"reward.{key}" for key in ("address", "audit", "num_replicas", "min_replicas", "max_replicas", "target_queue")]
     + [f"reward.{key}" for key in ("num_cpus", "num_gpus", "resources", "num_threads", "max_frames", "timeout_s")]
     + [f"learner.{key}" for key in ("engine", "num_workers", "zero_stage", "offload_optimizer", "max_restarts")]
-    + [f"learner.{key}" for key in ("num_cpus", "use_gpu", "resources", "num_threads")]
+    + [f"learner.{key}" for key in ("num_cpus", "use_gpu", "gpu_share", "resources", "num_threads")]
     + [f"learner.{key}" for key in ("decision_budget", "gradient_checkpointing")]
     + [f"weights.{key}" for key in ("transfer", "bucket_bytes")]
 )

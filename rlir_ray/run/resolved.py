@@ -11,7 +11,7 @@ from rlir_ray.config import Config, require
 from rlir_ray.data.digests import used_models
 from rlir_ray.data.prompts import heldout_bytes
 from rlir_ray.data.recordings import open_recordings, split_path
-from rlir_ray.families import action_space, family_of
+from rlir_ray.families import action_space, family_of, group_bytes
 from rlir_ray.idm.base import space_of
 from rlir_ray.models.compatibility import read_settings
 from rlir_ray.registry import load
@@ -61,7 +61,7 @@ def resolve(config: Config) -> ResolvedRun:
         config=config,
         models=models,
         frame_shape=frame_shape,
-        group_bytes=family.group_bytes(config, frame_shape),
+        group_bytes=group_bytes(config, frame_shape),
         weight_bytes=weight_bytes,
         heldout_bytes=heldout_bytes(config),
         space=space,
