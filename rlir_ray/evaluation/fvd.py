@@ -1,7 +1,7 @@
 """Fréchet video distance in StyleGAN-V's form (arXiv 2112.14683), between the I3D features of two sets of clips.
 
-The numbers are those of github.com/JunyaoHu/common_metrics_on_video_quality (`method='styleganv'`), which MineWorld
-reports. Legend: B clips, F frames, D features.
+The numbers are those of github.com/JunyaoHu/common_metrics_on_video_quality (`method='styleganv'`). MineWorld reports
+the mean of the distances of the first 10, 11, ... F frames. Legend: B clips, F frames, D features.
 """
 
 from __future__ import annotations
@@ -123,6 +123,11 @@ def fvd(i3d: I3D, generated: Tensor, real: Tensor) -> float:
             f"{list(real.shape[1:])}; cut both to the generated frames"
         )
     return frechet_distance(i3d(generated), i3d(real))
+
+
+def prefix_features(i3d: I3D, clips: Tensor) -> list[npt.NDArray[np.float64]]:
+    """Compute the features of the first 10, 11, ... F frames of clips uint8 [B, F, H, W, 3], float64 [B, D] each."""
+    return [i3d(clips[:, :num_frames]) for num_frames in range(MIN_FRAMES, clips.shape[1] + 1)]
 
 
 def frechet_distance(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:

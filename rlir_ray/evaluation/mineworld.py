@@ -60,11 +60,11 @@ def action_following(predicted: Sequence[Clip], recorded: Sequence[Clip]) -> Jso
     Example: one clip of two frames; jump was read in both and recorded in the first; all else is right. Then jump has
     ``precision_micro == 0.5`` and ``recall_macro == 0.5``.
     """
-    read, commanded = _pooled(predicted, recorded)
+    read, commanded = pooled(predicted, recorded)
     per_task = {}
     for task, members in TASKS.items():
         num_classes = len(members) + 1
-        counts = confusion(_classes(read, members), _classes(commanded, members), num_classes)
+        counts = confusion(task_classes(read, members), task_classes(commanded, members), num_classes)
         per_task[task] = {**_figures(counts), "class_num": num_classes}
     distance = np.abs(VPT_CAMERA.bins(read[CAMERA]) - VPT_CAMERA.bins(commanded[CAMERA]))  # [N, 2]
     mean = {figure: float(np.mean([scores[figure] for scores in per_task.values()])) for figure in FIGURES}
@@ -88,9 +88,9 @@ def following_in_use(predicted: Sequence[Clip], recorded: Sequence[Clip]) -> Jso
 
     Example: only jump is ever pressed, with an F1 of .255: ``f1_macro == 0.255`` here, .894 in MineWorld's mean.
     """
-    read, commanded = _pooled(predicted, recorded)
+    read, commanded = pooled(predicted, recorded)
     per_task = action_following(predicted, recorded)["per_task"]
-    tasks = [task for task, members in TASKS.items() if _classes(commanded, members).any()]
+    tasks = [task for task, members in TASKS.items() if task_classes(commanded, members).any()]
     mean = {figure: float(np.mean([per_task[task][figure] for task in tasks])) if tasks else None for figure in FIGURES}
     bins = VPT_CAMERA.bins(commanded[CAMERA])  # [N, 2]
     turns = (bins != VPT_CAMERA.null_class).any(0)  # [2]
@@ -98,7 +98,7 @@ def following_in_use(predicted: Sequence[Clip], recorded: Sequence[Clip]) -> Jso
     return {"tasks": tasks, "mean": {**mean, "camera_loss": float(distance.mean()) if turns.any() else None}}
 
 
-def _pooled(predicted: Sequence[Clip], recorded: Sequence[Clip]) -> tuple[Columns, Columns]:
+def pooled(predicted: Sequence[Clip], recorded: Sequence[Clip]) -> tuple[Columns, Columns]:
     """Concatenate the frames of all clips, for each side: button -> bool [N], camera -> float64 [N, 2]."""
     if len(predicted) != len(recorded) or not len(recorded):
         raise ValueError(
@@ -148,7 +148,7 @@ def _shown(values: npt.NDArray[np.generic]) -> str:
     return f"{list(values.shape)} with {values.ravel()[:4].tolist()}..."
 
 
-def _classes(columns: Columns, members: Sequence[str]) -> npt.NDArray[np.int64]:
+def task_classes(columns: Columns, members: Sequence[str]) -> npt.NDArray[np.int64]:
     """Compute the class of a task in each frame, int64 [N]."""
     pressed = np.stack([columns[name] for name in members], -1)
     return np.where(pressed.sum(-1) == 1, pressed.argmax(-1) + 1, 0)

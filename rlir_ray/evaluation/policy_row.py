@@ -13,6 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -20,10 +21,11 @@ from rlir_ray.algorithm.seeds import group_seed
 from rlir_ray.data.files import Json
 from rlir_ray.data.prompts import encode_prompts
 from rlir_ray.evaluation.evaluate import decode_clips, followed, read_generated
-from rlir_ray.evaluation.fvd import I3D, frechet_distance
+from rlir_ray.evaluation.fvd import I3D, frechet_distance, prefix_features
+from rlir_ray.evaluation.gameworldscore import game_world_score
 from rlir_ray.evaluation.lpips import LPIPS
 from rlir_ray.evaluation.mineworld import Columns, action_following, actions_clip, following_in_use, logits_clips
-from rlir_ray.evaluation.quality import Quality, clip_quality, join_quality
+from rlir_ray.evaluation.quality import Quality, clip_quality, inner_ssim, join_quality
 from rlir_ray.rewards.classification import or_none
 from rlir_ray.rewards.field_scores import FieldValues
 from rlir_ray.spaces.layouts import check_space
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 # The published table's name of each column -> our figure.
 MEANS = {"P": "precision_macro", "R": "recall_macro", "F1": "f1_macro", "camera": "camera_loss"}
 NO_WEIGHTS = "no weights given"
+Features = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,14 +57,20 @@ class PolicyRow:
     psnr: float
     """dB, mean over the frames, like `ssim` (-1..1) and `lpips` (>= 0)."""
     ssim: float
+    """Without the five pixels at each border, as MineWorld computes it."""
     following: Json | None
     """Result of `action_following`: MineWorld's means, over its seven tasks; None in another space than VPT's."""
     following_in_use: Json | None = None
     """Result of `following_in_use`: means over the tasks that the recordings use."""
+    game_world_score: Json | None = None
+    """Result of `game_world_score`; None in another space than VPT's."""
     fields: dict[str, dict[str, float | None]] | None = None
     """Field -> its figures, as `Following.per_group`; None in VPT's space."""
     lpips: float | None = None
     fvd: float | None = None
+    """Mean of the distances of the first 10, 11, ... F frames, as MineWorld reports it."""
+    fvd_whole: float | None = None
+    """Distance of all F frames."""
 
     def lines(self) -> list[str]:
         """Format the figures over the tasks in use, and the row of MineWorld's main table, for a terminal."""
@@ -79,16 +88,15 @@ class PolicyRow:
             lines.append(f"{name}: {', '.join(known) or 'not in use'}")
         if self.fields:
             lines.append("")
-        following = self.following
-        if self.fields is not None:
-            return lines + _columns({"FPS": f"{self.fps:.2f}", **self._picture_cells()})
-        return lines + _columns(
-            {
-                "FPS": f"{self.fps:.2f}",
-                **{name: f"{following['mean'][key]:.3f}" if following else NO_WEIGHTS for name, key in MEANS.items()},
-                **self._picture_cells(),
-            }
-        )
+        following, cells = self.following, {"FPS": f"{self.fps:.2f}"}
+        if self.fields is None:
+            cells |= {name: f"{following['mean'][key]:.3f}" if following else NO_WEIGHTS for name, key in MEANS.items()}
+        lines += _columns({**cells, **self._picture_cells()})
+        if self.fvd_whole is not None:
+            lines.append(f"FVD is the mean over the first 10, 11, … frames; that of all frames is {self.fvd_whole:.1f}")
+        if score := self.game_world_score:
+            lines.append(f"GameWorldScore's accuracies: keyboard {score['keyboard']:.3f}, mouse {score['mouse']:.3f}")
+        return lines
 
     def _picture_cells(self) -> dict[str, str]:
         return {
@@ -153,6 +161,7 @@ def evaluate_row(
         frames = decode_clips(tokenizer, codes_tensor([video for _, video in groups]))
         totals.qualities.append(clip_quality(frames, world.num_frames, real))
         generated, recorded = frames[:, -world.num_frames :], real[:, -world.num_frames :]
+        totals.ssim.append(inner_ssim(generated, recorded))
         if idm is not None:
             commands = [clip.actions[-world.num_frames :] for clip in part]
             if idm.space == VPT_SPACE:
@@ -165,7 +174,7 @@ def evaluate_row(
         if lpips is not None:
             totals.lpips.append(lpips(generated.flatten(0, 1), recorded.flatten(0, 1)))
         if i3d is not None:
-            totals.features.append((i3d(generated), i3d(recorded)))
+            totals.features.append((prefix_features(i3d, generated), prefix_features(i3d, recorded)))
         totals.num_clips += len(part)
         if progress:
             progress(totals.num_clips)
@@ -185,26 +194,33 @@ class _Totals:
         self.readings: list[FieldValues] = []
         self.commands: list[Actions] = []
         self.lpips: list[Tensor] = []
-        self.features: list[tuple[np.ndarray, np.ndarray]] = []
+        self.ssim: list[Tensor] = []
+        self.features: list[tuple[list[Features], list[Features]]] = []
 
     def row(self, world: WorldConfig) -> PolicyRow:
-        quality = join_quality(self.qualities)
-        distance = None
-        if self.features:
-            generated, real = (np.concatenate(side) for side in zip(*self.features, strict=True))
-            distance = frechet_distance(generated, real)
-        assert quality.psnr is not None and quality.ssim is not None
+        quality, distances = join_quality(self.qualities), self._distances()
+        assert quality.psnr is not None
         return PolicyRow(
             num_clips=self.num_clips,
             fps=self.num_clips * world.num_frames / self.sampling_s,
             psnr=float(quality.psnr.mean()),
-            ssim=float(quality.ssim.mean()),
+            ssim=float(torch.cat(self.ssim).mean()),
             following=action_following(self.read, self.commanded) if self.read else None,
             following_in_use=following_in_use(self.read, self.commanded) if self.read else None,
+            game_world_score=game_world_score(self.read, self.commanded) if self.read else None,
             fields=self._fields(world.groups) if self.readings else None,
             lpips=float(torch.cat(self.lpips).mean()) if self.lpips else None,
-            fvd=distance,
+            fvd=float(np.mean(distances)) if distances else None,
+            fvd_whole=distances[-1] if distances else None,
         )
+
+    def _distances(self) -> list[float]:
+        """Return the Fréchet distances of the first 10, 11, ... F frames; empty without a network."""
+        sides = [list(zip(*side, strict=True)) for side in zip(*self.features, strict=True)]  # prefixes of chunks
+        return [
+            frechet_distance(np.concatenate(generated), np.concatenate(real))
+            for generated, real in zip(*sides, strict=True)
+        ]
 
     def _fields(self, names: Sequence[str]) -> dict[str, dict[str, float | None]]:
         per_group = followed(self.commands, names, self.readings).per_group

@@ -18,6 +18,8 @@ from rlir_ray.data.files import Json
 
 # The PSNR of two equal frames is infinite.
 MAX_PSNR = 100.0
+# Half of SSIM's window of 11 pixels.
+BORDER = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +95,24 @@ def _against(generated: Tensor, real: Tensor) -> dict[str, Tensor]:
     ssim = torch.as_tensor(structural_similarity_index_measure(ours, theirs, data_range=255.0, reduction="none"))
     num_clips = len(generated)
     return {"psnr": _mean(psnr.clamp(max=MAX_PSNR).view(num_clips, -1)), "ssim": _mean(ssim.view(num_clips, -1))}
+
+
+def inner_ssim(generated: Tensor, real: Tensor) -> Tensor:
+    """Compute the SSIM of clips as the published evaluators do, without the windows that cross the border.
+
+    Args:
+        generated, real: uint8 [B, F, H, W, 3]. If a side has 10 pixels or less, all windows count.
+
+    Returns:
+        float64 [B], means over the frames.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    ours, theirs = (clips.flatten(0, 1).movedim(-1, 1).double() for clips in (generated, real))
+    _, whole = structural_similarity_index_measure(ours, theirs, data_range=255.0, return_full_image=True)
+    inner = torch.as_tensor(whole)[..., BORDER:-BORDER, BORDER:-BORDER]
+    kept = inner if inner.numel() else torch.as_tensor(whole)
+    return _mean(kept.flatten(1).mean(1).view(len(generated), -1))
 
 
 def join_quality(parts: Sequence[Quality]) -> Quality:

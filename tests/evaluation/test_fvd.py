@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlir_ray.evaluation import fvd as fvd_module
-from rlir_ray.evaluation.fvd import I3D, frechet_distance, fvd, i3d_input
+from rlir_ray.evaluation.fvd import I3D, frechet_distance, fvd, i3d_input, prefix_features
 
 
 class ChannelMeans(nn.Module):
@@ -157,3 +157,9 @@ def test_what_fvd_cannot_judge_is_refused(i3d: I3D, tmp_path: Path) -> None:
         I3D(tmp_path / "absent.pt")
     with pytest.raises(ValueError, match="finite features"):
         frechet_distance(np.array([[0.0], [np.nan]]), np.array([[0.0], [1.0]]))
+
+
+def test_the_features_of_every_prefix_of_ten_frames_or_more_are_computed() -> None:
+    clips = torch.arange(13, dtype=torch.uint8).view(1, 13, 1, 1, 1).expand(2, 13, 4, 6, 3)
+    found = prefix_features(lambda part: part[:, -1, 0, 0, :1].double().numpy(), clips)  # type: ignore[arg-type]
+    assert [features[0, 0] for features in found] == [9, 10, 11, 12]

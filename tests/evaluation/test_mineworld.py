@@ -26,7 +26,7 @@ GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "action_following_me
 PREDICTED, RECORDED = ([video[side] for video in GOLDEN["videos"]] for side in ("predicted", "recorded"))
 
 
-def row_lines(following: dict[str, Any] | None, in_use: dict[str, Any] | None = None, **figures: float) -> list[str]:
+def row_lines(following: dict[str, Any] | None, in_use: dict[str, Any] | None = None, **figures: Any) -> list[str]:
     return PolicyRow(
         num_clips=1, following=following, following_in_use=in_use, **{"fps": 1, "psnr": 20, "ssim": 1, **figures}
     ).lines()
@@ -207,7 +207,11 @@ def test_the_row_has_macro_means_and_says_what_is_missing() -> None:
         "no weights given",
     ]
     assert len(header) == len(row) and row.index("0.451") == header.index("LPIPS")
-    assert row_lines(following, fvd=246.04)[1].endswith("no weights given  246.0")
+    _, row, whole, score = row_lines(
+        following, fvd=246.04, fvd_whole=250.2, game_world_score={"keyboard": 0.7329, "mouse": 0.545}
+    )
+    assert row.endswith("no weights given  246.0") and whole.endswith("that of all frames is 250.2")
+    assert score == "GameWorldScore's accuracies: keyboard 0.733, mouse 0.545"
 
 
 def test_means_in_use_leave_out_tasks_and_camera_axes_that_never_occur() -> None:

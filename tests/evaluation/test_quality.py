@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlir_ray.data.files import strict_json
-from rlir_ray.evaluation.quality import MAX_PSNR, Quality, clip_quality, join_quality
+from rlir_ray.evaluation.quality import MAX_PSNR, Quality, clip_quality, inner_ssim, join_quality
 from rlir_ray.evaluation.results import quality_changes
 
 
@@ -87,3 +87,26 @@ def test_a_figure_that_was_null_in_json_is_nan_when_it_is_read_back() -> None:
     quality = Quality(brightness=np.array([1.0, np.nan]), sharpness=ones, motion=ones)
     read = Quality.from_json(json.loads(strict_json(quality.to_json())))
     assert np.array_equal(read.brightness, quality.brightness, equal_nan=True) and read.psnr is None
+
+
+def test_inner_ssim_is_the_mean_over_the_windows_inside_the_picture() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = (torch.randint(256, (2, 2, 16, 20, 3), dtype=torch.uint8, generator=generator) for _ in range(2))
+    # The definition, with windows of 11 pixels and a deviation of 1.5.
+    line = torch.exp(-(torch.arange(11.0, dtype=torch.float64) - 5).square() / (2 * 1.5**2))
+    window = torch.outer(line, line) / line.sum() ** 2
+    one, other = (
+        clips.double().movedim(-1, 2).unfold(-2, 11, 1).unfold(-2, 11, 1) for clips in (ours, theirs)
+    )  # [B, F, 3, 6, 10, 11, 11]
+
+    def mean(values: torch.Tensor) -> torch.Tensor:
+        return (values * window).sum((-2, -1))
+
+    first, second = mean(one), mean(other)
+    covariance = mean(one * other) - first * second
+    variances = mean(one**2) - first**2 + mean(other**2) - second**2
+    low, high = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    wanted = (2 * first * second + low) * (2 * covariance + high)
+    wanted = wanted / ((first**2 + second**2 + low) * (variances + high))
+    torch.testing.assert_close(inner_ssim(ours, theirs), wanted.flatten(1).mean(1), atol=1e-6, rtol=0)
+    assert inner_ssim(ours, ours).tolist() == pytest.approx([1, 1])
