@@ -58,12 +58,13 @@ def game_world_score(predicted: Sequence[Clip], recorded: Sequence[Clip]) -> Jso
     }
 
 
-def directions(camera: npt.NDArray[np.generic]) -> npt.NDArray[np.int64]:
+def directions(camera: npt.ArrayLike) -> npt.NDArray[np.int64]:
     """Return the direction of each turn, [..., 2] in degrees (pitch, yaw; down and right positive) to int64 [...].
 
     0 is none, then up, down, left, right, up-left, up-right, down-left, down-right. If one angle is exactly ±.01
     degrees, the published comparisons fit no case: the direction is none.
     """
-    sides = np.where(np.abs(camera) < MIN_DEGREES, 0, np.where(camera < 0, 1, 2))  # [..., 2]
+    angles = np.asarray(camera, np.float64)
+    sides = np.where(np.abs(angles) < MIN_DEGREES, 0, np.where(angles < 0, 1, 2))  # [..., 2]
     found: npt.NDArray[np.int64] = DIRECTIONS[sides[..., 0], sides[..., 1]]
-    return np.where((np.abs(camera) == MIN_DEGREES).any(-1), 0, found)
+    return np.where((np.abs(angles) == MIN_DEGREES).any(-1), 0, found)
