@@ -106,5 +106,8 @@ def published_quantizer(name: int) -> FiniteScalarQuantizer:
         ValueError: there is no such list.
     """
     if name not in LEVELS:
-        raise ValueError(f"levels of a published quantizer must be one of {', '.join(map(str, LEVELS))}, got {name!r}")
+        raise ValueError(
+            f"levels of a published quantizer must be one of {', '.join(map(str, LEVELS))}, got {name!r}; give the "
+            "published config.json"
+        )
     return FiniteScalarQuantizer(LEVELS[name])
