@@ -13,6 +13,7 @@ MADE_OF_A_LIBRARY = {
     *(f"rlir_ray.models.{name}" for name in ("flow", "oasis", "oasis_autoencoder", "oasis_codec", "oasis_policy")),
     *(f"rlir_ray.models.rlvr_{name}" for name in ("codec", "compressive", "tokenizer")),
     "rlir_ray.published.oasis",
+    "rlir_ray.published.rlvr",
     "rlir_ray.samplers.vllm",
 }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from rlir_ray.config import ArchitectureConfig, Config, asset_path
 from rlir_ray.data.files import Json
 from rlir_ray.models.autoregressive import sequence_length
+from rlir_ray.models.llama_config import check_sequence
 from rlir_ray.models.tokenizer_forms import tokenizer_form
 from rlir_ray.spaces.layouts import ActionLayout, layout_of
 from rlir_ray.trajectory import FrameShape
@@ -33,6 +34,7 @@ def check_token_world(config: Config) -> FrameShape:
             f"models.policy must be a LlamaForCausalLM, got another config.json in {policy_folder}; give a "
             "world model's folder"
         )
+    check_sequence(policy, f"models.policy in {policy_folder}")
     form = tokenizer_form(tokenizer, folder)
     height, width = grid_of(config, folder, tokenizer)
     tokens_per_frame = height * width

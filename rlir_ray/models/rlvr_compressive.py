@@ -15,6 +15,7 @@ from diffusers.models.autoencoders.vae import Decoder, Encoder
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from rlir_ray.data.files import Json
 from rlir_ray.models.fsq import published_quantizer
 from rlir_ray.models.rlvr_tokenizer import check_blocks
 
@@ -96,9 +97,9 @@ class RlvrCompressiveTokenizer(ModelMixin, ConfigMixin):  # type: ignore[misc]  
         self.patches = (self.grid[0] // patch_size, self.grid[1] // patch_size)
         self.context_quantizer = published_quantizer(vq_fsq_levels)
         self.quantizer = published_quantizer(dyn_fsq_levels)
-        common = {"layers_per_block": layers_per_block, "norm_num_groups": norm_num_groups, "act_fn": act_fn}
+        common: Json = {"layers_per_block": layers_per_block, "norm_num_groups": norm_num_groups, "act_fn": act_fn}
         channels = tuple(block_out_channels)
-        down = {
+        down: Json = {
             "in_channels": in_channels,
             "out_channels": latent_channels,
             "down_block_types": tuple(down_block_types),
@@ -106,7 +107,7 @@ class RlvrCompressiveTokenizer(ModelMixin, ConfigMixin):  # type: ignore[misc]  
             "double_z": False,
             **common,
         }
-        up = {
+        up: Json = {
             "in_channels": latent_channels,
             "out_channels": out_channels,
             "up_block_types": tuple(up_block_types),
@@ -141,14 +142,14 @@ class RlvrCompressiveTokenizer(ModelMixin, ConfigMixin):  # type: ignore[misc]  
             order.
 
         Raises:
-            ValueError: the images have another size.
+            ValueError: the images have another size, or there is no later frame.
         """
         self._check_images(images)
         vectors, context = self.context_vectors(images[:, 0])
         context_ids = self.context_quantizer.quantize(vectors.movedim(1, -1))[1]  # [B, h, w]
         later = self.patch_vectors(self.later_features(images[:, 1:].flatten(0, 1), context))
         ids = self.quantizer.quantize(later)[1]  # [B * F, h * w / p²]
-        return context_ids.flatten(1)[:, None], ids.unflatten(0, (len(images), -1))
+        return context_ids.flatten(1)[:, None], ids.unflatten(0, (len(images), images.shape[1] - 1))
 
     def detokenize(self, context_ids: Tensor, ids: Tensor) -> Tensor:
         """Decode clips.
@@ -171,7 +172,11 @@ class RlvrCompressiveTokenizer(ModelMixin, ConfigMixin):  # type: ignore[misc]  
         Args:
             ids: int [B, h * w], in raster order; the offset of a sequence may be included, because it is a multiple of
                 the last number's step.
+
+        Raises:
+            ValueError: another number of ids.
         """
+        self._check_ids(ids, 1, self.grid)
         codes = self.context_quantizer.codes(ids.unflatten(1, self.grid)).movedim(-1, 1).to(self.dtype)
         images, features = self.decoder.with_features(self.post_quant_conv(codes))
         return Context(images, tuple(features[index] for index in self.cond_decoder.reads))
@@ -185,9 +190,14 @@ class RlvrCompressiveTokenizer(ModelMixin, ConfigMixin):  # type: ignore[misc]  
 
         Returns:
             [B * G, F, 3, H, W], about in [0, 1] but not clamped.
+
+        Raises:
+            ValueError: another number of ids, or of clips.
         """
+        self._check_ids(ids, len(context.images), self.patches)
         codes = self.quantizer.codes(ids.flatten(0, 1)).to(self.dtype)
-        images: Tensor = self.cond_decoder(self._from_patches(self.post_quant_linear(codes)), context.features)
+        latents = self._from_patches(self.post_quant_linear(codes))
+        images = self.cond_decoder.with_context(latents, context.features)
         return images.unflatten(0, ids.shape[:2])
 
     # The steps of encoding.
@@ -214,8 +224,7 @@ class RlvrCompressiveTokenizer(ModelMixin, ConfigMixin):  # type: ignore[misc]  
         Returns:
             [B * F, C, h, w].
         """
-        features: Tensor = self.cond_encoder(images.to(self.dtype), context)
-        return features
+        return self.cond_encoder.with_context(images.to(self.dtype), context)
 
     def patch_vectors(self, features: Tensor) -> Tensor:
         """Map features [n, C, h, w] to vectors before quantization, [n, h * w / p², D]."""
@@ -233,10 +242,18 @@ class RlvrCompressiveTokenizer(ModelMixin, ConfigMixin):  # type: ignore[misc]  
 
     def _check_images(self, images: Tensor) -> None:
         height = self.config["resolution"]
-        if images.ndim != 5 or images.shape[3:] != (height, height * 5 // 4):
+        if images.ndim != 5 or images.shape[1] < 2 or images.shape[3:] != (height, height * 5 // 4):
             raise ValueError(
                 f"the tokenizer reads clips [B, 1 + F, 3, {height}, {height * 5 // 4}], got {list(images.shape)}; "
-                "resize the video"
+                "resize the video, and give at least one later frame"
+            )
+
+    def _check_ids(self, ids: Tensor, num_clips: int, grid: tuple[int, int]) -> None:
+        num_ids = grid[0] * grid[1]
+        if not ids.numel() or ids.shape[-1] != num_ids or len(ids) % num_clips:
+            raise ValueError(
+                f"the tokenizer decodes {num_ids} ids of a frame and whole groups of {num_clips} contexts, got "
+                f"{list(ids.shape)}; give them in the order [clips, frames, ids]"
             )
 
 
@@ -280,9 +297,9 @@ class LaterEncoder(Encoder):
         groups: of each group norm.
     """
 
-    def __init__(self, settings: dict[str, object], height: int, most: int, groups: int) -> None:
-        super().__init__(**settings, mid_block_add_attention=True)  # type: ignore[arg-type]  # of one form above
-        channels: tuple[int, ...] = settings["block_out_channels"]  # type: ignore[assignment]
+    def __init__(self, settings: Json, height: int, most: int, groups: int) -> None:
+        super().__init__(**settings, mid_block_add_attention=True)
+        channels: tuple[int, ...] = settings["block_out_channels"]
         heights = [height // 2 ** min(index + 1, len(channels) - 1) for index in range(len(channels))]
         self.attending = [index for index, rows in enumerate(heights) if rows <= most]
         self.reads = [1 + index for index in self.attending]
@@ -291,7 +308,7 @@ class LaterEncoder(Encoder):
             ContextAttention(channels[index], heights[index], groups) for index in self.attending
         )
 
-    def forward(self, images: Tensor, context: tuple[Tensor, ...]) -> Tensor:
+    def with_context(self, images: Tensor, context: tuple[Tensor, ...]) -> Tensor:
         """Encode images [n, 3, H, W] with the features `reads` of their context frames, as [n, C, h, w]."""
         x = self.conv_in(images)
         attention = zip(self.cross_att_blocks, context, strict=True)
@@ -315,9 +332,9 @@ class LaterDecoder(Decoder):
         groups: of each group norm.
     """
 
-    def __init__(self, settings: dict[str, object], height: int, most: int, groups: int) -> None:
-        super().__init__(**settings, mid_block_add_attention=True)  # type: ignore[arg-type]  # of one form above
-        channels: tuple[int, ...] = settings["block_out_channels"]  # type: ignore[assignment]
+    def __init__(self, settings: Json, height: int, most: int, groups: int) -> None:
+        super().__init__(**settings, mid_block_add_attention=True)
+        channels: tuple[int, ...] = settings["block_out_channels"]
         widths = channels[::-1]
         heights = [height * 2 ** min(index + 1, len(channels) - 1) for index in range(len(channels))]
         self.attending = [index for index, rows in enumerate(heights) if rows <= most]
@@ -330,7 +347,7 @@ class LaterDecoder(Decoder):
             ]
         )
 
-    def forward(self, latents: Tensor, context: tuple[Tensor, ...]) -> Tensor:
+    def with_context(self, latents: Tensor, context: tuple[Tensor, ...]) -> Tensor:
         """Decode latents [n, C, h, w] with the features `reads` of their context frames, to images [n, 3, H, W]."""
         attention = zip(self.cross_att_blocks, context, strict=True)
         attend, told = next(attention)

@@ -85,7 +85,7 @@ class RlvrTokenizer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as diffus
     @property
     def factor(self) -> int:
         """H / h."""
-        return 2 ** (len(self.config["block_out_channels"]) - 1)
+        return int(2 ** (len(self.config["block_out_channels"]) - 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode images [n, 3, H, W] in [0, 1], and decode the ids to images that are not clamped."""
@@ -143,7 +143,7 @@ class RlvrDecoder(nn.Module):
         self.conv_in = nn.Conv2d(in_channels, widest, 3, padding=1)
         self.mid_block = UNetMidBlock2D(
             in_channels=widest,
-            temb_channels=None,
+            temb_channels=None,  # type: ignore[arg-type]  # as diffusers' own decoder
             resnet_eps=EPSILON,
             resnet_act_fn=act_fn,
             resnet_groups=groups,

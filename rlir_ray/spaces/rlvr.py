@@ -70,8 +70,9 @@ def action_cells(axis: Axis, values: npt.NDArray[np.float32]) -> npt.NDArray[np.
     (column,) = RT1_SPACE.columns([axis.name])
     classes = np.arange(NUM_BINS)
     # Beside an edge, a token's float32 arithmetic and the axis' exact arithmetic can find neighbouring bins.
-    cells: npt.NDArray[np.bool_] = _bins(values, RANGES[column])[:, None] == classes
-    return cells | (axis.bins(values)[:, None] == classes)
+    told = _bins(values, RANGES[column])[:, None] == classes
+    cells: npt.NDArray[np.bool_] = told | (axis.bins(values)[:, None] == classes)
+    return cells
 
 
 def _bins(values: npt.NDArray[np.float32], ranges: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:

@@ -165,6 +165,13 @@ def test_a_saved_folder_opens_again_with_the_same_ids(
 def test_what_is_of_another_form_is_refused(tmp_path: Path, model: RlvrCompressiveTokenizer) -> None:
     with pytest.raises(ValueError, match=r"reads clips \[B, 1 \+ F, 3, 64, 80\], got \[1, 3, 3, 64, 64\]"):
         model.tokenize(torch.zeros(1, 3, 3, 64, 64))
+    with pytest.raises(ValueError, match=r"got \[2, 1, 3, 64, 80\]; .*at least one later frame"):
+        model.tokenize(torch.zeros(2, 1, 3, 64, 80))
+    with pytest.raises(ValueError, match=r"decodes 80 ids of a frame .* got \[2, 20\]"):
+        model.decode_context(torch.zeros(2, 20, dtype=torch.int64))
+    context = model.decode_context(torch.zeros(2, 80, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"decodes 20 ids of a frame and whole groups of 2 contexts, got \[3, 1, 20\]"):
+        model.decode_later(context, torch.zeros(3, 1, 20, dtype=torch.int64))
     for field, value, message in (
         ("context_length", 2, "context_length must be 1, got 2"),
         ("resolution", 72, "resolution must be a multiple of 64, .* got 72"),
