@@ -197,8 +197,8 @@ class RlvrCompressiveTokenizer(ModelMixin, ConfigMixin):  # type: ignore[misc]  
         self._check_ids(ids, len(context.images), self.patches)
         codes = self.quantizer.codes(ids.flatten(0, 1)).to(self.dtype)
         latents = self._from_patches(self.post_quant_linear(codes))
-        images = self.cond_decoder.with_context(latents, context.features)
-        return images.unflatten(0, ids.shape[:2])
+        images: Tensor = self.cond_decoder.with_context(latents, context.features).unflatten(0, ids.shape[:2])
+        return images
 
     # The steps of encoding.
 
@@ -238,7 +238,8 @@ class RlvrCompressiveTokenizer(ModelMixin, ConfigMixin):  # type: ignore[misc]  
         """Map the patches [n, h * w / p², p * p * C] to features [n, C, h, w]."""
         patch = self.config["patch_size"]
         split = patches.unflatten(2, (patch, patch, -1)).unflatten(1, self.patches)  # [n, h / p, w / p, p, p, C]
-        return split.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+        features: Tensor = split.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+        return features
 
     def _check_images(self, images: Tensor) -> None:
         height = self.config["resolution"]
