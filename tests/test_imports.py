@@ -11,7 +11,9 @@ MADE_OF_A_LIBRARY = {
     "rlir_ray.__main__",
     "rlir_ray.learner.deepspeed",
     *(f"rlir_ray.models.{name}" for name in ("flow", "oasis", "oasis_autoencoder", "oasis_codec", "oasis_policy")),
+    *(f"rlir_ray.models.rlvr_{name}" for name in ("codec", "compressive", "tokenizer")),
     "rlir_ray.published.oasis",
+    "rlir_ray.published.rlvr",
     "rlir_ray.samplers.vllm",
 }
 

@@ -184,6 +184,18 @@ def _add_convert(commands: Commands) -> None:
         help='arguments of other sizes, as {"dit": {...}, "vae": {...}} (default: the published sizes)',
     )
     oasis.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+    rlvr = formats.add_parser(
+        "rlvr-world",
+        help="RLVR-World's tokenizers and transformers",
+        formatter_class=WIDE,
+        description="Checks a published folder, and writes its models as safetensors: a tokenizer of single frames\n"
+        "(for models.tokenizer), a compressive tokenizer, or a transformer as a LlamaForCausalLM.",
+        epilog="example:\n  python -m rlir_ray convert rlvr-world rt1-frame-tokenizer --out models/rt1_frame_tokenizer",
+    )
+    rlvr.add_argument(
+        "folder", metavar="DIR", help="the folder as published; its models lie in it, or in tokenizer and transformer"
+    )
+    rlvr.add_argument("--out", required=True, metavar="DIR", help="a new folder")
 
 
 def _add_report(commands: Commands) -> None:

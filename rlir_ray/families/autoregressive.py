@@ -10,9 +10,10 @@ from torch import nn
 
 from rlir_ray.config import Config, asset_path
 from rlir_ray.families import Family, compares
-from rlir_ray.models.compatibility import check_token_world, policy_layout
+from rlir_ray.models.compatibility import check_token_world, policy_layout, read_settings
 from rlir_ray.models.frame_codec import FrameCodec
 from rlir_ray.models.rescoring import Rescore, TokenRescorer
+from rlir_ray.models.tokenizer_forms import tokenizer_form
 from rlir_ray.samplers import Sampler
 from rlir_ray.spaces.layouts import ActionLayout, Cells
 from rlir_ray.trajectory import FrameShape, TokenRecord
@@ -28,9 +29,8 @@ def _open_world_model(folder: Path) -> nn.Module:
 
 
 def _tokenizer(config: Config) -> type[FrameCodec]:
-    from rlir_ray.models.tokenizer import FrameTokenizer
-
-    return FrameTokenizer
+    folder = asset_path(config.models.tokenizer)
+    return tokenizer_form(read_settings(folder, "config.json", "models.tokenizer"), folder).load()
 
 
 def _token_sampler(config: Config, policy: WorldModel) -> Sampler:

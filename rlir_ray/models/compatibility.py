@@ -9,6 +9,8 @@ from pathlib import Path
 from rlir_ray.config import ArchitectureConfig, Config, asset_path
 from rlir_ray.data.files import Json
 from rlir_ray.models.autoregressive import sequence_length
+from rlir_ray.models.llama_config import check_sequence
+from rlir_ray.models.tokenizer_forms import tokenizer_form
 from rlir_ray.spaces.layouts import ActionLayout, layout_of
 from rlir_ray.trajectory import FrameShape
 
@@ -21,7 +23,7 @@ def check_token_world(config: Config) -> FrameShape:
     """
     policy_folder, folder = asset_path(config.models.policy), asset_path(config.models.tokenizer)
     policy = read_settings(policy_folder, "config.json", "models.policy")
-    vq_model = read_settings(folder, "config.json", "models.tokenizer")
+    tokenizer = read_settings(folder, "config.json", "models.tokenizer")
     if is_flow_model(policy):
         raise ValueError(
             f"models.policy must be a token model with policy.family={config.policy.family}, got a flow model in "
@@ -32,12 +34,9 @@ def check_token_world(config: Config) -> FrameShape:
             f"models.policy must be a LlamaForCausalLM, got another config.json in {policy_folder}; give a "
             "world model's folder"
         )
-    if missing := {"block_out_channels", "num_vq_embeddings"} - vq_model.keys():
-        raise ValueError(
-            f"models.tokenizer must be a diffusers VQModel, got a config.json without {sorted(missing)[0]} in "
-            f"{folder}; give a tokenizer's folder"
-        )
-    height, width = grid_of(config, folder, vq_model)
+    check_sequence(policy, f"models.policy in {policy_folder}")
+    form = tokenizer_form(tokenizer, folder)
+    height, width = grid_of(config, folder, tokenizer)
     tokens_per_frame = height * width
     held = policy_architecture(policy)
     if not held.tokens_per_frame:
@@ -45,7 +44,8 @@ def check_token_world(config: Config) -> FrameShape:
             f"models.policy must have tokens_per_frame in its config.json, got none in {policy_folder}; add "
             f'"tokens_per_frame": {tokens_per_frame}'
         )
-    wanted, got = (vq_model["num_vq_embeddings"], tokens_per_frame), (held.num_codes, held.tokens_per_frame)
+    wanted = (form.num_codes(tokenizer[form.codes_field]), tokens_per_frame)
+    got = (held.num_codes, held.tokens_per_frame)
     check_architecture(config.architecture, held)
     num_frames = config.world.num_context + config.world.num_frames
     length = sequence_length(num_frames, tokens_per_frame, layout_of(policy).num_tokens)

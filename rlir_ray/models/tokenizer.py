@@ -51,13 +51,7 @@ class FrameTokenizer(PictureCodec):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Decode int [N, tokens_per_frame] to uint8 [N, H, W, 3], rounded."""
-        if codes.ndim != 2 or codes.shape[1] != self.tokens_per_frame:
-            raise ValueError(f"the tokenizer decodes tokens [N, {self.tokens_per_frame}], got {list(codes.shape)}")
-        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.num_codes:
-            raise ValueError(
-                f"image tokens must be in 0..{self.num_codes - 1}, got {int(codes.min())}..{int(codes.max())}; leave "
-                f"action tokens out before decoding"
-            )
+        check_tokens(codes, self.tokens_per_frame, self.num_codes)
         return self._decode_parts(codes, lambda part: self.pixels(self.lookup(part)))
 
     # The steps of encoding and decoding, which training uses; differentiable where possible.
@@ -84,6 +78,21 @@ class FrameTokenizer(PictureCodec):
         """Look up the codes [N, D, h, w] of tokens int [N, h * w]."""
         codes = self.codebook[tokens.long()]  # [N, h * w, D]
         return codes.transpose(1, 2).reshape(len(tokens), -1, *self.grid)
+
+
+def check_tokens(codes: Tensor, tokens_per_frame: int, num_codes: int) -> None:
+    """Check tokens [N, tokens_per_frame] before they are decoded.
+
+    Raises:
+        ValueError: another number of tokens, or a token that is no image id.
+    """
+    if codes.ndim != 2 or codes.shape[1] != tokens_per_frame:
+        raise ValueError(f"the tokenizer decodes tokens [N, {tokens_per_frame}], got {list(codes.shape)}")
+    if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < num_codes:
+        raise ValueError(
+            f"image tokens must be in 0..{num_codes - 1}, got {int(codes.min())}..{int(codes.max())}; leave action "
+            "tokens out before decoding"
+        )
 
 
 def build_tokenizer(

@@ -101,6 +101,37 @@ def convert_oasis(out: Path, *, dit: Path, vae: Path, config: str = "") -> list[
     return lines
 
 
+def convert_rlvr(out: Path, *, folder: Path) -> list[str]:
+    """Write the models of a folder of RLVR-World to the same places of `out`, in their stored precision.
+
+    Args:
+        out: a new folder.
+        folder: see `rlir_ray.published.rlvr.load_rlvr`.
+
+    Returns:
+        Lines for the user that name the written files.
+
+    Raises:
+        ValueError: an input is invalid; then no file is written.
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    from rlir_ray.models.rlvr_tokenizer import RlvrTokenizer
+    from rlir_ray.published.rlvr import load_rlvr
+
+    lines = []
+    with _new_folder(out) as part_folder:
+        disable_progress_bar()
+        for part in load_rlvr(folder):
+            place = out / part.place
+            part.model.save_pretrained(part_folder / part.place)
+            give_usual_mode(part_folder / part.place)
+            size = sum(parameter.numel() for parameter in part.model.parameters())
+            use = f"   (models.tokenizer={place})" if isinstance(part.model, RlvrTokenizer) else ""
+            lines.append(f"{part.name}, {size / 1e6:.1f} M parameters: {place}{use}")
+    return lines
+
+
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
     """Yield a temporary folder, which is renamed to `out` when all files are written.

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rlir_ray.spaces import mineworld, oasis
+from rlir_ray.spaces import mineworld, oasis, rlvr
 from rlir_ray.spaces.fields import Axis
 from rlir_ray.spaces.space import Actions, ActionSpace
 from rlir_ray.spaces.vpt import VPT_SPACE
@@ -140,7 +140,32 @@ class OasisLayout(FieldsLayout):
         return oasis.oasis_classes(actions)
 
 
-def _of_vpt(kind: Callable[[], ActionLayout]) -> Callable[[ActionSpace], ActionLayout]:
+class RlvrLayout:
+    """The layout `rlvr_world` of RT-1's space: 13 tokens of 256 ids that all numbers share (`spaces.rlvr`).
+
+    The token of a number is its bin behind the image ids; two ids follow, BOS and EOS, which no action holds.
+    """
+
+    name = "rlvr_world"
+    space = rlvr.RT1_SPACE
+    num_tokens = len(rlvr.RT1_SPACE)
+    num_ids = rlvr.NUM_BINS + rlvr.NUM_UNUSED_IDS
+    class_counts = (rlvr.NUM_BINS,) * len(rlvr.RT1_SPACE)
+
+    def tokens(self, actions: Actions, first_id: int) -> npt.NDArray[np.int64]:
+        return self.classes(actions) + first_id
+
+    def classes(self, actions: Actions) -> npt.NDArray[np.int64]:
+        _check_actions(self.space, actions)
+        return rlvr.action_bins(actions.values)
+
+    def token_cells(self, axis: Axis, values: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+        return rlvr.action_cells(axis, values)
+
+    class_cells = token_cells
+
+
+def _of_one_space(kind: Callable[[], ActionLayout]) -> Callable[[ActionSpace], ActionLayout]:
     def layout(space: ActionSpace) -> ActionLayout:
         made = kind()
         check_space(made.space, space, f"the layout {made.name}", "the checkpoint")
@@ -150,9 +175,10 @@ def _of_vpt(kind: Callable[[], ActionLayout]) -> Callable[[ActionSpace], ActionL
 
 
 LAYOUTS: dict[str, Callable[[ActionSpace], ActionLayout]] = {
-    "mineworld": _of_vpt(MineworldLayout),
+    "mineworld": _of_one_space(MineworldLayout),
     "fields": FieldsLayout,
-    "oasis": _of_vpt(OasisLayout),
+    "oasis": _of_one_space(OasisLayout),
+    "rlvr_world": _of_one_space(RlvrLayout),
 }
 
 

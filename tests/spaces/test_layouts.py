@@ -86,7 +86,7 @@ def test_new_models_of_vpts_space_get_mineworlds_layout() -> None:
     [
         (
             {"action_space": SPACE.to_plain(), "action_layout": "words"},
-            "must be one of mineworld, fields, oasis, got 'words'",
+            "must be one of mineworld, fields, oasis, rlvr_world, got 'words'",
         ),
         ({"action_space": SPACE.to_plain(), "action_layout": "mineworld"}, "must have the action space of the layout"),
         ({"action_space": {"fields": []}}, "must hold an action space, got an error at fields"),
