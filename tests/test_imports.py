@@ -11,7 +11,8 @@ MADE_OF_A_LIBRARY = {
     "rlir_ray.__main__",
     "rlir_ray.learner.deepspeed",
     *(f"rlir_ray.models.{name}" for name in ("flow", "oasis", "oasis_autoencoder", "oasis_codec", "oasis_policy")),
-    "rlir_ray.published.oasis",
+    *(f"rlir_ray.models.{name}" for name in ("diamond", "diamond_policy")),
+    *(f"rlir_ray.published.{name}" for name in ("diamond", "oasis")),
     "rlir_ray.samplers.vllm",
 }
 

@@ -141,13 +141,15 @@ def _convert(arguments: argparse.Namespace, rest: list[str]) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # transformers imports DeepSpeed, which would otherwise log a device that this command does not use.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from rlir_ray.published.convert import convert_mineworld, convert_oasis, convert_vpt_idm
+    from rlir_ray.published.convert import convert_diamond, convert_mineworld, convert_oasis, convert_vpt_idm
 
     out = Path(arguments.out)
     if arguments.format == "vpt-idm":
         lines = convert_vpt_idm(out, weights=Path(arguments.weights), model=arguments.model, config=arguments.config)
     elif arguments.format == "oasis":
         lines = convert_oasis(out, dit=Path(arguments.dit), vae=Path(arguments.vae), config=arguments.config)
+    elif arguments.format == "diamond":
+        lines = convert_diamond(out, agent=Path(arguments.agent))
     else:
         lines = convert_mineworld(
             out,

@@ -19,6 +19,7 @@ from torch.nn import functional
 from rlir_ray.algorithm.karras_steps import conditioners, karras_sigmas
 from rlir_ray.data.files import Json
 from rlir_ray.models.diamond_network import GroupNorm, NoiseEmbedding, ResidualBlock, SelfAttention, UNet
+from rlir_ray.spaces.diamond import diamond_layout
 
 
 class DiamondWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore[misc]  # as diffusers' own models
@@ -55,7 +56,7 @@ class DiamondWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ign
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # diffusers does not annotate it
         num_past = num_steps_conditioning
-        if cond_channels % num_past or cond_channels % 2:
+        if num_past < 1 or cond_channels % num_past or cond_channels % 2:
             raise ValueError(
                 f"cond_channels must be a multiple of num_steps_conditioning={num_past} and of 2, got {cond_channels}; "
                 "for example 256 and 4"
@@ -65,6 +66,7 @@ class DiamondWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ign
                 f"depths, channels and attn_depths must have one number a level, got {len(depths)}, {len(channels)} "
                 f"and {len(attn_depths)}; give lists of one length"
             )
+        self.layout = diamond_layout(num_actions, action_space)
         self.noise_emb = NoiseEmbedding(cond_channels)
         self.act_emb = nn.Sequential(nn.Embedding(num_actions, cond_channels // num_past), nn.Flatten())
         self.cond_proj = nn.Sequential(

@@ -18,8 +18,15 @@ HEAD_SIZE = 8
 
 
 def num_groups(channels: int) -> int:
-    """Return the groups of a group norm."""
-    return max(1, channels // GROUP_SIZE)
+    """Return the groups of a group norm.
+
+    Raises:
+        ValueError: the groups do not divide the channels.
+    """
+    groups = max(1, channels // GROUP_SIZE)
+    if channels % groups:
+        raise ValueError(f"{groups} groups must divide the channels of a norm, got {channels}; use multiples of 32")
+    return groups
 
 
 class GroupNorm(nn.Module):
@@ -54,6 +61,10 @@ class SelfAttention(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.num_heads = max(1, channels // HEAD_SIZE)
+        if channels % self.num_heads:
+            raise ValueError(
+                f"{self.num_heads} heads must divide the channels of attention, got {channels}; use a multiple of 8"
+            )
         self.norm = GroupNorm(channels)
         self.qkv_proj = nn.Conv2d(channels, 3 * channels, 1)
         self.out_proj = nn.Conv2d(channels, channels, 1)
