@@ -153,8 +153,8 @@ def round_to_bytes(pictures: Tensor) -> Tensor:
 
 def _join(cache: FrameHistory, read: FrameHistory) -> FrameHistory:
     """Return cached and new frames, all of them."""
-    parts = (torch.cat(pair, 1) for pair in ((cache.frames, read.frames), (cache.actions, read.actions)))
-    return FrameHistory(*parts, torch.cat([cache.places, read.places]), read.span)
+    frames, actions = (torch.cat(pair, 1) for pair in ((cache.frames, read.frames), (cache.actions, read.actions)))
+    return FrameHistory(frames, actions, torch.cat([cache.places, read.places]), read.span)
 
 
 def _past(allowed: Tensor, known: Tensor, places: Tensor, span: int) -> Tensor:

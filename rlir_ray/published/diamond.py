@@ -35,7 +35,7 @@ def load_diamond(weights: Path | str) -> DiamondWorldModel:
     sizes = _sizes(found, weights)
     try:
         with torch.device("meta"):
-            model = DiamondWorldModel(**sizes)
+            model: DiamondWorldModel = DiamondWorldModel(**sizes)
     except ValueError as error:
         raise ValueError(f"{weights} must hold DIAMOND's world model of an Atari game, got: {error}") from None
     wanted = model.state_dict()
