@@ -52,8 +52,8 @@ class AdaGroupNorm(nn.Module):
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """Map x [B, C, H, W] by condition [B, E]."""
         scale, shift = self.linear(condition)[:, :, None, None].chunk(2, 1)
-        normed: Tensor = functional.group_norm(x, self.num_groups, eps=NORM_EPS)
-        return normed * (1 + scale) + shift
+        out: Tensor = functional.group_norm(x, self.num_groups, eps=NORM_EPS) * (1 + scale) + shift
+        return out
 
 
 class SelfAttention(nn.Module):
