@@ -87,10 +87,13 @@ def test_flow_checkpoints_of_one_world_are_accepted(make_config, checkpoints):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("models.policy={}/policy", "must be a FlowWorldModel or an OasisWorldModel with policy.family=flow"),
+        (
+            "models.policy={}/policy",
+            "must be a FlowWorldModel, an OasisWorldModel or a DiamondWorldModel with policy.family=flow",
+        ),
         (
             "models.tokenizer={}/tokenizer",
-            "must be an AutoencoderKL or an OasisAutoencoder with policy.family=flow, got VQModel",
+            "must be an AutoencoderKL, an OasisAutoencoder or a PixelCodec with policy.family=flow, got VQModel",
         ),
         ("world.height=48", "must be for frames of 48x32, got 24x32"),
         ("policy.family=autoregressive", "got a flow model in .*; set policy.family=flow"),

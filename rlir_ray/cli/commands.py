@@ -141,7 +141,13 @@ def _convert(arguments: argparse.Namespace, rest: list[str]) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # transformers imports DeepSpeed, which would otherwise log a device that this command does not use.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from rlir_ray.published.convert import convert_mineworld, convert_oasis, convert_rlvr, convert_vpt_idm
+    from rlir_ray.published.convert import (
+        convert_diamond,
+        convert_mineworld,
+        convert_oasis,
+        convert_rlvr,
+        convert_vpt_idm,
+    )
 
     out = Path(arguments.out)
     if arguments.format == "vpt-idm":
@@ -150,6 +156,8 @@ def _convert(arguments: argparse.Namespace, rest: list[str]) -> None:
         lines = convert_oasis(out, dit=Path(arguments.dit), vae=Path(arguments.vae), config=arguments.config)
     elif arguments.format == "rlvr-world":
         lines = convert_rlvr(out, folder=Path(arguments.folder))
+    elif arguments.format == "diamond":
+        lines = convert_diamond(out, agent=Path(arguments.agent))
     else:
         lines = convert_mineworld(
             out,

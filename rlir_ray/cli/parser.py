@@ -196,6 +196,16 @@ def _add_convert(commands: Commands) -> None:
         "folder", metavar="DIR", help="the folder as published; its models lie in it, or in tokenizer and transformer"
     )
     rlvr.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+    diamond = formats.add_parser(
+        "diamond",
+        help="DIAMOND's world model of an Atari game",
+        formatter_class=WIDE,
+        description="Writes the world model as the diffusers folder DIR/world_model, and DIR/pixels, a codec\n"
+        "whose latents are pixels. Sizes and number of actions are read from the tensors.",
+        epilog="example:\n  python -m rlir_ray convert diamond Breakout.pt --out models/diamond_breakout",
+    )
+    diamond.add_argument("agent", metavar="FILE", help="a published agent of atari_100k/models: .pt or .safetensors")
+    diamond.add_argument("--out", required=True, metavar="DIR", help="a new folder")
 
 
 def _add_report(commands: Commands) -> None:

@@ -1,4 +1,4 @@
-"""The family of flow world models: frame latents, denoised as Next-Frame Diffusion does or as Oasis does."""
+"""The family of flow world models: frame latents, denoised as Next-Frame Diffusion, Oasis or DIAMOND does."""
 
 from __future__ import annotations
 

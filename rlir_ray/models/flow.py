@@ -140,6 +140,10 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore
         """Return the levels of a sampler's steps, float32 [num_steps + 1]; see `noise_levels`."""
         return noise_levels(num_steps, shift)
 
+    def start_std(self, level: Tensor) -> Tensor:
+        """Return the standard deviation of the latents with which sampling starts at a level."""
+        return level
+
     def exact_levels(self, levels: Tensor) -> Tensor:
         """Return the levels, nearest to the given ones, that the model can be told: any level."""
         return levels

@@ -1,11 +1,11 @@
-"""The forms of flow world models: what differs between checkpoints of Next-Frame Diffusion's form and of Oasis'.
+"""The forms of flow world models: what differs between checkpoints of Next-Frame Diffusion, Oasis and DIAMOND.
 
 The class name in a policy's config.json names its form. Models are imported only when one is opened.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from rlir_ray.config import ArchitectureConfig, Config, asset_path, require
 from rlir_ray.data.files import Json
 from rlir_ray.models.compatibility import check_architecture, grid_of, policy_architecture, read_settings
 from rlir_ray.models.frame_codec import FrameCodec
+from rlir_ray.spaces.diamond import diamond_layout
 from rlir_ray.spaces.layouts import ActionLayout, OasisLayout, layout_of
 from rlir_ray.trajectory import FrameShape
 
@@ -81,7 +82,7 @@ def form_of(policy: Json, folder: Path) -> FlowForm:
     """
     if policy.get("_class_name") not in FORMS:
         raise ValueError(
-            f"models.policy must be {' or '.join(_article(name) for name in NAMES)} with policy.family=flow, got "
+            f"models.policy must be {_either(NAMES)} with policy.family=flow, got "
             f"another config.json in {folder}; give a flow model's folder or set policy.family=autoregressive"
         )
     return FORMS[policy["_class_name"]]
@@ -105,7 +106,7 @@ def codec_of(autoencoder: Json, folder: Path) -> LatentCodec:
     found = autoencoder.get("_class_name", "another config.json")
     if found not in CODECS:
         raise ValueError(
-            f"models.tokenizer must be {' or '.join(_article(name) for name in CODECS)} with policy.family=flow, got "
+            f"models.tokenizer must be {_either(CODECS)} with policy.family=flow, got "
             f"{found} in {folder}; give an autoencoder's folder"
         )
     return CODECS[found]
@@ -131,8 +132,10 @@ def _architecture(policy: Json, latents: Latents, num_layers: int) -> Architectu
     )
 
 
-def _article(name: str) -> str:
-    return f"{'an' if name[0] in 'AO' else 'a'} {name}"
+def _either(names: Iterable[str]) -> str:
+    """Return class names as "a X, an Y or a Z"."""
+    *first, last = (f"{'an' if name[0] in 'AO' else 'a'} {name}" for name in names)
+    return f"{', '.join(first)} or {last}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -232,6 +235,84 @@ _OASIS = FlowForm(
     architecture=_oasis_architecture,
     check=_check_oasis,
 )
+# ---------------------------------------------------------------------------------------------------------------------
+# DIAMOND's form
+
+
+def _open_diamond(folder: Path) -> nn.Module:
+    from rlir_ray.models.diamond_policy import open_diamond_policy
+
+    return open_diamond_policy(folder)
+
+
+def _pixel_codec() -> type[FrameCodec]:
+    from rlir_ray.models.pixel_codec import PixelCodec
+
+    return PixelCodec
+
+
+def _diamond_latents(policy: Json) -> Latents:
+    return (3, policy["height"], policy["width"])
+
+
+def _pixel_latents(config: Config, folder: Path, codec: Json) -> Latents:
+    height, width = codec["height"], codec["width"]
+    require(
+        (config.world.height, config.world.width) == (height, width),
+        "world.height and world.width",
+        "must be those of the codec of pixels",
+        f"{config.world.height}x{config.world.width}",
+        f"set world.height={height} world.width={width}",
+    )
+    return (3, height, width)
+
+
+def _diamond_architecture(policy: Json) -> ArchitectureConfig:
+    return ArchitectureConfig(hidden_size=policy["cond_channels"], num_layers=sum(policy["depths"]), latent_channels=3)
+
+
+def _check_diamond(config: Config, policy: Json) -> None:
+    num_past = policy["num_steps_conditioning"]
+    require(
+        config.world.num_context >= num_past,
+        "world.num_context",
+        f"must be at least {num_past} with this DIAMOND model, which reads {num_past} earlier frames",
+        config.world.num_context,
+        f"set world.num_context={num_past}",
+    )
+    require(
+        config.flow.history_noise == 0,
+        "flow.history_noise",
+        "must be 0 with DIAMOND, which reads earlier frames without noise",
+        config.flow.history_noise,
+        "set flow.history_noise=0",
+    )
+    require(
+        config.flow.shift == 1,
+        "flow.shift",
+        "must be 1 with DIAMOND, whose steps are those of the published sampler",
+        config.flow.shift,
+        "leave it out",
+    )
+    require(
+        not config.lora.rank or bool(config.lora.targets),
+        "lora.targets",
+        "must name layers with DIAMOND, a U-Net whose blocks have convolutions",
+        config.lora.targets,
+        "set lora.targets=[linear], or lora.rank=0 to train all weights",
+    )
+
+
+_DIAMOND = FlowForm(
+    open_policy=_open_diamond,
+    latents=_diamond_latents,
+    layout=lambda policy: diamond_layout(policy["num_actions"], policy.get("action_space")),
+    architecture=_diamond_architecture,
+    check=_check_diamond,
+)
+
+
+# OasisPolicy and DiamondPolicy are what a run saves.
 FORMS = {
     "FlowWorldModel": FlowForm(
         open_policy=_open_flow_model,
@@ -240,12 +321,14 @@ FORMS = {
         architecture=_flow_architecture,
     ),
     "OasisWorldModel": _OASIS,
-    # What a run saves.
     "OasisPolicy": _OASIS,
+    "DiamondWorldModel": _DIAMOND,
+    "DiamondPolicy": _DIAMOND,
 }
-NAMES = ("FlowWorldModel", "OasisWorldModel")
+NAMES = ("FlowWorldModel", "OasisWorldModel", "DiamondWorldModel")
 """Class names that a person should know."""
 CODECS = {
     "AutoencoderKL": LatentCodec(load=_autoencoder, latents=_autoencoder_latents),
     "OasisAutoencoder": LatentCodec(load=_oasis_codec, latents=_oasis_codec_latents),
+    "PixelCodec": LatentCodec(load=_pixel_codec, latents=_pixel_latents),
 }

@@ -48,6 +48,10 @@ class OasisPolicy(OasisWorldModel):
         assert shift == 1, "the check of the world refuses another shift"
         return flow_level(share_at(step_times(num_steps)))
 
+    def start_std(self, level: Tensor) -> Tensor:
+        """Return the standard deviation of the latents with which sampling starts at a level."""
+        return level
+
     def exact_levels(self, levels: Tensor) -> Tensor:
         """Return the levels, nearest to the given ones, that the model can be told: those of its thousand times."""
         return flow_level(share_at(times_of(levels)))

@@ -13,6 +13,7 @@ from rlir_ray.published.mineworld import load_mineworld
 
 TOKENIZER_FOLDER = "tokenizer"
 OASIS_FOLDERS = {"dit": "world_model", "vae": "autoencoder"}
+DIAMOND_FOLDERS = ("world_model", "pixels")
 
 
 def convert_vpt_idm(out: Path, *, weights: Path, model: str = "", config: str = "") -> list[str]:
@@ -130,6 +131,37 @@ def convert_rlvr(out: Path, *, folder: Path) -> list[str]:
             use = f"   (models.tokenizer={place})" if isinstance(part.model, RlvrTokenizer) else ""
             lines.append(f"{part.name}, {size / 1e6:.1f} M parameters: {place}{use}")
     return lines
+
+
+def convert_diamond(out: Path, *, agent: Path) -> list[str]:
+    """Write the `diffusers` folder `out`/world_model, in its stored precision, and the codec `out`/pixels.
+
+    Args:
+        out: a new folder.
+        agent: a published file; of its tensors, only the world model's are kept.
+
+    Returns:
+        Lines for the user that name the written files.
+
+    Raises:
+        ValueError: an input is invalid; then no file is written.
+    """
+    from rlir_ray.models.pixel_codec import PixelCodec
+    from rlir_ray.published.diamond import load_diamond
+
+    model_folder, codec_folder = DIAMOND_FOLDERS
+    with _new_folder(out) as folder:
+        model = load_diamond(agent)
+        height, width, num_actions = (model.config[name] for name in ("height", "width", "num_actions"))
+        model.save_pretrained(folder / model_folder)
+        give_usual_mode(folder / model_folder)
+        PixelCodec(height, width).save_pretrained(folder / codec_folder)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    return [
+        f"world model, {size / 1e6:.1f} M parameters, {num_actions} actions: {out / model_folder}   "
+        f"(models.policy={out / model_folder})",
+        f"codec of {height}x{width} pixels: {out / codec_folder}   (models.tokenizer={out / codec_folder})",
+    ]
 
 
 @contextmanager

@@ -129,8 +129,9 @@ class FlowSampler(PolicySampler["FlowWorldModel"]):
             )
             context = torch.randn(1, num_context, *shape, generator=generator)
             steps = torch.randn(group_size, num_frames, self.window, *shape, generator=generator)
-            # A frame starts at the first level, which is a little below 1 for Oasis.
-            parts.append((start * self.noise_scale * self.levels[0], context, history, steps))
+            # A frame starts at the first level, which is not 1 for all forms.
+            first = self.policy.start_std(self.levels[0])
+            parts.append((start * self.noise_scale * first, context, history, steps))
         return Draws(*(torch.cat(column).to(self.device) for column in zip(*parts, strict=True)))
 
     def _group(
