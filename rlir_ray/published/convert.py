@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +34,10 @@ def convert_vpt_idm(out: Path, *, weights: Path, model: str = "", config: str = 
         found = load_vpt(weights, model=model, config=config)
         found.save_pretrained(folder)
     size = sum(parameter.numel() for parameter in found.parameters())
-    return [f"inverse dynamics model, {size / 1e6:.1f} M parameters: {out}   (models.reward_idm={out})"]
+    return [
+        f"inverse dynamics model, {size / 1e6:.1f} M parameters: {out}   (models.reward_idm={out})",
+        checksum_line(weights),
+    ]
 
 
 def convert_mineworld(out: Path, *, checkpoint: Path, config: Path, tokenizer_config: str = "") -> list[str]:
@@ -72,7 +76,7 @@ def convert_mineworld(out: Path, *, checkpoint: Path, config: Path, tokenizer_co
             found.vq_model.save_pretrained(folder / place)
             give_usual_mode(folder / place)
             lines.append(f"tokenizer: {out / place}   (models.tokenizer={out / place})")
-    return lines
+    return [*lines, checksum_line(checkpoint)]
 
 
 def convert_oasis(out: Path, *, dit: Path, vae: Path, config: str = "") -> list[str]:
@@ -99,7 +103,7 @@ def convert_oasis(out: Path, *, dit: Path, vae: Path, config: str = "") -> list[
             give_usual_mode(folder / name)
             size = sum(parameter.numel() for parameter in model.parameters())
             lines.append(f"{name.replace('_', ' ')}, {size / 1e6:.1f} M parameters: {out / name}")
-    return lines
+    return [*lines, checksum_line(dit), checksum_line(vae)]
 
 
 def convert_rlvr(out: Path, *, folder: Path) -> list[str]:
@@ -161,7 +165,14 @@ def convert_diamond(out: Path, *, agent: Path) -> list[str]:
         f"world model, {size / 1e6:.1f} M parameters, {num_actions} actions: {out / model_folder}   "
         f"(models.policy={out / model_folder})",
         f"codec of {height}x{width} pixels: {out / codec_folder}   (models.tokenizer={out / codec_folder})",
+        checksum_line(agent),
     ]
+
+
+def checksum_line(path: Path) -> str:
+    """Name the SHA-256 of a published file, so that users of mirrors can compare their copies."""
+    with path.open("rb") as file:
+        return f"sha256 of {path.name}: {hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from rlir_ray.cli.commands import main
 from rlir_ray.idm.vpt import VptInverseDynamics
+from rlir_ray.published.convert import checksum_line
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 LM = ["mineworld", "--checkpoint", str(GOLDEN / "mineworld_lm_small.ckpt")]
@@ -95,3 +96,9 @@ def test_a_folder_with_content_is_not_written_over(tmp_path: Path, capsys: pytes
         main(["convert", *LM, *LM_CONFIG, "--out", str(tmp_path)])
     assert "--out must be a new folder" in capsys.readouterr().err
     assert (tmp_path / "mine.txt").read_text() == "kept"
+
+
+def test_the_checksum_of_a_published_file_is_its_sha256(tmp_path: Path) -> None:
+    (tmp_path / "model.ckpt").write_bytes(b"abc")
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert checksum_line(tmp_path / "model.ckpt") == f"sha256 of model.ckpt: {digest}"
