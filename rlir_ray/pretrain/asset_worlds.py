@@ -81,6 +81,8 @@ class AssetWorld:
     """File of each folder of recordings that describes them."""
     architectures: dict[str, str]
     """Inverse dynamics model -> its architecture."""
+    flow_hidden_size: int = 224
+    """Width of the flow model."""
     groups: tuple[str, ...] = ()
     """Fields that the world uses; empty: all fields of its space."""
     plan: AssetsPlan = field(default_factory=AssetsPlan)
@@ -150,6 +152,7 @@ WORLDS = {
         max_bytes=20_000_000,
         summary_file="settings.json",
         architectures={"reward_idm": "keypoints", "judge_idm": "difference"},
+        flow_hidden_size=160,
         plan=AssetsPlan(
             train_frames=48_000,
             validation_frames=6_000,
@@ -158,9 +161,9 @@ WORLDS = {
             tokenizer_minutes=12.0,
             reward_idm_minutes=8.0,
             judge_idm_minutes=12.0,
-            world_model_minutes=60.0,
+            world_model_minutes=45.0,
             autoencoder_minutes=8.0,
-            flow_model_minutes=60.0,
+            flow_model_minutes=80.0,
         ),
     ),
 }

@@ -50,7 +50,7 @@ def make_assets(work: Path, out: Path, plan: AssetsPlan, world: AssetWorld) -> J
     _train_inverse_dynamics(work, plan, world)
     _train_world_model(work, plan)
     _train_autoencoder(work, plan)
-    _train_flow_model(work, plan)
+    _train_flow_model(work, plan, world)
     return publish(work, out, asdict(plan), world)
 
 
@@ -135,14 +135,14 @@ def _train_autoencoder(work: Path, plan: AssetsPlan) -> None:
     _encode_world(FrameAutoencoder.from_pretrained(work / "autoencoder"), work / WORLD_RECORDINGS, work / "latents")
 
 
-def _train_flow_model(work: Path, plan: AssetsPlan) -> None:
+def _train_flow_model(work: Path, plan: AssetsPlan, world: AssetWorld) -> None:
     from rlir_ray.pretrain.flow import load_latents, train_flow
     from rlir_ray.pretrain.settings import FlowTraining
 
     if (work / "flow_model" / "training.json").is_file():
         return
     logger.info("training the flow model")
-    settings = FlowTraining(minutes=plan.flow_model_minutes, seed=plan.seed)
+    settings = FlowTraining(hidden_size=world.flow_hidden_size, minutes=plan.flow_model_minutes, seed=plan.seed)
     train, validation = (load_latents(work / "latents" / f"{split}.npz") for split in SPLITS)
     train_flow(train, validation, work / "flow_model", settings)
 
