@@ -188,10 +188,12 @@ def _own_partitions(zero: object) -> list[Tensor]:
 def _settings(model: torch.nn.Module, train: TrainConfig, learner: LearnerConfig) -> dict[str, object]:
     """Return DeepSpeed's configuration for one batch per step: the learner itself accumulates and normalises."""
     num_elements = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    # DeepSpeed takes even sizes only.
+    bucket_elements = min(num_elements + num_elements % 2, MAX_BUCKET_ELEMENTS)
     zero: dict[str, object] = {
         "stage": learner.zero_stage,
-        "reduce_bucket_size": min(num_elements, MAX_BUCKET_ELEMENTS),
-        "allgather_bucket_size": min(num_elements, MAX_BUCKET_ELEMENTS),
+        "reduce_bucket_size": bucket_elements,
+        "allgather_bucket_size": bucket_elements,
     }
     if learner.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}

@@ -47,6 +47,8 @@ class LatentCodec:
     """Imports its class."""
     latents: Callable[[Config, Path, Json], Latents]
     """Returns the shape of latents in a config.json, and checks that the frames are those of the world."""
+    has_weights: bool = True
+    """False: its folder holds a config.json alone."""
 
 
 def check_flow_world(config: Config) -> FrameShape:
@@ -110,6 +112,12 @@ def codec_of(autoencoder: Json, folder: Path) -> LatentCodec:
             f"{found} in {folder}; give an autoencoder's folder"
         )
     return CODECS[found]
+
+
+def has_weights(settings: Json) -> bool:
+    """Return whether the folder of a model must hold weights, from its config.json."""
+    codec = CODECS.get(settings.get("_class_name", ""))
+    return codec is None or codec.has_weights
 
 
 def stated_architecture(policy: Json) -> ArchitectureConfig:
@@ -330,5 +338,5 @@ NAMES = ("FlowWorldModel", "OasisWorldModel", "DiamondWorldModel")
 CODECS = {
     "AutoencoderKL": LatentCodec(load=_autoencoder, latents=_autoencoder_latents),
     "OasisAutoencoder": LatentCodec(load=_oasis_codec, latents=_oasis_codec_latents),
-    "PixelCodec": LatentCodec(load=_pixel_codec, latents=_pixel_latents),
+    "PixelCodec": LatentCodec(load=_pixel_codec, latents=_pixel_latents, has_weights=False),
 }

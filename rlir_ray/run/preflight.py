@@ -13,6 +13,7 @@ from rlir_ray.extras import SOURCE_LIBRARIES, has_library, require_library
 from rlir_ray.idm.base import architecture_of
 from rlir_ray.models.checkpoints import check_finite
 from rlir_ray.models.compatibility import read_settings
+from rlir_ray.models.flow_forms import has_weights
 from rlir_ray.registry import load
 
 
@@ -42,7 +43,7 @@ def check_checkpoints(models: Mapping[str, Path]) -> None:
             raise ValueError(f"models.{name}: {error}; see config.json in {folder}") from error
     for model, folder in models.items():
         files = sorted(folder.glob("*.safetensors"))
-        if not files:
+        if not files and has_weights(read_settings(folder, "config.json", f"models.{model}")):
             raise ValueError(f"models.{model} must hold safetensors, got none in {folder}; give a model's folder")
         for file in files:
             try:

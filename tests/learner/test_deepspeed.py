@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from rlir_ray.config import LearnerConfig, TrainConfig
 from tests.learner import ranks
 from tests.learner.ranks import Runs
 
@@ -46,6 +47,14 @@ def check_same(run: Run, expected: Run) -> None:
 def test_two_ranks_train_as_one_plain_process_does(runs: Runs, expected: Run) -> None:
     for stage in (1, 3):
         check_same(read(runs(zero_stage=stage)), expected)
+
+
+def test_a_policy_with_an_odd_number_of_weights_gets_buckets_of_even_size() -> None:
+    from rlir_ray.learner.deepspeed import _settings
+
+    settings: Any = _settings(torch.nn.Linear(2, 1), TrainConfig(), LearnerConfig())
+    assert settings["zero_optimization"]["allgather_bucket_size"] == 4
+    assert settings["zero_optimization"]["reduce_bucket_size"] == 4
 
 
 @pytest.mark.slow

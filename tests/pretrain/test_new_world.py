@@ -33,6 +33,7 @@ def test_the_recipe_loads_and_every_command_is_one_that_the_program_takes(
     reject_unread(config, [])
     assert (config.world.height, config.world.width, config.world.groups) == (32, 32, ("dx",))
     assert config.policy.family == family and config.reward.axis == "smooth"
+    assert config.train.advantage == ("grpo" if family == "flow" else "batch_std")
     # Eleven episodes of two clips for training, one for evaluation.
     assert (config.prompts.path, config.prompts.heldout_path) == (f"{data}#train", f"{data}#validation")
     assert (config.prompts.num_train, config.prompts.num_heldout) == (16 if quick else 22, 2)
