@@ -135,7 +135,8 @@ def write_table(folder: Path, arguments: argparse.Namespace) -> None:
     for part in [*content["results"]["evaluations"], *content["results"]["ceiling"].values()]:
         for following in part["following"].values():
             # What was read in each clip; the run's folder keeps it.
-            del following["commanded"], following["recovered"]
+            for key in [key for key in following if key.partition("_")[0] in ("commanded", "recovered")]:
+                del following[key]
         for figure in part["quality"].values():
             if figure:
                 del figure["clips"]
