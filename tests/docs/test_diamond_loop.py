@@ -33,7 +33,7 @@ def test_a_model_of_diamonds_form_is_post_trained_on_an_atari_game(tmp_path: Pat
     collect = ["collect", "--env", "ale_py:ALE/Breakout-v5", "--size", "64x64", "--frames", "960", "--no-probe"]
     run([*collect, "--episode-frames", "60", "--out", "breakout"], tmp_path)
     idm = ["pretrain", "idm", "--architecture", "correlation", "--data", "breakout", "--out", "idm"]
-    run([*idm, "--minutes", "0.3"], tmp_path)
+    run([*idm, "--minutes", "0.1"], tmp_path)
     space = read_space(tmp_path / "breakout" / "action_space.json")
     sizes = {"cond_channels": 32, "depths": (1, 1), "channels": (16, 16), "attn_depths": (0, 0)}
     model = DiamondWorldModel(num_actions=space.fields[0].num_classes, action_space=space.to_plain(), **sizes)
