@@ -224,7 +224,11 @@ def _learner_memory(config: Config) -> str:
     from rlir_ray.families import family_of, open_policy
     from rlir_ray.run.memory import learner_memory
 
-    needed = learner_memory(config, open_policy(config, "meta"), family_of(config).check_world(config))
+    policy = open_policy(config, "meta")
+    try:
+        needed = learner_memory(config, policy, family_of(config).check_world(config))
+    except RuntimeError:
+        return f"not known before a run: the pass of a {type(policy).__name__} depends on the numbers in its tensors"
     if not config.learner.use_gpu or not torch.cuda.is_available():
         return needed.text()
     have = torch.cuda.get_device_properties(0).total_memory

@@ -71,6 +71,9 @@ def learner_memory(config: Config, policy: nn.Module, frame: FrameShape) -> Lear
         config: the run's.
         policy: the policy with its adapter, on the meta device; do not use it again.
         frame: shape of an encoded frame.
+
+    Raises:
+        RuntimeError: the policy's pass depends on numbers, which the meta device does not have.
     """
     learner = config.learner
     if learner.gradient_checkpointing:
@@ -120,6 +123,6 @@ def _activations(config: Config, policy: nn.Module, frame: FrameShape) -> tuple[
         family.rescorer(config)(policy, record, num_rescored).logprobs.sum().backward()
     peak = tracker.get_tracker_snapshot("peak")[torch.device("meta")]
     per_clip = sum(num_bytes for kind, num_bytes in peak.items() if kind in (_MemRefType.ACT, _MemRefType.TEMP))
-    most_clips = train.group_size * train.prompts_per_step // learner.num_workers
+    most_clips = (2 * train.best_and_worst or train.group_size) * train.prompts_per_step // learner.num_workers
     num_clips = max(1, min(most_clips, learner.decision_budget // num_decisions))
     return num_clips * per_clip, num_clips

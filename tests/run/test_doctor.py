@@ -105,3 +105,15 @@ def test_the_shipped_recipe_runs_here_and_one_that_asks_for_gpus_or_checkpoints_
     failed = [line for line in lacks.stdout.splitlines() if line.startswith("fail")]
     assert [line.split()[1] for line in failed] == ["checkpoints", "plan"]
     assert all(";" in line for line in failed)
+
+
+def test_the_memory_of_a_policy_whose_pass_depends_on_numbers_is_not_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise NotImplementedError("Cannot copy out of meta tensor")
+
+    monkeypatch.setattr("rlir_ray.run.memory.learner_memory", refuse)
+    monkeypatch.setattr(doctor, "import_finding", lambda module, *rest: Finding("ok", module, ""))
+    found = {finding.check: finding for finding in machine_findings(load_config("doom_tiny_ar"))}
+    assert found["learner memory"].level == "ok" and "depends on the numbers" in found["learner memory"].text
