@@ -146,6 +146,24 @@ def _either(names: Iterable[str]) -> str:
     return f"{', '.join(first)} or {last}"
 
 
+def _check_published_steps(config: Config, name: str, steps: str) -> None:
+    """Check that a run samples as a published sampler that reads earlier frames without noise."""
+    require(
+        config.flow.history_noise == 0,
+        "flow.history_noise",
+        f"must be 0 with {name}, which reads earlier frames without noise",
+        config.flow.history_noise,
+        "set flow.history_noise=0",
+    )
+    require(
+        config.flow.shift == 1,
+        "flow.shift",
+        f"must be 1 with {name}, whose steps are {steps}",
+        config.flow.shift,
+        "leave it out",
+    )
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Next-Frame Diffusion's form
 
@@ -220,20 +238,7 @@ def _check_oasis(config: Config, policy: Json) -> None:
         world.num_frames,
         f"set world.num_frames={max(1, most - world.num_context)} or less",
     )
-    require(
-        config.flow.history_noise == 0,
-        "flow.history_noise",
-        "must be 0 with Oasis, which reads earlier frames without noise",
-        config.flow.history_noise,
-        "set flow.history_noise=0",
-    )
-    require(
-        config.flow.shift == 1,
-        "flow.shift",
-        "must be 1 with Oasis, whose steps are evenly spaced times",
-        config.flow.shift,
-        "leave it out",
-    )
+    _check_published_steps(config, "Oasis", "evenly spaced times")
 
 
 _OASIS = FlowForm(
@@ -243,6 +248,8 @@ _OASIS = FlowForm(
     architecture=_oasis_architecture,
     check=_check_oasis,
 )
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # DIAMOND's form
 
@@ -288,20 +295,7 @@ def _check_diamond(config: Config, policy: Json) -> None:
         config.world.num_context,
         f"set world.num_context={num_past}",
     )
-    require(
-        config.flow.history_noise == 0,
-        "flow.history_noise",
-        "must be 0 with DIAMOND, which reads earlier frames without noise",
-        config.flow.history_noise,
-        "set flow.history_noise=0",
-    )
-    require(
-        config.flow.shift == 1,
-        "flow.shift",
-        "must be 1 with DIAMOND, whose steps are those of the published sampler",
-        config.flow.shift,
-        "leave it out",
-    )
+    _check_published_steps(config, "DIAMOND", "those of the published sampler")
     require(
         not config.lora.rank or bool(config.lora.targets),
         "lora.targets",
@@ -319,6 +313,9 @@ _DIAMOND = FlowForm(
     check=_check_diamond,
 )
 
+
+# ---------------------------------------------------------------------------------------------------------------------
+# All forms
 
 # OasisPolicy and DiamondPolicy are what a run saves.
 FORMS = {

@@ -52,7 +52,6 @@ class OasisCodec(FrameCodec):
 
     def _encode(self, pixels: Tensor) -> Tensor:
         mean: Tensor = self.model.moments((pixels + 1) / 2)[0].float()
-        mean = self.model.moments((pixels + 1) / 2)[0].float()
         latents: Tensor = self._scale() * mean.transpose(1, 2).unflatten(2, self.grid)
         return latents
 
