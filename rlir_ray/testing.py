@@ -28,7 +28,7 @@ from rlir_ray.rewards.base import Reward
 from rlir_ray.spaces.fields import Axis
 from rlir_ray.spaces.space import Actions, ActionSpace
 from rlir_ray.spaces.vpt import VPT_SPACE
-from rlir_ray.trajectory import EncodedVideo, Prompt, RewardScores, TrajectoryGroup, check_scores
+from rlir_ray.trajectory import EncodedVideo, Prompt, RewardScores, TrajectoryGroup, check_scores, encoded_clips
 
 NUM_CODES, TOKENS_PER_FRAME, NUM_FRAMES = 32, 12, 3
 # Largest difference between rewards or losses that are computed together and apart, which only rounding may cause.
@@ -242,19 +242,15 @@ def check_family(config: Config, prompts: Sequence[Prompt]) -> None:
         check(np.array_equal(context, given), "a video must start with the prompt's context", "other frames")
         check(np.array_equal(video.codes, repeated.codes), "the same seeds must give the same clips", "other clips")
         check(not group.not_finite(), "a group must be finite", group.not_finite())
-        size = group.nbytes + video.codes.nbytes
+        size = group.nbytes + video.codes.nbytes + (0 if video.keyframe is None else video.keyframe.nbytes)
         stated = group_bytes(config, frame_shape)
         check(size <= stated, f"the family's record must be at least what a group holds, {size} bytes", stated)
     _check_ratio(config, policy, [group for group, _ in drawn])
     codec = family.codec(config).from_pretrained(Path(config.models.tokenizer), height=world.height, width=world.width)
-    frames = codec.decode(torch.from_numpy(drawn[0][1].codes[0].astype(_wide(drawn[0][1]))))
-    wanted = (world.num_context + world.num_frames, world.height, world.width, 3)
+    frames = codec.decode_clips(encoded_clips([drawn[0][1]])[:1])
+    wanted = (1, world.num_context + world.num_frames, world.height, world.width, 3)
     check(tuple(frames.shape) == wanted, f"the codec must decode a clip to {wanted}", tuple(frames.shape))
     check(frames.dtype == torch.uint8, "the codec must decode to uint8", frames.dtype)
-
-
-def _wide(video: EncodedVideo) -> type[np.generic]:
-    return np.float32 if video.codes.dtype.kind == "f" else np.int64
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
 """The payload: prompts, the trajectories for the learner, the videos for the rewards, and the rewards' scores.
 
 All are frozen dataclasses of numpy arrays, because the object store shares numpy arrays without a copy.
-Legend: G trajectories of a group, T decisions, C context and F generated frames, N tokens a frame, L tokens in all,
-S SDE steps of a frame, D h w a latent.
+Legend: G trajectories of a group, T decisions, C context and F generated frames, N tokens a frame, M tokens of a
+keyframe, L tokens in all, S SDE steps of a frame, D h w a latent.
 """
 
 from __future__ import annotations
@@ -39,6 +39,12 @@ def _nbytes(payload: object) -> int:
     return sum(_nbytes(getattr(payload, entry.name)) for entry in fields(payload))
 
 
+def _check_keyframe(keyframe: npt.NDArray[np.generic] | None) -> None:
+    _require(
+        keyframe is None or keyframe.ndim == 1, "a keyframe must be [M]", None if keyframe is None else keyframe.shape
+    )
+
+
 NOT_FINITE = "must be finite, got NaN or infinity; lower train.learning_rate, or start from another policy"
 
 
@@ -54,10 +60,13 @@ class Prompt:
     """The encoded context frames, as `stored_codes`: tokens [C, N], or latents [C, D, h, w]."""
     actions: Actions
     """C - 1 + F actions; action i leads into frame i + 1, the last F actions are commanded."""
+    keyframe: npt.NDArray[np.generic] | None = None
+    """[M], the first context frame in full, as `stored_codes`; None: the codec decodes each frame alone."""
 
     def __post_init__(self) -> None:
         _require(self.context.ndim in (2, 4), "prompt context must be [C, N] or [C, D, h, w]", self.context.shape)
         _require(self.num_frames >= 1, "a prompt must command at least one frame", len(self.actions))
+        _check_keyframe(self.keyframe)
 
     @property
     def num_frames(self) -> int:
@@ -178,6 +187,8 @@ class EncodedVideo:
     num_context: int
     actions: Actions
     """C - 1 + F actions, shared by the group; action i leads into frame i + 1."""
+    keyframe: npt.NDArray[np.generic] | None = None
+    """[M], shared by the group: the prompt's keyframe, which decoding needs; None: each frame is decoded alone."""
 
     def __post_init__(self) -> None:
         _require(
@@ -186,6 +197,7 @@ class EncodedVideo:
         _require(
             len(self.actions) == self.codes.shape[1] - 1, "a video of n frames has n - 1 actions", len(self.actions)
         )
+        _check_keyframe(self.keyframe)
 
     @property
     def num_frames(self) -> int:
@@ -216,13 +228,32 @@ def stored_codes(codes: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
     return codes.astype(np.uint16 if most <= np.iinfo(np.uint16).max else np.uint32)
 
 
-def codes_tensor(videos: Sequence[EncodedVideo]) -> Tensor:
-    """Stack the encoded frames of videos of one length, int64 [clips, C + F, N] or float32 [clips, C + F, D, h, w]."""
+@dataclass(frozen=True, slots=True)
+class EncodedClips:
+    """Clips of one length as a frame codec encodes them."""
+
+    codes: Tensor
+    """int64 [B, n, N] or float32 [B, n, D, h, w]."""
+    keyframes: Tensor | None = None
+    """int64 [B, M]; None: the codec decodes each frame alone."""
+
+    def __getitem__(self, rows: slice) -> EncodedClips:
+        return EncodedClips(self.codes[rows], None if self.keyframes is None else self.keyframes[rows])
+
+
+def encoded_clips(videos: Sequence[EncodedVideo]) -> EncodedClips:
+    """Stack the clips of videos of one length, all with a keyframe or all without one."""
     # Imported here: processes that only pass payloads on, or score them without torch, need not load torch.
     import torch
 
     codes = np.concatenate([video.codes for video in videos])
-    return torch.from_numpy(codes.astype(np.float32 if codes.dtype.kind == "f" else np.int64))
+    found = torch.from_numpy(codes.astype(np.float32 if codes.dtype.kind == "f" else np.int64))
+    given = [video.keyframe.astype(np.int64) for video in videos if video.keyframe is not None]
+    if not given:
+        return EncodedClips(found)
+    _require(len(given) == len(videos), "all videos of a batch must have a keyframe, or none", len(given))
+    keyframes = np.repeat(np.stack(given), [len(video.codes) for video in videos], 0)
+    return EncodedClips(found, torch.from_numpy(keyframes))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

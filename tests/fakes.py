@@ -182,9 +182,7 @@ def events_of(actions: Actions) -> list[dict[str, Any]]:
 
 
 def image_tokens(tokens: torch.Tensor, tokens_per_frame: int, tokens_per_action: int = 11) -> torch.Tensor:
-    """Return the image tokens of sequences, [..., L] to [..., n, N]."""
-    from rlir_ray.models.autoregressive import count_frames, image_positions
-
-    num_frames = count_frames(tokens.shape[-1], tokens_per_frame, tokens_per_action)
-    found = tokens[..., image_positions(num_frames, tokens_per_frame, tokens_per_action)]
-    return found.unflatten(-1, (num_frames, tokens_per_frame))
+    """Return the image tokens of sequences without a keyframe, [..., L] to [..., n, N]."""
+    frames = tokens.unfold(-1, tokens_per_frame, tokens_per_frame + tokens_per_action)
+    assert (tokens.shape[-1] + tokens_per_action) % (tokens_per_frame + tokens_per_action) == 0
+    return frames

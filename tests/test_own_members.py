@@ -164,8 +164,8 @@ def test_own_reward_that_says_so_has_its_idm_checked(own_config) -> None:
 
 
 def test_member_that_cannot_be_used_is_refused_before_anything_starts(own_config) -> None:
-    config = own_config("reward.name=docs.examples.reward:codes_tensor")
-    with pytest.raises(ValueError, match=r"reward\.name=.*codes_tensor must name a class, got a function"):
+    config = own_config("reward.name=docs.examples.reward:encoded_clips")
+    with pytest.raises(ValueError, match=r"reward\.name=.*encoded_clips must name a class, got a function"):
         Pipeline(config, prompts=tiny_prompt_set)
     assert not Path(config.run.dir, "own").exists()
 

@@ -176,6 +176,13 @@ class Config:
             "explore with flow.noise_level",
         )
         require(
+            self.rollout.restrict,
+            "rollout.restrict",
+            "must be true with policy.family=flow, which draws no tokens",
+            False,
+            "leave it out",
+        )
+        require(
             self.train.off_policy.importance in ("auto", "none"),
             "train.off_policy.importance",
             "must be none with policy.family=flow, whose log-probabilities are means over a latent's numbers",

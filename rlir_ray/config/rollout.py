@@ -46,6 +46,8 @@ class RolloutConfig:
     """Groups sampled in one call; the number of actors does not change which groups share a call."""
     temperature: PositiveFloat = 1.0
     """Temperature of sampling and rescoring tokens; must be 1 with policy.family=flow."""
+    restrict: bool = True
+    """Draw image tokens from the image ids only; false: from all ids of the vocabulary, as RLVR-World does."""
     timeout_s: NonNegativeFloat = 0.0
     """Bound of a call in seconds; a longer call ends its actor and is retried. 0: train.wait_timeout_s / 5."""
     max_logprob_difference: NonNegativeFloat = 0.05

@@ -19,7 +19,7 @@ from rlir_ray.config import Config, WorldConfig
 from rlir_ray.data.clips import Clip, ClipRequest, CutClips, Progress, PromptSplit, Source
 from rlir_ray.registry import build, load
 from rlir_ray.spaces.space import Actions
-from rlir_ray.trajectory import Prompt, stored_codes
+from rlir_ray.trajectory import EncodedClips, Prompt, stored_codes
 
 if TYPE_CHECKING:
     import torch
@@ -33,8 +33,8 @@ NUM_ALIGNED = 128
 class Encoder(Protocol):
     """The part of a frame codec that prompts need."""
 
-    def encode(self, frames: torch.Tensor) -> torch.Tensor:
-        """Encode uint8 [n, H, W, 3] as tokens int64 [n, N] or latents float [n, D, h, w]."""
+    def encode_clips(self, clips: torch.Tensor) -> EncodedClips:
+        """Encode clips uint8 [B, n, H, W, 3]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,9 +185,10 @@ def encode_prompts(
     import torch
 
     context = torch.from_numpy(np.stack([clip.frames[: world.num_context] for clip in clips]))
-    codes = tokenizer.encode(context.flatten(0, 1)).unflatten(0, context.shape[:2])
-    stored = stored_codes(codes.cpu().numpy())
+    encoded = tokenizer.encode_clips(context)
+    codes = stored_codes(encoded.codes.cpu().numpy())
+    keyframes = [None] * len(clips) if encoded.keyframes is None else stored_codes(encoded.keyframes.cpu().numpy())
     return [
-        Prompt(prompt_id=clip.address.prompt_id, context=one, actions=actions)
-        for clip, one, actions in zip(clips, stored, commands, strict=True)
+        Prompt(prompt_id=clip.address.prompt_id, context=one, actions=actions, keyframe=keyframe)
+        for clip, one, actions, keyframe in zip(clips, codes, commands, keyframes, strict=True)
     ]

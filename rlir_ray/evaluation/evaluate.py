@@ -22,13 +22,13 @@ from rlir_ray.evaluation.video import Clips
 from rlir_ray.rewards.field_scores import FieldValues, commanded_values, read_values
 from rlir_ray.spaces.layouts import check_space
 from rlir_ray.spaces.space import Actions, ActionSpace
-from rlir_ray.trajectory import codes_tensor
+from rlir_ray.trajectory import encoded_clips
 
 if TYPE_CHECKING:
     from rlir_ray.config import WorldConfig
     from rlir_ray.data.prompts import PromptSet
     from rlir_ray.idm.base import InverseDynamics
-    from rlir_ray.models.frame_codec import FrameCodec
+    from rlir_ray.models.clip_codec import ClipCodec
     from rlir_ray.samplers import Sampler
     from rlir_ray.trajectory import Prompt
 
@@ -42,7 +42,7 @@ JUDGE = "judge"
 def evaluate_policy(
     sampler: Sampler,
     prompt_set: PromptSet,
-    tokenizer: FrameCodec,
+    tokenizer: ClipCodec,
     idms: Readers,
     world: WorldConfig,
     temperature: float,
@@ -100,7 +100,7 @@ def evaluate_policy(
 
 def evaluate_real(
     prompt_set: PromptSet,
-    tokenizer: FrameCodec,
+    tokenizer: ClipCodec,
     idms: Readers,
     world: WorldConfig,
     seed: int,
@@ -131,12 +131,12 @@ def evaluate_real(
     return ceiling, kept[0]
 
 
-def _sampled_chunks(sampler: Sampler, prompts: Sequence[Prompt], tokenizer: FrameCodec, seed: int) -> Iterator[Tensor]:
+def _sampled_chunks(sampler: Sampler, prompts: Sequence[Prompt], tokenizer: ClipCodec, seed: int) -> Iterator[Tensor]:
     for start in range(0, len(prompts), CHUNK):
         part = prompts[start : start + CHUNK]
         numbers = range(start, start + len(part))
         groups = sampler.sample(part, list(numbers), [group_seed(seed, number) for number in numbers], 1)
-        yield decode_clips(tokenizer, codes_tensor([video for _, video in groups]))
+        yield tokenizer.decode_clips(encoded_clips([video for _, video in groups])).cpu()
 
 
 def _real_chunks(frames: npt.NDArray[np.uint8]) -> Iterator[Tensor]:
@@ -144,15 +144,9 @@ def _real_chunks(frames: npt.NDArray[np.uint8]) -> Iterator[Tensor]:
         yield torch.from_numpy(np.array(frames[start : start + CHUNK]))
 
 
-def _reconstructed_chunks(frames: npt.NDArray[np.uint8], tokenizer: FrameCodec) -> Iterator[Tensor]:
+def _reconstructed_chunks(frames: npt.NDArray[np.uint8], tokenizer: ClipCodec) -> Iterator[Tensor]:
     for clips in _real_chunks(frames):
-        yield decode_clips(tokenizer, tokenizer.encode(clips.flatten(0, 1)).unflatten(0, clips.shape[:2]))
-
-
-def decode_clips(tokenizer: FrameCodec, codes: Tensor) -> Tensor:
-    """Decode clips [B, n, ...] to uint8 [B, n, H, W, 3], on the CPU."""
-    clips: Tensor = tokenizer.decode(codes.flatten(0, 1).to(tokenizer.device)).cpu().unflatten(0, codes.shape[:2])
-    return clips
+        yield tokenizer.decode_clips(tokenizer.encode_clips(clips)).cpu()
 
 
 def _evaluate(

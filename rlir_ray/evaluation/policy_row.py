@@ -20,7 +20,7 @@ from torch import Tensor
 from rlir_ray.algorithm.seeds import group_seed
 from rlir_ray.data.files import Json
 from rlir_ray.data.prompts import encode_prompts
-from rlir_ray.evaluation.evaluate import decode_clips, followed, read_generated
+from rlir_ray.evaluation.evaluate import followed, read_generated
 from rlir_ray.evaluation.fvd import I3D, frechet_distance, prefix_features
 from rlir_ray.evaluation.gameworldscore import game_world_score
 from rlir_ray.evaluation.lpips import LPIPS
@@ -31,13 +31,13 @@ from rlir_ray.rewards.field_scores import FieldValues
 from rlir_ray.spaces.layouts import check_space
 from rlir_ray.spaces.space import Actions
 from rlir_ray.spaces.vpt import VPT_SPACE
-from rlir_ray.trajectory import codes_tensor
+from rlir_ray.trajectory import encoded_clips
 
 if TYPE_CHECKING:
     from rlir_ray.config import WorldConfig
     from rlir_ray.data.clips import Clip
     from rlir_ray.idm.base import InverseDynamics
-    from rlir_ray.models.frame_codec import FrameCodec
+    from rlir_ray.models.clip_codec import ClipCodec
     from rlir_ray.samplers import Sampler
 
 
@@ -122,7 +122,7 @@ def _columns(cells: Mapping[str, str]) -> list[str]:
 def evaluate_row(
     clips: Iterable[Clip],
     sampler: Sampler,
-    tokenizer: FrameCodec,
+    tokenizer: ClipCodec,
     world: WorldConfig,
     *,
     seed: int,
@@ -158,7 +158,7 @@ def evaluate_row(
         started = time.perf_counter()
         groups = sampler.sample(prompts, list(numbers), [group_seed(seed, number) for number in numbers], 1)
         totals.sampling_s += time.perf_counter() - started
-        frames = decode_clips(tokenizer, codes_tensor([video for _, video in groups]))
+        frames = tokenizer.decode_clips(encoded_clips([video for _, video in groups])).cpu()
         totals.qualities.append(clip_quality(frames, world.num_frames, real))
         generated, recorded = frames[:, -world.num_frames :], real[:, -world.num_frames :]
         totals.ssim.append(inner_ssim(generated, recorded))

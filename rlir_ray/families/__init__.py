@@ -19,7 +19,7 @@ from torch import nn
 from rlir_ray.config import Config, asset_path
 from rlir_ray.learner.objectives import Objective, ObjectiveParts
 from rlir_ray.models.adapters import add_adapter, has_adapter, without_adapter
-from rlir_ray.models.frame_codec import FrameCodec
+from rlir_ray.models.clip_codec import ClipCodec
 from rlir_ray.models.rescoring import Forward, Rescore
 from rlir_ray.registry import build, load
 from rlir_ray.samplers import Sampler
@@ -34,7 +34,7 @@ class Family:
 
     open_policy: Callable[[Path], nn.Module]
     """Opens the policy of a checkpoint folder, in float32 on the CPU."""
-    codec: Callable[[Config], type[FrameCodec]]
+    codec: Callable[[Config], type[ClipCodec]]
     """Returns the class that encodes and decodes frames for the configured policy."""
     check_world: Callable[[Config], FrameShape]
     """Checks that policy and codec fit each other and the world; returns the shape of an encoded frame."""
@@ -53,6 +53,8 @@ class Family:
     """Returns which bins of an axis the policy cannot tell apart."""
     record: Callable[[Config, FrameShape, int], tuple[TokenRecord[torch.Tensor] | FlowRecord[torch.Tensor], int]]
     """Returns what a rollout stores of G clips, on the meta device, and T: its shapes give the run's memory."""
+    tokens_per_keyframe: Callable[[Config], int] = lambda _: 0
+    """Returns M, the tokens of a prompt's keyframe; 0: the codec decodes each frame alone."""
 
 
 def family_of(config: Config) -> Family:
@@ -96,7 +98,8 @@ def group_bytes(config: Config, frame: FrameShape) -> int:
     # The types of `stored_codes`.
     code_bytes = 4 if len(frame) == 1 and config.architecture.num_codes > 1 << 16 else 2
     video_bytes = code_bytes * (world.num_context + world.num_frames) * math.prod(frame)
-    return record_bytes + group_size * (decision_bytes + video_bytes)
+    keyframe_bytes = 4 * family_of(config).tokens_per_keyframe(config)
+    return record_bytes + keyframe_bytes + group_size * (decision_bytes + video_bytes)
 
 
 def compares(config: Config) -> bool:
@@ -116,7 +119,7 @@ def open_policy(config: Config, device: torch.device | str = "cpu") -> nn.Module
     return policy.to(device)
 
 
-def open_codec(config: Config) -> FrameCodec:
+def open_codec(config: Config) -> ClipCodec:
     """Open the configured tokenizer or autoencoder; one that states no frame size gets the world's."""
     folder, world = asset_path(config.models.tokenizer), config.world
     return family_of(config).codec(config).from_pretrained(folder, height=world.height, width=world.width)

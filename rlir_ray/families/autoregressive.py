@@ -10,8 +10,8 @@ from torch import nn
 
 from rlir_ray.config import Config, asset_path
 from rlir_ray.families import Family, compares
-from rlir_ray.models.compatibility import check_token_world, policy_layout, read_settings
-from rlir_ray.models.frame_codec import FrameCodec
+from rlir_ray.models.clip_codec import ClipCodec
+from rlir_ray.models.compatibility import check_token_world, policy_layout, policy_sequence, read_settings
 from rlir_ray.models.rescoring import Rescore, TokenRescorer
 from rlir_ray.models.tokenizer_forms import tokenizer_form
 from rlir_ray.samplers import Sampler
@@ -28,7 +28,7 @@ def _open_world_model(folder: Path) -> nn.Module:
     return WorldModel.from_pretrained(folder)
 
 
-def _tokenizer(config: Config) -> type[FrameCodec]:
+def _tokenizer(config: Config) -> type[ClipCodec]:
     folder = asset_path(config.models.tokenizer)
     return tokenizer_form(read_settings(folder, "config.json", "models.tokenizer"), folder).load()
 
@@ -43,17 +43,29 @@ def _token_sampler(config: Config, policy: WorldModel) -> Sampler:
             config.vllm,
             temperature=config.rollout.temperature,
             num_frames=config.world.num_context + config.world.num_frames,
+            restrict=config.rollout.restrict,
             compares=compares(config),
         )
     from rlir_ray.samplers.torch_sampler import TorchSampler
 
-    return TorchSampler(policy, temperature=config.rollout.temperature, compares=compares(config))
+    return TorchSampler(
+        policy,
+        temperature=config.rollout.temperature,
+        restrict=config.rollout.restrict,
+        compares=compares(config),
+    )
 
 
 def _token_evaluation_sampler(config: Config, policy: WorldModel, temperature: float) -> Sampler:
     from rlir_ray.samplers.torch_sampler import TorchSampler
 
-    return TorchSampler(policy, temperature=temperature, top_p=config.evaluation.top_p, compares=False)
+    return TorchSampler(
+        policy,
+        temperature=temperature,
+        top_p=config.evaluation.top_p,
+        restrict=config.rollout.restrict,
+        compares=False,
+    )
 
 
 def _token_sampling(config: Config) -> str:
@@ -63,10 +75,13 @@ def _token_sampling(config: Config) -> str:
 
 def _token_record(config: Config, frame: FrameShape, num_clips: int) -> tuple[TokenRecord[torch.Tensor], int]:
     world, (num_tokens,) = config.world, frame
-    num_frames = world.num_context + world.num_frames
-    length = num_frames * num_tokens + (num_frames - 1) * policy_layout(config).num_tokens
+    length = policy_sequence(config).length(world.num_context + world.num_frames)
     tokens = torch.empty(num_clips, length, dtype=torch.int32, device="meta")
     return TokenRecord(tokens), world.num_frames * num_tokens
+
+
+def _tokens_per_keyframe(config: Config) -> int:
+    return policy_sequence(config).shape.tokens_per_keyframe
 
 
 def _token_cells(layout: ActionLayout) -> Cells:
@@ -74,7 +89,7 @@ def _token_cells(layout: ActionLayout) -> Cells:
 
 
 def _token_rescorer(config: Config) -> Rescore:
-    return TokenRescorer(config.rollout.temperature)
+    return TokenRescorer(config.rollout.temperature, config.rollout.restrict)
 
 
 FAMILY = Family(
@@ -88,4 +103,5 @@ FAMILY = Family(
     layout=policy_layout,
     cells=_token_cells,
     record=_token_record,
+    tokens_per_keyframe=_tokens_per_keyframe,
 )

@@ -8,9 +8,9 @@ import torch
 
 from rlir_ray.config import Config, asset_path
 from rlir_ray.families import Family, compares
+from rlir_ray.models.clip_codec import ClipCodec
 from rlir_ray.models.compatibility import read_settings
 from rlir_ray.models.flow_forms import check_flow_world, codec_of, form_of, open_flow_policy, policy_settings
-from rlir_ray.models.frame_codec import FrameCodec
 from rlir_ray.models.rescoring import FlowRescorer, Rescore
 from rlir_ray.samplers import Sampler
 from rlir_ray.spaces.layouts import ActionLayout, Cells
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rlir_ray.models.flow import FlowWorldModel
 
 
-def _codec(config: Config) -> type[FrameCodec]:
+def _codec(config: Config) -> type[ClipCodec]:
     folder = asset_path(config.models.tokenizer)
     return codec_of(read_settings(folder, "config.json", "models.tokenizer"), folder).load()
 

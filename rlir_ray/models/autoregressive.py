@@ -1,8 +1,7 @@
-"""World models over discrete frame tokens: a LLaMA decoder with action tokens between the frames (MineWorld's form).
+"""World models over discrete frame tokens: a LLaMA decoder over the sequences of `models.token_sequence`.
 
-Sequence: [image 0][action tokens leading into frame 1][image 1][action][image 2]...; image ids come before action ids.
-Legend: B sequences, L length, T decisions, C context, F generated frames, N tokens a frame, A tokens an action (the
-layout's; MineWorld's has 11), K image ids, E width.
+MineWorld's form, and that of RLVR-World's transformers. Legend: B sequences, L length, T decisions, N tokens a frame,
+K image ids, V all ids, E width.
 """
 
 from __future__ import annotations
@@ -17,7 +16,8 @@ from torch import Tensor, nn
 from rlir_ray.data.files import give_usual_mode
 from rlir_ray.models.checkpoints import open_library_model
 from rlir_ray.models.llama_config import check_llama_config
-from rlir_ray.spaces.layouts import ActionLayout, MineworldLayout, layout_of, layout_settings
+from rlir_ray.models.token_sequence import TokenSequence, TokenShape
+from rlir_ray.spaces.layouts import ActionLayout, MineworldLayout
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -25,69 +25,11 @@ if TYPE_CHECKING:
 MAX_POSITIONS = 8192
 
 
-def sequence_length(num_frames: int, tokens_per_frame: int, tokens_per_action: int) -> int:
-    """Return L, the length of a sequence of `num_frames` frames, context included."""
-    return num_frames * (tokens_per_frame + tokens_per_action) - tokens_per_action
-
-
-def count_frames(length: int, tokens_per_frame: int, tokens_per_action: int) -> int:
-    """Return the number of frames of a sequence, the inverse of `sequence_length`."""
-    num_frames, rest = divmod(length + tokens_per_action, tokens_per_frame + tokens_per_action)
-    if rest or num_frames < 1:
-        raise ValueError(
-            f"a sequence of n frames must have n * ({tokens_per_frame} + {tokens_per_action}) - {tokens_per_action} "
-            f"tokens, got {length}; check that prompts and policy share one tokenizer and one action space"
-        )
-    return num_frames
-
-
-def image_positions(num_frames: int, tokens_per_frame: int, tokens_per_action: int, first_frame: int = 0) -> Tensor:
-    """Return positions of the image tokens from `first_frame` on, int64 [(num_frames - first_frame) * N]."""
-    starts = torch.arange(first_frame, num_frames) * (tokens_per_frame + tokens_per_action)
-    return (starts[:, None] + torch.arange(tokens_per_frame)).flatten()
-
-
-def decision_positions(length: int, num_decisions: int, tokens_per_frame: int, tokens_per_action: int) -> Tensor:
-    """Return positions of the decided tokens, int64 [T]: the image tokens of the last T / N frames.
-
-    Raises:
-        ValueError: the decisions do not fill whole frames, or leave no context frame.
-    """
-    num_frames = count_frames(length, tokens_per_frame, tokens_per_action)
-    num_generated, rest = divmod(num_decisions, tokens_per_frame)
-    if rest or not 0 < num_generated < num_frames:
-        raise ValueError(
-            f"decisions must be whole frames after at least one context frame, got {num_decisions} decisions of "
-            f"{tokens_per_frame} tokens a frame in {num_frames} frames; check world.num_context and world.num_frames"
-        )
-    return image_positions(num_frames, tokens_per_frame, tokens_per_action, num_frames - num_generated)
-
-
-def assemble(frames: Tensor, actions: Tensor) -> Tensor:
-    """Interleave frames and actions.
-
-    Args:
-        frames: int [..., n, N], image tokens.
-        actions: int [..., n - 1, A], action tokens; row i leads into frame i + 1.
-
-    Returns:
-        int64 [..., L].
-    """
-    if frames.shape[-2] != actions.shape[-2] + 1:
-        raise ValueError(
-            f"n frames need n - 1 rows of action tokens, got frames {list(frames.shape)} and actions "
-            f"{list(actions.shape)}; drop the action that leads into the first frame"
-        )
-    blocks = torch.cat([actions.long(), frames[..., 1:, :].long()], -1).flatten(-2)
-    return torch.cat([frames[..., 0, :].long(), blocks], -1)
-
-
 class WorldModel(nn.Module):
     """A `transformers` LLaMA that computes the log-probabilities of the decided image tokens.
 
-    `LlamaForCausalLM.from_pretrained` opens the saved folder; its config.json also holds `tokens_per_frame`, and the
-    action space unless the layout of actions is MineWorld's. A configuration with fields that the samplers do not
-    compute raises a ValueError.
+    `LlamaForCausalLM.from_pretrained` opens the saved folder; its config.json also holds the form of the sequences
+    (`TokenSequence`). A configuration with fields that the samplers do not compute raises a ValueError.
 
     Example: 512 codes, 48 tokens a frame, MineWorld's layout: vocabulary 582; 9 frames are a sequence of 520 tokens
     with 384 decisions.
@@ -97,35 +39,49 @@ class WorldModel(nn.Module):
         super().__init__()
         check_llama_config(llama.config)
         self.llama = llama
-        self.tokens_per_frame = int(llama.config.tokens_per_frame)
-        self.layout = layout_of(llama.config.to_dict())
-        self.num_codes = int(llama.config.vocab_size) - self.layout.num_ids
+        self.sequence = TokenSequence.of(llama.config.to_dict())
+
+    @property
+    def tokens_per_frame(self) -> int:
+        return self.sequence.shape.tokens_per_frame
+
+    @property
+    def layout(self) -> ActionLayout:
+        return self.sequence.layout
+
+    @property
+    def num_codes(self) -> int:
+        return self.sequence.shape.num_codes
 
     @property
     def config(self) -> LlamaConfig:
         return self.llama.config
 
-    def forward(self, tokens: Tensor, num_decisions: int, temperature: float = 1.0) -> Tensor:
-        """Return log-probabilities of the decided tokens, over the image ids only and after the temperature.
+    def num_ids(self, restrict: bool) -> int:
+        """Return the number of ids that a decision chooses from: K if restricted to image ids, otherwise V."""
+        return self.num_codes if restrict else int(self.config.vocab_size)
+
+    def forward(self, tokens: Tensor, num_decisions: int, temperature: float = 1.0, restrict: bool = True) -> Tensor:
+        """Return log-probabilities of the decided tokens, after the temperature.
 
         Args:
             tokens: int64 [B, L], whole sequences.
             num_decisions: T, the image tokens of the last T / N frames.
             temperature: divides the logits.
+            restrict: compute the probabilities over the image ids only, not over all ids.
 
         Returns:
             float32 [B, T], differentiable.
         """
-        sizes = (self.tokens_per_frame, self.layout.num_tokens)
-        positions = decision_positions(tokens.shape[1], num_decisions, *sizes).to(tokens.device)
-        return self.logprobs(tokens, positions, temperature)
+        positions = self.sequence.decision_positions(tokens.shape[1], num_decisions).to(tokens.device)
+        return self.logprobs(tokens, positions, temperature, restrict)
 
-    def logprobs(self, tokens: Tensor, positions: Tensor, temperature: float = 1.0) -> Tensor:
+    def logprobs(self, tokens: Tensor, positions: Tensor, temperature: float = 1.0, restrict: bool = True) -> Tensor:
         """Compute the same as `forward` for the image tokens at the given positions (all > 0), int64 [T]."""
         hidden = self.llama.model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state  # [B, L - 1, E]
         # The state before a position predicts its token. Only the states of decisions pass through the head, to save
         # memory.
-        logits: Tensor = self.llama.lm_head(hidden[:, positions - 1])[..., : self.num_codes]  # [B, T, K]
+        logits: Tensor = self.llama.lm_head(hidden[:, positions - 1])[..., : self.num_ids(restrict)]  # [B, T, K or V]
         # float32, because sampler and learner must agree on log-probabilities at any precision of the weights.
         logits = logits.float() / temperature
         decided: Tensor = logits.gather(-1, tokens[:, positions, None]).squeeze(-1)
@@ -150,6 +106,8 @@ class WorldModel(nn.Module):
         num_key_value_heads: int = 1,
         max_positions: int = MAX_POSITIONS,
         layout: ActionLayout | None = None,
+        num_keyframe_codes: int = 0,
+        tokens_per_keyframe: int = 0,
     ) -> WorldModel:
         """Return a fresh model with random weights (torch's global generator), untied head, MineWorld's constants.
 
@@ -159,6 +117,7 @@ class WorldModel(nn.Module):
             hidden_size, intermediate_size, num_layers, num_heads, num_key_value_heads: sizes of the LLaMA.
             max_positions: tokens of the longest sequence.
             layout: how the model gets actions; None: MineWorld's layout.
+            num_keyframe_codes, tokens_per_keyframe: of the first frame in full, with a compressive tokenizer.
         """
         from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -167,9 +126,11 @@ class WorldModel(nn.Module):
                 f"num_heads must divide hidden_size and be a multiple of num_key_value_heads, got {num_heads}, "
                 f"{hidden_size} and {num_key_value_heads}; for example 4 heads, width 256, 2 key-value heads"
             )
-        layout = layout or MineworldLayout()
+        sequence = TokenSequence(
+            layout=layout or MineworldLayout(),
+            shape=TokenShape(num_codes, tokens_per_frame, num_keyframe_codes, tokens_per_keyframe),
+        )
         config = LlamaConfig(
-            vocab_size=num_codes + layout.num_ids,
             hidden_size=hidden_size,
             intermediate_size=intermediate_size,
             num_hidden_layers=num_layers,
@@ -181,9 +142,8 @@ class WorldModel(nn.Module):
             tie_word_embeddings=False,
             bos_token_id=None,
             eos_token_id=None,
-            **layout_settings(layout),
+            **sequence.settings(),
         )
-        config.tokens_per_frame = tokens_per_frame
         return cls(LlamaForCausalLM(config))
 
     @classmethod
@@ -208,11 +168,12 @@ class WorldModel(nn.Module):
             raise ValueError(f"a world model must be a LlamaForCausalLM, got model_type={kind} in {folder}; convert it")
         config = LlamaConfig.from_pretrained(folder, local_files_only=True)
         tokens_per_frame = tokens_per_frame or getattr(config, "tokens_per_frame", None)
-        num_ids = layout_of(config.to_dict()).num_ids
-        if tokens_per_frame is None or config.vocab_size <= num_ids:
+        sequence = TokenSequence.of(config.to_dict())
+        if tokens_per_frame is None or not sequence.shape.num_codes:
             raise ValueError(
-                f"a world model's config.json must give tokens_per_frame and a vocab_size above the {num_ids} ids of "
-                f"actions, got {tokens_per_frame} and {config.vocab_size} in {folder}; add tokens_per_frame there"
+                "a world model's config.json must give tokens_per_frame and a vocab_size above the "
+                f"{sequence.shape.num_keyframe_codes + sequence.layout.num_ids} ids of keyframes and actions, got "
+                f"{tokens_per_frame} and {config.vocab_size} in {folder}; add tokens_per_frame there"
             )
         config.tokens_per_frame = tokens_per_frame
         check_llama_config(config)

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from rlir_ray.config import ArchitectureConfig, Config, asset_path
 from rlir_ray.data.files import Json
-from rlir_ray.models.autoregressive import sequence_length
-from rlir_ray.models.llama_config import check_sequence
+from rlir_ray.models.token_sequence import TokenSequence
 from rlir_ray.models.tokenizer_forms import tokenizer_form
 from rlir_ray.spaces.layouts import ActionLayout, layout_of
 from rlir_ray.trajectory import FrameShape
@@ -34,32 +33,32 @@ def check_token_world(config: Config) -> FrameShape:
             f"models.policy must be a LlamaForCausalLM, got another config.json in {policy_folder}; give a "
             "world model's folder"
         )
-    check_sequence(policy, f"models.policy in {policy_folder}")
     form = tokenizer_form(tokenizer, folder)
     height, width = grid_of(config, folder, tokenizer)
-    tokens_per_frame = height * width
-    held = policy_architecture(policy)
-    if not held.tokens_per_frame:
+    wanted, sequence, held = (
+        form.shape(tokenizer, height * width),
+        TokenSequence.of(policy),
+        policy_architecture(policy),
+    )
+    if not sequence.shape.tokens_per_frame:
         raise ValueError(
             f"models.policy must have tokens_per_frame in its config.json, got none in {policy_folder}; add "
-            f'"tokens_per_frame": {tokens_per_frame}'
+            f'"tokens_per_frame": {wanted.tokens_per_frame}'
         )
-    wanted = (form.num_codes(tokenizer[form.codes_field]), tokens_per_frame)
-    got = (held.num_codes, held.tokens_per_frame)
     check_architecture(config.architecture, held)
-    num_frames = config.world.num_context + config.world.num_frames
-    length = sequence_length(num_frames, tokens_per_frame, layout_of(policy).num_tokens)
+    sequence.check_generated(config.world.num_frames)
+    length = sequence.length(config.world.num_context + config.world.num_frames)
     if 0 < held.max_positions < length:
         raise ValueError(
             f"models.policy must hold a clip's {length} tokens, got max_position_embeddings={held.max_positions}; "
             "lower world.num_frames"
         )
-    if got != wanted:
+    if sequence.shape != wanted:
         raise ValueError(
-            f"models.policy must fit the tokenizer's {wanted[0]} codes and {wanted[1]} tokens a frame, got {got[0]} "
-            f"and {got[1]}; choose checkpoints that were trained together"
+            f"models.policy must have frames of {wanted}, as the tokenizer, got {sequence.shape}; choose checkpoints "
+            "that were trained together"
         )
-    return (tokens_per_frame,)
+    return (wanted.tokens_per_frame,)
 
 
 def grid_of(config: Config, folder: Path, codec: Json) -> tuple[int, int]:
@@ -102,6 +101,11 @@ def policy_layout(config: Config) -> ActionLayout:
     return layout_of(read_settings(asset_path(config.models.policy), "config.json", "models.policy"))
 
 
+def policy_sequence(config: Config) -> TokenSequence:
+    """Return the form of the configured token policy's sequences, as its config.json says."""
+    return TokenSequence.of(read_settings(asset_path(config.models.policy), "config.json", "models.policy"))
+
+
 def read_settings(folder: Path, file: str, what: str) -> Json:
     """Read a JSON file of a checkpoint.
 
@@ -128,7 +132,7 @@ def is_flow_model(settings: Json) -> bool:
 def policy_architecture(settings: Json) -> ArchitectureConfig:
     """Return the sizes in a LlamaForCausalLM's config.json; 0 for a missing size."""
     return ArchitectureConfig(
-        num_codes=max(0, settings.get("vocab_size", 0) - layout_of(settings).num_ids),
+        num_codes=TokenSequence.of(settings).shape.num_codes,
         tokens_per_frame=settings.get("tokens_per_frame", 0),
         hidden_size=settings.get("hidden_size", 0),
         intermediate_size=settings.get("intermediate_size", 0),

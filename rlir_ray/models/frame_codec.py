@@ -1,4 +1,4 @@
-"""Base class of tokenizers and autoencoders of single frames: scaling of pixels, saving and loading.
+"""Base classes of tokenizers and autoencoders that encode each frame alone, and the stem of those of `diffusers`.
 
 Independent of the kind of code. Legend: N frames, H W pixels, h w grid.
 """
@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import copy
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from rlir_ray.data.files import Json, give_usual_mode
 from rlir_ray.models.checkpoints import open_library_model
+from rlir_ray.models.clip_codec import ClipCodec
+from rlir_ray.trajectory import EncodedClips
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -29,29 +31,8 @@ if TYPE_CHECKING:
 STEM_FILE = "tokenizer.json"
 
 
-class FrameCodec(nn.Module, ABC):
-    """A codec of single frames: `encode` (uint8 [N, H, W, 3] to codes [N, ...]) and its inverse `decode`.
-
-    Args:
-        model: encodes and decodes pictures.
-        height, width: pixels of a frame.
-        grid: h, w.
-        max_frames: number of frames in one pass through the model, which bounds the memory.
-    """
-
-    what: ClassVar[str]
-    """Name of the codec in error messages."""
-    # Any: each subclass has a model of its own class.
-    model: Any
-
-    def __init__(self, model: nn.Module, *, height: int, width: int, grid: tuple[int, int], max_frames: int) -> None:
-        super().__init__()
-        self.model, self.height, self.width, self.grid, self.max_frames = model, height, width, grid, max_frames
-
-    @property
-    def num_codes(self) -> int | None:
-        """Number of image ids; None: the codes are numbers, not ids."""
-        return None
+class FrameCodec(ClipCodec):
+    """A codec of single frames: `encode` (uint8 [N, H, W, 3] to codes [N, ...]) and its inverse `decode`."""
 
     @abstractmethod
     def encode(self, frames: Tensor) -> Tensor:
@@ -61,14 +42,17 @@ class FrameCodec(nn.Module, ABC):
     def decode(self, codes: Tensor) -> Tensor:
         """Decode codes to frames uint8 [N, H, W, 3], the inverse of `encode`."""
 
+    def encode_clips(self, clips: Tensor) -> EncodedClips:
+        return EncodedClips(self.encode(clips.flatten(0, 1)).unflatten(0, clips.shape[:2]))
+
+    def decode_clips(self, clips: EncodedClips) -> Tensor:
+        frames: Tensor = self.decode(clips.codes.flatten(0, 1).to(self.device)).unflatten(0, clips.codes.shape[:2])
+        return frames
+
     @torch.no_grad()
     def _encode_parts(self, frames: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
         """Check frames and encode their pixels [n, 3, H, W] in parts."""
-        if frames.dtype != torch.uint8 or frames.shape[1:] != (self.height, self.width, 3):
-            raise ValueError(
-                f"the {self.what} reads uint8 frames [N, {self.height}, {self.width}, 3], got {frames.dtype} "
-                f"{list(frames.shape)}; resize the video to the size that the {self.what} was trained on"
-            )
+        self.check_frames(frames)
         # Without frames, encode one black frame to get the shape of an empty result.
         parts = [
             encode(self.scale(part))
@@ -84,43 +68,6 @@ class FrameCodec(nn.Module, ABC):
         if not len(codes):
             return torch.zeros((0, self.height, self.width, 3), dtype=torch.uint8, device=codes.device)
         return torch.cat([self.unscale(decode(part)) for part in codes.split(self.max_frames)])
-
-    # The steps of encoding and decoding, which training uses; differentiable where possible.
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._weight().dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self._weight().device
-
-    def _weight(self) -> Tensor:
-        weight: Tensor = next(self.model.parameters())
-        return weight
-
-    def scale(self, frames: Tensor) -> Tensor:
-        """Convert uint8 [N, H, W, 3] to floats [N, 3, H, W] in [-1, 1], the model's input."""
-        pixels = frames.to(self.device).permute(0, 3, 1, 2).to(self.dtype)
-        return (pixels / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-
-    def unscale(self, pixels: Tensor) -> Tensor:
-        """Convert pixels to frames, the inverse of `scale`, with rounding."""
-        return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-    @classmethod
-    @abstractmethod
-    def from_pretrained(
-        cls, folder: Path | str, *, height: int | None = None, width: int | None = None, max_frames: int = 256
-    ) -> Self:
-        """Open a folder; `height` and `width` are those of the world, for a folder that states none.
-
-        Returns:
-            The codec in float32 and evaluation mode, on the CPU.
-
-        Raises:
-            ValueError: the folder does not exist, or the weights do not fit its config or are not finite.
-        """
 
 
 class PictureCodec(FrameCodec):
@@ -171,12 +118,8 @@ class PictureCodec(FrameCodec):
             folder: created if missing.
             dtype: type of the stored weights; float16 halves the file.
         """
-        folder = Path(folder)
-        # Convert a copy, so that the model keeps its weights; nn.Module's own `to` does not warn about float16.
-        nn.Module.to(copy.deepcopy(self.model), dtype).save_pretrained(folder)
-        give_usual_mode(folder)
         stem = {"height": self.height, "width": self.width, "pixel_unshuffle": self.pixel_unshuffle}
-        (folder / STEM_FILE).write_text(json.dumps(stem, indent=2) + "\n", encoding="utf-8")
+        save_with_stem(self.model, Path(folder), dtype, stem)
 
     @classmethod
     @abstractmethod
@@ -196,18 +139,37 @@ class PictureCodec(FrameCodec):
             ValueError: the folder does not exist, or the weights do not fit its config or are not finite.
         """
         folder = Path(folder)
-        if not (folder / "config.json").is_file():
-            raise ValueError(f"no {cls.what} in {folder} (config.json is missing); give the folder of a {cls.what}")
-        stem: Json = {"height": height, "width": width, "pixel_unshuffle": 1}
-        if (folder / STEM_FILE).is_file():
-            stem = json.loads((folder / STEM_FILE).read_text(encoding="utf-8"))
-        elif height is None or width is None:
+        stem = read_stem(folder, cls.what, height=height, width=width)
+        if stem["height"] is None or stem["width"] is None:
             raise ValueError(f"{folder} has no {STEM_FILE}; give the frames' height and width for a plain {cls.what}")
         load: Callable[..., LibraryModel] = partial(
             cls.model_class().from_pretrained, torch_dtype=torch.float32, low_cpu_mem_usage=False
         )
         model = open_library_model(load, folder, f"the {cls.what}")
         return cls(model, max_frames=max_frames, **stem).eval()
+
+
+# Any: a model of diffusers, whose classes share no annotated base.
+def save_with_stem(model: Any, folder: Path, dtype: torch.dtype, stem: Json) -> None:
+    """Write a folder that the model's `diffusers` class opens, with the stem in a file beside it."""
+    # Convert a copy, so that the model keeps its weights; nn.Module's own `to` does not warn about float16.
+    nn.Module.to(copy.deepcopy(model), dtype).save_pretrained(folder)
+    give_usual_mode(folder)
+    (folder / STEM_FILE).write_text(json.dumps(stem, indent=2) + "\n", encoding="utf-8")
+
+
+def read_stem(folder: Path, what: str, *, height: int | None, width: int | None) -> Json:
+    """Return the stem beside a model, or one without pixel-unshuffle for frames of the given size.
+
+    Raises:
+        ValueError: the folder holds no model.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"no {what} in {folder} (config.json is missing); give the folder of a {what}")
+    if not (folder / STEM_FILE).is_file():
+        return {"height": height, "width": width, "pixel_unshuffle": 1}
+    stem: Json = json.loads((folder / STEM_FILE).read_text(encoding="utf-8"))
+    return stem
 
 
 def block_settings(

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from rlir_ray.models.token_sequence import BOS_KEY, KEYFRAME_KEYS
 from rlir_ray.spaces.layouts import LAYOUT_KEY, SPACE_KEY
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig
 
-SEQUENCE_KEY = "rlvr_sequence"
-"""Key of a config.json that names sequences of RLVR-World, which no sampler of this version draws."""
 # Fields that the learner's model, the torch sampler and vLLM all implement.
 COMPUTED = {
     "vocab_size",
@@ -28,6 +27,8 @@ COMPUTED = {
     "tie_word_embeddings",
     "rope_parameters",
     "tokens_per_frame",
+    *KEYFRAME_KEYS,
+    BOS_KEY,
     SPACE_KEY,
     LAYOUT_KEY,
 }
@@ -75,30 +76,12 @@ ROPE_FIELDS = {
 }
 
 
-def check_sequence(settings: Mapping[str, object], what: str) -> None:
-    """Check that a model's sequences are those that this project samples.
-
-    Args:
-        settings: content of its config.json.
-        what: name of the model in the error.
-
-    Raises:
-        ValueError: the sequences are RLVR-World's.
-    """
-    if settings.get(SEQUENCE_KEY):
-        raise ValueError(
-            f"{what} must have sequences of frames and actions alone, got {SEQUENCE_KEY}={settings[SEQUENCE_KEY]!r}; "
-            "build these sequences with rlir_ray.models.rlvr_sequences, or train a world model of your own"
-        )
-
-
 def check_llama_config(config: LlamaConfig) -> None:
     """Check that sampler and learner compute the same model from a configuration.
 
     Raises:
         ValueError: an unsupported field differs from its default.
     """
-    check_sequence(config.to_dict(), "a policy")
     defaults = type(config)().to_dict()
     for name, value in config.to_dict().items():
         # A field that transformers does not declare has no default: an empty value means off.

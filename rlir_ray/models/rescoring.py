@@ -41,12 +41,13 @@ Rescore = Callable[[Forward, Any, int], Scores]
 
 @dataclass(frozen=True, slots=True)
 class TokenRescorer:
-    """Rescorer of tokens: softmax over the image ids at the sampling temperature."""
+    """Rescorer of tokens: softmax over the image ids, or over all ids, at the sampling temperature."""
 
     temperature: float
+    restrict: bool = True
 
     def __call__(self, forward: Forward, record: TokenRecord[Tensor], num_decisions: int) -> Scores:
-        return Scores(forward(record.tokens.long(), num_decisions, self.temperature))
+        return Scores(forward(record.tokens.long(), num_decisions, self.temperature, self.restrict))
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,13 +60,10 @@ class RlvrCodec(FrameCodec):
         return self._decode_parts(codes, lambda part: self.model.decode(part.to(self.device).unflatten(1, self.grid)))
 
     def scale(self, frames: Tensor) -> Tensor:
-        """Convert uint8 [N, H, W, 3] to floats [N, 3, H, W] in [0, 1], the model's input."""
-        pixels = frames.to(self.device).permute(0, 3, 1, 2).to(self.dtype) / 255
-        return pixels.contiguous(memory_format=torch.channels_last)
+        return to_unit_pixels(frames, self.device, self.dtype)
 
     def unscale(self, pixels: Tensor) -> Tensor:
-        """Convert pixels to frames, the inverse of `scale`, with rounding."""
-        return (pixels.float() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        return from_unit_pixels(pixels)
 
     @classmethod
     def from_pretrained(
@@ -88,3 +85,14 @@ class RlvrCodec(FrameCodec):
         model = open_diffusers_model(RlvrTokenizer, folder, f"the {cls.what}")
         height = height or int(model.config["resolution"])
         return cls(model, height=height, width=width or height * 5 // 4, max_frames=max_frames).eval()
+
+
+def to_unit_pixels(frames: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Convert uint8 [N, H, W, 3] to floats [N, 3, H, W] in [0, 1], the input of RLVR-World's tokenizers."""
+    pixels = frames.to(device).permute(0, 3, 1, 2).to(dtype) / 255
+    return pixels.contiguous(memory_format=torch.channels_last)
+
+
+def from_unit_pixels(pixels: Tensor) -> Tensor:
+    """Convert pixels to frames, the inverse of `to_unit_pixels`, with rounding."""
+    return (pixels.float() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()

@@ -95,6 +95,7 @@ class RlvrCompressiveTokenizer(ModelMixin, ConfigMixin):  # type: ignore[misc]  
         height = resolution // factor
         self.grid = (height, height * 5 // 4)
         self.patches = (self.grid[0] // patch_size, self.grid[1] // patch_size)
+        self.image_size = (resolution, resolution * 5 // 4)
         self.context_quantizer = published_quantizer(vq_fsq_levels)
         self.quantizer = published_quantizer(dyn_fsq_levels)
         common: Json = {"layers_per_block": layers_per_block, "norm_num_groups": norm_num_groups, "act_fn": act_fn}

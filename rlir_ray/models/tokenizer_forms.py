@@ -1,48 +1,79 @@
-"""The forms of frame tokenizers: a VQ model of `diffusers`, and RLVR-World's.
+"""The forms of tokenizers: a VQ model of `diffusers`, and the two of RLVR-World.
 
 The class name in a tokenizer's config.json names its form. Models are imported only when one is opened.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from rlir_ray.data.files import Json
-from rlir_ray.models.frame_codec import FrameCodec
+from rlir_ray.models.clip_codec import ClipCodec
 from rlir_ray.models.fsq import published_quantizer
+from rlir_ray.models.token_sequence import TokenShape
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizerForm:
-    """One form of frame tokenizers."""
+    """One form of tokenizers."""
 
-    load: Callable[[], type[FrameCodec]]
+    load: Callable[[], type[ClipCodec]]
     """Imports its class."""
-    codes_field: str
-    """The field of a config.json that gives the number of image ids."""
-    num_codes: Callable[[int], int]
-    """Returns the number of image ids, from the value of that field."""
+    fields: frozenset[str]
+    """The fields of a config.json that `shape` needs."""
+    shape: Callable[[Json, int], TokenShape]
+    """Returns the shape of its tokens from a config.json and the positions of its grid."""
 
 
-def _vq_tokenizer() -> type[FrameCodec]:
+def _vq_tokenizer() -> type[ClipCodec]:
     from rlir_ray.models.tokenizer import FrameTokenizer
 
     return FrameTokenizer
 
 
-def _rlvr_tokenizer() -> type[FrameCodec]:
+def _rlvr_tokenizer() -> type[ClipCodec]:
     from rlir_ray.models.rlvr_codec import RlvrCodec
 
     return RlvrCodec
 
 
-_VQ = TokenizerForm(load=_vq_tokenizer, codes_field="num_vq_embeddings", num_codes=int)
-_RLVR = TokenizerForm(
-    load=_rlvr_tokenizer, codes_field="fsq_levels", num_codes=lambda name: published_quantizer(name).num_codes
+def _compressive_tokenizer() -> type[ClipCodec]:
+    from rlir_ray.models.compressive_codec import CompressiveCodec
+
+    return CompressiveCodec
+
+
+def _compressive_shape(settings: Json, positions: int) -> TokenShape:
+    codes, keyframe_codes = (
+        published_quantizer(settings[name]).num_codes for name in ("dyn_fsq_levels", "vq_fsq_levels")
+    )
+    return TokenShape(codes, positions // settings["patch_size"] ** 2, keyframe_codes, positions)
+
+
+_VQ = TokenizerForm(
+    load=_vq_tokenizer,
+    fields=frozenset({"block_out_channels", "num_vq_embeddings"}),
+    shape=lambda settings, positions: TokenShape(settings["num_vq_embeddings"], positions),
 )
-FORMS = {"RlvrTokenizer": _RLVR, "CNNFSQModel256": _RLVR}
+_RLVR = TokenizerForm(
+    load=_rlvr_tokenizer,
+    fields=frozenset({"block_out_channels", "fsq_levels"}),
+    shape=lambda settings, positions: TokenShape(published_quantizer(settings["fsq_levels"]).num_codes, positions),
+)
+_COMPRESSIVE = TokenizerForm(
+    load=_compressive_tokenizer,
+    fields=frozenset({"block_out_channels", "dyn_fsq_levels", "vq_fsq_levels", "patch_size"}),
+    shape=_compressive_shape,
+)
+FORMS = {
+    "RlvrTokenizer": _RLVR,
+    "CNNFSQModel256": _RLVR,
+    "RlvrCompressiveTokenizer": _COMPRESSIVE,
+    "CompressiveVQModelFSQ": _COMPRESSIVE,
+}
 """Class name in a config.json -> form; any other name, or none, is that of a VQ model."""
 
 
@@ -50,12 +81,23 @@ def tokenizer_form(settings: Json, folder: Path) -> TokenizerForm:
     """Return the form that a tokenizer's config.json names.
 
     Raises:
-        ValueError: the folder holds no tokenizer of frames.
+        ValueError: the folder holds no tokenizer.
     """
     form = FORMS.get(settings.get("_class_name", ""), _VQ)
-    if missing := {"block_out_channels", form.codes_field} - settings.keys():
+    if missing := form.fields - settings.keys():
         raise ValueError(
-            f"models.tokenizer must be a diffusers VQModel or an RlvrTokenizer, got a config.json without "
-            f"{sorted(missing)[0]} in {folder}; give a tokenizer's folder"
+            f"models.tokenizer must be a diffusers VQModel or a tokenizer of RLVR-World, got a config.json without "
+            f"{min(missing)} in {folder}; give a tokenizer's folder"
         )
     return form
+
+
+def open_tokenizer(folder: Path, height: int, width: int) -> ClipCodec:
+    """Open a tokenizer of any form, for frames of a size.
+
+    Raises:
+        ValueError: the folder holds no tokenizer, or its weights do not fit.
+    """
+    path = folder / "config.json"
+    settings: Json = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return tokenizer_form(settings, folder).load().from_pretrained(folder, height=height, width=width)

@@ -21,7 +21,7 @@ from rlir_ray.run.environment import versions
 from rlir_ray.run.progress import log_to_stderr
 
 if TYPE_CHECKING:
-    from rlir_ray.models.frame_codec import FrameCodec
+    from rlir_ray.models.clip_codec import ClipCodec
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def _train_tokenizer(work: Path, plan: AssetsPlan) -> None:
     _encode_world(FrameTokenizer.from_pretrained(work / "tokenizer"), work / WORLD_RECORDINGS, work / "tokens")
 
 
-def _encode_world(codec: FrameCodec, recorded: Path, out: Path) -> None:
+def _encode_world(codec: ClipCodec, recorded: Path, out: Path) -> None:
     """Encode the recordings on which world models are trained."""
     from rlir_ray.data.recordings import open_recordings, read_all
     from rlir_ray.pretrain.encode import encode_recordings
@@ -102,9 +102,11 @@ def _train_inverse_dynamics(work: Path, plan: AssetsPlan, world: AssetWorld) -> 
         )
         for number, (name, architecture) in enumerate(world.architectures.items(), start=1)
     }
+    height, width = train[0].frames.shape[1:3]
+    reconstruct = reconstruction(work / "tokenizer", (height, width))
     for name in todo:
         logger.info("training the %s", name)
-        train_inverse_dynamics(train, validation, work / name, settings[name], reconstruction(work / "tokenizer"))
+        train_inverse_dynamics(train, validation, work / name, settings[name], reconstruct)
 
 
 def _train_world_model(work: Path, plan: AssetsPlan) -> None:

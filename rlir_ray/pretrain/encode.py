@@ -1,6 +1,7 @@
 """Encoding of recordings into one file of tokens or latents, on which world models are trained.
 
-Legend: F or n frames, E recordings, N tokens a frame, D h w a latent; the actions have a column a field.
+Legend: F or n frames, E recordings or clips of them, N tokens a frame, M tokens of a keyframe, D h w a latent; the
+actions have a column a field.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ import numpy.typing as npt
 import torch
 
 from rlir_ray.data.recordings import Recording, Split
-from rlir_ray.models.frame_codec import FrameCodec
+from rlir_ray.models.clip_codec import ClipCodec
 from rlir_ray.run.progress import counted, progress_bar
 from rlir_ray.spaces.layouts import SPACE_KEY, ActionLayout, check_layout, check_space
 from rlir_ray.spaces.space import Actions, ActionSpace
 from rlir_ray.trajectory import stored_codes
 
 logger = logging.getLogger(__name__)
+
+CLIP_FRAMES = 9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,12 +37,17 @@ class EncodedRecordings:
     actions: Actions
     """n actions; action k leads into frame k."""
     episode_starts: npt.NDArray[np.int64]
-    """[E], first frame of each recording."""
+    """[E], first frame of each recording, or of each clip with a keyframe."""
     num_codes: int
     """Number of image ids; 0: the codes are latents."""
+    keyframes: npt.NDArray[np.generic] | None = None
+    """[E, M]; None: each frame is encoded alone."""
+    num_keyframe_codes: int = 0
 
 
-def encode_recordings(codec: FrameCodec, recordings: Iterable[Recording], out_file: Path | str) -> int:
+def encode_recordings(
+    codec: ClipCodec, recordings: Iterable[Recording], out_file: Path | str, clip_frames: int = CLIP_FRAMES
+) -> int:
     """Encode every frame of recordings into one npz; the file appears only when it is complete.
 
     Args:
@@ -49,27 +57,38 @@ def encode_recordings(codec: FrameCodec, recordings: Iterable[Recording], out_fi
             tokens), `episode_starts` int64 [E] (index of each recording's first frame), `names` str [E], `actions`
             float32 [F, fields], `action_space` (JSON), and `wall_distance` float32 [F] when every event of every
             recording has a `wallDistance`.
+        clip_frames: frames of a clip with a compressive tokenizer. The recordings are cut into such clips, each of
+            which starts half a clip after the one before; shorter recordings are left out. The file has the clips end
+            to end instead of the recordings, and `keyframes` [E, M] with `num_keyframe_codes`.
 
     Returns:
-        F, the number of frames.
+        F, the number of encoded frames.
 
     Raises:
         ValueError: no recordings, or recordings of several action spaces.
     """
     names: list[str] = []
     codes: list[npt.NDArray[np.generic]] = []
+    keyframes: list[npt.NDArray[np.generic]] = []
     actions: list[Actions] = []
     walls: list[npt.NDArray[np.float32]] = []
     for recording in recordings:
-        names.append(recording.name)
-        encoded = codec.encode(torch.from_numpy(np.ascontiguousarray(recording.frames)))
-        codes.append(stored_codes(encoded.cpu().numpy()))
-        actions.append(recording.actions)
+        parts = _clips(len(recording.frames), clip_frames if codec.num_keyframe_codes else None)
+        if not parts:
+            continue
+        encoded = codec.encode_clips(torch.from_numpy(np.stack([recording.frames[part] for part in parts])))
+        codes += list(stored_codes(encoded.codes.cpu().numpy()))
+        if encoded.keyframes is not None:
+            keyframes.append(stored_codes(encoded.keyframes.cpu().numpy()))
+        names += [recording.name] * len(parts)
+        actions += [recording.actions[part] for part in parts]
         check_space(actions[0].space, recording.actions.space, f"recording {names[0]}", f"recording {recording.name}")
-        walls.append(_wall_distance(recording))
+        walls += [_wall_distance(recording)[part] for part in parts]
     if not names:
+        least = f" of {clip_frames} frames" if codec.num_keyframe_codes else ""
         raise ValueError(
-            "an encoding needs at least one readable recording, got none; make some with: python -m rlir_ray collect"
+            f"an encoding needs at least one readable recording{least}, got none; make some with: python -m rlir_ray "
+            "collect"
         )
     frames = np.concatenate(codes)
     arrays: dict[str, npt.NDArray[np.generic]] = {
@@ -81,6 +100,8 @@ def encode_recordings(codec: FrameCodec, recordings: Iterable[Recording], out_fi
     }
     if codec.num_codes is not None:
         arrays["num_codes"] = np.array(codec.num_codes)
+    if codec.num_keyframe_codes:
+        arrays |= {"keyframes": np.concatenate(keyframes), "num_keyframe_codes": np.array(codec.num_keyframe_codes)}
     if not np.isnan(distances := np.concatenate(walls)).any():
         arrays["wall_distance"] = distances
     out_file = Path(out_file)
@@ -90,6 +111,14 @@ def encode_recordings(codec: FrameCodec, recordings: Iterable[Recording], out_fi
         np.savez(file, **arrays)  # type: ignore[arg-type]  # no column is named allow_pickle
     part.replace(out_file)
     return len(frames)
+
+
+def _clips(num_frames: int, clip_frames: int | None) -> list[slice]:
+    """Return the clips of a recording; without `clip_frames` the one clip of all its frames."""
+    if clip_frames is None:
+        return [slice(num_frames)]
+    starts = range(0, num_frames - clip_frames + 1, max(1, clip_frames // 2))
+    return [slice(start, start + clip_frames) for start in starts]
 
 
 def _wall_distance(recording: Recording) -> npt.NDArray[np.float32]:
@@ -125,6 +154,8 @@ def read_encoded(path: Path | str, kind: str) -> EncodedRecordings:
             actions=Actions(ActionSpace.from_json(str(file[SPACE_KEY])), file["actions"].astype(np.float32)),
             episode_starts=file["episode_starts"].astype(np.int64),
             num_codes=int(file["num_codes"]) if kind == "tokens" else 0,
+            keyframes=file.get("keyframes"),
+            num_keyframe_codes=int(file.get("num_keyframe_codes", 0)),
         )
     if len(found.codes) != len(found.actions):
         raise ValueError(
@@ -134,12 +165,17 @@ def read_encoded(path: Path | str, kind: str) -> EncodedRecordings:
     return found
 
 
-def encode_splits(codec: FrameCodec, recordings: Mapping[Split, Sequence[Recording]], folder: Path) -> None:
+def encode_splits(
+    codec: ClipCodec,
+    recordings: Mapping[Split, Sequence[Recording]],
+    folder: Path,
+    clip_frames: int = CLIP_FRAMES,
+) -> None:
     """Encode the recordings of each split into the file SPLIT.npz in `folder`."""
     for split, recorded in recordings.items():
         with progress_bar(f"encoding {split}") as show:
             shown = counted(recorded, len(recorded), show, "recordings")
-            count = encode_recordings(codec, shown, folder / f"{split}.npz")
+            count = encode_recordings(codec, shown, folder / f"{split}.npz", clip_frames)
         logger.info("%d frames encoded into %s", count, folder / f"{split}.npz")
 
 

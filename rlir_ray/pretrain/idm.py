@@ -15,6 +15,7 @@ from rlir_ray.data.alignment import check_alignment
 from rlir_ray.data.files import Json
 from rlir_ray.data.recordings import Recording
 from rlir_ray.idm.model import InverseDynamicsModel
+from rlir_ray.models.tokenizer_forms import open_tokenizer
 from rlir_ray.pretrain.arguments import Chosen, read_chosen
 from rlir_ray.pretrain.idm_model import chosen_fields, initial_model
 from rlir_ray.pretrain.idm_scores import (
@@ -159,8 +160,11 @@ class InverseDynamicsTask(Task):
 
 def run_command(chosen: Chosen, settings: InverseDynamicsTraining) -> None:
     """Run `pretrain idm`: check the alignment of events and frames, then train on the recordings."""
-    reconstruct = reconstruction(chosen["tokenizer"], settings.device) if chosen["tokenizer"] else None
     recordings, validation = read_chosen(chosen).values()
+    reconstruct = None
+    if chosen["tokenizer"]:
+        height, width = recordings[0].frames.shape[1:3]
+        reconstruct = reconstruction(chosen["tokenizer"], (height, width), settings.device)
     if not chosen["no_probe"]:
         logger.info("checking that event k leads into frame k")
         pairs = [(each.frames, each.actions) for each in recordings]
@@ -172,9 +176,13 @@ def run_command(chosen: Chosen, settings: InverseDynamicsTraining) -> None:
     logger.info("score by kind of clip (macro-F1; R² of graded axes): %s", figure_words(scores["gate"]))
 
 
-def reconstruction(tokenizer: str | Path, device: str = "cpu") -> Reconstruct:
-    """Return a function that encodes and decodes frames uint8 [F, H, W, 3] with a saved tokenizer."""
-    from rlir_ray.models.tokenizer import FrameTokenizer
+def reconstruction(tokenizer: str | Path, frame_size: tuple[int, int], device: str = "cpu") -> Reconstruct:
+    """Return a function that encodes and decodes clips uint8 [B, F, H, W, 3] with a saved tokenizer.
 
-    model = FrameTokenizer.from_pretrained(tokenizer).to(open_device(device))
-    return lambda frames: model.decode(model.encode(torch.from_numpy(frames))).cpu().numpy()
+    Args:
+        tokenizer: its folder.
+        frame_size: H and W.
+        device: of the tokenizer.
+    """
+    model = open_tokenizer(Path(tokenizer), *frame_size).to(open_device(device))
+    return lambda clips: model.decode_clips(model.encode_clips(torch.from_numpy(clips))).cpu().numpy()

@@ -186,6 +186,5 @@ def held_out_scores(
         "gate": {kind: _rounded(score) for kind, score in by_kind.items()},
     }
     if reconstruct:
-        decoded = reconstruct(frames.reshape(-1, *frames.shape[2:])).reshape(frames.shape)
-        scores["reconstructed"] = evaluate_inverse_dynamics(model, decoded, actions, names)["+0"]
+        scores["reconstructed"] = evaluate_inverse_dynamics(model, reconstruct(frames), actions, names)["+0"]
     return scores

@@ -110,7 +110,7 @@ def draw_windows(
         size: height and width of the windows; None: those of the recordings.
         augmentation: strength, see `augment`.
         reconstructed_share: share of the windows that are reconstructed.
-        reconstruct: encodes and decodes frames uint8 [frames, H, W, 3] with a tokenizer.
+        reconstruct: encodes and decodes clips uint8 [B, F, H, W, 3] with a tokenizer.
 
     Returns:
         Frames uint8 [B, F, H, W, 3] and labels, kind of head -> int64 [B, F, h].
@@ -129,8 +129,7 @@ def draw_windows(
     rows = starts[:, None] + np.arange(num_frames)
     frames = data.frames[rows]
     if reconstruct and (num_reconstructed := round(reconstructed_share * num_clips)):
-        chosen = frames[:num_reconstructed]
-        frames[:num_reconstructed] = reconstruct(chosen.reshape(-1, *chosen.shape[2:])).reshape(chosen.shape)
+        frames[:num_reconstructed] = reconstruct(frames[:num_reconstructed])
     labels = {kind: table[rows] for kind, table in data.labels.items()}
     if data.mirrored is not None:
         mirrored = rng.random(num_clips) < 0.5

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from rlir_ray.data.files import Json
-from rlir_ray.models.autoregressive import WorldModel, assemble, image_positions
+from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.models.block_attention import set_block_attention
+from rlir_ray.models.token_sequence import TokenSequence, TokenShape
 from rlir_ray.pretrain.arguments import Chosen
 from rlir_ray.pretrain.encode import Form, read_encoded, window_starts
 from rlir_ray.pretrain.loop import train as train_task
@@ -26,7 +27,7 @@ from rlir_ray.pretrain.settings import SPLITS, WorldModelTraining
 from rlir_ray.pretrain.state import finished_report
 from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task, cosine_rate
 from rlir_ray.pretrain.training_warnings import loss_metrics, world_model_warning
-from rlir_ray.spaces.layouts import ActionLayout, layout_for
+from rlir_ray.spaces.layouts import layout_for
 from rlir_ray.trajectory import stored_codes
 
 logger = logging.getLogger(__name__)
@@ -41,15 +42,15 @@ class TokenRecordings:
     actions: npt.NDArray[np.int64]
     """[n, A], tokens of the action that leads into each frame."""
     episode_starts: npt.NDArray[np.int64]
-    """[E], first frame of each recording."""
-    num_codes: int
-    """Number of image ids; action ids come after the image ids."""
-    layout: ActionLayout
-    """How the actions became tokens."""
+    """[E], first frame of each recording, or of each clip with a keyframe."""
+    sequence: TokenSequence
+    """The form of their sequences."""
+    keyframes: npt.NDArray[np.generic] | None = None
+    """[E, M]; None: the tokenizer encodes each frame alone."""
 
     @property
     def form(self) -> Form:
-        return _form(self.layout, self.num_codes, self.images.shape[1])
+        return _form(self.sequence)
 
     def window_starts(self, num_frames: int) -> npt.NDArray[np.int64]:
         """Return the first frames of all windows that lie within one episode."""
@@ -59,8 +60,12 @@ class TokenRecordings:
         """Return the sequences int64 [B, L] of the windows that begin at `starts`."""
         rows = starts[:, None] + np.arange(num_frames)
         images = torch.from_numpy(self.images[rows].astype(np.int64))
+        keyframes = None
+        if self.keyframes is not None:
+            clips = np.searchsorted(self.episode_starts, starts, side="right") - 1
+            keyframes = torch.from_numpy(self.keyframes[clips].astype(np.int64))
         # A sequence starts with a frame, so that the action into the first frame is excluded.
-        return assemble(images, torch.from_numpy(self.actions[rows[:, 1:]]))
+        return self.sequence.assemble(images, torch.from_numpy(self.actions[rows[:, 1:]]), keyframes)
 
 
 def load_tokens(path: Path | str) -> TokenRecordings:
@@ -78,9 +83,11 @@ def load_tokens(path: Path | str) -> TokenRecordings:
             f"{path} must hold tokens below its {found.num_codes} codes, got tokens {least}..{most}; encode the "
             "recordings again"
         )
-    layout = layout_for(found.actions.space)
-    actions = layout.tokens(found.actions, found.num_codes)
-    return TokenRecordings(stored_codes(found.codes), actions, found.episode_starts, found.num_codes, layout)
+    tokens_per_keyframe = 0 if found.keyframes is None else found.keyframes.shape[1]
+    shape = TokenShape(found.num_codes, found.codes.shape[1], found.num_keyframe_codes, tokens_per_keyframe)
+    sequence = TokenSequence(layout=layout_for(found.actions.space), shape=shape)
+    actions = sequence.layout.tokens(found.actions, sequence.first_action_id)
+    return TokenRecordings(stored_codes(found.codes), actions, found.episode_starts, sequence, found.keyframes)
 
 
 def train_world_model(
@@ -153,7 +160,7 @@ class WorldModelTask(Task):
         rows = np.random.default_rng([settings.seed, progress.step]).choice(self.starts, settings.batch_size)
         tokens = self.train.windows(rows, settings.num_frames).to(self.device)
         num_first = per_frame - 1  # no token precedes the first one, so that the model does not predict the first one
-        positions = image_positions(settings.num_frames, per_frame, self.model.layout.num_tokens).to(tokens.device)[1:]
+        positions = self.model.sequence.image_positions(settings.num_frames).to(tokens.device)[1:]
         # In float32 and on GPUs torch's own kernel is faster.
         set_block_attention(self.model, enabled=settings.precision == "bf16" and tokens.device.type == "cpu")
         with autocast():
@@ -189,26 +196,24 @@ def run_command(chosen: Chosen, settings: WorldModelTraining) -> None:
     train_world_model(train, validation, chosen["out"], settings)
 
 
-def _form(layout: ActionLayout, num_codes: int, tokens_per_frame: int) -> Form:
-    return Form(layout, f"{tokens_per_frame} tokens of {num_codes} codes")
+def _form(sequence: TokenSequence) -> Form:
+    return Form(sequence.layout, str(sequence.shape))
 
 
 def _initial_model(settings: WorldModelTraining, train: TokenRecordings) -> WorldModel:
     torch.manual_seed(settings.seed)
     if settings.init:
         model = WorldModel.from_pretrained(settings.init)
-        held = _form(model.layout, model.num_codes, model.tokens_per_frame)
-        held.check(train.form, f"--init {settings.init}", "the recordings")
+        _form(model.sequence).check(train.form, f"--init {settings.init}", "the recordings")
         return model.train()
     model = WorldModel.create(
-        num_codes=train.num_codes,
-        tokens_per_frame=train.images.shape[1],
+        **train.sequence.shape._asdict(),
         hidden_size=settings.hidden_size,
         intermediate_size=settings.intermediate_size,
         num_layers=settings.num_layers,
         num_heads=settings.num_heads,
         num_key_value_heads=settings.num_key_value_heads,
-        layout=train.layout,
+        layout=train.sequence.layout,
     )
     # GPT-2's initialization: the more residual branches, the smaller each one, so that their sum keeps its scale.
     with torch.no_grad():
@@ -233,7 +238,8 @@ def validate(
     tokens = recordings.windows(chosen, num_frames)
     wrong = tokens.clone()
     is_image = torch.zeros(tokens.shape[1], dtype=torch.bool)
-    is_image[image_positions(num_frames, model.tokens_per_frame, model.layout.num_tokens)] = True
+    is_image[: model.sequence.shape.tokens_per_keyframe] = True
+    is_image[model.sequence.image_positions(num_frames)] = True
     wrong[:, ~is_image] = tokens[:, ~is_image].roll(len(tokens) // 2, 0)
     set_block_attention(model, enabled=False)
     losses = []

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from rlir_ray.data.files import Json
 from rlir_ray.models.checkpoints import assign_weights, check_fit, read_state_dict
-from rlir_ray.models.llama_config import SEQUENCE_KEY
 from rlir_ray.models.rlvr_compressive import RlvrCompressiveTokenizer
-from rlir_ray.models.rlvr_sequences import MultiStep, SingleStep
 from rlir_ray.models.rlvr_tokenizer import RlvrTokenizer
-from rlir_ray.spaces.layouts import RlvrLayout, layout_settings
+from rlir_ray.models.token_sequence import TokenSequence, TokenShape
+from rlir_ray.spaces.layouts import RlvrLayout
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -31,8 +30,15 @@ TOKENIZERS = {
 }
 """Class name in a config.json -> our class."""
 NAMES = {RlvrTokenizer: "frame tokenizer", RlvrCompressiveTokenizer: "compressive tokenizer"}
-FORMS: dict[str, SingleStep | MultiStep] = {"single_step": SingleStep(), "multi_step": MultiStep()}
-"""Name of a transformer's sequences -> the sequences, at their published sizes."""
+FORMS = {
+    "single-step": TokenSequence(layout=RlvrLayout(), shape=TokenShape(4375, 320), bos_id=4631),
+    "multi-step": TokenSequence(layout=RlvrLayout(), shape=TokenShape(4375, 80, 4375, 1280)),
+}
+"""Name of a transformer -> its sequences, at their published sizes.
+
+They leave out the tokens from which nothing is decided: the EOS behind a single-step model's frame, and the action that
+the multi-step models have behind the last frame.
+"""
 PLACES = ("", "tokenizer", "transformer")
 """Where a folder can hold a model: itself, or below."""
 
@@ -75,7 +81,7 @@ def _load(folder: Path, place: str) -> RlvrPart:
         return RlvrPart(place, NAMES[kind], _load_tokenizer(kind, settings, folder))
     if settings.get("model_type") == "llama":
         form = _form_of(settings, folder)
-        return RlvrPart(place, f"{form.replace('_', '-')} world model", _load_transformer(form, settings, folder))
+        return RlvrPart(place, f"{form} world model", _load_transformer(form, settings, folder))
     found = settings.get("_class_name") or settings.get("model_type") or "another file"
     raise ValueError(
         f"a config.json of RLVR-World must be of a CNNFSQModel256, a CompressiveVQModelFSQ or a LlamaForCausalLM, got "
@@ -101,7 +107,7 @@ def _load_tokenizer(
 
 def _form_of(settings: Json, folder: Path) -> str:
     """Return the key of `FORMS` that has a transformer's vocabulary."""
-    sizes = {form.vocab_size: name for name, form in FORMS.items()}
+    sizes = {form.settings()["vocab_size"]: name for name, form in FORMS.items()}
     if settings.get("vocab_size") not in sizes:
         raise ValueError(
             f"vocab_size of RLVR-World's transformers must be {' or '.join(map(str, sizes))}, got "
@@ -133,9 +139,7 @@ def _load_transformer(form: str, settings: Json, folder: Path) -> LlamaForCausal
     # The rotary embedding was created on the meta device and is not in the checkpoint: create it again.
     llama.model.rotary_emb = type(llama.model.rotary_emb)(config)
     config.dtype = llama.lm_head.weight.dtype
-    config.update(
-        {SEQUENCE_KEY: form, "tokens_per_frame": FORMS[form].tokens_per_frame, **layout_settings(RlvrLayout())}
-    )
+    config.update(FORMS[form].settings())
     llama.eval()
     return llama
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from rlir_ray.config import Config
-    from rlir_ray.models.frame_codec import FrameCodec
+    from rlir_ray.models.clip_codec import ClipCodec
     from rlir_ray.spaces.layouts import Cells
     from rlir_ray.trajectory import EncodedVideo, RewardScores
 
@@ -38,7 +38,7 @@ class RewardContext:
     """`cuda` if the replica has a GPU, otherwise `cpu`."""
     class_shares: Mapping[str, npt.NDArray[np.floating]] | None
     """Frequency of each class in the training commands, by field; None without reward.balance=class."""
-    open_codec: Callable[[], FrameCodec]
+    open_codec: Callable[[], ClipCodec]
     """Opens what decodes frames, on the CPU."""
     cells: Cells
     """Which bins of an axis the world model cannot tell apart."""

@@ -22,7 +22,7 @@ from rlir_ray.rewards.classification import confusion
 from rlir_ray.spaces.fields import Axis
 from rlir_ray.spaces.layouts import Cells, check_space
 from rlir_ray.spaces.space import Actions, ActionSpace
-from rlir_ray.trajectory import EncodedVideo, RewardScores, codes_tensor
+from rlir_ray.trajectory import EncodedClips, EncodedVideo, RewardScores, encoded_clips
 
 if TYPE_CHECKING:
     from rlir_ray.config import RewardConfig, WorldConfig
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 class Decoder(Protocol):
     """The part of a frame codec that a reward uses."""
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """Decode frames [n, ...] to uint8 [n, H, W, 3]."""
+    def decode_clips(self, clips: EncodedClips) -> Tensor:
+        """Decode clips to uint8 [B, n, H, W, 3]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +62,7 @@ class InverseReward:
         world: the fields to compare.
         config: rule, axis, match, balance, and the number of frames read at once.
         class_shares: field -> frequency of each commanded class, for `balance=class`.
-        device: device of both models, to which encoded frames are sent.
+        device: device of both models.
         cells: which bins the world model cannot tell apart, for `axis=cell`.
 
     Raises:
@@ -168,7 +168,7 @@ class InverseReward:
         )
 
     def _score_finite(self, videos: Sequence[EncodedVideo]) -> list[RewardScores]:
-        soft, classes = self._read(codes_tensor(videos))
+        soft, classes = self._read(encoded_clips(videos))
         sizes = [len(video.codes) for video in videos]
         parts = {name: table.split(sizes) for name, table in soft.items()}
         return [
@@ -182,19 +182,18 @@ class InverseReward:
         return RewardScores.failed(video.group_id, f"group {video.group_id} cannot be scored: {cause}")
 
     @torch.no_grad()
-    def _read(self, codes: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Read encoded clips [B, C + F, ...].
+    def _read(self, clips: EncodedClips) -> tuple[dict[str, Tensor], Tensor]:
+        """Read encoded clips of C + F frames.
 
         Returns:
             Field -> probabilities [B, C + F, K], and the most probable classes [B, C + F, fields].
         """
-        num_clips, num_frames = codes.shape[:2]
+        num_clips, num_frames = clips.codes.shape[:2]
         at_once = max(1, self.config.max_frames // num_frames)
         tables: dict[str, list[Tensor]] = {name: [] for name in self.world.groups}
         classes = []
         for start in range(0, num_clips, at_once):
-            part = codes[start : start + at_once].to(self.device)
-            frames = self.tokenizer.decode(part.flatten(0, 1)).unflatten(0, part.shape[:2])
+            frames = self.tokenizer.decode_clips(clips[start : start + at_once])
             found, recovered = self._read_frames(frames)
             classes.append(recovered)
             for name, table in found.items():

@@ -1,18 +1,21 @@
 """Calls of a sampler, shared by all engines: check the prompts of a call, and build the groups from drawn tokens.
 
 Legend: P prompts, G trajectories, T decisions, C context and F generated frames, N tokens a frame, A tokens an action,
-L tokens in all.
+M tokens of a keyframe, L tokens in all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rlir_ray.models.autoregressive import WorldModel, assemble
+from rlir_ray.models.autoregressive import WorldModel
+from rlir_ray.models.token_sequence import TokenSequence
 from rlir_ray.trajectory import EncodedVideo, FrameShape, Prompt, TokenRecord, TrajectoryGroup, stored_codes
 
 
@@ -48,35 +51,68 @@ def check_call(
     return num_context, num_frames
 
 
-def token_inputs(prompts: Sequence[Prompt], policy: WorldModel) -> tuple[Tensor, Tensor]:
-    """Return context tokens int64 [P, C, N] and action tokens int64 [P, C - 1 + F, A] of the prompts of a call.
+@dataclass(frozen=True, slots=True)
+class TokenInputs:
+    """The prompts of a call as tokens."""
+
+    sequence: TokenSequence
+    """The form of the policy's sequences."""
+    context: Tensor
+    """int64 [P, C, N]."""
+    actions: Tensor
+    """int64 [P, C - 1 + F, A]."""
+    keyframes: Tensor | None
+    """int64 [P, M]; None: the form has none."""
+
+    def to(self, device: torch.device) -> TokenInputs:
+        keyframes = None if self.keyframes is None else self.keyframes.to(device)
+        return TokenInputs(self.sequence, self.context.to(device), self.actions.to(device), keyframes)
+
+    def prefixes(self) -> Tensor:
+        """Return the tokens before the first decision, shared by a group: the context and the first commanded action.
+
+        Returns:
+            int64 [P, L].
+        """
+        return self.sequence.prefix(self.context, self.actions[:, : self.context.shape[1]], self.keyframes)
+
+    def assemble(self, clips: Tensor) -> Tensor:
+        """Return the whole sequences of clips int64 [P * G, C + F, N], prompt after prompt: int64 [P * G, L]."""
+        size = len(clips) // len(self.context)
+        keyframes = None if self.keyframes is None else self.keyframes.repeat_interleave(size, 0)
+        return self.sequence.assemble(clips, self.actions.repeat_interleave(size, 0), keyframes)
+
+
+def token_inputs(prompts: Sequence[Prompt], policy: WorldModel) -> TokenInputs:
+    """Return the prompts of a call as tokens.
 
     Raises:
-        ValueError: a context token is not an image id of the policy, or the actions are of another space.
+        ValueError: a token of a context or keyframe is not an id of the policy, keyframes are missing or not wanted,
+            the actions are of another space, or the policy does not generate so many frames.
     """
-    num_codes = policy.num_codes
-    context = torch.from_numpy(np.stack([prompt.context for prompt in prompts]).astype(np.int64))
-    if int(context.min()) < 0 or int(context.max()) >= num_codes:
+    sequence = policy.sequence
+    sequence.check_generated(prompts[0].num_frames)
+    context = _ids("context", [prompt.context for prompt in prompts], sequence.shape.num_codes)
+    given = [prompt.keyframe for prompt in prompts if prompt.keyframe is not None]
+    found = {len(keyframe) for keyframe in given} | ({0} if len(given) < len(prompts) else set())
+    if found != {sequence.shape.tokens_per_keyframe}:
         raise ValueError(
-            f"context tokens must be in 0..{num_codes - 1}, the policy's {num_codes} codes, got {int(context.min())}.."
-            f"{int(context.max())}; encode prompts with the policy's tokenizer"
+            f"prompts must have keyframes of the policy's {sequence.shape.tokens_per_keyframe} tokens (0: none), got "
+            f"{sorted(found)}; encode them with the policy's own tokenizer"
         )
-    actions = np.stack([policy.layout.tokens(prompt.actions, num_codes) for prompt in prompts])
-    return context, torch.from_numpy(actions)
+    actions = np.stack([policy.layout.tokens(prompt.actions, sequence.first_action_id) for prompt in prompts])
+    keyframes = _ids("keyframe", given, sequence.shape.num_keyframe_codes) if given else None
+    return TokenInputs(sequence, context, torch.from_numpy(actions), keyframes)
 
 
-def prefixes(context: Tensor, actions: Tensor) -> Tensor:
-    """Return the tokens before the first decision, shared by a group: the context and the first commanded action.
-
-    Args:
-        context: int64 [P, C, N].
-        actions: int64 [P, C - 1 + F, A].
-
-    Returns:
-        int64 [P, C * (N + A)].
-    """
-    num_context = context.shape[1]
-    return torch.cat([assemble(context, actions[:, : num_context - 1]), actions[:, num_context - 1]], 1)
+def _ids(name: str, given: Sequence[npt.NDArray[np.generic]], num_codes: int) -> Tensor:
+    ids = torch.from_numpy(np.stack(given).astype(np.int64))
+    if int(ids.min()) < 0 or int(ids.max()) >= num_codes:
+        raise ValueError(
+            f"{name} tokens must be in 0..{num_codes - 1}, the policy's {num_codes} codes, got {int(ids.min())}.."
+            f"{int(ids.max())}; encode prompts with the policy's tokenizer"
+        )
+    return ids
 
 
 def token_groups(
@@ -84,8 +120,7 @@ def token_groups(
     group_ids: Sequence[int],
     seeds: Sequence[int],
     policy_version: int,
-    context: Tensor,
-    actions: Tensor,
+    inputs: TokenInputs,
     frames: Tensor,
     logprobs: Tensor,
 ) -> list[tuple[TrajectoryGroup, EncodedVideo]]:
@@ -94,14 +129,16 @@ def token_groups(
     Args:
         prompts, group_ids, seeds: one of each for every group.
         policy_version: version of the weights that sampled.
-        context, actions: from `token_inputs`.
+        inputs: from `token_inputs`.
         frames: int64 [P * G, F, N], the drawn tokens, prompt after prompt.
         logprobs: float32 [P * G, T], log-probability of each drawn token.
     """
     size = len(frames) // len(prompts)
-    clips = torch.cat([context.repeat_interleave(size, 0), frames], 1)  # [P * G, C + F, N]
-    tokens = assemble(clips, actions.repeat_interleave(size, 0)).to("cpu", torch.int32).numpy()
-    codes, scores = stored_codes(clips.cpu().numpy()), logprobs.cpu().numpy()
+    clips = torch.cat([inputs.context.repeat_interleave(size, 0), frames], 1)  # [P * G, C + F, N]
+    tokens = inputs.assemble(clips).to("cpu", torch.int32).numpy()
+    # An unrestricted policy can draw ids that are no image ids; they are decoded as the last one (as RLVR-World).
+    images = clips.clamp(max=inputs.sequence.shape.num_codes - 1)
+    codes, scores = stored_codes(images.cpu().numpy()), logprobs.cpu().numpy()
     pairs = []
     for number, (prompt, group_id, seed) in enumerate(zip(prompts, group_ids, seeds, strict=True)):
         rows = slice(number * size, (number + 1) * size)
@@ -114,7 +151,12 @@ def token_groups(
             behavior_logprobs=scores[rows],
             loss_mask=np.ones(scores[rows].shape, np.bool_),
         )
-        num_context, commanded = len(prompt.context), prompt.actions
-        video = EncodedVideo(group_id=group_id, codes=codes[rows], num_context=num_context, actions=commanded)
+        video = EncodedVideo(
+            group_id=group_id,
+            codes=codes[rows],
+            num_context=len(prompt.context),
+            actions=prompt.actions,
+            keyframe=prompt.keyframe,
+        )
         pairs.append((group, video))
     return pairs

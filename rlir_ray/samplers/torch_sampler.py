@@ -18,11 +18,11 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rlir_ray.models.adapters import bias_of, merged_weight
-from rlir_ray.models.autoregressive import WorldModel, sequence_length
+from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.models.rescoring import TokenRescorer
 from rlir_ray.samplers.base import PolicySampler
 from rlir_ray.samplers.cached_attention import attend
-from rlir_ray.samplers.calls import check_call, prefixes, token_groups, token_inputs
+from rlir_ray.samplers.calls import TokenInputs, check_call, token_groups, token_inputs
 from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup
 
 if TYPE_CHECKING:
@@ -60,17 +60,18 @@ class Decoder:
     Args:
         model: the decoder copies its weights.
         dtype: type of weights and cache; logits are always float32.
+        restrict: compute the logits of the image ids only.
     """
 
-    def __init__(self, model: WorldModel, dtype: torch.dtype) -> None:
+    def __init__(self, model: WorldModel, dtype: torch.dtype, restrict: bool = True) -> None:
         config, llama = model.config, model.llama.model
-        self.num_codes, self.dtype, self.epsilon = model.num_codes, dtype, config.rms_norm_eps
+        self.dtype, self.epsilon = dtype, config.rms_norm_eps
         assert config.num_key_value_heads is not None, "LlamaConfig fills it in"
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_size = config.head_dim or config.hidden_size // config.num_attention_heads
         self.rotary = llama.rotary_emb
         self.embedding = llama.embed_tokens.weight.detach().to(dtype)
-        self.head = self._fold(merged_weight(model.llama.lm_head)[: self.num_codes], llama.norm)
+        self.head = self._fold(merged_weight(model.llama.lm_head)[: model.num_ids(restrict)], llama.norm)
         # A ModuleList does not know the class of its modules.
         self.layers = [self._prepare(layer) for layer in cast("Iterable[LlamaDecoderLayer]", llama.layers)]
 
@@ -164,6 +165,7 @@ class TorchSampler(PolicySampler[WorldModel]):
         top_p: draw from the likeliest tokens that hold this share of the probability. For evaluation only: below 1, the
             learner's rescoring would not give the same log-probabilities.
         dtype: type of the decoder; in bfloat16, behavior log-probabilities differ from the learner's by rounding.
+        restrict: draw from the image ids only, not from all ids.
         compares: score one clip a call with the model too; ignored if `top_p` is below 1.
     """
 
@@ -174,16 +176,17 @@ class TorchSampler(PolicySampler[WorldModel]):
         temperature: float,
         top_p: float = 1.0,
         dtype: torch.dtype = torch.float32,
+        restrict: bool = True,
         compares: bool = True,
     ) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature must be > 0, got {temperature}; use 1.0")
-        super().__init__(policy, TokenRescorer(temperature), compares and top_p >= 1)
-        self.temperature, self.top_p, self.dtype = temperature, top_p, dtype
+        super().__init__(policy, TokenRescorer(temperature, restrict), compares and top_p >= 1)
+        self.temperature, self.top_p, self.dtype, self.restrict = temperature, top_p, dtype, restrict
         self._update_engine(0)
 
     def _update_engine(self, version: int) -> None:
-        self._decoder = Decoder(self.policy, self.dtype)
+        self._decoder = Decoder(self.policy, self.dtype, self.restrict)
 
     @torch.inference_mode()
     def sample(
@@ -198,24 +201,24 @@ class TorchSampler(PolicySampler[WorldModel]):
         """
         _, num_frames = check_call(prompts, group_ids, seeds, (self.policy.tokens_per_frame,))
         device = self._decoder.embedding.device
-        context, actions = (part.to(device) for part in token_inputs(prompts, self.policy))
-        num_decisions = num_frames * context.shape[-1]
+        inputs = token_inputs(prompts, self.policy).to(device)
+        num_decisions = num_frames * self.policy.tokens_per_frame
         uniforms = [torch.rand(num_decisions, group_size, generator=torch.Generator().manual_seed(s)) for s in seeds]
-        draws = torch.cat(uniforms, 1).to(context.device)  # [T, B]
+        draws = torch.cat(uniforms, 1).to(device)  # [T, B]
         with sdpa_kernel(ATTENTION_KERNELS):
-            frames, logprobs = self._decode(context, actions, draws, group_size)
-        pairs = token_groups(prompts, group_ids, seeds, self.policy_version, context, actions, frames, logprobs)
+            frames, logprobs = self._decode(inputs, draws, group_size)
+        pairs = token_groups(prompts, group_ids, seeds, self.policy_version, inputs, frames, logprobs)
         self._compare(pairs[0][0])
         return pairs
 
-    def _decode(self, context: Tensor, actions: Tensor, draws: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    def _decode(self, inputs: TokenInputs, draws: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
         """Return generated frames int64 [B, F, N] and log-probabilities float32 [B, T], prompt after prompt."""
-        (num_prompts, num_context, tokens_per_frame), num_clips = context.shape, len(context) * group_size
-        num_frames = actions.shape[1] - (num_context - 1)
-        length = sequence_length(num_context + num_frames, tokens_per_frame, actions.shape[2])
+        (num_prompts, num_context, tokens_per_frame), actions = inputs.context.shape, inputs.actions
+        num_clips, num_frames = num_prompts * group_size, len(draws) // tokens_per_frame
+        length = inputs.sequence.length(num_context + num_frames)
         decoder, rotations = self._decoder, self._decoder.rotations(length)
         # The decoder reads the prefix once for a prompt; the prompt's group shares the cache.
-        prefix = prefixes(context, actions)
+        prefix = inputs.prefixes()
         position = prefix.shape[1]
         prompt_cache = decoder.new_cache(num_prompts, position)
         logits = decoder(prefix, prompt_cache, rotations, 0).repeat_interleave(group_size, 0)

@@ -33,11 +33,11 @@ from vllm.triton_utils import dispatcher
 from rlir_ray.algorithm.seeds import frame_seed
 from rlir_ray.config import VllmConfig
 from rlir_ray.models.adapters import is_adapter_weight, merged_weight
-from rlir_ray.models.autoregressive import WorldModel, sequence_length
+from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.models.rescoring import TokenRescorer
+from rlir_ray.models.token_sequence import TokenSequence
 from rlir_ray.samplers.base import PolicySampler
-from rlir_ray.samplers.calls import check_call, prefixes, token_groups, token_inputs
-from rlir_ray.spaces.layouts import layout_of
+from rlir_ray.samplers.calls import check_call, token_groups, token_inputs
 from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ class ImageTokenLlama(LlamaForCausalLM):
 
     def __init__(self, *, vllm_config: EngineConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        size, num_ids = self.config.vocab_size, layout_of(self.config.to_dict()).num_ids
-        self.logits_processor = LogitsProcessor(size, org_vocab_size=size - num_ids)
+        size, num_codes = self.config.vocab_size, TokenSequence.of(self.config.to_dict()).shape.num_codes
+        self.logits_processor = LogitsProcessor(size, org_vocab_size=num_codes)
 
 
 @dataclass
@@ -118,13 +118,14 @@ def _attributes(value: object) -> Mapping[str, object]:
     return found if isinstance(found, Mapping) else {}
 
 
-def start_engine(folder: Path, settings: VllmConfig, length: int) -> LLMEngine:
+def start_engine(folder: Path, settings: VllmConfig, length: int, restrict: bool = True) -> LLMEngine:
     """Start an engine in this process, with random weights.
 
     Args:
         folder: folder of the policy's checkpoint; only its config.json is read.
         settings: dtype, memory and width.
         length: tokens of the longest clip.
+        restrict: draw from the image ids only, not from all ids.
     """
     # Weights are transferred within this process, so that the engine must run in it. No usage statistics are sent.
     os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_NO_USAGE_STATS="1")
@@ -141,7 +142,10 @@ def start_engine(folder: Path, settings: VllmConfig, length: int) -> LLMEngine:
         EngineArgs(
             model=str(folder),
             # Logits are float32 also with bfloat16 weights: bfloat16 would round logits to steps of a sixteenth.
-            hf_overrides={"architectures": [ImageTokenLlama.__name__], "head_dtype": "float32"},
+            hf_overrides={
+                "architectures": [(ImageTokenLlama if restrict else LlamaForCausalLM).__name__],
+                "head_dtype": "float32",
+            },
             skip_tokenizer_init=True,
             generation_config="vllm",
             load_format="dummy",
@@ -197,6 +201,7 @@ class VllmSampler(PolicySampler[WorldModel]):
         settings: settings of the engine.
         temperature: divides the logits, as in the learner's rescoring.
         num_frames: C + F of the longest clip.
+        restrict: draw from the image ids only, not from all ids.
         compares: score one clip a call with the policy too.
     """
 
@@ -208,12 +213,12 @@ class VllmSampler(PolicySampler[WorldModel]):
         *,
         temperature: float,
         num_frames: int,
+        restrict: bool = True,
         compares: bool = True,
     ) -> None:
-        super().__init__(policy, TokenRescorer(temperature), compares)
+        super().__init__(policy, TokenRescorer(temperature, restrict), compares)
         self.temperature = temperature
-        length = sequence_length(num_frames, policy.tokens_per_frame, policy.layout.num_tokens)
-        self.engine = start_engine(folder, settings, length)
+        self.engine = start_engine(folder, settings, policy.sequence.length(num_frames), restrict)
         self._update_engine(0)
 
     def _update_engine(self, version: int) -> None:
@@ -243,11 +248,12 @@ class VllmSampler(PolicySampler[WorldModel]):
             group_size: G.
         """
         num_context, num_frames = check_call(prompts, group_ids, seeds, (self.policy.tokens_per_frame,))
-        context, actions = token_inputs(prompts, self.policy)
+        inputs = token_inputs(prompts, self.policy)
+        later_actions = inputs.actions[:, num_context:].tolist()
         clips = [
             _Clip(f"{group_id}.{row}", prefix, commanded, [frame_seed(seed, row, n) for n in range(num_frames)])
             for group_id, prefix, commanded, seed in zip(
-                group_ids, prefixes(context, actions).tolist(), actions[:, num_context:].tolist(), seeds, strict=True
+                group_ids, inputs.prefixes().tolist(), later_actions, seeds, strict=True
             )
             for row in range(group_size)
         ]
@@ -256,7 +262,7 @@ class VllmSampler(PolicySampler[WorldModel]):
         self._generate(clips)
         frames = torch.tensor([clip.frames for clip in clips])  # [P * G, F, N]
         logprobs = torch.tensor([clip.logprobs for clip in clips], dtype=torch.float32)  # [P * G, T]
-        pairs = token_groups(prompts, group_ids, seeds, self.policy_version, context, actions, frames, logprobs)
+        pairs = token_groups(prompts, group_ids, seeds, self.policy_version, inputs, frames, logprobs)
         self._compare(pairs[0][0])
         return pairs
 

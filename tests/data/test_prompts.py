@@ -18,6 +18,7 @@ from rlir_ray.data.recorded_clips import cut_clips
 from rlir_ray.data.vpt.index import find_recordings
 from rlir_ray.data.vpt.pairs import write_recording
 from rlir_ray.spaces.vpt import camera_of
+from rlir_ray.trajectory import EncodedClips
 
 HEIGHT, WIDTH, LENGTH = 16, 24, 40
 GROUPS = ("forward_back", "jump", "yaw")
@@ -26,9 +27,9 @@ GROUPS = ("forward_back", "jump", "yaw")
 class Corners:
     """A tokenizer of two tokens: the red and the green of the middle pixel."""
 
-    def encode(self, frames: torch.Tensor) -> torch.Tensor:
-        assert frames.dtype == torch.uint8
-        return frames[:, HEIGHT // 2, WIDTH // 2, :2].long()
+    def encode_clips(self, clips: torch.Tensor) -> EncodedClips:
+        assert clips.dtype == torch.uint8
+        return EncodedClips(clips[:, :, HEIGHT // 2, WIDTH // 2, :2].long())
 
 
 class Recording:
@@ -243,8 +244,8 @@ def test_doom_prompts_are_recorded_once_and_heldout_ones_apart(tmp_path: Path) -
     config = load_config("", overrides)
 
     class Grey:
-        def encode(self, frames: torch.Tensor) -> torch.Tensor:
-            return frames[:, ::24, ::32, 0].flatten(1).long()
+        def encode_clips(self, clips: torch.Tensor) -> EncodedClips:
+            return EncodedClips(clips[:, :, ::24, ::32, 0].flatten(2).long())
 
     first = prepare_prompts(config, "train", Grey(), tmp_path)
     again = prepare_prompts(config, "train", Grey(), tmp_path)

@@ -1,4 +1,4 @@
-"""The sequence layout, the log-probabilities and the folder of the autoregressive world model."""
+"""The log-probabilities and the folder of the autoregressive world model."""
 
 from __future__ import annotations
 
@@ -7,66 +7,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlir_ray.models.autoregressive import (
-    WorldModel,
-    assemble,
-    count_frames,
-    decision_positions,
-    sequence_length,
-)
+from rlir_ray.models.autoregressive import WorldModel
+from rlir_ray.models.token_sequence import TokenSequence, TokenShape
+from rlir_ray.spaces.layouts import MineworldLayout
 from rlir_ray.spaces.mineworld import TOKENS_PER_ACTION, action_tokens
 from rlir_ray.spaces.vpt import VPT_SPACE
 from tests.fakes import NUM_CODES, TOKENS_PER_FRAME, image_tokens, tiny_actions, tiny_world_model
 from tests.second_space import LAYOUT, SPACE, second_actions, second_world_model
+
+SEQUENCE = TokenSequence(layout=MineworldLayout(), shape=TokenShape(NUM_CODES, TOKENS_PER_FRAME))
 
 
 def random_tokens(num_sequences: int, num_frames: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     frames = torch.randint(NUM_CODES, (num_sequences, num_frames, TOKENS_PER_FRAME), generator=generator)
     actions = torch.from_numpy(action_tokens(tiny_actions(num_frames - 1, seed), NUM_CODES))
-    return assemble(frames, actions.expand(num_sequences, -1, -1))
-
-
-def test_nine_frames_of_48_tokens_are_520_tokens() -> None:
-    assert sequence_length(9, 48, 11) == 9 * 48 + 8 * 11 == 520
-    assert count_frames(520, 48, 11) == 9
-    assert sequence_length(9, 48, 4) == 9 * 48 + 8 * 4 == 464
-
-
-def test_actions_stand_before_the_frame_that_they_lead_into() -> None:
-    frames = torch.tensor([[0, 1], [2, 3], [4, 5]])
-    actions = torch.arange(100, 122).view(2, 11)
-    assert assemble(frames, actions).tolist() == [0, 1, *range(100, 111), 2, 3, *range(111, 122), 4, 5]
-
-
-def test_decisions_are_image_tokens_of_generated_frames_only() -> None:
-    frames, actions = torch.arange(6).view(3, 2), torch.full((2, 11), 99)
-    tokens = assemble(frames, actions)
-    assert tokens[decision_positions(len(tokens), 4, 2, 11)].tolist() == [2, 3, 4, 5]
-    assert tokens[decision_positions(len(tokens), 2, 2, 11)].tolist() == [4, 5]
-
-
-def test_frames_and_actions_of_a_sequence_assemble_to_it_again() -> None:
-    tokens = random_tokens(2, 4)
-    again = image_tokens(tokens, TOKENS_PER_FRAME)
-    assert again.shape == (2, 4, TOKENS_PER_FRAME)
-    assert torch.equal(assemble(again, action_rows(tokens, 4)), tokens)
-
-
-def action_rows(tokens: torch.Tensor, num_frames: int) -> torch.Tensor:
-    blocks = tokens[:, TOKENS_PER_FRAME:].unflatten(1, (num_frames - 1, TOKENS_PER_FRAME + TOKENS_PER_ACTION))
-    return blocks[..., :TOKENS_PER_ACTION]
-
-
-@pytest.mark.parametrize("num_decisions", [0, 5, 3 * TOKENS_PER_FRAME])
-def test_decisions_that_leave_no_whole_context_are_refused(num_decisions: int) -> None:
-    with pytest.raises(ValueError, match="at least one context frame"):
-        decision_positions(sequence_length(3, TOKENS_PER_FRAME, 11), num_decisions, TOKENS_PER_FRAME, 11)
-
-
-def test_a_length_of_no_whole_frames_is_refused() -> None:
-    with pytest.raises(ValueError, match="share one tokenizer"):
-        count_frames(50, 12, 11)
+    return SEQUENCE.assemble(frames, actions.expand(num_sequences, -1, -1))
 
 
 def test_logprobs_equal_the_plain_llama_softmax_over_image_ids() -> None:
@@ -127,7 +83,7 @@ def test_a_model_of_another_space_keeps_it_in_its_folder(tmp_path: Path) -> None
     assert (again.num_codes, again.config.vocab_size) == (NUM_CODES, NUM_CODES + 14)
     frames = torch.randint(NUM_CODES, (1, 3, TOKENS_PER_FRAME), generator=torch.Generator().manual_seed(0))
     actions = torch.from_numpy(LAYOUT.tokens(second_actions(2), NUM_CODES))[None]
-    tokens = assemble(frames, actions)
+    tokens = model.sequence.assemble(frames, actions)
     assert tokens.shape == (1, 3 * TOKENS_PER_FRAME + 2 * 4)
     assert torch.equal(image_tokens(tokens, TOKENS_PER_FRAME, 4), frames)
     with torch.no_grad():

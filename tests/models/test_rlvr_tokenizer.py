@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rlir_ray.families import open_codec
-from rlir_ray.models.autoregressive import WorldModel, assemble
+from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.models.checkpoints import open_diffusers_model
 from rlir_ray.models.rlvr_codec import RlvrCodec
 from rlir_ray.models.rlvr_tokenizer import RlvrTokenizer
@@ -155,7 +155,9 @@ def test_it_is_the_tokenizer_of_a_token_world_model(make_config: MakeConfig, tmp
     assert resolve(config).frame_shape == (48,)
     codec = open_codec(config)
     assert isinstance(codec, RlvrCodec) and (codec.height, codec.width) == (24, 32)
-    with pytest.raises(ValueError, match="must fit the tokenizer's 240 codes and 48 tokens a frame, got 239 and 48"):
+    with pytest.raises(
+        ValueError, match="must have frames of 48 tokens of 240 codes, as the tokenizer, got 48 tokens of 239"
+    ):
         resolve(make_config(f"models.policy={tmp_path}/other", overrides[1]))
 
 
@@ -167,7 +169,7 @@ def test_a_world_model_of_its_ids_gets_rt1s_actions_as_13_tokens(tmp_path: Path)
     assert isinstance(model.layout, RlvrLayout) and model.num_codes == 4375 and model.config.vocab_size == 4633
     frames = torch.randint(0, 4375, (3, 4))
     actions = torch.from_numpy(model.layout.tokens(RT1_SPACE.nothing(3), model.num_codes))
-    tokens = assemble(frames, actions[1:])[None]
+    tokens = model.sequence.assemble(frames[None], actions[None, 1:])
     with torch.no_grad():
         logprobs = model(tokens, num_decisions=8)
     # 3 frames of 4 ids and 2 actions of 13; a random model finds all 4375 ids about alike: ln 4375 = 8.38.

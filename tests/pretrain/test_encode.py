@@ -13,6 +13,7 @@ from rlir_ray.data.recordings import Recording
 from rlir_ray.pretrain.encode import encode_recordings, read_encoded
 from rlir_ray.spaces.space import ActionSpace
 from rlir_ray.spaces.vpt import VPT_SPACE
+from rlir_ray.trajectory import EncodedClips
 from tests.fakes import HEIGHT, NUM_CODES, WIDTH, events_of, tiny_actions, tiny_autoencoder, tiny_tokenizer
 from tests.pretrain.interruption import Interrupted
 from tests.second_space import SPACE, second_actions
@@ -90,15 +91,42 @@ def test_an_interrupted_encoding_leaves_no_file_under_the_name(tmp_path: Path, m
 class WideCodec:
     """Encodes every frame as the same two tokens, which 16 bits do not hold."""
 
-    num_codes = 80_000
+    num_codes, num_keyframe_codes = 80_000, 0
 
-    def encode(self, frames: torch.Tensor) -> torch.Tensor:
-        return torch.tensor([65_536, 70_000]).repeat(len(frames), 1)
+    def encode_clips(self, clips: torch.Tensor) -> EncodedClips:
+        return EncodedClips(torch.tensor([65_536, 70_000]).repeat(*clips.shape[:2], 1))
 
 
 def test_tokens_above_65535_are_encoded_unchanged(tmp_path: Path) -> None:
     encode_recordings(WideCodec(), [plain(0)], tmp_path / "tokens.npz")
     assert read_encoded(tmp_path / "tokens.npz", "tokens").codes[0].tolist() == [65_536, 70_000]
+
+
+class KeyframeCodec:
+    """A keyframe's id is the grey of a clip's first frame; a frame's is its distance to it."""
+
+    num_codes, num_keyframe_codes = 256, 300
+
+    def encode_clips(self, clips: torch.Tensor) -> EncodedClips:
+        grey = clips[..., 0, 0, :1].long()  # [B, n, 1]
+        return EncodedClips(grey - grey[:, :1], grey[:, 0] + 44)
+
+
+def test_clips_with_keyframes_start_half_a_clip_apart(tmp_path: Path) -> None:
+    long, short, other = plain(0, 11), plain(1, 3), plain(2, 4)
+    for recording in (long, short, other):
+        recording.frames[:] = 10 * np.arange(len(recording.frames), dtype=np.uint8)[:, None, None, None]
+    count = encode_recordings(KeyframeCodec(), [long, short, other], tmp_path / "tokens.npz", clip_frames=4)
+    found = read_encoded(tmp_path / "tokens.npz", "tokens")
+    # Clips begin at frames 0, 2, 4 and 6 of the first recording, and at frame 0 of the last.
+    assert count == 5 * 4 and found.episode_starts.tolist() == [0, 4, 8, 12, 16]
+    assert found.codes[:, 0].tolist() == [0, 10, 20, 30] * 5
+    assert found.keyframes is not None and found.keyframes[:, 0].tolist() == [44, 64, 84, 104, 44]
+    assert (found.num_codes, found.num_keyframe_codes) == (256, 300)
+    np.testing.assert_array_equal(found.actions.values[4:8], long.actions.values[2:6])
+    np.testing.assert_array_equal(found.actions.values[16:], other.actions.values)
+    with pytest.raises(ValueError, match="needs at least one readable recording of 4 frames, got none"):
+        encode_recordings(KeyframeCodec(), [short], tmp_path / "none.npz", clip_frames=4)
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_a_loss_with_wrong_actions_equals_its_own_within_two_paired_errors() -> 
     assert "not finite" in world_model_warning({})
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class InterruptedRecordings(TokenRecordings):
     """Ends the training when its curve has three lines."""
 

@@ -17,8 +17,7 @@ from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.models.checkpoints import open_diffusers_model
 from rlir_ray.models.rlvr_codec import RlvrCodec
 from rlir_ray.models.rlvr_compressive import RlvrCompressiveTokenizer
-from rlir_ray.run.resolved import resolve
-from tests.world import MakeConfig
+from rlir_ray.published.rlvr import FORMS
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FRAME, COMPRESSIVE = GOLDEN / "rlvr_frame", GOLDEN / "rlvr_compressive"
@@ -97,22 +96,12 @@ def test_a_transformer_in_parts_becomes_a_llama_that_says_its_sequences(
 
     llama = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "transformer")
     assert all(torch.equal(value, state[key]) for key, value in llama.state_dict().items())
-    assert (llama.config.rlvr_sequence, llama.config.tokens_per_frame) == (f"{name}_step", num_tokens)
+    wanted = FORMS[f"{name}-step"]
+    assert (wanted.shape.tokens_per_frame, WorldModel(llama).sequence.settings()) == (num_tokens, wanted.settings())
     assert llama.config.eos_token_id == vocab_size - 1
     ids = torch.arange(40)[None]
     with torch.inference_mode():
         assert bool(llama(ids).logits.isfinite().all())
-
-
-def test_a_transformer_is_no_policy_of_a_run(tmp_path: Path, make_config: MakeConfig) -> None:
-    write_transformer(tmp_path / "in")
-    convert(tmp_path / "in", tmp_path / "out")
-    with pytest.raises(
-        ValueError, match="a policy must have sequences of frames and actions alone, got rlvr_sequence="
-    ):
-        WorldModel.from_pretrained(tmp_path / "out")
-    with pytest.raises(ValueError, match=r"models\.policy in .* must have sequences of frames and actions alone"):
-        resolve(make_config(f"models.policy={tmp_path / 'out'}"))
 
 
 def test_half_precision_and_torch_files_are_read(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from rlir_ray.idm.base import Reading
 from rlir_ray.rewards.inverse_dynamics import InverseReward
 from rlir_ray.spaces.space import Actions
 from rlir_ray.spaces.vpt import VPT_CAMERA, actions_from_buttons
-from rlir_ray.trajectory import EncodedVideo, RewardScores
+from rlir_ray.trajectory import EncodedClips, EncodedVideo, RewardScores
 from tests.fakes import VptReader
 from tests.second_space import SPACE, second_actions
 
@@ -21,9 +21,9 @@ WORLD = WorldConfig(height=4, width=4, num_frames=3, groups=("forward_back", "ju
 class Plain:
     """Token 0 of a frame becomes its grey value."""
 
-    def decode(self, tokens: torch.Tensor) -> torch.Tensor:
-        assert tokens.ndim == 2
-        return tokens[:, :1, None, None].expand(-1, 4, 4, 3).to(torch.uint8)
+    def decode_clips(self, clips: EncodedClips) -> torch.Tensor:
+        assert clips.codes.ndim == 3
+        return clips.codes[:, :, :1, None, None].expand(-1, -1, 4, 4, 3).to(torch.uint8)
 
 
 class GreyReader(VptReader):
@@ -186,9 +186,9 @@ def test_group_that_a_judge_reads_no_numbers_in_fails_alone() -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_group_of_latents_that_are_not_finite_fails_alone(value: float) -> None:
     class PlainLatents(Plain):
-        def decode(self, codes: torch.Tensor) -> torch.Tensor:
-            assert torch.isfinite(codes).all()
-            return super().decode(codes.flatten(1))
+        def decode_clips(self, clips: EncodedClips) -> torch.Tensor:
+            assert torch.isfinite(clips.codes).all()
+            return super().decode_clips(EncodedClips(clips.codes.flatten(2)))
 
     def latents(broken: bool, group_id: int) -> EncodedVideo:
         codes = np.full((1, 4, 2, 1, 1), 50, np.float16)

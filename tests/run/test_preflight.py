@@ -26,7 +26,7 @@ def test_a_policy_of_another_vocabulary_is_refused(make_config, checkpoints, tmp
     shutil.copytree(checkpoints / "policy", tmp_path / "other")
     settings = json.loads((tmp_path / "other" / "config.json").read_text())
     (tmp_path / "other" / "config.json").write_text(json.dumps(settings | {"vocab_size": 99 + 70}))
-    with pytest.raises(ValueError, match=f"{NUM_CODES} codes and 12 tokens a frame, got 99 and 12"):
+    with pytest.raises(ValueError, match=f"12 tokens of {NUM_CODES} codes, as the tokenizer, got 12 tokens of 99"):
         resolve(make_config(f"models.policy={tmp_path / 'other'}"))
 
 

@@ -11,11 +11,10 @@ import torch
 
 from rlir_ray.config import LoraConfig, VllmConfig
 from rlir_ray.models.adapters import add_adapter
-from rlir_ray.models.autoregressive import decision_positions
 from rlir_ray.samplers import LogprobDifference
 from rlir_ray.samplers.torch_sampler import TorchSampler
 from rlir_ray.transfer.weights import weights_of
-from tests.fakes import NUM_CODES, TOKENS_PER_FRAME, image_tokens, tiny_prompts, tiny_vllm_model
+from tests.fakes import NUM_CODES, image_tokens, tiny_prompts, tiny_vllm_model
 from tests.second_space import LAYOUT, second_prompts, second_world_model
 
 TEMPERATURE = 0.8
@@ -92,7 +91,7 @@ def test_the_payload_is_that_of_the_torch_engine(sampler):
     prompts = tiny_prompts(2, num_context=2, num_frames=3)
     plain = TorchSampler(tiny_vllm_model(), temperature=TEMPERATURE).sample(prompts, [7, 8], [1, 2], 4)
     found = sampler.sample(prompts, [7, 8], [1, 2], 4)
-    decided = decision_positions(plain[0][0].record.tokens.shape[1], 36, TOKENS_PER_FRAME, 11)
+    decided = sampler.policy.sequence.decision_positions(plain[0][0].record.tokens.shape[1], 36)
     for (group, video), (expected, expected_video) in zip(found, plain, strict=True):
         names = ("prompt_id", "group_id", "seed", "policy_version", "num_decisions", "nbytes")
         assert all(getattr(group, name) == getattr(expected, name) for name in names)
