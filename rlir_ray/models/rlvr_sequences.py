@@ -78,13 +78,13 @@ class SingleStep:
             ValueError: another shape, or ids or bins that do not exist.
         """
         num_clips = len(frames)
-        _check("frames", frames, (num_clips, self.num_context + 1, self.tokens_per_frame), self.num_codes)
-        _check("bins", bins, (num_clips, self.num_context, NUM_ACTION_TOKENS), NUM_BINS)
+        check_ids("frames", frames, (num_clips, self.num_context + 1, self.tokens_per_frame), self.num_codes)
+        check_ids("bins", bins, (num_clips, self.num_context, NUM_ACTION_TOKENS), NUM_BINS)
         blocks = torch.cat([frames[:, :-1].long(), bins.long() + self.num_codes], 2).flatten(1)
         ends = torch.tensor([[self.bos, self.eos]], device=frames.device).expand(num_clips, 2)
         ids = torch.cat([blocks, ends[:, :1], frames[:, -1].long(), ends[:, 1:]], 1)
         is_label = torch.arange(ids.shape[1], device=ids.device) >= self.prompt_length - 1  # BOS too
-        return _labelled(ids, is_label)
+        return labelled(ids, is_label)
 
     def decisions(self) -> Tensor:
         """Return which tokens of an answer reinforcement learning trains, bool [answer_length]: all, EOS too.
@@ -139,13 +139,13 @@ class MultiStep:
             ValueError: another shape, or ids or bins that do not exist.
         """
         num_clips = len(frames)
-        _check("context", context, (num_clips, self.tokens_per_context), self.num_codes)
-        _check("frames", frames, (num_clips, self.num_frames, self.tokens_per_frame), self.num_codes)
-        _check("bins", bins, (num_clips, self.num_frames, NUM_ACTION_TOKENS), NUM_BINS)
+        check_ids("context", context, (num_clips, self.tokens_per_context), self.num_codes)
+        check_ids("frames", frames, (num_clips, self.num_frames, self.tokens_per_frame), self.num_codes)
+        check_ids("bins", bins, (num_clips, self.num_frames, NUM_ACTION_TOKENS), NUM_BINS)
         blocks = torch.cat([frames.long(), bins.long() + 2 * self.num_codes], 2).flatten(1)
         ids = torch.cat([context.long() + self.num_codes, blocks], 1)
         unread = torch.zeros(self.prompt_length, dtype=torch.bool)
-        return _labelled(ids, torch.cat([unread, self.decisions()]).to(ids.device))
+        return labelled(ids, torch.cat([unread, self.decisions()]).to(ids.device))
 
     def decisions(self) -> Tensor:
         """Return which tokens of an answer reinforcement learning trains, bool [answer_length]: those of frames.
@@ -155,12 +155,18 @@ class MultiStep:
         return torch.arange(self.answer_length) % self._block < self.tokens_per_frame
 
 
-def _labelled(ids: Tensor, is_label: Tensor) -> TokenSequence:
+def labelled(ids: Tensor, is_label: Tensor) -> TokenSequence:
+    """Return the sequences of ids int64 [B, L], of which `is_label`, bool [L], says which have a loss."""
     positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
     return TokenSequence(ids, torch.where(is_label, ids, NO_LABEL), positions)
 
 
-def _check(name: str, ids: Tensor, shape: tuple[int, ...], most: int) -> None:
+def check_ids(name: str, ids: Tensor, shape: tuple[int, ...], most: int) -> None:
+    """Check ids before they become part of a sequence.
+
+    Raises:
+        ValueError: another shape, or an id that is not in 0 to `most` - 1.
+    """
     if ids.shape != shape:
         raise ValueError(f"{name} of a sequence must be {list(shape)}, got {list(ids.shape)}; check tokenizer and form")
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < most:
