@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from transformers import LlamaConfig
 
 SEQUENCE_KEY = "rlvr_sequence"
-"""Key of a config.json that names sequences of RLVR-World, which no sampler of this version draws."""
+"""Key of a config.json that names sequences of RLVR-World or iVideoGPT, which no sampler of this version draws."""
 # Fields that the learner's model, the torch sampler and vLLM all implement.
 COMPUTED = {
     "vocab_size",
@@ -83,12 +83,13 @@ def check_sequence(settings: Mapping[str, object], what: str) -> None:
         what: name of the model in the error.
 
     Raises:
-        ValueError: the sequences are RLVR-World's.
+        ValueError: the sequences are RLVR-World's or iVideoGPT's.
     """
     if settings.get(SEQUENCE_KEY):
         raise ValueError(
             f"{what} must have sequences of frames and actions alone, got {SEQUENCE_KEY}={settings[SEQUENCE_KEY]!r}; "
-            "build these sequences with rlir_ray.models.rlvr_sequences, or train a world model of your own"
+            "build these sequences with rlir_ray.models.rlvr_sequences or ivideogpt_sequences, or train a world model "
+            "of your own"
         )
 
 
