@@ -12,8 +12,10 @@ MADE_OF_A_LIBRARY = {
     "rlir_ray.learner.deepspeed",
     *(f"rlir_ray.models.{name}" for name in ("flow", "oasis", "oasis_autoencoder", "oasis_codec", "oasis_policy")),
     *(f"rlir_ray.models.rlvr_{name}" for name in ("codec", "compressive", "tokenizer")),
-    *(f"rlir_ray.models.{name}" for name in ("compressive_codec", "diamond", "diamond_policy")),
-    *(f"rlir_ray.published.{name}" for name in ("diamond", "oasis", "rlvr")),
+    *(f"rlir_ray.models.{name}" for name in ("compressive", "compressive_codec", "compressive_networks")),
+    *(f"rlir_ray.models.ivideogpt_{name}" for name in ("tokenizer", "transformer")),
+    *(f"rlir_ray.models.{name}" for name in ("diamond", "diamond_policy")),
+    *(f"rlir_ray.published.{name}" for name in ("diamond", "ivideogpt", "oasis", "rlvr")),
     "rlir_ray.samplers.vllm",
 }
 

@@ -143,6 +143,7 @@ def _convert(arguments: argparse.Namespace, rest: list[str]) -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from rlir_ray.published.convert import (
         convert_diamond,
+        convert_ivideogpt,
         convert_mineworld,
         convert_oasis,
         convert_rlvr,
@@ -156,6 +157,8 @@ def _convert(arguments: argparse.Namespace, rest: list[str]) -> None:
         lines = convert_oasis(out, dit=Path(arguments.dit), vae=Path(arguments.vae), config=arguments.config)
     elif arguments.format == "rlvr-world":
         lines = convert_rlvr(out, folder=Path(arguments.folder))
+    elif arguments.format == "ivideogpt":
+        lines = convert_ivideogpt(out, folder=Path(arguments.folder))
     elif arguments.format == "diamond":
         lines = convert_diamond(out, agent=Path(arguments.agent))
     else:

@@ -196,6 +196,18 @@ def _add_convert(commands: Commands) -> None:
         "folder", metavar="DIR", help="the folder as published; its models lie in it, or in tokenizer and transformer"
     )
     rlvr.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+    ivideogpt = formats.add_parser(
+        "ivideogpt",
+        help="iVideoGPT's tokenizer and transformer",
+        formatter_class=WIDE,
+        description="Checks a published folder, and writes its tokenizer and its transformer, with or without\n"
+        "actions, as safetensors.",
+        epilog="example:\n  python -m rlir_ray convert ivideogpt ivideogpt-bair-64-act-cond --out models/bair",
+    )
+    ivideogpt.add_argument(
+        "folder", metavar="DIR", help="the folder as published; its models lie in tokenizer and transformer"
+    )
+    ivideogpt.add_argument("--out", required=True, metavar="DIR", help="a new folder")
     diamond = formats.add_parser(
         "diamond",
         help="DIAMOND's world model of an Atari game",

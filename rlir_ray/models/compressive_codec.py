@@ -35,7 +35,7 @@ class CompressiveCodec(ClipCodec):
     model: RlvrCompressiveTokenizer
 
     def __init__(self, model: RlvrCompressiveTokenizer, *, pixel_unshuffle: int = 1, max_frames: int = 64) -> None:
-        height, width = (size * pixel_unshuffle for size in model.image_size)
+        height, width = (size * pixel_unshuffle for size in model.size)
         super().__init__(model, height=height, width=width, grid=model.patches, max_frames=max_frames)
         self.pixel_unshuffle = pixel_unshuffle
 

@@ -40,6 +40,11 @@ class FiniteScalarQuantizer:
             raise ValueError(f"levels must be a list of numbers >= 2, got {self.levels}; for example {LEVELS[12]}")
 
     @property
+    def size(self) -> int:
+        """D."""
+        return len(self.levels)
+
+    @property
     def num_codes(self) -> int:
         return math.prod(self.levels)
 

@@ -176,9 +176,13 @@ class RlvrDecoder(nn.Module):
 
 
 def check_blocks(
-    channels: tuple[int, ...], down_block_types: tuple[str, ...], up_block_types: tuple[str, ...], norm_type: str
+    channels: tuple[int, ...],
+    down_block_types: tuple[str, ...],
+    up_block_types: tuple[str, ...],
+    norm_type: str,
+    project: str = "RLVR-World",
 ) -> None:
-    """Check that a config has the one form of blocks that RLVR-World's tokenizers have.
+    """Check that a config has the one form of blocks that the tokenizers of RLVR-World and iVideoGPT have.
 
     Raises:
         ValueError: another block, another number of blocks, or another norm.
@@ -196,6 +200,6 @@ def check_blocks(
     for name, value in wanted.items():
         if given[name] != value:
             raise ValueError(
-                f"{name} of RLVR-World's tokenizers must be {value} for {len(channels)} block_out_channels, got "
+                f"{name} of {project}'s tokenizers must be {value} for {len(channels)} block_out_channels, got "
                 f"{given[name]}; give the published config.json"
             )

@@ -22,6 +22,8 @@ from rlir_ray.spaces.layouts import ActionLayout, layout_of, layout_settings
 KEYFRAME_KEYS = ("num_keyframe_codes", "tokens_per_keyframe")
 BOS_KEY = "frame_bos_id"
 """Keys of a config.json, beside `tokens_per_frame` and those of the layout."""
+UNSAMPLED_KEY = "sequence"
+"""Key of a config.json that names another form of sequences, which no sampler of this version draws."""
 
 
 class TokenShape(NamedTuple):
@@ -57,7 +59,16 @@ class TokenSequence:
     # Any: the content of a config.json.
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
-        """Return the form that the config.json of a LlamaForCausalLM states; sizes that it lacks are 0."""
+        """Return the form that the config.json of a LlamaForCausalLM states; sizes that it lacks are 0.
+
+        Raises:
+            ValueError: the sequences have another form, or the space or layout of actions cannot be read.
+        """
+        if other := settings.get(UNSAMPLED_KEY):
+            raise ValueError(
+                f"a policy must have sequences of frames and action tokens, got {UNSAMPLED_KEY}={other!r} in its "
+                "config.json; use a policy of another form, or train a world model of your own"
+            )
         layout, (codes, tokens) = layout_of(settings), (int(settings.get(key) or 0) for key in KEYFRAME_KEYS)
         num_codes = max(0, int(settings.get("vocab_size") or 0) - layout.num_ids - codes)
         shape = TokenShape(num_codes, int(settings.get("tokens_per_frame") or 0), codes, tokens)

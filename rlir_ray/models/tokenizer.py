@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from rlir_ray.models.frame_codec import PictureCodec, block_settings
+from rlir_ray.models.vq import nearest_codes
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.vq_model import VQModel
@@ -69,10 +70,7 @@ class FrameTokenizer(PictureCodec):
 
     def nearest_codes(self, latents: Tensor) -> Tensor:
         """Find the nearest codes of latents [N, D, h, w]; return their indices, int64 [N, h * w]."""
-        vectors = latents.flatten(2).transpose(1, 2).to(self.codebook.dtype)  # [N, h * w, D]
-        # The squared distance without |z|², which is the same for all codes.
-        scores = vectors @ self.codebook.T - self.codebook.square().sum(1) / 2
-        return scores.argmax(2)
+        return nearest_codes(latents.flatten(2).transpose(1, 2).to(self.codebook.dtype), self.codebook)
 
     def lookup(self, tokens: Tensor) -> Tensor:
         """Look up the codes [N, D, h, w] of tokens int [N, h * w]."""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rlir_ray.data.files import give_usual_mode
 from rlir_ray.idm.vpt import load_vpt
 from rlir_ray.published.mineworld import load_mineworld
+
+if TYPE_CHECKING:
+    from rlir_ray.published.folders import PublishedPart
 
 TOKENIZER_FOLDER = "tokenizer"
 OASIS_FOLDERS = {"dit": "world_model", "vae": "autoencoder"}
@@ -119,22 +123,44 @@ def convert_rlvr(out: Path, *, folder: Path) -> list[str]:
     Raises:
         ValueError: an input is invalid; then no file is written.
     """
-    from transformers.utils.logging import disable_progress_bar
-
-    from rlir_ray.models.rlvr_tokenizer import RlvrTokenizer
     from rlir_ray.published.rlvr import load_rlvr
 
-    lines = []
+    return _convert_parts(out, folder, load_rlvr)
+
+
+def convert_ivideogpt(out: Path, *, folder: Path) -> list[str]:
+    """Write tokenizer and transformer of a folder of iVideoGPT to the same places of `out`, in their stored precision.
+
+    Args:
+        out: a new folder.
+        folder: see `rlir_ray.published.ivideogpt.load_ivideogpt`.
+
+    Returns:
+        Lines for the user that name the written files.
+
+    Raises:
+        ValueError: an input is invalid; then no file is written.
+    """
+    from rlir_ray.published.ivideogpt import load_ivideogpt
+
+    return _convert_parts(out, folder, load_ivideogpt)
+
+
+def _convert_parts(out: Path, folder: Path, load: Callable[[Path], list[PublishedPart]]) -> list[str]:
+    from transformers.utils.logging import disable_progress_bar
+
+    lines, checksums = [], []
     with _new_folder(out) as part_folder:
         disable_progress_bar()
-        for part in load_rlvr(folder):
+        for part in load(folder):
             place = out / part.place
             part.model.save_pretrained(part_folder / part.place)
             give_usual_mode(part_folder / part.place)
             size = sum(parameter.numel() for parameter in part.model.parameters())
-            use = f"   (models.tokenizer={place})" if isinstance(part.model, RlvrTokenizer) else ""
+            use = f"   ({part.setting}={place})" if part.setting else ""
             lines.append(f"{part.name}, {size / 1e6:.1f} M parameters: {place}{use}")
-    return lines
+            checksums += [checksum_line(path) for path in part.files]
+    return lines + checksums
 
 
 def convert_diamond(out: Path, *, agent: Path) -> list[str]:

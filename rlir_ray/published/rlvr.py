@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import torch
-from torch import Tensor
 
 from rlir_ray.data.files import Json
-from rlir_ray.models.checkpoints import assign_weights, check_fit, read_state_dict
 from rlir_ray.models.rlvr_compressive import RlvrCompressiveTokenizer
 from rlir_ray.models.rlvr_tokenizer import RlvrTokenizer
 from rlir_ray.models.token_sequence import TokenSequence, TokenShape
+from rlir_ray.published.folders import (
+    PublishedPart,
+    load_llama,
+    load_tokenizer,
+    read_settings,
+    read_weights,
+    tokenizer_files,
+    transformer_files,
+)
 from rlir_ray.spaces.layouts import RlvrLayout
-
-if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM
-
-    RlvrModel = RlvrTokenizer | RlvrCompressiveTokenizer | LlamaForCausalLM
 
 TOKENIZERS = {
     "CNNFSQModel256": RlvrTokenizer,
@@ -43,18 +40,7 @@ PLACES = ("", "tokenizer", "transformer")
 """Where a folder can hold a model: itself, or below."""
 
 
-@dataclass(frozen=True)
-class RlvrPart:
-    """A model of a published folder, in evaluation mode on the CPU and in its stored precision."""
-
-    place: str
-    """Of `PLACES`."""
-    name: str
-    """In words."""
-    model: RlvrModel
-
-
-def load_rlvr(folder: Path | str) -> list[RlvrPart]:
+def load_rlvr(folder: Path | str) -> list[PublishedPart]:
     """Load all models of a published folder.
 
     Args:
@@ -74,35 +60,20 @@ def load_rlvr(folder: Path | str) -> list[RlvrPart]:
     return [_load(Path(folder) / place, place) for place in places]
 
 
-def _load(folder: Path, place: str) -> RlvrPart:
-    settings = _read_settings(folder / "config.json")
+def _load(folder: Path, place: str) -> PublishedPart:
+    settings = read_settings(folder / "config.json")
     kind = TOKENIZERS.get(settings.get("_class_name", ""))
     if kind is not None:
-        return RlvrPart(place, NAMES[kind], _load_tokenizer(kind, settings, folder))
+        files = tokenizer_files(folder)
+        tokenizer = load_tokenizer(kind, settings, files, f"RLVR-World's {NAMES[kind]} in {folder}")
+        return PublishedPart(place=place, name=NAMES[kind], model=tokenizer, files=files, setting="models.tokenizer")
     if settings.get("model_type") == "llama":
-        form = _form_of(settings, folder)
-        return RlvrPart(place, f"{form} world model", _load_transformer(form, settings, folder))
+        return _load_transformer(settings, folder, place)
     found = settings.get("_class_name") or settings.get("model_type") or "another file"
     raise ValueError(
         f"a config.json of RLVR-World must be of a CNNFSQModel256, a CompressiveVQModelFSQ or a LlamaForCausalLM, got "
         f"{found} in {folder}; give a folder as published"
     )
-
-
-def _load_tokenizer(
-    kind: type[RlvrTokenizer] | type[RlvrCompressiveTokenizer], settings: Json, folder: Path
-) -> RlvrTokenizer | RlvrCompressiveTokenizer:
-    arguments = {name: value for name, value in settings.items() if not name.startswith("_")}
-    try:
-        with torch.device("meta"):
-            model: RlvrTokenizer | RlvrCompressiveTokenizer = kind(**arguments)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{folder / 'config.json'} must hold the arguments of {kind.__name__}, got: {error}") from None
-    state, what = _read_weights(folder, ("diffusion_pytorch_model",)), f"RLVR-World's {NAMES[kind]} in {folder}"
-    check_fit(model.state_dict(), state, what)
-    assign_weights(model, state, what)
-    model.eval()
-    return model
 
 
 def _form_of(settings: Json, folder: Path) -> str:
@@ -116,51 +87,10 @@ def _form_of(settings: Json, folder: Path) -> str:
     return sizes[settings["vocab_size"]]
 
 
-def _load_transformer(form: str, settings: Json, folder: Path) -> LlamaForCausalLM:
-    from transformers import LlamaConfig, LlamaForCausalLM
+def _load_transformer(settings: Json, folder: Path, place: str) -> PublishedPart:
+    from transformers import LlamaForCausalLM
 
-    try:
-        config = LlamaConfig.from_dict(settings)
-        with torch.device("meta"):
-            llama: LlamaForCausalLM = LlamaForCausalLM(config)
-    except Exception as error:
-        # transformers raises several types of errors for invalid values.
-        found = " ".join(str(error).split())
-        raise ValueError(f"{folder / 'config.json'} must describe a LlamaForCausalLM, got: {found}") from None
-    state = {
-        name: value
-        for name, value in _read_weights(folder, ("model", "pytorch_model")).items()
-        # Older versions of transformers stored this buffer, which is computed from the config.
-        if not name.endswith("rotary_emb.inv_freq")
-    }
-    what = f"RLVR-World's transformer in {folder}"
-    check_fit(llama.state_dict(), state, what)
-    assign_weights(llama, state, what)
-    # The rotary embedding was created on the meta device and is not in the checkpoint: create it again.
-    llama.model.rotary_emb = type(llama.model.rotary_emb)(config)
-    config.dtype = llama.lm_head.weight.dtype
-    config.update(FORMS[form].settings())
-    llama.eval()
-    return llama
-
-
-def _read_weights(folder: Path, stems: tuple[str, ...]) -> dict[str, Tensor]:
-    """Read the weights of a folder, in one file or in parts, from safetensors if there are any."""
-    for suffix in (".safetensors", ".bin"):
-        names = [f"{stem}{part}{suffix}" for stem in stems for part in ("", "-*-of-*")]
-        if files := sorted(path for name in names for path in folder.glob(name)):
-            return {name: value for path in files for name, value in read_state_dict(path).items()}
-    raise ValueError(
-        f"a folder of RLVR-World must hold its weights, got no {stems[0]}.safetensors in {folder}; copy the folder "
-        "again"
-    )
-
-
-def _read_settings(path: Path) -> Json:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"a config.json must be readable, got {error} in {path}; copy the folder again") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"a config.json must map names to values, got a {type(content).__name__} in {path}")
-    return content
+    form, files = _form_of(settings, folder), transformer_files(folder)
+    llama = load_llama(LlamaForCausalLM, settings, read_weights(files), f"RLVR-World's transformer in {folder}")
+    llama.config.update(FORMS[form].settings())
+    return PublishedPart(place=place, name=f"{form} world model", model=llama, files=files, setting="models.policy")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -61,9 +62,9 @@ def write_transformer(folder: Path, vocab_size: int = 4633, max_shard_size: str 
 
 def test_a_frame_tokenizer_becomes_the_tokenizer_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     convert(FRAME, tmp_path / "out")
-    assert f"frame tokenizer, 0.1 M parameters: {tmp_path}/out   (models.tokenizer={tmp_path}/out)" in (
-        capsys.readouterr().out
-    )
+    said = capsys.readouterr().out
+    assert f"frame tokenizer, 0.1 M parameters: {tmp_path}/out   (models.tokenizer={tmp_path}/out)" in said
+    assert f"sha256 of {WEIGHTS}: {hashlib.sha256((FRAME / WEIGHTS).read_bytes()).hexdigest()}" in said
     golden = load_file(FRAME / "io.safetensors")
     codec = RlvrCodec.from_pretrained(tmp_path / "out", height=64, width=80)
     tokens = codec.encode(golden["pixels_u8"][0].permute(0, 2, 3, 1))
