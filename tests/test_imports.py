@@ -16,6 +16,7 @@ MADE_OF_A_LIBRARY = {
     *(f"rlir_ray.models.ivideogpt_{name}" for name in ("tokenizer", "transformer")),
     *(f"rlir_ray.models.{name}" for name in ("diamond", "diamond_policy")),
     *(f"rlir_ray.published.{name}" for name in ("diamond", "ivideogpt", "oasis", "rlvr")),
+    "rlir_ray.pretrain.compressive_tokenizer",
     "rlir_ray.samplers.vllm",
 }
 

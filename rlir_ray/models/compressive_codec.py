@@ -51,7 +51,10 @@ class CompressiveCodec(ClipCodec):
     def encode_clips(self, clips: Tensor) -> EncodedClips:
         """Encode uint8 [B, n, H, W, 3] as ids int64 [B, n, N] after keyframes int64 [B, M], in raster order."""
         self.check_frames(clips)
-        parts = [self.model.tokenize(self.pixels(part)) for part in clips.split(self._clips_at_once(clips.shape[1]))]
+        with_keyframes = torch.cat([clips[:, :1], clips], 1)
+        parts = [
+            self.model.tokenize(self.pixels(part)) for part in with_keyframes.split(self._clips_at_once(clips.shape[1]))
+        ]
         return EncodedClips(
             torch.cat([ids for _, ids in parts]), torch.cat([keyframes[:, 0] for keyframes, _ in parts])
         )
@@ -72,10 +75,9 @@ class CompressiveCodec(ClipCodec):
         return torch.cat([self._decode(*(ids.to(self.device) for ids in part)) for part in parts])
 
     def pixels(self, clips: Tensor) -> Tensor:
-        """Convert uint8 [B, n, H, W, 3] to the model's input: the keyframe and all n frames, in [0, 1]."""
-        with_keyframe = torch.cat([clips[:, :1], clips], 1)
-        pixels = to_unit_pixels(with_keyframe.flatten(0, 1), self.device, self.dtype)
-        pictures: Tensor = F.pixel_unshuffle(pixels, self.pixel_unshuffle).unflatten(0, with_keyframe.shape[:2])
+        """Convert keyframes and frames uint8 [B, 1 + n, H, W, 3] to the model's input in [0, 1]."""
+        pixels = to_unit_pixels(clips.flatten(0, 1), self.device, self.dtype)
+        pictures: Tensor = F.pixel_unshuffle(pixels, self.pixel_unshuffle).unflatten(0, clips.shape[:2])
         return pictures
 
     def _decode(self, keyframes: Tensor, ids: Tensor) -> Tensor:

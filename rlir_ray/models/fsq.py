@@ -55,7 +55,8 @@ class FiniteScalarQuantizer:
             vectors: float [..., D], not bounded.
 
         Returns:
-            Codes, float32 [..., D] in [-1, 1], and their ids, int64 [...].
+            Codes, float32 [..., D] in [-1, 1], and their ids, int64 [...]. The codes have the gradient of the numbers
+            before rounding.
 
         Raises:
             ValueError: the vectors have another size than D.
@@ -71,8 +72,11 @@ class FiniteScalarQuantizer:
             # An even number of levels has none in its middle.
             offsets = (1 - levels % 2) * 0.5
             shifts = torch.atanh(offsets / ranges)
-            digits = (torch.tanh(vectors.float() + shifts) * ranges - offsets).round()
+            bounded = torch.tanh(vectors.float() + shifts) * ranges - offsets
+            digits = bounded.round()
             ids = ((digits.long() + halves) * self._steps(vectors.device)).sum(-1)
+            if bounded.requires_grad:
+                digits = bounded + (digits - bounded).detach()
             return digits / halves, ids
 
     def codes(self, ids: Tensor) -> Tensor:

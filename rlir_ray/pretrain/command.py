@@ -8,14 +8,15 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlir_ray.pretrain.arguments import Chosen, add_reading, add_settings, build_parser, repeat_reading, take_settings
 from rlir_ray.pretrain.settings import (
     AutoencoderTraining,
+    CompressiveTokenizerTraining,
     FlowTraining,
     InverseDynamicsTraining,
     TokenizerTraining,
@@ -44,6 +45,8 @@ class TrainingCommand:
         following: returns the command that usually follows, after `python -m rlir_ray`, from the arguments.
         add_options: adds the options that only this model has.
         threads: default number of torch threads; None: `settings` has the number.
+        module: module of `rlir_ray.pretrain` with `run_command`; empty: that of the model's name.
+        forms: values of --form that have settings of their own -> their command.
     """
 
     settings: type[DataclassInstance]
@@ -54,11 +57,13 @@ class TrainingCommand:
     following: Callable[[Chosen], str]
     add_options: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     threads: int | None = None
+    module: str = ""
+    forms: Mapping[str, TrainingCommand] = field(default_factory=dict)
 
 
 def main(model: str, argv: Sequence[str] | None = None) -> None:
     """Run `python -m rlir_ray pretrain MODEL`; MODEL is a key of `COMMANDS`."""
-    command = COMMANDS[model]
+    command = _of_form(COMMANDS[model], argv)
     chosen = vars(_parser(model, command).parse_args(argv))
     following = command.following(chosen)
     settings = take_settings(chosen, command.settings)
@@ -67,8 +72,16 @@ def main(model: str, argv: Sequence[str] | None = None) -> None:
         import torch
 
         torch.set_num_threads(chosen["threads"])
-    importlib.import_module(f"rlir_ray.pretrain.{model.replace('-', '_')}").run_command(chosen, settings)
+    module = command.module or model.replace("-", "_")
+    importlib.import_module(f"rlir_ray.pretrain.{module}").run_command(chosen, settings)
     logger.info("next: %s -m rlir_ray %s", python_command(), following)
+
+
+def _of_form(command: TrainingCommand, argv: Sequence[str] | None) -> TrainingCommand:
+    """Return the command of the form that --form names, or the command itself."""
+    form_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    form_parser.add_argument("--form", default="")
+    return command.forms.get(form_parser.parse_known_args(argv)[0].form, command)
 
 
 def _parser(model: str, command: TrainingCommand) -> argparse.ArgumentParser:
@@ -134,6 +147,17 @@ def _after_world_model(codec: str, *options: str) -> Callable[[Chosen], str]:
     return following
 
 
+_COMPRESSIVE = TrainingCommand(
+    CompressiveTokenizerTraining,
+    RECORDINGS,
+    "tokenizer",
+    "Trains a compressive tokenizer on DATA/train and evaluates it on DATA/validation; resumes a stopped training.",
+    "--form compressive --data work/assets/recordings --out runs/tokenizer --tokens runs/tokens --minutes 20",
+    _after_tokenizer,
+    _add_codes("--tokens"),
+    threads=1,
+    module="compressive_tokenizer",
+)
 COMMANDS = {
     "tokenizer": TrainingCommand(
         TokenizerTraining,
@@ -144,6 +168,7 @@ COMMANDS = {
         _after_tokenizer,
         _add_codes("--tokens"),
         threads=1,
+        forms={"compressive": _COMPRESSIVE},
     ),
     "autoencoder": TrainingCommand(
         AutoencoderTraining,

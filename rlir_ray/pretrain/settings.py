@@ -17,6 +17,8 @@ SPLITS: tuple[Literal["train", "validation"], ...] = ("train", "validation")
 class TokenizerTraining:
     """Settings of a tokenizer's training."""
 
+    form: str = "vq"
+    """`vq`: each frame alone; `compressive`: a keyframe in full and few tokens a frame (--form compressive --help)."""
     num_codes: int = 512
     """Size of the codebook, which is the world model's image vocabulary."""
     code_size: int = 16
@@ -58,6 +60,59 @@ class TokenizerTraining:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.form != "vq":
+            raise ValueError(f"--form must be vq or compressive, got {self.form!r}; choose one of them")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompressiveTokenizerTraining:
+    """Settings of a compressive tokenizer's training."""
+
+    form: str = "compressive"
+    """`compressive`: a keyframe in full, and few tokens for each frame; `vq`: each frame alone, with other options."""
+    levels: int = 12
+    """Quantizer of the frames, by the binary logarithm of its ids: 8, 10, 12, 14 or 16."""
+    keyframe_levels: int = 12
+    """Quantizer of the keyframes, as levels."""
+    patch_size: int = 2
+    """Side of a patch of the keyframe's grid that is one token of a frame."""
+    latent_channels: int = 16
+    """Channels of the features that are quantized."""
+    pixel_unshuffle: int = 4
+    """Pixels folded into channels before the first convolution."""
+    block_channels: tuple[int, ...] = (48, 96)
+    """Channels of each block; every block but the last halves the picture."""
+    norm_groups: int = 4
+    """Groups of each group norm; few groups are far faster on a CPU."""
+    clip_frames: int = 9
+    """Most frames that share a keyframe; --tokens encodes clips of this length, so give the world model's."""
+    batch_clips: int = 16
+    """Keyframes in one step, each with two neighbouring frames."""
+    num_steps: int = 4000
+    """Optimizer steps; used if minutes is 0."""
+    minutes: float = 0.0
+    """Wall-clock length of the training; the schedule then follows the clock, not num_steps."""
+    learning_rate: float = 2e-3
+    """Highest learning rate; it rises for 2 % of the training and falls to zero along a cosine."""
+    keyframe_weight: float = 0.5
+    """Weight of the keyframe's error."""
+    squared_weight: float = 4.0
+    """Weight of the squared error; the absolute error has weight 1."""
+    gradient_weight: float = 0.25
+    """Weight of the error of image gradients at two scales, which keeps edges and texture."""
+    change_weight: float = 0.5
+    """Weight of the error of the change between neighbouring frames, which shows the actions."""
+    checkpoint_every: int = 200
+    """Steps between two checkpoints."""
+    seed: int = 0
+    """Seed of the weights and of the order of the clips."""
+    device: str = ""
+    """Torch device; empty: a GPU if there is one, else the CPU."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.clip_frames < 2:
+            raise ValueError(f"--clip-frames must be at least 2, got {self.clip_frames}; give the world model's frames")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -93,7 +93,9 @@ def load_state(accelerator: Accelerator, folder: Path, settings: Json) -> tuple[
         return 0, 0.0
     facts = json.loads((found[-1] / STATE_FILE).read_text(encoding="utf-8"))
     held = facts["settings"]
-    changed = sorted(name for name in settings if name not in RESUME_OVERRIDABLE and held.get(name) != settings[name])
+    changed = sorted(
+        name for name in settings if name not in RESUME_OVERRIDABLE and held.get(name, settings[name]) != settings[name]
+    )
     if changed:
         raise ValueError(
             f"a resumed training must keep its settings, got another {', '.join(changed)}; repeat them, remove "

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rlir_ray.pretrain.arguments import add_settings, build_parser, take_settings
-from rlir_ray.pretrain.command import COMMANDS
+from rlir_ray.pretrain.command import COMMANDS, main
 from rlir_ray.pretrain.loop import open_device
 from rlir_ray.pretrain.settings import (
     AutoencoderTraining,
@@ -89,6 +89,15 @@ def test_help_of_the_trainers_loads_nothing_heavy(model):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert f"python -m rlir_ray pretrain {model} --data" in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_form_with_settings_of_its_own_has_its_own_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main("tokenizer", ["--form", "compressive", "--help"])
+    text = capsys.readouterr().out
+    assert "--clip-frames" in text and "--code-size" not in text
+    with pytest.raises(ValueError, match="--form must be vq or compressive, got 'fsq'"):
+        main("tokenizer", ["--form", "fsq", "--data", "none", "--out", "none"])
 
 
 def test_help_holds_each_fields_line_and_the_example():
