@@ -16,8 +16,9 @@ from rlir_ray.config import DataConfig, WorldConfig
 from rlir_ray.data.recorded_clips import round_robin_clips
 from rlir_ray.data.vpt.index import find_recordings
 from rlir_ray.data.vpt.pairs import write_recording
+from rlir_ray.evaluation.columns import NO_WEIGHTS
 from rlir_ray.evaluation.command import EvaluationRequest, evaluate, find_recipe, resolve_config
-from rlir_ray.evaluation.policy_row import NO_WEIGHTS, evaluate_row
+from rlir_ray.evaluation.policy_row import evaluate_row
 from rlir_ray.families import open_policy
 from rlir_ray.idm.base import load_inverse_dynamics
 from rlir_ray.models.adapters import save_policy
@@ -85,6 +86,25 @@ def test_the_command_prints_the_published_columns_and_writes_them(
     assert content["config"]["evaluation"]["judge_context"] is False
 
 
+def test_rlvr_worlds_columns_take_the_place_of_mineworlds(
+    run_folder: Path, recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "row.json"
+    command = ["eval", "--policy", str(run_folder / "policy"), "--data", str(recordings), "--num-clips", "2", "--rlvr"]
+    main([*command, "--out", str(out)])
+    printed = capsys.readouterr().out
+    row = json.loads(out.read_text())["row"]
+    assert "actions over the tasks in use" in printed and "MineWorld" not in printed
+    header, figures = printed.splitlines()[-5:-3]
+    assert header.split(maxsplit=4) == ["MSE", "PSNR", "SSIM", "LPIPS", "repeated %"]
+    assert figures.split()[0] == f"{row['rlvr']['mse']:.3f}" and NO_WEIGHTS in figures
+    # An untrained policy draws other tokens in every frame.
+    assert row["rlvr"]["repeated_frames"] == 0 and row["rlvr"]["ssim"] == pytest.approx(100 * row["ssim"])
+    with pytest.raises(SystemExit):
+        main([*command, "--fvd", "i3d.pt"])
+    assert "--rlvr must stand without --fvd" in capsys.readouterr().err
+
+
 def test_the_policy_of_a_moved_run_finds_its_projects_folders(
     checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,7 +159,10 @@ def test_clips_that_are_what_was_recorded_have_full_marks(checkpoints: Path, rec
         chunk=3,  # type: ignore[arg-type]
         idm=load_inverse_dynamics(checkpoints / "reward_idm"),
         lpips=lambda one, other: (one != other).float().mean((1, 2, 3)),  # type: ignore[arg-type]
+        rlvr=True,
     )
+    assert row.rlvr is not None and (row.rlvr.mse, row.rlvr.lpips) == (0, 0)
+    assert row.rlvr.psnr == pytest.approx(80) and row.rlvr.ssim == pytest.approx(100)
     assert row.num_clips == 4 and row.psnr == 100 and row.ssim == pytest.approx(1)
     assert row.lpips == 0 and row.fvd is None
     assert row.following is not None and set(row.following["per_task"]["jump"]) > {"f1_macro"}
