@@ -170,14 +170,18 @@ def evaluate_row(
         generated, recorded = frames[:, -world.num_frames :], real[:, -world.num_frames :]
         totals.ssim.append(inner_ssim(generated, recorded))
         if idm is not None:
-            commands = [clip.actions[-world.num_frames :] for clip in part]
+            last = slice(-world.num_frames, None)
             if idm.space == VPT_SPACE:
                 totals.read += logits_clips(_vpt_logits(idm, frames, world.num_frames, judge_context))
-                totals.commanded += [actions_clip(each, whole_degrees=True) for each in commands]
+                pressed = [None if clip.pressed is None else clip.pressed[last] for clip in part]
+                totals.commanded += [
+                    actions_clip(clip.actions[last], pressed=buttons, whole_degrees=True)
+                    for clip, buttons in zip(part, pressed, strict=True)
+                ]
             else:
-                check_space(commands[0].space, idm.space, "the recordings", "--idm")
+                check_space(part[0].actions.space, idm.space, "the recordings", "--idm")
                 totals.readings.append(read_generated(idm, frames, world, judge_context))
-                totals.commands += commands
+                totals.commands += [clip.actions[last] for clip in part]
         if lpips is not None:
             totals.lpips.append(lpips(generated.flatten(0, 1), recorded.flatten(0, 1)))
         if i3d is not None:

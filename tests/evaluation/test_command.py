@@ -24,7 +24,7 @@ from rlir_ray.idm.base import load_inverse_dynamics
 from rlir_ray.models.adapters import save_policy
 from rlir_ray.run.folder import RunFolder
 from rlir_ray.samplers.torch_sampler import TorchSampler
-from rlir_ray.spaces.vpt import BUTTONS
+from rlir_ray.spaces.vpt import BUTTON_INDEX, BUTTONS, VPT_SPACE
 from tests.fakes import HEIGHT, WIDTH, events_of, tiny_actions, tiny_tokenizer, tiny_world_model
 from tests.world import MakeConfig, tiny_config
 
@@ -166,6 +166,51 @@ def test_clips_that_are_what_was_recorded_have_full_marks(checkpoints: Path, rec
     assert row.num_clips == 4 and row.psnr == 100 and row.ssim == pytest.approx(1)
     assert row.lpips == 0 and row.fvd is None
     assert row.following is not None and set(row.following["per_task"]["jump"]) > {"f1_macro"}
+
+
+def test_contradictions_are_taken_as_they_come_on_both_sides(tmp_path: Path) -> None:
+    """Frame 2 was recorded with attack and use, frame 3 with jump and sneak; read are attack and use, then jump."""
+    events = [dict.fromkeys(BUTTONS, 0) | {"camera": [0, 0]} for _ in range(4)]
+    events[2] |= {"attack": 1, "use": 1}
+    events[3] |= {"jump": 1, "sneak": 1}
+    frames = np.zeros((4, HEIGHT, WIDTH, 3), np.uint8)
+    write_recording(tmp_path / "clip", frames, events)
+
+    class Reader:
+        space = VPT_SPACE
+
+        def logits(self, frames: torch.Tensor) -> dict[str, torch.Tensor]:
+            buttons = torch.zeros(len(frames), 4, 20, 2)
+            buttons[..., 0] = 1
+            for frame, name in ((2, "attack"), (2, "use"), (3, "jump")):
+                buttons[:, frame, BUTTON_INDEX[name], 1] = 2
+            return {"buttons": buttons, "camera": torch.eye(11)[[5, 5]].expand(len(frames), 4, 2, 11)}
+
+    class Listening(TorchSampler):
+        def sample(self, prompts, group_ids, seeds, group_size):  # type: ignore[no-untyped-def]
+            self.commanded = prompts[0].actions
+            return super().sample(prompts, group_ids, seeds, group_size)
+
+    sampler = Listening(tiny_world_model(), temperature=1.0)
+    row = evaluate_row(
+        round_robin_clips(find_recordings(tmp_path), 1, WORLD, DataConfig()),
+        sampler,
+        tiny_tokenizer(),
+        WORLD,
+        seed=0,
+        chunk=1,
+        idm=Reader(),  # type: ignore[arg-type]
+        judge_context=True,
+    )
+    assert row.following is not None and row.following_in_use is not None and row.game_world_score is not None
+    accuracies = {task: figures["f1_micro"] for task, figures in row.following["per_task"].items()}
+    # Sneak alone was missed, in one of three frames. If the recorded buttons cancelled, use, attack and jump would each
+    # have a false alarm, and sneak no error.
+    assert accuracies.pop("sneak/sprint") == pytest.approx(2 / 3) and set(accuracies.values()) == {1}
+    assert row.following_in_use["tasks"] == ["sneak/sprint", "use", "attack", "jump"]
+    assert row.game_world_score["keyboard"] == 1
+    # The policy is commanded neither: its tokens hold no contradictions.
+    assert sampler.commanded.equals(VPT_SPACE.nothing(3))
 
 
 def test_without_an_inverse_dynamics_model_its_columns_say_so(
