@@ -21,9 +21,8 @@ def check_token_world(config: Config) -> FrameShape:
     Raises:
         ValueError: family, vocabulary, frame size or number of tokens differ.
     """
-    policy_folder, folder = asset_path(config.models.policy), asset_path(config.models.tokenizer)
+    policy_folder = asset_path(config.models.policy)
     policy = read_settings(policy_folder, "config.json", "models.policy")
-    tokenizer = read_settings(folder, "config.json", "models.tokenizer")
     if is_flow_model(policy):
         raise ValueError(
             f"models.policy must be a token model with policy.family={config.policy.family}, got a flow model in "
@@ -35,17 +34,13 @@ def check_token_world(config: Config) -> FrameShape:
             "world model's folder"
         )
     check_sequence(policy, f"models.policy in {policy_folder}")
-    form = tokenizer_form(tokenizer, folder)
-    height, width = grid_of(config, folder, tokenizer)
-    tokens_per_frame = height * width
+    _, tokens_per_frame = tokenizer_sizes(config)
     held = policy_architecture(policy)
     if not held.tokens_per_frame:
         raise ValueError(
             f"models.policy must have tokens_per_frame in its config.json, got none in {policy_folder}; add "
             f'"tokens_per_frame": {tokens_per_frame}'
         )
-    wanted = (form.num_codes(tokenizer[form.codes_field]), tokens_per_frame)
-    got = (held.num_codes, held.tokens_per_frame)
     check_architecture(config.architecture, held)
     num_frames = config.world.num_context + config.world.num_frames
     length = sequence_length(num_frames, tokens_per_frame, layout_of(policy).num_tokens)
@@ -54,12 +49,34 @@ def check_token_world(config: Config) -> FrameShape:
             f"models.policy must hold a clip's {length} tokens, got max_position_embeddings={held.max_positions}; "
             "lower world.num_frames"
         )
+    return check_tokens(config, held.num_codes, held.tokens_per_frame)
+
+
+def check_tokens(config: Config, num_codes: int, tokens_per_frame: int) -> FrameShape:
+    """Check that a policy has the configured tokenizer's codes and tokens a frame.
+
+    Returns:
+        The shape of an encoded frame.
+
+    Raises:
+        ValueError: a number differs, or the tokenizer is of another frame size than the world.
+    """
+    wanted, got = tokenizer_sizes(config), (num_codes, tokens_per_frame)
     if got != wanted:
         raise ValueError(
             f"models.policy must fit the tokenizer's {wanted[0]} codes and {wanted[1]} tokens a frame, got {got[0]} "
             f"and {got[1]}; choose checkpoints that were trained together"
         )
     return (tokens_per_frame,)
+
+
+def tokenizer_sizes(config: Config) -> tuple[int, int]:
+    """Return the codes and the tokens a frame of the configured tokenizer; check that its frame size is the world's."""
+    folder = asset_path(config.models.tokenizer)
+    tokenizer = read_settings(folder, "config.json", "models.tokenizer")
+    form = tokenizer_form(tokenizer, folder)
+    height, width = grid_of(config, folder, tokenizer)
+    return form.num_codes(tokenizer[form.codes_field]), height * width
 
 
 def grid_of(config: Config, folder: Path, codec: Json) -> tuple[int, int]:

@@ -7,13 +7,27 @@ L tokens in all.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rlir_ray.models.autoregressive import WorldModel, assemble
+from rlir_ray.models.autoregressive import assemble
+from rlir_ray.spaces.layouts import ActionLayout
 from rlir_ray.trajectory import EncodedVideo, FrameShape, Prompt, TokenRecord, TrajectoryGroup, stored_codes
+
+
+class TokenPolicy(Protocol):
+    """A policy whose frames and actions are tokens."""
+
+    @property
+    def num_codes(self) -> int:
+        """Number of image ids; the action ids lie behind them."""
+
+    @property
+    def layout(self) -> ActionLayout:
+        """The form of its actions."""
 
 
 def check_call(
@@ -48,7 +62,7 @@ def check_call(
     return num_context, num_frames
 
 
-def token_inputs(prompts: Sequence[Prompt], policy: WorldModel) -> tuple[Tensor, Tensor]:
+def token_inputs(prompts: Sequence[Prompt], policy: TokenPolicy) -> tuple[Tensor, Tensor]:
     """Return context tokens int64 [P, C, N] and action tokens int64 [P, C - 1 + F, A] of the prompts of a call.
 
     Raises:
