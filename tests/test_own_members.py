@@ -25,8 +25,10 @@ from rlir_ray.families import make_objective, open_codec, open_policy
 from rlir_ray.learner.step import Learner
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.local import train_local
+from rlir_ray.models.token_sequence import TokenSequence, TokenShape
 from rlir_ray.run.preflight import check_checkpoints
 from rlir_ray.run.resolved import check_reward_idm, resolve
+from rlir_ray.spaces.layouts import MineworldLayout
 from rlir_ray.testing import check_family
 from tests.fakes import NUM_CODES, TOKENS_PER_FRAME, tiny_prompts
 from tests.world import MakeConfig, tiny_prompt_set
@@ -82,18 +84,22 @@ def test_reward_source_and_objective_of_ones_own_train_in_one_process(own_config
     assert sum(m["reward/mean"] for m in history[-2:]) > sum(m["reward/mean"] for m in history[:2])
 
 
+def next_frame(num_codes: int) -> NextFrame:
+    return NextFrame(TokenSequence(layout=MineworldLayout(), shape=TokenShape(num_codes, TOKENS_PER_FRAME)))
+
+
 def test_family_of_ones_own_keeps_the_contract_and_trains(own_config, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    NextFrame(NUM_CODES, TOKENS_PER_FRAME).save_pretrained(tmp_path / "next_frame")
+    next_frame(NUM_CODES).save_pretrained(tmp_path / "next_frame")
     config = own_config("policy.family=docs.examples.family:FAMILY", f"models.policy={tmp_path / 'next_frame'}")
     resolve(config)
     prompts = tiny_prompts(6)
     check_family(config, prompts[:2])
     history = run_local(config, prompts)
     assert max(step["ratio/max_abs_log"] for step in history) < 1e-4
-    other = NextFrame(NUM_CODES + 1, TOKENS_PER_FRAME)
+    other = next_frame(NUM_CODES + 1)
     other.save_pretrained(tmp_path / "next_frame")
-    with pytest.raises(ValueError, match="must have the tokenizer's 32 codes, got 33"):
+    with pytest.raises(ValueError, match=r"12 tokens of 32 codes, as the tokenizer, got 12 tokens of 33"):
         check_family(config, prompts[:2])
 
 

@@ -130,6 +130,7 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
             num_clips=arguments.num_clips,
             lpips=arguments.lpips,
             fvd=arguments.fvd,
+            rlvr=arguments.rlvr,
             out=arguments.out,
             overrides=(*arguments.overrides, *rest),
         )

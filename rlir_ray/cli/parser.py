@@ -92,11 +92,12 @@ def _add_doctor(commands: Commands) -> None:
 def _add_eval(commands: Commands) -> None:
     evaluation = commands.add_parser(
         "eval",
-        help="evaluate a policy on recordings: MineWorld's row of figures",
+        help="evaluate a policy on recordings: MineWorld's or RLVR-World's row of figures",
         formatter_class=WIDE,
         description="Generates clips after recorded first frames, with the recorded actions, and prints FPS,\n"
         "precision, recall and F1 of the recovered actions (macro, over MineWorld's seven tasks), camera\n"
-        "distance in bins, PSNR, SSIM, LPIPS and FVD. LPIPS and FVD need their weights. Works without Ray.",
+        "distance in bins, PSNR, SSIM, LPIPS and FVD. LPIPS and FVD need their weights. With --rlvr it prints\n"
+        "RLVR-World's columns: MSE, PSNR, SSIM, LPIPS and the share of repeated frames. Works without Ray.",
         epilog="examples:\n"
         "  python -m rlir_ray eval --policy runs/first/policy --data data/doom/validation\n"
         "  python -m rlir_ray eval --policy models/mineworld_700m --data validation --idm models/vpt_idm \\\n"
@@ -110,13 +111,19 @@ def _add_eval(commands: Commands) -> None:
     evaluation.add_argument(
         "--num-clips", type=int, default=0, help="number of clips (default: the recipe's prompts.num_heldout)"
     )
-    evaluation.add_argument("--lpips", default="", metavar="FILE", help="torchvision's AlexNet weights (.pth)")
+    evaluation.add_argument(
+        "--lpips",
+        default="",
+        metavar="FILE",
+        help="torchvision's AlexNet weights (.pth); with --rlvr VGG16's",
+    )
     evaluation.add_argument(
         "--fvd",
         default="",
         metavar="FILE",
         help="I3D as TorchScript; needs 10 frames and 2 clips; the file is a program: use a source that you trust",
     )
+    evaluation.add_argument("--rlvr", action="store_true", help="print RLVR-World's columns in place of MineWorld's")
     evaluation.add_argument("--out", default="", metavar="FILE.json", help="also write the figures to this file")
     evaluation.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="dotted overrides of the recipe; train --keys lists them"

@@ -43,11 +43,16 @@ class Clip:
     """K frames of a recording, uint8 [K, H, W, 3], and the K - 1 actions between them.
 
     If only the context is kept, frames are [C, H, W, 3].
+
+    Args:
+        pressed: the buttons of the actions, bool [K - 1, 23] as `spaces.vpt.BUTTONS`, with the contradictions that the
+            actions do not hold; None: not recorded by VPT's recorder.
     """
 
     address: ClipAddress
     frames: npt.NDArray[np.uint8]
     actions: Actions
+    pressed: npt.NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,5 +135,10 @@ def cut_one(recording: Recorded, start: int, world: WorldConfig, resize: str) ->
     stop = start + world.num_context + world.num_frames
     frames = resize_frames(recording.read(start, stop), world.height, world.width, resize)
     # Action k leads into frame k, so that the action into the first frame belongs to the past.
-    actions = recording.actions[start + 1 : stop]
-    return Clip(address=ClipAddress(recording.name, start), frames=frames, actions=actions)
+    between = slice(start + 1, stop)
+    return Clip(
+        address=ClipAddress(recording.name, start),
+        frames=frames,
+        actions=recording.actions[between],
+        pressed=None if recording.pressed is None else recording.pressed[between],
+    )

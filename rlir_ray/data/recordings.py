@@ -66,6 +66,10 @@ class Recorded(Protocol):
     def events(self) -> Sequence[Event]:
         """F events of VPT's format; empty for any other format."""
 
+    @property
+    def pressed(self) -> npt.NDArray[np.bool_] | None:
+        """The buttons of the actions, bool [F, 23], with their contradictions; None for any other format than VPT's."""
+
     def __len__(self) -> int:
         """F, the number of frames."""
 

@@ -1,4 +1,4 @@
-"""The `eval` command: compute a policy's row of MineWorld's table on recordings. Works without Ray."""
+"""The `eval` command: compute a policy's row of MineWorld's or RLVR-World's table on recordings. Works without Ray."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rlir_ray.data.recorded_clips import round_robin_clips
 from rlir_ray.data.recordings import nothing_readable, open_recordings
 from rlir_ray.data.vpt.index import MAX_LOGGED
 from rlir_ray.evaluation.fvd import I3D, MIN_FRAMES
-from rlir_ray.evaluation.lpips import LPIPS
+from rlir_ray.evaluation.lpips import ALEXNET, LPIPS, VGG16
 from rlir_ray.evaluation.policy_row import PolicyRow, evaluate_row
 from rlir_ray.families import action_space, family_of, open_codec, open_policy
 from rlir_ray.idm.base import InverseDynamics, load_inverse_dynamics
@@ -53,6 +53,8 @@ class EvaluationRequest:
     num_clips: int = 0
     lpips: str = ""
     fvd: str = ""
+    rlvr: bool = False
+    """RLVR-World's columns in place of MineWorld's; `lpips` is then a file of VGG16."""
     out: str = ""
     overrides: tuple[str, ...] = ()
 
@@ -75,7 +77,8 @@ def evaluate(request: EvaluationRequest, chunk: int = 0) -> PolicyRow:
     # transformers shows a progress bar for each model, which would mix with this command's output.
     disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    lpips = LPIPS(request.lpips, device=device) if request.lpips else None
+    network = VGG16 if request.rlvr else ALEXNET
+    lpips = LPIPS(request.lpips, device=device, network=network) if request.lpips else None
     i3d = I3D(request.fvd, device=device) if request.fvd else None
     source, world = open_recordings(request.data, config.data.camera), config.world
     skipped: list[str] = []
@@ -98,6 +101,7 @@ def evaluate(request: EvaluationRequest, chunk: int = 0) -> PolicyRow:
             judge_context=settings.judge_context,
             lpips=lpips,
             i3d=i3d,
+            rlvr=request.rlvr,
             progress=lambda done: show(done / num_clips, f"{done} clips"),
         )
     print("\n".join(summary_lines(row, config, num_clips, source, skipped)))
@@ -110,8 +114,10 @@ def check_request(request: EvaluationRequest, config: Config, num_clips: int) ->
     """Reject impossible options before models are loaded.
 
     Raises:
-        ValueError: the figures need more clips or frames.
+        ValueError: the figures need more clips or frames, or an option has no effect.
     """
+    if request.rlvr and request.fvd:
+        raise ValueError("--rlvr must stand without --fvd, which RLVR-World's table lacks, got both; leave one out")
     if num_clips < 1 + bool(request.fvd):
         raise ValueError(f"--num-clips must be >= 1, and >= 2 with --fvd, got {num_clips}; raise --num-clips")
     if request.fvd and config.world.num_frames < MIN_FRAMES:

@@ -1,12 +1,13 @@
-"""LPIPS v0.1 with AlexNet: the perceptual distance of two pictures (arXiv 1801.03924).
+"""LPIPS v0.1 with AlexNet or VGG16: the perceptual distance of two pictures (arXiv 1801.03924).
 
-Needs a file with AlexNet's published weights, but not torchvision. Legend: n pictures, C channels.
+Needs a file with the network's published weights, but not torchvision. Legend: n pictures, C channels.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,38 +16,101 @@ from torch.nn import functional
 
 from rlir_ray.models.checkpoints import read_state_dict
 
-# AlexNet's five convolutions: number in torchvision's state dict, weight [out, in, side, side], stride, padding.
-CONVOLUTIONS = (
-    (0, (64, 3, 11, 11), 4, 2),
-    (3, (192, 64, 5, 5), 1, 2),
-    (6, (384, 192, 3, 3), 1, 1),
-    (8, (256, 384, 3, 3), 1, 1),
-    (10, (256, 256, 3, 3), 1, 1),
+Convolution = tuple[int, tuple[int, int, int, int], int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A network whose activations LPIPS compares."""
+
+    name: str
+    convolutions: tuple[Convolution, ...]
+    """Number in torchvision's state dict, weight [out, in, side, side], stride and padding."""
+    pools: tuple[int, ...]
+    """Convolutions after a max-pool with stride 2."""
+    pool_side: int
+    compared: tuple[int, ...]
+    """Convolutions whose activations count, each with a head."""
+    heads: str
+    """The file of the heads that torchmetrics ships."""
+    min_side: int
+    """The pools reduce smaller pictures to nothing."""
+    max_pictures: int
+    """Number of pictures in one pass, which bounds the memory: VGG16 compares 64 channels of the pictures' own size."""
+
+    @property
+    def backbone_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {
+            f"features.{number}.{kind}": shape if kind == "weight" else shape[:1]
+            for number, shape, _, _ in self.convolutions
+            for kind in ("weight", "bias")
+        }
+
+    @property
+    def head_shapes(self) -> dict[str, tuple[int, ...]]:
+        widths = [shape[0] for number, shape, _, _ in self.convolutions if number in self.compared]
+        return {f"lin{index}.model.1.weight": (1, width, 1, 1) for index, width in enumerate(widths)}
+
+
+ALEXNET = Network(
+    name="AlexNet",
+    convolutions=(
+        (0, (64, 3, 11, 11), 4, 2),
+        (3, (192, 64, 5, 5), 1, 2),
+        (6, (384, 192, 3, 3), 1, 1),
+        (8, (256, 384, 3, 3), 1, 1),
+        (10, (256, 256, 3, 3), 1, 1),
+    ),
+    pools=(3, 6),
+    pool_side=3,
+    compared=(0, 3, 6, 8, 10),
+    heads="alex.pth",
+    min_side=31,
+    max_pictures=64,
 )
-POOLED = (3, 6)  # convolutions after a max-pool of 3 with stride 2
-BACKBONE_SHAPES = {
-    f"features.{number}.{kind}": shape if kind == "weight" else shape[:1]
-    for number, shape, _, _ in CONVOLUTIONS
-    for kind in ("weight", "bias")
-}
-HEAD_SHAPES = {f"lin{index}.model.1.weight": (1, shape[0], 1, 1) for index, (_, shape, _, _) in enumerate(CONVOLUTIONS)}
+VGG16 = Network(
+    name="VGG16",
+    convolutions=tuple(
+        (number, (wide, narrow, 3, 3), 1, 1)
+        for number, narrow, wide in (
+            (0, 3, 64),
+            (2, 64, 64),
+            (5, 64, 128),
+            (7, 128, 128),
+            (10, 128, 256),
+            (12, 256, 256),
+            (14, 256, 256),
+            (17, 256, 512),
+            (19, 512, 512),
+            (21, 512, 512),
+            (24, 512, 512),
+            (26, 512, 512),
+            (28, 512, 512),
+        )
+    ),
+    pools=(5, 10, 17, 24),
+    pool_side=2,
+    compared=(2, 7, 14, 21, 28),
+    heads="vgg.pth",
+    min_side=16,
+    max_pictures=8,
+)
 
 # LPIPS scales RGB in -1..1 by these.
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
 EPSILON = 1e-10  # avoids 0 / 0 at a position without any activation
-MIN_SIDE = 31  # the second pool reduces smaller pictures to nothing
-# Pictures that the network processes at once, to bound the memory.
-MAX_PICTURES = 64
 
 
 class LPIPS:
     """The distance between pictures, with the weights of its network.
 
     Args:
-        backbone_path: torchvision's AlexNet state dict (alexnet-owt-7be5be79.pth), as .safetensors or a torch file.
-        heads_path: the linear heads of LPIPS v0.1 (alex.pth); None: the file that torchmetrics ships.
+        backbone_path: torchvision's state dict of the network (alexnet-owt-7be5be79.pth, vgg16-397923af.pth), as
+            .safetensors or a torch file.
+        heads_path: the linear heads of LPIPS v0.1 (alex.pth, vgg.pth); None: the file that torchmetrics ships.
         device: device of the network.
+        network: `ALEXNET` or `VGG16`; their distances differ.
 
     Raises:
         ValueError: a file or a tensor is missing, or a tensor has another shape.
@@ -55,18 +119,22 @@ class LPIPS:
     """
 
     def __init__(
-        self, backbone_path: str | Path, heads_path: str | Path | None = None, device: str | torch.device = "cpu"
+        self,
+        backbone_path: str | Path,
+        heads_path: str | Path | None = None,
+        device: str | torch.device = "cpu",
+        network: Network = ALEXNET,
     ) -> None:
-        self.device = torch.device(device)
-        self.backbone = _read(Path(backbone_path), BACKBONE_SHAPES, "AlexNet's weights", self.device)
-        self.heads = _read(Path(heads_path or shipped_heads()), HEAD_SHAPES, "LPIPS's heads", self.device)
+        self.device, self.network = torch.device(device), network
+        self.backbone = self._read(Path(backbone_path), network.backbone_shapes, f"{network.name}'s weights")
+        self.heads = self._read(Path(heads_path or shipped_heads(network)), network.head_shapes, "LPIPS's heads")
 
     @torch.no_grad()
     def __call__(self, one: Tensor, other: Tensor) -> Tensor:
         """Compute the distance of each pair of pictures.
 
         Args:
-            one, other: uint8 [n, H, W, 3] RGB, height and width at least 31.
+            one, other: uint8 [n, H, W, 3] RGB, height and width at least 31 (AlexNet) or 16 (VGG16).
 
         Returns:
             float32 [n], on the CPU; symmetric, and 0 for equal pictures.
@@ -81,11 +149,13 @@ class LPIPS:
                 f"pictures must be uint8 [n, H, W, 3], got {one.dtype} and {other.dtype} {list(one.shape)}; "
                 "flatten clips to frames and round them"
             )
-        if min(one.shape[1:3]) < MIN_SIDE:
+        if min(one.shape[1:3]) < self.network.min_side:
             raise ValueError(
-                f"AlexNet needs a height and width >= {MIN_SIDE}, got {list(one.shape[1:3])}; enlarge the pictures"
+                f"{self.network.name} needs a height and width >= {self.network.min_side}, got "
+                f"{list(one.shape[1:3])}; enlarge the pictures"
             )
-        chunks = zip(one.split(MAX_PICTURES), other.split(MAX_PICTURES), strict=True)
+        size = self.network.max_pictures
+        chunks = zip(one.split(size), other.split(size), strict=True)
         return torch.cat([self._distances(*chunk).cpu() for chunk in chunks])
 
     def _distances(self, one: Tensor, other: Tensor) -> Tensor:
@@ -97,34 +167,36 @@ class LPIPS:
         return distances
 
     def _activations(self, pictures: Tensor) -> Iterator[Tensor]:
-        """Yield the activations [n, C, height, width] of each convolution, normalised to length 1 over the channels."""
+        """Yield the compared activations [n, C, height, width], normalised to length 1 over the channels."""
         shift, scale = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (SHIFT, SCALE))
         x = pictures.to(self.device).movedim(-1, 1).float() / 127.5 - 1
         x = (x - shift) / scale
-        for number, _, stride, padding in CONVOLUTIONS:
-            if number in POOLED:
-                x = functional.max_pool2d(x, 3, 2)
+        for number, _, stride, padding in self.network.convolutions:
+            if number in self.network.pools:
+                x = functional.max_pool2d(x, self.network.pool_side, 2)
             weight, bias = (self.backbone[f"features.{number}.{kind}"] for kind in ("weight", "bias"))
             x = functional.relu(functional.conv2d(x, weight, bias, stride, padding))
-            yield x / (x.norm(dim=1, keepdim=True) + EPSILON)
+            if number in self.network.compared:
+                yield x / (x.norm(dim=1, keepdim=True) + EPSILON)
+
+    def _read(self, path: Path, shapes: Mapping[str, tuple[int, ...]], what: str) -> dict[str, Tensor]:
+        """Read the tensors that `shapes` names, in its order, as float32."""
+        state = read_state_dict(path)
+        wrong = [f"{key} is missing" for key in shapes if key not in state]
+        wrong += [
+            f"{key} is {list(state[key].shape)}, not {list(shape)}"
+            for key, shape in shapes.items()
+            if key in state and state[key].shape != shape
+        ]
+        if wrong:
+            raise ValueError(
+                f"{what} must have {self.network.name}'s shapes, in {path} {'; '.join(wrong)}; give the published file"
+            )
+        return {key: state[key].to(self.device, torch.float32) for key in shapes}
 
 
-def shipped_heads() -> Path:
+def shipped_heads(network: Network = ALEXNET) -> Path:
     """Find torchmetrics' file of the heads without importing torchmetrics, which takes seconds."""
     found = importlib.util.find_spec("torchmetrics")
     folder = Path(found.origin).parent if found and found.origin else Path("torchmetrics")
-    return folder / "functional" / "image" / "lpips_models" / "alex.pth"
-
-
-def _read(path: Path, shapes: Mapping[str, tuple[int, ...]], what: str, device: torch.device) -> dict[str, Tensor]:
-    """Read the tensors that `shapes` names, in its order, as float32."""
-    state = read_state_dict(path)
-    wrong = [f"{key} is missing" for key in shapes if key not in state]
-    wrong += [
-        f"{key} is {list(state[key].shape)}, not {list(shape)}"
-        for key, shape in shapes.items()
-        if key in state and state[key].shape != shape
-    ]
-    if wrong:
-        raise ValueError(f"{what} must have AlexNet's shapes, in {path} {'; '.join(wrong)}; give the published file")
-    return {key: state[key].to(device, torch.float32) for key in shapes}
+    return folder / "functional" / "image" / "lpips_models" / network.heads

@@ -173,11 +173,15 @@ def _figures(counts: npt.NDArray[np.int64]) -> dict[str, float]:
 # Clips
 
 
-def actions_clip(actions: Actions, *, whole_degrees: bool = False) -> Columns:
+def actions_clip(
+    actions: Actions, *, pressed: npt.NDArray[np.bool_] | None = None, whole_degrees: bool = False
+) -> Columns:
     """Convert commanded actions to a clip.
 
     Args:
         actions: actions of the F generated frames.
+        pressed: the recorded buttons of these frames, bool [F, 23], with the contradictions that actions do not hold;
+            the published evaluators take the buttons as they come. None: the buttons of the actions.
         whole_degrees: truncate the camera to whole degrees, as in MineWorld's recordings and its published
             `camera_loss`.
 
@@ -186,7 +190,8 @@ def actions_clip(actions: Actions, *, whole_degrees: bool = False) -> Columns:
     """
     # Remove the rounding error of float32, so that 3 degrees are not truncated to 2.
     camera = np.round(camera_of(actions).astype(np.float64), 4)
-    return _clip(buttons_of(actions.classes), np.trunc(camera) if whole_degrees else camera)
+    buttons = buttons_of(actions.classes) if pressed is None else pressed
+    return _clip(buttons, np.trunc(camera) if whole_degrees else camera)
 
 
 def logits_clips(logits: Mapping[str, Tensor]) -> list[Columns]:

@@ -1,4 +1,4 @@
-"""A policy's row of MineWorld's table: generate clips after recorded frames and compare them with their recordings.
+"""A policy's row of a published table: generate clips after recorded frames and compare them with their recordings.
 
 Clips are processed in chunks, so that any number of clips fits into memory. Independent of files.
 Legend: B clips of a chunk, C context frames, F generated frames, K = C + F, N tokens a frame.
@@ -7,7 +7,7 @@ Legend: B clips of a chunk, C context frames, F generated frames, K = C + F, N t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -20,12 +20,14 @@ from torch import Tensor
 from rlir_ray.algorithm.seeds import group_seed
 from rlir_ray.data.files import Json
 from rlir_ray.data.prompts import encode_prompts
+from rlir_ray.evaluation.columns import NO_WEIGHTS, column_lines
 from rlir_ray.evaluation.evaluate import followed, read_generated
 from rlir_ray.evaluation.fvd import I3D, frechet_distance, prefix_features
 from rlir_ray.evaluation.gameworldscore import game_world_score
 from rlir_ray.evaluation.lpips import LPIPS
 from rlir_ray.evaluation.mineworld import Columns, action_following, actions_clip, following_in_use, logits_clips
 from rlir_ray.evaluation.quality import Quality, clip_quality, inner_ssim, join_quality
+from rlir_ray.evaluation.rlvr_table import RlvrFigures, frame_errors, frame_repeats
 from rlir_ray.rewards.classification import or_none
 from rlir_ray.rewards.field_scores import FieldValues
 from rlir_ray.spaces.layouts import check_space
@@ -43,7 +45,6 @@ if TYPE_CHECKING:
 
 # The published table's name of each column -> our figure.
 MEANS = {"P": "precision_macro", "R": "recall_macro", "F1": "f1_macro", "camera": "camera_loss"}
-NO_WEIGHTS = "no weights given"
 Features = npt.NDArray[np.float64]
 
 
@@ -67,31 +68,43 @@ class PolicyRow:
     fields: dict[str, dict[str, float | None]] | None = None
     """Field -> its figures, as `Following.per_group`; None in VPT's space."""
     lpips: float | None = None
+    """With AlexNet, as MineWorld computes it; with VGG16 if `rlvr` is given."""
     fvd: float | None = None
     """Mean of the distances of the first 10, 11, ... F frames, as MineWorld reports it."""
     fvd_whole: float | None = None
     """Distance of all F frames."""
+    rlvr: RlvrFigures | None = None
+    """RLVR-World's columns; None: not asked for."""
 
     def lines(self) -> list[str]:
-        """Format the figures over the tasks in use, and the row of MineWorld's main table, for a terminal."""
-        lines = []
+        """Format the figures of the actions in use, and the row of the published table, for a terminal.
+
+        The row is RLVR-World's if `rlvr` is given, else MineWorld's.
+        """
+        return [*self._action_lines(), *(self.rlvr.lines() if self.rlvr else self._mineworld_lines())]
+
+    def _action_lines(self) -> list[str]:
         if used := self.following_in_use:
             means = {name: used["mean"][key] for name, key in MEANS.items()}
-            lines = [
+            return [
                 f"actions over the tasks in use ({', '.join(used['tasks']) or 'none'}) and the camera axes that turn",
-                *_columns({name: "–" if mean is None else f"{mean:.3f}" for name, mean in means.items()}),
+                *column_lines({name: "–" if mean is None else f"{mean:.3f}" for name, mean in means.items()}),
                 "",
-                "MineWorld's published columns, over its seven tasks (a task that never occurs counts 1)",
             ]
+        lines = []
         for name, part in (self.fields or {}).items():
             known = (f"{figure} {value:.3f}" for figure, value in part.items() if value is not None)
             lines.append(f"{name}: {', '.join(known) or 'not in use'}")
-        if self.fields:
-            lines.append("")
+        return [*lines, ""] if lines else []
+
+    def _mineworld_lines(self) -> list[str]:
+        lines = []
+        if self.following_in_use:
+            lines.append("MineWorld's published columns, over its seven tasks (a task that never occurs counts 1)")
         following, cells = self.following, {"FPS": f"{self.fps:.2f}"}
         if self.fields is None:
             cells |= {name: f"{following['mean'][key]:.3f}" if following else NO_WEIGHTS for name, key in MEANS.items()}
-        lines += _columns({**cells, **self._picture_cells()})
+        lines += column_lines({**cells, **self._picture_cells()})
         if self.fvd_whole is not None:
             lines.append(f"FVD is the mean over the first 10, 11, … frames; that of all frames is {self.fvd_whole:.1f}")
         if score := self.game_world_score:
@@ -110,15 +123,6 @@ class PolicyRow:
         return asdict(self)
 
 
-def _columns(cells: Mapping[str, str]) -> list[str]:
-    """Format a header and a row, in columns of one width."""
-    widths = [max(len(name), len(text)) for name, text in cells.items()]
-    return [
-        "  ".join(f"{text:>{width}}" for text, width in zip(texts, widths, strict=True))
-        for texts in (list(cells), list(cells.values()))
-    ]
-
-
 def evaluate_row(
     clips: Iterable[Clip],
     sampler: Sampler,
@@ -131,6 +135,7 @@ def evaluate_row(
     judge_context: bool = False,
     lpips: LPIPS | None = None,
     i3d: I3D | None = None,
+    rlvr: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> PolicyRow:
     """Generate the last F frames of each clip from its first C frames and its recorded actions, and evaluate them.
@@ -145,6 +150,7 @@ def evaluate_row(
         idm: model that reads the actions; None: leave out action following.
         judge_context: show `idm` the context frames too, which MineWorld's evaluator does not.
         lpips, i3d: networks of LPIPS and FVD; None: leave out the figure.
+        rlvr: compute RLVR-World's columns too; `lpips` must then have VGG16.
         progress: called with the number of finished clips.
 
     Raises:
@@ -158,23 +164,32 @@ def evaluate_row(
         started = time.perf_counter()
         groups = sampler.sample(prompts, list(numbers), [group_seed(seed, number) for number in numbers], 1)
         totals.sampling_s += time.perf_counter() - started
-        frames = tokenizer.decode_clips(encoded_clips([video for _, video in groups])).cpu()
+        encoded = encoded_clips([video for _, video in groups])
+        frames = tokenizer.decode_clips(encoded).cpu()
         totals.qualities.append(clip_quality(frames, world.num_frames, real))
         generated, recorded = frames[:, -world.num_frames :], real[:, -world.num_frames :]
         totals.ssim.append(inner_ssim(generated, recorded))
         if idm is not None:
-            commands = [clip.actions[-world.num_frames :] for clip in part]
+            last = slice(-world.num_frames, None)
             if idm.space == VPT_SPACE:
                 totals.read += logits_clips(_vpt_logits(idm, frames, world.num_frames, judge_context))
-                totals.commanded += [actions_clip(each, whole_degrees=True) for each in commands]
+                pressed = [None if clip.pressed is None else clip.pressed[last] for clip in part]
+                totals.commanded += [
+                    actions_clip(clip.actions[last], pressed=buttons, whole_degrees=True)
+                    for clip, buttons in zip(part, pressed, strict=True)
+                ]
             else:
-                check_space(commands[0].space, idm.space, "the recordings", "--idm")
+                check_space(part[0].actions.space, idm.space, "the recordings", "--idm")
                 totals.readings.append(read_generated(idm, frames, world, judge_context))
-                totals.commands += commands
+                totals.commands += [clip.actions[last] for clip in part]
         if lpips is not None:
             totals.lpips.append(lpips(generated.flatten(0, 1), recorded.flatten(0, 1)))
         if i3d is not None:
             totals.features.append((prefix_features(i3d, generated), prefix_features(i3d, recorded)))
+        if rlvr:
+            totals.errors.append(frame_errors(generated, recorded))
+            if (repeats := frame_repeats(encoded.codes, world.num_frames)) is not None:
+                totals.repeats.append(repeats)
         totals.num_clips += len(part)
         if progress:
             progress(totals.num_clips)
@@ -196,22 +211,28 @@ class _Totals:
         self.lpips: list[Tensor] = []
         self.ssim: list[Tensor] = []
         self.features: list[tuple[list[Features], list[Features]]] = []
+        self.errors: list[Tensor] = []
+        self.repeats: list[Tensor] = []
 
     def row(self, world: WorldConfig) -> PolicyRow:
         quality, distances = join_quality(self.qualities), self._distances()
         assert quality.psnr is not None
+        ssim = float(torch.cat(self.ssim).mean())
+        lpips = float(torch.cat(self.lpips).mean()) if self.lpips else None
+        repeats = torch.cat(self.repeats) if self.repeats else None
         return PolicyRow(
             num_clips=self.num_clips,
             fps=self.num_clips * world.num_frames / self.sampling_s,
             psnr=float(quality.psnr.mean()),
-            ssim=float(torch.cat(self.ssim).mean()),
+            ssim=ssim,
             following=action_following(self.read, self.commanded) if self.read else None,
             following_in_use=following_in_use(self.read, self.commanded) if self.read else None,
             game_world_score=game_world_score(self.read, self.commanded) if self.read else None,
             fields=self._fields(world.groups) if self.readings else None,
-            lpips=float(torch.cat(self.lpips).mean()) if self.lpips else None,
+            lpips=lpips,
             fvd=float(np.mean(distances)) if distances else None,
             fvd_whole=distances[-1] if distances else None,
+            rlvr=RlvrFigures.of(torch.cat(self.errors), repeats, ssim, lpips) if self.errors else None,
         )
 
     def _distances(self) -> list[float]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rlir_ray.config import ArchitectureConfig, Config, asset_path
 from rlir_ray.data.files import Json
-from rlir_ray.models.token_sequence import TokenSequence
+from rlir_ray.models.token_sequence import TokenSequence, TokenShape
 from rlir_ray.models.tokenizer_forms import tokenizer_form
 from rlir_ray.spaces.layouts import ActionLayout, layout_of
 from rlir_ray.trajectory import FrameShape
@@ -20,9 +20,8 @@ def check_token_world(config: Config) -> FrameShape:
     Raises:
         ValueError: family, vocabulary, frame size or number of tokens differ.
     """
-    policy_folder, folder = asset_path(config.models.policy), asset_path(config.models.tokenizer)
+    policy_folder = asset_path(config.models.policy)
     policy = read_settings(policy_folder, "config.json", "models.policy")
-    tokenizer = read_settings(folder, "config.json", "models.tokenizer")
     if is_flow_model(policy):
         raise ValueError(
             f"models.policy must be a token model with policy.family={config.policy.family}, got a flow model in "
@@ -33,17 +32,11 @@ def check_token_world(config: Config) -> FrameShape:
             f"models.policy must be a LlamaForCausalLM, got another config.json in {policy_folder}; give a "
             "world model's folder"
         )
-    form = tokenizer_form(tokenizer, folder)
-    height, width = grid_of(config, folder, tokenizer)
-    wanted, sequence, held = (
-        form.shape(tokenizer, height * width),
-        TokenSequence.of(policy),
-        policy_architecture(policy),
-    )
+    sequence, held = TokenSequence.of(policy), policy_architecture(policy)
     if not sequence.shape.tokens_per_frame:
         raise ValueError(
             f"models.policy must have tokens_per_frame in its config.json, got none in {policy_folder}; add "
-            f'"tokens_per_frame": {wanted.tokens_per_frame}'
+            f'"tokens_per_frame": {tokenizer_shape(config).tokens_per_frame}'
         )
     check_architecture(config.architecture, held)
     sequence.check_generated(config.world.num_frames)
@@ -53,12 +46,34 @@ def check_token_world(config: Config) -> FrameShape:
             f"models.policy must hold a clip's {length} tokens, got max_position_embeddings={held.max_positions}; "
             "lower world.num_frames"
         )
-    if sequence.shape != wanted:
+    return check_tokens(config)
+
+
+def check_tokens(config: Config) -> FrameShape:
+    """Check that the configured token policy has the tokens of the configured tokenizer.
+
+    Returns:
+        The shape of an encoded frame.
+
+    Raises:
+        ValueError: a number differs, or the tokenizer is of another frame size than the world.
+    """
+    wanted, got = tokenizer_shape(config), policy_sequence(config).shape
+    if got != wanted:
         raise ValueError(
-            f"models.policy must have frames of {wanted}, as the tokenizer, got {sequence.shape}; choose checkpoints "
+            f"models.policy must have frames of {wanted}, as the tokenizer, got {got}; choose checkpoints "
             "that were trained together"
         )
     return (wanted.tokens_per_frame,)
+
+
+def tokenizer_shape(config: Config) -> TokenShape:
+    """Return the tokens of the configured tokenizer; check that its frame size is the world's."""
+    folder = asset_path(config.models.tokenizer)
+    tokenizer = read_settings(folder, "config.json", "models.tokenizer")
+    form = tokenizer_form(tokenizer, folder)
+    height, width = grid_of(config, folder, tokenizer)
+    return form.shape(tokenizer, height * width)
 
 
 def grid_of(config: Config, folder: Path, codec: Json) -> tuple[int, int]:

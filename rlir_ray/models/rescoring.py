@@ -47,7 +47,9 @@ class TokenRescorer:
     restrict: bool = True
 
     def __call__(self, forward: Forward, record: TokenRecord[Tensor], num_decisions: int) -> Scores:
-        return Scores(forward(record.tokens.long(), num_decisions, self.temperature, self.restrict))
+        # Only a policy that can draw from all ids has this argument.
+        options = {} if self.restrict else {"restrict": False}
+        return Scores(forward(record.tokens.long(), num_decisions, self.temperature, **options))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.models.token_sequence import TokenSequence
 from rlir_ray.trajectory import EncodedVideo, FrameShape, Prompt, TokenRecord, TrajectoryGroup, stored_codes
 
@@ -83,14 +82,13 @@ class TokenInputs:
         return self.sequence.assemble(clips, self.actions.repeat_interleave(size, 0), keyframes)
 
 
-def token_inputs(prompts: Sequence[Prompt], policy: WorldModel) -> TokenInputs:
-    """Return the prompts of a call as tokens.
+def token_inputs(prompts: Sequence[Prompt], sequence: TokenSequence) -> TokenInputs:
+    """Return the prompts of a call as tokens of a policy's sequences.
 
     Raises:
         ValueError: a token of a context or keyframe is not an id of the policy, keyframes are missing or not wanted,
             the actions are of another space, or the policy does not generate so many frames.
     """
-    sequence = policy.sequence
     sequence.check_generated(prompts[0].num_frames)
     context = _ids("context", [prompt.context for prompt in prompts], sequence.shape.num_codes)
     given = [prompt.keyframe for prompt in prompts if prompt.keyframe is not None]
@@ -100,7 +98,7 @@ def token_inputs(prompts: Sequence[Prompt], policy: WorldModel) -> TokenInputs:
             f"prompts must have keyframes of the policy's {sequence.shape.tokens_per_keyframe} tokens (0: none), got "
             f"{sorted(found)}; encode them with the policy's own tokenizer"
         )
-    actions = np.stack([policy.layout.tokens(prompt.actions, sequence.first_action_id) for prompt in prompts])
+    actions = np.stack([sequence.layout.tokens(prompt.actions, sequence.first_action_id) for prompt in prompts])
     keyframes = _ids("keyframe", given, sequence.shape.num_keyframe_codes) if given else None
     return TokenInputs(sequence, context, torch.from_numpy(actions), keyframes)
 

@@ -201,7 +201,7 @@ class TorchSampler(PolicySampler[WorldModel]):
         """
         _, num_frames = check_call(prompts, group_ids, seeds, (self.policy.tokens_per_frame,))
         device = self._decoder.embedding.device
-        inputs = token_inputs(prompts, self.policy).to(device)
+        inputs = token_inputs(prompts, self.policy.sequence).to(device)
         num_decisions = num_frames * self.policy.tokens_per_frame
         uniforms = [torch.rand(num_decisions, group_size, generator=torch.Generator().manual_seed(s)) for s in seeds]
         draws = torch.cat(uniforms, 1).to(device)  # [T, B]

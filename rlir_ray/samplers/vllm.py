@@ -248,7 +248,7 @@ class VllmSampler(PolicySampler[WorldModel]):
             group_size: G.
         """
         num_context, num_frames = check_call(prompts, group_ids, seeds, (self.policy.tokens_per_frame,))
-        inputs = token_inputs(prompts, self.policy)
+        inputs = token_inputs(prompts, self.policy.sequence)
         later_actions = inputs.actions[:, num_context:].tolist()
         clips = [
             _Clip(f"{group_id}.{row}", prefix, commanded, [frame_seed(seed, row, n) for n in range(num_frames)])

@@ -125,7 +125,9 @@ VPT_SPACE = ActionSpace(
 
 
 def actions_from_events(events: Sequence[Event]) -> Actions:
-    """Convert events, one a frame, to actions. Missing or null fields mean that nothing is pressed.
+    """Convert events, one a frame, to actions; contradictions cancel, as in `actions_from_buttons`.
+
+    Missing or null fields mean that nothing is pressed.
 
     Args:
         events: events of the VPT recorder (`mouse`, `keyboard`), or of MineWorld's validation files, which hold the
@@ -133,6 +135,15 @@ def actions_from_events(events: Sequence[Event]) -> Actions:
 
     Example: two frames, forward held in the second: ``actions_from_events([{}, {"keyboard": {"keys":
     ["key.keyboard.w"]}}])`` has ``values_of(["forward_back"]) == [[0], [1]]``.
+    """
+    return actions_from_buttons(*pressed_and_turned(events))
+
+
+def pressed_and_turned(events: Sequence[Event]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
+    """Read the pressed buttons, bool [F, 23] as `BUTTONS` with their contradictions, and the camera, float32 [F, 2].
+
+    Args:
+        events: F events, as for `actions_from_events`.
     """
     buttons = np.zeros((len(events), len(BUTTONS)), np.bool_)
     camera = np.zeros((len(events), 2), np.float32)
@@ -149,7 +160,7 @@ def actions_from_events(events: Sequence[Event]) -> Actions:
             if 0 <= button < len(MOUSE_NAMES):
                 buttons[frame, BUTTON_INDEX[MOUSE_NAMES[button]]] = True
         camera[frame] = [(mouse.get(axis) or 0) * DEGREES_PER_PIXEL for axis in ("dy", "dx")]
-    return actions_from_buttons(buttons, camera)
+    return buttons, camera
 
 
 def actions_from_buttons(buttons: npt.NDArray[np.bool_], camera: npt.NDArray[np.float32]) -> Actions:

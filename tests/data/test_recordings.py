@@ -250,6 +250,20 @@ def test_actions_are_shifted_on_reading_and_frames_without_one_go(tmp_path: Path
     assert len(opened) == len(opened.actions) == len(yaw) and opened.events == events[: len(yaw)]
 
 
+@pytest.mark.parametrize(("shift", "attack"), [(0, [False, True, True]), (-1, [False, False, True]), (1, [True, True])])
+def test_pressed_buttons_keep_what_contradicts_and_are_shifted_with_the_actions(
+    tmp_path: Path, shift: int, attack: list[bool]
+) -> None:
+    # Attack alone in event 1, attack and use in event 2.
+    events = [event(), event(buttons=[0]), event(buttons=[0, 1])]
+    opened = open_recording(write_pair(tmp_path / "a", events, num_frames=3), action_shift=shift)
+    assert opened.pressed[:, BUTTON_INDEX["attack"]].tolist() == attack
+    pairs = zip(opened.pressed, buttons_of(opened.actions.classes), strict=True)
+    for pressed, held in pairs:
+        both = pressed[BUTTON_INDEX["attack"]] and pressed[BUTTON_INDEX["use"]]
+        np.testing.assert_array_equal(held, np.zeros_like(pressed) if both else pressed)
+
+
 def test_a_shift_of_the_configuration_reaches_the_prompts(tmp_path: Path) -> None:
     write_pair(tmp_path / "a", [event(dx=frame / DEGREES_PER_PIXEL) for frame in range(12)], num_frames=12)
     world = WorldConfig(height=48, width=64, num_context=1, num_frames=3)

@@ -16,14 +16,15 @@ from rlir_ray.config import DataConfig, WorldConfig
 from rlir_ray.data.recorded_clips import round_robin_clips
 from rlir_ray.data.vpt.index import find_recordings
 from rlir_ray.data.vpt.pairs import write_recording
+from rlir_ray.evaluation.columns import NO_WEIGHTS
 from rlir_ray.evaluation.command import EvaluationRequest, evaluate, find_recipe, resolve_config
-from rlir_ray.evaluation.policy_row import NO_WEIGHTS, evaluate_row
+from rlir_ray.evaluation.policy_row import evaluate_row
 from rlir_ray.families import open_policy
 from rlir_ray.idm.base import load_inverse_dynamics
 from rlir_ray.models.adapters import save_policy
 from rlir_ray.run.folder import RunFolder
 from rlir_ray.samplers.torch_sampler import TorchSampler
-from rlir_ray.spaces.vpt import BUTTONS
+from rlir_ray.spaces.vpt import BUTTON_INDEX, BUTTONS, VPT_SPACE
 from tests.fakes import HEIGHT, WIDTH, events_of, tiny_actions, tiny_tokenizer, tiny_world_model
 from tests.world import MakeConfig, tiny_config
 
@@ -85,6 +86,25 @@ def test_the_command_prints_the_published_columns_and_writes_them(
     assert content["config"]["evaluation"]["judge_context"] is False
 
 
+def test_rlvr_worlds_columns_take_the_place_of_mineworlds(
+    run_folder: Path, recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "row.json"
+    command = ["eval", "--policy", str(run_folder / "policy"), "--data", str(recordings), "--num-clips", "2", "--rlvr"]
+    main([*command, "--out", str(out)])
+    printed = capsys.readouterr().out
+    row = json.loads(out.read_text())["row"]
+    assert "actions over the tasks in use" in printed and "MineWorld" not in printed
+    header, figures = printed.splitlines()[-5:-3]
+    assert header.split(maxsplit=4) == ["MSE", "PSNR", "SSIM", "LPIPS", "repeated %"]
+    assert figures.split()[0] == f"{row['rlvr']['mse']:.3f}" and NO_WEIGHTS in figures
+    # An untrained policy draws other tokens in every frame.
+    assert row["rlvr"]["repeated_frames"] == 0 and row["rlvr"]["ssim"] == pytest.approx(100 * row["ssim"])
+    with pytest.raises(SystemExit):
+        main([*command, "--fvd", "i3d.pt"])
+    assert "--rlvr must stand without --fvd" in capsys.readouterr().err
+
+
 def test_the_policy_of_a_moved_run_finds_its_projects_folders(
     checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,10 +159,58 @@ def test_clips_that_are_what_was_recorded_have_full_marks(checkpoints: Path, rec
         chunk=3,  # type: ignore[arg-type]
         idm=load_inverse_dynamics(checkpoints / "reward_idm"),
         lpips=lambda one, other: (one != other).float().mean((1, 2, 3)),  # type: ignore[arg-type]
+        rlvr=True,
     )
+    assert row.rlvr is not None and (row.rlvr.mse, row.rlvr.lpips) == (0, 0)
+    assert row.rlvr.psnr == pytest.approx(80) and row.rlvr.ssim == pytest.approx(100)
     assert row.num_clips == 4 and row.psnr == 100 and row.ssim == pytest.approx(1)
     assert row.lpips == 0 and row.fvd is None
     assert row.following is not None and set(row.following["per_task"]["jump"]) > {"f1_macro"}
+
+
+def test_contradictions_are_taken_as_they_come_on_both_sides(tmp_path: Path) -> None:
+    """Frame 2 was recorded with attack and use, frame 3 with jump and sneak; read are attack and use, then jump."""
+    events = [dict.fromkeys(BUTTONS, 0) | {"camera": [0, 0]} for _ in range(4)]
+    events[2] |= {"attack": 1, "use": 1}
+    events[3] |= {"jump": 1, "sneak": 1}
+    frames = np.zeros((4, HEIGHT, WIDTH, 3), np.uint8)
+    write_recording(tmp_path / "clip", frames, events)
+
+    class Reader:
+        space = VPT_SPACE
+
+        def logits(self, frames: torch.Tensor) -> dict[str, torch.Tensor]:
+            buttons = torch.zeros(len(frames), 4, 20, 2)
+            buttons[..., 0] = 1
+            for frame, name in ((2, "attack"), (2, "use"), (3, "jump")):
+                buttons[:, frame, BUTTON_INDEX[name], 1] = 2
+            return {"buttons": buttons, "camera": torch.eye(11)[[5, 5]].expand(len(frames), 4, 2, 11)}
+
+    class Listening(TorchSampler):
+        def sample(self, prompts, group_ids, seeds, group_size):  # type: ignore[no-untyped-def]
+            self.commanded = prompts[0].actions
+            return super().sample(prompts, group_ids, seeds, group_size)
+
+    sampler = Listening(tiny_world_model(), temperature=1.0)
+    row = evaluate_row(
+        round_robin_clips(find_recordings(tmp_path), 1, WORLD, DataConfig()),
+        sampler,
+        tiny_tokenizer(),
+        WORLD,
+        seed=0,
+        chunk=1,
+        idm=Reader(),  # type: ignore[arg-type]
+        judge_context=True,
+    )
+    assert row.following is not None and row.following_in_use is not None and row.game_world_score is not None
+    accuracies = {task: figures["f1_micro"] for task, figures in row.following["per_task"].items()}
+    # Sneak alone was missed, in one of three frames. If the recorded buttons cancelled, use, attack and jump would each
+    # have a false alarm, and sneak no error.
+    assert accuracies.pop("sneak/sprint") == pytest.approx(2 / 3) and set(accuracies.values()) == {1}
+    assert row.following_in_use["tasks"] == ["sneak/sprint", "use", "attack", "jump"]
+    assert row.game_world_score["keyboard"] == 1
+    # The policy is commanded neither: its tokens hold no contradictions.
+    assert sampler.commanded.equals(VPT_SPACE.nothing(3))
 
 
 def test_without_an_inverse_dynamics_model_its_columns_say_so(

@@ -11,7 +11,7 @@ import pytest
 
 from rlir_ray.evaluation.gameworldscore import directions, game_world_score
 from rlir_ray.evaluation.mineworld import actions_clip
-from rlir_ray.spaces.vpt import actions_from_events
+from rlir_ray.spaces.vpt import actions_from_buttons, pressed_and_turned
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "gameworldscore.json").read_text())
 TASK_NAMES = {"back_forward": "back/forward", "left_right": "left/right", "attack": "attack", "jump": "jump"}
@@ -21,21 +21,9 @@ def _sides(clip: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     num_frames, first = GOLDEN["n_frames"], GOLDEN["first_line"]
     lines = clip["commanded"][first : first + num_frames]
     # The evaluator reads no drop.
-    return {**clip["predicted"], "drop": [0] * num_frames}, _commanded(lines)
-
-
-def _commanded(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    clip: dict[str, Any] = dict(actions_clip(actions_from_events(lines), whole_degrees=True))
-    # The evaluator takes contradicting buttons as they come; actions cancel them.
-    for name, key, button in (("attack", None, 0), ("jump", "space", None)):
-        pressed = [
-            bool(line[name])
-            if "camera" in line
-            else button in line["mouse"]["buttons"] or f"key.keyboard.{key}" in line["keyboard"]["keys"]
-            for line in lines
-        ]
-        clip[name] = np.array(pressed, np.int64)
-    return clip
+    pressed, camera = pressed_and_turned(lines)
+    commanded = actions_clip(actions_from_buttons(pressed, camera), pressed=pressed, whole_degrees=True)
+    return {**clip["predicted"], "drop": [0] * num_frames}, commanded
 
 
 def test_each_clip_and_all_together_have_the_published_figures() -> None:

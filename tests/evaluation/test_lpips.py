@@ -1,8 +1,10 @@
-"""LPIPS with random AlexNet weights and the published heads."""
+"""LPIPS with random weights of AlexNet and VGG16, and the published heads."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,16 +12,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rlir_ray.evaluation import lpips
-from rlir_ray.evaluation.lpips import BACKBONE_SHAPES, LPIPS, shipped_heads
+from rlir_ray.evaluation.lpips import ALEXNET, LPIPS, VGG16, Network, shipped_heads
 
 
-def random_backbone() -> dict[str, Tensor]:
+def random_backbone(network: Network = ALEXNET) -> dict[str, Tensor]:
     """Tensors as torchvision names them, one of the classifier's among them; activations keep their size by layer."""
     random = torch.Generator().manual_seed(0)
     state = {
         name: torch.randn(shape, generator=random) * math.sqrt(2 / math.prod(shape[1:]))
-        for name, shape in BACKBONE_SHAPES.items()
+        for name, shape in network.backbone_shapes.items()
     }
     return {**state, "classifier.1.weight": torch.zeros(2, 2)}
 
@@ -35,10 +36,8 @@ def backbone_path(tmp_path: Path) -> Path:
     return tmp_path / "alexnet.pth"
 
 
-@torch.no_grad()
-def independent(one: Tensor, other: Tensor) -> Tensor:
-    """The paper's formula on torchvision's list of modules; uint8 [n, H, W, 3] to [n]."""
-    features = nn.Sequential(
+def alexnet_features() -> list[nn.Module]:
+    return [
         nn.Conv2d(3, 64, 11, stride=4, padding=2),
         nn.ReLU(),
         nn.MaxPool2d(3, 2),
@@ -51,17 +50,34 @@ def independent(one: Tensor, other: Tensor) -> Tensor:
         nn.ReLU(),
         nn.Conv2d(256, 256, 3, padding=1),
         nn.ReLU(),
-    )
-    features.load_state_dict({name.removeprefix("features."): random_backbone()[name] for name in BACKBONE_SHAPES})
-    heads = torch.load(shipped_heads(), map_location="cpu", weights_only=True)
+    ]
+
+
+def vgg16_features() -> list[nn.Module]:
+    modules: list[nn.Module] = []
+    width = 3
+    for block in ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)):
+        for wide in block:
+            modules += [nn.Conv2d(width, wide, 3, padding=1), nn.ReLU()]
+            width = wide
+        modules.append(nn.MaxPool2d(2, 2))
+    return modules
+
+
+@torch.no_grad()
+def independent(one: Tensor, other: Tensor, network: Network, features: nn.Sequential, compared: list[int]) -> Tensor:
+    """The paper's formula on torchvision's list of modules; `compared` are numbers of modules; to [n]."""
+    state = random_backbone(network)
+    features.load_state_dict({name.removeprefix("features."): state[name] for name in network.backbone_shapes})
+    heads = torch.load(shipped_heads(network), map_location="cpu", weights_only=True)
 
     def unit_activations(pixels: Tensor) -> list[Tensor]:
         shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
         x = ((pixels / 255 * 2 - 1 - shift) / scale).permute(0, 3, 1, 2)
         found = []
-        for module in features:
+        for number, module in enumerate(features):
             x = module(x)
-            if isinstance(module, nn.ReLU):
+            if number in compared:
                 found.append(nn.functional.normalize(x, dim=1))
         return found
 
@@ -72,12 +88,25 @@ def independent(one: Tensor, other: Tensor) -> Tensor:
     return total
 
 
-def test_the_distance_is_the_papers_formula(backbone_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("network", "features", "compared"),
+    [(ALEXNET, alexnet_features, [1, 4, 7, 9, 11]), (VGG16, vgg16_features, [3, 8, 15, 22, 29])],
+    ids=["alexnet", "vgg16"],
+)
+def test_the_distance_is_the_papers_formula(
+    tmp_path: Path, network: Network, features: Callable[[], list[nn.Module]], compared: list[int]
+) -> None:
+    save_file(random_backbone(network), tmp_path / "backbone.safetensors")
     one, other = pictures(3, 1), pictures(3, 2)
-    found = LPIPS(backbone_path)(one, other)
+    distance = LPIPS(tmp_path / "backbone.safetensors", network=network)
+    found = distance(one, other)
     assert found.dtype == torch.float32 and found.shape == (3,)
     assert (found > 0.01).all()
-    torch.testing.assert_close(found, independent(one, other), rtol=1e-5, atol=1e-7)
+    expected = independent(one, other, network, nn.Sequential(*features()), compared)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    # The smallest pictures leave a place in every layer.
+    side = network.min_side
+    assert distance(pictures(1, 1, side, side), pictures(1, 2, side, side)).isfinite().all()
 
 
 def test_equal_pictures_are_at_no_distance_and_the_order_does_not_matter(backbone_path: Path) -> None:
@@ -88,12 +117,10 @@ def test_equal_pictures_are_at_no_distance_and_the_order_does_not_matter(backbon
     assert torch.equal(distance(one, other), distance(other, one))
 
 
-def test_chunks_change_nothing(backbone_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    distance = LPIPS(backbone_path)
+def test_chunks_change_nothing(backbone_path: Path) -> None:
     one, other = pictures(5, 1), pictures(5, 2)
-    whole = distance(one, other)
-    monkeypatch.setattr(lpips, "MAX_PICTURES", 2)
-    torch.testing.assert_close(distance(one, other), whole, rtol=1e-5, atol=1e-7)
+    parts = LPIPS(backbone_path, network=dataclasses.replace(ALEXNET, max_pictures=2))(one, other)
+    torch.testing.assert_close(parts, LPIPS(backbone_path)(one, other), rtol=1e-5, atol=1e-7)
 
 
 def test_weights_are_read_from_safetensors_too(backbone_path: Path, tmp_path: Path) -> None:
@@ -136,5 +163,6 @@ def test_pictures_of_another_kind_are_refused(backbone_path: Path, one: Tensor, 
         LPIPS(backbone_path)(one, other)
 
 
-def test_the_smallest_pictures_leave_a_place_in_every_layer(backbone_path: Path) -> None:
-    assert LPIPS(backbone_path)(pictures(1, 1, 31, 31), pictures(1, 2, 31, 31)).isfinite().all()
+def test_weights_of_the_other_network_are_refused(backbone_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"VGG16's weights must have VGG16's shapes, .*features\.2\.weight is missing"):
+        LPIPS(backbone_path, network=VGG16)

@@ -34,7 +34,7 @@ class LerobotEpisode:
         actions: F actions; action k leads INTO frame k, action 0 does nothing.
         rows: video or table that holds the frames.
         first_row: of the episode within `rows`.
-        events: empty, as only VPT's format has them.
+        events, pressed: empty and None, as only VPT's format has them.
     """
 
     name: str
@@ -42,6 +42,7 @@ class LerobotEpisode:
     rows: FrameRows
     first_row: int
     events: tuple[Event, ...] = ()
+    pressed: None = None
 
     def __len__(self) -> int:
         return len(self.actions)

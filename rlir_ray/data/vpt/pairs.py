@@ -18,7 +18,7 @@ import numpy as np
 from rlir_ray.data.video import VideoFile, index_video
 from rlir_ray.data.vpt.events import parse_event, recorder_version, repair_events
 from rlir_ray.spaces.space import Actions
-from rlir_ray.spaces.vpt import Event, actions_from_events
+from rlir_ray.spaces.vpt import Event, actions_from_buttons, pressed_and_turned
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,12 +39,14 @@ class RecordingFile:
         video: index of the F frames.
         events: F events; event k leads into frame k; known errors of the recorder are repaired.
         actions: F actions, as the events say.
+        pressed: the buttons of the actions, bool [F, 23], with the contradictions that the actions do not hold.
     """
 
     name: str
     video: VideoFile
     events: list[Event]
     actions: Actions
+    pressed: npt.NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.events)
@@ -136,8 +138,16 @@ def open_recording(path: Path, name: str = "", action_shift: int = 0) -> Recordi
         )
     # The name holds the recorder's version even if the file was moved to another folder.
     events = repair_events(events, recorder_version(name) or recorder_version(stem.absolute()))
-    actions, num_frames = actions_from_events(events).shifted(action_shift), len(events) - max(0, action_shift)
-    return RecordingFile(name=name or stem.name, video=video, events=events[:num_frames], actions=actions[:num_frames])
+    num_events, num_frames = len(events), max(0, len(events) - max(0, action_shift))
+    sources = range(action_shift, action_shift + num_frames)  # the event that leads into each frame
+    pressed, camera = pressed_and_turned([events[source] if 0 <= source < num_events else {} for source in sources])
+    return RecordingFile(
+        name=name or stem.name,
+        video=video,
+        events=events[:num_frames],
+        actions=actions_from_buttons(pressed, camera),
+        pressed=pressed,
+    )
 
 
 def read_events(path: Path) -> list[Event]:
