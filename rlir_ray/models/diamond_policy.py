@@ -58,6 +58,11 @@ class DiamondPolicy(DiamondWorldModel):
         """(3, H, W): latents are pixels."""
         return (3, self.config["height"], self.config["width"])
 
+    @property
+    def span(self) -> int | None:
+        """Most frames that the model is given at once: any number, of which it reads the last ones."""
+        return None
+
     def sampling_levels(self, num_steps: int, shift: float) -> Tensor:
         """Return the levels of the published sampler's steps, float32 [num_steps + 1], from .83333 to 0.
 

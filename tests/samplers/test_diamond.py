@@ -186,7 +186,7 @@ def test_each_noisy_frame_reads_its_own_past_alone(policy: DiamondPolicy) -> Non
     noisy = torch.randn(1, 3, 2, 3, HEIGHT, WIDTH, generator=generator).requires_grad_()
     levels, actions = torch.tensor([[[0.8, 0.2]] * 3]), torch.randint(0, 6, (1, 7, 1), generator=generator)
     arguments = (torch.zeros(1, 6), actions[:, :6], noisy, levels, actions[:, 4:])
-    found = two_streams(policy, history, *arguments, first_place=4)
+    found = two_streams(policy, history, *arguments)
     found[:, 1].sum().backward()
     assert noisy.grad is not None
     assert noisy.grad.abs().amax((0, 2, 3, 4, 5)).ne(0).tolist() == [False, True, False]
@@ -195,7 +195,7 @@ def test_each_noisy_frame_reads_its_own_past_alone(policy: DiamondPolicy) -> Non
             # Frame 0 is read by place 4 alone, frame 1 by 4 and 5, frame 4 by 5 and 6.
             other = history.clone()
             other[:, frame] *= -1
-            moved = (two_streams(policy, other, *arguments, first_place=4) - found).abs().amax((0, 2, 3, 4, 5)) > 1e-5
+            moved = (two_streams(policy, other, *arguments) - found).abs().amax((0, 2, 3, 4, 5)) > 1e-5
             assert moved[1:].tolist() == changes[1:] and bool(moved[0]) == (frame < 4)
 
 
