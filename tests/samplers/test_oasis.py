@@ -154,6 +154,13 @@ def test_oasis_keeps_the_contract_of_a_family(config: Config, sde: str, moves: s
     check_family(replace(config, flow=flow), tiny_flow_prompts(2, num_frames=3))
 
 
+@pytest.mark.parametrize(("num_context", "num_frames"), [(1, 9), (7, 3)])
+def test_a_world_may_be_longer_than_the_window(config: Config, num_context: int, num_frames: int) -> None:
+    config = replace(config, world=replace(config.world, num_context=num_context, num_frames=num_frames))
+    assert resolve(config).frame_shape == (4, 6, 8)
+    check_family(config, tiny_flow_prompts(2, num_context=num_context, num_frames=num_frames))
+
+
 def test_the_first_step_explores_with_finite_noise(policy: OasisPolicy) -> None:
     config = replace(FLOW, window_moves="first", shared_noise=True)
     sampler = FlowSampler(policy, config, explore=True, keep_means=True)
