@@ -256,7 +256,7 @@ def check_family(config: Config, prompts: Sequence[Prompt]) -> None:
 @torch.no_grad()
 def _check_ratio(config: Config, policy: nn.Module, groups: Sequence[TrajectoryGroup]) -> None:
     """Check that the sampler's log-probabilities equal those of the learner at the same weights."""
-    rescore = family_of(config).rescorer(config)
+    rescore = family_of(config).rescorer(config, policy)
     for group in groups:
         check(group.behavior_logprobs is not None, "a rollout sampler must keep log-probabilities", None)
         advantages = [GroupAdvantages.of_all(np.ones((group.group_size, 1), np.float32))]

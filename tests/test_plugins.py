@@ -208,7 +208,7 @@ def test_family_whose_rescorer_is_of_another_temperature_is_told_the_rule(make_c
     from rlir_ray.families import autoregressive
     from rlir_ray.models.rescoring import TokenRescorer
 
-    warm = replace(autoregressive.FAMILY, rescorer=lambda config: TokenRescorer(2.0))
+    warm = replace(autoregressive.FAMILY, rescorer=lambda config, policy: TokenRescorer(2.0))
     monkeypatch.setattr(autoregressive, "FAMILY", warm)
     with pytest.raises(AssertionError, match="the ratio must be 1 at the first update"):
         check_family(make_config(), tiny_prompts(2, num_frames=3))

@@ -43,8 +43,8 @@ class Family:
     """Builds the sampler of a policy for rollouts, which explores and keeps the data that rescoring needs."""
     evaluation_sampler: Callable[[Config, Any, float], Sampler]
     """Builds the sampler of a policy for evaluation at a temperature."""
-    rescorer: Callable[[Config], Rescore]
-    """Builds the function that scores stored decisions under the policy's weights, exactly as the sampler did."""
+    rescorer: Callable[[Config, Any], Rescore]
+    """Builds the function that scores a policy's stored decisions under given weights, exactly as the sampler did."""
     sampling_text: Callable[[Config], str]
     """Describes the sampling of an evaluation, for a person."""
     layout: Callable[[Config], ActionLayout]
@@ -144,7 +144,7 @@ def make_objective(config: Config, policy: nn.Module) -> Objective:
     parts = ObjectiveParts(
         config=config,
         policy=policy,
-        rescore=family_of(config).rescorer(config),
+        rescore=family_of(config).rescorer(config, policy),
         reference=open_reference(config, policy),
     )
     name, member = config.train.objective, load("objectives", config.train.objective)

@@ -88,7 +88,7 @@ def _token_cells(layout: ActionLayout) -> Cells:
     return layout.token_cells
 
 
-def _token_rescorer(config: Config) -> Rescore:
+def _token_rescorer(config: Config, policy: WorldModel) -> Rescore:
     return TokenRescorer(config.rollout.temperature, config.rollout.restrict)
 
 

@@ -70,8 +70,8 @@ def _flow_cells(layout: ActionLayout) -> Cells:
     return layout.class_cells
 
 
-def _flow_rescorer(config: Config) -> Rescore:
-    return FlowRescorer(config.flow)
+def _flow_rescorer(config: Config, policy: FlowWorldModel) -> Rescore:
+    return FlowRescorer(config.flow, policy.span)
 
 
 FAMILY = Family(

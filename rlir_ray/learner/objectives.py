@@ -198,6 +198,8 @@ class DiffusionNFT:
 
     def __init__(self, policy: nn.Module, levels: Tensor, train: TrainConfig, reference: Forward | None = None) -> None:
         self.policy, self.levels, self.train, self.reference = policy, levels, train, reference
+        # Any: a policy of the flow family has it.
+        self.span: Any = policy.span
         self.sampling_policy = copy.deepcopy(policy).requires_grad_(False).eval()
 
     @classmethod
@@ -213,9 +215,13 @@ class DiffusionNFT:
         clean = record.latents[:, :, -1:]  # [B, F, 1, D, h, w]
         levels, noise = self._draw(columns.seeds, clean)  # [B, F, S], [B, F, S, D, h, w]
         noisy = interpolate(clean, noise, levels)
-        velocities = stream_velocities(forward, record, noisy, levels).flatten(3)  # [B, F, S, N]
+
+        def velocities_under(policy: Forward) -> Tensor:
+            return stream_velocities(policy, record, noisy, levels, self.span).flatten(3)  # [B, F, S, N]
+
+        velocities = velocities_under(forward)
         with torch.no_grad():
-            old = stream_velocities(self.sampling_policy, record, noisy, levels).flatten(3)
+            old = velocities_under(self.sampling_policy)
         mask, most = columns.loss_mask, self.train.max_advantage  # [B, F]
         good = optimality(columns.advantages, most)[..., None].expand_as(levels)
         errors = nft_errors(
@@ -231,7 +237,7 @@ class DiffusionNFT:
         if self.reference is None:
             return loss, metrics
         with torch.no_grad():
-            ref = stream_velocities(self.reference, record, noisy, levels).flatten(3)
+            ref = velocities_under(self.reference)
         penalty = _masked_mean((velocities - ref).square().mean(-1), mask, num_decisions)
         return loss + self.train.kl_coefficient * penalty, metrics | {"loss/kl": penalty.detach() * num_decisions}
 

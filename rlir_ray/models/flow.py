@@ -132,6 +132,11 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore
             nn.init.zeros_(layer.get_parameter("bias"))
 
     @property
+    def span(self) -> int | None:
+        """Most frames that the model reads at once, see `rescoring.first_read`; None: any number."""
+        return None
+
+    @property
     def tokens_per_frame(self) -> int:
         """N."""
         return self.grid[0] * self.grid[1]

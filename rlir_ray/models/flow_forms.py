@@ -228,25 +228,12 @@ def _oasis_architecture(policy: Json) -> ArchitectureConfig:
     return _architecture(policy, _oasis_latents(policy), policy["depth"])
 
 
-def _check_oasis(config: Config, policy: Json) -> None:
-    world, most = config.world, policy["max_frames"]
-    length = world.num_context + world.num_frames
-    require(
-        length <= most,
-        "world.num_frames",
-        f"must fit Oasis' window of {most} frames with world.num_context={world.num_context}",
-        world.num_frames,
-        f"set world.num_frames={max(1, most - world.num_context)} or less",
-    )
-    _check_published_steps(config, "Oasis", "evenly spaced times")
-
-
 _OASIS = FlowForm(
     open_policy=_open_oasis,
     latents=_oasis_latents,
     layout=lambda policy: OasisLayout(),
     architecture=_oasis_architecture,
-    check=_check_oasis,
+    check=lambda config, policy: _check_published_steps(config, "Oasis", "evenly spaced times"),
 )
 
 

@@ -28,6 +28,7 @@ from rlir_ray.models.flow import (
     wave_embedding,
 )
 from rlir_ray.models.oasis_autoencoder import Mlp, OasisAutoencoder
+from rlir_ray.models.rescoring import first_read
 from rlir_ray.models.rotary import grid_turns, line_rates, rotate_pairs, turns_by
 
 __all__ = ["CONTEXT_TIME", "OasisAutoencoder", "OasisWorldModel", "sample_published"]
@@ -50,7 +51,7 @@ class OasisWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignor
         num_heads: H; the head size E / H must be a multiple of 4.
         mlp_ratio: inner size of the MLPs divided by E.
         external_cond_dim: A.
-        max_frames: frames of the window on which the model was trained.
+        max_frames: frames of the window on which the model was trained, at least 2.
     """
 
     _supports_gradient_checkpointing = True
@@ -80,6 +81,8 @@ class OasisWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignor
                 f"num_heads must divide hidden_size into heads of a multiple of 4, got {num_heads} and {hidden_size}; "
                 "for example 16 heads and width 1024"
             )
+        if max_frames < 2:
+            raise ValueError(f"max_frames must be at least 2, a frame and the one before it, got {max_frames}; use 32")
         self.grid = (input_h // patch_size, input_w // patch_size)
         self.head_size = hidden_size // num_heads
         self.gradient_checkpointing = False
@@ -283,7 +286,7 @@ def sample_published(model: OasisWorldModel, prompt: Tensor, actions: Tensor, no
     times = step_times(num_steps).to(prompt.device)
     shares = share_at(times)
     for number in range(prompt.shape[1], actions.shape[1]):
-        start = max(0, number + 1 - model.config["max_frames"])
+        start = first_read(number, model.config["max_frames"])
         x = noise[:, number - prompt.shape[1], None].clamp(-MAX_NOISE, MAX_NOISE)
         past = frames[:, start:]
         told = torch.full((len(prompt), past.shape[1] + 1), CONTEXT_TIME, device=prompt.device)

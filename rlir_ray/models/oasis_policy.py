@@ -38,6 +38,12 @@ class OasisPolicy(OasisWorldModel):
         """(C, h, w)."""
         return (self.config["in_channels"], self.config["input_h"], self.config["input_w"])
 
+    @property
+    def span(self) -> int:
+        """Most frames that the model reads at once, see `rescoring.first_read`."""
+        found: int = self.config["max_frames"]
+        return found
+
     def sampling_levels(self, num_steps: int, shift: float) -> Tensor:
         """Return the levels of the published sampler's steps, float32 [num_steps + 1], from .99945 to 0.
 
@@ -76,7 +82,16 @@ class OasisPolicy(OasisWorldModel):
 
         Returns:
             float32 [B, M, C, h, w], and the cache entries.
+
+        Raises:
+            ValueError: a place lies outside the window.
         """
+        last = latents.shape[1] - 1 if places is None else int(places.max())
+        if last >= self.span:
+            raise ValueError(
+                f"places must lie below the {self.span} frames of the model's window, got {last}; let places count "
+                "from the first frame of the window"
+            )
         times = times_of(timesteps)
         share = share_at(times)[..., None, None, None]
         offsets, scales = (torch.from_numpy(part).to(actions.device) for part in (OFFSETS, SCALES))

@@ -57,11 +57,13 @@ class FlowRescorer:
     """Rescorer of SDE steps: uses exactly the stored latents, levels and history of each step."""
 
     config: FlowConfig
+    span: int | None = None
+    """Of the policy, see `first_read`."""
 
     def __call__(self, forward: Forward, record: FlowRecord[Tensor], num_decisions: int) -> Scores:
         before, after = record.latents[:, :, :-1], record.latents[:, :, 1:]  # [B, F, S, D, h, w]
         levels, following = record.levels[:, :, :-1], record.levels[:, :, 1:]
-        velocities = stream_velocities(forward, record, before, levels)
+        velocities = stream_velocities(forward, record, before, levels, self.span)
         step = sde_step(
             self.config.sde, before, velocities, levels, following, self.config.noise_level, next_latents=after
         )
@@ -73,7 +75,9 @@ class FlowRescorer:
         )
 
 
-def stream_velocities(forward: Forward, record: FlowRecord[Tensor], noisy: Tensor, levels: Tensor) -> Tensor:
+def stream_velocities(
+    forward: Forward, record: FlowRecord[Tensor], noisy: Tensor, levels: Tensor, span: int | None
+) -> Tensor:
     """Compute velocities of noisy generated frames [B, F, S, D, h, w] at levels [B, F, S] after a record's history."""
     num_frames, actions = record.latents.shape[1], record.actions.long()
     first = actions.shape[1] - num_frames
@@ -85,8 +89,18 @@ def stream_velocities(forward: Forward, record: FlowRecord[Tensor], noisy: Tenso
         noisy,
         levels,
         actions[:, first:],
-        first_place=first,
+        span,
     )
+
+
+def first_read(place: int, span: int | None) -> int:
+    """Return the earliest frame that a frame reads; the model is told places that count from there.
+
+    Args:
+        place: index of the frame in the clip.
+        span: most frames that the model reads at once, the frame itself included; None: any number.
+    """
+    return 0 if span is None else max(0, place + 1 - span)
 
 
 def two_streams(
@@ -97,31 +111,61 @@ def two_streams(
     noisy: Tensor,
     levels: Tensor,
     actions: Tensor,
-    first_place: int,
+    span: int | None = None,
 ) -> Tensor:
-    """Compute velocities of frames at several noise levels each, all after the same history, in one pass.
+    """Compute velocities of frames at several noise levels each, after the frames that a rollout reads before them.
 
-    Training and rescoring use this pass.
-
-    The frames of the history attend to each other as in a rollout; a noisy frame attends to the history before it and
-    to gives what a rollout computes frame by frame, at every frame and level.
+    Training and rescoring use these passes. Frames that read from the start of the clip share one pass. A later frame
+    is a row of a second pass, with the frames of its own window.
 
     Args:
         velocity: the forward pass of a `FlowWorldModel`, or of an engine around one.
         history: [B, P, D, h, w], the frames at places 0 to P - 1, with the noise that later frames see.
         history_levels: [B, P].
         history_actions: int64 [B, P, columns], the classes of the model's layout.
-        noisy: [B, F, S, D, h, w], the frames from `first_place` on at S noise levels each.
+        noisy: [B, F, S, D, h, w], the frames at places P + 1 - F to P at S noise levels each.
         levels: [B, F, S].
         actions: int64 [B, F, columns], leading into those frames.
-        first_place: place of the first noisy frame; at most P.
+        span: of the model, see `first_read`.
 
     Returns:
         float32 [B, F, S, D, h, w].
     """
+    past, current = (history, history_levels, history_actions), (noisy, levels, actions)
+    first = history.shape[1] + 1 - noisy.shape[1]
+    starts = torch.tensor([first_read(first + frame, span) for frame in range(noisy.shape[1])])
+    shared = int((starts == 0).sum())
+    parts = []
+    if shared:
+        before = first + shared - 1
+        parts.append(_one_pass(velocity, *(part[:, :before] for part in past), *(part[:, :shared] for part in current)))
+    if shared < len(starts):
+        assert span is not None, "without a span all frames read from the start"
+        windows = starts[shared:, None] + torch.arange(span - 1)  # [R, span - 1]
+        rows = (part[:, windows].flatten(0, 1) for part in past)
+        last = (part[:, shared:].flatten(0, 1)[:, None] for part in current)
+        found = _one_pass(velocity, *rows, *last)  # [B * R, 1, S, D, h, w]
+        parts.append(found[:, 0].unflatten(0, (len(noisy), len(windows))))
+    return torch.cat(parts, 1)
+
+
+def _one_pass(
+    velocity: Forward,
+    history: Tensor,
+    history_levels: Tensor,
+    history_actions: Tensor,
+    noisy: Tensor,
+    levels: Tensor,
+    actions: Tensor,
+) -> Tensor:
+    """Compute velocities as `two_streams` does, of frames that all read from the start of the history.
+
+    The frames of the history attend to each other as in a rollout; a noisy frame attends to the history before it and
+    to itself. This gives what a rollout computes frame by frame, at every frame and level.
+    """
     num_history, (num_frames, num_levels) = history.shape[1], noisy.shape[1:3]
     past = torch.arange(num_history)
-    current = (first_place + torch.arange(num_frames)).repeat_interleave(num_levels)
+    current = (num_history + 1 - num_frames + torch.arange(num_frames)).repeat_interleave(num_levels)
     places = torch.cat([past, current])
     visible = torch.zeros(len(places), len(places), dtype=torch.bool)
     visible[:, :num_history] = past < places[:, None]

@@ -276,7 +276,7 @@ def flow_losses(
         interpolate(frames, noise, levels)[:, :, None],
         levels[:, :, None],
         actions[:, 1:],
-        first_place=1,
+        model.span,
     )[:, :, 0]
     return (velocities - (noise - frames)).square().flatten(1).mean(1)
 

@@ -15,7 +15,8 @@ from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType
 
 from rlir_ray.config import Config, LearnerConfig
 from rlir_ray.families import family_of
-from rlir_ray.trajectory import FrameShape
+from rlir_ray.models.rescoring import Rescore
+from rlir_ray.trajectory import FlowRecord, FrameShape, TokenRecord
 
 FLOAT32_BYTES, BF16_BYTES = 4, 2
 # AdamW's two moments, in float32.
@@ -97,6 +98,18 @@ def learner_memory(config: Config, policy: nn.Module, frame: FrameShape) -> Lear
     )
 
 
+class _Rescoring(nn.Module):
+    """Rescoring as a module around the policy, because the tracker refuses two passes of an outermost module."""
+
+    def __init__(self, policy: nn.Module, rescore: Rescore) -> None:
+        super().__init__()
+        self.policy, self.rescore = policy, rescore
+
+    def forward(self, record: TokenRecord[torch.Tensor] | FlowRecord[torch.Tensor], num_decisions: int) -> torch.Tensor:
+        """Return the log-probabilities [B, T] of a record's decisions."""
+        return self.rescore(self.policy, record, num_decisions).logprobs
+
+
 def _shares(learner: LearnerConfig) -> tuple[float, float, float]:
     """Return the shares of weights, gradients and moments that one rank holds."""
     ranks = learner.num_workers
@@ -116,11 +129,12 @@ def _activations(config: Config, policy: nn.Module, frame: FrameShape) -> tuple[
     record, num_rescored = family.record(config, frame, 1)
     # The tracker takes no frozen parameters: with an adapter the activations are a bound from above.
     policy.requires_grad_(True)
+    rescoring = _Rescoring(policy, family.rescorer(config, policy))
     tracker = MemTracker()
-    tracker.track_external(policy)
+    tracker.track_external(rescoring)
     # Elsewhere transformers looks for several sequences in a row of positions, whose numbers are not there.
     with tracker, patch("transformers.masking_utils.is_tracing", return_value=True):
-        family.rescorer(config)(policy, record, num_rescored).logprobs.sum().backward()
+        rescoring(record, num_rescored).sum().backward()
     peak = tracker.get_tracker_snapshot("peak")[torch.device("meta")]
     per_clip = sum(num_bytes for kind, num_bytes in peak.items() if kind in (_MemRefType.ACT, _MemRefType.TEMP))
     most_clips = (2 * train.best_and_worst or train.group_size) * train.prompts_per_step // learner.num_workers

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from rlir_ray.algorithm.flow_steps import ode_step, sde_step
 from rlir_ray.config import FlowConfig
-from rlir_ray.models.rescoring import FlowRescorer
+from rlir_ray.models.rescoring import FlowRescorer, first_read
 from rlir_ray.samplers.base import PolicySampler
 from rlir_ray.samplers.calls import check_call
 from rlir_ray.trajectory import EncodedVideo, FlowRecord, Prompt, TrajectoryGroup, stored_codes
 
 if TYPE_CHECKING:
-    from rlir_ray.models.flow import FlowWorldModel
+    from rlir_ray.models.flow import FlowWorldModel, FrameCache
 
 
 def window_start(config: FlowConfig, policy_version: int, seed: int) -> int:
@@ -81,7 +81,7 @@ class FlowSampler(PolicySampler["FlowWorldModel"]):
         noise_scale: float = 1.0,
         compares: bool = True,
     ) -> None:
-        super().__init__(policy, FlowRescorer(config), compares)
+        super().__init__(policy, FlowRescorer(config, policy.span), compares)
         self.config, self.keep_means, self.noise_scale = config, keep_means, noise_scale
         self.window = config.window if explore else 0
         self.device = next(policy.parameters()).device
@@ -164,8 +164,8 @@ class _Rollout:
         self.levels = sampler.levels.to(context.device)
         # The model reads the context once for a prompt; the prompt's group shares the cache.
         seen = self._as_history(context, draws.context)
-        _, cache = sampler.policy.read(seen, self._history_levels(seen), actions[:, : self.num_context])
-        self.cache = cache.repeat(size)
+        self.first = first_read(self.num_context, sampler.policy.span)  # first frame in the cache
+        self.cache = self._read(seen[:, self.first :], actions[:, self.first : self.num_context]).repeat(size)
         self.context, self.actions = context.repeat_interleave(size, 0), actions.repeat_interleave(size, 0)
         self.history = [seen.repeat_interleave(size, 0)]  # [B, C, ...], then [B, 1, ...] a frame
         self.starts = torch.tensor(starts, device=context.device).repeat_interleave(size)  # [B]
@@ -178,7 +178,7 @@ class _Rollout:
         """Denoise the next frame of every clip."""
         if frame:
             self._cache_frame(frame - 1)
-        place = torch.tensor([self.num_context + frame])
+        place = torch.tensor([self.num_context + frame - self.first])
         action = self.actions[:, self.num_context + frame, None]
         x = self.draws.start[:, frame]  # [B, D, h, w]
         clips, window = torch.arange(len(x), device=x.device), self.sampler.window
@@ -212,18 +212,24 @@ class _Rollout:
         self.logprobs.append(logprobs)
 
     def _cache_frame(self, frame: int) -> None:
-        """Read a generated frame, slightly noised, into the cache."""
+        """Read a generated frame, slightly noised, into the cache, which then holds what the next frame reads."""
         seen = self._as_history(self.frames[frame], self.draws.history[:, frame])[:, None]
-        place = self.num_context + frame
-        _, read = self.sampler.policy.read(
-            seen,
-            self._history_levels(seen),
-            self.actions[:, place, None],
-            torch.tensor([place]),
-            cache=self.cache,
-        )
-        self.cache = self.cache.append(read)
         self.history.append(seen)
+        place = self.num_context + frame
+        self.first = first_read(place + 1, self.sampler.policy.span)
+        if self.first:
+            # All places change when a window slides, so the model reads all its frames again.
+            window = torch.cat(self.history, 1)[:, self.first :]
+            self.cache = self._read(window, self.actions[:, self.first : place + 1])
+        else:
+            read = self._read(seen, self.actions[:, place, None], torch.tensor([place]), self.cache)
+            self.cache = self.cache.append(read)
+
+    def _read(
+        self, seen: Tensor, actions: Tensor, places: Tensor | None = None, cache: FrameCache | None = None
+    ) -> FrameCache:
+        """Return the cache entries of frames of the history."""
+        return self.sampler.policy.read(seen, self._history_levels(seen), actions, places, cache=cache)[1]
 
     def _as_history(self, latents: Tensor, noise: Tensor) -> Tensor:
         return (1 - self.history_noise) * latents + self.history_noise * noise

@@ -126,7 +126,7 @@ def velocity_errors(policy: torch.nn.Module, objective: DiffusionNFT, group: Tra
     for seed in range(8):
         levels, noise = objective._draw([seed] * len(clean), clean)
         with torch.no_grad():
-            found = stream_velocities(policy, record, interpolate(clean, noise, levels), levels)
+            found = stream_velocities(policy, record, interpolate(clean, noise, levels), levels, None)
         sums.append(((found - (noise - clean)) ** 2).mean((1, 2, 3, 4, 5)).numpy())
     return np.mean(sums, axis=0)
 

@@ -96,19 +96,21 @@ def test_frame_after_a_cache_equals_the_uncached_pass() -> None:
 
 
 @torch.no_grad()
-def test_two_streams_equal_one_pass_a_frame_and_level() -> None:
+@pytest.mark.parametrize("span", [None, 4, 2, 1])
+def test_two_streams_equal_one_pass_a_frame_and_level(span: int | None) -> None:
     model, (history, levels, actions) = lively(), clips(num_frames=4)
     generator = torch.Generator().manual_seed(5)
     noisy = torch.randn(2, 3, 2, 4, 4, 6, generator=generator)  # places 2, 3, 4 at two levels each
     noisy_levels = torch.rand(2, 3, 2, generator=generator)
     leading = clips(num_frames=3, seed=7)[2]
-    found = two_streams(model, history, levels, actions, noisy, noisy_levels, leading, first_place=2)
+    found = two_streams(model, history, levels, actions, noisy, noisy_levels, leading, span)
     for frame, place in enumerate((2, 3, 4)):
+        before = slice(max(0, place + 1 - span) if span else 0, place)
         for step in range(2):
             alone = model(
-                torch.cat([history[:, :place], noisy[:, frame, step, None]], 1),
-                torch.cat([levels[:, :place], noisy_levels[:, frame, step, None]], 1),
-                torch.cat([actions[:, :place], leading[:, frame, None]], 1),
+                torch.cat([history[:, before], noisy[:, frame, step, None]], 1),
+                torch.cat([levels[:, before], noisy_levels[:, frame, step, None]], 1),
+                torch.cat([actions[:, before], leading[:, frame, None]], 1),
             )[:, -1]
             torch.testing.assert_close(found[:, frame, step], alone, atol=1e-5, rtol=0)
 

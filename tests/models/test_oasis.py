@@ -74,6 +74,11 @@ def test_the_published_sampler_gives_the_published_frames_while_its_window_slide
     assert largest(sample_published(model, *arguments, num_steps=5) - golden["sample.frames"]) < NEAR
 
 
+def test_a_window_without_an_earlier_frame_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"max_frames must be at least 2, .*, got 1; use 32"):
+        OasisWorldModel(depth=1, max_frames=1)
+
+
 def test_the_published_sizes() -> None:
     with torch.device("meta"):
         sizes = [sum(part.numel() for part in kind().parameters()) for kind in (OasisWorldModel, OasisAutoencoder)]

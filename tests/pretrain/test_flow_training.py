@@ -85,6 +85,8 @@ def test_levels_are_independent_by_frame_and_history_is_slightly_noised(recordin
     seen = {}
 
     class Spy(torch.nn.Module):
+        span = None
+
         def forward(self, latents, levels, actions, places, visible):
             seen["levels"], seen["visible"], seen["places"] = levels, visible, places
             return torch.zeros_like(latents)
@@ -105,6 +107,29 @@ def test_levels_are_independent_by_frame_and_history_is_slightly_noised(recordin
         [True, False, True, False],
         [True, True, False, True],
     ]
+
+
+def test_frames_that_a_model_cannot_read_from_the_start_have_windows_of_their_own(recordings) -> None:
+    passes = []
+
+    class Spy(torch.nn.Module):
+        span = 2
+
+        def forward(self, latents, levels, actions, places, visible):
+            passes.append((latents, actions, places.tolist()))
+            return torch.zeros_like(latents)
+
+        def exact_levels(self, levels):
+            return levels
+
+    latents, actions = recordings[0].windows(np.arange(8), 4)
+    flow_loss(Spy(), latents, actions, torch.Generator().manual_seed(0), replace(TINY, history_noise=0.0))
+    (first, told, places), (rest, more, again) = passes
+    assert places == again == [0, 1]
+    assert torch.equal(first[:, 0], latents[:, 0]) and torch.equal(told, actions[:, :2])
+    # Frames 2 and 3 of each clip, after frames 1 and 2.
+    assert torch.equal(rest[:, 0], latents[:, 1:3].flatten(0, 1))
+    assert torch.equal(more, actions.unfold(1, 2, 1)[:, 1:].flatten(0, 1).transpose(1, 2))
 
 
 def test_first_action_of_a_window_is_unknown(recordings) -> None:

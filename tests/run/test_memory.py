@@ -38,7 +38,7 @@ def _kept_bytes(config: Config) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        scores = family.rescorer(config)(policy, type(record)(*real), num_decisions)
+        scores = family.rescorer(config, policy)(policy, type(record)(*real), num_decisions)
         assert scores.logprobs.requires_grad
     return sum(kept.values())
 
@@ -70,6 +70,22 @@ def test_shards_adapters_and_copies_are_counted() -> None:
     assert (half.weights, half.optimizer) == (2 * count, 12 * count) and half.activations < whole.activations
     assert needed("learner.gradient_checkpointing=true").activations < whole.activations / 2
     assert "learner.gradient_checkpointing=true" in whole.remedy(config.learner)
+
+
+def test_frames_beyond_the_models_window_hold_the_activations_of_their_own_windows(tmp_path: Path) -> None:
+    per_clip, options = {}, ["learner.gradient_checkpointing=false"]
+    for num_frames in (3, 7):
+        with torch.device("meta"):
+            policy = OasisPolicy(
+                input_h=6, input_w=8, in_channels=4, hidden_size=32, depth=1, num_heads=2, max_frames=4
+            )
+        policy.save_config(tmp_path)
+        config = load_config("oasis_500m", [f"world.num_frames={num_frames}", *options])
+        config = dataclasses.replace(config, models=ModelsConfig(policy=str(tmp_path)))
+        found = learner_memory(config, policy, (4, 6, 8))
+        per_clip[num_frames] = found.activations / found.num_clips
+    # Three frames: 3 of the history and 3 x 2 noisy ones. Four more: 4 windows of 3 + 2. Together they would hold 21.
+    assert per_clip[7] / per_clip[3] == pytest.approx((9 + 20) / 9, rel=0.1)
 
 
 @pytest.mark.slow

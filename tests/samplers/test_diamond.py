@@ -174,7 +174,7 @@ def test_rescoring_gives_the_samplers_log_probabilities_for_each_step(policy: Di
         sampler = FlowSampler(policy, config, explore=True)
         sampler.policy_version = start
         for group, _ in sampler.sample(prompts(2, num_frames=6), [0, 1], [3, 4], 3):
-            difference = compare(policy, FlowRescorer(config), group)
+            difference = compare(policy, FlowRescorer(config, policy.span), group)
             assert difference is not None and difference.maximum < 1e-5
             levels = [5 / 6, 0.22063, 0.0019960, 0]
             assert group.record.levels[0, 0].tolist() == pytest.approx(levels[start : start + 3], abs=1e-5)
@@ -186,7 +186,7 @@ def test_each_noisy_frame_reads_its_own_past_alone(policy: DiamondPolicy) -> Non
     noisy = torch.randn(1, 3, 2, 3, HEIGHT, WIDTH, generator=generator).requires_grad_()
     levels, actions = torch.tensor([[[0.8, 0.2]] * 3]), torch.randint(0, 6, (1, 7, 1), generator=generator)
     arguments = (torch.zeros(1, 6), actions[:, :6], noisy, levels, actions[:, 4:])
-    found = two_streams(policy, history, *arguments, first_place=4)
+    found = two_streams(policy, history, *arguments, policy.span)
     found[:, 1].sum().backward()
     assert noisy.grad is not None
     assert noisy.grad.abs().amax((0, 2, 3, 4, 5)).ne(0).tolist() == [False, True, False]
@@ -195,33 +195,37 @@ def test_each_noisy_frame_reads_its_own_past_alone(policy: DiamondPolicy) -> Non
             # Frame 0 is read by place 4 alone, frame 1 by 4 and 5, frame 4 by 5 and 6.
             other = history.clone()
             other[:, frame] *= -1
-            moved = (two_streams(policy, other, *arguments, first_place=4) - found).abs().amax((0, 2, 3, 4, 5)) > 1e-5
+            moved = (two_streams(policy, other, *arguments, policy.span) - found).abs().amax((0, 2, 3, 4, 5)) > 1e-5
             assert moved[1:].tolist() == changes[1:] and bool(moved[0]) == (frame < 4)
 
 
 def test_frames_without_their_past_are_refused(policy: DiamondPolicy) -> None:
-    latents, actions = torch.zeros(1, 6, 3, HEIGHT, WIDTH), torch.zeros(1, 6, 1, dtype=torch.int64)
-    levels = torch.tensor([[0, 0, 0, 0, 0, 0.5]])
+    latents, actions = torch.zeros(1, 5, 3, HEIGHT, WIDTH), torch.zeros(1, 5, 1, dtype=torch.int64)
+    levels = torch.tensor([[0, 0, 0, 0, 0.5]])
     assert policy(latents, levels, actions).shape == latents.shape
-    with pytest.raises(ValueError, match=r"got \[0, 1, 1, 1\] frames there for place 3; give 4 or more context"):
-        policy(latents[:, 2:], levels[:, 2:], actions[:, 2:])
-    with pytest.raises(ValueError, match=r"got \[1, 1, 1, 0\] frames there for place 5; .*history_noise=0"):
-        policy(latents, torch.tensor([[0, 0, 0, 0, 0.1, 0.5]]), actions)
-    hidden = torch.ones(6, 6, dtype=torch.bool)
-    hidden[5, 1:3] = False
-    with pytest.raises(ValueError, match=r"got \[0, 0, 1, 1\] frames there for place 5"):
+    with pytest.raises(ValueError, match=r"needs exactly 4 earlier frames, .*, got 3; give 4 or more context"):
+        policy(latents[:, 1:], levels[:, 1:], actions[:, 1:])
+    with pytest.raises(ValueError, match=r"got 3; .*history_noise=0"):
+        policy(latents, torch.tensor([[0, 0, 0, 0.1, 0.5]]), actions)
+    hidden = torch.ones(5, 5, dtype=torch.bool)
+    hidden[4, 1:3] = False
+    with pytest.raises(ValueError, match="got 2; give"):
         policy(latents, levels, actions, visible=hidden)
+    _, cache = policy.read(latents, torch.zeros(1, 5), actions)
+    with pytest.raises(ValueError, match="got 5; give"):
+        policy(latents[:, 4:], levels[:, 4:], actions[:, 4:], cache=cache)
 
 
-def test_the_history_keeps_only_what_the_next_frame_reads(policy: DiamondPolicy) -> None:
-    latents = torch.arange(6.0)[None, :, None, None, None].expand(2, -1, 3, HEIGHT, WIDTH) / 10
-    actions = torch.arange(6)[None, :, None].expand(2, -1, -1)
-    _, first = policy.read(latents[:, :5], torch.zeros(2, 5), actions[:, :5])
-    _, more = policy.read(latents[:, 5:], torch.zeros(2, 1), actions[:, 5:], torch.tensor([5]), cache=first)
-    joined = first.append(more).repeat(3)
-    assert joined.places.tolist() == [2, 3, 4, 5] and joined.actions[3, :, 0].tolist() == [2, 3, 4, 5]
-    assert joined.frames.shape == (6, 4, 3, HEIGHT, WIDTH)
-    torch.testing.assert_close(joined.frames[5, :, 0, 0, 0], round_to_bytes(torch.tensor([0.2, 0.3, 0.4, 0.5])))
+def test_a_cached_history_stands_in_for_the_frames_of_a_pass(policy: DiamondPolicy) -> None:
+    generator = torch.Generator().manual_seed(4)
+    latents = torch.randn(2, 5, 3, HEIGHT, WIDTH, generator=generator) / 3
+    levels = torch.tensor([[0, 0, 0, 0, 0.5]]).expand(2, -1)
+    actions = torch.randint(0, 6, (2, 5, 1), generator=generator)
+    with torch.inference_mode():
+        _, cache = policy.read(latents[:, :4], levels[:, :4], actions[:, :4])
+        last = (part[:, 4:].repeat_interleave(3, 0) for part in (latents, levels, actions))
+        found = policy(*last, cache=cache.repeat(3))[:, 0]
+        torch.testing.assert_close(found, policy(latents, levels, actions)[:, 4].repeat_interleave(3, 0))
 
 
 def test_checkpoints_fit_their_world_and_settings(config: Config) -> None:

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from rlir_ray.algorithm import diffusion_steps
+from rlir_ray.algorithm.advantages import GroupAdvantages
 from rlir_ray.algorithm.diffusion_steps import times_of
 from rlir_ray.config import Config, FlowConfig, LoraConfig
 from rlir_ray.config.load import load_config
 from rlir_ray.families import family_of, make_objective, open_policy
+from rlir_ray.learner.step import Learner, StepBatch, trained_decisions
+from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.models.adapters import add_adapter, save_policy
 from rlir_ray.models.flow_forms import CODECS, FORMS
 from rlir_ray.models.oasis import OasisAutoencoder, sample_published
 from rlir_ray.models.oasis_codec import OasisCodec
 from rlir_ray.models.oasis_policy import OasisPolicy, open_oasis_policy
+from rlir_ray.models.rescoring import FlowRescorer
 from rlir_ray.published.convert import convert_oasis
 from rlir_ray.run.resolved import resolve
 from rlir_ray.samplers.flow import FlowSampler
 from rlir_ray.spaces.oasis import oasis_rows
 from rlir_ray.spaces.vpt import VPT_SPACE
 from rlir_ray.testing import check_family
+from rlir_ray.trajectory import FlowRecord
 from tests.fakes import tiny_flow_prompts
 from tests.models.test_oasis import CONFIG, WEIGHTS
 
@@ -57,11 +63,15 @@ def config(make_config, oasis: Path) -> Config:
     )
 
 
-def test_the_cached_sampler_gives_the_frames_of_the_published_one(policy: OasisPolicy) -> None:
-    prompts = tiny_flow_prompts(2, num_frames=3)
+# The window has five frames: it holds the whole clip, slides while a clip is sampled, or slides before the first frame.
+@pytest.mark.parametrize(("num_context", "num_frames"), [(1, 3), (1, 8), (7, 2)])
+def test_the_cached_sampler_gives_the_frames_of_the_published_one(
+    policy: OasisPolicy, num_context: int, num_frames: int
+) -> None:
+    prompts = tiny_flow_prompts(2, num_context=num_context, num_frames=num_frames)
     sampler = FlowSampler(policy, FLOW, explore=False)
     pairs = sampler.sample(prompts, [0, 1], [7, 8], 2)
-    draws = sampler._draw([7, 8], 2, 1, 3)
+    draws = sampler._draw([7, 8], 2, num_context, num_frames)
     for number, (prompt, (group, _)) in enumerate(zip(prompts, pairs, strict=True)):
         rows = slice(2 * number, 2 * number + 2)
         layout = policy.layout
@@ -74,7 +84,7 @@ def test_the_cached_sampler_gives_the_frames_of_the_published_one(policy: OasisP
         with torch.inference_mode():
             wanted = sample_with_the_plain_model(policy, context, actions, noise)
         found = torch.from_numpy(group.record.latents[:, :, 0])
-        torch.testing.assert_close(found, wanted[:, 1:], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found, wanted[:, num_context:], rtol=1e-4, atol=1e-4)
 
 
 def sample_with_the_plain_model(policy: OasisPolicy, *arguments: torch.Tensor) -> torch.Tensor:
@@ -86,11 +96,69 @@ def sample_with_the_plain_model(policy: OasisPolicy, *arguments: torch.Tensor) -
     return sample_published(plain.eval(), *arguments, num_steps=FLOW.num_steps)
 
 
+def test_a_new_frame_costs_its_window_only_when_the_window_slides(
+    policy: OasisPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_read, read = [], policy.read
+
+    def counted(latents: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        num_read.append(latents.shape[1])
+        return read(latents, *arguments, **options)
+
+    monkeypatch.setattr(policy, "read", counted)
+    FlowSampler(policy, FLOW, explore=False).sample(tiny_flow_prompts(1, num_frames=6), [0], [0], 2)
+    # Before the five steps of each frame, the context or the last frame is read; from frame 5 on the last four are.
+    assert num_read == [1, *[1] * 5] * 4 + [4, *[1] * 5] * 2
+
+
+@pytest.mark.parametrize("num_context", [1, 6])
+def test_rescoring_gives_the_samplers_log_probabilities_beyond_the_window(
+    policy: OasisPolicy, num_context: int
+) -> None:
+    config = replace(FLOW, noise_level=0.5)
+    sampler = FlowSampler(policy, config, explore=True, keep_means=True)
+    prompts = tiny_flow_prompts(2, num_context=num_context, num_frames=7)
+    for group, _ in sampler.sample(prompts, [0, 1], [3, 4], 2):
+        record = FlowRecord(*(torch.from_numpy(getattr(group.record, each.name)) for each in fields(group.record)))
+        with torch.inference_mode():
+            scores = FlowRescorer(config, policy.span)(policy, record, 14)
+        assert group.behavior_logprobs is not None and record.means is not None and scores.means is not None
+        torch.testing.assert_close(scores.logprobs, torch.from_numpy(group.behavior_logprobs), rtol=0, atol=1e-5)
+        torch.testing.assert_close(scores.means, record.means.flatten(1, 2).flatten(2), rtol=1e-4, atol=1e-4)
+    assert sampler.difference is not None and sampler.difference.maximum < 1e-5
+    with pytest.raises(ValueError, match="places must lie below the 5 frames of the model's window, got"):
+        FlowRescorer(config)(policy, record, 14)
+
+
+@pytest.mark.parametrize("objective", ["grpo", "nft"])
+def test_the_first_update_beyond_the_window_starts_at_the_samplers_policy(config: Config, objective: str) -> None:
+    train = replace(config.train, objective=objective, group_size=2, max_advantage=5.0)
+    config = replace(config, train=train, flow=replace(config.flow, shared_noise=objective == "grpo"))
+    trained = open_policy(config)
+    learner = Learner(
+        TorchEngine(trained, train, config.learner), make_objective(config, trained), train, config.learner
+    )
+    sampler = family_of(config).rollout_sampler(config, open_policy(config))
+    ((group, _),) = sampler.sample(tiny_flow_prompts(1, num_frames=7), [0], [3], 2)
+    rewards = np.tile(np.array([[1.0], [-1.0]], np.float32), (1, 7))
+    advantages = [GroupAdvantages.of_all(rewards)]
+    metrics = learner.step(StepBatch([group], advantages, trained_decisions([group], advantages)))
+    assert metrics["ratio/max_abs_log" if objective == "grpo" else "nft/drift"] < 1e-5
+    assert metrics["grad_norm"] > 0
+
+
 @pytest.mark.parametrize("sde", ["flow_grpo", "dance_grpo", "cps"])
 @pytest.mark.parametrize("moves", ["first", "random"])
 def test_oasis_keeps_the_contract_of_a_family(config: Config, sde: str, moves: str) -> None:
     flow = replace(config.flow, sde=sde, window_moves=moves, noise_level=0.5)
     check_family(replace(config, flow=flow), tiny_flow_prompts(2, num_frames=3))
+
+
+@pytest.mark.parametrize(("num_context", "num_frames"), [(1, 9), (7, 3)])
+def test_a_world_may_be_longer_than_the_window(config: Config, num_context: int, num_frames: int) -> None:
+    config = replace(config, world=replace(config.world, num_context=num_context, num_frames=num_frames))
+    assert resolve(config).frame_shape == (4, 6, 8)
+    check_family(config, tiny_flow_prompts(2, num_context=num_context, num_frames=num_frames))
 
 
 def test_the_first_step_explores_with_finite_noise(policy: OasisPolicy) -> None:
@@ -124,10 +192,6 @@ def test_checkpoints_fit_their_world_and_settings(config: Config) -> None:
     for change, message in (
         ({"flow": replace(config.flow, history_noise=0.1)}, "flow.history_noise must be 0 with Oasis"),
         ({"flow": replace(config.flow, shift=2.0)}, "flow.shift must be 1 with Oasis"),
-        (
-            {"world": replace(config.world, num_frames=5)},
-            "must fit Oasis' window of 5 frames with .*; set world.num_frames=4",
-        ),
         ({"world": replace(config.world, height=48)}, "set world.height=60 world.width=80"),
     ):
         with pytest.raises(ValueError, match=message):
