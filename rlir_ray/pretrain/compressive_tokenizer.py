@@ -120,10 +120,11 @@ def build_compressive_tokenizer(height: int, width: int, settings: CompressiveTo
         ValueError: the patches do not fill the frames.
     """
     unshuffle, blocks = settings.pixel_unshuffle, len(settings.block_channels)
-    if height % unshuffle or width % unshuffle:
+    step = unshuffle * 2 ** (blocks - 1) * settings.patch_size
+    if height % step or width % step:
         raise ValueError(
-            f"frames must be multiples of --pixel-unshuffle {unshuffle}, got {height}x{width}; give --size, or another "
-            "--pixel-unshuffle"
+            f"height and width of frames must be multiples of {step}, so that the tokens fill them, got "
+            f"{height}x{width}; resize with --size, or lower --pixel-unshuffle or --patch-size"
         )
     channels = 3 * unshuffle**2
     model = RlvrCompressiveTokenizer(
