@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from rlir_ray.cli.console import protect_standard_streams
+from rlir_ray.cli.convert import run_convert
 from rlir_ray.cli.parser import build_parser
 from rlir_ray.cli.world_commands import WORLD_HANDLERS, Command
 from rlir_ray.run.environment import check_actors, ensure_home
@@ -137,41 +138,6 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> None:
     )
 
 
-def _convert(arguments: argparse.Namespace, rest: list[str]) -> None:
-    # The lines of this command tell the user enough: silence the messages of transformers.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # transformers imports DeepSpeed, which would otherwise log a device that this command does not use.
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from rlir_ray.published.convert import (
-        convert_diamond,
-        convert_ivideogpt,
-        convert_mineworld,
-        convert_oasis,
-        convert_rlvr,
-        convert_vpt_idm,
-    )
-
-    out = Path(arguments.out)
-    if arguments.format == "vpt-idm":
-        lines = convert_vpt_idm(out, weights=Path(arguments.weights), model=arguments.model, config=arguments.config)
-    elif arguments.format == "oasis":
-        lines = convert_oasis(out, dit=Path(arguments.dit), vae=Path(arguments.vae), config=arguments.config)
-    elif arguments.format == "rlvr-world":
-        lines = convert_rlvr(out, folder=Path(arguments.folder))
-    elif arguments.format == "ivideogpt":
-        lines = convert_ivideogpt(out, folder=Path(arguments.folder))
-    elif arguments.format == "diamond":
-        lines = convert_diamond(out, agent=Path(arguments.agent))
-    else:
-        lines = convert_mineworld(
-            out,
-            checkpoint=Path(arguments.checkpoint),
-            config=Path(arguments.config),
-            tokenizer_config=arguments.tokenizer_config,
-        )
-    print("\n".join(lines))
-
-
 def _scale(arguments: argparse.Namespace, rest: list[str]) -> None:
     from rlir_ray.config import require
     from rlir_ray.run.address import AUTH_VARIABLE, find_run
@@ -207,7 +173,7 @@ HANDLERS: dict[str, Command] = {
     "scale": _scale,
     "doctor": _doctor,
     "eval": _evaluate,
-    "convert": _convert,
+    "convert": run_convert,
     "report": _report,
     "ledger": _ledger,
     **WORLD_HANDLERS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rlir_ray.cli.convert import add_convert
 from rlir_ray.cli.world_parser import WIDE, Commands, add_world_commands
 from rlir_ray.run.environment import version
 
@@ -28,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_scale,
         _add_doctor,
         _add_eval,
-        _add_convert,
+        add_convert,
         _add_report,
         _add_ledger,
     ):
@@ -128,103 +129,6 @@ def _add_eval(commands: Commands) -> None:
     evaluation.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="dotted overrides of the recipe; train --keys lists them"
     )
-
-
-def _add_convert(commands: Commands) -> None:
-    convert = commands.add_parser(
-        "convert",
-        help="convert a published checkpoint to a folder that this project and its libraries open",
-        formatter_class=WIDE,
-        description="Writes published checkpoints as safetensors folders. Code in a checkpoint is never executed.",
-        epilog="examples:\n"
-        "  python -m rlir_ray convert vpt-idm --model 4x_idm.model --weights 4x_idm.weights --out models/vpt_idm\n"
-        "  python -m rlir_ray convert mineworld --checkpoint 700M_16f.ckpt --config 700M_16f.yaml --out models/700m",
-    )
-    formats = convert.add_subparsers(dest="format", required=True, metavar="FORMAT")
-    vpt = formats.add_parser(
-        "vpt-idm",
-        help="OpenAI's VPT inverse dynamics model",
-        formatter_class=WIDE,
-        description="Writes config.json and model.safetensors, for models.reward_idm and models.judge_idm.",
-        epilog="example:\n"
-        "  python -m rlir_ray convert vpt-idm --model 4x_idm.model --weights 4x_idm.weights --out models/vpt_idm",
-    )
-    settings = vpt.add_mutually_exclusive_group(required=True)
-    settings.add_argument("--model", default="", metavar="FILE.model", help="the published pickle of settings")
-    settings.add_argument("--config", default="", metavar="FILE.json", help="the same settings as JSON")
-    vpt.add_argument("--weights", required=True, metavar="FILE", help=".weights or .safetensors")
-    vpt.add_argument("--out", required=True, metavar="DIR", help="a new folder")
-    mineworld = formats.add_parser(
-        "mineworld",
-        help="MineWorld's world model and tokenizer",
-        formatter_class=WIDE,
-        description="Writes the world model as a transformers LlamaForCausalLM folder and its tokenizer as a\n"
-        "diffusers VQModel folder (DIR/tokenizer; DIR itself if the checkpoint holds only a tokenizer).\n"
-        "For two files, convert the world model to DIR, then the tokenizer to DIR/tokenizer.",
-        epilog="example:\n"
-        "  python -m rlir_ray convert mineworld --checkpoint checkpoints/700M_16f.ckpt \\\n"
-        "      --config configs/700M_16f.yaml --out models/mineworld_700m",
-    )
-    mineworld.add_argument("--checkpoint", required=True, metavar="FILE.ckpt", help="world model, tokenizer, or both")
-    mineworld.add_argument("--config", required=True, metavar="FILE", help="the checkpoint's .yaml or .json")
-    mineworld.add_argument(
-        "--tokenizer-config",
-        default="",
-        metavar="FILE.json",
-        help="config.json of the VQ model (default: the file that the YAML names, there or beside the two files)",
-    )
-    mineworld.add_argument("--out", required=True, metavar="DIR", help="a new folder")
-    oasis = formats.add_parser(
-        "oasis",
-        help="Oasis-500M's world model and autoencoder",
-        formatter_class=WIDE,
-        description="Writes the diffusers folders DIR/world_model and DIR/autoencoder.",
-        epilog="example:\n"
-        "  python -m rlir_ray convert oasis --dit oasis500m.safetensors --vae vit-l-20.safetensors --out models/oasis",
-    )
-    oasis.add_argument("--dit", required=True, metavar="FILE", help="the world model: .safetensors or .pt")
-    oasis.add_argument("--vae", required=True, metavar="FILE", help="the autoencoder: .safetensors or .pt")
-    oasis.add_argument(
-        "--config",
-        default="",
-        metavar="FILE.json",
-        help='arguments of other sizes, as {"dit": {...}, "vae": {...}} (default: the published sizes)',
-    )
-    oasis.add_argument("--out", required=True, metavar="DIR", help="a new folder")
-    rlvr = formats.add_parser(
-        "rlvr-world",
-        help="RLVR-World's tokenizers and transformers",
-        formatter_class=WIDE,
-        description="Checks a published folder, and writes its models as safetensors: a tokenizer of single frames\n"
-        "(for models.tokenizer), a compressive tokenizer, or a transformer as a LlamaForCausalLM.",
-        epilog="example:\n  python -m rlir_ray convert rlvr-world rt1-frame-tokenizer --out models/rt1_frame_tokenizer",
-    )
-    rlvr.add_argument(
-        "folder", metavar="DIR", help="the folder as published; its models lie in it, or in tokenizer and transformer"
-    )
-    rlvr.add_argument("--out", required=True, metavar="DIR", help="a new folder")
-    ivideogpt = formats.add_parser(
-        "ivideogpt",
-        help="iVideoGPT's tokenizer and transformer",
-        formatter_class=WIDE,
-        description="Checks a published folder, and writes its tokenizer and its transformer, with or without\n"
-        "actions, as safetensors.",
-        epilog="example:\n  python -m rlir_ray convert ivideogpt ivideogpt-bair-64-act-cond --out models/bair",
-    )
-    ivideogpt.add_argument(
-        "folder", metavar="DIR", help="the folder as published; its models lie in tokenizer and transformer"
-    )
-    ivideogpt.add_argument("--out", required=True, metavar="DIR", help="a new folder")
-    diamond = formats.add_parser(
-        "diamond",
-        help="DIAMOND's world model of an Atari game",
-        formatter_class=WIDE,
-        description="Writes the world model as the diffusers folder DIR/world_model, and DIR/pixels, a codec\n"
-        "whose latents are pixels. Sizes and number of actions are read from the tensors.",
-        epilog="example:\n  python -m rlir_ray convert diamond Breakout.pt --out models/diamond_breakout",
-    )
-    diamond.add_argument("agent", metavar="FILE", help="a published agent of atari_100k/models: .pt or .safetensors")
-    diamond.add_argument("--out", required=True, metavar="DIR", help="a new folder")
 
 
 def _add_report(commands: Commands) -> None:

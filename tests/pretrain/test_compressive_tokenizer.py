@@ -81,7 +81,7 @@ def test_reconstruction_in_training_is_that_of_the_ids() -> None:
         torch.testing.assert_close(codec.model.reconstruct(pictures), codec.model(pictures))
 
 
-def test_a_resumed_training_ends_where_an_unbroken_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_training_is_read_back_and_another_is_refused(tmp_path: Path) -> None:
     clips, validation = [shapes(6, 0), shapes(5, 1)], [shapes(5, 2)]
     whole = train_compressive_tokenizer(clips, validation, tmp_path / "whole", SETTINGS)
     short = dataclasses.replace(SETTINGS, num_steps=4)
@@ -100,14 +100,14 @@ def test_a_resumed_training_ends_where_an_unbroken_one_does(tmp_path: Path, monk
 
 
 def test_it_learns_to_tell_frames_apart(tmp_path: Path) -> None:
-    settings = dataclasses.replace(SETTINGS, num_steps=120, batch_clips=8, learning_rate=5e-3)
+    settings = dataclasses.replace(SETTINGS, num_steps=40, batch_clips=4, learning_rate=5e-3)
     clips = [shapes(6, seed) for seed in range(3)]
     trained = evaluate_compressive_tokenizer(
         train_compressive_tokenizer(clips, clips, tmp_path / "out", settings), cut(clips, 4)
     )
     torch.manual_seed(settings.seed)
     fresh = evaluate_compressive_tokenizer(build_compressive_tokenizer(16, 32, settings).eval(), cut(clips, 4))
-    assert trained["psnr"] > fresh["psnr"] + 6
+    assert trained["psnr"] > fresh["psnr"] + 4
 
 
 def test_encoded_clips_train_a_world_model_with_their_keyframes(tmp_path: Path) -> None:

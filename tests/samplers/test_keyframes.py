@@ -19,12 +19,13 @@ FIRST_ACTION_ID = NUM_CODES + NUM_KEYFRAME_CODES
 
 
 def model_with(num_keyframe_codes: int, tokens_per_keyframe: int, bos: bool = False) -> WorldModel:
+    """Return a small model of RT-1's actions, whose distributions are far from uniform."""
     torch.manual_seed(0)
     model = WorldModel.create(
         num_codes=NUM_CODES,
         tokens_per_frame=NUM_TOKENS,
-        hidden_size=32,
-        intermediate_size=48,
+        hidden_size=64,
+        intermediate_size=96,
         num_layers=2,
         num_heads=2,
         layout=RlvrLayout(),

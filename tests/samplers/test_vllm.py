@@ -15,6 +15,8 @@ from rlir_ray.samplers import LogprobDifference
 from rlir_ray.samplers.torch_sampler import TorchSampler
 from rlir_ray.transfer.weights import weights_of
 from tests.fakes import NUM_CODES, image_tokens, tiny_prompts, tiny_vllm_model
+from tests.samplers.test_keyframes import KEYFRAME_TOKENS, NUM_KEYFRAME_CODES, model_with, prompts_for
+from tests.samplers.test_keyframes import rescored as score_again
 from tests.second_space import LAYOUT, second_prompts, second_world_model
 
 TEMPERATURE = 0.8
@@ -267,6 +269,28 @@ def test_ratio_is_one_in_a_space_of_ones_own(engine_sampler, tmp_path):
         np.testing.assert_array_equal(image_tokens(torch.from_numpy(group.record.tokens), 12, 4), video.codes)
         first = LAYOUT.tokens(prompt.actions, NUM_CODES)[0]
         np.testing.assert_array_equal(group.record.tokens[:, 12:16], np.broadcast_to(first, (3, 4)))
+    sampler.engine.engine_core.shutdown()
+
+
+@pytest.mark.parametrize(("with_keyframe", "restrict"), [(True, False), (False, True)], ids=["keyframe", "bos"])
+def test_ratio_is_one_in_rlvr_worlds_sequences(engine_sampler, tmp_path, with_keyframe, restrict):
+    from rlir_ray.samplers.vllm import VllmSampler
+
+    model = model_with(NUM_KEYFRAME_CODES, KEYFRAME_TOKENS) if with_keyframe else model_with(0, 0, bos=True)
+    model.save_pretrained(tmp_path)
+    prompts = prompts_for(model, 2, num_context=1, num_frames=2 if with_keyframe else 1)
+    settings = VllmConfig(kv_cache_bytes=1 << 24, max_num_seqs=MAX_NUM_SEQS)
+    sampler = VllmSampler(
+        model, tmp_path, settings, temperature=TEMPERATURE, num_frames=3 if with_keyframe else 2, restrict=restrict
+    )
+    sequence, drawn = model.sequence, []
+    for group, video in sampler.sample(prompts, [3, 4], [5, 6], 8):
+        logprobs = score_again(model, group, TEMPERATURE, restrict)
+        np.testing.assert_allclose(group.behavior_logprobs, logprobs, atol=1e-4)
+        positions = sequence.image_positions(sequence.count_frames(group.record.tokens.shape[1]), 1)
+        drawn.append(group.record.tokens[:, positions].reshape(8, -1, sequence.shape.tokens_per_frame))
+        np.testing.assert_array_equal(video.codes[:, 1:], drawn[-1].clip(max=sequence.shape.num_codes - 1))
+    assert (np.max(drawn) < sequence.shape.num_codes) == restrict
     sampler.engine.engine_core.shutdown()
 
 
