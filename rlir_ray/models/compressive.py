@@ -3,7 +3,7 @@
 A later frame is encoded and decoded with the features of the context frames, and has far fewer ids. The two published
 forms differ in the shape of frames, the number of context frames and the quantizers; parameters have the published
 names. Legend: B clips, c context frames of a clip, F later frames of a clip, n images, H W pixels, h w grid of a
-context frame, p patch, C channels of the features, D numbers of a code.
+context frame, p q patch, C channels of the features, D numbers of a code.
 """
 
 from __future__ import annotations
@@ -52,21 +52,28 @@ class CompressiveTokenizer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as
 
     Args:
         size: H and W.
+        patch: p and q; p x q positions of the features are one id of a later frame.
         num_context: c.
         context_quantizer, quantizer: of context frames and of later frames.
     """
 
     def __init__(
-        self, *, size: tuple[int, int], num_context: int, context_quantizer: Quantizer, quantizer: Quantizer
+        self,
+        *,
+        size: tuple[int, int],
+        patch: tuple[int, int],
+        num_context: int,
+        context_quantizer: Quantizer,
+        quantizer: Quantizer,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # diffusers does not annotate it
-        self.size, self.num_context = size, num_context
+        self.size, self.patch, self.num_context = size, patch, num_context
         self.context_quantizer, self.quantizer = context_quantizer, quantizer
         settings: Json = self.config
         channels = tuple(settings["block_out_channels"])
-        factor, patch = 2 ** (len(channels) - 1), settings["patch_size"]
+        factor = 2 ** (len(channels) - 1)
         self.grid = (size[0] // factor, size[1] // factor)
-        self.patches = (self.grid[0] // patch, self.grid[1] // patch)
+        self.patches = (self.grid[0] // patch[0], self.grid[1] // patch[1])
         latent_channels, most = settings["latent_channels"], settings["max_att_resolution"]
         common = {name: settings[name] for name in ("layers_per_block", "norm_num_groups", "act_fn")}
         down: Json = {
@@ -92,8 +99,8 @@ class CompressiveTokenizer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as
         self.cond_decoder = LaterDecoder(up, self.grid, most, num_context)
         self.quant_conv = nn.Conv2d(latent_channels, context_quantizer.size, 1)
         self.post_quant_conv = nn.Conv2d(context_quantizer.size, latent_channels, 1)
-        self.quant_linear = nn.Linear(latent_channels * patch**2, quantizer.size)
-        self.post_quant_linear = nn.Linear(quantizer.size, latent_channels * patch**2)
+        self.quant_linear = nn.Linear(latent_channels * patch[0] * patch[1], quantizer.size)
+        self.post_quant_linear = nn.Linear(quantizer.size, latent_channels * patch[0] * patch[1])
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode clips [B, c + F, 3, H, W] in [0, 1], and decode the ids to clips that are not clamped."""
@@ -128,8 +135,8 @@ class CompressiveTokenizer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as
             images: float [B, c + F, 3, H, W] in [0, 1]; the first c frames are the context.
 
         Returns:
-            Ids of the context frames, int64 [B, c, h * w], and of the later frames, int64 [B, F, h * w / p²], in raster
-            order.
+            Ids of the context frames, int64 [B, c, h * w], and of the later frames, int64 [B, F, h * w / (p * q)], in
+            raster order.
 
         Raises:
             ValueError: the images have another size, or there is no later frame.
@@ -138,7 +145,7 @@ class CompressiveTokenizer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as
         vectors, context = self.context_vectors(images[:, : self.num_context].flatten(0, 1))
         context_ids = self.context_quantizer.quantize(vectors.movedim(1, -1))[1]  # [B * c, h, w]
         later = self.patch_vectors(self.later_features(images[:, self.num_context :].flatten(0, 1), context))
-        ids = self.quantizer.quantize(later)[1]  # [B * F, h * w / p²]
+        ids = self.quantizer.quantize(later)[1]  # [B * F, h * w / (p * q)]
         return context_ids.flatten(1).unflatten(0, (len(images), -1)), ids.unflatten(0, (len(images), -1))
 
     def detokenize(self, context_ids: Tensor, ids: Tensor) -> Tensor:
@@ -146,7 +153,7 @@ class CompressiveTokenizer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as
 
         Args:
             context_ids: int [B, c, h * w].
-            ids: int [B, F, h * w / p²].
+            ids: int [B, F, h * w / (p * q)].
 
         Returns:
             [B, c + F, 3, H, W], about in [0, 1] but not clamped.
@@ -176,7 +183,7 @@ class CompressiveTokenizer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as
 
         Args:
             context: of B clips.
-            ids: int [B * G, F, h * w / p²], in raster order; G clips share one context and stand in a row.
+            ids: int [B * G, F, h * w / (p * q)], in raster order; G clips share one context and stand in a row.
 
         Returns:
             [B * G, F, 3, H, W], about in [0, 1] but not clamped.
@@ -218,17 +225,16 @@ class CompressiveTokenizer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as
         return self.cond_encoder.with_context(images.to(self.dtype), context)
 
     def patch_vectors(self, features: Tensor) -> Tensor:
-        """Map features [n, C, h, w] to vectors before quantization, [n, h * w / p², D]."""
-        patch = self.config["patch_size"]
-        split = features.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # [n, C, h / p, p, w / p, p]
+        """Map features [n, C, h, w] to vectors before quantization, [n, h * w / (p * q), D]."""
+        rows, columns = self.patch
+        split = features.unflatten(3, (-1, columns)).unflatten(2, (-1, rows))  # [n, C, h / p, p, w / q, q]
         # The numbers of a patch are ordered (row, column, channel).
         vectors: Tensor = self.quant_linear(split.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2))
         return vectors
 
     def _from_patches(self, patches: Tensor) -> Tensor:
-        """Map the patches [n, h * w / p², p * p * C] to features [n, C, h, w]."""
-        patch = self.config["patch_size"]
-        split = patches.unflatten(2, (patch, patch, -1)).unflatten(1, self.patches)  # [n, h / p, w / p, p, p, C]
+        """Map the patches [n, h * w / (p * q), p * q * C] to features [n, C, h, w]."""
+        split = patches.unflatten(2, (*self.patch, -1)).unflatten(1, self.patches)  # [n, h / p, w / q, p, q, C]
         features: Tensor = split.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
         return features
 

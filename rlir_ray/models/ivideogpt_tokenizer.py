@@ -73,6 +73,7 @@ class IvideogptTokenizer(CompressiveTokenizer):
         size = vq_embed_dim or latent_channels
         context_codes, codes = nn.Embedding(num_vq_embeddings, size), nn.Embedding(num_dyn_embeddings, size)
         super().__init__(
+            patch=(patch_size, patch_size),
             size=(resolution, resolution),
             num_context=context_length,
             context_quantizer=VectorQuantizer(context_codes),

@@ -32,6 +32,7 @@ class RlvrCompressiveTokenizer(CompressiveTokenizer):
         max_att_resolution: blocks of this height and less attend to the context frame.
         resolution: H.
         patch_size: p; p x p positions of the features are one id of a later frame.
+        patch_width: q, for patches of p x q positions; None: p, as published.
         width: W; None: 5/4 of the height, as published. Only tokenizers of this project state it.
     """
 
@@ -59,19 +60,22 @@ class RlvrCompressiveTokenizer(CompressiveTokenizer):
         max_att_resolution: int = 32,
         resolution: int = 256,
         patch_size: int = 4,
+        patch_width: int | None = None,
         width: int | None = None,
     ) -> None:
         check_blocks(block_out_channels, down_block_types, up_block_types, norm_type)
-        size, step = (resolution, width or resolution * 5 // 4), 2 ** (len(block_out_channels) - 1) * patch_size
+        size, patch = (resolution, width or resolution * 5 // 4), (patch_size, patch_width or patch_size)
+        steps = [2 ** (len(block_out_channels) - 1) * side for side in patch]
         if context_length != 1:
             raise ValueError(f"context_length must be 1, got {context_length}; give the published config.json")
-        if size[0] % step or size[1] % step:
+        if size[0] % steps[0] or size[1] % steps[1]:
             raise ValueError(
-                f"height and width of frames must be multiples of {step}, so that patches of {patch_size} fill them, "
-                f"got {size[0]}x{size[1]}; set resolution and width"
+                f"height and width of frames must be multiples of {steps[0]} and {steps[1]}, the sides of a patch, got "
+                f"{size[0]}x{size[1]}; set resolution and width"
             )
         super().__init__(
             size=size,
+            patch=patch,
             num_context=1,
             context_quantizer=published_quantizer(vq_fsq_levels),
             quantizer=published_quantizer(dyn_fsq_levels),

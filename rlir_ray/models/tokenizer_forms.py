@@ -50,7 +50,8 @@ def _compressive_shape(settings: Json, positions: int) -> TokenShape:
     codes, keyframe_codes = (
         published_quantizer(settings[name]).num_codes for name in ("dyn_fsq_levels", "vq_fsq_levels")
     )
-    return TokenShape(codes, positions // settings["patch_size"] ** 2, keyframe_codes, positions)
+    rows, columns = settings["patch_size"], settings.get("patch_width") or settings["patch_size"]
+    return TokenShape(codes, positions // (rows * columns), keyframe_codes, positions)
 
 
 _VQ = TokenizerForm(

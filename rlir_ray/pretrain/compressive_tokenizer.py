@@ -120,11 +120,12 @@ def build_compressive_tokenizer(height: int, width: int, settings: CompressiveTo
         ValueError: the patches do not fill the frames.
     """
     unshuffle, blocks = settings.pixel_unshuffle, len(settings.block_channels)
-    step = unshuffle * 2 ** (blocks - 1) * settings.patch_size
-    if height % step or width % step:
+    step = unshuffle * 2 ** (blocks - 1)
+    rows, columns = step * settings.patch_height, step * settings.patch_width
+    if height % rows or width % columns:
         raise ValueError(
-            f"height and width of frames must be multiples of {step}, so that the tokens fill them, got "
-            f"{height}x{width}; resize with --size, or lower --pixel-unshuffle or --patch-size"
+            f"height and width of frames must be multiples of {rows} and {columns}, so that the tokens fill them, got "
+            f"{height}x{width}; resize with --size, or lower --pixel-unshuffle, --patch-height or --patch-width"
         )
     channels = 3 * unshuffle**2
     model = RlvrCompressiveTokenizer(
@@ -143,7 +144,8 @@ def build_compressive_tokenizer(height: int, width: int, settings: CompressiveTo
         max_att_resolution=height // unshuffle,
         resolution=height // unshuffle,
         width=width // unshuffle,
-        patch_size=settings.patch_size,
+        patch_size=settings.patch_height,
+        patch_width=settings.patch_width,
     )
     return CompressiveCodec(model, pixel_unshuffle=unshuffle)
 

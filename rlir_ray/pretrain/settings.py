@@ -74,8 +74,10 @@ class CompressiveTokenizerTraining:
     """Quantizer of the frames, by the binary logarithm of its ids: 8, 10, 12, 14 or 16."""
     keyframe_levels: int = 12
     """Quantizer of the keyframes, as levels."""
-    patch_size: int = 2
-    """Side of a patch of the keyframe's grid that is one token of a frame."""
+    patch_height: int = 2
+    """Rows of the keyframe's grid that are one token of a frame."""
+    patch_width: int = 1
+    """Columns of the keyframe's grid that are one token of a frame."""
     latent_channels: int = 16
     """Channels of the features that are quantized."""
     pixel_unshuffle: int = 4

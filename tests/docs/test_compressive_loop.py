@@ -21,7 +21,7 @@ def test_a_model_of_compressive_tokens_is_trained_and_post_trained(tmp_path: Pat
     tokenizer = ["pretrain", "tokenizer", "--form", "compressive", "--data", "doom", "--out", "tokenizer"]
     run([*tokenizer, "--tokens", "tokens", "--minutes", "0.2", "--levels", "8", "--keyframe-levels", "8"], tmp_path)
     encoded = read_encoded(tmp_path / "tokens" / "train.npz", "tokens")
-    assert encoded.codes.shape[1] == 12 and encoded.keyframes is not None and encoded.keyframes.shape[1] == 48
+    assert encoded.codes.shape[1] == 24 and encoded.keyframes is not None and encoded.keyframes.shape[1] == 48
     world_model = ["pretrain", "world-model", "--data", "tokens", "--out", "world_model", "--minutes", "0.2"]
     run([*world_model, "--hidden-size", "64", "--num-layers", "2", "--num-heads", "1"], tmp_path)
     overrides = ("models.policy=world_model", "models.tokenizer=tokenizer", "train.num_steps=2", "reward.audit=warn")

@@ -174,7 +174,7 @@ def test_what_is_of_another_form_is_refused(tmp_path: Path, model: RlvrCompressi
         model.decode_later(context, torch.zeros(3, 1, 20, dtype=torch.int64))
     for field, value, message in (
         ("context_length", 2, "context_length must be 1, got 2"),
-        ("resolution", 72, "height and width of frames must be multiples of 16, .* got 72x90"),
+        ("resolution", 72, "height and width of frames must be multiples of 16 and 16, .* got 72x90"),
         ("down_block_types", ["DownBlock2D"] * 4, "down_block_types of RLVR-World's tokenizers must be"),
         ("dyn_fsq_levels", 9, "must be one of 8, 10, 12, 14, 16, got 9"),
         ("max_att_resolution", 16, r"missing: cond_decoder.cross_att_blocks.1.att.in_proj_bias"),

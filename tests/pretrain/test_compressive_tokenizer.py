@@ -25,6 +25,7 @@ from rlir_ray.spaces.vpt import VPT_SPACE
 
 SETTINGS = CompressiveTokenizerTraining(
     levels=8,
+    patch_width=2,
     keyframe_levels=8,
     latent_channels=4,
     pixel_unshuffle=4,
@@ -132,7 +133,7 @@ def test_encoded_clips_train_a_world_model_with_their_keyframes(tmp_path: Path) 
 def test_what_cannot_train_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least --clip-frames 4 frames, got at most 3"):
         train_compressive_tokenizer([shapes(3, 0)], [shapes(5, 0)], tmp_path, SETTINGS)
-    with pytest.raises(ValueError, match="must be multiples of 16, so that the tokens fill them, got 16x24; resize"):
+    with pytest.raises(ValueError, match=r"must be multiples of 16 and 16, so that .* got 16x24; resize"):
         build_compressive_tokenizer(16, 24, SETTINGS)
     with pytest.raises(ValueError, match="--clip-frames must be at least 2, got 1"):
         CompressiveTokenizerTraining(clip_frames=1)
