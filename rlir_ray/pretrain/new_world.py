@@ -23,7 +23,7 @@ CELL = 8
 MAX_SIDE = 64
 # Minutes of each training for a world of 48x64 pixels on two CPU cores, as the embedded world was made.
 MINUTES = {"tokenizer": 20.0, "autoencoder": 12.0, "reward_idm": 40.0, "judge_idm": 25.0, "world_model": 90.0}
-QUICK_MINUTES = {"tokenizer": 0.3, "autoencoder": 0.3, "reward_idm": 0.5, "judge_idm": 0.5, "world_model": 0.5}
+QUICK_MINUTES = {"tokenizer": 0.1, "autoencoder": 0.1, "reward_idm": 0.1, "judge_idm": 0.1, "world_model": 0.2}
 NUM_CONTEXT, NUM_FRAMES = 1, 8
 
 
