@@ -140,14 +140,14 @@ def build_compressive_tokenizer(height: int, width: int, settings: CompressiveTo
         dyn_fsq_levels=settings.levels,
         norm_num_groups=settings.norm_groups,
         mid_block_add_attention=True,
-        # Features of all blocks attend to the keyframe: behind the stem they are small.
-        max_att_resolution=height // unshuffle,
+        # Only features of the grid's size attend to the keyframe, as at the published size.
+        max_att_resolution=height // step,
         resolution=height // unshuffle,
         width=width // unshuffle,
         patch_size=settings.patch_height,
         patch_width=settings.patch_width,
     )
-    return CompressiveCodec(model, pixel_unshuffle=unshuffle)
+    return CompressiveCodec(model.without_dropout(), pixel_unshuffle=unshuffle)
 
 
 def draw_clips(clips: Clips, num_clips: int, clip_frames: int, seed: int, step: int) -> npt.NDArray[np.uint8]:
