@@ -22,6 +22,8 @@ from tests.world import MakeConfig, tiny_config
 
 # Tests here start Ray, in this process or in others.
 RAY_FOLDERS = ("actors", "chaos")
+# Its tests that start Ray run the commands and programs of pages, each in a process of its own.
+PROGRAM_FOLDER = "docs"
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -35,11 +37,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that start Ray: `make test` runs the others first, then these."""
+    """Mark the tests that start Ray, and those whose programs do: `make test` runs the three kinds apart."""
     for item in items:
         folder = item.path.relative_to(Path(__file__).parent).parts[0]
         if folder in RAY_FOLDERS or "ray_cluster" in getattr(item, "fixturenames", ()):
             item.add_marker("ray")
+        if folder == PROGRAM_FOLDER and item.get_closest_marker("ray"):
+            item.add_marker("program")
 
 
 @pytest.fixture(scope="session")

@@ -195,7 +195,8 @@ def window_starts(episode_starts: npt.NDArray[np.int64], num_recorded: int, num_
     found = np.concatenate(starts)
     if not len(found):
         raise ValueError(
-            f"a window must fit into an episode, got no episode of {num_frames} frames or more; record longer ones"
+            f"a window must fit into an episode, got no episode of {num_frames} frames or more; record longer ones, or "
+            "encode with a larger --clip-frames if the tokenizer is compressive"
         )
     return found
 
