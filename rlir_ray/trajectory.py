@@ -86,7 +86,7 @@ class TokenRecord(Generic[Array]):
     """
 
     tokens: Array
-    """int32 [G, L], the whole sequence: context frames, action tokens, generated frames."""
+    """int32 [G, L], the whole sequence: keyframe if any, context frames, action tokens, generated frames."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ class TrajectoryGroup:
     record: Record
     """The columns of the model's family."""
     behavior_logprobs: npt.NDArray[np.float32] | None
-    """[G, T], frame after frame. Tokens: over the restricted vocabulary, at the sampling temperature, T = F * N. SDE
+    """[G, T], frame after frame. Tokens: over the ids drawn from, at the sampling temperature, T = F * N. SDE
     steps: mean over the latent's numbers, T = F * S. None: the objective needs no log-probabilities (DiffusionNFT)."""
     loss_mask: npt.NDArray[np.bool_]
     """[G, T], the decisions that train; without log-probabilities T = F, one decision a frame."""

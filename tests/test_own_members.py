@@ -25,6 +25,7 @@ from rlir_ray.families import make_objective, open_codec, open_policy
 from rlir_ray.learner.step import Learner
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.local import train_local
+from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.models.token_sequence import TokenSequence, TokenShape
 from rlir_ray.run.preflight import check_checkpoints
 from rlir_ray.run.resolved import check_reward_idm, resolve
@@ -101,6 +102,29 @@ def test_family_of_ones_own_keeps_the_contract_and_trains(own_config, tmp_path: 
     other.save_pretrained(tmp_path / "next_frame")
     with pytest.raises(ValueError, match=r"12 tokens of 32 codes, as the tokenizer, got 12 tokens of 33"):
         check_family(config, prompts[:2])
+
+
+@pytest.mark.parametrize("restrict", [True, False])
+def test_policy_of_compressive_tokens_keeps_the_contract_and_trains(own_config, tmp_path: Path, restrict: bool) -> None:
+    """RLVR-World's form: 20 tokens a frame of 64x80 pixels after a keyframe of 80, drawn from image ids or from all."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_heads": 1, "num_layers": 1}
+    policy = WorldModel.create(
+        num_codes=4375, tokens_per_frame=20, num_keyframe_codes=4375, tokens_per_keyframe=80, **sizes
+    )
+    policy.save_pretrained(tmp_path / "policy")
+    tokenizer = Path(__file__).parent / "golden" / "rlvr_compressive"
+    models = (f"models.policy={tmp_path / 'policy'}", f"models.tokenizer={tokenizer}")
+    size = ("world.height=64", "world.width=80", f"rollout.restrict={restrict}", "learner.decision_budget=2000")
+    config = own_config("prompts.source=docs.examples.source:Square", *models, *size)
+    assert resolve(config).frame_shape == (20,)
+    prompts = prepare_prompts(config, "train", open_codec(config), tmp_path).prompts
+    assert all(prompt.keyframe is not None and prompt.keyframe.shape == (80,) for prompt in prompts)
+    check_family(config, prompts[:2])
+    history = run_local(config, prompts)
+    assert max(step["ratio/max_abs_log"] for step in history) < 1e-4
+    with pytest.raises(ValueError, match=r"must be for frames of 48x64, got 64x80; set world\.height=64"):
+        resolve(own_config(*models, "world.height=48", "world.width=64"))
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rlir_ray.families import autoregressive
 from rlir_ray.idm.base import save_model
 from rlir_ray.models.checkpoints import assign_weights, read_state_dict
-from rlir_ray.models.compatibility import check_tokens, read_settings
+from rlir_ray.models.compatibility import check_tokenizer, read_settings
 from rlir_ray.models.rescoring import TokenRescorer
 from rlir_ray.models.token_sequence import TokenSequence
 from rlir_ray.samplers.base import PolicySampler
@@ -92,7 +92,7 @@ class NextFrameSampler(PolicySampler[NextFrame]):
 FAMILY = replace(
     autoregressive.FAMILY,
     open_policy=NextFrame.from_pretrained,
-    check_world=check_tokens,
+    check_world=check_tokenizer,
     rollout_sampler=lambda config, policy: NextFrameSampler(policy, config.rollout.temperature),
     evaluation_sampler=lambda config, policy, temperature: NextFrameSampler(policy, temperature),
     sampling_text=lambda config: f"temperature {config.evaluation.temperatures[0]:g}, a whole frame at once",

@@ -124,6 +124,13 @@ class Config:
             self.rollout.engine,
             "leave it out, or set policy.family=autoregressive",
         )
+        require(
+            family == "autoregressive" or self.rollout.restrict,
+            "rollout.restrict",
+            f"must be true with policy.family={family}",
+            False,
+            "leave it out, or set policy.family=autoregressive",
+        )
         if family == "flow":
             self._check_flow()
         elif family == "autoregressive":
@@ -174,13 +181,6 @@ class Config:
             "must be 1 with policy.family=flow",
             self.rollout.temperature,
             "explore with flow.noise_level",
-        )
-        require(
-            self.rollout.restrict,
-            "rollout.restrict",
-            "must be true with policy.family=flow, which draws no tokens",
-            False,
-            "leave it out",
         )
         require(
             self.train.off_policy.importance in ("auto", "none"),

@@ -70,7 +70,8 @@ def _token_evaluation_sampler(config: Config, policy: WorldModel, temperature: f
 
 def _token_sampling(config: Config) -> str:
     settings = config.evaluation
-    return f"temperature {settings.temperatures[0]:g}, top-p {settings.top_p:g}, raster decoding"
+    ids = "" if config.rollout.restrict else ", from all ids"
+    return f"temperature {settings.temperatures[0]:g}, top-p {settings.top_p:g}, raster decoding{ids}"
 
 
 def _token_record(config: Config, frame: FrameShape, num_clips: int) -> tuple[TokenRecord[torch.Tensor], int]:

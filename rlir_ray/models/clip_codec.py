@@ -44,6 +44,11 @@ class ClipCodec(nn.Module, ABC):
         """Number of ids of a clip's keyframe; 0: each frame is encoded and decoded alone."""
         return 0
 
+    @property
+    def clip_frames(self) -> int | None:
+        """Most frames that share a keyframe, as in the codec's training; None: any number."""
+        return None
+
     @abstractmethod
     def encode_clips(self, clips: Tensor) -> EncodedClips:
         """Encode clips uint8 [B, n, H, W, 3]."""
@@ -77,15 +82,6 @@ class ClipCodec(nn.Module, ABC):
     def _weight(self) -> Tensor:
         weight: Tensor = next(self.model.parameters())
         return weight
-
-    def scale(self, frames: Tensor) -> Tensor:
-        """Convert uint8 [N, H, W, 3] to floats [N, 3, H, W] in [-1, 1], the model's input."""
-        pixels = frames.to(self.device).permute(0, 3, 1, 2).to(self.dtype)
-        return (pixels / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-
-    def unscale(self, pixels: Tensor) -> Tensor:
-        """Convert pixels to frames, the inverse of `scale`, with rounding."""
-        return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
     @classmethod
     @abstractmethod

@@ -46,10 +46,10 @@ def check_token_world(config: Config) -> FrameShape:
             f"models.policy must hold a clip's {length} tokens, got max_position_embeddings={held.max_positions}; "
             "lower world.num_frames"
         )
-    return check_tokens(config)
+    return check_tokenizer(config)
 
 
-def check_tokens(config: Config) -> FrameShape:
+def check_tokenizer(config: Config) -> FrameShape:
     """Check that the configured token policy has the tokens of the configured tokenizer.
 
     Returns:
@@ -73,6 +73,13 @@ def tokenizer_shape(config: Config) -> TokenShape:
     tokenizer = read_settings(folder, "config.json", "models.tokenizer")
     form = tokenizer_form(tokenizer, folder)
     height, width = grid_of(config, folder, tokenizer)
+    if form.frame_size and not (folder / "tokenizer.json").is_file():
+        stated, world = form.frame_size(tokenizer), config.world
+        if stated != (world.height, world.width):
+            raise ValueError(
+                f"models.tokenizer must be for frames of {world.height}x{world.width}, got {stated[0]}x{stated[1]}; "
+                f"set world.height={stated[0]} world.width={stated[1]} or choose another tokenizer"
+            )
     return form.shape(tokenizer, height * width)
 
 

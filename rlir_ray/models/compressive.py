@@ -121,26 +121,6 @@ class CompressiveTokenizer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as
 
     # Whole clips.
 
-    def reconstruct(self, images: Tensor) -> Tensor:
-        """Quantize and decode clips in one differentiable pass, for training.
-
-        Args:
-            images: float [B, c + F, 3, H, W] in [0, 1].
-
-        Returns:
-            [B, c + F, 3, H, W], not clamped.
-        """
-        self._check_images(images)
-        num_clips, num_context = len(images), self.num_context
-        vectors, told = self.context_vectors(images[:, :num_context].flatten(0, 1))
-        codes = self.context_quantizer.quantize(vectors.movedim(1, -1))[0].movedim(-1, 1).to(vectors.dtype)
-        context_images, features = self.decoder.with_features(self.post_quant_conv(codes))
-        later = self.patch_vectors(self.later_features(images[:, num_context:].flatten(0, 1), told))
-        patches = self.post_quant_linear(self.quantizer.quantize(later)[0].to(later.dtype))
-        read = self._of_clips(features, self.cond_decoder.reads)
-        later_images = self.cond_decoder.with_context(self._from_patches(patches), read)
-        return torch.cat([part.unflatten(0, (num_clips, -1)) for part in (context_images, later_images)], 1)
-
     def tokenize(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Encode clips.
 
@@ -154,7 +134,7 @@ class CompressiveTokenizer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as
         Raises:
             ValueError: the images have another size, or there is no later frame.
         """
-        self._check_images(images)
+        self.check_images(images)
         vectors, context = self.context_vectors(images[:, : self.num_context].flatten(0, 1))
         context_ids = self.context_quantizer.quantize(vectors.movedim(1, -1))[1]  # [B * c, h, w]
         later = self.patch_vectors(self.later_features(images[:, self.num_context :].flatten(0, 1), context))
@@ -189,7 +169,7 @@ class CompressiveTokenizer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as
         self._check_ids(ids, self.num_context, self.grid)
         codes = self.context_quantizer.codes(ids.unflatten(1, self.grid)).movedim(-1, 1).to(self.dtype)
         images, features = self.decoder.with_features(self.post_quant_conv(codes))
-        return Context(images, self._of_clips(features, self.cond_decoder.reads))
+        return Context(images, self.of_clips(features, self.cond_decoder.reads))
 
     def decode_later(self, context: Context, ids: Tensor) -> Tensor:
         """Decode later frames.
@@ -206,7 +186,7 @@ class CompressiveTokenizer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as
         """
         self._check_ids(ids, len(context.features[0]), self.patches)
         codes = self.quantizer.codes(ids.flatten(0, 1)).to(self.dtype)
-        latents = self._from_patches(self.post_quant_linear(codes))
+        latents = self.from_patches(self.post_quant_linear(codes))
         images: Tensor = self.cond_decoder.with_context(latents, context.features).unflatten(0, ids.shape[:2])
         return images
 
@@ -223,7 +203,7 @@ class CompressiveTokenizer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as
             `Context`.
         """
         latents, features = self.encoder.with_features(images.to(self.dtype))
-        return self.quant_conv(latents), self._of_clips(features, self.cond_encoder.reads)
+        return self.quant_conv(latents), self.of_clips(features, self.cond_encoder.reads)
 
     def later_features(self, images: Tensor, context: tuple[Tensor, ...]) -> Tensor:
         """Encode later frames.
@@ -245,18 +225,18 @@ class CompressiveTokenizer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as
         vectors: Tensor = self.quant_linear(split.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2))
         return vectors
 
-    def _from_patches(self, patches: Tensor) -> Tensor:
+    def from_patches(self, patches: Tensor) -> Tensor:
         """Map the patches [n, h * w / (p * q), p * q * C] to features [n, C, h, w]."""
         split = patches.unflatten(2, (*self.patch, -1)).unflatten(1, self.patches)  # [n, h / p, w / q, p, q, C]
         features: Tensor = split.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
         return features
 
-    def _of_clips(self, features: tuple[Tensor, ...], reads: list[int]) -> tuple[Tensor, ...]:
+    def of_clips(self, features: tuple[Tensor, ...], reads: list[int]) -> tuple[Tensor, ...]:
         """Join features [B * c, channels, height, width] to [B, channels, c * height, width], only those in `reads`."""
         clips = (features[index].unflatten(0, (-1, self.num_context)) for index in reads)
         return tuple(each.transpose(1, 2).flatten(2, 3) for each in clips)
 
-    def _check_images(self, images: Tensor) -> None:
+    def check_images(self, images: Tensor) -> None:
         if images.ndim != 5 or images.shape[1] <= self.num_context or images.shape[3:] != self.size:
             raise ValueError(
                 f"the tokenizer reads clips [B, {self.num_context} + F, 3, {self.size[0]}, {self.size[1]}], got "

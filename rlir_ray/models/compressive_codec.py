@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rlir_ray.models.checkpoints import open_diffusers_model
 from rlir_ray.models.clip_codec import ClipCodec
+from rlir_ray.models.compressive import Context
 from rlir_ray.models.frame_codec import read_stem, save_with_stem
 from rlir_ray.models.rlvr_codec import from_unit_pixels, to_unit_pixels
 from rlir_ray.models.rlvr_compressive import RlvrCompressiveTokenizer
@@ -28,16 +29,28 @@ class CompressiveCodec(ClipCodec):
     Args:
         model: of pictures with `3 * pixel_unshuffle**2` channels in [0, 1].
         pixel_unshuffle: see `PictureCodec`; 1 for the published tokenizers.
+        clip_frames: most frames that shared a keyframe in training; None: unknown.
         max_frames: number of frames in one pass, which bounds the memory.
     """
 
     what = "compressive tokenizer"
     model: RlvrCompressiveTokenizer
 
-    def __init__(self, model: RlvrCompressiveTokenizer, *, pixel_unshuffle: int = 1, max_frames: int = 64) -> None:
+    def __init__(
+        self,
+        model: RlvrCompressiveTokenizer,
+        *,
+        pixel_unshuffle: int = 1,
+        clip_frames: int | None = None,
+        max_frames: int = 64,
+    ) -> None:
         height, width = (size * pixel_unshuffle for size in model.size)
         super().__init__(model, height=height, width=width, grid=model.patches, max_frames=max_frames)
-        self.pixel_unshuffle = pixel_unshuffle
+        self.pixel_unshuffle, self._clip_frames = pixel_unshuffle, clip_frames
+
+    @property
+    def clip_frames(self) -> int | None:
+        return self._clip_frames
 
     @property
     def num_codes(self) -> int:
@@ -81,7 +94,11 @@ class CompressiveCodec(ClipCodec):
         return pictures
 
     def _decode(self, keyframes: Tensor, ids: Tensor) -> Tensor:
-        pictures = self.model.decode_later(self.model.decode_context(keyframes), ids)
+        # The clips of a group stand in a row and share their keyframe.
+        different, rows = keyframes.unique_consecutive(dim=0, return_inverse=True)
+        context = self.model.decode_context(different)
+        features = tuple(each[rows] for each in context.features)
+        pictures = self.model.decode_later(Context(context.images, features), ids)
         frames = from_unit_pixels(F.pixel_shuffle(pictures.flatten(0, 1), self.pixel_unshuffle))
         clips: Tensor = frames.unflatten(0, ids.shape[:2])
         return clips
@@ -92,7 +109,7 @@ class CompressiveCodec(ClipCodec):
     def save_pretrained(self, folder: Path | str, dtype: torch.dtype = torch.float32) -> None:
         """Write a folder that `RlvrCompressiveTokenizer` opens, with the stem in a file beside it."""
         stem = {"height": self.height, "width": self.width, "pixel_unshuffle": self.pixel_unshuffle}
-        save_with_stem(self.model, Path(folder), dtype, stem)
+        save_with_stem(self.model, Path(folder), dtype, stem | {"clip_frames": self.clip_frames})
 
     @classmethod
     def from_pretrained(
@@ -109,9 +126,10 @@ class CompressiveCodec(ClipCodec):
             ValueError: the folder does not exist, is for frames of another size, or the weights do not fit its config
                 or are not finite.
         """
-        unshuffle = read_stem(Path(folder), cls.what, height=height, width=width)["pixel_unshuffle"]
+        stem = read_stem(Path(folder), cls.what, height=height, width=width)
         model = open_diffusers_model(RlvrCompressiveTokenizer, folder, f"the {cls.what}")
-        codec = cls(model, pixel_unshuffle=unshuffle, max_frames=max_frames).eval()
+        unshuffle, clip_frames = stem["pixel_unshuffle"], stem.get("clip_frames")
+        codec = cls(model, pixel_unshuffle=unshuffle, clip_frames=clip_frames, max_frames=max_frames).eval()
         if (height or codec.height, width or codec.width) != (codec.height, codec.width):
             raise ValueError(
                 f"the {cls.what} in {folder} must be for frames of {height}x{width}, got {codec.height}x{codec.width}; "

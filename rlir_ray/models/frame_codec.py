@@ -49,6 +49,15 @@ class FrameCodec(ClipCodec):
         frames: Tensor = self.decode(clips.codes.flatten(0, 1).to(self.device)).unflatten(0, clips.codes.shape[:2])
         return frames
 
+    def scale(self, frames: Tensor) -> Tensor:
+        """Convert uint8 [N, H, W, 3] to floats [N, 3, H, W] in [-1, 1], the model's input."""
+        pixels = frames.to(self.device).permute(0, 3, 1, 2).to(self.dtype)
+        return (pixels / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+
+    def unscale(self, pixels: Tensor) -> Tensor:
+        """Convert pixels to frames, the inverse of `scale`, with rounding."""
+        return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
     @torch.no_grad()
     def _encode_parts(self, frames: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
         """Check frames and encode their pixels [n, 3, H, W] in parts."""

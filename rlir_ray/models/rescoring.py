@@ -48,8 +48,8 @@ class TokenRescorer:
 
     def __call__(self, forward: Forward, record: TokenRecord[Tensor], num_decisions: int) -> Scores:
         # Only a policy that can draw from all ids has this argument.
-        options = {} if self.restrict else {"restrict": False}
-        return Scores(forward(record.tokens.long(), num_decisions, self.temperature, **options))
+        options = () if self.restrict else (False,)
+        return Scores(forward(record.tokens.long(), num_decisions, self.temperature, *options))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from diffusers.configuration_utils import register_to_config
+from torch import Tensor
 
 from rlir_ray.models.compressive import CompressiveTokenizer
 from rlir_ray.models.fsq import published_quantizer
@@ -80,3 +82,23 @@ class RlvrCompressiveTokenizer(CompressiveTokenizer):
             context_quantizer=published_quantizer(vq_fsq_levels),
             quantizer=published_quantizer(dyn_fsq_levels),
         )
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Quantize and decode clips in one differentiable pass, for training.
+
+        Args:
+            images: float [B, 1 + F, 3, H, W] in [0, 1].
+
+        Returns:
+            [B, 1 + F, 3, H, W], not clamped.
+        """
+        self.check_images(images)
+        num_clips, num_context = len(images), self.num_context
+        vectors, told = self.context_vectors(images[:, :num_context].flatten(0, 1))
+        codes = self.context_quantizer.quantize(vectors.movedim(1, -1))[0].movedim(-1, 1).to(vectors.dtype)
+        context_images, features = self.decoder.with_features(self.post_quant_conv(codes))
+        later = self.patch_vectors(self.later_features(images[:, num_context:].flatten(0, 1), told))
+        patches = self.post_quant_linear(self.quantizer.quantize(later)[0].to(later.dtype))
+        read = self.of_clips(features, self.cond_decoder.reads)
+        later_images = self.cond_decoder.with_context(self.from_patches(patches), read)
+        return torch.cat([part.unflatten(0, (num_clips, -1)) for part in (context_images, later_images)], 1)

@@ -26,6 +26,8 @@ class TokenizerForm:
     """The fields of a config.json that `shape` needs."""
     shape: Callable[[Json, int], TokenShape]
     """Returns the shape of its tokens from a config.json and the positions of its grid."""
+    frame_size: Callable[[Json], tuple[int, int]] | None = None
+    """Returns H and W, in pixels behind a stem; None: any frames whose sides its grid divides."""
 
 
 def _vq_tokenizer() -> type[ClipCodec]:
@@ -44,6 +46,11 @@ def _compressive_tokenizer() -> type[ClipCodec]:
     from rlir_ray.models.compressive_codec import CompressiveCodec
 
     return CompressiveCodec
+
+
+def _compressive_size(settings: Json) -> tuple[int, int]:
+    height = settings["resolution"]
+    return height, settings.get("width") or height * 5 // 4
 
 
 def _compressive_shape(settings: Json, positions: int) -> TokenShape:
@@ -66,8 +73,9 @@ _RLVR = TokenizerForm(
 )
 _COMPRESSIVE = TokenizerForm(
     load=_compressive_tokenizer,
-    fields=frozenset({"block_out_channels", "dyn_fsq_levels", "vq_fsq_levels", "patch_size"}),
+    fields=frozenset({"block_out_channels", "dyn_fsq_levels", "vq_fsq_levels", "patch_size", "resolution"}),
     shape=_compressive_shape,
+    frame_size=_compressive_size,
 )
 FORMS = {
     "RlvrTokenizer": _RLVR,
@@ -76,6 +84,8 @@ FORMS = {
     "CompressiveVQModelFSQ": _COMPRESSIVE,
 }
 """Class name in a config.json -> form; any other name, or none, is that of a VQ model."""
+UNSERVED = {"IvideogptTokenizer", "CompressiveVQModel"}
+"""Class names of tokenizers that convert, but that no run decodes yet."""
 
 
 def tokenizer_form(settings: Json, folder: Path) -> TokenizerForm:
@@ -84,7 +94,10 @@ def tokenizer_form(settings: Json, folder: Path) -> TokenizerForm:
     Raises:
         ValueError: the folder holds no tokenizer.
     """
-    form = FORMS.get(settings.get("_class_name", ""), _VQ)
+    name = settings.get("_class_name", "")
+    if name in UNSERVED:
+        raise ValueError(f"models.tokenizer must be of a form that a run decodes, got iVideoGPT's {name} in {folder}")
+    form = FORMS.get(name, _VQ)
     if missing := form.fields - settings.keys():
         raise ValueError(
             f"models.tokenizer must be a diffusers VQModel or a tokenizer of RLVR-World, got a config.json without "
@@ -100,5 +113,10 @@ def open_tokenizer(folder: Path, height: int, width: int) -> ClipCodec:
         ValueError: the folder holds no tokenizer, or its weights do not fit.
     """
     path = folder / "config.json"
-    settings: Json = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        raise ValueError(f"no tokenizer in {folder} (config.json is missing); give the folder of a tokenizer")
+    try:
+        settings: Json = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"a tokenizer's config.json must be readable, got {error} in {path}; copy it again") from None
     return tokenizer_form(settings, folder).load().from_pretrained(folder, height=height, width=width)

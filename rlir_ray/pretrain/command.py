@@ -79,7 +79,7 @@ def main(model: str, argv: Sequence[str] | None = None) -> None:
 
 def _of_form(command: TrainingCommand, argv: Sequence[str] | None) -> TrainingCommand:
     """Return the command of the form that --form names, or the command itself."""
-    form_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    form_parser = argparse.ArgumentParser(add_help=False)
     form_parser.add_argument("--form", default="")
     return command.forms.get(form_parser.parse_known_args(argv)[0].form, command)
 

@@ -147,7 +147,7 @@ def build_compressive_tokenizer(height: int, width: int, settings: CompressiveTo
         patch_size=settings.patch_height,
         patch_width=settings.patch_width,
     )
-    return CompressiveCodec(model.without_dropout(), pixel_unshuffle=unshuffle)
+    return CompressiveCodec(model.without_dropout(), pixel_unshuffle=unshuffle, clip_frames=settings.clip_frames)
 
 
 def draw_clips(clips: Clips, num_clips: int, clip_frames: int, seed: int, step: int) -> npt.NDArray[np.uint8]:

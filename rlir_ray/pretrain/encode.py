@@ -157,6 +157,11 @@ def read_encoded(path: Path | str, kind: str) -> EncodedRecordings:
             keyframes=file.get("keyframes"),
             num_keyframe_codes=int(file.get("num_keyframe_codes", 0)),
         )
+    if found.keyframes is not None and len(found.keyframes) != len(found.episode_starts):
+        raise ValueError(
+            f"{path} must hold one keyframe a clip, got {len(found.keyframes)} of {len(found.episode_starts)} clips; "
+            "encode the recordings again"
+        )
     if len(found.codes) != len(found.actions):
         raise ValueError(
             f"{path} must hold one action a frame, got {len(found.codes)} frames and {len(found.actions)} actions; "

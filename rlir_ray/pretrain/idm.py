@@ -26,7 +26,7 @@ from rlir_ray.pretrain.idm_scores import (
     inverse_dynamics_loss,
     loss_weights,
 )
-from rlir_ray.pretrain.idm_windows import Reconstruct, draw_windows, label_frames, recorded_space
+from rlir_ray.pretrain.idm_windows import Frames, Reconstruct, draw_windows, label_frames, recorded_space
 from rlir_ray.pretrain.loop import open_device, train
 from rlir_ray.pretrain.settings import InverseDynamicsTraining
 from rlir_ray.pretrain.state import finished_report
@@ -65,7 +65,7 @@ def train_inverse_dynamics(
         validation: held-out data for the evaluation.
         path: folder of the model.
         settings: see `InverseDynamicsTraining`.
-        reconstruct: encodes and decodes frames uint8 [F, H, W, 3] with the world's tokenizer, for a share of the
+        reconstruct: encodes and decodes clips uint8 [B, F, H, W, 3] with the world's tokenizer, for a share of the
             windows: the model then learns to read generated frames, which have the tokenizer's errors.
 
     Returns:
@@ -185,4 +185,9 @@ def reconstruction(tokenizer: str | Path, frame_size: tuple[int, int], device: s
         device: of the tokenizer.
     """
     model = open_tokenizer(Path(tokenizer), *frame_size).to(open_device(device))
-    return lambda clips: model.decode_clips(model.encode_clips(torch.from_numpy(clips))).cpu().numpy()
+
+    def reconstruct(clips: Frames) -> Frames:
+        parts = torch.from_numpy(clips).split(model.clip_frames or clips.shape[1], 1)
+        return torch.cat([model.decode_clips(model.encode_clips(part)).cpu() for part in parts], 1).numpy()
+
+    return reconstruct

@@ -9,6 +9,8 @@ from rlir_ray.pretrain.arguments import check_settings
 from rlir_ray.registry import check_name
 
 FLOW_FORMS = ("nfd", "oasis")
+QUANTIZERS = (8, 10, 12, 14, 16)
+"""Keys of `models.fsq.LEVELS`."""
 SPLITS: tuple[Literal["train", "validation"], ...] = ("train", "validation")
 """Fields that the embedded world uses."""
 
@@ -113,6 +115,9 @@ class CompressiveTokenizerTraining:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        for option, levels in (("--levels", self.levels), ("--keyframe-levels", self.keyframe_levels)):
+            if levels not in QUANTIZERS:
+                raise ValueError(f"{option} must be one of {', '.join(map(str, QUANTIZERS))}, got {levels}; choose one")
         if self.clip_frames < 2:
             raise ValueError(f"--clip-frames must be at least 2, got {self.clip_frames}; give the world model's frames")
 

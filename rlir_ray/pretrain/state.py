@@ -43,9 +43,9 @@ def finished_report(folder: Path, settings: DataclassInstance, *, extendable: bo
     if not path.is_file():
         return None
     report: Json = json.loads(path.read_text(encoding="utf-8"))
-    held, asked = report["settings"], json.loads(json.dumps(asdict(settings)))
-    changed = [name for name in asked if name not in RESUME_OVERRIDABLE and held.get(name, asked[name]) != asked[name]]
-    if changed:
+    held, asked = _with_form(report["settings"]), json.loads(json.dumps(asdict(settings)))
+    # A setting that the report lacks is newer than the training, and had its default.
+    if changed := _changed(asked | held, asked):
         raise ValueError(
             f"{folder} was trained with another {', '.join(changed)}; repeat them, remove it or choose another folder"
         )
@@ -92,11 +92,7 @@ def load_state(accelerator: Accelerator, folder: Path, settings: Json) -> tuple[
     if not (found := _states(folder)):
         return 0, 0.0
     facts = json.loads((found[-1] / STATE_FILE).read_text(encoding="utf-8"))
-    held = facts["settings"]
-    changed = sorted(
-        name for name in settings if name not in RESUME_OVERRIDABLE and held.get(name, settings[name]) != settings[name]
-    )
-    if changed:
+    if changed := _changed(_with_form(facts["settings"]), settings):
         raise ValueError(
             f"a resumed training must keep its settings, got another {', '.join(changed)}; repeat them, remove "
             f"{found[-1]} or choose another folder"
@@ -104,6 +100,16 @@ def load_state(accelerator: Accelerator, folder: Path, settings: Json) -> tuple[
     accelerator.load_state(str(found[-1]))
     logger.info("resuming at step %d of %s", facts["step"], found[-1])
     return int(facts["step"]), float(facts["elapsed_s"])
+
+
+def _with_form(held: Json) -> Json:
+    """Add the form of a tokenizer that was trained before there were several."""
+    return {"form": "vq"} | held if "code_size" in held else held
+
+
+def _changed(held: Json, asked: Json) -> list[str]:
+    """Name the settings that determine the weights and differ."""
+    return sorted(name for name in asked if name not in RESUME_OVERRIDABLE and held.get(name) != asked[name])
 
 
 def remove_states(folder: Path) -> None:

@@ -53,8 +53,12 @@ class TokenRecordings:
         return _form(self.sequence)
 
     def window_starts(self, num_frames: int) -> npt.NDArray[np.int64]:
-        """Return the first frames of all windows that lie within one episode."""
-        return window_starts(self.episode_starts, len(self.images), num_frames)
+        """Return the first frames of all windows that lie within one episode.
+
+        With keyframes only windows at the start of a clip, because the keyframe of a rollout is its first frame.
+        """
+        starts = window_starts(self.episode_starts, len(self.images), num_frames)
+        return starts if self.keyframes is None else np.intersect1d(starts, self.episode_starts)
 
     def windows(self, starts: npt.NDArray[np.int64], num_frames: int) -> Tensor:
         """Return the sequences int64 [B, L] of the windows that begin at `starts`."""
@@ -62,7 +66,7 @@ class TokenRecordings:
         images = torch.from_numpy(self.images[rows].astype(np.int64))
         keyframes = None
         if self.keyframes is not None:
-            clips = np.searchsorted(self.episode_starts, starts, side="right") - 1
+            clips = np.searchsorted(self.episode_starts, starts)
             keyframes = torch.from_numpy(self.keyframes[clips].astype(np.int64))
         # A sequence starts with a frame, so that the action into the first frame is excluded.
         return self.sequence.assemble(images, torch.from_numpy(self.actions[rows[:, 1:]]), keyframes)
@@ -78,6 +82,12 @@ def load_tokens(path: Path | str) -> TokenRecordings:
     if found.codes.dtype.kind not in "iu":
         raise ValueError(f"{path} must hold integer tokens, got {found.codes.dtype}; encode the recordings again")
     least, most = int(found.codes.min(initial=0)), int(found.codes.max(initial=0))
+    keys = found.keyframes
+    if keys is not None and not 0 <= int(keys.min(initial=0)) <= int(keys.max(initial=0)) < found.num_keyframe_codes:
+        raise ValueError(
+            f"{path} must hold keyframes below their {found.num_keyframe_codes} codes, got {int(keys.min(initial=0))}.."
+            f"{int(keys.max(initial=0))}; encode the recordings again"
+        )
     if least < 0 or most >= found.num_codes:
         raise ValueError(
             f"{path} must hold tokens below its {found.num_codes} codes, got tokens {least}..{most}; encode the "
@@ -159,7 +169,7 @@ class WorldModelTask(Task):
         settings, per_frame = self.settings, self.model.tokens_per_frame
         rows = np.random.default_rng([settings.seed, progress.step]).choice(self.starts, settings.batch_size)
         tokens = self.train.windows(rows, settings.num_frames).to(self.device)
-        num_first = per_frame - 1  # no token precedes the first one, so that the model does not predict the first one
+        num_first = per_frame - 1  # without a keyframe no token precedes the first one; leave it out of every loss
         positions = self.model.sequence.image_positions(settings.num_frames).to(tokens.device)[1:]
         # In float32 and on GPUs torch's own kernel is faster.
         set_block_attention(self.model, enabled=settings.precision == "bf16" and tokens.device.type == "cpu")
@@ -197,7 +207,8 @@ def run_command(chosen: Chosen, settings: WorldModelTraining) -> None:
 
 
 def _form(sequence: TokenSequence) -> Form:
-    return Form(sequence.layout, str(sequence.shape))
+    bos = "" if sequence.bos_id is None else " and BOS before the last frame"
+    return Form(sequence.layout, f"{sequence.shape}{bos}")
 
 
 def _initial_model(settings: WorldModelTraining, train: TokenRecordings) -> WorldModel:

@@ -56,6 +56,9 @@ def test_a_frame_is_decoded_with_its_own_clips_keyframe_alone(codec: Compressive
     assert found.keyframes is not None
     swapped = codec.decode_clips(EncodedClips(found.codes, found.keyframes.flip(0)))
     assert (swapped != decoded).any()
+    # Clips in a row with one keyframe, as those of a group, decode it once.
+    group = EncodedClips(found.codes.repeat_interleave(2, 0), found.keyframes.repeat_interleave(2, 0))
+    assert int((codec.decode_clips(group)[::2].int() - decoded.int()).abs().max()) <= 1
     late = codec.decode_clips(EncodedClips(found.codes[:, 2:], found.keyframes))
     assert int((late.int() - decoded[:, 2:].int()).abs().max()) <= 1
 
@@ -96,8 +99,9 @@ def test_other_input_is_refused_in_one_line(codec: CompressiveCodec, clips: Tens
         codec.decode_clips(EncodedClips(found.codes))
     with pytest.raises(ValueError, match=r"image tokens must be in 0\.\.4374, got .*4375"):
         codec.decode_clips(EncodedClips(found.codes * 0 + 4375, found.keyframes))
-    with pytest.raises(ValueError, match=r"no compressive tokenizer in .* \(config.json is missing\)"):
-        CompressiveCodec.from_pretrained(tmp_path)
+    for open_folder in (CompressiveCodec.from_pretrained, lambda folder: open_tokenizer(folder, 64, 80)):
+        with pytest.raises(ValueError, match=r"no .*tokenizer in .* \(config.json is missing\)"):
+            open_folder(tmp_path)
     shutil.copytree(FOLDER, tmp_path / "broken")
     settings = json.loads((FOLDER / "config.json").read_text())
     del settings["patch_size"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from rlir_ray.data.recordings import Recording
 from rlir_ray.models.compressive_codec import CompressiveCodec
+from rlir_ray.models.fsq import LEVELS
 from rlir_ray.pretrain.compressive_tokenizer import (
     build_compressive_tokenizer,
     cut,
@@ -19,7 +21,8 @@ from rlir_ray.pretrain.compressive_tokenizer import (
     train_compressive_tokenizer,
 )
 from rlir_ray.pretrain.encode import encode_recordings
-from rlir_ray.pretrain.settings import CompressiveTokenizerTraining
+from rlir_ray.pretrain.idm import reconstruction
+from rlir_ray.pretrain.settings import QUANTIZERS, CompressiveTokenizerTraining
 from rlir_ray.pretrain.world_model import load_tokens
 from rlir_ray.spaces.vpt import VPT_SPACE
 
@@ -121,13 +124,44 @@ def test_encoded_clips_train_a_world_model_with_their_keyframes(tmp_path: Path) 
     tokens = load_tokens(tmp_path / "tokens.npz")
     shape = tokens.sequence.shape
     assert shape == (240, 2, 240, 8) and tokens.keyframes is not None
-    # Clips start at frames 0, 2 and 4: row 9 is frame 5, the second one of the last clip.
-    windows = tokens.windows(np.array([4, 9]), 3)
+    # Clips start at frames 0, 2 and 4 of the recording, and at rows 0, 4 and 8. A window starts with a clip.
+    assert tokens.window_starts(3).tolist() == [0, 4, 8]
+    windows = tokens.windows(np.array([4, 8]), 3)
     assert windows.shape == (2, 8 + 3 * 2 + 2 * 11)
     np.testing.assert_array_equal(windows[:, :8] - 240, tokens.keyframes[[1, 2]])
-    np.testing.assert_array_equal(windows[:, 8:10], tokens.images[[4, 9]])
-    np.testing.assert_array_equal(windows[1, 10:21], tokens.actions[10])
-    assert tokens.actions[10].min() >= tokens.sequence.first_action_id == 480
+    np.testing.assert_array_equal(windows[:, 8:10], tokens.images[[4, 8]])
+    np.testing.assert_array_equal(windows[1, 10:21], tokens.actions[9])
+    assert tokens.actions[9].min() >= tokens.sequence.first_action_id == 480
+
+
+def test_broken_files_of_keyframes_are_refused(tmp_path: Path) -> None:
+    codec = build_compressive_tokenizer(16, 32, SETTINGS).eval()
+    recording = Recording(name="one", frames=shapes(8, 0), actions=VPT_SPACE.nothing(8))
+    encode_recordings(codec, [recording], tmp_path / "whole.npz", clip_frames=4)
+    whole = dict(np.load(tmp_path / "whole.npz"))
+    for changes, message in (
+        ({"keyframes": whole["keyframes"][:2]}, "must hold one keyframe a clip, got 2 of 3 clips"),
+        ({"keyframes": whole["keyframes"] * 0 + 240}, r"must hold keyframes below their 240 codes, got 0\.\.240"),
+    ):
+        np.savez(tmp_path / "broken.npz", **(whole | changes))
+        with pytest.raises(ValueError, match=message):
+            load_tokens(tmp_path / "broken.npz")
+
+
+def test_windows_of_inverse_dynamics_models_are_reconstructed_in_clips_of_the_tokenizer(tmp_path: Path) -> None:
+    codec = build_compressive_tokenizer(16, 32, SETTINGS).eval()
+    codec.save_pretrained(tmp_path)
+    windows = np.stack([shapes(6, 0), shapes(6, 1)])
+    found = reconstruction(tmp_path, (16, 32), "cpu")(windows)
+    parts = [codec.decode_clips(codec.encode_clips(part)) for part in torch.from_numpy(windows).split(4, 1)]
+    np.testing.assert_array_equal(found, torch.cat(parts, 1))
+
+
+def test_a_training_of_the_other_form_is_another_training(tmp_path: Path) -> None:
+    held = {"code_size": 16, "learning_rate": SETTINGS.learning_rate}
+    (tmp_path / "training.json").write_text(json.dumps({"settings": held}))
+    with pytest.raises(ValueError, match="was trained with another form"):
+        train_compressive_tokenizer([shapes(6, 0)], [shapes(5, 0)], tmp_path, SETTINGS)
 
 
 def test_what_cannot_train_is_refused(tmp_path: Path) -> None:
@@ -137,4 +171,7 @@ def test_what_cannot_train_is_refused(tmp_path: Path) -> None:
         build_compressive_tokenizer(16, 24, SETTINGS)
     with pytest.raises(ValueError, match="--clip-frames must be at least 2, got 1"):
         CompressiveTokenizerTraining(clip_frames=1)
+    with pytest.raises(ValueError, match="--keyframe-levels must be one of 8, 10, 12, 14, 16, got 9"):
+        CompressiveTokenizerTraining(keyframe_levels=9)
+    assert tuple(LEVELS) == QUANTIZERS
     assert isinstance(build_compressive_tokenizer(16, 32, SETTINGS), CompressiveCodec)
