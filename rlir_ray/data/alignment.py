@@ -86,6 +86,7 @@ def check_alignment(
     action_shift: int = 0,
     way_out: str = "--action-shift={shift}",
     seconds: float = 30.0,
+    max_steps: int = 1500,
 ) -> Alignment | None:
     """Run `measure_alignment` before a training, and reject recordings whose events are shifted.
 
@@ -94,11 +95,12 @@ def check_alignment(
         source: name of the recordings, for the error.
         action_shift: shift with which the recordings were read.
         way_out: option to set, with ``{shift}`` for the value.
+        seconds, max_steps: see `measure_alignment`.
 
     Raises:
         ValueError: the events lead into other frames.
     """
-    found = measure_alignment(recordings, seconds=seconds)
+    found = measure_alignment(recordings, seconds=seconds, max_steps=max_steps)
     if found is not None and found.is_shifted:
         best = found.best_shift
         raise ValueError(
