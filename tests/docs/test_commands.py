@@ -49,8 +49,10 @@ def test_the_command_line_takes_the_arguments(line, capsys):
     except SystemExit:
         pytest.fail(capsys.readouterr().err)
     if arguments[0] in ("pretrain", "assets"):
-        # These commands have parsers of their own, built from the settings of a training.
+        # These commands have parsers of their own, built from the settings of a training and its form.
         command = [word for word in arguments[:2] if not word.startswith("--")]
+        if "--form" in arguments:
+            command += arguments[arguments.index("--form") :][:2]
         with pytest.raises(SystemExit) as end:
             main([*command, "--help"])
         options = capsys.readouterr().out
