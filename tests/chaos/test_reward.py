@@ -36,7 +36,7 @@ def group_ids(futures):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("state", ["idle", "computing"])
+@pytest.mark.parametrize("state", [pytest.param("idle", marks=pytest.mark.slow), "computing"])
 def test_groups_of_a_killed_replica_are_scored_by_its_successor(start_pool, state, tmp_path):
     """The only replica of the pool; while it computes one group, the others are queued behind."""
     pool = start_pool(partial(SleepReward, tmp_path, 0.3))

@@ -45,9 +45,9 @@ def test_the_probe_finds_the_shift_of_the_events(shift: int) -> None:
 def test_data_in_the_order_of_a_gymnasium_loop_ends_with_the_shift_and_the_way_out() -> None:
     recordings = [shifted(moving_square(), -1)]
     with pytest.raises(ValueError, match=r"must lead INTO frame k, .* event k-1 .*; set data.action_shift=-1") as error:
-        check_alignment(recordings, "mine", way_out="data.action_shift={shift}", seconds=60, max_steps=400)
+        check_alignment(recordings, "mine", way_out="data.action_shift={shift}", seconds=60, max_steps=250)
     assert "\n" not in str(error.value)
-    assert check_alignment([moving_square()], "mine", seconds=60, max_steps=400) is not None
+    assert check_alignment([moving_square()], "mine", seconds=60, max_steps=250) is not None
 
 
 def test_actions_that_frames_do_not_show_are_no_shift() -> None:
