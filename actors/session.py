@@ -25,11 +25,19 @@ from actors.learner.group import LearnerGroup
 from actors.reward.pool import RewardPool
 from actors.reward.replica import ScoreReport
 from actors.rollout.pool import GroupRefs, RolloutPool
-from actors.rollout.prompt_actor import WATCHING, ConfiguredPrompts, PromptActor, PromptProgress, PromptSource
+from actors.rollout.prompt_actor import (
+    WATCHING,
+    ConfiguredPrompts,
+    PromptActor,
+    PromptProgress,
+    PromptSource,
+    real_videos,
+)
 from actors.weights.sync import WeightSync
 from rlir_ray.data.prompts import NUM_ALIGNED
 from rlir_ray.evaluation.results import BASE
 from rlir_ray.learner.step import Learner
+from rlir_ray.registry import any_declares
 from rlir_ray.rewards.base import Reward
 from rlir_ray.run.checkpoint import Checkpoint
 from rlir_ray.run.folder import RunFolder, judges_by_reward
@@ -156,23 +164,29 @@ class Session:
         if calibrate or evaluate:
             # Start the evaluation actor now: it loads its models while the prompts are made.
             _ = self.evaluation
-        num_clips = {"train": NUM_ALIGNED if calibrate else 0, "heldout": None}
+        reads_real = self.builders.make_reward is None and any_declares(
+            "rewards", self.config.reward.local_names, "reads_real"
+        )
+        num_clips = {"train": NUM_ALIGNED if calibrate or reads_real else 0, "heldout": None}
         preparing = [self.prompts.prepare.remote(split, number) for split, number in num_clips.items()]
         needs_shares = self.config.reward.balance == "class"
-        if not needs_shares:
+        if not (needs_shares or reads_real):
             self._start_reward(None)
         self.prompt_ids: list[str] = self._wait(preparing[0], "the training prompts", report_progress)
         self._wait(preparing[1], "the held-out prompts", report_progress)
         check_prompts(state, self.config.seed, self.prompt_ids)
         self._show_skipped()
+        if reads_real:
+            self._wait(self.prompts.encode_real.remote(self.config), "the encoded real clips")
         if calibrate:
             self.evaluation.calibrate()
-        if needs_shares:
+        if needs_shares or reads_real:
             shares = self.prompts.class_shares.remote(self.config.world.groups)
-            self._start_reward(self._wait(shares, "the class shares"))
+            self._start_reward(self._wait(shares, "the class shares") if needs_shares else None)
 
     def _start_reward(self, class_shares: Mapping[str, npt.NDArray[np.floating]] | None) -> None:
-        self.reward = RewardPool.from_config(self.config, class_shares, self.builders.make_reward)
+        real = functools.partial(real_videos, self.prompts, self.config.train.wait_timeout_s)
+        self.reward = RewardPool.from_config(self.config, class_shares, self.builders.make_reward, real)
         self._parts.callback(self.reward.stop)
         self.reward.start(self.stop)
 

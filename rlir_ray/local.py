@@ -19,6 +19,7 @@ import numpy.typing as npt
 from rlir_ray.algorithm.advantages import GroupAdvantages, advantages_from_rewards, returns, step_advantages
 from rlir_ray.algorithm.ledger import FAILED, NO_SIGNAL, TRAINED, Failures, Ledger, SkippedUpdates, skipped_cause
 from rlir_ray.algorithm.seeds import group_seed, prompt_index
+from rlir_ray.algorithm.terms import term_advantages, weighted_sum
 from rlir_ray.learner.step import StepBatch, trained_decisions
 from rlir_ray.rewards.classification import accuracy, balanced_accuracy, macro_f1, occurs
 from rlir_ray.samplers import LogprobDifference, difference_metrics
@@ -44,7 +45,7 @@ class ScoredGroup:
     group: TrajectoryGroup
     scores: RewardScores
     advantages: npt.NDArray[np.float32] | None
-    """[G, F]; None: the group failed or carries no signal."""
+    """From `group_signal`; None: the group failed or carries no signal."""
     difference: LogprobDifference | None
     """Difference of log-probabilities between sampler and model; None: the sampler does not compare them."""
 
@@ -151,21 +152,41 @@ def step_groups(
 
 
 def group_signal(config: Config, scores: RewardScores) -> npt.NDArray[np.float32] | None:
-    """Compute the advantages [G, F] of one group under the configured credit and normalisation; None: no signal."""
-    return advantages_from_rewards(
-        scores.frame_rewards,
-        credit=config.reward.credit,
-        discount=config.reward.discount,
-        kind=config.train.advantage,
-        min_reward_std=config.train.min_reward_std,
+    """Compute the advantages of one group under the configured combination, credit and normalisation.
+
+    Returns:
+        [G, F]; with reward.combine=losses the advantages of each term, [K, G, F]; None: the group carries no signal.
+    """
+    reward, train = config.reward, config.train
+    if reward.combine == "rewards":
+        return advantages_from_rewards(
+            scores.frame_rewards,
+            credit=reward.credit,
+            discount=reward.discount,
+            kind=train.advantage,
+            min_reward_std=train.min_reward_std,
+        )
+    by_term = term_advantages(
+        list(scores.terms.values()),
+        reward.by_group,
+        credit=reward.credit,
+        discount=reward.discount,
+        min_reward_std=train.min_reward_std,
     )
+    if by_term is None or reward.combine == "losses":
+        return by_term
+    return weighted_sum(by_term, reward.weights)
 
 
 def normalised_advantages(config: Config, groups: Sequence[npt.NDArray[np.float32]]) -> list[GroupAdvantages]:
-    """Normalise, clamp and select the advantages of a step's groups, [G, F] each, as configured."""
-    train = config.train
+    """Normalise, clamp and select the advantages of a step's groups, from `group_signal`, as configured."""
+    train, reward = config.train, config.reward
     return step_advantages(
-        groups, kind=train.advantage, max_advantage=train.max_advantage, best_and_worst=train.best_and_worst
+        groups,
+        kind=train.advantage,
+        max_advantage=train.max_advantage,
+        best_and_worst=train.best_and_worst,
+        term_weights=reward.weights if reward.combine == "losses" else (),
     )
 
 
@@ -217,9 +238,10 @@ def check_logprobs(config: Config, found: Sequence[LogprobDifference | None]) ->
 def reward_metrics(scores: Sequence[RewardScores], discount: float) -> dict[str, float]:
     """Summarise the rewards of a step's groups, with and without signal.
 
-    `reward/std` is the standard deviation between a group's clips, averaged over groups. `credit/clip_std` and
-    `credit/frame_std` are the same for the returns under each credit, whichever credit is configured. `rule/balanced`
-    is the share of recovered commands, averaged over commanded classes and fields. `rule/balanced` and
+    `reward/std` is the standard deviation between a group's clips, averaged over groups. `term/LABEL` and
+    `term/LABEL_std` are the mean and this deviation of one term of the reward, without its weight. `credit/clip_std`
+    and `credit/frame_std` are the deviations of the returns under each credit, whichever credit is configured.
+    `rule/balanced` is the share of recovered commands, averaged over commanded classes and fields. `rule/balanced` and
     `follow/*` cover the fields that occur in the commands; if none occurs, these metrics are absent. Graded axes have
     `follow/axis_error` instead, the mean error as a share of their range.
 
@@ -232,6 +254,10 @@ def reward_metrics(scores: Sequence[RewardScores], discount: float) -> dict[str,
         "reward/mean": float(np.mean([clip.mean() for clip in clips])),
         "reward/std": float(np.mean([clip.std() for clip in clips])),
     }
+    for label in scores[0].terms:
+        clips = [group.terms[label].mean(axis=1) for group in scores]
+        metrics[f"term/{label}"] = float(np.mean([clip.mean() for clip in clips]))
+        metrics[f"term/{label}_std"] = float(np.mean([clip.std() for clip in clips]))
     for credit in ("clip", "frame"):
         compared = [returns(group.frame_rewards, credit, discount) for group in scores]  # [G, F] each
         metrics[f"credit/{credit}_std"] = float(np.mean([group.std(axis=0).mean() for group in compared]))

@@ -10,7 +10,7 @@ import difflib
 import importlib
 import importlib.metadata
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -58,7 +58,7 @@ AXES = {
     "rewards": Axis(
         group="rlir_ray.rewards",
         key="reward.name",
-        members={"inverse": "rlir_ray.rewards.inverse_dynamics:InverseReward"},
+        members={"inverse": "rlir_ray.rewards.inverse:InverseTerm"},
         needs=("score",),
     ),
     "objectives": Axis(
@@ -129,6 +129,15 @@ def load(axis: str, name: str) -> Any:
             f"add {lacking[0]} (rlir_ray.testing checks the rest)"
         )
     return member
+
+
+def any_declares(axis: str, names: Iterable[str], attribute: str) -> bool:
+    """Return whether one of these members has a true attribute, such as `reads_idm` of a reward.
+
+    Raises:
+        ValueError: see `load`.
+    """
+    return any(getattr(load(axis, name), attribute, False) for name in names)
 
 
 def build(axis: str, name: str, args: Mapping[str, object], make: Callable[..., Member], *parts: object) -> Member:

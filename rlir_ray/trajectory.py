@@ -45,6 +45,14 @@ def _check_keyframe(keyframe: npt.NDArray[np.generic] | None) -> None:
     )
 
 
+def _check_recorded(recorded: npt.NDArray[np.generic] | None, shape: FrameShape) -> None:
+    _require(
+        recorded is None or recorded.shape == shape,
+        f"a recorded future must be {shape}",
+        None if recorded is None else recorded.shape,
+    )
+
+
 NOT_FINITE = "must be finite, got NaN or infinity; lower train.learning_rate, or start from another policy"
 
 
@@ -62,10 +70,13 @@ class Prompt:
     """C - 1 + F actions; action i leads into frame i + 1, the last F actions are commanded."""
     keyframe: npt.NDArray[np.generic] | None = None
     """[M], the first context frame in full, as `stored_codes`; None: the codec decodes each frame alone."""
+    recorded: npt.NDArray[np.generic] | None = None
+    """The encoded recorded future, [F, N] or [F, D, h, w], as `stored_codes`; None: no part of the run reads it."""
 
     def __post_init__(self) -> None:
         _require(self.context.ndim in (2, 4), "prompt context must be [C, N] or [C, D, h, w]", self.context.shape)
         _require(self.num_frames >= 1, "a prompt must command at least one frame", len(self.actions))
+        _check_recorded(self.recorded, (self.num_frames, *self.context.shape[1:]))
         _check_keyframe(self.keyframe)
 
     @property
@@ -189,6 +200,10 @@ class EncodedVideo:
     """C - 1 + F actions, shared by the group; action i leads into frame i + 1."""
     keyframe: npt.NDArray[np.generic] | None = None
     """[M], shared by the group: the prompt's keyframe, which decoding needs; None: each frame is decoded alone."""
+    policy_version: int = 0
+    """Version of the weights that sampled."""
+    recorded: npt.NDArray[np.generic] | None = None
+    """[F, N] or [F, D, h, w], shared by the group: the prompt's recorded future; None: the prompt holds none."""
 
     def __post_init__(self) -> None:
         _require(
@@ -198,6 +213,7 @@ class EncodedVideo:
             len(self.actions) == self.codes.shape[1] - 1, "a video of n frames has n - 1 actions", len(self.actions)
         )
         _check_keyframe(self.keyframe)
+        _check_recorded(self.recorded, (self.num_frames, *self.codes.shape[2:]))
 
     @property
     def num_frames(self) -> int:
@@ -265,6 +281,8 @@ class RewardScores:
     """[G, F], under the configured rule."""
     rules: dict[str, float] = field(default_factory=dict)
     """Mean of each comparison rule over the group's frames, for the log."""
+    terms: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    """Label of a term of the reward -> [G, F], its own rewards, without weight; empty: the reward has no terms."""
     confusion: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
     """Field -> [classes, classes] counts, rows commanded, columns recovered."""
     null_classes: dict[str, int | None] = field(default_factory=dict)
@@ -291,6 +309,7 @@ class RewardScores:
             "group_id": self.group_id,
             "frame_rewards": self.frame_rewards.tolist(),
             "rules": {name: float(value) for name, value in self.rules.items()},
+            "terms": {label: rewards.tolist() for label, rewards in self.terms.items()},
             "confusion": {name: np.asarray(counts).tolist() for name, counts in self.confusion.items()},
             "null_classes": self.null_classes,
             "axis_errors": self.axis_errors,
@@ -302,6 +321,7 @@ class RewardScores:
             group_id=content["group_id"],
             frame_rewards=np.array(content["frame_rewards"], np.float32),
             rules=content["rules"],
+            terms={label: np.array(rewards, np.float32) for label, rewards in content.get("terms", {}).items()},
             confusion={name: np.array(counts, np.int64) for name, counts in content["confusion"].items()},
             null_classes=content.get("null_classes", {}),
             axis_errors=content.get("axis_errors", {}),

@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 
     import torch
 
-    from rlir_ray.idm.base import Reading
+    from rlir_ray.config import RewardConfig
+    from rlir_ray.idm.base import InverseDynamics, Reading
     from rlir_ray.idm.vpt import VptInverseDynamics
     from rlir_ray.models.autoencoder import FrameAutoencoder
     from rlir_ray.models.autoregressive import WorldModel
     from rlir_ray.models.flow import FlowWorldModel
     from rlir_ray.models.tokenizer import FrameTokenizer
+    from rlir_ray.rewards.combined import CombinedReward, Decoder
 
 NUM_CODES, TOKENS_PER_FRAME = 32, 12
 HEIGHT, WIDTH = 24, 32
@@ -113,6 +115,17 @@ def tiny_idm(seed: int = 0) -> VptInverseDynamics:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return VptInverseDynamics(config).eval()
+
+
+def inverse_reward(
+    codec: Decoder, idm: InverseDynamics, names: tuple[str, ...], config: RewardConfig, **options: Any
+) -> CombinedReward:
+    """The reward of the term `inverse` alone."""
+    from rlir_ray.rewards.combined import CombinedReward
+    from rlir_ray.rewards.inverse import InverseTerm
+
+    terms = {"inverse": InverseTerm(names, config, **options)}
+    return CombinedReward(codec, terms, idm, names=names, config=config)
 
 
 class VptReader:

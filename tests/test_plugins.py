@@ -17,7 +17,8 @@ from docs.examples.source import Square
 from rlir_ray.config.load import load_config
 from rlir_ray.idm.base import Reading, load_inverse_dynamics
 from rlir_ray.idm.correlation_idm import CorrelationInverseDynamics, correlation_config
-from rlir_ray.rewards.base import RewardContext, open_reward
+from rlir_ray.rewards.base import RewardContext
+from rlir_ray.rewards.construction import open_reward
 from rlir_ray.spaces.mineworld import token_cells
 from rlir_ray.testing import check_family, check_idm, check_objective, check_reward, check_source
 from tests.fakes import HEIGHT, WIDTH, tiny_flow_model, tiny_flow_prompts, tiny_idm, tiny_prompts, tiny_tokenizer

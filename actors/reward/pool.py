@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 
@@ -65,6 +65,7 @@ class RewardPool:
         config: Config,
         class_shares: Mapping[str, npt.NDArray[np.floating]] | None = None,
         make_reward: Callable[[], Reward] | None = None,
+        real: Callable[[], Sequence[EncodedVideo]] = tuple,
     ) -> RewardPool:
         """Build the pool of a run.
 
@@ -72,6 +73,7 @@ class RewardPool:
             config: the run's configuration.
             class_shares: how often each class is commanded, for reward.balance=class.
             make_reward: builds the reward in a replica; None: the configured reward.
+            real: returns encoded real clips in a replica, for terms that read them.
 
         Raises:
             ValueError: both `make_reward` and a shared service are given.
@@ -79,7 +81,7 @@ class RewardPool:
         reward, timeout_s, wait_timeout_s = config.reward, config.reward_timeout_s, config.train.wait_timeout_s
         deploy: Callable[[threading.Event], OwnDeployment | SharedService]
         if not reward.address:
-            make_reward = make_reward or partial(build_reward, config, class_shares)
+            make_reward = make_reward or partial(build_reward, config, class_shares, real)
             deploy = partial(
                 OwnDeployment,
                 reward,

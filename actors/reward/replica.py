@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 
 import ray
 
+from actors.reward.external import ExternalTerm
 from rlir_ray.config import Config
-from rlir_ray.rewards.base import Reward, RewardContext, open_reward
+from rlir_ray.rewards.base import Reward, RewardContext
 from rlir_ray.rewards.micro_batches import MicroBatches
 from rlir_ray.run.tracing import Span, span_since
 from rlir_ray.run.watchdog import bounded, show_stack_on_signal
@@ -44,11 +45,21 @@ class ScoreReport:
     """The span of the batch, which may hold several groups."""
 
 
-def build_reward(config: Config, class_shares: Mapping[str, npt.NDArray[np.floating]] | None) -> Reward:
-    """Build the configured reward, on the replica's GPU if it has one."""
+def build_reward(
+    config: Config,
+    class_shares: Mapping[str, npt.NDArray[np.floating]] | None,
+    real: Callable[[], Sequence[EncodedVideo]] = tuple,
+) -> Reward:
+    """Build the configured reward, on the replica's GPU if it has one.
+
+    Args:
+        config: the run's configuration.
+        class_shares, real: as in `RewardContext`.
+    """
     import torch
 
     from rlir_ray.families import cells_of, open_codec
+    from rlir_ray.rewards.construction import open_reward
 
     torch.set_num_threads(config.reward.num_threads)
     context = RewardContext(
@@ -57,6 +68,8 @@ def build_reward(config: Config, class_shares: Mapping[str, npt.NDArray[np.float
         class_shares=class_shares,
         open_codec=partial(open_codec, config),
         cells=cells_of(config),
+        real=real,
+        open_external=partial(ExternalTerm, timeout_s=config.train.wait_timeout_s),
     )
     return open_reward(context)
 

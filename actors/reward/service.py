@@ -32,7 +32,7 @@ from rlir_ray.run.resolved import with_field_names
 from rlir_ray.run.watchdog import bounded
 
 if TYPE_CHECKING:
-    from rlir_ray.rewards.inverse_dynamics import InverseReward
+    from rlir_ray.rewards.combined import CombinedReward
 
 ARGUMENTS = ("recipe", "overrides", "max_upload_bytes", "max_clip_frames")
 SCORE_PATH = "/score"
@@ -60,11 +60,11 @@ def build(args: Json) -> serve.Application:
         "set reward.balance=none",
     )
     require(
-        config.reward.name == "inverse",
-        "reward.name",
-        "must be inverse in a service, which takes clips by HTTP",
-        config.reward.name,
-        "leave reward.name out, or give each run a pool of its own",
+        config.reward.names == ("inverse",),
+        "reward.terms",
+        "must be the term inverse alone in a service, which takes clips by HTTP",
+        ", ".join(config.reward.names),
+        "leave reward.terms and reward.name out, or give each run a pool of its own",
     )
     # The configuration allows an empty path, for runs with a reward of their own.
     require(
@@ -99,11 +99,11 @@ class RewardService(RewardReplica):
         limits: limits of an upload.
     """
 
-    reward: InverseReward
+    reward: CombinedReward
 
     def __init__(self, config: Config, limits: Limits) -> None:
         super().__init__(partial(build_reward, config, None), config.reward.max_frames, config.reward_timeout_s)
-        self.limits = limits
+        self.limits, self._space = limits, action_space(config)
         self._fingerprint = reward_fingerprint(config)
 
     def fingerprint(self) -> dict[str, str]:
@@ -125,7 +125,7 @@ class RewardService(RewardReplica):
     def _score_clip(self, parts: dict[str, bytes]) -> dict[str, object]:
         """Score an upload; this runs in the replica's thread, between the batches of the runs' groups."""
         with bounded(self.timeout_s):
-            frames, actions = read_clip(parts, self.limits, self.reward.idm.space)
+            frames, actions = read_clip(parts, self.limits, self._space)
             return {"reward": self._fingerprint, **clip_report(self.reward.score_clip(frames, actions))}
 
 

@@ -14,8 +14,8 @@ import ray
 from actors.cluster.placement import Handle
 from rlir_ray.config import Config
 from rlir_ray.data.clips import PromptSplit
-from rlir_ray.data.prompts import PromptSet, prepare_prompts
-from rlir_ray.trajectory import Prompt
+from rlir_ray.data.prompts import PromptSet, encoded_real, prepare_prompts
+from rlir_ray.trajectory import EncodedVideo, Prompt
 
 PromptSource = Callable[[PromptSplit], PromptSet]
 
@@ -59,6 +59,7 @@ class PromptActor:
     def __init__(self, source: PromptSource) -> None:
         self.source = source
         self.sets: dict[str, PromptSet] = {}
+        self._real: list[EncodedVideo] = []
 
     def prepare(self, split: PromptSplit, num_clips: int | None = None) -> list[str]:
         """Make the prompts of a split and return their ids.
@@ -90,9 +91,25 @@ class PromptActor:
         self.sets[split] = self.sets[split].with_clips(0)
         return found
 
+    def encode_real(self, config: Config) -> None:
+        """Encode the training clips that have frames, for `real_videos`; call this before `pop_clips`."""
+        from rlir_ray.families import open_codec
+
+        self._real = encoded_real(self.sets["train"].with_frames(), open_codec(config))
+
+    def real_videos(self) -> list[EncodedVideo]:
+        """Return the clips that `encode_real` has encoded."""
+        return self._real
+
     def class_shares(self, groups: tuple[str, ...]) -> dict[str, npt.NDArray[np.float64]]:
         """Return how often training commands each class."""
         return self.sets["train"].class_shares(groups)
+
+
+def real_videos(actor: Handle, timeout_s: float) -> list[EncodedVideo]:
+    """Fetch the encoded real clips of a prompt actor; a reward replica calls this."""
+    videos: list[EncodedVideo] = ray.get(actor.real_videos.remote(), timeout=timeout_s)
+    return videos
 
 
 class PromptProgress:

@@ -26,6 +26,8 @@ class GroupAdvantages:
     """[rows, F], advantages of these trajectories."""
     rows: npt.NDArray[np.int64]
     """Row of each trajectory in the group."""
+    terms: npt.NDArray[np.float32] | None = None
+    """[K, rows, F], the weighted advantages of each term, whose losses are summed; None: one loss of `values`."""
 
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or len(self.values) != len(self.rows) or not len(self.rows):
@@ -111,23 +113,40 @@ KINDS: dict[str, Callable[[Doubles], Doubles]] = {
 
 
 def step_advantages(
-    groups: Sequence[npt.NDArray[np.float32]], *, kind: str, max_advantage: float = 0.0, best_and_worst: int = 0
+    groups: Sequence[npt.NDArray[np.float32]],
+    *,
+    kind: str,
+    max_advantage: float = 0.0,
+    best_and_worst: int = 0,
+    term_weights: Sequence[float] = (),
 ) -> list[GroupAdvantages]:
     """Compute the advantages of a step from all its groups: normalise, clamp and select.
 
     Args:
-        groups: [G, F] each, from `group_advantages`.
+        groups: [G, F] each, from `group_advantages`; with `term_weights` [K, G, F] each, from `terms.term_advantages`.
         kind: as for `group_advantages`; `batch_std` divides by the standard deviation over all groups of the step.
         max_advantage: clamp to this size; 0: do not clamp.
         best_and_worst: train only this many of the best and of the worst trajectories of a group; 0: train all.
+        term_weights: weight of each term whose loss is summed; each term is clamped alone, as in DanceGRPO
+            (https://arxiv.org/abs/2505.07818). Empty: one loss.
     """
     scaled = over_batch_std(groups) if kind == "batch_std" else list(groups)
     if max_advantage > 0:
         scaled = [np.clip(group, -max_advantage, max_advantage) for group in scaled]
+    if not term_weights:
+        return [_select(group, None, best_and_worst) for group in scaled]
+    weights = np.asarray(term_weights, np.float32)[:, None, None]
+    return [_select((weights * group).sum(0), weights * group, best_and_worst) for group in scaled]
+
+
+def _select(
+    values: npt.NDArray[np.float32], terms: npt.NDArray[np.float32] | None, best_and_worst: int
+) -> GroupAdvantages:
+    """Select the trajectories of a group that train; values [G, F], terms [K, G, F]."""
     if not best_and_worst:
-        return [GroupAdvantages.of_all(group) for group in scaled]
-    chosen = [best_and_worst_rows(group, best_and_worst) for group in scaled]
-    return [GroupAdvantages(group[rows], rows) for group, rows in zip(scaled, chosen, strict=True)]
+        return GroupAdvantages(values, np.arange(len(values)), terms)
+    rows = best_and_worst_rows(values, best_and_worst)
+    return GroupAdvantages(values[rows], rows, None if terms is None else terms[:, rows])
 
 
 def over_batch_std(groups: Sequence[npt.NDArray[np.float32]]) -> list[npt.NDArray[np.float32]]:

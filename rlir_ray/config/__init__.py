@@ -4,7 +4,7 @@ from rlir_ray.config.config import MAX_ATTEMPTS, Config
 from rlir_ray.config.learner import LearnerConfig, WeightsConfig
 from rlir_ray.config.messages import require
 from rlir_ray.config.models import ArchitectureConfig, LoraConfig, ModelsConfig, PolicyConfig, asset_path
-from rlir_ray.config.reward import AXIS_MATCHES, RULES, RewardConfig
+from rlir_ray.config.reward import AXIS_MATCHES, RULES, RewardConfig, TermConfig
 from rlir_ray.config.rollout import FlowConfig, RolloutConfig, VllmConfig
 from rlir_ray.config.run import CheckpointConfig, EvaluationConfig, RunConfig
 from rlir_ray.config.train import GrpoConfig, NftConfig, OffPolicyConfig, TrainConfig
@@ -32,6 +32,7 @@ __all__ = [
     "RewardConfig",
     "RolloutConfig",
     "RunConfig",
+    "TermConfig",
     "TrainConfig",
     "VllmConfig",
     "WeightsConfig",

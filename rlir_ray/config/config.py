@@ -138,23 +138,26 @@ class Config:
         return self
 
     @model_validator(mode="after")
-    def _check_reward(self) -> Self:
-        if self.reward.name != "inverse":
-            require(
-                not self.reward.address,
-                "reward.address",
-                f"must be empty with reward.name={self.reward.name}",
-                self.reward.address,
-                "leave it out: a service shares the inverse reward",
-            )
+    def _check_combination(self) -> Self:
+        combine, train = self.reward.combine, self.train
+        if combine == "rewards":
             return self
         require(
-            not self.reward.args,
-            "reward.args",
-            "must be empty with reward.name=inverse",
-            self.reward.args,
-            "use the other reward.* keys",
+            train.advantage == "grpo",
+            "train.advantage",
+            f"must be grpo with reward.combine={combine}, where reward.terms[].normalize says how each term is scaled",
+            train.advantage,
+            "leave it out",
         )
+        if combine == "losses":
+            require(
+                train.objective == "grpo" and (self.has_clip or train.max_advantage > 0),
+                "reward.combine",
+                "must be advantages where no loss is clipped (train.objective=grpo with stale groups and no importance "
+                "weights, or train.max_advantage > 0): summed losses then equal the loss of summed advantages",
+                combine,
+                "set reward.combine=advantages",
+            )
         return self
 
     def _check_autoregressive(self) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pydantic_core import PydanticCustomError
@@ -54,7 +57,7 @@ def one_line(error: ValidationError, node: type, section: str) -> str:
         # `require` has written the whole line.
         return str(problem["ctx"]["error"])
     if problem["type"] == UNKNOWN:
-        return unknown_key(prefix + ".".join(map(str, problem["loc"])), list(entries(node, prefix)))
+        return unknown_key(prefix + _name(problem["loc"]), list(entries(node, prefix)))
     return _broken(problem, entries(node, prefix), prefix)
 
 
@@ -67,14 +70,20 @@ def unknown_key(name: str, known: list[str]) -> str:
 
 
 def _broken(problem: ErrorDetails, known: dict[str, Entry], prefix: str) -> str:
-    names = [str(name) for name in problem["loc"]]
+    place, value = problem["loc"], problem["input"]
     # The location of the problem is the key, followed by names of parts of its value.
-    length = next((end for end in range(1, len(names) + 1) if prefix + ".".join(names[:end]) in known), 0)
-    key, value = prefix + ".".join(names[: length or None]), problem["input"]
+    schema_names = [prefix + re.sub(r"\[\d+\]", "[]", _name(place[:end])) for end in range(len(place) + 1)]
+    length = next((end for end in range(len(place), 0, -1) if schema_names[end] in known), 0)
+    key = prefix + _name(place[: length or None])
     if not length:
         return f"{key} must be a section of keys, got {value!r}; write {key}.KEY=VALUE"
-    entry = _of_part(known[key], names[length:])
+    entry = _of_part(replace(known[schema_names[length]], key=key), [str(name) for name in place[length:]])
     return f"{entry.key} must be {entry.rule}, got {value!r}; {entry.way_out}"
+
+
+def _name(place: Sequence[int | str]) -> str:
+    """Return the dotted name of a key; the number of an item of a list stands in brackets."""
+    return "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in place).lstrip(".")
 
 
 def _of_part(entry: Entry, names: list[str]) -> Entry:

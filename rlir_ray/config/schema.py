@@ -20,6 +20,12 @@ Schema = dict[str, Any]
 """A JSON schema, as pydantic writes it."""
 # Keys of JSON schema for the parts of a value: an item of a list, a value of a mapping, a name of a mapping.
 ITEM, VALUE, NAME = "items", "additionalProperties", "propertyNames"
+# The schema of an item that is a section of its own.
+SECTION: Schema = {
+    "type": "object",
+    "rule": "a mapping of keys to values",
+    "way_out": "write {key}={{KEY: VALUE}}",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +60,8 @@ class Entry:
         if self.choices:
             return "choice"
         if self.schema["type"] == "array":
-            return f"list of {KINDS[self.schema[ITEM]['type']]}s"
+            item = self.schema[ITEM]
+            return "list of mappings" if item["type"] == "object" else f"list of {KINDS[item['type']]}s"
         return KINDS[self.schema["type"]]
 
     @property
@@ -139,18 +146,29 @@ def _sections(schema: dict[str, Any], definitions: dict[str, Any], prefix: str) 
         if part := _part(field, definitions):
             found[f"{prefix}{name}"] = str(part.get("description", ""))
             found |= _sections(part, definitions, f"{prefix}{name}.")
+        elif part := _part(field.get(ITEM, {}), definitions):
+            found[f"{prefix}{name}[]"] = str(part.get("description", ""))
     return found
 
 
 def _entries(schema: Schema, definitions: Schema, default: object, prefix: str) -> dict[str, Entry]:
     found: dict[str, Entry] = {}
+    of_items: dict[str, Schema] = {}
     for name, field in schema["properties"].items():
         key, value = f"{prefix}{name}", getattr(default, name)
         if part := _part(field, definitions):
             found |= _entries(part, definitions, value, f"{key}.")
+        elif part := _part(field.get(ITEM, {}), definitions):
+            found[key] = Entry(key=key, schema={**field, ITEM: SECTION}, default=value)
+            of_items |= {f"{key}[].{each}": schema for each, schema in part["properties"].items()}
         else:
             found[key] = Entry(key=key, schema=field, default=value)
-    return found
+    return found | {key: _of_item(key, schema) for key, schema in of_items.items()}
+
+
+def _of_item(key: str, schema: Schema) -> Entry:
+    """Return a key of the sections of a list, whose default is that of the schema."""
+    return Entry(key=key, schema=schema, default=schema.get("default", {} if schema["type"] == "object" else ""))
 
 
 def _part(field: Schema, definitions: Schema) -> Schema:

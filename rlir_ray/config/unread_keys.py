@@ -21,11 +21,18 @@ class Condition:
 
 
 EXPLORING = ("sde", "noise_level", "window", "skip_last")
-INVERSE = ("rule", "axis", "match", "balance")
+INVERSE = ("rule", "axis", "match", "balance", "schedule")
 OWN_POOL = (
     *("num_replicas", "min_replicas", "max_replicas", "target_queue", "num_cpus", "num_gpus", "resources"),
     *("num_threads", "max_frames"),
 )
+
+
+def _axes(config: Config) -> set[str]:
+    """Return the comparisons of axes that a run uses, one for each stage of its schedule."""
+    return {config.reward.axis, *(str(stage.get("axis")) for stage in config.reward.schedule)}
+
+
 CONDITIONS = (
     Condition(keys=("vllm.",), is_met=lambda c: c.rollout.engine == "vllm", needs="rollout.engine=vllm"),
     Condition(keys=("flow.",), is_met=lambda c: c.policy.family == "flow", needs="policy.family=flow"),
@@ -36,8 +43,8 @@ CONDITIONS = (
     ),
     Condition(
         keys=tuple(f"reward.{key}" for key in INVERSE),
-        is_met=lambda c: c.reward.name == "inverse",
-        needs="reward.name=inverse",
+        is_met=lambda c: c.reward.has_inverse,
+        needs="reward.name=inverse, or that term in reward.terms",
     ),
     Condition(
         keys=("train.objective_args",),
@@ -85,10 +92,10 @@ CONDITIONS = (
     ),
     Condition(
         keys=("reward.axis_tolerance", "reward.axis_tolerance_in"),
-        is_met=lambda c: c.reward.axis == "within",
+        is_met=lambda c: "within" in _axes(c),
         needs="reward.axis=within",
     ),
-    Condition(keys=("reward.axis_scale",), is_met=lambda c: c.reward.axis == "smooth", needs="reward.axis=smooth"),
+    Condition(keys=("reward.axis_scale",), is_met=lambda c: "smooth" in _axes(c), needs="reward.axis=smooth"),
     Condition(keys=("reward.discount",), is_met=lambda c: c.reward.credit == "frame", needs="reward.credit=frame"),
     Condition(
         keys=("reward.target_queue",),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rlir_ray.config import Config, asset_path
 from rlir_ray.data.recordings import open_recordings
-from rlir_ray.registry import load
+from rlir_ray.registry import any_declares
 
 PROMPT_PATHS = ("path", "heldout_path")
 SETTINGS = ("config.json", "tokenizer.json", "adapter_config.json")
@@ -46,7 +46,7 @@ def used_models(config: Config) -> dict[str, Path]:
         ValueError: a folder does not exist, or the reward cannot be imported or has no `score`.
     """
     models = {entry.name: getattr(config.models, entry.name) for entry in dataclasses.fields(config.models)}
-    unread = set() if getattr(load("rewards", config.reward.name), "reads_idm", False) else {"reward_idm"}
+    unread = set() if any_declares("rewards", config.reward.local_names, "reads_idm") else {"reward_idm"}
     return {name: asset_path(path) for name, path in models.items() if path and name not in unread}
 
 

@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from rlir_ray.config import Config, WorldConfig
 from rlir_ray.data.clips import Clip, ClipRequest, CutClips, Progress, PromptSplit, Source
-from rlir_ray.registry import build, load
+from rlir_ray.registry import any_declares, build, load
 from rlir_ray.spaces.space import Actions
-from rlir_ray.trajectory import EncodedClips, Prompt, stored_codes
+from rlir_ray.trajectory import EncodedClips, EncodedVideo, Prompt, stored_codes
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 HELDOUT_SEED = 20_250_928
 # Number of training clips that keep their frames: the calibration checks on these that actions and frames are aligned.
 NUM_ALIGNED = 128
+# Clips that are encoded together.
+CLIPS_AT_ONCE = 64
 
 
 class Encoder(Protocol):
@@ -108,13 +110,14 @@ def prepare_prompts(
         ValueError: the source cannot be built, or gives another number of clips.
     """
     part, train = config.prompts, split == "train"
+    with_recorded = train and reads_recorded(config)
     num_prompts = part.num_train if train else part.num_heldout
     seed = config.seed if train else HELDOUT_SEED
     source = open_source(config)
     request = ClipRequest(
         split=split,
         num_clips=num_prompts,
-        num_whole=NUM_ALIGNED if train else None,
+        num_whole=NUM_ALIGNED if train and not with_recorded else None,
         seed=seed,
         folder=folder,
         progress=progress,
@@ -125,7 +128,15 @@ def prepare_prompts(
             f"prompts.source={part.source} must give prompts.num_{split}={num_prompts} clips, got {len(cut.clips)}; "
             f"set prompts.num_{split}={len(cut.clips)} or correct the source"
         )
-    return _prompt_set(cut, _commands(cut.clips, source, config, seed), tokenizer, config.world)
+    prompts = encode_prompts(
+        cut.clips, _commands(cut.clips, source, config, seed), tokenizer, config.world, with_recorded=with_recorded
+    )
+    return _prompt_set(cut, prompts, config.world, most=NUM_ALIGNED if train else None)
+
+
+def reads_recorded(config: Config) -> bool:
+    """Return whether a part of the run reads the recorded future of the training prompts."""
+    return any_declares("rewards", config.reward.local_names, "reads_recorded")
 
 
 def open_source(config: Config) -> Source:
@@ -165,12 +176,13 @@ def _commands(clips: Sequence[Clip], source: Source, config: Config, seed: int) 
     return [own[:past].followed_by(new) for own, new in zip(recorded, drawn, strict=True)]
 
 
-def _prompt_set(cut: CutClips, commands: Sequence[Actions], tokenizer: Encoder, world: WorldConfig) -> PromptSet:
+def _prompt_set(cut: CutClips, prompts: Sequence[Prompt], world: WorldConfig, most: int | None) -> PromptSet:
+    """Return prompts with the frames of at most `most` clips; None: of all clips that have all frames."""
     length = world.num_context + world.num_frames
     whole = [clip.frames for clip in itertools.takewhile(lambda clip: len(clip.frames) == length, cut.clips)]
     return PromptSet(
-        prompts=tuple(encode_prompts(cut.clips, commands, tokenizer, world)),
-        frames=np.stack(whole),
+        prompts=tuple(prompts),
+        frames=np.stack(whole[:most]),
         recorded=tuple(clip.actions for clip in cut.clips),
         skipped=cut.skipped,
         num_recordings=cut.num_recordings,
@@ -178,17 +190,71 @@ def _prompt_set(cut: CutClips, commands: Sequence[Actions], tokenizer: Encoder, 
 
 
 def encode_prompts(
-    clips: Sequence[Clip], commands: Sequence[Actions], tokenizer: Encoder, world: WorldConfig
+    clips: Sequence[Clip],
+    commands: Sequence[Actions],
+    tokenizer: Encoder,
+    world: WorldConfig,
+    *,
+    with_recorded: bool = False,
 ) -> list[Prompt]:
-    """Build prompts from the first C frames of clips and K - 1 actions each."""
+    """Build prompts from the first C frames of clips and K - 1 actions each.
+
+    Args:
+        clips: with C frames or more; with K frames for `with_recorded`.
+        commands: the actions of each prompt.
+        tokenizer: encodes the frames.
+        world: C and F.
+        with_recorded: whether the prompts also hold the encoded recorded future.
+    """
     # Imported here: processes that only hold prompts need not load torch.
     import torch
 
-    context = torch.from_numpy(np.stack([clip.frames[: world.num_context] for clip in clips]))
-    encoded = tokenizer.encode_clips(context)
+    num_context = world.num_context
+    length = num_context + world.num_frames if with_recorded else num_context
+    prompts = []
+    for start in range(0, len(clips), CLIPS_AT_ONCE):
+        part = clips[start : start + CLIPS_AT_ONCE]
+        encoded = tokenizer.encode_clips(torch.from_numpy(np.stack([clip.frames[:length] for clip in part])))
+        codes, keyframes = _stored(encoded)
+        prompts += [
+            Prompt(
+                prompt_id=clip.address.prompt_id,
+                context=one[:num_context],
+                actions=actions,
+                keyframe=keyframe,
+                recorded=one[num_context:] if with_recorded else None,
+            )
+            for clip, one, actions, keyframe in zip(
+                part, codes, commands[start : start + CLIPS_AT_ONCE], keyframes, strict=True
+            )
+        ]
+    return prompts
+
+
+def encoded_real(real: PromptSet, codec: Encoder) -> list[EncodedVideo]:
+    """Encode real clips with their recorded actions, one clip a group, for the terms of a reward that read them."""
+    import torch
+
+    videos = []
+    for start in range(0, len(real), CLIPS_AT_ONCE):
+        part = real[start : start + CLIPS_AT_ONCE]
+        codes, keyframes = _stored(codec.encode_clips(torch.from_numpy(part.frames)))
+        videos += [
+            EncodedVideo(
+                group_id=start + place,
+                codes=codes[place : place + 1],
+                num_context=len(part.prompts[place].context),
+                actions=part.recorded[place],
+                keyframe=keyframes[place],
+            )
+            for place in range(len(part))
+        ]
+    return videos
+
+
+def _stored(encoded: EncodedClips) -> tuple[npt.NDArray[np.generic], Sequence[npt.NDArray[np.generic] | None]]:
+    """Return the codes and keyframes of clips as payloads store them."""
     codes = stored_codes(encoded.codes.cpu().numpy())
-    keyframes = [None] * len(clips) if encoded.keyframes is None else stored_codes(encoded.keyframes.cpu().numpy())
-    return [
-        Prompt(prompt_id=clip.address.prompt_id, context=one, actions=actions, keyframe=keyframe)
-        for clip, one, actions, keyframe in zip(clips, codes, commands, keyframes, strict=True)
-    ]
+    if encoded.keyframes is None:
+        return codes, [None] * len(codes)
+    return codes, list(stored_codes(encoded.keyframes.cpu().numpy()))

@@ -21,12 +21,12 @@ from rlir_ray.data.recorded_clips import round_robin_clips
 from rlir_ray.data.recordings import nothing_readable, open_recordings
 from rlir_ray.data.vpt.index import MAX_LOGGED
 from rlir_ray.evaluation.fvd import I3D, MIN_FRAMES
-from rlir_ray.evaluation.lpips import ALEXNET, LPIPS, VGG16
 from rlir_ray.evaluation.policy_row import PolicyRow, evaluate_row
 from rlir_ray.families import action_space, family_of, open_codec, open_policy
 from rlir_ray.idm.base import InverseDynamics, load_inverse_dynamics
 from rlir_ray.models.adapters import is_adapter_folder
 from rlir_ray.models.flow_forms import stated_architecture
+from rlir_ray.models.lpips import ALEXNET, LPIPS, VGG16
 from rlir_ray.rewards.calibration import check_alignment
 from rlir_ray.run.environment import versions
 from rlir_ray.run.progress import progress_bar

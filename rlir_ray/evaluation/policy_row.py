@@ -24,10 +24,10 @@ from rlir_ray.evaluation.columns import NO_WEIGHTS, column_lines
 from rlir_ray.evaluation.evaluate import followed, read_generated
 from rlir_ray.evaluation.fvd import I3D, frechet_distance, prefix_features
 from rlir_ray.evaluation.gameworldscore import game_world_score
-from rlir_ray.evaluation.lpips import LPIPS
 from rlir_ray.evaluation.mineworld import Columns, action_following, actions_clip, following_in_use, logits_clips
 from rlir_ray.evaluation.quality import Quality, clip_quality, inner_ssim, join_quality
 from rlir_ray.evaluation.rlvr_table import RlvrFigures, frame_errors, frame_repeats
+from rlir_ray.models.lpips import LPIPS
 from rlir_ray.rewards.classification import or_none
 from rlir_ray.rewards.field_scores import FieldValues
 from rlir_ray.spaces.layouts import check_space

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from rlir_ray.config import Config, asset_path
+from rlir_ray.data.prompts import reads_recorded
 from rlir_ray.learner.objectives import Objective, ObjectiveParts
 from rlir_ray.models.adapters import add_adapter, has_adapter, without_adapter
 from rlir_ray.models.clip_codec import ClipCodec
@@ -97,9 +98,11 @@ def group_bytes(config: Config, frame: FrameShape) -> int:
     decision_bytes = (1 if config.train.objective == "nft" else 5) * num_decisions
     # The types of `stored_codes`.
     code_bytes = 4 if len(frame) == 1 and config.architecture.num_codes > 1 << 16 else 2
-    video_bytes = code_bytes * (world.num_context + world.num_frames) * math.prod(frame)
-    keyframe_bytes = 4 * family_of(config).tokens_per_keyframe(config)
-    return record_bytes + keyframe_bytes + group_size * (decision_bytes + video_bytes)
+    frame_bytes = code_bytes * math.prod(frame)
+    video_bytes = frame_bytes * (world.num_context + world.num_frames)
+    prompt_bytes = 4 * family_of(config).tokens_per_keyframe(config)
+    prompt_bytes += frame_bytes * world.num_frames if reads_recorded(config) else 0
+    return record_bytes + prompt_bytes + group_size * (decision_bytes + video_bytes)
 
 
 def compares(config: Config) -> bool:

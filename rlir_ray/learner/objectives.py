@@ -6,7 +6,7 @@ Legend: B trajectories, T decisions, F generated frames, S noise levels, N numbe
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -49,6 +49,8 @@ class Columns:
     """[B, T]."""
     seeds: list[int]
     """[B], seeds for an objective's draws; they depend on the trajectory and the step, not on the rank."""
+    term_advantages: Tensor | None = None
+    """[K, B, T], weighted advantages of each term of the reward, whose losses are summed; None: one loss."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,18 +119,27 @@ class PolicyGradient:
         return cls(parts.policy, parts.rescore, train, parts.reference)
 
     def loss(self, forward: Forward, columns: Columns, num_decisions: int) -> tuple[Tensor, Metrics]:
-        mask, grpo, off_policy = columns.loss_mask, self.train.grpo, self.train.off_policy
-        scores = self.rescore(forward, columns.record, mask.shape[1])
-        log_ratio, advantages = RATIOS[grpo.ratio](scores, columns)
-        if (level := self.train.importance_level) == "none":
-            loss, metrics = policy_gradient_loss(
-                log_ratio, advantages, mask, num_decisions, grpo.clip_low, grpo.clip_high
-            )
-            if not self.train.max_staleness:
-                # With one update on fresh groups the ratio is always 1: a clip fraction would be meaningless.
-                del metrics["ratio/clip_fraction"]
+        scores = self.rescore(forward, columns.record, columns.loss_mask.shape[1])
+        if columns.term_advantages is None:
+            loss, metrics = self._policy_loss(scores, columns, num_decisions)
         else:
-            loss, metrics = decoupled_loss(
+            # DanceGRPO (https://arxiv.org/abs/2505.07818) clips the loss of each reward alone.
+            terms = [replace(columns, advantages=each) for each in columns.term_advantages]
+            losses, found = zip(*(self._policy_loss(scores, each, num_decisions) for each in terms), strict=True)
+            loss, metrics = torch.stack(losses).sum(), _of_all_terms(found)
+        mask = columns.loss_mask
+        if self.reference is None:
+            return loss, metrics
+        with torch.no_grad():
+            ref = self.rescore(self.reference, columns.record, mask.shape[1])
+        penalty, more = _divergence(scores, ref, mask, num_decisions)
+        return loss + self.train.kl_coefficient * penalty, metrics | more
+
+    def _policy_loss(self, scores: Scores, columns: Columns, num_decisions: int) -> tuple[Tensor, Metrics]:
+        mask, grpo, off_policy = columns.loss_mask, self.train.grpo, self.train.off_policy
+        log_ratio, advantages = RATIOS[grpo.ratio](scores, columns)
+        if (level := self.train.importance_level) != "none":
+            return decoupled_loss(
                 log_ratio,
                 advantages,
                 mask,
@@ -138,12 +149,11 @@ class PolicyGradient:
                 min_ratio=off_policy.min_ratio,
                 max_ratio=off_policy.max_ratio,
             )
-        if self.reference is None:
-            return loss, metrics
-        with torch.no_grad():
-            ref = self.rescore(self.reference, columns.record, mask.shape[1])
-        penalty, more = _divergence(scores, ref, mask, num_decisions)
-        return loss + self.train.kl_coefficient * penalty, metrics | more
+        loss, metrics = policy_gradient_loss(log_ratio, advantages, mask, num_decisions, grpo.clip_low, grpo.clip_high)
+        if not self.train.max_staleness:
+            # With one update on fresh groups the ratio is always 1: a clip fraction would be meaningless.
+            del metrics["ratio/clip_fraction"]
+        return loss, metrics
 
     def end_step(self, step: int, gathered: Gathered) -> None:
         pass
@@ -154,6 +164,12 @@ class PolicyGradient:
     def load_state(self, state: State) -> None:
         if state:
             raise ValueError(f"train.objective=grpo remembers nothing, got {sorted(state)[0]!r}; use the run's own")
+
+
+def _of_all_terms(found: Sequence[Metrics]) -> Metrics:
+    """Return the metrics of summed losses: the sum of the losses, the mean over the terms of everything else."""
+    metrics = {name: torch.stack([each[name] for each in found]).mean(0) for name in found[0]}
+    return metrics | {"loss/policy": torch.stack([each["loss/policy"] for each in found]).sum(0)}
 
 
 def _divergence(scores: Scores, ref: Scores, mask: Tensor, num_decisions: int) -> tuple[Tensor, Metrics]:

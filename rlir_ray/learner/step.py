@@ -11,7 +11,7 @@ import functools
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -310,8 +310,20 @@ def stack(batch: StepBatch, micro: MicroBatch, step: int, device: torch.device) 
         else None,
         loss_mask=tensor(masks),
         advantages=tensor([_per_decision(each.values[number], group) for group, each, number in rows]),
+        term_advantages=_term_advantages(rows, tensor),
         seeds=[trajectory_seed(group.seed, row, step) for group, row in zip(groups, places, strict=True)],
     )
+
+
+def _term_advantages(
+    rows: Sequence[tuple[TrajectoryGroup, GroupAdvantages, int]],
+    tensor: Callable[[Sequence[npt.NDArray[np.generic]]], Tensor],
+) -> Tensor | None:
+    """Stack the advantages of each term, [K, B, T]; None: the groups have one loss."""
+    if rows[0][1].terms is None:
+        return None
+    by_row = [[_per_decision(term[number], group) for term in each.terms] for group, each, number in rows]  # type: ignore[union-attr]  # none is None
+    return tensor([np.stack(terms) for terms in by_row]).movedim(1, 0)
 
 
 def layout(record: Record) -> tuple[tuple[int, ...], ...]:

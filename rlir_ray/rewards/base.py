@@ -1,4 +1,4 @@
-"""The protocol of a reward, and the construction of the configured one. Independent of pools."""
+"""The protocol of a reward, and the parts of a run that a reward may need. Independent of pools; loads no torch."""
 
 from __future__ import annotations
 
@@ -6,23 +6,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from rlir_ray.registry import build, load
-
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from rlir_ray.config import Config
+    from rlir_ray.config import Config, TermConfig
     from rlir_ray.models.clip_codec import ClipCodec
+    from rlir_ray.rewards.term import Term
     from rlir_ray.spaces.layouts import Cells
     from rlir_ray.trajectory import EncodedVideo, RewardScores
 
 
 class Reward(Protocol):
-    """A member of the axis `rewards`; each replica of the reward pool builds one.
+    """The reward of a run; each replica of the reward pool builds one.
 
-    A class with `from_context` is built by `from_context(context, **reward.args)`, any other class by
-    `Class(**reward.args)`. A class that reads models.reward_idm must set `reads_idm = True`.
+    The usual reward is a `CombinedReward` of terms. Another class with this method may stand in `reward.name`; it is
+    built as a term is. A class that reads models.reward_idm must set `reads_idm = True`.
     """
 
     def score(self, videos: Sequence[EncodedVideo]) -> list[RewardScores]:
@@ -42,18 +41,7 @@ class RewardContext:
     """Opens what decodes frames, on the CPU."""
     cells: Cells
     """Which bins of an axis the world model cannot tell apart."""
-
-
-def open_reward(context: RewardContext) -> Reward:
-    """Build the configured reward.
-
-    Raises:
-        ValueError: the class cannot be imported, has no `score`, or does not take `reward.args`.
-    """
-    settings = context.config.reward
-    member = load("rewards", settings.name)
-    if make := getattr(member, "from_context", None):
-        reward: Reward = build("rewards", settings.name, settings.args, make, context)
-    else:
-        reward = build("rewards", settings.name, settings.args, member)
-    return reward
+    real: Callable[[], Sequence[EncodedVideo]] = tuple
+    """Returns real clips of the training prompts, encoded, one clip a group; none if no term has `reads_real`."""
+    open_external: Callable[[TermConfig], Term] | None = None
+    """Starts a term in a Python environment of its own; None: outside of Ray."""

@@ -27,6 +27,7 @@ def reward_fingerprint(config: Config) -> dict[str, str]:
         "reward.axis_scale": f"{reward.axis_scale:g}" if reward.axis == "smooth" else "",
         "reward.match": reward.match,
         "reward.balance": reward.balance,
+        "reward.schedule": "; ".join(map(str, reward.schedule)),
         "models.tokenizer": checkpoint_digest(asset_path(config.models.tokenizer)),
         "models.reward_idm": checkpoint_digest(asset_path(config.models.reward_idm)),
     }

@@ -22,7 +22,7 @@ from starlette.types import Message, Receive
 
 from rlir_ray.data.video import index_video
 from rlir_ray.data.vpt.pairs import open_recording
-from rlir_ray.rewards.inverse_dynamics import ClipScores
+from rlir_ray.rewards.inverse import ClipScores
 from rlir_ray.spaces.fields import ActionField, Axis, Choice
 from rlir_ray.spaces.space import Actions, ActionSpace
 from rlir_ray.spaces.vpt import VPT_SPACE

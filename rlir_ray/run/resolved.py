@@ -9,12 +9,12 @@ from pathlib import Path
 
 from rlir_ray.config import Config, require
 from rlir_ray.data.digests import used_models
-from rlir_ray.data.prompts import heldout_bytes
+from rlir_ray.data.prompts import heldout_bytes, reads_recorded
 from rlir_ray.data.recordings import open_recordings, split_path
 from rlir_ray.families import action_space, family_of, group_bytes
 from rlir_ray.idm.base import space_of
 from rlir_ray.models.compatibility import read_settings
-from rlir_ray.registry import load
+from rlir_ray.registry import any_declares, load
 from rlir_ray.spaces.layouts import check_space
 from rlir_ray.spaces.space import ActionSpace
 from rlir_ray.trajectory import FrameShape
@@ -48,6 +48,7 @@ def resolve(config: Config) -> ResolvedRun:
             policy and codec differ in family, vocabulary, frame size, or number of tokens or latents.
     """
     check_plugins(config)
+    check_recorded(config)
     config = absolute_paths(config)
     family = family_of(config)
     frame_shape = family.check_world(config)
@@ -110,7 +111,7 @@ def check_plugins(config: Config) -> None:
     """
     for axis, name in (
         ("families", config.policy.family),
-        ("rewards", config.reward.name),
+        *(("rewards", name) for name in config.reward.local_names),
         ("objectives", config.train.objective),
         ("sources", config.prompts.source),
     ):
@@ -123,13 +124,28 @@ def check_reward_idm(config: Config) -> None:
     Raises:
         ValueError: the reward reads one, and models.reward_idm names none.
     """
-    name = config.reward.name
+    reward = config.reward
     require(
-        bool(config.models.reward_idm) or not getattr(load("rewards", name), "reads_idm", False),
+        bool(config.models.reward_idm) or not any_declares("rewards", reward.local_names, "reads_idm"),
         "models.reward_idm",
-        f"must name a folder with reward.name={name}",
+        f"must name a folder with {reward.described}",
         "",
         "set models.reward_idm=PATH, or use a reward of your own (reward.name=package.module:Class, make_reward)",
+    )
+
+
+def check_recorded(config: Config) -> None:
+    """Check that a reward that compares with the recorded future has prompts with recorded actions.
+
+    Raises:
+        ValueError: the prompts have other actions than their recordings.
+    """
+    require(
+        config.prompts.actions == "recorded" or not reads_recorded(config),
+        "prompts.actions",
+        f"must be recorded with {config.reward.described}, which compares with the recorded future",
+        config.prompts.actions,
+        "set prompts.actions=recorded or leave that term out",
     )
 
 

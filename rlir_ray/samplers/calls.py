@@ -155,6 +155,8 @@ def token_groups(
             num_context=len(prompt.context),
             actions=prompt.actions,
             keyframe=prompt.keyframe,
+            policy_version=policy_version,
+            recorded=prompt.recorded,
         )
         pairs.append((group, video))
     return pairs

@@ -150,7 +150,15 @@ class FlowSampler(PolicySampler["FlowWorldModel"]):
             loss_mask=np.ones((len(clips), num_decisions), np.bool_),
         )
         codes = stored_codes(clips.cpu().numpy())
-        return group, EncodedVideo(group_id=group_id, codes=codes, num_context=num_context, actions=prompt.actions)
+        video = EncodedVideo(
+            group_id=group_id,
+            codes=codes,
+            num_context=num_context,
+            actions=prompt.actions,
+            policy_version=self.policy_version,
+            recorded=prompt.recorded,
+        )
+        return group, video
 
 
 class _Rollout:

@@ -84,7 +84,7 @@ def test_a_configuration_arrives_in_another_process_as_it_was(recipe):
     assert hash(arrived.world) == hash(config.world)
 
 
-@pytest.mark.parametrize("name", sections(Config))
+@pytest.mark.parametrize("name", [name for name in sections(Config) if not name.endswith("[]")])
 def test_the_name_of_a_section_in_messages_is_the_one_in_the_tree(name):
     part = operator.attrgetter(name)(Config())
     with pytest.raises(ValueError, match=f"'{name}.nonsense' is not a configuration key; did you mean '{name}"):
@@ -94,10 +94,26 @@ def test_the_name_of_a_section_in_messages_is_the_one_in_the_tree(name):
 def test_defaults_in_the_schema_are_those_of_a_fresh_configuration():
     default = Config().to_dict()
     for key, entry in entries(Config).items():
+        if "[]" in key:
+            continue
         value = default
         for name in key.split("."):
             value = value[name]
         assert value == entry.default and entry.schema.get("default", entry.default) in (value, list_of(value))
+
+
+def test_a_key_of_a_list_of_sections_is_checked_like_any_other():
+    name = r"reward\.terms\[1\]"
+    for term, message in (
+        ("wieght: 2", rf"'{name}\.wieght' is not a configuration key; did you mean 'reward\.terms\[\]\.weight'"),
+        ("weight: x", rf"^{name}\.weight must be a finite number, got 'x'"),
+        ("normalize: both", rf"^{name}\.normalize must be one of auto, group, none, got 'both'"),
+        ("weight: 0", "must have weights other than 0, got 'inverse with weight 0'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_config("", ["reward.terms=[{name: inverse}, {name: inverse, " + term + "}]"])
+    with pytest.raises(ValueError, match=r"^reward\.terms must be a list of mappings, got '3'"):
+        load_config("", ["reward.terms=3"])
 
 
 def list_of(value):

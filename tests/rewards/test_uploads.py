@@ -14,11 +14,11 @@ from starlette.requests import Request
 
 from rlir_ray.config import RewardConfig, WorldConfig
 from rlir_ray.data.vpt.pairs import write_recording
-from rlir_ray.rewards.inverse_dynamics import ClipScores, InverseReward
+from rlir_ray.rewards.inverse import ClipScores
 from rlir_ray.rewards.uploads import Limits, UploadError, clip_report, read_clip, read_form
 from rlir_ray.spaces.vpt import VPT_SPACE, actions_from_events, camera_of
 from tests.data.videos import HEIGHT, WIDTH, damage_frame, event, moving_bars, turn, write_pair
-from tests.fakes import VptReader
+from tests.fakes import VptReader, inverse_reward
 from tests.second_space import SPACE
 
 LIMITS = Limits(height=HEIGHT, width=WIDTH, max_frames=60, max_bytes=1000)
@@ -210,7 +210,7 @@ class ForwardReader(VptReader):
 
 def test_a_report_says_of_each_frame_what_was_commanded_recovered_and_agrees() -> None:
     world = WorldConfig(height=4, width=4, groups=("forward_back", "yaw"))
-    reward = InverseReward(None, ForwardReader(), world=world, config=RewardConfig(match="exact"))  # type: ignore[arg-type]
+    reward = inverse_reward(None, ForwardReader(), world.groups, RewardConfig(match="exact"))  # type: ignore[arg-type]
     events = [{}, {"keyboard": {"keys": ["key.keyboard.w"]}}, {"keyboard": {"keys": ["key.keyboard.s"]}}]
     scores = reward.score_clip(np.zeros((3, 4, 4, 3), np.uint8), actions_from_events(events)[1:])
     yaw = {"commanded": 0.0, "recovered": 0.0, "agreement": 1.0}
@@ -239,7 +239,7 @@ def test_a_balanced_reward_reads_no_single_clips() -> None:
     world = WorldConfig(height=4, width=4, groups=("jump",))
     shares = {"jump": np.array([0.9, 0.1])}
     config = RewardConfig(balance="class")
-    reward = InverseReward(None, ForwardReader(), world=world, config=config, class_shares=shares)  # type: ignore[arg-type]
+    reward = inverse_reward(None, ForwardReader(), world.groups, config, class_shares=shares)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"need reward.balance=none, got 'class'; set reward.balance=none"):
         reward.score_clip(np.zeros((2, 4, 4, 3), np.uint8), actions_from_events([{}]))
 

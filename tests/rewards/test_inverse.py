@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from rlir_ray.rewards.combined import CombinedReward
 
 from rlir_ray.config import RewardConfig, WorldConfig
 from rlir_ray.idm.base import Reading
-from rlir_ray.rewards.inverse_dynamics import InverseReward
 from rlir_ray.spaces.space import Actions
 from rlir_ray.spaces.vpt import VPT_CAMERA, actions_from_buttons
 from rlir_ray.trajectory import EncodedClips, EncodedVideo, RewardScores
-from tests.fakes import VptReader
+from tests.fakes import VptReader, inverse_reward
 from tests.second_space import SPACE, second_actions
 
 WORLD = WorldConfig(height=4, width=4, num_frames=3, groups=("forward_back", "jump", "yaw"))
@@ -53,8 +53,8 @@ def _video(greys: list[list[int]], group_id: int = 7) -> EncodedVideo:
     return EncodedVideo(group_id=group_id, codes=tokens, num_context=1, actions=actions_from_buttons(buttons, camera))
 
 
-def _reward(**settings: object) -> InverseReward:
-    return InverseReward(Plain(), GreyReader(), world=WORLD, config=RewardConfig(**settings))  # type: ignore[arg-type]
+def _reward(**settings: object) -> CombinedReward:
+    return inverse_reward(Plain(), GreyReader(), WORLD.groups, RewardConfig(**settings))  # type: ignore[arg-type]
 
 
 def test_frames_are_scored_against_the_action_that_leads_into_them() -> None:
@@ -106,7 +106,7 @@ def test_another_space_is_scored_alike() -> None:
 
     def score(**settings: object) -> RewardScores:
         config = RewardConfig(**settings)  # type: ignore[arg-type]
-        return InverseReward(Plain(), ThirdReader(), world=world, config=config).score([video])[0]
+        return inverse_reward(Plain(), ThirdReader(), world.groups, config).score([video])[0]
 
     # Steer 0.5 is bin 6, 0 is bin 4. Frame 0: (.7 + .75) / 2, frame 1: (.2 + .25) / 2.
     found = score()
@@ -131,7 +131,7 @@ def test_a_clip_of_another_space_than_the_models_is_refused() -> None:
 
 def test_a_clips_axis_is_reported_by_its_expected_value() -> None:
     world = WorldConfig(height=4, width=4, num_frames=2, groups=("gear", "steer"))
-    reward = InverseReward(Plain(), ThirdReader(), world=world, config=RewardConfig())
+    reward = inverse_reward(Plain(), ThirdReader(), world.groups, RewardConfig())
     scores = reward.score_clip(np.zeros((2, 4, 4, 3), np.uint8), Actions(SPACE, np.array([[0, 0.5]], np.float32)))
     # .75 of bin 6, whose centre is 4/9.
     assert scores.recovered["steer"].tolist() == pytest.approx([1 / 3]) and scores.recovered["gear"].tolist() == [2]
@@ -159,13 +159,13 @@ def test_class_balance_pays_rare_commands_more() -> None:
         "yaw": np.eye(11)[5] + np.eye(11)[9],
     }
     config = RewardConfig(balance="class", match="exact")
-    reward = InverseReward(Plain(), GreyReader(), world=WORLD, config=config, class_shares=shares)
+    reward = inverse_reward(Plain(), GreyReader(), WORLD.groups, config, class_shares=shares)
     # Jump is right where it is not commanded, which pays 1 / 1.8; forward and yaw pay 1.
     np.testing.assert_allclose(
         reward.score([video])[0].frame_rewards, [[(2 + 1 / 1.8) / 3, (2 + 1 / 1.8) / 3, 2 / 3]], rtol=1e-6
     )
     with pytest.raises(ValueError, match=r"reward\.balance=none"):
-        InverseReward(Plain(), GreyReader(), world=WORLD, config=config)
+        inverse_reward(Plain(), GreyReader(), WORLD.groups, config)
 
 
 def test_group_that_a_judge_reads_no_numbers_in_fails_alone() -> None:
@@ -177,7 +177,7 @@ def test_group_that_a_judge_reads_no_numbers_in_fails_alone() -> None:
                 for name, table in super().logits(frames).items()
             }
 
-    reward = InverseReward(Plain(), Broken(), world=WORLD, config=RewardConfig())
+    reward = inverse_reward(Plain(), Broken(), WORLD.groups, RewardConfig())
     good, bad = reward.score([_video([[0, 51, 50, 91]]), _video([[0, 99, 50, 91]], group_id=8)])
     assert not good.failure and good.frame_rewards.shape == (1, 3)
     assert "group 8 cannot be scored" in bad.failure and "no finite probabilities" in bad.failure
@@ -197,7 +197,7 @@ def test_group_of_latents_that_are_not_finite_fails_alone(value: float) -> None:
         video = _video([[0, 51, 50, 91]])
         return EncodedVideo(group_id=group_id, codes=codes, num_context=1, actions=video.actions)
 
-    reward = InverseReward(PlainLatents(), GreyReader(), world=WORLD, config=RewardConfig())
+    reward = inverse_reward(PlainLatents(), GreyReader(), WORLD.groups, RewardConfig())
     scores = reward.score([latents(False, 3), latents(True, 4), latents(False, 5)])
     assert [one.group_id for one in scores] == [3, 4, 5]
     assert [bool(one.failure) for one in scores] == [False, True, False]

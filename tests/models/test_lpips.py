@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rlir_ray.evaluation.lpips import ALEXNET, LPIPS, VGG16, Network, shipped_heads
+from rlir_ray.models.lpips import ALEXNET, LPIPS, VGG16, Network, shipped_heads
 
 
 def random_backbone(network: Network = ALEXNET) -> dict[str, Tensor]:
