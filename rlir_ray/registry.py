@@ -58,7 +58,15 @@ AXES = {
     "rewards": Axis(
         group="rlir_ray.rewards",
         key="reward.name",
-        members={"inverse": "rlir_ray.rewards.inverse:InverseTerm"},
+        members={
+            "inverse": "rlir_ray.rewards.inverse:InverseTerm",
+            "recorded": "rlir_ray.rewards.recorded:RecordedTerm",
+            "motion": "rlir_ray.rewards.guards:Motion",
+            "brightness": "rlir_ray.rewards.guards:Brightness",
+            "sharpness": "rlir_ray.rewards.guards:Sharpness",
+            "context": "rlir_ray.rewards.guards:Context",
+            "smoothness": "rlir_ray.rewards.smoothness:SmoothnessTerm",
+        },
         needs=("score",),
     ),
     "objectives": Axis(

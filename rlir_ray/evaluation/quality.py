@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rlir_ray.data.files import Json
+from rlir_ray.rewards.frame_figures import FRAME_FIGURES
 
 # The PSNR of two equal frames is infinite.
 MAX_PSNR = 100.0
@@ -67,16 +68,9 @@ def clip_quality(frames: Tensor, num_frames: int, real: Tensor | None = None) ->
         num_frames: F; of the context only the last frame counts, for the motion of the first generated frame.
         real: the recorded clips, of the same shape; None: leave PSNR and SSIM out.
     """
-    generated = frames[:, -num_frames:].float()
-    before = frames[:, -num_frames - 1 : -1].float()
-    gray = generated.mean(-1)  # [B, F, H, W]
-    figures = {
-        "brightness": _mean(generated),
-        "sharpness": (_mean(gray.diff(dim=-1).abs()) + _mean(gray.diff(dim=-2).abs())) / 2,
-        "motion": _mean((generated - before).abs()),
-    }
+    figures = {name: figure(frames, num_frames).mean(1) for name, figure in FRAME_FIGURES.items()}
     if real is not None:
-        figures |= _against(generated, real[:, -num_frames:].float())
+        figures |= _against(frames[:, -num_frames:].float(), real[:, -num_frames:].float())
     return Quality(**{figure: values.double().numpy() for figure, values in figures.items()})
 
 

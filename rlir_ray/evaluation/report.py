@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -171,7 +172,9 @@ def _read_json(path: Path) -> Json:
 def _charts(steps: Sequence[dict[str, float]]) -> list[Json]:
     measured = {key for step in steps for key, value in step.items() if math.isfinite(value)}
     charts = []
-    for title, keys, zero in CHARTS:
+    terms = sorted(key for key in measured if re.fullmatch(r"term/\w+", key) and f"{key}_std" in measured)
+    by_term = [(f"Term {key.removeprefix('term/')}", {"reward": key}, False) for key in terms if len(terms) > 1]
+    for title, keys, zero in (*CHARTS[:1], *by_term, *CHARTS[1:]):
         series = {label: [step.get(key, math.nan) for step in steps] for label, key in keys.items() if key in measured}
         if series and len(steps) > 1:
             charts.append(line_chart(title, [step["step"] for step in steps], series, zero=zero))

@@ -61,7 +61,7 @@ def documented():
     """Names of the page, those of the evaluation apart."""
     table = text_of(METRICS).partition("## Evaluation")[0]
     cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
-    names = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+    names = [name.replace("LABEL", "inverse") for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
     assert len(names) == len(set(names)) > 40
     axes = [name.replace("AXIS", kind) for name in names if "AXIS" in name for kind in AXIS_MATCHES]
     return {name for name in names if "AXIS" not in name} | set(axes)

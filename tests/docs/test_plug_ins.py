@@ -24,8 +24,8 @@ def text_of(guide: str) -> str:
 @pytest.mark.parametrize("guide", GUIDES)
 def test_guide_includes_its_example_and_names_its_member_and_entry_point(guide: str) -> None:
     text = text_of(guide)
-    (path,) = re.findall(r'--8<-- "(.*?)"', text)
-    assert (ROOT / path).is_file()
+    path, *others = re.findall(r'--8<-- "(.*?)"', text)
+    assert all((ROOT / each).is_file() for each in (path, *others))
     (group,), (module, name) = re.findall(r'entry-points\."(.*?)"', text), re.findall(r'= "(my_\w+):(\w+)"', text)[0]
     assert group == AXES[GUIDES[guide]].group
     assert module == f"my_{Path(path).stem}"
@@ -40,8 +40,12 @@ def test_command_of_the_guide_is_taken(guide: str) -> None:
     reject_unread(load_config(recipe, overrides), overrides)
 
 
-def test_recipe_of_the_reward_guide_is_taken(tmp_path: Path) -> None:
-    (recipe,) = re.findall(r"```yaml\n(.*?)```", text_of("reward"), re.DOTALL)
-    (tmp_path / "own.yaml").write_text(recipe, encoding="utf-8")
-    config = load_config(str(tmp_path / "own.yaml"))
-    assert config.reward.args == {"target": 0.6} and not config.models.reward_idm
+@pytest.mark.parametrize("page", ["plug-ins/reward", "guides/rewards"])
+def test_recipes_of_the_pages_on_rewards_are_taken(page: str, tmp_path: Path) -> None:
+    recipes = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(recipes) >= 2
+    for number, recipe in enumerate(recipes):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(recipe, encoding="utf-8")
+        reward = load_config(str(path)).reward
+        assert reward.terms or reward.args == {"target": 0.6} or len(reward.schedule) == 2

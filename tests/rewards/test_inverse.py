@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from rlir_ray.rewards.combined import CombinedReward
 
 from rlir_ray.config import RewardConfig, WorldConfig
 from rlir_ray.idm.base import Reading
+from rlir_ray.rewards.combined import CombinedReward
 from rlir_ray.spaces.space import Actions
 from rlir_ray.spaces.vpt import VPT_CAMERA, actions_from_buttons
 from rlir_ray.trajectory import EncodedClips, EncodedVideo, RewardScores
