@@ -21,7 +21,7 @@ import ray
 
 from actors.reward.external import ExternalTerm
 from rlir_ray.config import Config
-from rlir_ray.rewards.base import Reward, RewardContext
+from rlir_ray.rewards.base import Reward
 from rlir_ray.rewards.micro_batches import MicroBatches
 from rlir_ray.run.tracing import Span, span_since
 from rlir_ray.run.watchdog import bounded, show_stack_on_signal
@@ -58,20 +58,10 @@ def build_reward(
     """
     import torch
 
-    from rlir_ray.families import cells_of, open_codec
-    from rlir_ray.rewards.construction import open_reward
+    from rlir_ray.run.reward import run_reward
 
     torch.set_num_threads(config.reward.num_threads)
-    context = RewardContext(
-        config=config,
-        device="cuda" if config.reward.num_gpus else "cpu",
-        class_shares=class_shares,
-        open_codec=partial(open_codec, config),
-        cells=cells_of(config),
-        real=real,
-        open_external=partial(ExternalTerm, timeout_s=config.train.wait_timeout_s),
-    )
-    return open_reward(context)
+    return run_reward(config, class_shares, real, partial(ExternalTerm, timeout_s=config.train.wait_timeout_s))
 
 
 def num_frames(video: EncodedVideo) -> int:

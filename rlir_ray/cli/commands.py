@@ -199,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.command not in ("train", "doctor", "pretrain", "assets", "eval"):
+    if rest and arguments.command not in ("train", "doctor", "pretrain", "assets", "eval", "audit"):
         parser.error(f"unknown arguments: {' '.join(rest)}")
     if getattr(arguments, "keys", False):
         from rlir_ray.config.reference import keys_help

@@ -153,8 +153,34 @@ def _new(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _audit(arguments: argparse.Namespace, rest: list[str]) -> None:
+    has_data = bool(arguments.data and arguments.idm)
+    if bool(arguments.recipe) == has_data:
+        found = "both" if has_data else "neither"
+        raise ValueError(f"audit needs --recipe, or --data and --idm, got {found}; give one of them")
+    if arguments.recipe:
+        _audit_recipe(arguments, [*arguments.overrides, *rest])
+    else:
+        _audit_models(arguments)
+
+
+def _audit_recipe(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    from rlir_ray.config.load import load_config
+    from rlir_ray.config.unread_keys import reject_unread
+    from rlir_ray.evaluation.audit import audit_recipe, audit_text, write_audit
+
+    config = load_config(arguments.recipe, overrides)
+    reject_unread(config, overrides)
+    audit = audit_recipe(config, arguments.num_clips, lambda line: print(line, file=sys.stderr))
+    print("\n".join(audit_text(audit)))
+    if arguments.out is not None:
+        print(write_audit(audit, arguments.out, config.recipe))
+    if audit.faults:
+        sys.exit(1)
+
+
+def _audit_models(arguments: argparse.Namespace) -> None:
     from rlir_ray.config import DataConfig
-    from rlir_ray.rewards.audit import AuditRequest, audit, audit_lines
+    from rlir_ray.rewards.idm_audit import AuditRequest, audit, audit_lines
     from rlir_ray.run.environment import python_command
 
     audits = audit(

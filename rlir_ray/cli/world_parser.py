@@ -101,23 +101,26 @@ def _add_collect(commands: Commands) -> None:
 def _add_audit(commands: Commands) -> None:
     audit = commands.add_parser(
         "audit",
-        help="check inverse dynamics models on real clips before a run trusts them",
+        help="check a reward, or inverse dynamics models, on real and corrupted clips before a run trusts them",
         formatter_class=WIDE,
-        description="Reads held-out clips, the same clips spoilt (still, shuffled, backwards, other actions), and the\n"
-        "actions moved by a frame. A model that reads spoilt clips as well as real ones is no reward.\n"
-        "Exit code 1 if a model fails.",
-        epilog="example:\n"
+        description="With --recipe: scores real clips and corrupted ones (still, blurred, darkened, shuffled,\n"
+        "backwards, another clip's, noise) under each term of the reward and for each field, and says\n"
+        "whether a policy could fool the reward. Overrides KEY=VALUE follow the options.\n"
+        "With --data and --idm: checks inverse dynamics models on recordings, and whether the actions\n"
+        "fit their frames.\n"
+        "Exit code 0: passed; 1: failed; 2: bad input.",
+        epilog="examples:\n"
+        "  python -m rlir_ray audit --recipe doom_tiny_ar --out audits/doom\n"
         "  python -m rlir_ray audit --data data/car --idm work/car/reward_idm --idm work/car/judge_idm",
     )
-    audit.add_argument(
-        "--data", required=True, metavar="PATH", help="recordings, or a folder with train/ and validation/"
-    )
-    audit.add_argument(
-        "--idm", action="append", required=True, metavar="DIR", help="inverse dynamics model; repeatable"
-    )
-    audit.add_argument("--groups", default="", metavar="A,B,...", help="fields to compare (default: all)")
+    audit.add_argument("--recipe", default="", help="recipe whose reward is checked: a shipped name or a YAML file")
+    audit.add_argument("--out", type=Path, metavar="DIR", help="with --recipe: folder for audit.json and audit.html")
+    audit.add_argument("--data", default="", metavar="PATH", help="recordings, or a folder with train/ and validation/")
+    audit.add_argument("--idm", action="append", default=[], metavar="DIR", help="inverse dynamics model; repeatable")
+    audit.add_argument("--groups", default="", metavar="A,B,...", help="with --data: fields to compare (default: all)")
     audit.add_argument("--num-clips", type=int, default=256, help="number of clips (default 256)")
-    audit.add_argument("--num-frames", type=int, default=9, help="frames of a clip (default 9)")
+    audit.add_argument("--num-frames", type=int, default=9, help="with --data: frames of a clip (default 9)")
+    audit.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted overrides of the recipe")
     add_reading(audit)
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from rlir_ray.idm.base import InverseDynamics
 from rlir_ray.rewards.classification import known_mean
+from rlir_ray.rewards.corruptions import corrupted_clips
 from rlir_ray.rewards.field_scores import FieldValues, commanded_values, field_scores, read_clips, score_words
 from rlir_ray.spaces.fields import ActionField
 from rlir_ray.spaces.layouts import check_space
@@ -123,23 +123,16 @@ def gate(
 
     Returns:
         Kind of clip -> score, NaN if no field is in use; `check_gate` takes this result. Kinds: ``exact`` (real clips),
-        ``static`` (the first frame repeated), ``blurred`` (by a box of 5 pixels), ``shuffled`` (all frames but the
-        first in random order), ``reversed``, ``wrong_action`` (the next clip's actions).
+        ``static``, ``blurred``, ``shuffled``, ``reversed`` (see `corrupted_clips`), ``wrong_action`` (the next clip's
+        actions).
 
     Raises:
         ValueError: the model recovers actions of another space.
     """
     fields = _shared_fields(idm, actions, names, "the real clips")
     commanded = commanded_values(actions, names)
-    order = np.argsort(np.random.default_rng(seed).random((len(frames), frames.shape[1] - 1)), axis=1) + 1
-    shuffled = np.concatenate([np.zeros((len(frames), 1), np.int64), order], 1)
-    variants = {
-        "exact": frames,
-        "static": np.repeat(frames[:, :1], frames.shape[1], axis=1),
-        "blurred": box_blur(frames, 5),
-        "shuffled": frames[np.arange(len(frames))[:, None], shuffled],
-        "reversed": frames[:, ::-1],
-    }
+    corrupted = corrupted_clips(frames, 1, seed)
+    variants = {"exact": frames, **{kind: corrupted[kind] for kind in ("static", "blurred", "shuffled", "reversed")}}
 
     def score(recovered: FieldValues, wanted: FieldValues) -> float:
         return float(known_mean(field_scores(recovered, wanted, fields)))
@@ -171,13 +164,6 @@ def check_gate(scores: Mapping[str, float], name: str, margin: float = GATE_MARG
             f"{name} must read real clips better than corrupted ones by {margin} (macro-F1; R² of graded axes), got "
             f"real {scores['exact']:.2f} and {', '.join(close)}; train it longer or give another"
         )
-
-
-def box_blur(frames: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
-    """Replace each pixel by the average of `size` x `size` pixels (odd), uint8 [P, K, H, W, 3] to the same shape."""
-    images = torch.from_numpy(np.ascontiguousarray(frames)).flatten(0, 1).permute(0, 3, 1, 2).float()
-    blurred = torch.nn.functional.avg_pool2d(images, size, stride=1, padding=size // 2, count_include_pad=False)
-    return blurred.round().to(torch.uint8).permute(0, 2, 3, 1).reshape(frames.shape).numpy()
 
 
 def _shared_fields(

@@ -35,6 +35,10 @@ class FieldValues:
         """Return some frames of all clips."""
         return FieldValues(self.classes[:, span], self.values[:, span])
 
+    def clips(self, rows: npt.NDArray[np.int64]) -> FieldValues:
+        """Return some clips."""
+        return FieldValues(self.classes[rows], self.values[rows])
+
     @classmethod
     def joined(cls, parts: Sequence[FieldValues]) -> FieldValues:
         """Return the clips of all parts, one part after another."""

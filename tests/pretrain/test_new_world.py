@@ -14,7 +14,7 @@ from rlir_ray.data.recordings import open_recordings, split_paths
 from rlir_ray.pretrain.command import COMMANDS, _parser
 from rlir_ray.pretrain.new_world import NewWorld, _commands, _read_facts, write_world
 from rlir_ray.spaces.space import read_space
-from tests.rewards.test_audit import SPACE, record
+from tests.rewards.test_idm_audit import SPACE, record
 
 
 @pytest.fixture

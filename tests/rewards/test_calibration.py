@@ -106,7 +106,7 @@ def test_a_judge_that_ignores_the_frames_fails_the_gate() -> None:
 
 
 def test_blurred_keeps_shape_and_mean() -> None:
-    from rlir_ray.rewards.calibration import box_blur
+    from rlir_ray.rewards.corruptions import box_blur
 
     frames = np.full((1, 2, 6, 8, 3), 77, np.uint8)
     np.testing.assert_array_equal(box_blur(frames, 5), frames)

@@ -11,8 +11,8 @@ import torch
 from rlir_ray.cli.commands import main
 from rlir_ray.data.lerobot.writer import LerobotWriter
 from rlir_ray.idm.keypoint_idm import KeypointInverseDynamics
-from rlir_ray.rewards import audit as audits
-from rlir_ray.rewards.audit import AuditRequest, audit, audit_lines
+from rlir_ray.rewards import idm_audit as audits
+from rlir_ray.rewards.idm_audit import AuditRequest, audit, audit_lines
 from rlir_ray.spaces.fields import Axis, Uniform
 from rlir_ray.spaces.space import Actions, ActionSpace
 
