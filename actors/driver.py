@@ -76,16 +76,19 @@ class Driver:
                 in_flight.drain()
                 raise
             self._evaluate_if_due(self.state.step)
+            if self.session.watch.stopped_by and self.checkpoints.saved_step != self.state.step:
+                self.checkpoints.save(self.state, self._learner(), collector.ready())
             if not len(in_flight):
                 # Restart the clock: a checkpoint or an evaluation must not count as time of the next step.
                 self._count_time()
             if self.session.stop.is_set():
                 raise Stopped
         limits = " and ".join(self.state.limits(self.config.train))
-        self.session.progress(f"trained {self.state.step} steps: {limits} is reached")
+        cause = f"{limits} is reached" if limits else f"alarm {self.session.watch.stopped_by}"
+        self.session.progress(f"trained {self.state.step} steps: {cause}")
 
     def _is_complete(self) -> bool:
-        return self.state.is_complete(self.config.train)
+        return bool(self.session.watch.stopped_by) or self.state.is_complete(self.config.train)
 
     def _step(self, collector: Collector, in_flight: InFlightSteps) -> None:
         """Collect and submit the groups of a step; return when the learner has enough queued work."""
@@ -123,9 +126,10 @@ class Driver:
         metrics = self.collector.metrics(step.groups, report.version - 1, step.wait)
         metrics |= {"step": self.state.step, "policy_version": report.version, **report.metrics}
         metrics |= {"time/wait_s": step.wait.seconds, "time/learn_s": report.span.seconds, "time/step_s": seconds}
-        metrics |= self.session.overlap(metrics, report)
+        metrics |= self.session.overlap(metrics, report) | self.session.watch.metrics
         self.state.metrics.append(metrics)
         self.log(metrics)
+        self.session.watch.after_step(self.state.metrics)
         self.skipped.add(self.state.step, report.skipped)
 
     def _count_time(self) -> float:
@@ -138,7 +142,7 @@ class Driver:
     def _evaluate_if_due(self, step: int) -> None:
         every = self.config.evaluation.every
         if every and step % every == 0 and step < self.config.train.num_steps:
-            self.session.evaluate(f"step {step}", self.config.evaluation.temperatures[0])
+            self.session.evaluate_interim(step)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Checkpoints

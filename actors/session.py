@@ -20,6 +20,7 @@ from actors.cluster.waiting import Value, wait_all
 from actors.control.commands import Control
 from actors.control.scaling import Scaling
 from actors.evaluation.client import EvaluationClient
+from actors.evaluation.watch import Watch
 from actors.learner.command_queue import StepReport
 from actors.learner.group import LearnerGroup
 from actors.reward.pool import RewardPool
@@ -82,6 +83,7 @@ class Session:
         self.learner: LearnerGroup | None = None
         self.scaling: Scaling | None = None
         """The scaling of the pools; None: the run does not train."""
+        self.watch = Watch(run.config.evaluation, progress)
         self._parts = contextlib.ExitStack()
 
     def start(self, state: RunState, *, calibrate: bool, evaluate: bool) -> None:
@@ -207,7 +209,14 @@ class Session:
     @functools.cached_property
     def evaluation(self) -> EvaluationClient:
         """Return the client of the evaluation actor; the first use starts the actor."""
-        client = EvaluationClient(self.config, self.folder.path, self.prompts, self.progress, self.stop)
+        client = EvaluationClient(
+            self.config,
+            self.folder.path,
+            self.prompts,
+            self.progress,
+            self.stop,
+            audits_reward=self.builders.make_reward is None,
+        )
         self._parts.callback(client.stop)
         return client
 
@@ -216,6 +225,10 @@ class Session:
         # The published weights are not the base after a resume: the evaluation actor loads the base itself.
         latest = None if name == BASE else self.latest()
         return self.evaluation.judge(name, temperature, latest, keep_clips=keep_clips)
+
+    def evaluate_interim(self, step: int) -> None:
+        """Judge the weights of a step on a few prompts, and raise the alarms that follow."""
+        self.watch.after_evaluation(*self.evaluation.judge_interim(step, self.latest()))
 
     def latest(self) -> StepReport:
         """Return the report whose weights were published last."""

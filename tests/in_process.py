@@ -22,6 +22,7 @@ import ray
 from actors.checkpointing import Checkpoints, RunState
 from actors.cluster.waiting import Stopped
 from actors.driver import Driver
+from actors.evaluation.watch import Watch
 from actors.learner.command_queue import StepReport
 from actors.reward.replica import RewardReplica, ScoreReport
 from actors.rollout.actor import RolloutActor
@@ -30,6 +31,7 @@ from benchmarks.stages import SleepLearner, SleepSampler, random_prompts
 from rlir_ray.algorithm.advantages import GroupAdvantages
 from rlir_ray.config import Config
 from rlir_ray.config.load import load_config
+from rlir_ray.evaluation.alarms import Sign
 from rlir_ray.learner.step import StepBatch, trained_decisions
 from rlir_ray.rewards.base import Reward
 from rlir_ray.run.checkpoint import LEARNER, Files, describe_files, save_arrays
@@ -121,6 +123,9 @@ class InProcessSession:
         self.prompts = random_prompts(config, "train").prompts
         self.prompt_ids = [prompt.prompt_id for prompt in self.prompts]
         self.sync = SimpleNamespace(publish=self._publish)
+        self.watch = Watch(config.evaluation, progress)
+        self.signs: dict[int, dict[str, Sign]] = {}
+        """Step -> signs of its evaluation."""
 
     def _publish(self, report: StepReport, sender: None) -> None:
         self.rollout.load_weights(self.learner.learner.weights(), report.version, report.checksum)
@@ -142,6 +147,9 @@ class InProcessSession:
     def overlap(self, metrics: dict[str, float], report: StepReport) -> dict[str, float]:
         return {}
 
+    def evaluate_interim(self, step: int) -> None:
+        self.watch.after_evaluation({"judge/accuracy": step / 10}, self.signs.get(step, {}))
+
     def activity(self) -> str:
         return ""
 
@@ -159,10 +167,12 @@ def run_in_process(
     learn_s: float = 0.005,
     progress: Callable[[str], None] = lambda line: None,
     log: Callable[[InProcessSession, dict[str, float]], None] = lambda session, metrics: None,
+    signs: dict[int, dict[str, Sign]] | None = None,
 ) -> RunState:
     """Train to the limits of `train`, or until `log` sets `session.stop`; save, and return how far the run has come."""
     learner = InProcessLearner(SleepLearner(learn_s))
     session = InProcessSession(config, make_reward, learner, sample_s, progress)
+    session.signs = signs or {}
     checkpoints = Checkpoints(folder, config.checkpoint, progress)
     driver = Driver(session, checkpoints, RunState(), functools.partial(log, session))  # type: ignore[arg-type]
     try:

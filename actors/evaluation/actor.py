@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +13,25 @@ import torch
 
 from actors.cluster.files import send_folder
 from actors.cluster.placement import node_id
+from actors.reward.external import ExternalTerm
 from rlir_ray.config import Config
 from rlir_ray.data.digests import used_models
 from rlir_ray.data.files import write_json
 from rlir_ray.data.prompts import PromptSet
+from rlir_ray.evaluation.alarms import Sign, signs
+from rlir_ray.evaluation.audit import audit_on, reward_on, write_audit
 from rlir_ray.evaluation.evaluate import evaluate_policy, evaluate_real
-from rlir_ray.evaluation.results import record_ceiling, record_evaluation
+from rlir_ray.evaluation.results import BASE, REAL, Results, record_ceiling, record_evaluation
 from rlir_ray.families import family_of, open_codec, open_policy
 from rlir_ray.idm.base import InverseDynamics, load_inverse_dynamics
 from rlir_ray.rewards.calibration import audit_model
+from rlir_ray.rewards.combined import CombinedReward
 
 CALIBRATION_FILE = "calibration.json"
 # All runs use the same seed, so that their results are comparable.
 EVALUATION_SEED = 20_250_928
+# Clips of each kind in the audit before a run; the command `audit` takes more.
+NUM_AUDITED = 48
 
 
 class EvaluationActor:
@@ -35,10 +42,14 @@ class EvaluationActor:
         run_dir: folder for evaluation.json, calibration.json and the videos.
         num_threads: number of torch threads.
         home: id of the node of `run_dir`; empty: this node.
+        audits_reward: whether the run trains with the configured reward, which `calibrate` audits.
     """
 
-    def __init__(self, config: Config, run_dir: Path, num_threads: int, home: str = "") -> None:
+    def __init__(
+        self, config: Config, run_dir: Path, num_threads: int, home: str = "", *, audits_reward: bool = True
+    ) -> None:
         torch.set_num_threads(num_threads)
+        self.audits_reward = audits_reward
         self.config, self.run_dir, self.target = config, run_dir, run_dir
         self.home = home if home and home != node_id() else ""
         if self.home:
@@ -63,16 +74,17 @@ class EvaluationActor:
             train_set: training prompts, for the check that actions and frames are aligned.
 
         Returns:
-            One line for each model that failed, with reward.audit=warn.
+            One line for each model that failed, with reward.audit=warn, and each fault of the reward.
 
         Raises:
-            ValueError: actions and frames are not aligned, or a model reads corrupted clips as well as real clips.
+            ValueError: actions and frames are not aligned, a model reads corrupted clips as well as real clips, or a
+                policy could fool the reward.
         """
         clips = {
             "the training recordings": (train_set.frames, train_set.recorded),
             "the held-out recordings": (prompt_set.frames, prompt_set.recorded),
         }
-        found, faults = {}, []
+        found, faults = {}, self._audit_reward(train_set)
         for name, idm in self.idms.items():
             audit = audit_model(idm, f"models.{name}_idm", clips, self.config.world.groups)
             if audit.fault and self.config.reward.audit == "refuse":
@@ -82,6 +94,22 @@ class EvaluationActor:
         write_json(self.run_dir / CALIBRATION_FILE, found)
         self._send()
         return faults
+
+    def _audit_reward(self, train_set: PromptSet) -> list[str]:
+        """Audit the configured reward in short; return its faults, or raise the first of them.
+
+        A whole reward of the user's own is only warned of: its goal may not be that clips obey their actions.
+        """
+        config = self.config
+        if not self.audits_reward:
+            return []
+        open_external = partial(ExternalTerm, timeout_s=config.train.wait_timeout_s / 2)
+        reward = reward_on(config, train_set, self.tokenizer, open_external)
+        audit = audit_on(config, reward, self.tokenizer, train_set[:NUM_AUDITED])
+        write_audit(audit, self.run_dir, config.recipe or "the reward")
+        if audit.faults and config.reward.audit == "refuse" and isinstance(reward, CombinedReward):
+            raise ValueError(f"{audit.faults[0]}; reward.audit=warn trains all the same")
+        return list(audit.faults)
 
     def ceiling(self, prompt_set: PromptSet) -> None:
         """Judge real clips, and real clips that the tokenizer has encoded and decoded."""
@@ -105,6 +133,7 @@ class EvaluationActor:
         name: str,
         temperature: float,
         keep_clips: bool,
+        num_prompts: int = 0,
     ) -> dict[str, float]:
         """Judge one policy at one temperature; return the figures of each inverse dynamics model for the log.
 
@@ -115,8 +144,10 @@ class EvaluationActor:
             name: name of the policy in the results.
             temperature: sampling temperature.
             keep_clips: whether the clips go into the report.
+            num_prompts: number of prompts; 0: all.
         """
         settings = self.config.evaluation
+        prompt_set = prompt_set[: num_prompts or len(prompt_set)]
         sampler = family_of(self.config).evaluation_sampler(self.config, self.policy, temperature)
         if weights is not None:
             sampler.load_weights(weights, version)
@@ -141,6 +172,14 @@ class EvaluationActor:
             for idm, following in evaluation.following.items()
             for figure in following.headline
         }
+
+    def signs(self, name: str) -> dict[str, Sign]:
+        """Compare a judged policy with the base and with real clips; empty: these were not judged."""
+        results = Results.load(self.run_dir)
+        base, now, real = results.find(BASE), results.find(name), results.ceiling.get(REAL)
+        if base is None or now is None or real is None:
+            return {}
+        return signs(base, now, real)
 
     def _send(self) -> None:
         """Copy the results into the run's folder if it is on another node."""

@@ -14,6 +14,7 @@ from actors.evaluation.actor import EvaluationActor
 from actors.learner.command_queue import StepReport
 from rlir_ray.config import Config
 from rlir_ray.data.prompts import PromptSet
+from rlir_ray.evaluation.alarms import Sign
 from rlir_ray.evaluation.results import BASE, judged_temperatures
 
 
@@ -26,10 +27,18 @@ class EvaluationClient:
         prompts: the prompt actor.
         progress: called with a line for each stage.
         stop: event that ends waits early.
+        audits_reward: whether the run trains with the configured reward.
     """
 
     def __init__(
-        self, config: Config, folder: Path, prompts: Handle, progress: Callable[[str], None], stop: threading.Event
+        self,
+        config: Config,
+        folder: Path,
+        prompts: Handle,
+        progress: Callable[[str], None],
+        stop: threading.Event,
+        *,
+        audits_reward: bool = True,
     ) -> None:
         self.config, self.folder, self.prompts, self.progress, self.stopping = config, folder, prompts, progress, stop
         home, evaluation = node_id(), config.evaluation
@@ -37,7 +46,7 @@ class EvaluationClient:
         strategy = "DEFAULT" if evaluation.num_gpus else on_node(home)
         shell = as_actor(EvaluationActor, **ray_options(evaluation, scheduling_strategy=strategy))
         # The pools are idle during an evaluation, so the actor may use every core of its node.
-        self.actor = shell.remote(config, folder, node_cpus(), home)
+        self.actor = shell.remote(config, folder, node_cpus(), home, audits_reward=audits_reward)
         self._heldout_ref: ray.ObjectRef[PromptSet] | None = None
 
     def calibrate(self) -> None:
@@ -69,7 +78,13 @@ class EvaluationClient:
             self.judge(name, temperature, latest, keep_clips=temperature == temperatures[0])
 
     def judge(
-        self, name: str, temperature: float, latest: StepReport | None, *, keep_clips: bool = False
+        self,
+        name: str,
+        temperature: float,
+        latest: StepReport | None,
+        *,
+        keep_clips: bool = False,
+        num_prompts: int = 0,
     ) -> dict[str, float]:
         """Judge a policy at one temperature; return the figures for the log.
 
@@ -78,12 +93,21 @@ class EvaluationClient:
             temperature: sampling temperature.
             latest: report of the step whose weights are judged; None: the weights before training.
             keep_clips: whether the clips go into the report.
+            num_prompts: number of held-out prompts; 0: all.
         """
         weights, version = (None, 0) if latest is None else (latest.weights_refs[0], latest.version)
         ref: ray.ObjectRef[dict[str, float]] = self.actor.evaluate.remote(
-            self._heldout(), weights, version, name, temperature, keep_clips
+            self._heldout(), weights, version, name, temperature, keep_clips, num_prompts
         )
         return self._wait(ref, f"the judgement of the {name} policy")
+
+    def judge_interim(self, step: int, latest: StepReport) -> tuple[dict[str, float], dict[str, Sign]]:
+        """Judge a policy in training on a few prompts; return the figures, and the signs of a fooled reward."""
+        evaluation, name = self.config.evaluation, f"step {step}"
+        self.progress(f"judging the policy of step {step}")
+        figures = self.judge(name, evaluation.temperatures[0], latest, num_prompts=evaluation.num_interim_prompts)
+        ref: ray.ObjectRef[dict[str, Sign]] = self.actor.signs.remote(name)
+        return figures, self._wait(ref, f"the comparison of the policy of step {step}")
 
     def _heldout(self) -> ray.ObjectRef[PromptSet]:
         """Put the held-out prompts into the object store once, for all evaluations."""

@@ -61,7 +61,7 @@ def build_reward(
     from rlir_ray.run.reward import run_reward
 
     torch.set_num_threads(config.reward.num_threads)
-    return run_reward(config, class_shares, real, partial(ExternalTerm, timeout_s=config.train.wait_timeout_s))
+    return run_reward(config, class_shares, real, partial(ExternalTerm, timeout_s=config.train.wait_timeout_s / 2))
 
 
 def num_frames(video: EncodedVideo) -> int:

@@ -112,7 +112,7 @@ class RewardConfig:
     balance: Literal["none", "class"] = "none"
     """`class`: weigh each field by the inverse frequency of the commanded class; `none`: equal weights."""
     audit: Literal["refuse", "warn"] = "refuse"
-    """An inverse dynamics model that reads spoilt clips as well as real ones: `refuse` the run, or `warn`."""
+    """A reward that corrupted clips can fool, or a model that reads them as well as real ones: `refuse` or `warn`."""
     credit: Literal["clip", "frame"] = "frame"
     """`clip`: each decision gets the clip's mean reward; `frame`: the discounted rewards from its frame on."""
     discount: Annotated[float, Field(strict=True, ge=0, le=1), FLOAT] = 0.5

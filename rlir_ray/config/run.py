@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -16,6 +16,8 @@ from rlir_ray.config.section import (
     PositiveInt,
     section,
 )
+
+Alarm = Literal["judge_gap", "brightness", "sharpness", "motion", "repeated", "entropy"]
 
 
 @section("run")
@@ -52,6 +54,10 @@ class EvaluationConfig:
     """Show the context frames to the inverse dynamics models; false: only generated frames, as in MineWorld."""
     every: NonNegativeInt = 0
     """Steps between two evaluations on the held-out prompts; 0: evaluate only before and after training."""
+    num_interim_prompts: NonNegativeInt = 0
+    """Held-out prompts of an evaluation during training (evaluation.every); 0: all of them."""
+    stop_on: Annotated[tuple[Alarm, ...], LIST] = ()
+    """Alarms that end the run: judge_gap, brightness, sharpness, motion, repeated (with evaluation.every), entropy."""
     num_videos: NonNegativeInt = 6
     """Number of side-by-side videos in the report."""
     num_gpus: NonNegativeFloat = 0.0

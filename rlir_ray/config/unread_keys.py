@@ -98,6 +98,16 @@ CONDITIONS = (
     Condition(keys=("reward.axis_scale",), is_met=lambda c: "smooth" in _axes(c), needs="reward.axis=smooth"),
     Condition(keys=("reward.discount",), is_met=lambda c: c.reward.credit == "frame", needs="reward.credit=frame"),
     Condition(
+        keys=("evaluation.num_interim_prompts",),
+        is_met=lambda c: c.evaluation.every > 0,
+        needs="evaluation.every above 0",
+    ),
+    Condition(
+        keys=("evaluation.stop_on",),
+        is_met=lambda c: c.evaluation.every > 0 or set(c.evaluation.stop_on) <= {"entropy"},
+        needs="evaluation.every above 0 (only the alarm entropy works without)",
+    ),
+    Condition(
         keys=("reward.target_queue",),
         is_met=lambda c: c.reward.bounds[0] < c.reward.bounds[1],
         needs="reward.max_replicas above reward.min_replicas",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from rlir_ray.config import Config, asset_path
+from rlir_ray.config import Config, TermConfig, asset_path
 from rlir_ray.data.files import write_json, write_text
 from rlir_ray.data.prompts import NUM_ALIGNED, PromptSet, encoded_real, prepare_prompts
 from rlir_ray.families import open_codec
@@ -18,6 +18,7 @@ from rlir_ray.models.clip_codec import ClipCodec
 from rlir_ray.registry import any_declares
 from rlir_ray.rewards.base import Reward
 from rlir_ray.rewards.reward_audit import RewardAudit, audit_reward
+from rlir_ray.rewards.term import Term
 from rlir_ray.run.preflight import check_checkpoints
 from rlir_ray.run.resolved import check_reward_idm, resolve
 from rlir_ray.run.reward import run_reward
@@ -51,10 +52,15 @@ def audit_recipe(config: Config, num_clips: int, progress: Callable[[str], None]
     return audit_on(run.config, reward, codec, heldout)
 
 
-def reward_on(config: Config, train: PromptSet, codec: ClipCodec) -> Reward:
-    """Build the reward with the training prompts that it may read, [R] of them with frames."""
+def reward_on(
+    config: Config,
+    train: PromptSet,
+    codec: ClipCodec,
+    open_external: Callable[[TermConfig], Term] | None = None,
+) -> Reward:
+    """Build the configured reward with training prompts, some of them with frames."""
     shares = train.class_shares(config.world.groups) if config.reward.balance == "class" else None
-    return run_reward(config, shares, lambda: encoded_real(train.with_frames(), codec))
+    return run_reward(config, shares, lambda: encoded_real(train.with_frames(), codec), open_external)
 
 
 def audit_on(config: Config, reward: Reward, codec: ClipCodec, clips: PromptSet) -> RewardAudit:

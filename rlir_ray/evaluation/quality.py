@@ -19,6 +19,8 @@ from rlir_ray.rewards.frame_figures import FRAME_FIGURES
 
 # The PSNR of two equal frames is infinite.
 MAX_PSNR = 100.0
+# Mean change of a pixel, out of 255, below which a frame repeats the frame before.
+REPEATED = 0.5
 # Half of SSIM's window of 11 pixels.
 BORDER = 5
 
@@ -37,6 +39,8 @@ class Quality:
     """Decibels against the real clip's frames; None: the clips have other commands than the real clips."""
     ssim: npt.NDArray[np.float64] | None = None
     """Structural similarity against the real clip's frames, -1..1; None as for `psnr`."""
+    repeated: npt.NDArray[np.float64] | None = None
+    """Share of the frames that repeat the frame before; None: an evaluation of an earlier version."""
 
     def mean(self, figure: str) -> float | None:
         values = getattr(self, figure)
@@ -69,6 +73,7 @@ def clip_quality(frames: Tensor, num_frames: int, real: Tensor | None = None) ->
         real: the recorded clips, of the same shape; None: leave PSNR and SSIM out.
     """
     figures = {name: figure(frames, num_frames).mean(1) for name, figure in FRAME_FIGURES.items()}
+    figures["repeated"] = (FRAME_FIGURES["motion"](frames, num_frames) < REPEATED).float().mean(1)
     if real is not None:
         figures |= _against(frames[:, -num_frames:].float(), real[:, -num_frames:].float())
     return Quality(**{figure: values.double().numpy() for figure, values in figures.items()})

@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rlir_ray.data.files import Json, write_text
 from rlir_ray.evaluation import tables
 from rlir_ray.evaluation.keys import target_axes
-from rlir_ray.evaluation.results import BASE, POST_TRAINED, REAL, Results, compare
+from rlir_ray.evaluation.results import BASE, POST_TRAINED, REAL, Evaluation, Results, compare
 from rlir_ray.evaluation.video import FOLDER, contact_strip
 from rlir_ray.run.folder import judges_by_reward, read_metrics
 
@@ -86,7 +86,7 @@ def write_report(run_dir: Path) -> Path:
         quality=tables.quality_rows(results),
         calibration=tables.calibration_table(calibration),
         faults=[part["fault"] for part in calibration.values() if part.get("fault")],
-        charts=_charts(steps),
+        charts=[*_heldout_charts(results, len(steps)), *_charts(steps)],
         seed=config.get("seed"),
         evaluation_seeds=sorted({each.seed for each in results.evaluations}),
         states=states_text(ledger.get("counts", {})),
@@ -179,6 +179,30 @@ def _charts(steps: Sequence[dict[str, float]]) -> list[Json]:
         if series and len(steps) > 1:
             charts.append(line_chart(title, [step["step"] for step in steps], series, zero=zero))
     return charts
+
+
+def _heldout_charts(results: Results, num_steps: int) -> list[Json]:
+    """Draw what judge and reward IDM read on held-out prompts while the policy trained, if it was evaluated then."""
+    by_step = {int(each.name.split()[1]): each for each in results.evaluations if re.fullmatch(r"step \d+", each.name)}
+    if not by_step:
+        return []
+    for name, step in ((BASE, 0), (POST_TRAINED, num_steps)):
+        if (found := results.find(name)) is not None:
+            by_step[step] = found
+    judged = [by_step[step] for step in sorted(by_step)]
+    charts = []
+    for figure, title in (("accuracy", "accuracy"), ("axis_error", "axis error")):
+        series = {"judge": _figures(judged, "judge", figure), "reward IDM": _figures(judged, "reward", figure)}
+        known = {label: curve for label, curve in series.items() if any(map(math.isfinite, curve))}
+        if known:
+            charts.append(line_chart(f"Held-out prompts: {title}", sorted(by_step), known, zero=figure != "accuracy"))
+    return charts
+
+
+def _figures(evaluations: Sequence[Evaluation], idm: str, figure: str) -> list[float]:
+    """Return a headline figure of each evaluation; NaN if the model did not read the clips or has no such figure."""
+    parts = [each.following.get(idm) for each in evaluations]
+    return [float(getattr(part, figure)) if part and figure in part.headline else math.nan for part in parts]
 
 
 def line_chart(

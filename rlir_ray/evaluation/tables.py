@@ -26,7 +26,7 @@ FIELD_FIGURES = {
     "r2": "R²",
     "within": "within a bin",
 }
-QUALITY_DIGITS = {"psnr": 2, "ssim": 3, "brightness": 1, "sharpness": 2, "motion": 2}
+QUALITY_DIGITS = {"psnr": 2, "ssim": 3, "brightness": 1, "sharpness": 2, "motion": 2, "repeated": 3}
 
 
 def headline_figures(results: Results) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from actors.reward.replica import build_reward
 from actors.rollout.actor import build_sampler
 from benchmarks.stages import CODES
 from rlir_ray.algorithm.ledger import Ledger
+from rlir_ray.evaluation.alarms import Sign
 from rlir_ray.families import make_objective, open_policy
 from rlir_ray.learner.step import Learner
 from rlir_ray.learner.torch_engine import TorchEngine
@@ -205,6 +206,22 @@ def test_overlapped_steps_stay_within_max_staleness_and_a_stop_saves_what_there_
     assert state.ledger.in_flight
     state.ledger.fail_in_flight("the run ended")
     state.ledger.check()
+
+
+def test_an_alarm_that_shall_end_the_run_ends_it_after_its_step_and_saves(ray_cluster, tmp_path):
+    lines, brightness = [], Sign(3.0, 0.1, True, "brightness is 9")
+    config = stage_config(
+        tmp_path, "train.max_staleness=1", "train.num_steps=50", "evaluation.every=2", "evaluation.stop_on=[brightness]"
+    )
+    state = run_in_process(
+        config, tmp_path, partial(TokenReward, CODES), progress=lines.append, signs={4: {"brightness": brightness}}
+    )
+    assert state.step == 4 and lines[-3:][0].startswith("alarm brightness: brightness is 9; the run ends")
+    assert lines[-1] == "trained 4 steps: alarm brightness" and (tmp_path / "policy").is_dir()
+    # Steps log the figures of the latest evaluation.
+    assert [step.get("heldout/judge/accuracy") for step in state.metrics] == [None, None, 0.2, 0.2]
+    point = newest(tmp_path, pytest.fail)
+    assert point is not None and point.step == 4
 
 
 def test_a_plan_that_does_not_fit_is_refused_before_any_pool_starts(ray_cluster, make_config):

@@ -79,7 +79,7 @@ def test_changes_are_paired() -> None:
     changes = quality_changes(before, after)
     # Clips differ by 100 from each other, but each by 3 from itself.
     assert changes["brightness"].mean == pytest.approx(3) and changes["brightness"].se == pytest.approx(0)
-    assert set(changes) == {"brightness", "sharpness", "motion"}
+    assert set(changes) == {"brightness", "sharpness", "motion", "repeated"} and changes["repeated"].mean == 0
 
 
 def test_a_figure_that_was_null_in_json_is_nan_when_it_is_read_back() -> None:
