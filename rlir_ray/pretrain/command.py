@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,8 +152,9 @@ def _after_world_model(codec: str, *options: str) -> Callable[[Chosen], str]:
 
 
 def _after_preference(chosen: Chosen) -> str:
-    head = f"reward.terms.preference.args.head={chosen['out']}"
-    return f"train --recipe FILE.yaml models.reward_idm={chosen['idm']} {head}"
+    terms = f"[{{name: inverse}}, {{name: preference, weight: 0.1, args: {{head: {chosen['out']}}}}}]"
+    models = shlex.quote(f"models.reward_idm={chosen['idm']}")
+    return f"train --recipe FILE.yaml {models} {shlex.quote(f'reward.terms={terms}')}"
 
 
 _COMPRESSIVE = TrainingCommand(

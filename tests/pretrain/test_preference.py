@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from rlir_ray.config.load import load_config
 from rlir_ray.data.preference_pairs import PreferencePair, ReadPairs
 from rlir_ray.data.vpt.pairs import write_recording
 from rlir_ray.pretrain import preference
@@ -156,5 +158,10 @@ def test_an_inverse_dynamics_model_without_features_is_refused(tmp_path: Path) -
 
 
 def test_the_next_command_names_the_head_and_its_inverse_dynamics_model() -> None:
-    following = COMMANDS["preference"].following({"idm": "work/reward_idm", "out": Path("work/preference")})
-    assert "models.reward_idm=work/reward_idm" in following and "work/preference" in following
+    following = COMMANDS["preference"].following({"idm": "asset:doom/reward_idm", "out": Path("work/my head")})
+    *command, models, terms = shlex.split(following)
+    assert command == ["train", "--recipe", "FILE.yaml"]
+    config = load_config("doom_tiny_ar", [models, terms])
+    assert config.models.reward_idm == "asset:doom/reward_idm"
+    assert config.reward.names == ("inverse", "preference")
+    assert config.reward.terms[1].args == {"head": "work/my head"}
