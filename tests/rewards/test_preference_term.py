@@ -18,7 +18,7 @@ from rlir_ray.rewards.construction import open_reward
 from rlir_ray.rewards.preference import PreferenceHead, pool_frames
 from rlir_ray.rewards.preference_term import PreferenceTerm
 from rlir_ray.rewards.term import GroupClips
-from rlir_ray.testing import check_reward, sample_actions, sample_videos
+from rlir_ray.testing import check_reward, check_reward_term, sample_actions, sample_videos
 from tests.fakes import HEIGHT, WIDTH
 from tests.world import MakeConfig
 
@@ -73,7 +73,9 @@ def test_scores_are_the_heads_normalized_ones(make_config: MakeConfig, tmp_path:
     idm = Path(make_config().models.reward_idm)
     head = saved_head(tmp_path, idm)
     clips = GroupClips(frames=random_clips(8), num_context=1, actions=sample_actions(3))
-    scores = PreferenceTerm(head, load_frame_reader(idm)).score(clips)
+    term = PreferenceTerm(head, load_frame_reader(idm))
+    check_reward_term(term)
+    scores = term.score(clips)
     # Of the clips that it was normalized by: the mean 0; two dimensions of standard deviation 1.
     assert scores.shape == (8, 3) and float(scores.mean()) == pytest.approx(0, abs=1e-5)
     with torch.no_grad():
