@@ -29,6 +29,7 @@ class PreferenceTerm(Term):
 
     # The run then has models.reward_idm, and checks it before the start.
     reads_idm = True
+    paths = ("head",)
 
     def __init__(self, head: PreferenceHead, reader: FrameReader) -> None:
         self.head, self.reader = head, reader

@@ -18,6 +18,7 @@ from rlir_ray.rewards.construction import open_reward
 from rlir_ray.rewards.preference import PreferenceHead, pool_frames
 from rlir_ray.rewards.preference_term import PreferenceTerm
 from rlir_ray.rewards.term import GroupClips
+from rlir_ray.run.resolved import resolve
 from rlir_ray.testing import check_reward, check_reward_term, sample_actions, sample_videos
 from tests.fakes import HEIGHT, WIDTH
 from tests.world import MakeConfig
@@ -82,6 +83,24 @@ def test_scores_are_the_heads_normalized_ones(make_config: MakeConfig, tmp_path:
         found = head(pool_frames(load_frame_reader(idm).frame_features(clips.frames)))
     expected = ((found - found.mean(0)) / found.std(0, correction=0)).sum(-1)
     torch.testing.assert_close(scores[:, 0], expected, atol=1e-4, rtol=0)
+
+
+def test_a_relative_path_of_a_head_is_made_absolute(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    terms = "[{name: inverse}, {name: preference, args: {head: work/head}}, {name: recorded, args: {error: mse}}]"
+    reward = resolve(make_config(f"reward.terms={terms}")).config.reward
+    assert [term.args for term in reward.terms] == [{}, {"head": f"{tmp_path}/work/head"}, {"error": "mse"}]
+    alone = make_config("reward.name=preference", "reward.args.head=head")
+    assert resolve(alone).config.reward.args == {"head": f"{tmp_path}/head"}
+    # A whole reward of one's own, and a term that only another environment can import, stay as they are.
+    own = make_config("reward.name=docs.examples.reward:Brightness", "reward.args.target=0.6")
+    assert resolve(own).config.reward == own.reward
+    other = make_config(
+        "reward.terms=[{name: 'elsewhere:Scorer', args: {head: head}, runtime_env: {py_executable: x}}]"
+    )
+    assert resolve(other).config.reward == other.reward
 
 
 def test_heads_of_other_models_and_other_clips_are_refused(make_config: MakeConfig, tmp_path: Path) -> None:
