@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Characters a line of help text: what a page shows without scrolling.
 WIDTH = "96"
 # Models whose trainers have a parser of their own.
-PRETRAINED = ("tokenizer", "autoencoder", "idm", "world-model", "flow")
+PRETRAINED = ("tokenizer", "autoencoder", "idm", "world-model", "flow", "preference")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -66,6 +66,7 @@ AXES = {
             "sharpness": "rlir_ray.rewards.guards:Sharpness",
             "context": "rlir_ray.rewards.guards:Context",
             "smoothness": "rlir_ray.rewards.smoothness:SmoothnessTerm",
+            "preference": "rlir_ray.rewards.preference_term:PreferenceTerm",
         },
         needs=("score",),
     ),

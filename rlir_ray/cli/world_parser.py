@@ -154,11 +154,14 @@ def _add_pretrain(commands: Commands) -> None:
         help="train base models for a world",
         add_help=False,
         formatter_class=WIDE,
-        description="Trains a frame tokenizer, an autoencoder, an inverse dynamics model or a world model.",
+        description="Trains a tokenizer, autoencoder, inverse dynamics model, world model or preference head.",
         epilog="example:\n  python -m rlir_ray pretrain idm --help",
     )
     pretrain.add_argument(
-        "model", nargs="?", choices=("tokenizer", "autoencoder", "idm", "world-model", "flow"), help="what to train"
+        "model",
+        nargs="?",
+        choices=("tokenizer", "autoencoder", "idm", "world-model", "flow", "preference"),
+        help="what to train",
     )
     # `pretrain MODEL --help` must reach the parser of the model.
     pretrain.add_argument("-h", "--help", action="store_true", help="this text; after a model, the model's settings")

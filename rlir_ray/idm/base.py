@@ -1,6 +1,6 @@
 """Inverse dynamics models, which recover the action that leads into each frame: protocol, readings, files, resizing.
 
-Legend: B clips, F frames, H W pixels, K classes of a field (of an axis: its bins).
+Legend: B clips, F frames, H W pixels, E features of a frame, K classes of a field (of an axis: its bins).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -51,6 +51,17 @@ class InverseDynamics(Protocol):
         Raises:
             ValueError: the space has no field of a name.
         """
+
+    def to(self, device: torch.device | str, /) -> Self:
+        """As `nn.Module.to`."""
+
+
+@runtime_checkable
+class FrameReader(Protocol):
+    """An inverse dynamics model that also gives what its heads read; `InverseDynamicsModel` is one."""
+
+    def frame_features(self, frames: Tensor) -> Tensor:
+        """Compute the features of frames uint8 [B, F, H, W, 3] of any size, float [B, F, E] on the model's device."""
 
     def to(self, device: torch.device | str, /) -> Self:
         """As `nn.Module.to`."""
@@ -137,6 +148,21 @@ def load_inverse_dynamics(path: str | Path) -> InverseDynamics:
     except ValueError as error:
         raise ValueError(f"{error}; see {path}/config.json") from error
     model: InverseDynamics = member.from_pretrained(path)
+    return model
+
+
+def load_frame_reader(path: str | Path) -> FrameReader:
+    """Open a checkpoint as `load_inverse_dynamics` does, for its features.
+
+    Raises:
+        ValueError: see `load_inverse_dynamics`, or the model's class gives no features.
+    """
+    model = load_inverse_dynamics(path)
+    if not isinstance(model, FrameReader):
+        raise ValueError(
+            f"features need an inverse dynamics model with the method frame_features, got {type(model).__name__} in "
+            f"{path}; add the method to the class, or give a model of `pretrain idm`"
+        )
     return model
 
 

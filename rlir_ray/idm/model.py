@@ -1,6 +1,6 @@
 """Base of the inverse dynamics models that `pretrain idm` trains: a network with exchangeable heads.
 
-Legend: B clips, F frames, H W pixels.
+Legend: B clips, F frames, H W pixels, E features of a frame.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class InverseDynamicsModel(nn.Module, ABC):
 
     pi_head: Heads
     size: tuple[int, int]
-    """Height and width to which `logits` resizes frames."""
+    """Height and width to which `frame_features` resizes frames."""
 
     def __init__(self, config: Json) -> None:
         super().__init__()
@@ -92,16 +92,25 @@ class InverseDynamicsModel(nn.Module, ABC):
         """
 
     @abstractmethod
-    def logits(self, frames: Tensor, max_frames: int | None = None) -> Logits:
-        """Compute the heads' log-probabilities for clips of any length.
+    def frame_features(self, frames: Tensor, max_frames: int | None = None) -> Tensor:
+        """Compute what the heads read of each frame, for clips of any length.
 
         Args:
             frames: uint8 [B, F, H, W, 3] RGB on any device; frames of another size than `size` are resized.
             max_frames: frames that pass through the convolutions at once, which bounds the memory; None: by device.
 
         Returns:
+            float [B, F, E] on the model's device; E is the width of the network.
+        """
+
+    def logits(self, frames: Tensor, max_frames: int | None = None) -> Logits:
+        """Compute the heads' log-probabilities for clips; arguments as in `frame_features`.
+
+        Returns:
             As `pi_head`; index k belongs to the action leading INTO frame k.
         """
+        found: Logits = self.pi_head(self.frame_features(frames, max_frames))
+        return found
 
     @torch.no_grad()
     def read(self, frames: Tensor, names: Sequence[str]) -> Reading:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlir_ray.idm.base import frames_at_once, resize_frames, space_of
-from rlir_ray.idm.heads import Logits
 from rlir_ray.idm.model import InverseDynamicsModel, build_heads
 
 
@@ -48,9 +47,9 @@ class TemporalModel(InverseDynamicsModel):
     def embed_frames(self, frames: Tensor) -> Tensor:
         """Embed frames of the model's size, uint8 [B, F, H, W, 3] to [B, F, E]."""
 
-    def logits(self, frames: Tensor, max_frames: int | None = None) -> Logits:
+    def frame_features(self, frames: Tensor, max_frames: int | None = None) -> Tensor:
         images = resize_frames(frames.to(self.device), *self.size)
         at_once = max(1, (max_frames or frames_at_once(images)) // images.shape[1])
         x = torch.cat([self.embed_frames(clips) for clips in images.split(at_once)]).transpose(1, 2)  # [B, E, F]
-        found: Logits = self.pi_head(self.norm(self.temporal(x).transpose(1, 2)))
+        found: Tensor = self.norm(self.temporal(x).transpose(1, 2))
         return found

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from rlir_ray.data.files import Json
 from rlir_ray.idm.base import frames_at_once, resize_frames, space_of, with_space
-from rlir_ray.idm.heads import Logits
 from rlir_ray.idm.model import DEFAULT_SIZES, InverseDynamicsModel, NetworkSizes, build_heads, working_size
 from rlir_ray.idm.vpt_config import complete_net, small_vpt_config
 from rlir_ray.idm.vpt_heads import NUM_BINS
@@ -64,15 +63,9 @@ class VptInverseDynamics(InverseDynamicsModel):
         }
         return cls(config)
 
-    def logits(self, frames: Tensor, max_frames: int | None = None) -> Logits:
-        """Recover the actions of clips of any length; see `InverseDynamicsModel.logits`.
-
-        Returns:
-            For VPT's action space, buttons float32 [B, F, 20, 2] and camera [B, F, 2, 11], normalized to
-            log-probabilities as published.
-        """
+    def frame_features(self, frames: Tensor, max_frames: int | None = None) -> Tensor:
         images = resize_frames(frames.to(self.device), *self.size)
-        found: Logits = self.pi_head(self.net(images, max_frames or frames_at_once(images)))
+        found: Tensor = self.net(images, max_frames or frames_at_once(images))
         return found
 
     @classmethod

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from rlir_ray.pretrain.settings import (
     CompressiveTokenizerTraining,
     FlowTraining,
     InverseDynamicsTraining,
+    PreferenceTraining,
     TokenizerTraining,
     WorldModelTraining,
 )
@@ -40,13 +42,14 @@ class TrainingCommand:
 
     Args:
         settings: a dataclass; `run_command` in the module of the model takes an instance.
-        data, out: help texts of the two folders.
+        data, out: help texts of the input and of the folder of the result.
         description, example: texts of --help.
         following: returns the command that usually follows, after `python -m rlir_ray`, from the arguments.
         add_options: adds the options that only this model has.
         threads: default number of torch threads; None: `settings` has the number.
         module: module of `rlir_ray.pretrain` with `run_command`; empty: that of the model's name.
         forms: values of --form that have settings of their own -> their command.
+        source: name of the input's option.
     """
 
     settings: type[DataclassInstance]
@@ -59,6 +62,7 @@ class TrainingCommand:
     threads: int | None = None
     module: str = ""
     forms: Mapping[str, TrainingCommand] = field(default_factory=dict)
+    source: str = "data"
 
 
 def main(model: str, argv: Sequence[str] | None = None) -> None:
@@ -86,7 +90,7 @@ def _of_form(command: TrainingCommand, argv: Sequence[str] | None) -> TrainingCo
 
 def _parser(model: str, command: TrainingCommand) -> argparse.ArgumentParser:
     parser = build_parser(f"pretrain {model}", command.description, command.example)
-    parser.add_argument("--data", type=Path, required=True, help=command.data)
+    parser.add_argument(f"--{command.source}", type=Path, required=True, help=command.data)
     parser.add_argument("--out", type=Path, required=True, help=f"folder that receives the {command.out}")
     command.add_options(parser)
     if command.threads:
@@ -145,6 +149,12 @@ def _after_world_model(codec: str, *options: str) -> Callable[[Chosen], str]:
         return " ".join(["train --recipe FILE.yaml", *options, *(f"models.{key}={at}" for key, at in models.items())])
 
     return following
+
+
+def _after_preference(chosen: Chosen) -> str:
+    terms = f"[{{name: inverse}}, {{name: preference, weight: 0.1, args: {{head: {chosen['out']}}}}}]"
+    models = shlex.quote(f"models.reward_idm={chosen['idm']}")
+    return f"train --recipe FILE.yaml {models} {shlex.quote(f'reward.terms={terms}')}"
 
 
 _COMPRESSIVE = TrainingCommand(
@@ -207,5 +217,16 @@ COMMANDS = {
         "--data work/assets/latents --out runs/flow --minutes 60",
         _after_world_model("autoencoder", "policy.family=flow"),
         threads=2,
+    ),
+    "preference": TrainingCommand(
+        PreferenceTraining,
+        'file of pairs, one JSON object a line: {"first": "a.mp4", "second": "b.mp4", "label": 1, -1 or 0}',
+        "preference head",
+        "Trains a preference head, which scores clips, on pairs of clips that people compared; resumes a stopped "
+        "training.",
+        "--pairs pairs.jsonl --idm runs/reward_idm --out runs/preference",
+        _after_preference,
+        threads=1,
+        source="pairs",
     ),
 }

@@ -323,3 +323,36 @@ class FlowTraining:
                 f"history_noise must be 0 with form oasis, which reads earlier frames without noise, got "
                 f"{self.history_noise:g}; give --history-noise 0"
             )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreferenceTraining:
+    """Settings of a preference head's training."""
+
+    idm: str = ""
+    """Folder of the inverse dynamics model whose features are read; a run needs the same as models.reward_idm."""
+    validation_share: float = 0.2
+    """Share of the pairs that are held out."""
+    batch_pairs: int = 64
+    """Pairs in one step."""
+    minutes: float = 0.0
+    """Wall-clock length of the training; the schedule then follows the clock, not num_steps."""
+    num_steps: int = 500
+    """Optimizer steps; used if minutes is 0."""
+    learning_rate: float = 1e-2
+    """Highest learning rate; it rises for 2 % of the training and falls to a twentieth along a cosine."""
+    weight_decay: float = 3.0
+    """Weight decay of AdamW; high, because there are often fewer pairs than features."""
+    seed: int = 0
+    """Seed of the held-out pairs and of the order of the others."""
+    device: str = ""
+    """Torch device; empty: a GPU if there is one, else the CPU."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if not self.idm:
+            raise ValueError("--idm must be the folder of an inverse dynamics model, got none; train one: pretrain idm")
+        if not 0 < self.validation_share < 1:
+            raise ValueError(
+                f"--validation-share must lie between 0 and 1, got {self.validation_share:g}; use for example 0.2"
+            )

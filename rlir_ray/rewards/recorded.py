@@ -44,6 +44,7 @@ class RecordedTerm(Term):
     """
 
     reads_recorded = True
+    paths = ("lpips",)
 
     def __init__(
         self,

@@ -73,6 +73,8 @@ class Term:
     """Whether `score` needs `GroupClips.recorded`, the recorded future of the prompt."""
     reads_real: ClassVar[bool] = False
     """Whether `from_context` calls `RewardContext.real` for real clips."""
+    paths: ClassVar[tuple[str, ...]] = ()
+    """Names of the arguments that are paths. A run makes them absolute, because a replica may run in another folder."""
 
     def score(self, clips: GroupClips) -> npt.NDArray[np.floating] | Tensor:
         """Return a number for each generated frame of each clip, float [G, F]."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlir_ray.config import Config, require
+from rlir_ray.config import Config, RewardConfig, TermConfig, require
 from rlir_ray.data.digests import used_models
 from rlir_ray.data.prompts import heldout_bytes, reads_recorded
 from rlir_ray.data.recordings import open_recordings, split_path
@@ -173,7 +173,22 @@ def absolute_paths(config: Config) -> Config:
         prompts=dataclasses.replace(
             prompts, path=_absolute(prompts.path), heldout_path=_absolute(prompts.heldout_path)
         ),
+        reward=_with_absolute_terms(config.reward),
     )
+
+
+def _with_absolute_terms(reward: RewardConfig) -> RewardConfig:
+    """Make the paths in the terms' arguments absolute, except of terms that only another environment can import."""
+    terms = tuple(
+        term if term.runtime_env else dataclasses.replace(term, args=_absolute_args(term)) for term in reward.terms
+    )
+    return dataclasses.replace(reward, terms=terms, args={} if terms else _absolute_args(reward.all_terms[0]))
+
+
+def _absolute_args(term: TermConfig) -> dict[str, object]:
+    names = getattr(load("rewards", term.name), "paths", ())
+    given = {name: str(term.args[name]) for name in names if term.args.get(name)}
+    return {**term.args, **{name: str(Path(path).absolute()) for name, path in given.items()}}
 
 
 def _absolute(path: str) -> str:

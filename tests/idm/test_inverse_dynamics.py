@@ -10,7 +10,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.idm_throughput import straight_loop
-from rlir_ray.idm.base import axis_values, load_inverse_dynamics, one_hot_classes, resize_frames, stack_classes
+from rlir_ray.idm.base import (
+    FrameReader,
+    axis_values,
+    load_inverse_dynamics,
+    one_hot_classes,
+    resize_frames,
+    stack_classes,
+)
 from rlir_ray.idm.correlation_idm import (
     CorrelationInverseDynamics,
     correlation_config,
@@ -200,6 +207,25 @@ def test_small_models_read_frames_of_any_size(kind: type[InverseDynamicsModel], 
             assert table.shape == (2, 3, field.num_classes) and not table.requires_grad
             torch.testing.assert_close(table.sum(-1), torch.ones(2, 3))
             assert torch.equal(table.argmax(-1), reading.classes[field.name])
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [VptInverseDynamics, CorrelationInverseDynamics, KeypointInverseDynamics, DifferenceInverseDynamics],
+    ids=["vpt", "correlation", "keypoints", "difference"],
+)
+def test_every_architecture_gives_the_features_that_its_heads_read(kind: type[InverseDynamicsModel]) -> None:
+    torch.manual_seed(0)
+    model = kind.small(DRIVE, 32, 32, NetworkSizes(hidden_size=32, num_layers=1)).eval()
+    clips = random_clips(2, 5, 48, 40)
+    with torch.inference_mode():
+        features = model.frame_features(clips)
+        for name, found in model.logits(clips).items():
+            torch.testing.assert_close(model.pi_head(features)[name], found)
+        # The clips pass through the convolutions one by one.
+        torch.testing.assert_close(model.frame_features(clips, max_frames=5), features, atol=1e-5, rtol=0)
+    assert isinstance(model, FrameReader) and features.shape == (2, 5, 32)
+    assert float(features.std(1).mean()) > 1e-3 and float(features.std(2).mean()) > 1e-3
 
 
 def test_small_models_keep_the_shape_of_large_frames() -> None:

@@ -87,7 +87,7 @@ def test_help_of_the_trainers_loads_nothing_heavy(model):
         "print([m for m in ('torch', 'av', 'rich', 'accelerate') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert f"python -m rlir_ray pretrain {model} --data" in done.stdout
+    assert f"python -m rlir_ray pretrain {model} --{COMMANDS[model].source}" in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"
 
 

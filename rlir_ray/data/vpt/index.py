@@ -97,12 +97,12 @@ def list_recordings(path: Path) -> list[Path]:
     return list(source.videos.values())
 
 
-def log_skipped(lines: tuple[str, ...]) -> None:
-    """Log one line for each of the first `MAX_LOGGED` skipped recordings, and the number of the others."""
+def log_skipped(lines: tuple[str, ...], what: str = "recordings") -> None:
+    """Log one line for each of the first `MAX_LOGGED` skipped inputs, and the number of the others."""
     for line in lines[:MAX_LOGGED]:
         logger.warning("skipped: %s", line)
     if len(lines) > MAX_LOGGED:
-        logger.warning("skipped: %d more recordings", len(lines) - MAX_LOGGED)
+        logger.warning("skipped: %d more %s", len(lines) - MAX_LOGGED, what)
 
 
 def _in_folder(folder: Path) -> VptRecordings:
