@@ -79,7 +79,7 @@ class EvaluationClient:
             latest: report of the step whose weights are judged; None: the weights before training.
             keep_clips: whether the clips go into the report.
         """
-        weights, version = (None, 0) if latest is None else (latest.weights_refs[0], latest.version)
+        weights, version = (None, 0) if latest is None else (latest.judged_ref, latest.version)
         ref: ray.ObjectRef[dict[str, float]] = self.actor.evaluate.remote(
             self._heldout(), weights, version, name, temperature, keep_clips
         )

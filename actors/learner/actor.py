@@ -70,7 +70,7 @@ def run_rank(settings: dict[str, Any]) -> None:
                     learner.load_state(ArrayFile(file))
             if settings["broadcasts"] and rank == 0:
                 start_sending(queue, learner.engine.device)
-            own.report(learner.num_steps, {}, started, learner.weights())
+            own.report(learner.num_steps, {}, started, learner.weights(), average=learner.average_weights())
             while (fetched := own.next_command()) is not None:
                 _execute(fetched, learner, own)
                 # Free the groups of a command before waiting for the next one.
@@ -89,8 +89,9 @@ def _execute(fetched: FetchedCommand, learner: Learner, queue: RankQueue) -> Non
         num_decisions = int(learner.engine.reduce(own.to(learner.engine.device), maximum=False))
         batch = StepBatch(groups=groups, advantages=command.advantages, num_decisions=num_decisions)
         metrics = learner.step(batch) | {"time/learner_wait_s": fetched.wait_s}
-        # Every rank calls `weights`, which gathers them; only rank 0 reports.
-        queue.report(learner.num_steps, metrics, started, learner.weights(), skipped=learner.skipped)
+        # Every rank calls `weights` and `average_weights`, which gather them; only rank 0 reports.
+        weights, average = learner.weights(), learner.average_weights()
+        queue.report(learner.num_steps, metrics, started, weights, skipped=learner.skipped, average=average)
     elif isinstance(command, CheckpointCommand):
         files = _checkpoint(command, learner)
         queue.report(learner.num_steps, {}, started, {}, files)

@@ -95,6 +95,8 @@ class TrainConfig:
     """Clamp advantages to ± this value; 0: do not clamp. `nft` needs it."""
     best_and_worst: NonNegativeInt = 0
     """Train only this many best and as many worst clips of each group (DanceGRPO); 0: all clips."""
+    ema_decay: FractionBelowOne = 0.0
+    """Decay of a moving average of the policy, which is judged and saved in its place, not sampled from; 0: none."""
     max_failed_fraction: FractionBelowOne = 0.1
     """End the run when more than this share of a hundred groups failed; fewer failed groups are replaced."""
     max_skipped_updates: PositiveInt = 3
@@ -129,6 +131,17 @@ class TrainConfig:
             "must be > 0 with train.objective=nft, whose weights are shares of it",
             self.max_advantage,
             "use 5.0",
+        )
+        return self
+
+    @model_validator(mode="after")
+    def _check_average(self) -> Self:
+        require(
+            self.objective != "nft" or not self.ema_decay,
+            "train.ema_decay",
+            "must be 0 with train.objective=nft, whose sampling policy is a moving average already",
+            self.ema_decay,
+            "set train.nft.max_decay instead",
         )
         return self
 

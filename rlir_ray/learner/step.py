@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -27,6 +27,7 @@ from rlir_ray.algorithm.batching import MicroBatch, micro_batches
 from rlir_ray.algorithm.losses import combine, is_maximum, normalise
 from rlir_ray.algorithm.seeds import trajectory_seed
 from rlir_ray.config import LearnerConfig, TrainConfig
+from rlir_ray.learner.moving_average import MovingAverage
 from rlir_ray.learner.objectives import Columns, Objective
 from rlir_ray.learner.state import Part, State, trained_parameters
 from rlir_ray.models.adapters import save_policy
@@ -34,7 +35,7 @@ from rlir_ray.trajectory import Record, TrajectoryGroup
 from rlir_ray.transfer.weights import Weights, check_finite, weights_of
 
 # Keys of a learner's state, beside the engine's keys.
-NUM_STEPS, OBJECTIVE = "num_steps", "objective/"
+NUM_STEPS, OBJECTIVE, AVERAGE = "num_steps", "objective/", "average/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,7 @@ class Learner:
     Args:
         engine: the engine that holds the policy.
         objective: the objective of the same policy.
-        train: the learning rate and its warmup.
+        train: the learning rate and its warmup, and the decay of the moving average.
         learner: the decision budget.
     """
 
@@ -138,6 +139,11 @@ class Learner:
         self.skipped = ""
         """Why the last update was skipped, equal on every rank; empty: the update was done."""
         self._watch = GradientWatch(engine.module, engine.device)
+        self._average: MovingAverage | None = None
+        """Of the policy, on rank 0 with train.ema_decay above 0; None: policies are judged and saved as trained."""
+        if train.ema_decay:
+            with engine.gathered():
+                self._average = MovingAverage(engine.module, train.ema_decay) if engine.rank == 0 else None
 
     def step(self, batch: StepBatch) -> dict[str, float]:
         """Do one update; all ranks skip it if a loss, a metric or a gradient is not finite on any rank.
@@ -167,6 +173,7 @@ class Learner:
         self.skipped = "" if math.isfinite(grad_norm) else self._cause(bad_group)
         if not self.skipped:
             self.objective.end_step(self.num_steps, self.engine.gathered)
+            self._update_average()
         totals = {name: self.engine.reduce(value, is_maximum(name)) for name, value in combine(parts).items()}
         metrics = normalise(totals, batch.num_decisions) | {"grad_norm": grad_norm, "learning_rate": rate}
         metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
@@ -185,6 +192,12 @@ class Learner:
             return f"loss or log-probabilities of group {first:.0f} or its micro-batch are not finite"
         return f"gradient of {bad_gradient} is not finite" if bad_gradient else "the gradient's norm is not finite"
 
+    def _update_average(self) -> None:
+        if self.train.ema_decay:
+            with self.engine.gathered():
+                if self._average is not None:
+                    self._average.update(self.num_steps)
+
     def weights(self) -> Weights:
         """Gather the weights for the samplers; every rank calls, rank 0 gets the weights, other ranks an empty dict.
 
@@ -196,6 +209,24 @@ class Learner:
         check_finite(weights, "weights to be published")
         return weights
 
+    def average_weights(self) -> Weights:
+        """Gather the weights to be judged: those of the moving average, in the form of `weights`.
+
+        Every rank calls, rank 0 gets the weights, other ranks an empty dict; so does rank 0 without an average.
+
+        Raises:
+            ValueError: a weight is not finite.
+        """
+        if not self.train.ema_decay:
+            return {}
+        with self.engine.gathered():
+            if self._average is None:
+                return {}
+            with self._average.in_policy():
+                weights = weights_of(self.engine.module)
+        check_finite(weights, "weights to be judged")
+        return weights
+
     def state(self) -> Weights:
         """Gather the state for a checkpoint; every rank calls, rank 0 gets the state, other ranks an empty dict.
 
@@ -205,8 +236,10 @@ class Learner:
         state = self.engine.state()
         if self.engine.rank != 0:
             return {}
-        check_finite(state, "the values of a checkpoint")
         memory = {OBJECTIVE + name: value for name, value in self.objective.state().items()}
+        average = self._average.state() if self._average is not None else {}
+        state |= {AVERAGE + name: value for name, value in average.items()}
+        check_finite(state, "the values of a checkpoint")
         return state | memory | {NUM_STEPS: np.array(self.num_steps, np.int64)}
 
     def load_state(self, state: State) -> None:
@@ -217,13 +250,20 @@ class Learner:
         """
         check_finite(state, "the values of a checkpoint")
         memory = {name: state[name] for name in state if name.startswith(OBJECTIVE)}
-        own = {name for name in state if name not in memory and name != NUM_STEPS}
+        average = {name for name in state if name.startswith(AVERAGE)}
+        if average and not self.train.ema_decay:
+            raise ValueError(
+                "train.ema_decay must be that of the checkpoint, which holds a moving average, got 0; set it as then"
+            )
+        own = {name for name in state if name not in average | memory.keys() and name != NUM_STEPS}
         self.engine.load_state(Part(state, own))
         self.objective.load_state({name.removeprefix(OBJECTIVE): value for name, value in memory.items()})
+        if self._average is not None:
+            self._average.load_state({name.removeprefix(AVERAGE): state[name] for name in average})
         self.num_steps = int(state[NUM_STEPS])
 
     def save(self, folder: str | Path) -> None:
-        """Save the sampling policy with `save_pretrained`; every rank calls, rank 0 writes.
+        """Save the sampling policy, or the moving average; every rank calls, rank 0 writes with `save_pretrained`.
 
         The folder appears complete or not at all.
 
@@ -232,8 +272,11 @@ class Learner:
         """
         with self.engine.gathered():
             if self.engine.rank == 0:
-                check_finite(self.objective.sampling_policy.state_dict(), "a policy to be saved")
-                save_whole(self.objective.sampling_policy, Path(folder))
+                average = self._average
+                policy = self.objective.sampling_policy if average is None else self.engine.module
+                with nullcontext() if average is None else average.in_policy():
+                    check_finite(policy.state_dict(), "a policy to be saved")
+                    save_whole(policy, Path(folder))
 
 
 class GradientWatch:

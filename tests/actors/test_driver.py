@@ -34,13 +34,14 @@ def saved_policy(config, folder):
 
 
 def run_local(config, prompt_set=tiny_prompt_set):
-    """The same run in this process; returns its metrics and final weights."""
+    """The same run in this process; returns its metrics and the weights that it would save."""
     policy = open_policy(config)
     engine = TorchEngine(policy, config.train, config.learner)
     learner = Learner(engine, make_objective(config, policy), config.train, config.learner)
     sampler = build_sampler(config)
     prompts = prompt_set("train").prompts
-    return train_local(config, prompts, sampler, build_reward(config, None), learner), learner.weights()
+    metrics = train_local(config, prompts, sampler, build_reward(config, None), learner)
+    return metrics, learner.average_weights() or learner.weights()
 
 
 def figures(metrics):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ from actors.evaluation import actor as evaluation
 from actors.evaluation import client
 from actors.evaluation.actor import EvaluationActor
 from actors.evaluation.client import EvaluationClient
+from actors.learner.command_queue import StepReport
 from actors.rollout.prompt_actor import PromptActor
 from rlir_ray.data.prompts import PromptSet
+from rlir_ray.run.tracing import span_since
 from rlir_ray.spaces.space import Actions
 from rlir_ray.trajectory import Prompt
 from tests.rewards.test_calibration import StripeReader, _clips
@@ -43,6 +46,11 @@ def test_both_prompt_sets_must_fit_their_actions(make_config: MakeConfig, tmp_pa
         actor.calibrate(_prompt_set(0), _prompt_set(1, shift=1))
     with pytest.raises(ValueError, match=r"the held-out recordings .* a frame early"):
         actor.calibrate(_prompt_set(0, shift=-1), _prompt_set(1))
+
+
+def test_an_evaluation_judges_the_average_of_a_version_if_there_is_one() -> None:
+    report = StepReport(version=1, metrics={}, weights_refs=[1], checksum="", span=span_since(0.0))  # type: ignore[list-item]  # no Ray
+    assert report.judged_ref == 1 and replace(report, average_refs=[2]).judged_ref == 2  # type: ignore[list-item]
 
 
 def test_part_of_a_prompt_set_is_one() -> None:

@@ -89,9 +89,14 @@ def test_a_disk_without_room_for_the_run_is_refused(make_config, tmp_path, monke
         with pytest.raises(ValueError, match=r"must have \d+ bytes free, got 1000 at .*; make room") as refusal:
             check_disk(resolve(make_config(*options)), tmp_path)
         needed.append(int(re.search(r"\d+", str(refusal.value))[0]))
+    with pytest.raises(ValueError, match=r"must have \d+ bytes free") as refusal:
+        check_disk(resolve(make_config("train.ema_decay=0.9")), tmp_path)
+    averaged = int(re.search(r"\d+", str(refusal.value))[0])
     # Three more checkpoints of weights and two moments; an adapter's take next to nothing.
     num_weights = sum(weight.numel() for weight in tiny_world_model().parameters())
     assert needed[1] - needed[0] == 3 * 12 * num_weights and needed[2] < needed[0]
+    # Three checkpoints with a moving average each.
+    assert averaged - needed[0] == 3 * 4 * num_weights
 
 
 def test_the_store_is_planned_with_the_heldout_clips(make_config):

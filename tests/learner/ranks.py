@@ -32,7 +32,9 @@ from tests.fakes import tiny_prompts, tiny_world_model
 
 NUM_GROUPS, GROUP_SIZE, NUM_FRAMES, NUM_STEPS = 5, 4, 3, 2
 # A small learning rate: where a gradient is near 0, AdamW makes rounding as large as an update.
-TRAIN = TrainConfig(group_size=GROUP_SIZE, learning_rate=2e-5, warmup_steps=2, max_grad_norm=0.5, kl_coefficient=0.05)
+TRAIN = TrainConfig(
+    group_size=GROUP_SIZE, learning_rate=2e-5, warmup_steps=2, max_grad_norm=0.5, kl_coefficient=0.05, ema_decay=0.5
+)
 
 
 @functools.cache
@@ -71,10 +73,16 @@ def make(settings: dict[str, Any]) -> Learner:
 
 
 def run(settings: dict[str, Any], rank: int, num_ranks: int) -> tuple[list[dict[str, float]], dict[str, np.ndarray]]:
-    """Metrics of each step and the weights after the last one."""
+    """Metrics of each step, and the weights and the moving average after the last one."""
     learner = make(settings)
     metrics = [learner.step(share_of(rank, num_ranks)) for _ in range(NUM_STEPS)]
-    return metrics, learner.weights()
+    return metrics, all_weights(learner)
+
+
+def all_weights(learner: Learner) -> dict[str, np.ndarray]:
+    """Return the weights and the moving average; every rank calls."""
+    average = {f"average/{name}": value for name, value in learner.average_weights().items()}
+    return learner.weights() | average
 
 
 def poisoned(share: StepBatch) -> StepBatch:
@@ -119,7 +127,7 @@ def run_and_write(settings: dict[str, Any], rank: int, num_ranks: int, port: int
         if rank == 0:
             np.savez(folder / f"state{step + 1}.npz", **state)
     (folder / f"causes{rank}.json").write_text(json.dumps(causes))
-    weights = learner.weights()
+    weights = all_weights(learner)
     if rank == 0:
         np.savez(folder / "weights.npz", **weights)
         (folder / "metrics.json").write_text(json.dumps(metrics))
