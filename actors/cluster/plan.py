@@ -142,9 +142,11 @@ def check_disk(run: ResolvedRun, folder: Path) -> str:
     """
     config, needed = run.config, 2 * run.weight_bytes + REPORT_BYTES
     if not (config.lora.rank or config.models.adapter):
-        # A checkpoint holds the weights, two moments, and one copy of the weights each with other objectives than grpo
-        # and with train.ema_decay. During a write there is one checkpoint more. Adapters are small enough to ignore.
-        copies = 3 + (config.train.objective != "grpo") + (config.train.ema_decay > 0)
+        # A checkpoint holds the weights, two moments, and one copy of the weights each with other objectives than grpo,
+        # a moving average and a moving reference. During a write there is one checkpoint more. Adapters are small
+        # enough to ignore.
+        train = config.train
+        copies = 3 + (train.objective != "grpo") + (train.ema_decay > 0) + (train.reference_every > 0)
         needed += copies * (config.checkpoint.keep + 1) * _trained_bytes(run.models["policy"])
     if (free := shutil.disk_usage(folder).free) < needed:
         raise ValueError(

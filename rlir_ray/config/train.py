@@ -89,6 +89,10 @@ class TrainConfig:
     """Arguments of your own objective: {NAME: VALUE}."""
     kl_coefficient: NonNegativeFloat = 0.0
     """Weight of KL(policy || reference): k3 for tokens, means for SDE steps, velocities for `nft`; 0: no reference."""
+    reference_every: NonNegativeInt = 0
+    """Move the reference of the KL penalty towards the policy after every so many steps; 0: it stays the base."""
+    reference_decay: FractionBelowOne = 0.0
+    """Share of the old reference in the moved one; 0: the reference becomes the policy."""
     advantage: Literal["grpo", "batch_std", "dr_grpo"] = "grpo"
     """Group mean subtracted; divided by the group's deviation (`grpo`), the step's (`batch_std`) or 1 (`dr_grpo`)."""
     max_advantage: NonNegativeFloat = 0.0
@@ -142,6 +146,24 @@ class TrainConfig:
             "must be 0 with train.objective=nft, whose sampling policy is a moving average already",
             self.ema_decay,
             "set train.nft.max_decay instead",
+        )
+        return self
+
+    @model_validator(mode="after")
+    def _check_reference(self) -> Self:
+        require(
+            not self.reference_every or self.kl_coefficient > 0,
+            "train.reference_every",
+            "must be 0 without train.kl_coefficient, because there is no reference",
+            self.reference_every,
+            "set train.kl_coefficient too or leave train.reference_every out",
+        )
+        require(
+            not self.reference_decay or self.reference_every > 0,
+            "train.reference_decay",
+            "must be 0 without train.reference_every, because the reference does not move",
+            self.reference_decay,
+            "set train.reference_every=1 or leave train.reference_decay out",
         )
         return self
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from rlir_ray.config import Config, asset_path
 from rlir_ray.learner.objectives import Objective, ObjectiveParts
+from rlir_ray.learner.reference import FollowingReference
 from rlir_ray.models.adapters import add_adapter, has_adapter, without_adapter
 from rlir_ray.models.clip_codec import ClipCodec
 from rlir_ray.models.rescoring import Forward, Rescore
@@ -149,4 +150,10 @@ def make_objective(config: Config, policy: nn.Module) -> Objective:
     )
     name, member = config.train.objective, load("objectives", config.train.objective)
     objective: Objective = build("objectives", name, config.train.objective_args, member.from_parts, parts)
-    return objective
+    if not config.train.reference_every:
+        return objective
+    # The configuration allows it only for a reference with weights of its own.
+    assert isinstance(parts.reference, nn.Module)
+    return FollowingReference(
+        objective, policy, parts.reference, config.train.reference_every, config.train.reference_decay
+    )  # type: ignore[return-value]  # it is built around a member of the axis, and so has no `from_parts`

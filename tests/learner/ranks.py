@@ -23,6 +23,7 @@ from rlir_ray.algorithm.advantages import GroupAdvantages
 from rlir_ray.algorithm.batching import split_groups
 from rlir_ray.config import LearnerConfig, TrainConfig
 from rlir_ray.learner.objectives import PolicyGradient
+from rlir_ray.learner.reference import FollowingReference
 from rlir_ray.learner.step import Engine, Learner, StepBatch, trained_decisions
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.models.rescoring import TokenRescorer
@@ -69,7 +70,8 @@ def make(settings: dict[str, Any]) -> Learner:
         engine = DeepSpeedEngine(model, TRAIN, config)
     else:
         engine = TorchEngine(model, TRAIN, config)
-    return Learner(engine, PolicyGradient(model, TokenRescorer(0.9), TRAIN, reference), TRAIN, config)
+    objective = PolicyGradient(model, TokenRescorer(0.9), TRAIN, reference)
+    return Learner(engine, FollowingReference(objective, model, reference, every=1, decay=0.5), TRAIN, config)
 
 
 def run(settings: dict[str, Any], rank: int, num_ranks: int) -> tuple[list[dict[str, float]], dict[str, np.ndarray]]:
