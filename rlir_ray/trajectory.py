@@ -62,16 +62,26 @@ class Prompt:
     """C - 1 + F actions; action i leads into frame i + 1, the last F actions are commanded."""
     keyframe: npt.NDArray[np.generic] | None = None
     """[M], the first context frame in full, as `stored_codes`; None: the codec decodes each frame alone."""
+    recorded: npt.NDArray[np.generic] | None = None
+    """[F, N] or [F, D, h, w], the recorded frames that follow the context, as `stored_codes`; None: not asked for."""
 
     def __post_init__(self) -> None:
         _require(self.context.ndim in (2, 4), "prompt context must be [C, N] or [C, D, h, w]", self.context.shape)
         _require(self.num_frames >= 1, "a prompt must command at least one frame", len(self.actions))
         _check_keyframe(self.keyframe)
+        if self.recorded is not None:
+            wanted = (self.num_frames, *self.context.shape[1:])
+            _require(self.recorded.shape == wanted, f"recorded frames must be {wanted}", self.recorded.shape)
 
     @property
     def num_frames(self) -> int:
         """F, the frames to generate."""
         return len(self.actions) - (len(self.context) - 1)
+
+    @property
+    def recorded_clip(self) -> npt.NDArray[np.generic] | None:
+        """[C + F, N] or [C + F, D, h, w], the context and the recorded frames; None: not asked for."""
+        return None if self.recorded is None else np.concatenate([self.context, self.recorded])
 
     @property
     def nbytes(self) -> int:
@@ -137,6 +147,8 @@ class TrajectoryGroup:
     steps: mean over the latent's numbers, T = F * S. None: the objective needs no log-probabilities (DiffusionNFT)."""
     loss_mask: npt.NDArray[np.bool_]
     """[G, T], the decisions that train; without log-probabilities T = F, one decision a frame."""
+    recorded: npt.NDArray[np.generic] | None = None
+    """[C + F, N] or [C + F, D, h, w], the recorded clip of the prompt (`Prompt.recorded_clip`); None: not asked for."""
 
     def __post_init__(self) -> None:
         size, mask = self.group_size, self.loss_mask

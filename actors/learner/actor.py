@@ -20,7 +20,7 @@ from actors.learner.command_queue import CheckpointCommand, Failure, SaveCommand
 from actors.learner.rank_queue import QUEUE_TIMEOUT_S, FetchedCommand, RankQueue
 from actors.learner.sender import start_sending
 from rlir_ray.config import Config
-from rlir_ray.families import make_objective, open_policy
+from rlir_ray.families import make_objective, open_clip_loss, open_policy
 from rlir_ray.learner.step import Engine, Learner, StepBatch, trained_decisions
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.run.checkpoint import LEARNER, ArrayFile, Files, describe_files, save_arrays, save_group
@@ -36,7 +36,7 @@ def build_learner(config: Config) -> Learner:
     if config.learner.gradient_checkpointing:
         policy.enable_gradient_checkpointing()  # type: ignore[operator]  # a method of every family's policy
     # Build the objective before the engine takes the parameters: an objective may copy them.
-    objective = make_objective(config, policy)
+    objective, clip_loss = make_objective(config, policy), open_clip_loss(config, policy)
     engine: Engine
     if config.learner.engine == "deepspeed":
         from rlir_ray.learner.deepspeed import DeepSpeedEngine
@@ -44,7 +44,7 @@ def build_learner(config: Config) -> Learner:
         engine = DeepSpeedEngine(policy, config.train, config.learner)
     else:
         engine = TorchEngine(policy, config.train, config.learner)
-    return Learner(engine, objective, config.train, config.learner)
+    return Learner(engine, objective, config.train, config.learner, clip_loss)
 
 
 def run_rank(settings: dict[str, Any]) -> None:

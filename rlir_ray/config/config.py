@@ -66,6 +66,11 @@ class Config:
         return self.train.objective == "grpo" and self.train.max_staleness > 0 and self.importance_level == "none"
 
     @property
+    def keeps_recorded(self) -> bool:
+        """Whether training prompts hold their encoded recorded frames."""
+        return self.train.supervised_coefficient > 0
+
+    @property
     def uses_nccl(self) -> bool:
         """Whether weights can go from GPU to GPU; NCCL does not work on a GPU that two actors share."""
         return self.learner.use_gpu and self.rollout.num_gpus >= 1
@@ -119,6 +124,17 @@ class Config:
                 self.learner.zero_stage,
                 "set learner.zero_stage=2",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_supervised(self) -> Self:
+        require(
+            not self.train.supervised_coefficient or self.prompts.actions == "recorded",
+            "prompts.actions",
+            "must be recorded with train.supervised_coefficient, because only recorded actions have a recorded future",
+            self.prompts.actions,
+            "set prompts.actions=recorded or train.supervised_coefficient=0",
+        )
         return self
 
     @model_validator(mode="after")

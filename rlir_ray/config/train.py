@@ -89,6 +89,8 @@ class TrainConfig:
     """Arguments of your own objective: {NAME: VALUE}."""
     kl_coefficient: NonNegativeFloat = 0.0
     """Weight of KL(policy || reference): k3 for tokens, means for SDE steps, velocities for `nft`; 0: no reference."""
+    supervised_coefficient: NonNegativeFloat = 0.0
+    """Weight of the pretraining loss on the recorded clips of a step's prompts; 0: reinforcement learning alone."""
     reference_every: NonNegativeInt = 0
     """Move the reference of the KL penalty towards the policy after every so many steps; 0: it stays the base."""
     reference_decay: FractionBelowOne = 0.0

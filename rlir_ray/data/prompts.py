@@ -111,10 +111,11 @@ def prepare_prompts(
     num_prompts = part.num_train if train else part.num_heldout
     seed = config.seed if train else HELDOUT_SEED
     source = open_source(config)
+    keeps_recorded, num_whole = train and config.keeps_recorded, NUM_ALIGNED if train else None
     request = ClipRequest(
         split=split,
         num_clips=num_prompts,
-        num_whole=NUM_ALIGNED if train else None,
+        num_whole=None if keeps_recorded else num_whole,
         seed=seed,
         folder=folder,
         progress=progress,
@@ -125,7 +126,10 @@ def prepare_prompts(
             f"prompts.source={part.source} must give prompts.num_{split}={num_prompts} clips, got {len(cut.clips)}; "
             f"set prompts.num_{split}={len(cut.clips)} or correct the source"
         )
-    return _prompt_set(cut, _commands(cut.clips, source, config, seed), tokenizer, config.world)
+    prompts = encode_prompts(
+        cut.clips, _commands(cut.clips, source, config, seed), tokenizer, config.world, keeps_recorded
+    )
+    return _prompt_set(cut, prompts, config.world, num_whole)
 
 
 def open_source(config: Config) -> Source:
@@ -165,12 +169,13 @@ def _commands(clips: Sequence[Clip], source: Source, config: Config, seed: int) 
     return [own[:past].followed_by(new) for own, new in zip(recorded, drawn, strict=True)]
 
 
-def _prompt_set(cut: CutClips, commands: Sequence[Actions], tokenizer: Encoder, world: WorldConfig) -> PromptSet:
+def _prompt_set(cut: CutClips, prompts: Sequence[Prompt], world: WorldConfig, most: int | None) -> PromptSet:
+    """Build the set with the frames of the first whole clips, at most `most`; None: of all."""
     length = world.num_context + world.num_frames
-    whole = [clip.frames for clip in itertools.takewhile(lambda clip: len(clip.frames) == length, cut.clips)]
+    whole = (clip.frames for clip in itertools.takewhile(lambda clip: len(clip.frames) == length, cut.clips))
     return PromptSet(
-        prompts=tuple(encode_prompts(cut.clips, commands, tokenizer, world)),
-        frames=np.stack(whole),
+        prompts=tuple(prompts),
+        frames=np.stack(list(itertools.islice(whole, most))),
         recorded=tuple(clip.actions for clip in cut.clips),
         skipped=cut.skipped,
         num_recordings=cut.num_recordings,
@@ -178,17 +183,28 @@ def _prompt_set(cut: CutClips, commands: Sequence[Actions], tokenizer: Encoder, 
 
 
 def encode_prompts(
-    clips: Sequence[Clip], commands: Sequence[Actions], tokenizer: Encoder, world: WorldConfig
+    clips: Sequence[Clip],
+    commands: Sequence[Actions],
+    tokenizer: Encoder,
+    world: WorldConfig,
+    keeps_recorded: bool = False,
 ) -> list[Prompt]:
-    """Build prompts from the first C frames of clips and K - 1 actions each."""
+    """Build prompts from the first C frames of clips and K - 1 actions each; with all K frames if asked for."""
     # Imported here: processes that only hold prompts need not load torch.
     import torch
 
-    context = torch.from_numpy(np.stack([clip.frames[: world.num_context] for clip in clips]))
-    encoded = tokenizer.encode_clips(context)
+    num_context = world.num_context
+    num_encoded = num_context + world.num_frames if keeps_recorded else num_context
+    encoded = tokenizer.encode_clips(torch.from_numpy(np.stack([clip.frames[:num_encoded] for clip in clips])))
     codes = stored_codes(encoded.codes.cpu().numpy())
     keyframes = [None] * len(clips) if encoded.keyframes is None else stored_codes(encoded.keyframes.cpu().numpy())
     return [
-        Prompt(prompt_id=clip.address.prompt_id, context=one, actions=actions, keyframe=keyframe)
+        Prompt(
+            prompt_id=clip.address.prompt_id,
+            context=one[:num_context],
+            actions=actions,
+            keyframe=keyframe,
+            recorded=one[num_context:] if keeps_recorded else None,
+        )
         for clip, one, actions, keyframe in zip(clips, codes, commands, keyframes, strict=True)
     ]

@@ -21,6 +21,7 @@ from rlir_ray.learner.objectives import Objective, ObjectiveParts
 from rlir_ray.learner.reference import FollowingReference
 from rlir_ray.models.adapters import add_adapter, has_adapter, without_adapter
 from rlir_ray.models.clip_codec import ClipCodec
+from rlir_ray.models.clip_losses import ClipLoss
 from rlir_ray.models.rescoring import Forward, Rescore
 from rlir_ray.registry import build, load
 from rlir_ray.samplers import Sampler
@@ -54,6 +55,8 @@ class Family:
     """Returns which bins of an axis the policy cannot tell apart."""
     record: Callable[[Config, FrameShape, int], tuple[TokenRecord[torch.Tensor] | FlowRecord[torch.Tensor], int]]
     """Returns what a rollout stores of G clips, on the meta device, and T: its shapes give the run's memory."""
+    clip_loss: Callable[[Config, Any], ClipLoss] | None = None
+    """Builds the pretraining loss of recorded clips; None: the family has none (train.supervised_coefficient)."""
     tokens_per_keyframe: Callable[[Config], int] = lambda _: 0
     """Returns M, the tokens of a prompt's keyframe; 0: the codec decodes each frame alone."""
 
@@ -100,7 +103,8 @@ def group_bytes(config: Config, frame: FrameShape) -> int:
     code_bytes = 4 if len(frame) == 1 and config.architecture.num_codes > 1 << 16 else 2
     video_bytes = code_bytes * (world.num_context + world.num_frames) * math.prod(frame)
     keyframe_bytes = 4 * family_of(config).tokens_per_keyframe(config)
-    return record_bytes + keyframe_bytes + group_size * (decision_bytes + video_bytes)
+    recorded_bytes = video_bytes if config.keeps_recorded else 0
+    return record_bytes + keyframe_bytes + recorded_bytes + group_size * (decision_bytes + video_bytes)
 
 
 def compares(config: Config) -> bool:
@@ -134,6 +138,22 @@ def open_reference(config: Config, policy: nn.Module) -> Forward | None:
         return without_adapter(policy)
     device = next(policy.parameters()).device
     return open_policy(config, device).requires_grad_(False).eval()
+
+
+def open_clip_loss(config: Config, policy: nn.Module) -> ClipLoss | None:
+    """Return the pretraining loss of recorded clips; None without train.supervised_coefficient.
+
+    Raises:
+        ValueError: the family has none.
+    """
+    if not config.train.supervised_coefficient:
+        return None
+    if (make := family_of(config).clip_loss) is None:
+        raise ValueError(
+            "train.supervised_coefficient needs a family with clip_loss, got none in "
+            f"policy.family={config.policy.family}; set train.supervised_coefficient=0"
+        )
+    return make(config, policy)
 
 
 def make_objective(config: Config, policy: nn.Module) -> Objective:

@@ -26,22 +26,29 @@ from rlir_ray.learner.objectives import PolicyGradient
 from rlir_ray.learner.reference import FollowingReference
 from rlir_ray.learner.step import Engine, Learner, StepBatch, trained_decisions
 from rlir_ray.learner.torch_engine import TorchEngine
+from rlir_ray.models.clip_losses import TokenClipLoss
 from rlir_ray.models.rescoring import TokenRescorer
 from rlir_ray.samplers.torch_sampler import TorchSampler
 from rlir_ray.trajectory import TrajectoryGroup
-from tests.fakes import tiny_prompts, tiny_world_model
+from tests.fakes import tiny_prompts, tiny_world_model, with_recorded
 
 NUM_GROUPS, GROUP_SIZE, NUM_FRAMES, NUM_STEPS = 5, 4, 3, 2
 # A small learning rate: where a gradient is near 0, AdamW makes rounding as large as an update.
 TRAIN = TrainConfig(
-    group_size=GROUP_SIZE, learning_rate=2e-5, warmup_steps=2, max_grad_norm=0.5, kl_coefficient=0.05, ema_decay=0.5
+    group_size=GROUP_SIZE,
+    learning_rate=2e-5,
+    warmup_steps=2,
+    max_grad_norm=0.5,
+    kl_coefficient=0.05,
+    ema_decay=0.5,
+    supervised_coefficient=0.5,
 )
 
 
 @functools.cache
 def sampled_groups() -> list[TrajectoryGroup]:
     sampler = TorchSampler(tiny_world_model(), temperature=0.9)
-    prompts = tiny_prompts(NUM_GROUPS, num_frames=NUM_FRAMES)
+    prompts = with_recorded(tiny_prompts(NUM_GROUPS, num_frames=NUM_FRAMES))
     drawn = sampler.sample(prompts, range(NUM_GROUPS), range(100, 100 + NUM_GROUPS), GROUP_SIZE)
     return [group for group, _ in drawn]
 
@@ -70,8 +77,11 @@ def make(settings: dict[str, Any]) -> Learner:
         engine = DeepSpeedEngine(model, TRAIN, config)
     else:
         engine = TorchEngine(model, TRAIN, config)
+    clip_loss = TokenClipLoss(model, NUM_FRAMES)
     objective = PolicyGradient(model, TokenRescorer(0.9), TRAIN, reference)
-    return Learner(engine, FollowingReference(objective, model, reference, every=1, decay=0.5), TRAIN, config)
+    return Learner(
+        engine, FollowingReference(objective, model, reference, every=1, decay=0.5), TRAIN, config, clip_loss
+    )
 
 
 def run(settings: dict[str, Any], rank: int, num_ranks: int) -> tuple[list[dict[str, float]], dict[str, np.ndarray]]:
