@@ -265,7 +265,7 @@ class Collector:
         lag = [staleness(version, group.report.policy_version) for group in groups]
         counts = self.ledger.counts()
         return {
-            **reward_metrics(scores, self.config.reward.discount),
+            **reward_metrics(scores, self.config.reward),
             **totals.metrics(),
             **(
                 waited_for(wait, [each.report.span for each in groups], [each.scored for each in groups])

@@ -220,7 +220,7 @@ class Pipeline:
         return self._session().scale("rollout", num_actors)
 
     def evaluate(self, name: str, temperature: float, *, keep_clips: bool = False) -> dict[str, float]:
-        """Judge the latest published weights and write the results into the run's folder.
+        """Judge the latest version, or its moving average if there is one; write the results into the run's folder.
 
         Args:
             name: name of the policy in the results; `base` judges the weights before training instead.

@@ -221,7 +221,7 @@ class Session:
         return client
 
     def evaluate(self, name: str, temperature: float, *, keep_clips: bool = False) -> dict[str, float]:
-        """Judge the latest published weights; with the name `base`, judge the weights before training."""
+        """Judge the latest version, or its moving average; with the name `base`, judge the weights before training."""
         # The published weights are not the base after a resume: the evaluation actor loads the base itself.
         latest = None if name == BASE else self.latest()
         return self.evaluation.judge(name, temperature, latest, keep_clips=keep_clips)

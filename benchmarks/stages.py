@@ -120,6 +120,9 @@ class SleepLearner:
     def weights(self) -> dict[str, npt.NDArray[np.generic]]:
         return self.versions[self.num_steps % 2]
 
+    def average_weights(self) -> dict[str, npt.NDArray[np.generic]]:
+        return {}
+
     def state(self) -> dict[str, npt.NDArray[np.generic]]:
         return {"num_steps": np.array([self.num_steps])}
 

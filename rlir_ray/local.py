@@ -26,7 +26,7 @@ from rlir_ray.samplers import LogprobDifference, difference_metrics
 from rlir_ray.trajectory import Prompt, RewardScores, TrajectoryGroup
 
 if TYPE_CHECKING:
-    from rlir_ray.config import Config
+    from rlir_ray.config import Config, RewardConfig
     from rlir_ray.learner.step import Learner
     from rlir_ray.rewards.base import Reward
     from rlir_ray.samplers import Sampler
@@ -100,7 +100,7 @@ def train_local(
             end = (FAILED, skipped_cause(learner.skipped)) if learner.skipped else (TRAINED,)
             ledger.finish(scored.group.group_id, *end)
 
-        metrics |= reward_metrics([each.scores for each in seen if not each.scores.failure], config.reward.discount)
+        metrics |= reward_metrics([each.scores for each in seen if not each.scores.failure], config.reward)
         metrics |= {f"groups/{state}": float(count) for state, count in ledger.counts().items() if state != "in_flight"}
         metrics |= {"step": float(step), "policy_version": float(step), "staleness/mean": 0.0}
         metrics |= {"time/learn_s": time.monotonic() - learn_started, "time/step_s": time.monotonic() - step_started}
@@ -163,6 +163,7 @@ def group_signal(config: Config, scores: RewardScores) -> npt.NDArray[np.float32
             scores.frame_rewards,
             credit=reward.credit,
             discount=reward.discount,
+            lookback=reward.lookback,
             kind=train.advantage,
             min_reward_std=train.min_reward_std,
         )
@@ -171,6 +172,7 @@ def group_signal(config: Config, scores: RewardScores) -> npt.NDArray[np.float32
         reward.by_group,
         credit=reward.credit,
         discount=reward.discount,
+        lookback=reward.lookback,
         min_reward_std=train.min_reward_std,
     )
     if by_term is None or reward.combine == "losses":
@@ -235,7 +237,7 @@ def check_logprobs(config: Config, found: Sequence[LogprobDifference | None]) ->
     )
 
 
-def reward_metrics(scores: Sequence[RewardScores], discount: float) -> dict[str, float]:
+def reward_metrics(scores: Sequence[RewardScores], reward: RewardConfig) -> dict[str, float]:
     """Summarise the rewards of a step's groups, with and without signal.
 
     `reward/std` is the standard deviation between a group's clips, averaged over groups. `term/LABEL` and
@@ -247,7 +249,7 @@ def reward_metrics(scores: Sequence[RewardScores], discount: float) -> dict[str,
 
     Args:
         scores: the scores of the groups.
-        discount: the discount of credit by frame.
+        reward: the discount and the lookback of credit by frame.
     """
     clips = [group.frame_rewards.mean(axis=1) for group in scores]  # [G] each
     metrics = {
@@ -259,7 +261,9 @@ def reward_metrics(scores: Sequence[RewardScores], discount: float) -> dict[str,
         metrics[f"term/{label}"] = float(np.mean([clip.mean() for clip in clips]))
         metrics[f"term/{label}_std"] = float(np.mean([clip.std() for clip in clips]))
     for credit in ("clip", "frame"):
-        compared = [returns(group.frame_rewards, credit, discount) for group in scores]  # [G, F] each
+        compared = [
+            returns(group.frame_rewards, credit, reward.discount, reward.lookback) for group in scores
+        ]  # [G, F]
         metrics[f"credit/{credit}_std"] = float(np.mean([group.std(axis=0).mean() for group in compared]))
     for rule in sorted(scores[0].rules):
         metrics[f"rule/{rule}"] = float(np.mean([group.rules[rule] for group in scores]))

@@ -85,6 +85,11 @@ class Prompt:
         return len(self.actions) - (len(self.context) - 1)
 
     @property
+    def recorded_clip(self) -> npt.NDArray[np.generic] | None:
+        """[C + F, N] or [C + F, D, h, w], the context and the recorded frames; None: not asked for."""
+        return None if self.recorded is None else np.concatenate([self.context, self.recorded])
+
+    @property
     def nbytes(self) -> int:
         return _nbytes(self)
 
@@ -148,6 +153,8 @@ class TrajectoryGroup:
     steps: mean over the latent's numbers, T = F * S. None: the objective needs no log-probabilities (DiffusionNFT)."""
     loss_mask: npt.NDArray[np.bool_]
     """[G, T], the decisions that train; without log-probabilities T = F, one decision a frame."""
+    recorded: npt.NDArray[np.generic] | None = None
+    """[C + F, N] or [C + F, D, h, w], the recorded clip of the prompt (`Prompt.recorded_clip`); None: not asked for."""
 
     def __post_init__(self) -> None:
         size, mask = self.group_size, self.loss_mask

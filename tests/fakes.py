@@ -5,6 +5,7 @@ Frames of 24 x 32 pixels; 12 tokens of 32 codes a frame, or latents of 4 x 6 x 8
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,6 +84,15 @@ def tiny_prompts(num_prompts: int, *, num_context: int = 1, num_frames: int = 3,
             actions=tiny_actions(num_context - 1 + num_frames, seed * 1000 + index),
         )
         for index in range(num_prompts)
+    ]
+
+
+def with_recorded(prompts: Sequence[Prompt], seed: int = 0) -> list[Prompt]:
+    """The same prompts with recorded frames: those of other prompts' contexts, in another order."""
+    random = np.random.default_rng(seed)
+    contexts = np.concatenate([prompt.context for prompt in prompts])
+    return [
+        replace(prompt, recorded=contexts[random.integers(len(contexts), size=prompt.num_frames)]) for prompt in prompts
     ]
 
 

@@ -21,7 +21,7 @@ from rlir_ray.config import (
 from rlir_ray.learner.objectives import PolicyGradient
 from rlir_ray.learner.step import Learner
 from rlir_ray.learner.torch_engine import TorchEngine
-from rlir_ray.local import check_logprobs, reward_metrics, train_local
+from rlir_ray.local import check_logprobs, group_signal, reward_metrics, train_local
 from rlir_ray.models.rescoring import FlowRescorer, TokenRescorer
 from rlir_ray.samplers import LogprobDifference
 from rlir_ray.samplers.flow import FlowSampler
@@ -134,12 +134,24 @@ def test_groups_that_never_occur_lift_no_figure_of_the_rewards() -> None:
     still, jumps = np.array([[4, 0], [0, 0]]), np.array([[2, 0], [2, 0]])  # jump: half commanded, never read
     rewards = np.zeros((2, 2), np.float32)
     scores = RewardScores(group_id=0, frame_rewards=rewards, confusion={"drop": still, "jump": jumps})
-    found = reward_metrics([scores], 1.0)
+    found = reward_metrics([scores], RewardConfig())
     # Of jump alone: 2 of 4 frames; recall 1 and 0; F1 4/6 and 0.
     assert found["follow/accuracy"] == found["rule/balanced"] == 0.5
     assert found["follow/macro_f1"] == pytest.approx(1 / 3)
     nothing = RewardScores(group_id=0, frame_rewards=rewards, confusion={"drop": still})
-    assert not {"follow/accuracy", "follow/macro_f1", "rule/balanced"} & set(reward_metrics([nothing], 1.0))
+    assert not {"follow/accuracy", "follow/macro_f1", "rule/balanced"} & set(reward_metrics([nothing], RewardConfig()))
+
+
+def test_lookback_reaches_the_advantages_and_the_metrics() -> None:
+    # Frame 1 earns half of frame 0's reward: returns 1, 1/2 and 0, 0.
+    config = replace(
+        CONFIG, reward=replace(CONFIG.reward, lookback=1), train=replace(CONFIG.train, advantage="dr_grpo")
+    )
+    scores = RewardScores(group_id=0, frame_rewards=np.array([[1, 0], [0, 0]], np.float32))
+    advantages = group_signal(config, scores)
+    assert advantages is not None
+    np.testing.assert_allclose(advantages, [[0.5, 0.25], [-0.5, -0.25]])
+    assert reward_metrics([scores], config.reward)["credit/frame_std"] == pytest.approx((0.5 + 0.25) / 2)
 
 
 def test_a_field_is_in_use_if_another_class_than_its_idle_one_was_commanded() -> None:
@@ -147,11 +159,11 @@ def test_a_field_is_in_use_if_another_class_than_its_idle_one_was_commanded() ->
     gear, side = np.diag([0, 4, 0]), np.diag([0, 4])
     rewards, idle = np.zeros((2, 2), np.float32), {"gear": 1, "side": None}
     still = RewardScores(group_id=0, frame_rewards=rewards, confusion={"gear": gear, "side": side}, null_classes=idle)
-    assert "follow/accuracy" not in reward_metrics([still], 1.0)
+    assert "follow/accuracy" not in reward_metrics([still], RewardConfig())
     # One frame of reverse gear, and one of left.
     for name, more in (("gear", np.array([[0, 4, 0], [0, 0, 0], [0, 0, 0]])), ("side", np.array([[0, 4], [0, 0]]))):
         moved = replace(still, confusion=still.confusion | {name: still.confusion[name] + more})
-        assert reward_metrics([moved], 1.0)["follow/accuracy"] == 0.5
+        assert reward_metrics([moved], RewardConfig())["follow/accuracy"] == 0.5
 
 
 def test_graded_axes_have_an_error_in_place_of_classes() -> None:
@@ -160,7 +172,7 @@ def test_graded_axes_have_an_error_in_place_of_classes() -> None:
         RewardScores(group_id=index, frame_rewards=rewards, axis_errors={"dx": 0.1 * index, "dy": 0.3})
         for index in (0, 1)
     ]
-    found = reward_metrics(groups, 1.0)
+    found = reward_metrics(groups, RewardConfig())
     assert found["follow/axis_error"] == pytest.approx((0 + 0.3 + 0.1 + 0.3) / 4)
     assert not {"follow/accuracy", "follow/macro_f1", "rule/balanced"} & set(found)
 

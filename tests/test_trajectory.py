@@ -53,6 +53,17 @@ def test_group_of_mixed_shapes_is_refused(changes):
         _group(**changes)
 
 
+def test_recorded_frames_follow_the_context():
+    actions = VPT_SPACE.nothing(4)
+    prompt = Prompt(
+        prompt_id="p", context=np.zeros((2, 6), np.uint16), actions=actions, recorded=np.ones((3, 6), np.uint16)
+    )
+    np.testing.assert_array_equal(prompt.recorded_clip[:, 0], [0, 0, 1, 1, 1])
+    assert prompt.nbytes - dataclasses.replace(prompt, recorded=None).nbytes == 3 * 6 * 2
+    with pytest.raises(ValueError, match=r"a recorded future must be \(3, 6\), got \(4, 6\)"):
+        dataclasses.replace(prompt, recorded=np.ones((4, 6), np.uint16))
+
+
 def test_replaced_group_shares_its_arrays():
     group = _group()
     assert dataclasses.replace(group, policy_version=3).record.tokens is group.record.tokens

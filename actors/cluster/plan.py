@@ -106,8 +106,9 @@ def check_store(run: ResolvedRun, have: int) -> int:
     config, budget = run.config, run.config.object_store_budget_bytes
     step_bytes = config.train.prompts_per_step * run.group_bytes
     # Samplers use the arrays in the store without a copy. The store holds the latest version, the versions of waiting
-    # and running calls, the version that is being put, and the version that was evaluated last.
-    num_versions = config.train.max_staleness + 3
+    # and running calls, the version that is being put, and the version that was evaluated last. Of moving averages, it
+    # holds the latest, one of a report that waits for the driver, and the one that is being put.
+    num_versions = config.train.max_staleness + 3 + 3 * (config.train.ema_decay > 0)
     weights = num_versions * run.weight_bytes
     # Training clips do not count: the store holds them only while the reward is checked, before any group.
     clips = run.heldout_bytes
@@ -141,9 +142,11 @@ def check_disk(run: ResolvedRun, folder: Path) -> str:
     """
     config, needed = run.config, 2 * run.weight_bytes + REPORT_BYTES
     if not (config.lora.rank or config.models.adapter):
-        # A checkpoint holds the weights, two moments, and with other objectives than grpo a copy of the weights. During
-        # a write there is one checkpoint more. Adapters are small enough to ignore.
-        copies = 3 if config.train.objective == "grpo" else 4
+        # A checkpoint holds the weights, two moments, and one copy of the weights each with other objectives than grpo,
+        # a moving average and a moving reference. During a write there is one checkpoint more. Adapters are small
+        # enough to ignore.
+        train = config.train
+        copies = 3 + (train.objective != "grpo") + (train.ema_decay > 0) + (train.reference_every > 0)
         needed += copies * (config.checkpoint.keep + 1) * _trained_bytes(run.models["policy"])
     if (free := shutil.disk_usage(folder).free) < needed:
         raise ValueError(

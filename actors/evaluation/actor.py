@@ -84,7 +84,7 @@ class EvaluationActor:
             "the training recordings": (train_set.frames, train_set.recorded),
             "the held-out recordings": (prompt_set.frames, prompt_set.recorded),
         }
-        found, faults = {}, self._audit_reward(train_set)
+        found, faults = {}, []
         for name, idm in self.idms.items():
             audit = audit_model(idm, f"models.{name}_idm", clips, self.config.world.groups)
             if audit.fault and self.config.reward.audit == "refuse":
@@ -92,6 +92,7 @@ class EvaluationActor:
             faults += [audit.fault] if audit.fault else []
             found[name] = {"macro_f1": audit.shifts, "gate": audit.kinds, "fault": audit.fault}
         write_json(self.run_dir / CALIBRATION_FILE, found)
+        faults += self._audit_reward(train_set)
         self._send()
         return faults
 

@@ -95,7 +95,7 @@ class EvaluationClient:
             keep_clips: whether the clips go into the report.
             num_prompts: number of held-out prompts; 0: all.
         """
-        weights, version = (None, 0) if latest is None else (latest.weights_refs[0], latest.version)
+        weights, version = (None, 0) if latest is None else (latest.judged_ref, latest.version)
         ref: ray.ObjectRef[dict[str, float]] = self.actor.evaluate.remote(
             self._heldout(), weights, version, name, temperature, keep_clips, num_prompts
         )

@@ -20,7 +20,7 @@ from actors.learner.command_queue import CheckpointCommand, Failure, SaveCommand
 from actors.learner.rank_queue import QUEUE_TIMEOUT_S, FetchedCommand, RankQueue
 from actors.learner.sender import start_sending
 from rlir_ray.config import Config
-from rlir_ray.families import make_objective, open_policy
+from rlir_ray.families import make_objective, open_clip_loss, open_policy
 from rlir_ray.learner.step import Engine, Learner, StepBatch, trained_decisions
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.run.checkpoint import LEARNER, ArrayFile, Files, describe_files, save_arrays, save_group
@@ -36,7 +36,7 @@ def build_learner(config: Config) -> Learner:
     if config.learner.gradient_checkpointing:
         policy.enable_gradient_checkpointing()  # type: ignore[operator]  # a method of every family's policy
     # Build the objective before the engine takes the parameters: an objective may copy them.
-    objective = make_objective(config, policy)
+    objective, clip_loss = make_objective(config, policy), open_clip_loss(config, policy)
     engine: Engine
     if config.learner.engine == "deepspeed":
         from rlir_ray.learner.deepspeed import DeepSpeedEngine
@@ -44,7 +44,7 @@ def build_learner(config: Config) -> Learner:
         engine = DeepSpeedEngine(policy, config.train, config.learner)
     else:
         engine = TorchEngine(policy, config.train, config.learner)
-    return Learner(engine, objective, config.train, config.learner)
+    return Learner(engine, objective, config.train, config.learner, clip_loss)
 
 
 def run_rank(settings: dict[str, Any]) -> None:
@@ -70,7 +70,7 @@ def run_rank(settings: dict[str, Any]) -> None:
                     learner.load_state(ArrayFile(file))
             if settings["broadcasts"] and rank == 0:
                 start_sending(queue, learner.engine.device)
-            own.report(learner.num_steps, {}, started, learner.weights())
+            own.report(learner.num_steps, {}, started, learner.weights(), average=learner.average_weights())
             while (fetched := own.next_command()) is not None:
                 _execute(fetched, learner, own)
                 # Free the groups of a command before waiting for the next one.
@@ -89,8 +89,9 @@ def _execute(fetched: FetchedCommand, learner: Learner, queue: RankQueue) -> Non
         num_decisions = int(learner.engine.reduce(own.to(learner.engine.device), maximum=False))
         batch = StepBatch(groups=groups, advantages=command.advantages, num_decisions=num_decisions)
         metrics = learner.step(batch) | {"time/learner_wait_s": fetched.wait_s}
-        # Every rank calls `weights`, which gathers them; only rank 0 reports.
-        queue.report(learner.num_steps, metrics, started, learner.weights(), skipped=learner.skipped)
+        # Every rank calls `weights` and `average_weights`, which gather them; only rank 0 reports.
+        weights, average = learner.weights(), learner.average_weights()
+        queue.report(learner.num_steps, metrics, started, weights, skipped=learner.skipped, average=average)
     elif isinstance(command, CheckpointCommand):
         files = _checkpoint(command, learner)
         queue.report(learner.num_steps, {}, started, {}, files)

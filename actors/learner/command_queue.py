@@ -67,10 +67,17 @@ class StepReport:
     """Checksum of the weights; empty without weights."""
     span: Span
     """The span from the command to the report."""
+    average_refs: list[ray.ObjectRef[Received]] = field(default_factory=list)
+    """One reference to the weights of the version's moving average; empty without train.ema_decay."""
     files: Files = field(default_factory=dict)
     """The files that rank 0 wrote for a checkpoint."""
     skipped: str = ""
     """Why the update of a step was skipped; empty: the update was done."""
+
+    @property
+    def judged_ref(self) -> ray.ObjectRef[Received]:
+        """The reference to the weights that an evaluation judges: the moving average's if there is one."""
+        return (self.average_refs or self.weights_refs)[0]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -92,6 +92,7 @@ class RankQueue:
         weights: Weights,
         files: Files | None = None,
         skipped: str = "",
+        average: Weights | None = None,
     ) -> None:
         """Send the report of a command in the background; only rank 0 sends reports.
 
@@ -102,6 +103,7 @@ class RankQueue:
             weights: the version's weights, which no code may change any more; empty: publish no weights.
             files: files of a checkpoint.
             skipped: why the update of a step was skipped; empty: the update was done.
+            average: the weights of the moving average; None or empty: there is none.
 
         Raises:
             Exception: the error of sending the report before.
@@ -119,7 +121,7 @@ class RankQueue:
             files=files or {},
             skipped=skipped,
         )
-        self._sent = self._sender.submit(self._send, report, weights)
+        self._sent = self._sender.submit(self._send, report, weights, average or {})
 
     def flush(self) -> None:
         """Block until the last report is sent."""
@@ -134,10 +136,12 @@ class RankQueue:
         self._sender.shutdown()
         self._hasher.shutdown()
 
-    def _send(self, report: StepReport, weights: Weights) -> None:
+    def _send(self, report: StepReport, weights: Weights, average: Weights) -> None:
         if weights:
             # Compute the checksum during the put, because each of them reads all weights once.
             published = self._hasher.submit(checksum, weights)
             ref: ray.ObjectRef[Received] = ray.put(weights)
             report = replace(report, weights_refs=[ref], checksum=published.result(self.timeout_s))
+        if average:
+            report = replace(report, average_refs=[ray.put(average)])
         ray.get(self.queue.report.remote(report), timeout=QUEUE_TIMEOUT_S)

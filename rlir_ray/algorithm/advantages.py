@@ -41,20 +41,22 @@ class GroupAdvantages:
         return cls(values, np.arange(len(values)))
 
 
-def returns(frame_rewards: Floats, credit: str, discount: float) -> npt.NDArray[np.float64]:
+def returns(frame_rewards: Floats, credit: str, discount: float, lookback: int = 0) -> npt.NDArray[np.float64]:
     """Compute the return that is credited to the decisions of each frame.
 
     RLIR (https://arxiv.org/abs/2509.23958) credits a clip with its mean reward. Credit by frame is reward-to-go
-    (https://arxiv.org/abs/1506.02438, section 2). At discount 1 it keeps the expected gradient, up to the factor F, if
-    a frame cannot change the rewards of earlier frames. This holds for an IDM that reads frame k from frames 0 to k
-    alone. VPT's IDM and ours also see later frames. With them, credit by frame trades a bias for less variance: a
-    frame gets no credit for making earlier frames easier to read.
+    (https://arxiv.org/abs/1506.02438, section 2), extended by `lookback` earlier frames. At discount 1 it keeps the
+    expected gradient, up to the factor F, if a frame changes the rewards of no frames before these. So the lookback
+    must be the reach of the IDM: if the IDM reads frame k from frames 0 to k + n, frame k + n also changes the reward
+    of frame k, and n is the reach. With a smaller lookback or a discount below 1, credit by frame trades a bias for
+    less variance.
 
     Args:
         frame_rewards: [G, F].
         credit: `clip`: every frame gets the clip's mean reward; `frame`: every frame gets the discounted sum of its
-            own reward and the later ones.
-        discount: factor for each later frame, in [0, 1]; `frame` only.
+            own reward, the later ones, and those of `lookback` earlier frames.
+        discount: factor for each frame of distance, in [0, 1]; `frame` only.
+        lookback: number of earlier frames whose rewards a frame also earns, 0 or more; `frame` only.
 
     Returns:
         [G, F].
@@ -67,6 +69,8 @@ def returns(frame_rewards: Floats, credit: str, discount: float) -> npt.NDArray[
     credited = rewards.copy()
     for frame in reversed(range(rewards.shape[1] - 1)):
         credited[:, frame] += discount * credited[:, frame + 1]
+    for distance in range(1, min(lookback, rewards.shape[1] - 1) + 1):
+        credited[:, distance:] += discount**distance * rewards[:, :-distance]
     return credited
 
 
@@ -169,10 +173,10 @@ def best_and_worst_rows(group: Floats, count: int) -> npt.NDArray[np.int64]:
 
 
 def advantages_from_rewards(
-    frame_rewards: Floats, *, credit: str, discount: float, kind: str, min_reward_std: float
+    frame_rewards: Floats, *, credit: str, discount: float, kind: str, min_reward_std: float, lookback: int = 0
 ) -> npt.NDArray[np.float32] | None:
     """Turn the rewards of one group into advantages, [G, F] to [G, F]; None: the group carries no signal."""
-    group_returns = returns(frame_rewards, credit, discount)
+    group_returns = returns(frame_rewards, credit, discount, lookback)
     return group_advantages(group_returns, kind) if has_signal(group_returns, min_reward_std) else None
 
 

@@ -42,13 +42,14 @@ def term_advantages(
     credit: str,
     discount: float,
     min_reward_std: float,
+    lookback: int = 0,
 ) -> npt.NDArray[np.float32] | None:
     """Compute the advantages of each term alone, without its weight, so that a large term cannot drown another.
 
     Args:
         terms: the rewards of each term, [G, F] each.
         by_group: whether each term is divided by its standard deviation within the group.
-        credit, discount: as for `returns`.
+        credit, discount, lookback: as for `returns`.
         min_reward_std: a term whose returns vary less gets the advantages 0.
 
     Returns:
@@ -56,7 +57,7 @@ def term_advantages(
     """
     found = []
     for rewards, is_scaled in zip(terms, by_group, strict=True):
-        group_returns = returns(rewards, credit, discount)
+        group_returns = returns(rewards, credit, discount, lookback)
         advantages = group_advantages(group_returns, "grpo" if is_scaled else "dr_grpo")
         found.append(advantages if has_signal(group_returns, min_reward_std) else np.zeros_like(advantages))
     return np.stack(found) if any(advantages.any() for advantages in found) else None

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from rlir_ray.cli.console import protect_standard_streams
 from rlir_ray.cli.convert import run_convert
+from rlir_ray.cli.merge import run_merge
 from rlir_ray.cli.parser import build_parser
 from rlir_ray.cli.world_commands import WORLD_HANDLERS, Command
 from rlir_ray.run.environment import check_actors, ensure_home
@@ -174,6 +175,7 @@ HANDLERS: dict[str, Command] = {
     "doctor": _doctor,
     "eval": _evaluate,
     "convert": run_convert,
+    "merge": run_merge,
     "report": _report,
     "ledger": _ledger,
     **WORLD_HANDLERS,

@@ -103,6 +103,13 @@ class Config:
 
     @model_validator(mode="after")
     def _check_adapter(self) -> Self:
+        require(
+            not self.train.reference_every or not (self.lora.rank or self.models.adapter),
+            "train.reference_every",
+            "must be 0 with an adapter, whose reference is the policy that it started from",
+            self.train.reference_every,
+            "leave it out or train all weights (lora.rank=0, no models.adapter)",
+        )
         if self.lora.rank and self.train.kl_coefficient and not self.models.adapter:
             # The reference policy is the policy without its adapter, and at stage 3 no rank holds all its weights.
             require(
@@ -112,6 +119,17 @@ class Config:
                 self.learner.zero_stage,
                 "set learner.zero_stage=2",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_supervised(self) -> Self:
+        require(
+            not self.train.supervised_coefficient or self.prompts.actions == "recorded",
+            "prompts.actions",
+            "must be recorded with train.supervised_coefficient, because only recorded actions have a recorded future",
+            self.prompts.actions,
+            "set prompts.actions=recorded or train.supervised_coefficient=0",
+        )
         return self
 
     @model_validator(mode="after")

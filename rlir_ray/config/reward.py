@@ -116,7 +116,9 @@ class RewardConfig:
     credit: Literal["clip", "frame"] = "frame"
     """`clip`: each decision gets the clip's mean reward; `frame`: the discounted rewards from its frame on."""
     discount: Annotated[float, Field(strict=True, ge=0, le=1), FLOAT] = 0.5
-    """Discount of the rewards of later frames, with credit=frame."""
+    """Discount of the rewards of other frames, for each frame of distance, with credit=frame."""
+    lookback: NonNegativeInt = 0
+    """Number of earlier frames whose rewards a frame also earns: how many later frames the IDM reads for a frame."""
     max_frames: PositiveInt = 576
     """Most frames that a replica decodes and reads at once; a replica batches waiting groups up to this number."""
     timeout_s: NonNegativeFloat = 0.0
@@ -213,6 +215,26 @@ class RewardConfig:
             "must be empty for the term inverse",
             "; ".join(str(term.args) for term in self.all_terms if term.name == "inverse"),
             "use the other reward.* keys",
+        )
+        return self
+
+    @model_validator(mode="after")
+    def _check_lookback(self) -> Self:
+        if not self.lookback:
+            return self
+        require(
+            self.credit == "frame",
+            "reward.credit",
+            "must be frame with reward.lookback, because credit by clip already counts every frame",
+            self.credit,
+            "set reward.credit=frame or reward.lookback=0",
+        )
+        require(
+            self.discount > 0,
+            "reward.discount",
+            "must be > 0 with reward.lookback, because it weighs the rewards of other frames",
+            self.discount,
+            "set reward.discount=0.5 or reward.lookback=0",
         )
         return self
 

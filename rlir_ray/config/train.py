@@ -89,12 +89,20 @@ class TrainConfig:
     """Arguments of your own objective: {NAME: VALUE}."""
     kl_coefficient: NonNegativeFloat = 0.0
     """Weight of KL(policy || reference): k3 for tokens, means for SDE steps, velocities for `nft`; 0: no reference."""
+    supervised_coefficient: NonNegativeFloat = 0.0
+    """Weight of the pretraining loss on the recorded clips of a step's prompts; 0: reinforcement learning alone."""
+    reference_every: NonNegativeInt = 0
+    """Move the reference of the KL penalty towards the policy after every so many steps; 0: it stays the base."""
+    reference_decay: FractionBelowOne = 0.0
+    """Share of the old reference in the moved one; 0: the reference becomes the policy."""
     advantage: Literal["grpo", "batch_std", "dr_grpo"] = "grpo"
     """Group mean subtracted; divided by the group's deviation (`grpo`), the step's (`batch_std`) or 1 (`dr_grpo`)."""
     max_advantage: NonNegativeFloat = 0.0
     """Clamp advantages to ± this value; 0: do not clamp. `nft` needs it."""
     best_and_worst: NonNegativeInt = 0
     """Train only this many best and as many worst clips of each group (DanceGRPO); 0: all clips."""
+    ema_decay: FractionBelowOne = 0.0
+    """Decay of a moving average of the policy, which is judged and saved in its place, not sampled from; 0: none."""
     max_failed_fraction: FractionBelowOne = 0.1
     """End the run when more than this share of a hundred groups failed; fewer failed groups are replaced."""
     max_skipped_updates: PositiveInt = 3
@@ -129,6 +137,35 @@ class TrainConfig:
             "must be > 0 with train.objective=nft, whose weights are shares of it",
             self.max_advantage,
             "use 5.0",
+        )
+        return self
+
+    @model_validator(mode="after")
+    def _check_average(self) -> Self:
+        require(
+            self.objective != "nft" or not self.ema_decay,
+            "train.ema_decay",
+            "must be 0 with train.objective=nft, whose sampling policy is a moving average already",
+            self.ema_decay,
+            "set train.nft.max_decay instead",
+        )
+        return self
+
+    @model_validator(mode="after")
+    def _check_reference(self) -> Self:
+        require(
+            not self.reference_every or self.kl_coefficient > 0,
+            "train.reference_every",
+            "must be 0 without train.kl_coefficient, because there is no reference",
+            self.reference_every,
+            "set train.kl_coefficient too or leave train.reference_every out",
+        )
+        require(
+            not self.reference_decay or self.reference_every > 0,
+            "train.reference_decay",
+            "must be 0 without train.reference_every, because the reference does not move",
+            self.reference_decay,
+            "set train.reference_every=1 or leave train.reference_decay out",
         )
         return self
 

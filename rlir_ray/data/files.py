@@ -7,6 +7,8 @@ import math
 import os
 import shutil
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,30 @@ def replace_folder(temporary: Path, final: Path) -> None:
         final.rename(old)
     temporary.rename(final)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `out`, which is renamed to `out` when all files are written.
+
+    Raises:
+        ValueError: `out` already has content, or cannot be written.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"--out must be a new folder, got {out} with content; give another folder or remove this one")
+    part = out.with_name(out.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+    except OSError as error:
+        raise ValueError(f"--out must be writable, got {out}: {error.strerror}; give another folder") from None
+    try:
+        yield part
+        if out.exists():
+            out.rmdir()
+        part.replace(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def give_usual_mode(folder: Path | str) -> None:

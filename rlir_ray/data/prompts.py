@@ -136,7 +136,8 @@ def prepare_prompts(
 
 def reads_recorded(config: Config) -> bool:
     """Return whether a part of the run reads the recorded future of the training prompts."""
-    return any_declares("rewards", config.reward.local_names, "reads_recorded")
+    is_supervised = config.train.supervised_coefficient > 0
+    return is_supervised or any_declares("rewards", config.reward.local_names, "reads_recorded")
 
 
 def open_source(config: Config) -> Source:

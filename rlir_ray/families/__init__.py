@@ -19,8 +19,10 @@ from torch import nn
 from rlir_ray.config import Config, asset_path
 from rlir_ray.data.prompts import reads_recorded
 from rlir_ray.learner.objectives import Objective, ObjectiveParts
+from rlir_ray.learner.reference import FollowingReference
 from rlir_ray.models.adapters import add_adapter, has_adapter, without_adapter
 from rlir_ray.models.clip_codec import ClipCodec
+from rlir_ray.models.clip_losses import ClipLoss
 from rlir_ray.models.rescoring import Forward, Rescore
 from rlir_ray.registry import build, load
 from rlir_ray.samplers import Sampler
@@ -54,6 +56,8 @@ class Family:
     """Returns which bins of an axis the policy cannot tell apart."""
     record: Callable[[Config, FrameShape, int], tuple[TokenRecord[torch.Tensor] | FlowRecord[torch.Tensor], int]]
     """Returns what a rollout stores of G clips, on the meta device, and T: its shapes give the run's memory."""
+    clip_loss: Callable[[Config, Any], ClipLoss] | None = None
+    """Builds the pretraining loss of recorded clips; None: the family has none (train.supervised_coefficient)."""
     tokens_per_keyframe: Callable[[Config], int] = lambda _: 0
     """Returns M, the tokens of a prompt's keyframe; 0: the codec decodes each frame alone."""
 
@@ -101,7 +105,8 @@ def group_bytes(config: Config, frame: FrameShape) -> int:
     frame_bytes = code_bytes * math.prod(frame)
     video_bytes = frame_bytes * (world.num_context + world.num_frames)
     prompt_bytes = 4 * family_of(config).tokens_per_keyframe(config)
-    prompt_bytes += frame_bytes * world.num_frames if reads_recorded(config) else 0
+    # The video holds the recorded future, the columns hold the recorded clip.
+    prompt_bytes += frame_bytes * world.num_frames + video_bytes if reads_recorded(config) else 0
     return record_bytes + prompt_bytes + group_size * (decision_bytes + video_bytes)
 
 
@@ -138,6 +143,22 @@ def open_reference(config: Config, policy: nn.Module) -> Forward | None:
     return open_policy(config, device).requires_grad_(False).eval()
 
 
+def open_clip_loss(config: Config, policy: nn.Module) -> ClipLoss | None:
+    """Return the pretraining loss of recorded clips; None without train.supervised_coefficient.
+
+    Raises:
+        ValueError: the family has none.
+    """
+    if not config.train.supervised_coefficient:
+        return None
+    if (make := family_of(config).clip_loss) is None:
+        raise ValueError(
+            "train.supervised_coefficient needs a family with clip_loss, got none in "
+            f"policy.family={config.policy.family}; set train.supervised_coefficient=0"
+        )
+    return make(config, policy)
+
+
 def make_objective(config: Config, policy: nn.Module) -> Objective:
     """Build the configured objective for a policy.
 
@@ -152,4 +173,10 @@ def make_objective(config: Config, policy: nn.Module) -> Objective:
     )
     name, member = config.train.objective, load("objectives", config.train.objective)
     objective: Objective = build("objectives", name, config.train.objective_args, member.from_parts, parts)
-    return objective
+    if not config.train.reference_every:
+        return objective
+    # The configuration allows it only for a reference with weights of its own.
+    assert isinstance(parts.reference, nn.Module)
+    return FollowingReference(
+        objective, policy, parts.reference, config.train.reference_every, config.train.reference_decay
+    )  # type: ignore[return-value]  # it is built around a member of the axis, and so has no `from_parts`

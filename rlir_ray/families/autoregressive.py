@@ -11,6 +11,7 @@ from torch import nn
 from rlir_ray.config import Config, asset_path
 from rlir_ray.families import Family, compares
 from rlir_ray.models.clip_codec import ClipCodec
+from rlir_ray.models.clip_losses import ClipLoss, TokenClipLoss
 from rlir_ray.models.compatibility import check_token_world, policy_layout, policy_sequence, read_settings
 from rlir_ray.models.rescoring import Rescore, TokenRescorer
 from rlir_ray.models.tokenizer_forms import tokenizer_form
@@ -93,6 +94,10 @@ def _token_rescorer(config: Config, policy: WorldModel) -> Rescore:
     return TokenRescorer(config.rollout.temperature, config.rollout.restrict)
 
 
+def _token_clip_loss(config: Config, policy: WorldModel) -> ClipLoss:
+    return TokenClipLoss(policy, config.world.num_frames, config.rollout.restrict)
+
+
 FAMILY = Family(
     open_policy=_open_world_model,
     codec=_tokenizer,
@@ -104,5 +109,6 @@ FAMILY = Family(
     layout=policy_layout,
     cells=_token_cells,
     record=_token_record,
+    clip_loss=_token_clip_loss,
     tokens_per_keyframe=_tokens_per_keyframe,
 )

@@ -9,8 +9,10 @@ import torch
 from rlir_ray.config import Config, asset_path
 from rlir_ray.families import Family, compares
 from rlir_ray.models.clip_codec import ClipCodec
+from rlir_ray.models.clip_losses import ClipLoss, FlowClipLoss
 from rlir_ray.models.compatibility import read_settings
 from rlir_ray.models.flow_forms import check_flow_world, codec_of, form_of, open_flow_policy, policy_settings
+from rlir_ray.models.flow_matching import NoiseLevels
 from rlir_ray.models.rescoring import FlowRescorer, Rescore
 from rlir_ray.samplers import Sampler
 from rlir_ray.spaces.layouts import ActionLayout, Cells
@@ -74,6 +76,12 @@ def _flow_rescorer(config: Config, policy: FlowWorldModel) -> Rescore:
     return FlowRescorer(config.flow, policy.span)
 
 
+def _flow_clip_loss(config: Config, policy: FlowWorldModel) -> ClipLoss:
+    # Later frames read the history with the noise of a rollout, or with less.
+    levels = NoiseLevels(history_noise=config.flow.history_noise)
+    return FlowClipLoss(policy, config.world.num_frames, levels)
+
+
 FAMILY = Family(
     open_policy=open_flow_policy,
     codec=_codec,
@@ -85,4 +93,5 @@ FAMILY = Family(
     layout=_layout,
     cells=_flow_cells,
     record=_flow_record,
+    clip_loss=_flow_clip_loss,
 )

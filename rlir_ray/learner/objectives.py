@@ -269,20 +269,31 @@ class DiffusionNFT:
         levels, noises = (torch.stack(column).to(clean.device) for column in zip(*parts, strict=True))
         return levels, noises
 
-    @torch.no_grad()
     def end_step(self, step: int, gathered: Gathered) -> None:
         """Move the sampling policy towards the policy, faster in early steps (the authors' first schedule)."""
         decay = min(0.001 * step, self.train.nft.max_decay)
         with gathered():
-            for old, new in zip(self.sampling_policy.parameters(), self.policy.parameters(), strict=True):
-                if new.requires_grad:
-                    old.lerp_(new.to(old.dtype), 1 - decay)
+            move_towards(self.sampling_policy, self.policy, 1 - decay)
 
     def state(self) -> Weights:
         return weights_of(self.sampling_policy)
 
     def load_state(self, state: State) -> None:
         load_weights(self.sampling_policy, state)
+
+
+@torch.no_grad()
+def move_towards(follower: nn.Module, policy: nn.Module, share: float) -> None:
+    """Move a copy of the policy towards its trained parameters, which must be whole.
+
+    Args:
+        follower: a module of the policy's class.
+        policy: the module that trains.
+        share: share of the policy in the moved copy, in [0, 1].
+    """
+    for old, new in zip(follower.parameters(), policy.parameters(), strict=True):
+        if new.requires_grad:
+            old.lerp_(new.to(old.dtype), share)
 
 
 def _masked_mean(values: Tensor, mask: Tensor, num_decisions: int) -> Tensor:

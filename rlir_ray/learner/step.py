@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -27,14 +27,17 @@ from rlir_ray.algorithm.batching import MicroBatch, micro_batches
 from rlir_ray.algorithm.losses import combine, is_maximum, normalise
 from rlir_ray.algorithm.seeds import trajectory_seed
 from rlir_ray.config import LearnerConfig, TrainConfig
-from rlir_ray.learner.objectives import Columns, Objective
+from rlir_ray.learner.moving_average import MovingAverage
+from rlir_ray.learner.objectives import Columns, Metrics, Objective
 from rlir_ray.learner.state import Part, State, trained_parameters
+from rlir_ray.learner.supervised import SUPERVISED, RecordedClips
 from rlir_ray.models.adapters import save_policy
+from rlir_ray.models.clip_losses import ClipLoss
 from rlir_ray.trajectory import Record, TrajectoryGroup
 from rlir_ray.transfer.weights import Weights, check_finite, weights_of
 
 # Keys of a learner's state, beside the engine's keys.
-NUM_STEPS, OBJECTIVE = "num_steps", "objective/"
+NUM_STEPS, OBJECTIVE, AVERAGE = "num_steps", "objective/", "average/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,17 +130,36 @@ class Learner:
     Args:
         engine: the engine that holds the policy.
         objective: the objective of the same policy.
-        train: the learning rate and its warmup.
+        train: the learning rate and its warmup, and the decay of the moving average.
         learner: the decision budget.
+        clip_loss: the pretraining loss of the policy's family; None where train.supervised_coefficient is 0.
     """
 
-    def __init__(self, engine: Engine, objective: Objective, train: TrainConfig, learner: LearnerConfig) -> None:
-        self.engine, self.objective = engine, objective
+    def __init__(
+        self,
+        engine: Engine,
+        objective: Objective,
+        train: TrainConfig,
+        learner: LearnerConfig,
+        clip_loss: ClipLoss | None = None,
+    ) -> None:
+        if (train.supervised_coefficient > 0) != (clip_loss is not None):
+            raise ValueError(
+                f"a loss of recorded clips goes with train.supervised_coefficient > 0, got "
+                f"{train.supervised_coefficient} and {'no' if clip_loss is None else 'a'} loss; give both or neither "
+                "(rlir_ray.families.open_clip_loss)"
+            )
+        self.engine, self.objective, self._clip_loss = engine, objective, clip_loss
         self.train, self.learner = train, learner
         self.num_steps = 0
         self.skipped = ""
         """Why the last update was skipped, equal on every rank; empty: the update was done."""
         self._watch = GradientWatch(engine.module, engine.device)
+        self._average: MovingAverage | None = None
+        """Of the policy, on rank 0 with train.ema_decay above 0; None: policies are judged and saved as trained."""
+        if train.ema_decay:
+            with engine.gathered():
+                self._average = MovingAverage(engine.module, train.ema_decay) if engine.rank == 0 else None
 
     def step(self, batch: StepBatch) -> dict[str, float]:
         """Do one update; all ranks skip it if a loss, a metric or a gradient is not finite on any rank.
@@ -145,32 +167,68 @@ class Learner:
         Returns:
             The finite metrics of the whole step, equal on every rank; `updates/skipped` is 1 or 0.
         """
-        shapes = [
-            (len(advantages.rows), group.loss_mask.shape[1], layout(group.record))
-            for group, advantages in zip(batch.groups, batch.advantages, strict=True)
-        ]
-        own = micro_batches(shapes, self.learner.decision_budget)
-        most = int(self.engine.reduce(torch.tensor(float(len(own))), maximum=True))
-        parts, bad_group = [], math.inf
-        for number, micro in enumerate(micro_batches(shapes, self.learner.decision_budget, most), start=1):
-            columns = stack(batch, micro, self.num_steps, self.engine.device)
-            loss, sums = self.objective.loss(self.engine.forward, columns, batch.num_decisions)
-            if not _are_finite([loss, *sums.values()]):
-                bad_group = min(bad_group, batch.groups[micro.rows[0].group].group_id)
-                # Gradients become NaN on this rank, and so does their sum over ranks: all ranks skip the update.
-                loss = loss * math.nan
-            self.engine.backward(loss, last=number == most)
-            parts.append(sums)
+        own, recorded = self._policy_passes(batch), self._recorded_passes(batch)
+        bad_group, num_left = math.inf, len(own) + len(recorded)
+        sums: Metrics = {}
+        for passes in (own, recorded):
+            parts = []
+            for each in passes:
+                loss, metrics = each.run()
+                if not _are_finite([loss, *metrics.values()]):
+                    bad_group = min(bad_group, each.group_id)
+                    # Gradients become NaN on this rank, and so does their sum over ranks: all ranks skip the update.
+                    loss = loss * math.nan
+                num_left -= 1
+                self.engine.backward(loss, last=num_left == 0)
+                parts.append(metrics)
+            sums |= combine(parts) if parts else {}
         rate = learning_rate_at(self.num_steps, self.train.learning_rate, self.train.warmup_steps)
         grad_norm = self.engine.optimizer_step(rate)
         self.num_steps += 1
         self.skipped = "" if math.isfinite(grad_norm) else self._cause(bad_group)
         if not self.skipped:
             self.objective.end_step(self.num_steps, self.engine.gathered)
-        totals = {name: self.engine.reduce(value, is_maximum(name)) for name, value in combine(parts).items()}
-        metrics = normalise(totals, batch.num_decisions) | {"grad_norm": grad_norm, "learning_rate": rate}
-        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        return metrics | {"updates/skipped": float(bool(self.skipped))}
+            self._update_average()
+        totals = {name: self.engine.reduce(value, is_maximum(name)) for name, value in sums.items()}
+        supervised = {SUPERVISED: float(totals.pop(SUPERVISED))} if recorded else {}
+        figures = normalise(totals, batch.num_decisions) | supervised | {"grad_norm": grad_norm, "learning_rate": rate}
+        figures = {name: value for name, value in figures.items() if math.isfinite(value)}
+        return figures | {"updates/skipped": float(bool(self.skipped))}
+
+    def _policy_passes(self, batch: StepBatch) -> list[Pass]:
+        """Return the objective's passes over the trajectories, equally many on every rank."""
+        shapes = [
+            (len(advantages.rows), group.loss_mask.shape[1], layout(group.record))
+            for group, advantages in zip(batch.groups, batch.advantages, strict=True)
+        ]
+        budget = self.learner.decision_budget
+
+        def run(micro: MicroBatch) -> tuple[Tensor, Metrics]:
+            columns = stack(batch, micro, self.num_steps, self.engine.device)
+            return self.objective.loss(self.engine.forward, columns, batch.num_decisions)
+
+        most = self._most(micro_batches(shapes, budget))
+        return _passes(batch, micro_batches(shapes, budget, most), run)
+
+    def _recorded_passes(self, batch: StepBatch) -> list[Pass]:
+        """Return the supervised passes over the recorded clips, equally many on every rank; none without that loss."""
+        if self._clip_loss is None:
+            return []
+        num_clips = self.engine.reduce(torch.tensor(float(len(batch.groups))), maximum=False)
+        clips = RecordedClips(
+            groups=batch.groups,
+            clip_loss=self._clip_loss,
+            coefficient=self.train.supervised_coefficient,
+            num_clips=int(num_clips),
+            step=self.num_steps,
+        )
+        budget, device = self.learner.decision_budget, self.engine.device
+        most = self._most(clips.batches(budget))
+        return _passes(batch, clips.batches(budget, most), lambda micro: clips.loss(self.engine.forward, micro, device))
+
+    def _most(self, batches: Sequence[MicroBatch]) -> int:
+        """Return the largest number of micro-batches over all ranks."""
+        return int(self.engine.reduce(torch.tensor(float(len(batches))), maximum=True))
 
     def _cause(self, bad_group: float) -> str:
         """Return the cause of a skipped update, equal on every rank.
@@ -185,6 +243,12 @@ class Learner:
             return f"loss or log-probabilities of group {first:.0f} or its micro-batch are not finite"
         return f"gradient of {bad_gradient} is not finite" if bad_gradient else "the gradient's norm is not finite"
 
+    def _update_average(self) -> None:
+        if self.train.ema_decay:
+            with self.engine.gathered():
+                if self._average is not None:
+                    self._average.update(self.num_steps)
+
     def weights(self) -> Weights:
         """Gather the weights for the samplers; every rank calls, rank 0 gets the weights, other ranks an empty dict.
 
@@ -196,6 +260,24 @@ class Learner:
         check_finite(weights, "weights to be published")
         return weights
 
+    def average_weights(self) -> Weights:
+        """Gather the weights to be judged: those of the moving average, in the form of `weights`.
+
+        Every rank calls, rank 0 gets the weights, other ranks an empty dict; so does rank 0 without an average.
+
+        Raises:
+            ValueError: a weight is not finite.
+        """
+        if not self.train.ema_decay:
+            return {}
+        with self.engine.gathered():
+            if self._average is None:
+                return {}
+            with self._average.in_policy():
+                weights = weights_of(self.engine.module)
+        check_finite(weights, "weights to be judged")
+        return weights
+
     def state(self) -> Weights:
         """Gather the state for a checkpoint; every rank calls, rank 0 gets the state, other ranks an empty dict.
 
@@ -205,8 +287,10 @@ class Learner:
         state = self.engine.state()
         if self.engine.rank != 0:
             return {}
-        check_finite(state, "the values of a checkpoint")
         memory = {OBJECTIVE + name: value for name, value in self.objective.state().items()}
+        average = self._average.state() if self._average is not None else {}
+        state |= {AVERAGE + name: value for name, value in average.items()}
+        check_finite(state, "the values of a checkpoint")
         return state | memory | {NUM_STEPS: np.array(self.num_steps, np.int64)}
 
     def load_state(self, state: State) -> None:
@@ -217,13 +301,20 @@ class Learner:
         """
         check_finite(state, "the values of a checkpoint")
         memory = {name: state[name] for name in state if name.startswith(OBJECTIVE)}
-        own = {name for name in state if name not in memory and name != NUM_STEPS}
+        average = {name for name in state if name.startswith(AVERAGE)}
+        if average and not self.train.ema_decay:
+            raise ValueError(
+                "train.ema_decay must be that of the checkpoint, which holds a moving average, got 0; set it as then"
+            )
+        own = {name for name in state if name not in average | memory.keys() and name != NUM_STEPS}
         self.engine.load_state(Part(state, own))
         self.objective.load_state({name.removeprefix(OBJECTIVE): value for name, value in memory.items()})
+        if self._average is not None:
+            self._average.load_state({name.removeprefix(AVERAGE): state[name] for name in average})
         self.num_steps = int(state[NUM_STEPS])
 
     def save(self, folder: str | Path) -> None:
-        """Save the sampling policy with `save_pretrained`; every rank calls, rank 0 writes.
+        """Save the sampling policy, or the moving average; every rank calls, rank 0 writes with `save_pretrained`.
 
         The folder appears complete or not at all.
 
@@ -232,8 +323,27 @@ class Learner:
         """
         with self.engine.gathered():
             if self.engine.rank == 0:
-                check_finite(self.objective.sampling_policy.state_dict(), "a policy to be saved")
-                save_whole(self.objective.sampling_policy, Path(folder))
+                average = self._average
+                policy = self.objective.sampling_policy if average is None else self.engine.module
+                with nullcontext() if average is None else average.in_policy():
+                    check_finite(policy.state_dict(), "a policy to be saved")
+                    save_whole(policy, Path(folder))
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One forward and backward pass."""
+
+    group_id: int
+    """Id of the first group in the pass."""
+    run: Callable[[], tuple[Tensor, Metrics]]
+    """Computes the loss and the metrics, to be summed over passes and ranks."""
+
+
+def _passes(
+    batch: StepBatch, micros: Sequence[MicroBatch], run: Callable[[MicroBatch], tuple[Tensor, Metrics]]
+) -> list[Pass]:
+    return [Pass(batch.groups[each.rows[0].group].group_id, functools.partial(run, each)) for each in micros]
 
 
 class GradientWatch:

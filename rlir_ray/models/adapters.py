@@ -6,7 +6,7 @@ Models of both families use the adapter methods of their own library; a WorldMod
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +158,17 @@ def merged_weight(linear: nn.Module) -> Tensor:
     with torch.no_grad():
         change: Tensor = linear.get_delta_weight(NAME)  # type: ignore[operator]  # a method of peft's layers
         return weight + change.to(weight.dtype)
+
+
+def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights of a model, named as without an adapter; its adapter is added to them."""
+    for name, weight in model.state_dict().items():
+        if is_adapter_weight(name):
+            continue
+        owner, _, kind = name.rpartition(".")
+        plain = owner.removesuffix(".base_layer")
+        is_adapted = plain != owner and kind == "weight"
+        yield f"{plain}.{kind}" if plain else kind, merged_weight(model.get_submodule(plain)) if is_adapted else weight
 
 
 def bias_of(linear: nn.Module) -> Tensor | None:

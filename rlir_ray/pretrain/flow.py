@@ -1,8 +1,7 @@
 """Training of a flow world model on recordings encoded as latents, from scratch or from a checkpoint.
 
-Diffusion forcing (https://arxiv.org/abs/2407.01392): every frame has its own noise level. The model reads each frame
-twice: denoised from a logit-normal level, and at a low level as history of the later frames, as in a rollout.
-Independent of autoencoders, rewards and Ray. Legend: B windows, W frames of a window, D h w a latent.
+The loss is that of `rlir_ray.models.flow_matching`. Independent of autoencoders, rewards and Ray.
+Legend: B windows, W frames of a window, D h w a latent.
 """
 
 from __future__ import annotations
@@ -19,9 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from rlir_ray.algorithm.flow_steps import interpolate
 from rlir_ray.data.files import Json, give_usual_mode
-from rlir_ray.models.rescoring import two_streams
+from rlir_ray.models.flow_matching import NoiseLevels, flow_matching_errors
 from rlir_ray.pretrain.arguments import Chosen
 from rlir_ray.pretrain.encode import Form, read_encoded, window_starts
 from rlir_ray.pretrain.loop import train as train_task
@@ -32,10 +30,7 @@ from rlir_ray.pretrain.training_warnings import loss_metrics, world_model_warnin
 from rlir_ray.spaces.layouts import ActionLayout, OasisLayout, check_space, layout_for, layout_settings
 
 if TYPE_CHECKING:
-    from rlir_ray.models.flow import FlowWorldModel
-    from rlir_ray.models.oasis_policy import OasisPolicy
-
-    FlowPolicy = FlowWorldModel | OasisPolicy
+    from rlir_ray.models.flow_matching import FlowPolicy
 
 logger = logging.getLogger(__name__)
 
@@ -247,9 +242,7 @@ def flow_loss(
 def flow_losses(
     model: FlowPolicy, latents: Tensor, actions: Tensor, generator: torch.Generator, settings: FlowTraining
 ) -> Tensor:
-    """Compute the mean squared error of the velocities of each window's frames except the first, float32 [B].
-
-    Flow matching (https://arxiv.org/abs/2210.02747) with logit-normal levels (https://arxiv.org/abs/2403.03206).
+    """Compute `flow_matching_errors` of each window's frames except the first, float32 [B].
 
     Args:
         model: the flow model.
@@ -258,27 +251,9 @@ def flow_losses(
         generator: draws levels and noise, on the CPU.
         settings: gives the distributions of levels and noise.
     """
-
-    def draw(like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=generator).to(like.device)
-
-    past, frames = latents[:, :-1], latents[:, 1:]
-    past_levels = torch.rand(past.shape[:2], generator=generator).to(past.device) * settings.history_noise
-    drawn = torch.sigmoid(draw(frames[:, :, 0, 0, 0]) * settings.level_std + settings.level_mean)
-    levels = model.exact_levels(drawn)
-    noise = draw(frames)
-    history = interpolate(past, draw(past), past_levels)
-    velocities = two_streams(
-        model,
-        history,
-        past_levels,
-        actions[:, :-1],
-        interpolate(frames, noise, levels)[:, :, None],
-        levels[:, :, None],
-        actions[:, 1:],
-        model.span,
-    )[:, :, 0]
-    return (velocities - (noise - frames)).square().flatten(1).mean(1)
+    levels = NoiseLevels(history_noise=settings.history_noise, mean=settings.level_mean, std=settings.level_std)
+    noise = levels.draw(latents.shape, latents.shape[1] - 1, generator)
+    return flow_matching_errors(model, model, latents, actions, noise)
 
 
 @torch.no_grad()

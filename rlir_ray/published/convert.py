@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlir_ray.data.files import give_usual_mode
+from rlir_ray.data.files import give_usual_mode, new_folder
 from rlir_ray.idm.vpt import load_vpt
 from rlir_ray.published.mineworld import load_mineworld
 
@@ -34,7 +32,7 @@ def convert_vpt_idm(out: Path, *, weights: Path, model: str = "", config: str = 
     Raises:
         ValueError: an input is invalid; then no file is written.
     """
-    with _new_folder(out) as folder:
+    with new_folder(out) as folder:
         found = load_vpt(weights, model=model, config=config)
         found.save_pretrained(folder)
     size = sum(parameter.numel() for parameter in found.parameters())
@@ -63,7 +61,7 @@ def convert_mineworld(out: Path, *, checkpoint: Path, config: Path, tokenizer_co
     from transformers.utils.logging import disable_progress_bar
 
     lines = []
-    with _new_folder(out) as folder:
+    with new_folder(out) as folder:
         found = load_mineworld(checkpoint, config, tokenizer_config=tokenizer_config)
         disable_progress_bar()
         if found.llama is not None:
@@ -100,7 +98,7 @@ def convert_oasis(out: Path, *, dit: Path, vae: Path, config: str = "") -> list[
     from rlir_ray.published.oasis import load_oasis
 
     lines = []
-    with _new_folder(out) as folder:
+    with new_folder(out) as folder:
         for part, weights in (("dit", dit), ("vae", vae)):
             model, name = load_oasis(part, weights, config), OASIS_FOLDERS[part]
             model.save_pretrained(folder / name)
@@ -150,7 +148,7 @@ def _convert_parts(out: Path, folder: Path, load: Callable[[Path], list[Publishe
     from transformers.utils.logging import disable_progress_bar
 
     lines, checksums = [], []
-    with _new_folder(out) as part_folder:
+    with new_folder(out) as part_folder:
         disable_progress_bar()
         for part in load(folder):
             place = out / part.place
@@ -180,7 +178,7 @@ def convert_diamond(out: Path, *, agent: Path) -> list[str]:
     from rlir_ray.published.diamond import load_diamond
 
     model_folder, codec_folder = DIAMOND_FOLDERS
-    with _new_folder(out) as folder:
+    with new_folder(out) as folder:
         model = load_diamond(agent)
         height, width, num_actions = (model.config[name] for name in ("height", "width", "num_actions"))
         model.save_pretrained(folder / model_folder)
@@ -199,27 +197,3 @@ def checksum_line(path: Path) -> str:
     """Name the SHA-256 of a published file, so that users of mirrors can compare their copies."""
     with path.open("rb") as file:
         return f"sha256 of {path.name}: {hashlib.file_digest(file, 'sha256').hexdigest()}"
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder, which is renamed to `out` when all files are written.
-
-    Raises:
-        ValueError: `out` already exists.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"--out must be a new folder, got {out} with content; give another folder or remove this one")
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        part.mkdir(parents=True)
-    except OSError as error:
-        raise ValueError(f"--out must be writable, got {out}: {error.strerror}; give another folder") from None
-    try:
-        yield part
-        if out.exists():
-            out.rmdir()
-        part.replace(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

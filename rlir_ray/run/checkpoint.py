@@ -243,6 +243,7 @@ def save_group(folder: Path, group: TrajectoryGroup) -> None:
     columns: dict[str, npt.NDArray[np.generic] | None] = {
         "loss_mask": group.loss_mask,
         "behavior_logprobs": group.behavior_logprobs,
+        "recorded": group.recorded,
     }
     columns |= {f"record.{entry.name}": getattr(group.record, entry.name) for entry in dataclasses.fields(group.record)}
     arrays = {name: value for name, value in columns.items() if value is not None}
@@ -264,4 +265,5 @@ def load_group(path: Path) -> TrajectoryGroup:
             record=kind(**record),
             loss_mask=arrays["loss_mask"],
             behavior_logprobs=arrays.get("behavior_logprobs"),
+            recorded=arrays.get("recorded"),
         )

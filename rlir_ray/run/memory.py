@@ -28,7 +28,7 @@ class LearnerMemory:
     """Bytes on the device of one learner rank, without the reserve of torch's allocator and of NCCL."""
 
     weights: int
-    """The policy, and the frozen copies that the objective compares it with."""
+    """The policy, the frozen copies that the objective compares it with, and the moving average."""
     gradients: int
     """Gradients of the trained parameters."""
     optimizer: int
@@ -88,9 +88,10 @@ def learner_memory(config: Config, policy: nn.Module, frame: FrameShape) -> Lear
     # The reference of a policy with a fresh adapter is the policy without it.
     num_copies = int(config.train.kl_coefficient > 0 and not (config.lora.rank and not config.models.adapter))
     num_copies += config.train.objective == "nft"
+    average_bytes = num_trained * FLOAT32_BYTES * (config.train.ema_decay > 0)
     activations, num_clips = _activations(config, nn.Module.to(policy, torch.bfloat16) if is_low else policy, frame)
     return LearnerMemory(
-        weights=int(num_weights * weight_bytes * held) + num_copies * num_weights * FLOAT32_BYTES,
+        weights=int(num_weights * weight_bytes * held) + num_copies * num_weights * FLOAT32_BYTES + average_bytes,
         gradients=int(num_trained * FLOAT32_BYTES * gradients),
         optimizer=int(num_trained * (MOMENT_BYTES + FLOAT32_BYTES * has_masters) * moments),
         activations=activations,

@@ -148,6 +148,7 @@ def token_groups(
             record=TokenRecord(tokens[rows]),
             behavior_logprobs=scores[rows],
             loss_mask=np.ones(scores[rows].shape, np.bool_),
+            recorded=prompt.recorded_clip,
         )
         video = EncodedVideo(
             group_id=group_id,

@@ -148,6 +148,7 @@ class FlowSampler(PolicySampler["FlowWorldModel"]):
             record=record,
             behavior_logprobs=logprobs,
             loss_mask=np.ones((len(clips), num_decisions), np.bool_),
+            recorded=prompt.recorded_clip,
         )
         codes = stored_codes(clips.cpu().numpy())
         video = EncodedVideo(

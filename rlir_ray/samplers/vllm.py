@@ -10,13 +10,13 @@ N tokens a frame, A tokens an action, L tokens in all.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from vllm import EngineArgs, LLMEngine, ModelRegistry, SamplingParams
 from vllm.config import VllmConfig as EngineConfig
 from vllm.config import WeightTransferConfig
@@ -32,7 +32,7 @@ from vllm.triton_utils import dispatcher
 
 from rlir_ray.algorithm.seeds import frame_seed
 from rlir_ray.config import VllmConfig
-from rlir_ray.models.adapters import is_adapter_weight, merged_weight
+from rlir_ray.models.adapters import merged_weights
 from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.models.rescoring import TokenRescorer
 from rlir_ray.models.token_sequence import TokenSequence
@@ -101,16 +101,6 @@ class PolicyTransfer(WeightTransferEngine[NoInitInfo, PolicyUpdate]):
 
     def shutdown(self) -> None:
         pass
-
-
-def checkpoint_weights(llama: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the weights, named as in a checkpoint; an adapter is merged."""
-    for name, weight in llama.state_dict().items():
-        if is_adapter_weight(name):
-            continue
-        owner, _, kind = name.rpartition(".")
-        plain = owner.removesuffix(".base_layer")
-        yield f"{plain}.{kind}", weight if plain == owner else merged_weight(llama.get_submodule(plain))
 
 
 def _attributes(value: object) -> Mapping[str, object]:
@@ -227,7 +217,7 @@ class VllmSampler(PolicySampler[WorldModel]):
         `load_weights` verifies the checksum on the policy, because the engine stores weights in another layout.
         """
         self.engine.collective_rpc("start_weight_update")
-        update = {"weights": checkpoint_weights(self.policy.llama)}
+        update = {"weights": merged_weights(self.policy.llama)}
         self.engine.collective_rpc("update_weights", kwargs={"update_info": update})
         self.engine.collective_rpc("finish_weight_update")
         self.engine.set_weight_version(str(version))

@@ -13,18 +13,28 @@ from actors.rollout.actor import build_sampler
 from benchmarks.stages import CODES
 from rlir_ray.algorithm.ledger import Ledger
 from rlir_ray.evaluation.alarms import Sign
-from rlir_ray.families import make_objective, open_policy
+from rlir_ray.families import make_objective, open_clip_loss, open_policy
 from rlir_ray.learner.step import Learner
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.local import train_local
 from rlir_ray.run.checkpoint import newest
 from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup
 from rlir_ray.transfer.weights import weights_of
+from tests.fakes import with_recorded
 from tests.in_process import PER_STEP, run_in_process, stage_config
 from tests.own_rewards import TokenReward
 from tests.world import flow_overrides, tiny_flow_prompt_set, tiny_prompt_set
 
-FIGURES = ("loss/policy", "reward/mean", "reward/std", "grad_norm", "ratio/max_abs_log", "decisions")
+FIGURES = (
+    "loss/policy",
+    "loss/supervised",
+    "loss/kl",
+    "reward/mean",
+    "reward/std",
+    "grad_norm",
+    "ratio/max_abs_log",
+    "decisions",
+)
 COUNTED = "follow/macro_f1"
 
 
@@ -35,13 +45,15 @@ def saved_policy(config, folder):
 
 
 def run_local(config, prompt_set=tiny_prompt_set):
-    """The same run in this process; returns its metrics and final weights."""
+    """The same run in this process; returns its metrics and the weights that it would save."""
     policy = open_policy(config)
     engine = TorchEngine(policy, config.train, config.learner)
-    learner = Learner(engine, make_objective(config, policy), config.train, config.learner)
+    objective, clip_loss = make_objective(config, policy), open_clip_loss(config, policy)
+    learner = Learner(engine, objective, config.train, config.learner, clip_loss)
     sampler = build_sampler(config)
     prompts = prompt_set("train").prompts
-    return train_local(config, prompts, sampler, build_reward(config, None), learner), learner.weights()
+    metrics = train_local(config, prompts, sampler, build_reward(config, None), learner)
+    return metrics, learner.average_weights() or learner.weights()
 
 
 def figures(metrics):
@@ -164,6 +176,27 @@ def test_synchronous_pools_train_as_the_local_loop_and_the_driver_reads_no_paylo
         "judging the post-trained policy",
     ]
     assert len((result.folder / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def recorded_prompt_set(split):
+    plain = tiny_prompt_set(split)
+    return dataclasses.replace(plain, prompts=tuple(with_recorded(plain.prompts)))
+
+
+@pytest.mark.slow
+def test_recorded_clips_train_and_averages_follow_in_the_pools_as_in_the_local_loop(ray_cluster, make_config):
+    config = make_config(
+        "train.supervised_coefficient=0.3",
+        "train.ema_decay=0.5",
+        "train.kl_coefficient=0.1",
+        "train.reference_every=1",
+        "train.reference_decay=0.5",
+        "reward.lookback=1",
+    )
+    result = run_pools(config, recorded_prompt_set, evaluate=False)
+    # The saved policy is the average.
+    assert_same_run(result, config, recorded_prompt_set)
+    assert result.metrics[1]["loss/supervised"] > 0 < result.metrics[1]["loss/kl"]
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from actors.cluster.start import SYSTEM_CONFIG, check_answers, join_ray, stop_no
 from rlir_ray.run.folder import JOB_VARIABLE
 from rlir_ray.run.resolved import resolve
 from rlir_ray.samplers.torch_sampler import TorchSampler
-from tests.fakes import tiny_prompts, tiny_world_model
+from tests.fakes import tiny_prompts, tiny_world_model, with_recorded
 
 
 def test_a_missing_checkpoint_is_refused_in_one_line(make_config, tmp_path):
@@ -31,6 +31,13 @@ def test_the_estimated_bytes_of_a_group_are_its_bytes(make_config):
     # The commands in the video are not counted: 23 buttons and 2 angles a frame.
     columns = group.nbytes + video.codes.nbytes
     assert resolve(config).group_bytes == columns > SYSTEM_CONFIG["max_direct_call_object_size"]
+
+
+def test_the_recorded_clip_of_a_group_is_counted_once(make_config):
+    config = make_config("train.supervised_coefficient=0.1")
+    sampler, prompts = TorchSampler(tiny_world_model(), temperature=1.0), with_recorded(tiny_prompts(1, num_frames=3))
+    group, _ = sampler.sample(prompts, [0], [0], config.train.group_size)[0]
+    assert resolve(config).group_bytes - resolve(make_config()).group_bytes == group.recorded.nbytes
 
 
 def test_every_rank_has_a_group(make_config):
@@ -89,9 +96,14 @@ def test_a_disk_without_room_for_the_run_is_refused(make_config, tmp_path, monke
         with pytest.raises(ValueError, match=r"must have \d+ bytes free, got 1000 at .*; make room") as refusal:
             check_disk(resolve(make_config(*options)), tmp_path)
         needed.append(int(re.search(r"\d+", str(refusal.value))[0]))
+    with pytest.raises(ValueError, match=r"must have \d+ bytes free") as refusal:
+        check_disk(resolve(make_config("train.ema_decay=0.9")), tmp_path)
+    averaged = int(re.search(r"\d+", str(refusal.value))[0])
     # Three more checkpoints of weights and two moments; an adapter's take next to nothing.
     num_weights = sum(weight.numel() for weight in tiny_world_model().parameters())
     assert needed[1] - needed[0] == 3 * 12 * num_weights and needed[2] < needed[0]
+    # Three checkpoints with a moving average each.
+    assert averaged - needed[0] == 3 * 4 * num_weights
 
 
 def test_the_store_is_planned_with_the_heldout_clips(make_config):

@@ -26,6 +26,23 @@ def test_frame_credit_is_the_discounted_reward_to_go() -> None:
     np.testing.assert_allclose(returns(np.array([[1.0, 2.0, 4.0]]), "frame", 1.0), [[7, 6, 4]])
 
 
+def test_lookback_adds_the_rewards_of_earlier_frames_by_their_distance() -> None:
+    rewards = np.array([[1.0, 2.0, 4.0]])
+    # Rewards to go 3, 4, 4; frame 1 also earns 1/2; frame 2 also earns 2/2, and with two frames 1/4 as well.
+    np.testing.assert_allclose(returns(rewards, "frame", 0.5, 1), [[3, 4.5, 5]])
+    np.testing.assert_allclose(returns(rewards, "frame", 0.5, 2), [[3, 4.5, 5.25]])
+    # Each frame earns all rewards: the sum of the clip, which is F times credit by clip.
+    np.testing.assert_allclose(returns(rewards, "frame", 1.0, 7), 3 * returns(rewards, "clip", 1.0))
+
+
+def test_lookback_credits_a_frame_that_makes_the_frame_before_it_readable() -> None:
+    # Frame 1 of the second clip makes frame 0 readable.
+    rewards = np.array([[0.0, 0.0], [1.0, 0.0]])
+    settings = {"credit": "frame", "discount": 1, "kind": "dr_grpo", "min_reward_std": 1e-6}
+    np.testing.assert_allclose(advantages_from_rewards(rewards, **settings), [[-0.5, 0], [0.5, 0]])
+    np.testing.assert_allclose(advantages_from_rewards(rewards, **settings, lookback=1), [[-0.5, -0.5], [0.5, 0.5]])
+
+
 def test_grpo_advantages_of_a_clip_are_its_z_score() -> None:
     # clip means 1, 2, 3: mean 2, population standard deviation sqrt(2/3)
     advantages = group_advantages(np.array([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]), "grpo")

@@ -25,6 +25,7 @@ from tests.evaluation.test_report import write_run
         "collect",
         "report",
         "ledger",
+        "merge",
         "pretrain",
         "pretrain tokenizer",
         "pretrain idm",

@@ -230,6 +230,21 @@ def test_a_recipe_is_laid_over_its_base(tmp_path: Path) -> None:
         (["reward.num_replicas=5", "reward.max_replicas=4"], "must lie between .* got 5; set reward.num_replicas=4"),
         (["reward.target_queue=0"], "reward.target_queue must be a finite number > 0, got 0"),
         (["reward.address=rlir_reward"], "reward.address must be serve://NAME, .* got 'rlir_reward'"),
+        (
+            ["train.supervised_coefficient=0.1", "prompts.actions=sampled"],
+            "prompts.actions must be recorded with train.supervised_coefficient, .* got 'sampled'",
+        ),
+        (["train.reference_every=5"], "train.reference_every must be 0 without train.kl_coefficient, .* got 5"),
+        (
+            ["train.kl_coefficient=0.1", "train.reference_decay=0.9"],
+            "train.reference_decay must be 0 without train.reference_every, .* got 0.9; set train.reference_every=1",
+        ),
+        (
+            ["train.kl_coefficient=0.1", "train.reference_every=5", "lora.rank=2"],
+            "train.reference_every must be 0 with an adapter, .* got 5",
+        ),
+        (["reward.lookback=1", "reward.credit=clip"], "reward.credit must be frame with reward.lookback.* got 'clip'"),
+        (["reward.lookback=1", "reward.discount=0"], "reward.discount must be > 0 with reward.lookback, .* got 0"),
         (["reward.address=serve://x", "reward.balance=class"], "reward.balance must be none with reward.address"),
     ],
 )

@@ -46,7 +46,12 @@ def test_the_page_has_no_other_rows():
         ),
         (
             "reward.discount",
-            ["number", "in [0, 1]", "`0.5`", "Discount of the rewards of later frames, with credit=frame."],
+            [
+                "number",
+                "in [0, 1]",
+                "`0.5`",
+                "Discount of the rewards of other frames, for each frame of distance, with credit=frame.",
+            ],
         ),
         (
             "learner.use_gpu",

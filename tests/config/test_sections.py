@@ -36,6 +36,11 @@ from rlir_ray.config.schema import entries, sections
         (RolloutConfig, {"resources": {"": 1}}, "rollout.resources must be names of custom resources of nodes, got ''"),
         (FlowConfig, {"window": 10}, "flow.window must be at most the 9 steps that may explore, got 10; set"),
         (WorldConfig, {"groups": 3}, "world.groups must be .*, got 3; "),
+        (
+            TrainConfig,
+            {"objective": "nft", "max_advantage": 5.0, "ema_decay": 0.9},
+            "train.ema_decay must be 0 with train.objective=nft, .* got 0.9; set train.nft.max_decay instead",
+        ),
         (RewardConfig, {"axis": "near"}, "reward.axis must be one of exact, within, cell, smooth, ignore, got 'near'"),
         (RewardConfig, {"axis_tolerance": -1}, "reward.axis_tolerance must be a finite number >= 0, got -1"),
         (RewardConfig, {"axis_scale": 0}, "reward.axis_scale must be a finite number > 0, got 0"),

@@ -152,6 +152,27 @@ def test_training_prompts_keep_few_clips_and_heldout_ones_all(tmp_path: Path, mo
     assert heldout_bytes(config) == heldout.frames.nbytes
 
 
+def test_training_prompts_hold_their_recorded_frames_if_a_training_needs_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompts_module, "NUM_ALIGNED", 2)
+    _record(tmp_path / "heldout")
+    folder = _record(tmp_path / "train")
+    config = _config(folder, "train.supervised_coefficient=0.1")
+    plain, train = (prepare_prompts(each, "train", Corners(), tmp_path) for each in (_config(folder), config))
+    assert len(train) == 6 and train.frames.shape == plain.frames.shape == (2, 9, HEIGHT, WIDTH, 3)
+    for bare, prompt in zip(plain.prompts, train.prompts, strict=True):
+        np.testing.assert_array_equal(prompt.context, bare.context)
+        number, first = int(prompt.prompt_id.split(":")[0][-1]), int(prompt.prompt_id.split(":")[1])
+        red = 40 + 4 * np.arange(first + 1, first + 9)
+        expected = np.stack([red, np.full(8, 40 + 30 * number)], 1)
+        assert prompt.recorded is not None and prompt.recorded.dtype == prompt.context.dtype
+        # Pictures are stored with loss: a grey level or two.
+        assert np.abs(prompt.recorded.astype(float) - expected).max() < 3 and bare.recorded is None
+    heldout = prepare_prompts(config, "heldout", Corners(), tmp_path)
+    assert all(prompt.recorded is None for prompt in heldout.prompts)
+
+
 def test_clips_that_do_not_stay_whole_hold_their_context_alone(tmp_path: Path) -> None:
     world = _config(_record(tmp_path)).world
     clips = cut_clips(find_recordings(tmp_path), 6, world, 96, seed=0, num_whole=4).clips

@@ -23,22 +23,32 @@ from rlir_ray.algorithm.advantages import GroupAdvantages
 from rlir_ray.algorithm.batching import split_groups
 from rlir_ray.config import LearnerConfig, TrainConfig
 from rlir_ray.learner.objectives import PolicyGradient
+from rlir_ray.learner.reference import FollowingReference
 from rlir_ray.learner.step import Engine, Learner, StepBatch, trained_decisions
 from rlir_ray.learner.torch_engine import TorchEngine
+from rlir_ray.models.clip_losses import TokenClipLoss
 from rlir_ray.models.rescoring import TokenRescorer
 from rlir_ray.samplers.torch_sampler import TorchSampler
 from rlir_ray.trajectory import TrajectoryGroup
-from tests.fakes import tiny_prompts, tiny_world_model
+from tests.fakes import tiny_prompts, tiny_world_model, with_recorded
 
 NUM_GROUPS, GROUP_SIZE, NUM_FRAMES, NUM_STEPS = 5, 4, 3, 2
 # A small learning rate: where a gradient is near 0, AdamW makes rounding as large as an update.
-TRAIN = TrainConfig(group_size=GROUP_SIZE, learning_rate=2e-5, warmup_steps=2, max_grad_norm=0.5, kl_coefficient=0.05)
+TRAIN = TrainConfig(
+    group_size=GROUP_SIZE,
+    learning_rate=2e-5,
+    warmup_steps=2,
+    max_grad_norm=0.5,
+    kl_coefficient=0.05,
+    ema_decay=0.5,
+    supervised_coefficient=0.5,
+)
 
 
 @functools.cache
 def sampled_groups() -> list[TrajectoryGroup]:
     sampler = TorchSampler(tiny_world_model(), temperature=0.9)
-    prompts = tiny_prompts(NUM_GROUPS, num_frames=NUM_FRAMES)
+    prompts = with_recorded(tiny_prompts(NUM_GROUPS, num_frames=NUM_FRAMES))
     drawn = sampler.sample(prompts, range(NUM_GROUPS), range(100, 100 + NUM_GROUPS), GROUP_SIZE)
     return [group for group, _ in drawn]
 
@@ -67,14 +77,24 @@ def make(settings: dict[str, Any]) -> Learner:
         engine = DeepSpeedEngine(model, TRAIN, config)
     else:
         engine = TorchEngine(model, TRAIN, config)
-    return Learner(engine, PolicyGradient(model, TokenRescorer(0.9), TRAIN, reference), TRAIN, config)
+    clip_loss = TokenClipLoss(model, NUM_FRAMES)
+    objective = PolicyGradient(model, TokenRescorer(0.9), TRAIN, reference)
+    return Learner(
+        engine, FollowingReference(objective, model, reference, every=1, decay=0.5), TRAIN, config, clip_loss
+    )
 
 
 def run(settings: dict[str, Any], rank: int, num_ranks: int) -> tuple[list[dict[str, float]], dict[str, np.ndarray]]:
-    """Metrics of each step and the weights after the last one."""
+    """Metrics of each step, and the weights and the moving average after the last one."""
     learner = make(settings)
     metrics = [learner.step(share_of(rank, num_ranks)) for _ in range(NUM_STEPS)]
-    return metrics, learner.weights()
+    return metrics, all_weights(learner)
+
+
+def all_weights(learner: Learner) -> dict[str, np.ndarray]:
+    """Return the weights and the moving average; every rank calls."""
+    average = {f"average/{name}": value for name, value in learner.average_weights().items()}
+    return learner.weights() | average
 
 
 def poisoned(share: StepBatch) -> StepBatch:
@@ -119,7 +139,7 @@ def run_and_write(settings: dict[str, Any], rank: int, num_ranks: int, port: int
         if rank == 0:
             np.savez(folder / f"state{step + 1}.npz", **state)
     (folder / f"causes{rank}.json").write_text(json.dumps(causes))
-    weights = learner.weights()
+    weights = all_weights(learner)
     if rank == 0:
         np.savez(folder / "weights.npz", **weights)
         (folder / "metrics.json").write_text(json.dumps(metrics))

@@ -9,6 +9,7 @@ import torch
 
 from rlir_ray.algorithm.advantages import GroupAdvantages
 from rlir_ray.config import LearnerConfig, TrainConfig
+from rlir_ray.learner.moving_average import decay_at
 from rlir_ray.learner.objectives import PolicyGradient
 from rlir_ray.learner.step import Learner, StepBatch, learning_rate_at, save_whole, trained_decisions
 from rlir_ray.learner.torch_engine import TorchEngine
@@ -132,6 +133,57 @@ def test_a_learner_goes_on_from_a_state_as_if_it_had_never_stopped(tmp_path: Pat
     assert [second.step(sample()) for _ in range(2)] == expected[1:]
     assert checksum(second.weights()) == checksum(whole.weights())
     assert checksum(second.state()) == checksum(whole.state())
+
+
+def test_the_average_is_judged_and_saved_and_the_samplers_get_the_policy(tmp_path: Path) -> None:
+    train = replace(TRAIN, ema_decay=0.25)
+    learner, plain = make(train=train), make()
+    averages, seen = [learner.average_weights()], [learner.weights()]
+    for _ in range(2):
+        assert learner.step(sample()) == plain.step(sample())
+        averages.append(learner.average_weights())
+        seen.append(learner.weights())
+    assert plain.average_weights() == {} and checksum(seen[2]) == checksum(plain.weights())
+    # The decay of step 1 is 2 / 11; in step 2 it would be 3 / 12, which is the bound too.
+    name = "llama.lm_head.weight"
+    np.testing.assert_array_equal(averages[0][name], seen[0][name])
+    first = 2 / 11 * seen[0][name] + 9 / 11 * seen[1][name]
+    np.testing.assert_allclose(averages[1][name], first, atol=1e-7)
+    np.testing.assert_allclose(averages[2][name], 0.25 * first + 0.75 * seen[2][name], atol=1e-7)
+    assert np.abs(averages[2][name] - seen[2][name]).max() > 1e-6
+    learner.save(tmp_path / "policy")
+    assert checksum(weights_of(WorldModel.from_pretrained(tmp_path / "policy"))) == checksum(averages[2])
+    # The policy itself is as it was.
+    assert checksum(learner.weights()) == checksum(seen[2])
+
+
+def test_the_decay_rises_to_its_bound() -> None:
+    assert [decay_at(step, 0.5) for step in (1, 4, 8, 100)] == [2 / 11, 5 / 14, 0.5, 0.5]
+
+
+def test_the_average_goes_on_from_a_state_and_belongs_to_its_setting() -> None:
+    train = replace(TRAIN, ema_decay=0.5)
+    whole, first, second = make(train=train), make(train=train), make(train=train)
+    for _ in range(2):
+        whole.step(sample())
+    first.step(sample())
+    second.load_state(first.state())
+    assert checksum(second.average_weights()) == checksum(first.average_weights())
+    second.step(sample())
+    assert checksum(second.average_weights()) == checksum(whole.average_weights())
+    with pytest.raises(ValueError, match=r"train\.ema_decay must be that of the checkpoint"):
+        make().load_state(first.state())
+    with pytest.raises(ValueError, match=r"must hold the moving average .* got 0 or other weights"):
+        make(train=train).load_state(make().state())
+
+
+def test_a_skipped_update_moves_no_average() -> None:
+    learner = make(train=replace(TRAIN, ema_decay=0.5))
+    learner.step(sample())
+    before, batch = checksum(learner.average_weights()), sample()
+    batch.groups[0] = replace(batch.groups[0], behavior_logprobs=batch.groups[0].behavior_logprobs * np.nan)
+    learner.step(batch)
+    assert learner.skipped and checksum(learner.average_weights()) == before
 
 
 def test_a_state_of_another_policy_is_refused_in_one_line() -> None:

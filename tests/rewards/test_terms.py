@@ -79,7 +79,7 @@ def test_all_terms_share_one_decoding_and_are_reported_alone() -> None:
     assert {label: rewards.tolist() for label, rewards in back.terms.items()} == {
         label: rewards.tolist() for label, rewards in found[0].terms.items()
     }
-    metrics = reward_metrics(found, 0.5)
+    metrics = reward_metrics(found, RewardConfig())
     # Clip means of `value`: 1.5 and 4 in the first group, 7 in the second.
     assert metrics["term/value"] == pytest.approx((2.75 + 7) / 2) and metrics["term/value_std"] == pytest.approx(0.625)
 

@@ -180,6 +180,7 @@ def test_groups_come_back_as_they_were(tmp_path: Path) -> None:
         group_id=7,
         record=TokenRecord(random.integers(0, 9, (2, 8), dtype=np.int32)),
         behavior_logprobs=random.normal(size=(2, 6)).astype(np.float32),
+        recorded=random.integers(0, 9, (3, 2), dtype=np.uint16),
     )
     floats = [random.normal(size=(2, 3)).astype(np.float32) for _ in range(4)]
     flow = TrajectoryGroup(
@@ -190,7 +191,7 @@ def test_groups_come_back_as_they_were(tmp_path: Path) -> None:
         found = load_group(tmp_path / group_file(group.group_id))
         assert (found.prompt_id, found.group_id, found.seed) == (group.prompt_id, group.group_id, group.seed)
         assert found.policy_version == 3 and type(found.record) is type(group.record)
-        for column in ("loss_mask", "behavior_logprobs"):
+        for column in ("loss_mask", "behavior_logprobs", "recorded"):
             np.testing.assert_array_equal(getattr(found, column), getattr(group, column))
         for column in group.record.__slots__:
             np.testing.assert_array_equal(getattr(found.record, column), getattr(group.record, column))

@@ -64,6 +64,7 @@ def test_shards_adapters_and_copies_are_counted() -> None:
     shared = needed("learner.num_workers=2", "learner.zero_stage=2")
     assert (shared.weights, shared.gradients, shared.optimizer) == (4 * count, 2 * count, 4 * count)
     assert needed("train.kl_coefficient=0.1").weights == 8 * count
+    assert needed("train.ema_decay=0.9").weights == 8 * count
     adapted = needed("lora.rank=4", "train.kl_coefficient=0.1")
     assert 4 * count < adapted.weights < 5 * count and adapted.gradients < count
     half = needed("learner.precision=bf16")

@@ -194,13 +194,13 @@ def test_a_failed_load_leaves_the_old_version_serving(sampler, monkeypatch, num_
     from rlir_ray.samplers import vllm
 
     before, _ = sampler.sample(tiny_prompts(1), [0], [0], 2)[0]
-    whole, calls = vllm.checkpoint_weights, []
+    whole, calls = vllm.merged_weights, []
 
     def first_breaks(llama):
         calls.append(llama)
         return broken_off(whole(llama), num_weights) if len(calls) == 1 else whole(llama)
 
-    monkeypatch.setattr(vllm, "checkpoint_weights", first_breaks)
+    monkeypatch.setattr(vllm, "merged_weights", first_breaks)
     with pytest.raises(OSError, match="the rest is lost"):
         sampler.load_weights(weights_of(tiny_vllm_model(seed=1)), 7)
     after, _ = sampler.sample(tiny_prompts(1), [0], [0], 2)[0]
