@@ -1,0 +1,145 @@
+"""The tables of rewards and objectives of docs/results.md: variants of a recipe, each trained for the same minutes.
+
+Each variant runs through the Ray pools on one core of its own, several side by side; a finished one is kept.
+Run: `python -m benchmarks.variants --recipe doom_tiny_ar --minutes 6`, or with `--only inverse,guards`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rlir_ray.data.files import write_json
+from rlir_ray.evaluation.results import BASE, POST_TRAINED, REAL, RECONSTRUCTED, Evaluation, Results, compare
+from rlir_ray.run.environment import versions
+
+GUARDS = (
+    "[{name: inverse}, {name: brightness, weight: 0.2}, {name: motion, weight: 0.2}, {name: sharpness, weight: 0.1}]"
+)
+REWARDS = {
+    "inverse": [],
+    "exact": ["reward.match=exact"],
+    "recorded": ["reward.terms=[{name: recorded}]"],
+    "guards": [f"reward.terms={GUARDS}", "reward.combine=advantages"],
+    "supervised": ["train.supervised_coefficient=0.1"],
+    "guards_supervised": [
+        f"reward.terms={GUARDS}",
+        "reward.combine=advantages",
+        "train.supervised_coefficient=0.1",
+    ],
+}
+"""Variant -> overrides of the recipe."""
+POLL_S = 2.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="doom_tiny_ar")
+    parser.add_argument("--minutes", type=float, default=6, help="wall-clock of each training")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num-prompts", type=int, default=256, help="held-out prompts")
+    parser.add_argument("--only", default="", metavar="A,B,...", help="variants (default: all)")
+    parser.add_argument("--folder", type=Path, default=Path("runs/variants"), help="folder of the runs")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of every variant")
+    arguments = parser.parse_args()
+    names = [name for name in arguments.only.split(",") if name] or list(REWARDS)
+    fixed = [
+        f"run.dir={arguments.folder.absolute()}",
+        f"seed={arguments.seed}",
+        f"prompts.num_heldout={arguments.num_prompts}",
+        f"train.max_minutes={arguments.minutes}",
+        "train.num_steps=10000",
+        *arguments.overrides,
+    ]
+    label = f"{arguments.recipe}_seed{arguments.seed}"
+    run_all({f"{label}_{name}": [*fixed, *REWARDS[name]] for name in names}, arguments.recipe, arguments.folder)
+    found = {name: results for name in names if (results := read(arguments.folder / f"{label}_{name}")) is not None}
+    rows = {name: row(results) for name, results in found.items()}
+    content = {
+        "versions": versions(),
+        "load_average": os.getloadavg(),
+        "cores": len(os.sched_getaffinity(0)),
+        "minutes": arguments.minutes,
+        "seed": arguments.seed,
+        "num_prompts": arguments.num_prompts,
+        "variants": {name: REWARDS[name] for name in rows},
+        "rows": rows,
+    }
+    out = Path(__file__).parent / "results" / f"variants_{label}.json"
+    write_json(out, content)
+    print(markdown(rows), out, sep="\n")
+
+
+def run_all(commands: dict[str, list[str]], recipe: str, folder: Path) -> None:
+    """Run the trainings that are missing, one a core."""
+    waiting = [name for name in commands if not (folder / name / "report.html").is_file()]
+    free, running = sorted(os.sched_getaffinity(0)), {}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    folder.mkdir(parents=True, exist_ok=True)
+    while waiting or running:
+        while waiting and free:
+            name, core = waiting.pop(0), free.pop()
+            train = [sys.executable, "-m", "rlir_ray", "train", "--recipe", recipe, f"run.name={name}"]
+            with (folder / f"{name}.log").open("w") as log:
+                command = ["taskset", "-c", str(core), *train, *commands[name]]
+                running[subprocess.Popen(command, env=environment, stdout=log, stderr=log)] = (name, core)
+        time.sleep(POLL_S)
+        for process in [process for process in running if process.poll() is not None]:
+            name, core = running.pop(process)
+            free.append(core)
+            print(name, "failed, see its log" if process.returncode else "done", flush=True)
+
+
+def read(folder: Path) -> Results | None:
+    """Return the results of a run; None: it did not finish."""
+    return Results.load(folder) if (folder / "report.html").is_file() else None
+
+
+def row(results: Results) -> dict[str, dict[str, float]]:
+    """Return the judge's figures and those of the pictures: before, after, their change, and of real clips."""
+    base, after = results.find(BASE), results.find(POST_TRAINED)
+    assert base is not None and after is not None
+    change = compare(base, after)
+    following = {figure: each for figure, each in change.following["judge"].items()}
+    changes = {**following, **change.quality}
+    return {
+        "base": _figures(base),
+        "after": _figures(after),
+        "change": {figure: each.mean for figure, each in changes.items()},
+        "se": {figure: each.se for figure, each in changes.items()},
+        **{name: _figures(each) for name, each in results.ceiling.items() if name in (REAL, RECONSTRUCTED)},
+    }
+
+
+def _figures(evaluation: Evaluation) -> dict[str, float]:
+    judge, quality = evaluation.following["judge"], evaluation.quality
+    pictures = {name: quality.mean(name) for name in ("psnr", "brightness", "sharpness", "motion", "repeated")}
+    read_by = {figure: float(getattr(judge, figure)) for figure in judge.headline}
+    return read_by | {name: value for name, value in pictures.items() if value is not None}
+
+
+def markdown(rows: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Format the rows, changes with their paired standard errors."""
+    figures = list(next(iter(rows.values()))["after"])
+    lines = ["| | " + " | ".join(figures) + " |", "| --- |" + " --- |" * len(figures)]
+    first = next(iter(rows.values()))
+    for name in ("base", RECONSTRUCTED, REAL):
+        cells = [f"{first[name][figure]:.3f}" if figure in first.get(name, {}) else "–" for figure in figures]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    for name, each in rows.items():
+        cells = [
+            f"{each['after'][figure]:.3f} ({each['change'][figure]:+.3f} ± {each['se'][figure]:.3f})"
+            if figure in each["change"]
+            else f"{each['after'][figure]:.3f}"
+            for figure in figures
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
