@@ -138,7 +138,8 @@ class Driver:
     def _evaluate_if_due(self, step: int) -> None:
         every = self.config.evaluation.every
         if every and step % every == 0 and step < self.config.train.num_steps:
-            self.session.evaluate(f"step {step}", self.config.evaluation.temperatures[0])
+            temperature, guidance = self.config.evaluation.samplings[0]
+            self.session.evaluate(f"step {step}", temperature, guidance=guidance)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Checkpoints

@@ -12,13 +12,14 @@ import torch
 
 from actors.cluster.files import send_folder
 from actors.cluster.placement import node_id
+from rlir_ray.algorithm.guidance import NO_GUIDANCE
 from rlir_ray.config import Config
 from rlir_ray.data.digests import used_models
 from rlir_ray.data.files import write_json
 from rlir_ray.data.prompts import PromptSet
 from rlir_ray.evaluation.evaluate import evaluate_policy, evaluate_real
 from rlir_ray.evaluation.results import record_ceiling, record_evaluation
-from rlir_ray.families import family_of, open_codec, open_policy
+from rlir_ray.families import evaluation_sampler, open_codec, open_policy
 from rlir_ray.idm.base import InverseDynamics, load_inverse_dynamics
 from rlir_ray.rewards.calibration import audit_model
 
@@ -105,8 +106,9 @@ class EvaluationActor:
         name: str,
         temperature: float,
         keep_clips: bool,
+        guidance: float = NO_GUIDANCE,
     ) -> dict[str, float]:
-        """Judge one policy at one temperature; return the figures of each inverse dynamics model for the log.
+        """Judge one policy at one temperature and guidance; return each inverse dynamics model's figures for the log.
 
         Args:
             prompt_set: held-out prompts.
@@ -115,9 +117,10 @@ class EvaluationActor:
             name: name of the policy in the results.
             temperature: sampling temperature.
             keep_clips: whether the clips go into the report.
+            guidance: scale of the action guidance.
         """
         settings = self.config.evaluation
-        sampler = family_of(self.config).evaluation_sampler(self.config, self.policy, temperature)
+        sampler = evaluation_sampler(self.config, self.policy, temperature, guidance)
         if weights is not None:
             sampler.load_weights(weights, version)
             self._has_loaded = True
@@ -133,6 +136,7 @@ class EvaluationActor:
             name=name,
             num_videos=settings.num_videos,
             judge_context=settings.judge_context,
+            guidance=guidance,
         )
         record_evaluation(self.run_dir, evaluation, clips if keep_clips else None)
         self._send()

@@ -20,6 +20,8 @@ from rlir_ray.spaces.vpt import VPT_SPACE
 
 SPACE_KEY, LAYOUT_KEY = "action_space", "action_layout"
 """Keys of a checkpoint's config.json."""
+NO_ACTION = -1
+"""The class of every column of a hidden action, which is not the action of doing nothing."""
 # Most fields that an error describes; it always gives the total number.
 NUM_NAMED = 3
 Cells = Callable[[Axis, npt.NDArray[np.float32]], npt.NDArray[np.bool_]]
