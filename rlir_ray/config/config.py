@@ -123,7 +123,7 @@ class Config:
     def _check_guidance(self) -> Self:
         for key, scale in self.guidance_scales.items():
             require(
-                scale == 1 or self.policy.family == "flow",
+                scale == 1 or self.policy.family in ("flow", "autoregressive"),
                 key,
                 f"must be 1 with policy.family={self.policy.family}",
                 scale,

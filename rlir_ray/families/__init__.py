@@ -114,10 +114,8 @@ def evaluation_sampler(config: Config, policy: nn.Module, temperature: float, gu
 
 def guidance_text(config: Config) -> str:
     """Describe the guidance of an evaluation, for a person; empty without guidance."""
-    scale, rescale = config.evaluation.guidance[0], config.flow.guidance_rescale
-    if scale == NO_GUIDANCE:
-        return ""
-    return f", action guidance {scale:g}" + (f" rescaled by {rescale:g}" if rescale else "")
+    scale = config.evaluation.guidance[0]
+    return "" if scale == NO_GUIDANCE else f", action guidance {scale:g}"
 
 
 def compares(config: Config) -> bool:

@@ -55,7 +55,8 @@ def _flow_evaluation_sampler(
 
 def _flow_sampling(config: Config) -> str:
     steps = f"{config.flow.num_steps} denoising steps a frame, noise scale {config.evaluation.temperatures[0]:g}"
-    return steps + guidance_text(config)
+    guidance, rescale = guidance_text(config), config.flow.guidance_rescale
+    return steps + guidance + (f" rescaled by {rescale:g}" if guidance and rescale else "")
 
 
 def _flow_record(config: Config, frame: FrameShape, num_clips: int) -> tuple[FlowRecord[torch.Tensor], int]:

@@ -11,11 +11,8 @@ from rlir_ray.config import ArchitectureConfig, Config, asset_path
 from rlir_ray.data.files import Json
 from rlir_ray.models.token_sequence import TokenSequence, TokenShape
 from rlir_ray.models.tokenizer_forms import tokenizer_form
-from rlir_ray.spaces.layouts import ActionLayout, layout_of
+from rlir_ray.spaces.layouts import DROPOUT_KEY, ActionLayout, layout_of
 from rlir_ray.trajectory import FrameShape
-
-DROPOUT_KEY = "action_dropout"
-"""Key of a world model's config.json: the share of the actions that were hidden in training; missing: 0."""
 
 
 def check_token_world(config: Config) -> FrameShape:

@@ -47,10 +47,14 @@ class TokenRescorer:
 
     temperature: float
     restrict: bool = True
+    guidance: float = NO_GUIDANCE
+    """Scale of the action guidance with which the tokens were drawn."""
 
     def __call__(self, forward: Forward, record: TokenRecord[Tensor], num_decisions: int) -> Scores:
-        # Only a policy that can draw from all ids has this argument.
-        options = () if self.restrict else (False,)
+        # Only a policy that can draw from all ids, or be guided, has these arguments.
+        options: tuple[float, ...] = () if self.restrict else (False,)
+        if self.guidance != NO_GUIDANCE:
+            options = (self.restrict, self.guidance)
         return Scores(forward(record.tokens.long(), num_decisions, self.temperature, *options))
 
 

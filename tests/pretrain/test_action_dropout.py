@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,13 +10,17 @@ import numpy as np
 import pytest
 import torch
 
+from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.models.flow import open_flow_model
 from rlir_ray.pretrain.action_dropout import hidden_actions
 from rlir_ray.pretrain.flow import FlowTask, LatentRecordings, flow_losses, load_latents, train_flow, validate
 from rlir_ray.pretrain.settings import FlowTraining, WorldModelTraining
 from rlir_ray.pretrain.task import Progress
+from rlir_ray.pretrain.world_model import train_world_model
 from rlir_ray.spaces.layouts import NO_ACTION
 from tests.pretrain.test_flow_training import TINY, write_recordings
+from tests.pretrain.test_world_model import SETTINGS as TOKENS
+from tests.pretrain.test_world_model import load_both
 
 Recordings = tuple[LatentRecordings, LatentRecordings]
 
@@ -50,6 +55,36 @@ def test_a_flow_model_learns_frames_without_an_action(latents: Recordings, tmp_p
         loss = flow_losses(model, x, hidden, torch.Generator().manual_seed(0), settings).mean()
     # The model knows that the action is unknown: it loses less than with a wrong action, and more than with the action.
     assert figures["validation_loss"] < float(loss) < figures["validation_loss_wrong_actions"]
+
+
+def test_a_token_model_learns_frames_without_an_action(tmp_path: Path) -> None:
+    train, validation = load_both(tmp_path)
+    settings = replace(TOKENS, action_dropout=0.3)
+    model = train_world_model(train, validation, tmp_path / "out", settings)
+    assert WorldModel.from_pretrained(tmp_path / "out").config.action_dropout == 0.3
+    starts, hidden = validation.window_starts(3), torch.ones(116, 2, dtype=torch.bool)
+    with torch.no_grad():
+        known, unknown = (-model(validation.windows(starts, 3, each), 8).mean() for each in (None, hidden))
+    # Counting or staying is a guess between two frames, which costs ln 2 / 4 = 0.17 nats a token or more.
+    assert known + 0.1 < unknown < 0.8
+
+
+def test_only_the_hidden_actions_of_a_window_change(tmp_path: Path) -> None:
+    train, _ = load_both(tmp_path)
+    hidden = torch.tensor([[False, True], [False, False]])
+    plain, found = (train.windows(np.array([0, 7]), 3, each) for each in (None, hidden))
+    # Frames of 4 tokens and actions of 11: the second action is at 19 to 29.
+    assert found[0, 19:30].tolist() == train.sequence.layout.hidden_tokens(8).tolist()
+    assert torch.equal(found[1], plain[1]) and (found != plain).sum() == (found[0, 19:30] != plain[0, 19:30]).sum()
+
+
+def test_a_token_checkpoint_states_its_last_training(tmp_path: Path) -> None:
+    recordings, short = load_both(tmp_path), replace(TOKENS, num_steps=1)
+    for name, init, probability in (("one", "", 0.2), ("two", "one", 0.0), ("plain", "", 0.0)):
+        settings = replace(short, init=str(tmp_path / init) if init else "", action_dropout=probability)
+        train_world_model(*recordings, tmp_path / name, settings)
+    stated = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("one", "two", "plain")]
+    assert [each.get("action_dropout") for each in stated] == [0.2, 0.0, None]
 
 
 def test_a_checkpoint_states_its_last_training(latents: Recordings, tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
-"""Action guidance of both families: what is drawn, and that rescoring finds the same."""
+"""Action guidance of flow models: what is drawn, and that rescoring finds the same."""
 
 from __future__ import annotations
 
 import itertools
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from rlir_ray.config import Config, FlowConfig
 from rlir_ray.families import family_of, make_objective, open_policy
 from rlir_ray.learner.step import Learner, StepBatch, trained_decisions
 from rlir_ray.learner.torch_engine import TorchEngine
-from rlir_ray.models.flow import FlowWorldModel
 from rlir_ray.models.oasis_policy import OasisPolicy
 from rlir_ray.models.rescoring import FlowRescorer
 from rlir_ray.samplers.flow import FlowSampler
@@ -124,22 +124,10 @@ def first_update(config: Config, prompts: list[Any]) -> dict[str, float]:
     return learner.step(StepBatch([group], advantages, trained_decisions([group], advantages)))
 
 
-@pytest.fixture(scope="session")
-def flow_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny flow model as a checkpoint that was trained with action dropout."""
-    folder, model = tmp_path_factory.mktemp("guided") / "flow", tiny_flow_model()
-    model.register_to_config(action_dropout=0.2)
-    model.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
-def flow_config(make_config: MakeConfig, checkpoints: Path, flow_policy: Path) -> MakeConfig:
-    def make(*overrides: str) -> Config:
-        own = [*flow_overrides(checkpoints), f"models.policy={flow_policy}", f"rollout.guidance={SCALE}"]
-        return make_config(*own, *overrides)
-
-    return make
+def flow_config(make_config: MakeConfig, checkpoints: Path) -> MakeConfig:
+    policy = f"models.policy={checkpoints / 'guided_flow_policy'}"
+    return partial(make_config, *flow_overrides(checkpoints), policy, f"rollout.guidance={SCALE}")
 
 
 @pytest.mark.parametrize("penalty", [0.0, 0.1])
@@ -150,12 +138,9 @@ def test_the_first_update_of_a_guided_flow_run_has_the_ratio_one(flow_config: Ma
     assert abs(metrics.get("loss/kl", 0.0)) < 1e-6
 
 
-def test_a_checkpoint_keeps_its_statement_and_others_are_refused(
-    flow_config: MakeConfig, checkpoints: Path, flow_policy: Path
-) -> None:
+def test_a_flow_policy_without_action_dropout_is_refused(flow_config: MakeConfig, checkpoints: Path) -> None:
     family = family_of(flow_config())
     assert family.check_world(flow_config()) == (4, 6, 8)
-    assert FlowWorldModel.load_config(flow_policy)["action_dropout"] == 0.2
     for key in ("rollout.guidance", "evaluation.guidance"):
         scales = [f"models.policy={checkpoints / 'flow_policy'}", "rollout.guidance=1", f"{key}=3"]
         with pytest.raises(ValueError, match=rf"{key} must be 1 with a policy .* action dropout, got 3 for .*0\.2$"):
