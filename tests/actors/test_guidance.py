@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rlir_ray.evaluation.results import BASE, POST_TRAINED, Results
+from actors.evaluation.actor import EvaluationActor
+from rlir_ray.evaluation.results import BASE, POST_TRAINED, Results, judged_samplings
 from tests.actors.test_driver import assert_same_run, run_pools
 from tests.world import MakeConfig, flow_overrides, tiny_flow_prompt_set, tiny_prompt_set
 
@@ -23,7 +24,6 @@ def test_a_guided_run_trains_in_the_pools_as_in_the_local_loop(
         f"models.policy={policy}",
         "rollout.guidance=2.5",
         "evaluation.guidance=[2.5,1]",
-        "train.wait_timeout_s=1200",
     )
     prompt_set = tiny_flow_prompt_set if is_flow else tiny_prompt_set
     result = run_pools(config, prompt_set)
@@ -39,3 +39,16 @@ def test_a_guided_run_trains_in_the_pools_as_in_the_local_loop(
         (1.0, 2.5),
         (1.0, 1.0),
     ]
+
+
+def test_an_evaluation_samples_and_records_at_its_scale(
+    make_config: MakeConfig, checkpoints: Path, tmp_path: Path
+) -> None:
+    config = make_config(f"models.policy={checkpoints / 'guided_policy'}", "evaluation.guidance=[2.5,1]")
+    actor, prompts = EvaluationActor(config, tmp_path, num_threads=1), tiny_prompt_set("heldout")
+    for temperature, guidance in config.evaluation.samplings:
+        actor.evaluate(prompts, None, 0, BASE, temperature, False, guidance)
+    guided, plain = Results.load(tmp_path).evaluations
+    assert (guided.guidance, plain.guidance) == (2.5, 1.0)
+    assert guided.quality.mean("brightness") != plain.quality.mean("brightness")
+    assert judged_samplings(tmp_path, BASE, 0) == set(config.evaluation.samplings)
