@@ -15,9 +15,10 @@ from actors.cluster.waiting import Stopped, stop_on_signals
 from actors.driver import Driver
 from actors.rollout.prompt_actor import PromptSource
 from actors.session import Builders, Session, not_training
+from rlir_ray.algorithm.guidance import NO_GUIDANCE
 from rlir_ray.config import Config
 from rlir_ray.data.files import write_json
-from rlir_ray.evaluation.results import POST_TRAINED, judged_temperatures
+from rlir_ray.evaluation.results import POST_TRAINED, judged_samplings
 from rlir_ray.learner.step import Learner
 from rlir_ray.rewards.base import Reward
 from rlir_ray.run.folder import RunFolder
@@ -173,8 +174,8 @@ class Pipeline:
 
     def _is_finished(self, state: RunState, evaluate: bool) -> bool:
         """Return whether training and evaluation are complete, so that `train` has nothing left to do."""
-        missing = set(self.config.evaluation.temperatures) if evaluate else set()
-        missing -= judged_temperatures(self.folder.path, POST_TRAINED, state.step)
+        missing = set(self.config.evaluation.samplings) if evaluate else set()
+        missing -= judged_samplings(self.folder.path, POST_TRAINED, state.step)
         has_policy = (self.folder.path / "policy").is_dir()
         return state.is_complete(self.config.train) and has_policy and not missing
 
@@ -219,19 +220,22 @@ class Pipeline:
         """
         return self._session().scale("rollout", num_actors)
 
-    def evaluate(self, name: str, temperature: float, *, keep_clips: bool = False) -> dict[str, float]:
+    def evaluate(
+        self, name: str, temperature: float, *, keep_clips: bool = False, guidance: float = NO_GUIDANCE
+    ) -> dict[str, float]:
         """Judge the latest version, or its moving average if there is one; write the results into the run's folder.
 
         Args:
             name: name of the policy in the results; `base` judges the weights before training instead.
             temperature: sampling temperature.
             keep_clips: whether the clips go into the report.
+            guidance: scale of the action guidance; 1: none.
 
         Returns:
             `reward/FIGURE` and `judge/FIGURE` of each headline figure: `accuracy` and `macro_f1` of classes,
             `axis_error` and `r2` of graded axes.
         """
-        return self._session().evaluate(name, temperature, keep_clips=keep_clips)
+        return self._session().evaluate(name, temperature, keep_clips=keep_clips, guidance=guidance)
 
     def _session(self) -> Session:
         if self.driver is None:

@@ -35,6 +35,7 @@ from actors.rollout.prompt_actor import (
     real_videos,
 )
 from actors.weights.sync import WeightSync
+from rlir_ray.algorithm.guidance import NO_GUIDANCE
 from rlir_ray.data.prompts import NUM_ALIGNED
 from rlir_ray.evaluation.results import BASE
 from rlir_ray.learner.step import Learner
@@ -220,11 +221,13 @@ class Session:
         self._parts.callback(client.stop)
         return client
 
-    def evaluate(self, name: str, temperature: float, *, keep_clips: bool = False) -> dict[str, float]:
+    def evaluate(
+        self, name: str, temperature: float, *, keep_clips: bool = False, guidance: float = NO_GUIDANCE
+    ) -> dict[str, float]:
         """Judge the latest version, or its moving average; with the name `base`, judge the weights before training."""
         # The published weights are not the base after a resume: the evaluation actor loads the base itself.
         latest = None if name == BASE else self.latest()
-        return self.evaluation.judge(name, temperature, latest, keep_clips=keep_clips)
+        return self.evaluation.judge(name, temperature, latest, keep_clips=keep_clips, guidance=guidance)
 
     def evaluate_interim(self, step: int) -> None:
         """Judge the weights of a step on a few prompts, and raise the alarms that follow."""

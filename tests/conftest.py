@@ -54,6 +54,12 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_tokenizer().save_pretrained(folder / "tokenizer")
     tiny_flow_model().save_pretrained(folder / "flow_policy")
     tiny_autoencoder().save_pretrained(folder / "autoencoder")
+    # As trained with action dropout.
+    guided, guided_flow = tiny_world_model(), tiny_flow_model()
+    guided.config.action_dropout = 0.2
+    guided.save_pretrained(folder / "guided_policy")
+    guided_flow.register_to_config(action_dropout=0.2)
+    guided_flow.save_pretrained(folder / "guided_flow_policy")
     for seed, name in enumerate(("reward_idm", "judge_idm")):
         tiny_idm(seed).save_pretrained(folder / name)
     return folder

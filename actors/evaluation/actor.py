@@ -14,6 +14,7 @@ import torch
 from actors.cluster.files import send_folder
 from actors.cluster.placement import node_id
 from actors.reward.external import ExternalTerm
+from rlir_ray.algorithm.guidance import NO_GUIDANCE
 from rlir_ray.config import Config
 from rlir_ray.data.digests import used_models
 from rlir_ray.data.files import write_json
@@ -22,7 +23,7 @@ from rlir_ray.evaluation.alarms import Sign, signs
 from rlir_ray.evaluation.audit import audit_on, reward_on, write_audit
 from rlir_ray.evaluation.evaluate import evaluate_policy, evaluate_real
 from rlir_ray.evaluation.results import BASE, REAL, Results, record_ceiling, record_evaluation
-from rlir_ray.families import family_of, open_codec, open_policy
+from rlir_ray.families import evaluation_sampler, open_codec, open_policy
 from rlir_ray.idm.base import InverseDynamics, load_inverse_dynamics
 from rlir_ray.rewards.calibration import audit_model
 from rlir_ray.rewards.combined import CombinedReward
@@ -135,8 +136,9 @@ class EvaluationActor:
         temperature: float,
         keep_clips: bool,
         num_prompts: int = 0,
+        guidance: float = NO_GUIDANCE,
     ) -> dict[str, float]:
-        """Judge one policy at one temperature; return the figures of each inverse dynamics model for the log.
+        """Judge one policy at one temperature and guidance; return each inverse dynamics model's figures for the log.
 
         Args:
             prompt_set: held-out prompts.
@@ -146,10 +148,11 @@ class EvaluationActor:
             temperature: sampling temperature.
             keep_clips: whether the clips go into the report.
             num_prompts: number of prompts; 0: all.
+            guidance: scale of the action guidance.
         """
         settings = self.config.evaluation
         prompt_set = prompt_set[: num_prompts or len(prompt_set)]
-        sampler = family_of(self.config).evaluation_sampler(self.config, self.policy, temperature)
+        sampler = evaluation_sampler(self.config, self.policy, temperature, guidance)
         if weights is not None:
             sampler.load_weights(weights, version)
             self._has_loaded = True
@@ -165,6 +168,7 @@ class EvaluationActor:
             name=name,
             num_videos=settings.num_videos,
             judge_context=settings.judge_context,
+            guidance=guidance,
         )
         record_evaluation(self.run_dir, evaluation, clips if keep_clips else None)
         self._send()

@@ -12,10 +12,11 @@ from actors.cluster.placement import Handle, as_actor, node_cpus, node_id, on_no
 from actors.cluster.waiting import Value, wait_all
 from actors.evaluation.actor import EvaluationActor
 from actors.learner.command_queue import StepReport
+from rlir_ray.algorithm.guidance import NO_GUIDANCE
 from rlir_ray.config import Config
 from rlir_ray.data.prompts import PromptSet
 from rlir_ray.evaluation.alarms import Sign
-from rlir_ray.evaluation.results import BASE, judged_temperatures
+from rlir_ray.evaluation.results import BASE, judged_samplings
 
 
 class EvaluationClient:
@@ -63,19 +64,20 @@ class EvaluationClient:
 
     def judge_base(self, *, is_resumed: bool) -> None:
         """Judge real clips and the policy before training; skip this if a resumed run has these results."""
-        temperatures = self.config.evaluation.temperatures
-        if is_resumed and not set(temperatures) - judged_temperatures(self.folder, BASE, 0):
+        wanted = set(self.config.evaluation.samplings)
+        if is_resumed and not wanted - judged_samplings(self.folder, BASE, 0):
             return
         self.progress("judging real clips and the base policy")
         self._wait(self.actor.ceiling.remote(self._heldout()), "the judgement of real clips")
         self.judge_all(BASE, None)
 
     def judge_all(self, name: str, latest: StepReport | None) -> None:
-        """Judge a policy at every temperature; the clips of the first temperature go into the report."""
+        """Judge a policy at every temperature and guidance; the clips of the first go into the report."""
         self.progress(f"judging the {name} policy")
-        temperatures = self.config.evaluation.temperatures
-        for temperature in temperatures:
-            self.judge(name, temperature, latest, keep_clips=temperature == temperatures[0])
+        samplings = self.config.evaluation.samplings
+        for temperature, guidance in samplings:
+            is_first = (temperature, guidance) == samplings[0]
+            self.judge(name, temperature, latest, keep_clips=is_first, guidance=guidance)
 
     def judge(
         self,
@@ -85,8 +87,9 @@ class EvaluationClient:
         *,
         keep_clips: bool = False,
         num_prompts: int = 0,
+        guidance: float = NO_GUIDANCE,
     ) -> dict[str, float]:
-        """Judge a policy at one temperature; return the figures for the log.
+        """Judge a policy at one temperature and guidance; return the figures for the log.
 
         Args:
             name: name of the policy in the results.
@@ -94,10 +97,11 @@ class EvaluationClient:
             latest: report of the step whose weights are judged; None: the weights before training.
             keep_clips: whether the clips go into the report.
             num_prompts: number of held-out prompts; 0: all.
+            guidance: scale of the action guidance.
         """
         weights, version = (None, 0) if latest is None else (latest.judged_ref, latest.version)
         ref: ray.ObjectRef[dict[str, float]] = self.actor.evaluate.remote(
-            self._heldout(), weights, version, name, temperature, keep_clips, num_prompts
+            self._heldout(), weights, version, name, temperature, keep_clips, num_prompts, guidance
         )
         return self._wait(ref, f"the judgement of the {name} policy")
 
@@ -105,7 +109,8 @@ class EvaluationClient:
         """Judge a policy in training on a few prompts; return the figures, and the signs of a fooled reward."""
         evaluation, name = self.config.evaluation, f"step {step}"
         self.progress(f"judging the policy of step {step}")
-        figures = self.judge(name, evaluation.temperatures[0], latest, num_prompts=evaluation.num_interim_prompts)
+        (temperature, guidance), num_prompts = evaluation.samplings[0], evaluation.num_interim_prompts
+        figures = self.judge(name, temperature, latest, num_prompts=num_prompts, guidance=guidance)
         ref: ray.ObjectRef[dict[str, Sign]] = self.actor.signs.remote(name)
         return figures, self._wait(ref, f"the comparison of the policy of step {step}")
 

@@ -76,6 +76,11 @@ class Config:
         return self.weights.transfer == "broadcast" or (self.weights.transfer == "auto" and self.uses_nccl)
 
     @property
+    def guidance_scales(self) -> dict[str, float]:
+        """The largest scale of the action guidance by its key; 1: no guidance."""
+        return {"rollout.guidance": self.rollout.guidance, "evaluation.guidance": max(self.evaluation.guidance)}
+
+    @property
     def rollout_timeout_s(self) -> float:
         """Bound of a sampling call. By default all attempts together end before the driver's wait for them."""
         return self.rollout.timeout_s or self.train.wait_timeout_s / (MAX_ATTEMPTS + 1)
@@ -129,6 +134,39 @@ class Config:
             "must be recorded with train.supervised_coefficient, because only recorded actions have a recorded future",
             self.prompts.actions,
             "set prompts.actions=recorded or train.supervised_coefficient=0",
+        )
+        return self
+
+    @model_validator(mode="after")
+    def _check_guidance(self) -> Self:
+        for key, scale in self.guidance_scales.items():
+            require(
+                scale == 1 or self.policy.family in ("flow", "autoregressive"),
+                key,
+                f"must be 1 with policy.family={self.policy.family}",
+                scale,
+                "leave it out",
+            )
+        require(
+            self.rollout.guidance == 1 or self.rollout.engine == "torch",
+            "rollout.guidance",
+            "must be 1 with rollout.engine=vllm",
+            self.rollout.guidance,
+            "set rollout.engine=torch",
+        )
+        require(
+            self.rollout.guidance == 1 or self.train.objective != "nft",
+            "rollout.guidance",
+            "must be 1 with train.objective=nft, which trains the velocity with the action alone",
+            self.rollout.guidance,
+            "set train.objective=grpo",
+        )
+        require(
+            self.flow.guidance_rescale == 0 or max(self.guidance_scales.values()) > 1,
+            "flow.guidance_rescale",
+            "must be 0 without guidance",
+            self.flow.guidance_rescale,
+            "set rollout.guidance or evaluation.guidance above 1",
         )
         return self
 

@@ -10,7 +10,9 @@ from pydantic import BeforeValidator, Field, model_validator
 from rlir_ray.config.messages import require
 from rlir_ray.config.section import (
     INT,
+    Fraction,
     FractionBelowOne,
+    GuidanceScale,
     NonNegativeFloat,
     OpenFraction,
     PositiveFloat,
@@ -46,6 +48,8 @@ class RolloutConfig:
     """Groups sampled in one call; the number of actors does not change which groups share a call."""
     temperature: PositiveFloat = 1.0
     """Temperature of sampling and rescoring tokens; must be 1 with policy.family=flow."""
+    guidance: GuidanceScale = 1.0
+    """Scale of the action guidance of rollouts and rescoring; 1: none. The policy needs pretraining with dropout."""
     restrict: bool = True
     """Draw image tokens from the image ids only; false: from all ids of the vocabulary, as RLVR-World does."""
     timeout_s: NonNegativeFloat = 0.0
@@ -94,6 +98,8 @@ class FlowConfig:
     """Start all clips of a group from the same noise, with the same history noise (DanceGRPO)."""
     history_noise: FractionBelowOne = 0.05
     """Noise level of finished frames when later frames attend to them; this noise reduces drift."""
+    guidance_rescale: Fraction = 0.0
+    """Share of a guided velocity that is rescaled to the deviation without guidance; Vid2World uses 0.7."""
 
     @model_validator(mode="after")
     def _check_exploration(self) -> Self:

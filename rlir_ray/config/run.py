@@ -10,6 +10,7 @@ from rlir_ray.config.section import (
     FLOAT,
     LIST,
     FolderName,
+    GuidanceScale,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -48,6 +49,8 @@ class EvaluationConfig:
 
     temperatures: Annotated[tuple[PositiveFloat, ...], Field(min_length=1), LIST] = (1.0,)
     """Temperatures of the evaluation; the first gives the headline. A flow model scales its first noise by them."""
+    guidance: Annotated[tuple[GuidanceScale, ...], Field(min_length=1), LIST] = (1.0,)
+    """Scales of the action guidance, each evaluated at every temperature; the first gives the headline. 1: none."""
     top_p: Annotated[float, Field(strict=True, gt=0, le=1), FLOAT] = 1.0
     """Sample only the most probable tokens that together have this probability; MineWorld reports 0.8."""
     judge_context: bool = True
@@ -62,3 +65,8 @@ class EvaluationConfig:
     """Number of side-by-side videos in the report."""
     num_gpus: NonNegativeFloat = 0.0
     """GPUs for the evaluation actor, which holds the policy, the tokenizer and both inverse dynamics models."""
+
+    @property
+    def samplings(self) -> list[tuple[float, float]]:
+        """Temperature and guidance of each evaluation of a policy; the first gives the headline."""
+        return [(temperature, scale) for temperature in self.temperatures for scale in self.guidance]

@@ -111,7 +111,10 @@ PositiveInt = Annotated[int, Field(strict=True, ge=1), INT]
 NonNegativeInt = Annotated[int, Field(strict=True, ge=0), INT]
 PositiveFloat = Annotated[float, Field(strict=True, gt=0), FLOAT]
 NonNegativeFloat = Annotated[float, Field(strict=True, ge=0), FLOAT]
+Fraction = Annotated[float, Field(strict=True, ge=0, le=1), FLOAT]
 FractionBelowOne = Annotated[float, Field(strict=True, ge=0, lt=1), FLOAT]
+# 1: the model's prediction with the action, without guidance.
+GuidanceScale = Annotated[float, Field(strict=True, ge=1), FLOAT]
 OpenFraction = Annotated[float, Field(strict=True, gt=0, lt=1), FLOAT]
 # A run's folder must lie directly in `run.dir`.
 FolderName = Annotated[

@@ -22,7 +22,7 @@ from rlir_ray.data.recordings import nothing_readable, open_recordings
 from rlir_ray.data.vpt.index import MAX_LOGGED
 from rlir_ray.evaluation.fvd import I3D, MIN_FRAMES
 from rlir_ray.evaluation.policy_row import PolicyRow, evaluate_row
-from rlir_ray.families import action_space, family_of, open_codec, open_policy
+from rlir_ray.families import action_space, evaluation_sampler, family_of, open_codec, open_policy
 from rlir_ray.idm.base import InverseDynamics, load_inverse_dynamics
 from rlir_ray.models.adapters import is_adapter_folder
 from rlir_ray.models.flow_forms import stated_architecture
@@ -88,7 +88,7 @@ def evaluate(request: EvaluationRequest, chunk: int = 0) -> PolicyRow:
             print(line)
     policy, tokenizer = open_policy(config, device).eval(), open_codec(config)
     settings = config.evaluation
-    sampler = family_of(config).evaluation_sampler(config, policy, settings.temperatures[0])
+    sampler = evaluation_sampler(config, policy, *settings.samplings[0])
     with progress_bar("evaluating") as show, _reason_if_all_broken(source, skipped):
         row = evaluate_row(
             round_robin_clips(source, num_clips, world, config.data, skipped),

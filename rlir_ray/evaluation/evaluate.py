@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rlir_ray.algorithm.guidance import NO_GUIDANCE
 from rlir_ray.algorithm.seeds import group_seed
 from rlir_ray.evaluation.following import Following
 from rlir_ray.evaluation.quality import Quality, clip_quality, join_quality
@@ -51,6 +52,7 @@ def evaluate_policy(
     name: str = "post-trained",
     num_videos: int = 6,
     judge_context: bool = True,
+    guidance: float = NO_GUIDANCE,
 ) -> tuple[Evaluation, Clips]:
     """Sample one clip for each prompt and evaluate the clip.
 
@@ -65,6 +67,7 @@ def evaluate_policy(
         name: name of the evaluation, see `results.NAMES`.
         num_videos: number of clips to return.
         judge_context: show the models the context frames too, as the reward does; False: generated frames only.
+        guidance: the sampler's guidance, which the evaluation records.
 
     Returns:
         The evaluation, and clips of prompts spread evenly over the set. PSNR and SSIM are None if a command differs
@@ -90,6 +93,7 @@ def evaluate_policy(
     evaluation = Evaluation(
         name=name,
         temperature=temperature,
+        guidance=guidance,
         seed=seed,
         policy_version=sampler.policy_version,
         following=following,

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from rlir_ray.algorithm.guidance import NO_GUIDANCE
 from rlir_ray.data.files import Json, number, write_json
 from rlir_ray.evaluation.following import Following, bootstrap_std, standard_error
 from rlir_ray.evaluation.following_json import following_from_json, following_to_json
@@ -24,15 +25,18 @@ from rlir_ray.rewards.classification import or_none
 BASE, SUPERVISED, POST_TRAINED = NAMES = ("base", "supervised", "post-trained")
 REAL, RECONSTRUCTED = "real", "reconstructed"
 FILE = "evaluation.json"
+Sampling = tuple[float | None, float]
+"""Temperature (None: the clips are real) and scale of the action guidance."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """The figures of one model, or of the real clips, over the held-out prompts.
 
-    In JSON: ``{"name", "temperature", "num_prompts", "seed", "policy_version", "following": {"reward": F, "judge": F},
-    "quality": Q}``. F is ``{FIGURE, FIGURE_se, ..., "per_group": {field: {"accuracy", "macro_f1"}}, "groups", "space",
-    "commanded", "recovered", "commanded_values", "recovered_values"}`` with the figures of `Following.headline`.
+    In JSON: ``{"name", "temperature", "guidance", "num_prompts", "seed", "policy_version",
+    "following": {"reward": F, "judge": F}, "quality": Q}``. F is ``{FIGURE, FIGURE_se, ..., "per_group": {field:
+    {"accuracy", "macro_f1"}}, "groups", "space", "commanded", "recovered", "commanded_values", "recovered_values"}``
+    with the figures of `Following.headline`.
     `commanded` and `recovered` are the classes [P, F, K]: a line for each clip, a word for each frame, base-36 digits
     for each field; the values are those of the axes [P, F, A]. Q has brightness, sharpness, motion, psnr and
     ssim, each ``{"mean", "clips": [P]}``.
@@ -46,8 +50,14 @@ class Evaluation:
     quality: Quality
     temperature: float | None = None
     """Sampling temperature; None: the clips are real."""
+    guidance: float = NO_GUIDANCE
+    """Scale of the action guidance; 1: none."""
     policy_version: int | None = None
     """Version of the weights that sampled the clips; None: the clips are real."""
+
+    @property
+    def sampling(self) -> Sampling:
+        return (self.temperature, self.guidance)
 
     @property
     def num_prompts(self) -> int:
@@ -57,6 +67,7 @@ class Evaluation:
         return {
             "name": self.name,
             "temperature": self.temperature,
+            "guidance": self.guidance,
             "num_prompts": self.num_prompts,
             "seed": self.seed,
             "policy_version": self.policy_version,
@@ -69,6 +80,8 @@ class Evaluation:
         return cls(
             name=content["name"],
             temperature=content["temperature"],
+            # Evaluations of earlier versions have no guidance.
+            guidance=content.get("guidance", NO_GUIDANCE),
             seed=content["seed"],
             policy_version=content["policy_version"],
             following={idm: following_from_json(part) for idm, part in content["following"].items()},
@@ -96,6 +109,12 @@ class Comparison:
     """Inverse dynamics model -> changes of its headline figures."""
     quality: dict[str, Change]
     """Figure of `Quality` -> its change."""
+    before_guidance: float = NO_GUIDANCE
+    after_guidance: float = NO_GUIDANCE
+
+    @property
+    def is_of_one_sampling(self) -> bool:
+        return (self.before_temperature, self.before_guidance) == (self.after_temperature, self.after_guidance)
 
     def to_json(self) -> dict[str, object]:
         content = asdict(self)
@@ -131,6 +150,8 @@ def compare(before: Evaluation, after: Evaluation) -> Comparison:
             if idm in before.following
         },
         quality=quality_changes(before.quality, after.quality),
+        before_guidance=before.guidance,
+        after_guidance=after.guidance,
     )
 
 
@@ -173,15 +194,15 @@ def _change(differences: npt.NDArray[np.float64]) -> Change:
 def compare_all(evaluations: Sequence[Evaluation]) -> list[Comparison]:
     """Compare each model with the models before it in `NAMES`.
 
-    Compare equal temperatures. Also compare the model's first temperature with every temperature of the other model: a
-    gain that a lower temperature also gives is not a gain of training.
+    Compare equal temperatures and guidance. Also compare the model's first evaluation with every evaluation of the
+    other model: a gain that a lower temperature or guidance also gives is not a gain of training.
     """
     found = []
     known = [evaluation for evaluation in evaluations if evaluation.name in NAMES]
-    first = {evaluation.name: evaluation.temperature for evaluation in reversed(known)}
+    first = {evaluation.name: evaluation.sampling for evaluation in reversed(known)}
     for after in known:
         for before in known:
-            headline = after.temperature in (first[after.name], before.temperature)
+            headline = after.sampling in (first[after.name], before.sampling)
             if NAMES.index(before.name) < NAMES.index(after.name) and headline:
                 found.append(compare(before, after))
     return found
@@ -190,8 +211,8 @@ def compare_all(evaluations: Sequence[Evaluation]) -> list[Comparison]:
 @dataclass(frozen=True, kw_only=True)
 class Results:
     """The content of `evaluation.json`: ``{"ceiling": {"real": E, "reconstructed": E}, "evaluations": [E, ...],
-    "comparisons": [{"before", "before_temperature", "after", "after_temperature", "following": {idm: {figure: D}},
-    "quality": {figure: D}}, ...]}``, E as in `Evaluation`, D ``{"mean", "se"}``.
+    "comparisons": [{"before", "before_temperature", "before_guidance", "after", "after_temperature", "after_guidance",
+    "following": {idm: {figure: D}}, "quality": {figure: D}}, ...]}``, E as in `Evaluation`, D ``{"mean", "se"}``.
     """
 
     ceiling: dict[str, Evaluation] = field(default_factory=dict)
@@ -199,7 +220,7 @@ class Results:
     comparisons: list[Comparison] = field(default_factory=list)
 
     def find(self, name: str) -> Evaluation | None:
-        """Return a model's evaluation at its first temperature (the headline); None: the model was not evaluated."""
+        """Return a model's first evaluation (the headline); None: the model was not evaluated."""
         return next((evaluation for evaluation in self.evaluations if evaluation.name == name), None)
 
     def save(self, run_dir: Path) -> None:
@@ -232,10 +253,10 @@ def _load_or_new(run_dir: Path) -> Results:
     return Results.load(run_dir) if (Path(run_dir) / FILE).is_file() else Results()
 
 
-def judged_temperatures(run_dir: Path, name: str, policy_version: int) -> set[float | None]:
-    """Return the temperatures at which the weights of this version of a model were evaluated."""
+def judged_samplings(run_dir: Path, name: str, policy_version: int) -> set[Sampling]:
+    """Return temperature and guidance of each evaluation of this version of a model."""
     found = _load_or_new(run_dir).evaluations
-    return {each.temperature for each in found if (each.name, each.policy_version) == (name, policy_version)}
+    return {each.sampling for each in found if (each.name, each.policy_version) == (name, policy_version)}
 
 
 def record_ceiling(run_dir: Path, ceiling: dict[str, Evaluation], clips: Clips) -> None:
@@ -246,16 +267,16 @@ def record_ceiling(run_dir: Path, ceiling: dict[str, Evaluation], clips: Clips) 
 
 
 def record_evaluation(run_dir: Path, evaluation: Evaluation, clips: Clips | None = None) -> None:
-    """Save what `evaluate_policy` returns; replace an evaluation of the same name and temperature.
+    """Save what `evaluate_policy` returns; replace that of the same name, temperature and guidance.
 
     Args:
         run_dir: folder of the run.
         evaluation: the new evaluation; the comparisons with the others are computed again.
-        clips: clips for the side-by-side videos, which are written again; give those of the headline temperature only.
+        clips: clips for the side-by-side videos, which are written again; give those of the headline only.
     """
     results = _load_or_new(run_dir)
-    same = (evaluation.name, evaluation.temperature)
-    others = [other for other in results.evaluations if (other.name, other.temperature) != same]
+    same = (evaluation.name, evaluation.sampling)
+    others = [other for other in results.evaluations if (other.name, other.sampling) != same]
     evaluations = sorted([*others, evaluation], key=lambda each: (*NAMES, each.name).index(each.name))
     Results(ceiling=results.ceiling, evaluations=evaluations, comparisons=compare_all(evaluations)).save(run_dir)
     if clips is not None:

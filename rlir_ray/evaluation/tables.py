@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import math
 
+from rlir_ray.algorithm.guidance import NO_GUIDANCE
 from rlir_ray.data.files import Json
-from rlir_ray.evaluation.results import BASE, POST_TRAINED, REAL, RECONSTRUCTED, Comparison, Evaluation, Results
+from rlir_ray.evaluation.results import (
+    BASE,
+    POST_TRAINED,
+    REAL,
+    RECONSTRUCTED,
+    Comparison,
+    Evaluation,
+    Results,
+    Sampling,
+)
 from rlir_ray.spaces.fields import Axis
 
 Row = tuple[str, list[str]]
@@ -45,7 +55,7 @@ def following_rows(results: Results) -> list[Row]:
     """Return the headline figures by judge and reward IDM of each evaluation; empty: no model read the actions."""
     rows, figures = [], headline_figures(results)
     for each in _shown(results) if figures else ():
-        cells = [_name(each.name, each.temperature)]
+        cells = [_name(each.name, each.sampling)]
         for idm in IDMS:
             part = each.following.get(idm)
             values = [(getattr(part, figure), getattr(part, f"{figure}_se")) for figure in figures] if part else []
@@ -87,13 +97,13 @@ def group_table(results: Results) -> tuple[list[str], list[Row]] | None:
 
 
 def quality_rows(results: Results) -> list[Row]:
-    """Return the picture quality of each evaluation, then the changes between evaluations of one temperature."""
+    """Return the picture quality of each evaluation, then the changes between evaluations that sampled alike."""
     rows = []
     for each in _shown(results):
         means = [figure_text(each.quality.mean(figure), f".{digits}f") for figure, digits in QUALITY_DIGITS.items()]
-        rows.append((_row_class(each), [_name(each.name, each.temperature), *means]))
+        rows.append((_row_class(each), [_name(each.name, each.sampling), *means]))
     for pair in results.comparisons:
-        if pair.before_temperature == pair.after_temperature:
+        if pair.is_of_one_sampling:
             changes = [(pair.quality.get(figure), digits) for figure, digits in QUALITY_DIGITS.items()]
             texts = [_with_error(each.mean, each.se, digits, sign="+") if each else "–" for each, digits in changes]
             rows.append(("", [_pair_name(pair), *texts]))
@@ -126,12 +136,15 @@ def _shown(results: Results) -> list[Evaluation]:
     return [*results.evaluations, *ceiling]
 
 
-def _name(name: str, temperature: float | None) -> str:
-    return ROW_NAMES.get(name, name) + ("" if temperature is None else f" at T = {temperature:g}")
+def _name(name: str, sampling: Sampling) -> str:
+    temperature, guidance = sampling
+    text = "" if temperature is None else f" at T = {temperature:g}"
+    return ROW_NAMES.get(name, name) + text + ("" if guidance == NO_GUIDANCE else f", guidance {guidance:g}")
 
 
 def _pair_name(pair: Comparison) -> str:
-    return f"{_name(pair.after, pair.after_temperature)} − {_name(pair.before, pair.before_temperature)}"
+    after = _name(pair.after, (pair.after_temperature, pair.after_guidance))
+    return f"{after} − {_name(pair.before, (pair.before_temperature, pair.before_guidance))}"
 
 
 def _row_class(evaluation: Evaluation) -> str:

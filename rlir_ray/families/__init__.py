@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rlir_ray.algorithm.guidance import NO_GUIDANCE
 from rlir_ray.config import Config, asset_path
 from rlir_ray.data.prompts import reads_recorded
 from rlir_ray.learner.objectives import Objective, ObjectiveParts
@@ -44,8 +45,8 @@ class Family:
     # Any: a policy of the family's own class, as `open_policy` opens it.
     rollout_sampler: Callable[[Config, Any], Sampler]
     """Builds the sampler of a policy for rollouts, which explores and keeps the data that rescoring needs."""
-    evaluation_sampler: Callable[[Config, Any, float], Sampler]
-    """Builds the sampler of a policy for evaluation at a temperature."""
+    evaluation_sampler: Callable[..., Sampler]
+    """Builds the sampler of a policy for evaluation from configuration, policy and temperature; see the function."""
     rescorer: Callable[[Config, Any], Rescore]
     """Builds the function that scores a policy's stored decisions under given weights, exactly as the sampler did."""
     sampling_text: Callable[[Config], str]
@@ -108,6 +109,21 @@ def group_bytes(config: Config, frame: FrameShape) -> int:
     # The video holds the recorded future, the columns hold the recorded clip.
     prompt_bytes += frame_bytes * world.num_frames + video_bytes if reads_recorded(config) else 0
     return record_bytes + prompt_bytes + group_size * (decision_bytes + video_bytes)
+
+
+def evaluation_sampler(config: Config, policy: nn.Module, temperature: float, guidance: float = NO_GUIDANCE) -> Sampler:
+    """Build the sampler of a policy for evaluation at a temperature and a scale of the action guidance.
+
+    A family gets the scale as a fourth argument if it is not 1; only families that guide have this argument.
+    """
+    options = () if guidance == NO_GUIDANCE else (guidance,)
+    return family_of(config).evaluation_sampler(config, policy, temperature, *options)
+
+
+def guidance_text(config: Config) -> str:
+    """Describe the guidance of an evaluation, for a person; empty without guidance."""
+    scale = config.evaluation.guidance[0]
+    return "" if scale == NO_GUIDANCE else f", action guidance {scale:g}"
 
 
 def compares(config: Config) -> bool:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from rlir_ray.algorithm.guidance import NO_GUIDANCE
 from rlir_ray.config import Config, asset_path
-from rlir_ray.families import Family, compares
+from rlir_ray.families import Family, compares, guidance_text
 from rlir_ray.models.clip_codec import ClipCodec
 from rlir_ray.models.clip_losses import ClipLoss, TokenClipLoss
 from rlir_ray.models.compatibility import check_token_world, policy_layout, policy_sequence, read_settings
@@ -53,11 +54,14 @@ def _token_sampler(config: Config, policy: WorldModel) -> Sampler:
         policy,
         temperature=config.rollout.temperature,
         restrict=config.rollout.restrict,
+        guidance=config.rollout.guidance,
         compares=compares(config),
     )
 
 
-def _token_evaluation_sampler(config: Config, policy: WorldModel, temperature: float) -> Sampler:
+def _token_evaluation_sampler(
+    config: Config, policy: WorldModel, temperature: float, guidance: float = NO_GUIDANCE
+) -> Sampler:
     from rlir_ray.samplers.torch_sampler import TorchSampler
 
     return TorchSampler(
@@ -65,14 +69,15 @@ def _token_evaluation_sampler(config: Config, policy: WorldModel, temperature: f
         temperature=temperature,
         top_p=config.evaluation.top_p,
         restrict=config.rollout.restrict,
+        guidance=guidance,
         compares=False,
     )
 
 
 def _token_sampling(config: Config) -> str:
     settings = config.evaluation
-    ids = "" if config.rollout.restrict else ", from all ids"
-    return f"temperature {settings.temperatures[0]:g}, top-p {settings.top_p:g}, raster decoding{ids}"
+    decoding = "raster decoding" + ("" if config.rollout.restrict else ", from all ids") + guidance_text(config)
+    return f"temperature {settings.temperatures[0]:g}, top-p {settings.top_p:g}, {decoding}"
 
 
 def _token_record(config: Config, frame: FrameShape, num_clips: int) -> tuple[TokenRecord[torch.Tensor], int]:
@@ -91,7 +96,7 @@ def _token_cells(layout: ActionLayout) -> Cells:
 
 
 def _token_rescorer(config: Config, policy: WorldModel) -> Rescore:
-    return TokenRescorer(config.rollout.temperature, config.rollout.restrict)
+    return TokenRescorer(config.rollout.temperature, config.rollout.restrict, config.rollout.guidance)
 
 
 def _token_clip_loss(config: Config, policy: WorldModel) -> ClipLoss:

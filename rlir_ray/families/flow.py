@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from rlir_ray.algorithm.guidance import NO_GUIDANCE
 from rlir_ray.config import Config, asset_path
-from rlir_ray.families import Family, compares
+from rlir_ray.families import Family, compares, guidance_text
 from rlir_ray.models.clip_codec import ClipCodec
 from rlir_ray.models.clip_losses import ClipLoss, FlowClipLoss
 from rlir_ray.models.compatibility import read_settings
@@ -36,17 +37,28 @@ def _flow_sampler(config: Config, policy: FlowWorldModel) -> Sampler:
     from rlir_ray.samplers.flow import FlowSampler
 
     explore, keep_means = config.train.objective != "nft", config.train.grpo.ratio == "guard"
-    return FlowSampler(policy, config.flow, explore=explore, keep_means=keep_means, compares=compares(config))
+    return FlowSampler(
+        policy,
+        config.flow,
+        explore=explore,
+        keep_means=keep_means,
+        guidance=config.rollout.guidance,
+        compares=compares(config),
+    )
 
 
-def _flow_evaluation_sampler(config: Config, policy: FlowWorldModel, temperature: float) -> Sampler:
+def _flow_evaluation_sampler(
+    config: Config, policy: FlowWorldModel, temperature: float, guidance: float = NO_GUIDANCE
+) -> Sampler:
     from rlir_ray.samplers.flow import FlowSampler
 
-    return FlowSampler(policy, config.flow, explore=False, noise_scale=temperature)
+    return FlowSampler(policy, config.flow, explore=False, noise_scale=temperature, guidance=guidance)
 
 
 def _flow_sampling(config: Config) -> str:
-    return f"{config.flow.num_steps} denoising steps a frame, noise scale {config.evaluation.temperatures[0]:g}"
+    steps = f"{config.flow.num_steps} denoising steps a frame, noise scale {config.evaluation.temperatures[0]:g}"
+    guidance, rescale = guidance_text(config), config.flow.guidance_rescale
+    return steps + guidance + (f" rescaled by {rescale:g}" if guidance and rescale else "")
 
 
 def _flow_record(config: Config, frame: FrameShape, num_clips: int) -> tuple[FlowRecord[torch.Tensor], int]:
@@ -73,7 +85,7 @@ def _flow_cells(layout: ActionLayout) -> Cells:
 
 
 def _flow_rescorer(config: Config, policy: FlowWorldModel) -> Rescore:
-    return FlowRescorer(config.flow, policy.span)
+    return FlowRescorer(config.flow, policy.span, config.rollout.guidance)
 
 
 def _flow_clip_loss(config: Config, policy: FlowWorldModel) -> ClipLoss:

@@ -6,11 +6,12 @@ import dataclasses
 import json
 from pathlib import Path
 
+from rlir_ray.algorithm.guidance import NO_GUIDANCE
 from rlir_ray.config import ArchitectureConfig, Config, asset_path
 from rlir_ray.data.files import Json
 from rlir_ray.models.token_sequence import TokenSequence, TokenShape
 from rlir_ray.models.tokenizer_forms import tokenizer_form
-from rlir_ray.spaces.layouts import ActionLayout, layout_of
+from rlir_ray.spaces.layouts import DROPOUT_KEY, ActionLayout, layout_of
 from rlir_ray.trajectory import FrameShape
 
 
@@ -39,6 +40,7 @@ def check_token_world(config: Config) -> FrameShape:
             f'"tokens_per_frame": {tokenizer_shape(config).tokens_per_frame}'
         )
     check_architecture(config.architecture, held)
+    check_guidance(config, policy)
     sequence.check_generated(config.world.num_frames)
     length = sequence.length(config.world.num_context + config.world.num_frames)
     if 0 < held.max_positions < length:
@@ -111,6 +113,24 @@ def check_architecture(stated: ArchitectureConfig, held: ArchitectureConfig) -> 
             raise ValueError(
                 f"models.policy must have architecture.{entry.name}={wanted}, got {got}; choose a recipe of this "
                 f"size or set architecture.{entry.name}={got}"
+            )
+
+
+def check_guidance(config: Config, policy: Json) -> None:
+    """Check that a policy whose rollouts or evaluations are guided knows frames without an action.
+
+    Args:
+        config: the run's.
+        policy: the policy's config.json.
+
+    Raises:
+        ValueError: it was trained without action dropout.
+    """
+    for key, scale in config.guidance_scales.items():
+        if scale != NO_GUIDANCE and not policy.get(DROPOUT_KEY):
+            raise ValueError(
+                f"{key} must be 1 with a policy that was trained without action dropout, got {scale:g} for "
+                f"{config.models.policy}; set {key}=1, or pretrain with --action-dropout 0.2"
             )
 
 

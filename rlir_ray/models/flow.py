@@ -25,7 +25,7 @@ from rlir_ray.algorithm.flow_steps import noise_levels
 from rlir_ray.data.files import Json
 from rlir_ray.models.checkpoints import open_diffusers_model
 from rlir_ray.models.rotary import rotate_pairs, turns_by
-from rlir_ray.spaces.layouts import LAYOUT_KEY, SPACE_KEY, layout_of
+from rlir_ray.spaces.layouts import LAYOUT_KEY, NO_ACTION, SPACE_KEY, layout_of
 
 # Frequencies of the noise level's embedding. The level is scaled to 0..1000, the step numbers of diffusion models.
 NUM_FREQUENCIES, LEVEL_SCALE = 128, 1000.0
@@ -68,6 +68,8 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore
         action_space: plain values of the space of the actions (`ActionSpace.to_plain`); None: MineWorld's classes of
             VPT's space.
         action_layout: how the model gets actions, a name in `spaces.layouts.LAYOUTS`; None: one class a field.
+        action_dropout: share of the actions that were hidden in training; 0: the model does not know frames without
+            an action, so that it cannot be guided.
 
     Example: latents 8 x 6 x 8 in patches of 2 are 12 tokens a frame of 32 numbers each.
     """
@@ -87,6 +89,7 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore
         mlp_ratio: float = 4.0,
         action_space: Json | None = None,
         action_layout: str | None = None,
+        action_dropout: float = 0.0,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # diffusers does not annotate it
         if latent_height % patch_size or latent_width % patch_size:
@@ -167,7 +170,8 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore
         Args:
             latents: float [B, M, D, h, w], noisy latents.
             levels: float [B, M], noise levels in [0, 1].
-            actions: int64 [B, M, columns], the layout's classes of the action that leads into each frame.
+            actions: int64 [B, M, columns], the layout's classes of the action that leads into each frame; `NO_ACTION`:
+                the action is hidden.
             places: int64 [M] on the CPU, index of each frame in the clip; None: 0, 1, 2, ...
             visible: bool [M, cached + M] on the CPU, which frames (columns) each frame (row) attends to; None: itself
                 and the frames at earlier places, in the cache and in the pass.
@@ -201,9 +205,10 @@ class FlowWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore
     def _condition(self, levels: Tensor, actions: Tensor) -> Tensor:
         """Embed noise level and action of each frame, [B, M, E]."""
         waves = wave_embedding(levels.float() * LEVEL_SCALE).to(self.dtype)
-        tables = [table(actions[..., column]) for column, table in enumerate(self.actions)]
+        known = actions.clamp(min=0)
+        tables = [table(known[..., column]) for column, table in enumerate(self.actions)]
         level: Tensor = self.level(waves)
-        return level + torch.stack(tables).sum(0)
+        return level + without_hidden(torch.stack(tables).sum(0), actions)
 
     def _patches(self, latents: Tensor) -> Tensor:
         """Cut latents [B, M, D, h, w] into patches [B, L, D * patch²]."""
@@ -339,6 +344,11 @@ def read_blocks(
         kept.keys.append(keys)
         kept.values.append(values)
     return x, kept
+
+
+def without_hidden(embedded: Tensor, actions: Tensor) -> Tensor:
+    """Set the embeddings [B, M, E] of hidden actions to zero; actions are int [B, M, columns], see `NO_ACTION`."""
+    return embedded.masked_fill((actions == NO_ACTION).any(-1, keepdim=True), 0)
 
 
 def wave_embedding(numbers: Tensor) -> Tensor:

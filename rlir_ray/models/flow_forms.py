@@ -13,7 +13,13 @@ from torch import nn
 
 from rlir_ray.config import ArchitectureConfig, Config, asset_path, require
 from rlir_ray.data.files import Json
-from rlir_ray.models.compatibility import check_architecture, grid_of, policy_architecture, read_settings
+from rlir_ray.models.compatibility import (
+    check_architecture,
+    check_guidance,
+    grid_of,
+    policy_architecture,
+    read_settings,
+)
 from rlir_ray.models.frame_codec import FrameCodec
 from rlir_ray.spaces.diamond import diamond_layout
 from rlir_ray.spaces.layouts import ActionLayout, OasisLayout, layout_of
@@ -67,6 +73,7 @@ def check_flow_world(config: Config) -> FrameShape:
             "trained together"
         )
     check_architecture(config.architecture, form.architecture(policy))
+    check_guidance(config, policy)
     form.check(config, policy)
     return got
 

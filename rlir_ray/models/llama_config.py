@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from rlir_ray.models.token_sequence import BOS_KEY, KEYFRAME_KEYS
-from rlir_ray.spaces.layouts import LAYOUT_KEY, SPACE_KEY
+from rlir_ray.spaces.layouts import DROPOUT_KEY, LAYOUT_KEY, SPACE_KEY
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig
@@ -32,8 +32,8 @@ COMPUTED = {
     SPACE_KEY,
     LAYOUT_KEY,
 }
-# Fields that change no log-probability: notes, initial weights, precision on disk, settings of generation, and fields
-# that this project does not read. `pretraining_tp` only splits the same matrix products.
+# Fields that change no log-probability: notes (one is on the training), initial weights, precision on disk, settings of
+# generation, and fields that this project does not read. `pretraining_tp` only splits the same matrix products.
 HARMLESS = {
     "transformers_version",
     "architectures",
@@ -55,6 +55,7 @@ HARMLESS = {
     "return_dict",
     "output_hidden_states",
     "output_attentions",
+    DROPOUT_KEY,
     "chunk_size_feed_forward",
 }
 # Frequencies of these types do not depend on the length of a sequence, so that decoding and a full pass agree.

@@ -52,6 +52,7 @@ class OasisWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignor
         mlp_ratio: inner size of the MLPs divided by E.
         external_cond_dim: A.
         max_frames: frames of the window on which the model was trained, at least 2.
+        action_dropout: share of the actions that were hidden in training, see `FlowWorldModel`.
     """
 
     _supports_gradient_checkpointing = True
@@ -69,6 +70,7 @@ class OasisWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignor
         mlp_ratio: float = 4.0,
         external_cond_dim: int = 25,
         max_frames: int = 32,
+        action_dropout: float = 0.0,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # diffusers does not annotate it
         if input_h % patch_size or input_w % patch_size:
@@ -137,13 +139,18 @@ class OasisWorldModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignor
         """Predict v as `forward` does; also return the cache entries of these frames, of temporal attention alone."""
         places = torch.arange(latents.shape[1]) if places is None else places
         across, along = (part.to(latents.device) for part in self._turns(places))
-        condition = self.t_embedder(timesteps, self.dtype) + self.external_cond(actions.to(self.dtype))  # [B, M, E]
+        condition = self.t_embedder(timesteps, self.dtype) + self.embed_actions(actions)  # [B, M, E]
         condition = functional.silu(condition)
         x = self.x_embedder(latents.to(self.dtype))  # [B, M * N, E]
         # Attention over time has one token a frame.
         mask = frame_mask(visible, places, cache, x, tokens_per_frame=1)
         x, kept = read_blocks(self, x, (condition, across, along, mask), places, cache)
         return self._latents(self.final_layer(x, condition).float(), latents.shape[1]), kept
+
+    def embed_actions(self, actions: Tensor) -> Tensor:
+        """Embed the actions [B, M, A] as [B, M, E]."""
+        embedded: Tensor = self.external_cond(actions.to(self.dtype))
+        return embedded
 
     def rotary_rates(self) -> tuple[Tensor, Tensor]:
         """Return the rotary frequencies of rows and columns, [head size / 4], and of frames, [head size / 2]."""

@@ -22,7 +22,7 @@ from rlir_ray.algorithm.diffusion_steps import (
     times_of,
 )
 from rlir_ray.models.checkpoints import open_diffusers_model
-from rlir_ray.models.flow import FrameCache
+from rlir_ray.models.flow import FrameCache, without_hidden
 from rlir_ray.models.oasis import CONTEXT_TIME, OasisWorldModel
 from rlir_ray.spaces.layouts import OasisLayout
 from rlir_ray.spaces.oasis import OFFSETS, SCALES
@@ -77,7 +77,7 @@ class OasisPolicy(OasisWorldModel):
         Args:
             latents: float [B, M, C, h, w], noisy latents of a flow model.
             timesteps: float [B, M], noise levels in [0, 1].
-            actions: int64 [B, M, 25], classes of the layout `oasis`.
+            actions: int64 [B, M, 25], classes of the layout `oasis`; `NO_ACTION`: the action is hidden.
             places, visible, cache: as in `OasisWorldModel.forward`.
 
         Returns:
@@ -94,11 +94,15 @@ class OasisPolicy(OasisWorldModel):
             )
         times = times_of(timesteps)
         share = share_at(times)[..., None, None, None]
-        offsets, scales = (torch.from_numpy(part).to(actions.device) for part in (OFFSETS, SCALES))
         told = torch.where(times < 0, CONTEXT_TIME, times)
         noisy = from_flow(latents.float(), share)
-        v, kept = super().read(noisy, told, (actions - offsets) / scales, places, visible, cache)
+        v, kept = super().read(noisy, told, actions, places, visible, cache)
         return flow_velocity(noisy, v, share), kept
+
+    def embed_actions(self, actions: Tensor) -> Tensor:
+        """Embed classes of the layout `oasis`, int64 [B, M, 25], as [B, M, E]; hidden actions as zero."""
+        offsets, scales = (torch.from_numpy(part).to(actions.device) for part in (OFFSETS, SCALES))
+        return without_hidden(super().embed_actions((actions - offsets) / scales), actions)
 
 
 def open_oasis_policy(folder: Path | str) -> OasisPolicy:

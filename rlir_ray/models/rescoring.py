@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from rlir_ray.algorithm.flow_steps import sde_step
+from rlir_ray.algorithm.guidance import NO_GUIDANCE, guided_velocity
 from rlir_ray.config import FlowConfig
+from rlir_ray.spaces.layouts import NO_ACTION
 from rlir_ray.trajectory import FlowRecord, TokenRecord
 
 Forward = Callable[..., Tensor]
@@ -45,10 +47,14 @@ class TokenRescorer:
 
     temperature: float
     restrict: bool = True
+    guidance: float = NO_GUIDANCE
+    """Scale of the action guidance with which the tokens were drawn."""
 
     def __call__(self, forward: Forward, record: TokenRecord[Tensor], num_decisions: int) -> Scores:
-        # Only a policy that can draw from all ids has this argument.
-        options = () if self.restrict else (False,)
+        # Only a policy that can draw from all ids, or be guided, has these arguments.
+        options: tuple[float, ...] = () if self.restrict else (False,)
+        if self.guidance != NO_GUIDANCE:
+            options = (self.restrict, self.guidance)
         return Scores(forward(record.tokens.long(), num_decisions, self.temperature, *options))
 
 
@@ -59,11 +65,13 @@ class FlowRescorer:
     config: FlowConfig
     span: int | None = None
     """Of the policy, see `first_read`."""
+    guidance: float = NO_GUIDANCE
+    """Scale of the action guidance with which the steps were drawn."""
 
     def __call__(self, forward: Forward, record: FlowRecord[Tensor], num_decisions: int) -> Scores:
         before, after = record.latents[:, :, :-1], record.latents[:, :, 1:]  # [B, F, S, D, h, w]
         levels, following = record.levels[:, :, :-1], record.levels[:, :, 1:]
-        velocities = stream_velocities(forward, record, before, levels, self.span)
+        velocities = self._velocities(forward, record, before, levels)
         step = sde_step(
             self.config.sde, before, velocities, levels, following, self.config.noise_level, next_latents=after
         )
@@ -74,13 +82,32 @@ class FlowRescorer:
             gaps=(levels - following).flatten(1),
         )
 
+    def _velocities(self, forward: Forward, record: FlowRecord[Tensor], noisy: Tensor, levels: Tensor) -> Tensor:
+        """Compute velocities as the sampler did; with guidance each frame stands twice after one history."""
+        if self.guidance == NO_GUIDANCE:
+            return stream_velocities(forward, record, noisy, levels, self.span)
+        noisy, twice = torch.cat([noisy, noisy], 2), torch.cat([levels, levels], 2)
+        hides = torch.arange(twice.shape[2], device=levels.device) >= levels.shape[2]
+        action, null = stream_velocities(forward, record, noisy, twice, self.span, hides).chunk(2, 2)
+        return guided_velocity(action, null, self.guidance, self.config.guidance_rescale)
+
 
 def stream_velocities(
-    forward: Forward, record: FlowRecord[Tensor], noisy: Tensor, levels: Tensor, span: int | None
+    forward: Forward,
+    record: FlowRecord[Tensor],
+    noisy: Tensor,
+    levels: Tensor,
+    span: int | None,
+    hides: Tensor | None = None,
 ) -> Tensor:
-    """Compute velocities of noisy generated frames [B, F, S, D, h, w] at levels [B, F, S] after a record's history."""
+    """Compute velocities of noisy generated frames [B, F, S, D, h, w] at levels [B, F, S] after a record's history.
+
+    `hides`, bool [S], says at which levels the action that leads into the frame itself is hidden; None: at none.
+    """
     num_frames, actions = record.latents.shape[1], record.actions.long()
-    first = actions.shape[1] - num_frames
+    leading = actions[:, -num_frames:]  # [B, F, columns]
+    if hides is not None:
+        leading = torch.where(hides[:, None], NO_ACTION, leading[:, :, None])  # [B, F, S, columns]
     return two_streams(
         forward,
         record.history,
@@ -88,7 +115,7 @@ def stream_velocities(
         actions[:, :-1],
         noisy,
         levels,
-        actions[:, first:],
+        leading,
         span,
     )
 
@@ -125,7 +152,7 @@ def two_streams(
         history_actions: int64 [B, P, columns], the classes of the model's layout.
         noisy: [B, F, S, D, h, w], the frames at places P + 1 - F to P at S noise levels each.
         levels: [B, F, S].
-        actions: int64 [B, F, columns], leading into those frames.
+        actions: int64 [B, F, columns] or [B, F, S, columns], leading into those frames.
         span: of the model, see `first_read`.
 
     Returns:
@@ -170,10 +197,11 @@ def _one_pass(
     visible = torch.zeros(len(places), len(places), dtype=torch.bool)
     visible[:, :num_history] = past < places[:, None]
     visible |= torch.eye(len(places), dtype=torch.bool)
+    leading = actions.flatten(1, 2) if actions.ndim == 4 else actions.repeat_interleave(num_levels, 1)
     velocities = velocity(
         torch.cat([history, noisy.flatten(1, 2)], 1),
         torch.cat([history_levels, levels.flatten(1)], 1),
-        torch.cat([history_actions, actions.repeat_interleave(num_levels, 1)], 1),
+        torch.cat([history_actions, leading], 1),
         places,
         visible,
     )

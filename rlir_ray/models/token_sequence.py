@@ -98,6 +98,18 @@ class TokenSequence:
         """Tokens outside of images and actions."""
         return self.shape.tokens_per_keyframe + (self.bos_id is not None)
 
+    @property
+    def tokens_before_image(self) -> int:
+        """Tokens between an image and the next generated one: its action, and BOS."""
+        return self.layout.num_tokens + (self.bos_id is not None)
+
+    def hide_action(self, tokens: Tensor) -> Tensor:
+        """Return sequences that end before an image, int64 [B, L], with the action that leads into it hidden."""
+        start = tokens.shape[1] - self.tokens_before_image
+        hidden = torch.from_numpy(self.layout.hidden_tokens(self.first_action_id)).to(tokens.device)
+        rest = tokens[:, start + len(hidden) :]
+        return torch.cat([tokens[:, :start], hidden.expand(len(tokens), -1), rest], 1)
+
     def length(self, num_frames: int) -> int:
         """Return L, the length of a sequence of `num_frames` frames, context included."""
         return self._num_others + num_frames * self._tokens_per_block - self.layout.num_tokens

@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rlir_ray.data.files import Json, give_usual_mode
 from rlir_ray.models.flow_matching import NoiseLevels, flow_matching_errors
+from rlir_ray.pretrain.action_dropout import hidden_actions
 from rlir_ray.pretrain.arguments import Chosen
 from rlir_ray.pretrain.encode import Form, read_encoded, window_starts
 from rlir_ray.pretrain.loop import train as train_task
@@ -27,7 +28,7 @@ from rlir_ray.pretrain.settings import SPLITS, FlowTraining
 from rlir_ray.pretrain.state import finished_report
 from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task, cosine_rate
 from rlir_ray.pretrain.training_warnings import loss_metrics, world_model_warning
-from rlir_ray.spaces.layouts import ActionLayout, OasisLayout, check_space, layout_for, layout_settings
+from rlir_ray.spaces.layouts import NO_ACTION, ActionLayout, OasisLayout, check_space, layout_for, layout_settings
 
 if TYPE_CHECKING:
     from rlir_ray.models.flow_matching import FlowPolicy
@@ -155,6 +156,10 @@ class FlowTask(Task):
         rows = np.random.default_rng([settings.seed, progress.step]).choice(self.starts, settings.batch_size)
         generator = torch.Generator().manual_seed(settings.seed + progress.step)
         latents, actions = self.train.windows(rows, settings.num_frames)
+        if settings.action_dropout:
+            shape = (len(actions), settings.num_frames - 1)
+            hidden = hidden_actions(settings.action_dropout, settings.seed, progress.step, shape)
+            actions[:, 1:][hidden] = NO_ACTION
         with autocast():
             return flow_loss(self.model, latents.to(device), actions.to(device), generator, settings), {}
 
@@ -194,6 +199,8 @@ def _initial_model(settings: FlowTraining, train: LatentRecordings) -> FlowPolic
     if settings.init:
         model = cast("FlowPolicy", open_flow_policy(Path(settings.init)))
         _form(model.layout, model.latent_shape).check(train.form, f"--init {settings.init}", "the recordings")
+        # What a checkpoint states is its last training.
+        model.register_to_config(action_dropout=settings.action_dropout)  # type: ignore[no-untyped-call]
         model.train()
         return model
     return _fresh_oasis(settings, train) if settings.form == "oasis" else _fresh_nfd(settings, train)
@@ -211,6 +218,7 @@ def _fresh_nfd(settings: FlowTraining, train: LatentRecordings) -> FlowPolicy:
         hidden_size=settings.hidden_size,
         num_layers=settings.num_layers,
         num_heads=settings.num_heads,
+        action_dropout=settings.action_dropout,
         **layout_settings(train.layout),
     )
     return fresh
@@ -228,6 +236,7 @@ def _fresh_oasis(settings: FlowTraining, train: LatentRecordings) -> FlowPolicy:
         hidden_size=settings.hidden_size,
         depth=settings.num_layers,
         num_heads=settings.num_heads,
+        action_dropout=settings.action_dropout,
     )
     return fresh
 

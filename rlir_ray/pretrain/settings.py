@@ -218,6 +218,13 @@ class InverseDynamicsTraining:
         check_name("idms", self.architecture)
 
 
+def _check_dropout(probability: float) -> None:
+    if probability >= 1:
+        raise ValueError(
+            f"--action-dropout must be < 1, or the model never sees an action, got {probability:g}; use 0.2"
+        )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorldModelTraining:
     """Settings of an autoregressive world model's training."""
@@ -242,6 +249,8 @@ class WorldModelTraining:
     """Weight decay of AdamW, for matrices."""
     max_grad_norm: float = 1.0
     """Clip the gradients to this norm."""
+    action_dropout: float = 0.0
+    """Share of the actions that are hidden, each alone; a run can guide a model only if this is above 0, as 0.2."""
     context_weight: float = 0.1
     """Loss weight of the first frame's tokens; low, because every rollout gets the first frame as context."""
     minutes: float = 0.0
@@ -263,6 +272,7 @@ class WorldModelTraining:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        _check_dropout(self.action_dropout)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -285,6 +295,8 @@ class FlowTraining:
     """Windows in a step."""
     history_noise: float = 0.3
     """Highest noise level of a history frame; each frame's level is uniform between 0 and this value."""
+    action_dropout: float = 0.0
+    """Share of the actions that are hidden, each alone; a run can guide a model only if this is above 0, as 0.2."""
     level_mean: float = 0.0
     """Mean of the logit of a denoised frame's noise level."""
     level_std: float = 1.0
@@ -316,6 +328,7 @@ class FlowTraining:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        _check_dropout(self.action_dropout)
         if self.form not in FLOW_FORMS:
             raise ValueError(f"form must be one of {', '.join(FLOW_FORMS)}, got {self.form!r}; choose one of them")
         if self.form == "oasis" and self.history_noise:

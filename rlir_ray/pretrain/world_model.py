@@ -20,6 +20,7 @@ from rlir_ray.data.files import Json
 from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.models.block_attention import set_block_attention
 from rlir_ray.models.token_sequence import TokenSequence, TokenShape
+from rlir_ray.pretrain.action_dropout import hidden_actions
 from rlir_ray.pretrain.arguments import Chosen
 from rlir_ray.pretrain.encode import Form, read_encoded, window_starts
 from rlir_ray.pretrain.loop import train as train_task
@@ -27,7 +28,7 @@ from rlir_ray.pretrain.settings import SPLITS, WorldModelTraining
 from rlir_ray.pretrain.state import finished_report
 from rlir_ray.pretrain.task import Autocast, Every, Length, Progress, Task, cosine_rate
 from rlir_ray.pretrain.training_warnings import loss_metrics, world_model_warning
-from rlir_ray.spaces.layouts import layout_for
+from rlir_ray.spaces.layouts import DROPOUT_KEY, layout_for
 from rlir_ray.trajectory import stored_codes
 
 logger = logging.getLogger(__name__)
@@ -60,8 +61,11 @@ class TokenRecordings:
         starts = window_starts(self.episode_starts, len(self.images), num_frames)
         return starts if self.keyframes is None else np.intersect1d(starts, self.episode_starts)
 
-    def windows(self, starts: npt.NDArray[np.int64], num_frames: int) -> Tensor:
-        """Return the sequences int64 [B, L] of the windows that begin at `starts`."""
+    def windows(self, starts: npt.NDArray[np.int64], num_frames: int, hidden: Tensor | None = None) -> Tensor:
+        """Return the sequences int64 [B, L] of the windows that begin at `starts`.
+
+        `hidden`, bool [B, W - 1], says which actions are hidden; None: none.
+        """
         rows = starts[:, None] + np.arange(num_frames)
         images = torch.from_numpy(self.images[rows].astype(np.int64))
         keyframes = None
@@ -69,7 +73,11 @@ class TokenRecordings:
             clips = np.searchsorted(self.episode_starts, starts)
             keyframes = torch.from_numpy(self.keyframes[clips].astype(np.int64))
         # A sequence starts with a frame, so that the action into the first frame is excluded.
-        return self.sequence.assemble(images, torch.from_numpy(self.actions[rows[:, 1:]]), keyframes)
+        actions = torch.from_numpy(self.actions[rows[:, 1:]])
+        if hidden is not None:
+            tokens = self.sequence.layout.hidden_tokens(self.sequence.first_action_id)
+            actions[hidden] = torch.from_numpy(tokens)
+        return self.sequence.assemble(images, actions, keyframes)
 
 
 def load_tokens(path: Path | str) -> TokenRecordings:
@@ -168,7 +176,11 @@ class WorldModelTask(Task):
         """Return the loss; the metric `loss` is the mean negative log-probability of a generated token, in nats."""
         settings, per_frame = self.settings, self.model.tokens_per_frame
         rows = np.random.default_rng([settings.seed, progress.step]).choice(self.starts, settings.batch_size)
-        tokens = self.train.windows(rows, settings.num_frames).to(self.device)
+        hidden = None
+        if settings.action_dropout:
+            shape = (len(rows), settings.num_frames - 1)
+            hidden = hidden_actions(settings.action_dropout, settings.seed, progress.step, shape)
+        tokens = self.train.windows(rows, settings.num_frames, hidden).to(self.device)
         num_first = per_frame - 1  # without a keyframe no token precedes the first one; leave it out of every loss
         positions = self.model.sequence.image_positions(settings.num_frames).to(tokens.device)[1:]
         # In float32 and on GPUs torch's own kernel is faster.
@@ -212,6 +224,14 @@ def _form(sequence: TokenSequence) -> Form:
 
 
 def _initial_model(settings: WorldModelTraining, train: TokenRecordings) -> WorldModel:
+    model = _untrained_model(settings, train)
+    # What a checkpoint states is its last training.
+    if settings.action_dropout or hasattr(model.config, DROPOUT_KEY):
+        setattr(model.config, DROPOUT_KEY, settings.action_dropout)
+    return model
+
+
+def _untrained_model(settings: WorldModelTraining, train: TokenRecordings) -> WorldModel:
     torch.manual_seed(settings.seed)
     if settings.init:
         model = WorldModel.from_pretrained(settings.init)

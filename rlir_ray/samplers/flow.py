@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 
 from rlir_ray.algorithm.flow_steps import ode_step, sde_step
+from rlir_ray.algorithm.guidance import NO_GUIDANCE, guided_velocity
 from rlir_ray.config import FlowConfig
 from rlir_ray.models.rescoring import FlowRescorer, first_read
 from rlir_ray.samplers.base import PolicySampler
 from rlir_ray.samplers.calls import check_call
+from rlir_ray.spaces.layouts import NO_ACTION
 from rlir_ray.trajectory import EncodedVideo, FlowRecord, Prompt, TrajectoryGroup, stored_codes
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ class FlowSampler(PolicySampler["FlowWorldModel"]):
         explore: take and store SDE steps in the window; false: take ODE steps only and store the clean frames alone.
         keep_means: store the steps' means too, for objectives that compare means.
         noise_scale: factor of the initial noise; below 1, clips lie closer to the likeliest ones.
+        guidance: scale of the action guidance; 1: none.
         compares: score one clip a call again without a cache, if the clip has SDE steps.
     """
 
@@ -79,10 +82,11 @@ class FlowSampler(PolicySampler["FlowWorldModel"]):
         explore: bool,
         keep_means: bool = False,
         noise_scale: float = 1.0,
+        guidance: float = NO_GUIDANCE,
         compares: bool = True,
     ) -> None:
-        super().__init__(policy, FlowRescorer(config, policy.span), compares)
-        self.config, self.keep_means, self.noise_scale = config, keep_means, noise_scale
+        super().__init__(policy, FlowRescorer(config, policy.span, guidance), compares)
+        self.config, self.keep_means, self.noise_scale, self.guidance = config, keep_means, noise_scale, guidance
         self.window = config.window if explore else 0
         self.device = next(policy.parameters()).device
         self.levels = policy.sampling_levels(config.num_steps, config.shift)  # [K + 1]
@@ -195,7 +199,7 @@ class _Rollout:
         means, logprobs = torch.empty_like(states[:, :window]), x.new_empty(len(x), window)
         for number in range(len(self.levels) - 1):
             level, following = (self.levels[number + i].expand(len(x)) for i in (0, 1))
-            velocity = self.sampler.policy.read(x[:, None], level[:, None], action, place, cache=self.cache)[0][:, 0]
+            velocity = self._velocity(x, level, action, place)
             x_next = ode_step(x, velocity, level, following)
             at = number - self.starts  # [B], which step of the window this is
             inside = clips[(at >= 0) & (at < window)]
@@ -219,6 +223,17 @@ class _Rollout:
         self.states.append(states)
         self.means.append(means)
         self.logprobs.append(logprobs)
+
+    def _velocity(self, x: Tensor, level: Tensor, action: Tensor, place: Tensor) -> Tensor:
+        """Compute the velocity of the frame that is made, [B, D, h, w]; action [B, 1, columns], place [1]."""
+        policy, guidance = self.sampler.policy, self.sampler.guidance
+        if guidance == NO_GUIDANCE:
+            return policy.read(x[:, None], level[:, None], action, place, cache=self.cache)[0][:, 0]
+        # Both passes are one: two frames at one place share the cache, and neither attends to the other.
+        twice, levels = x[:, None].expand(-1, 2, *x.shape[1:]), level[:, None].expand(-1, 2)
+        actions = torch.cat([action, torch.full_like(action, NO_ACTION)], 1)
+        with_action, without = policy.read(twice, levels, actions, place.repeat(2), cache=self.cache)[0].unbind(1)
+        return guided_velocity(with_action, without, guidance, self.sampler.config.guidance_rescale)
 
     def _cache_frame(self, frame: int) -> None:
         """Read a generated frame, slightly noised, into the cache, which then holds what the next frame reads."""

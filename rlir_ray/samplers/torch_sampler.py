@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from rlir_ray.algorithm.guidance import NO_GUIDANCE, guided
 from rlir_ray.models.adapters import bias_of, merged_weight
 from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.models.rescoring import TokenRescorer
@@ -166,6 +167,7 @@ class TorchSampler(PolicySampler[WorldModel]):
             learner's rescoring would not give the same log-probabilities.
         dtype: type of the decoder; in bfloat16, behavior log-probabilities differ from the learner's by rounding.
         restrict: draw from the image ids only, not from all ids.
+        guidance: scale of the action guidance; 1: none.
         compares: score one clip a call with the model too; ignored if `top_p` is below 1.
     """
 
@@ -177,12 +179,14 @@ class TorchSampler(PolicySampler[WorldModel]):
         top_p: float = 1.0,
         dtype: torch.dtype = torch.float32,
         restrict: bool = True,
+        guidance: float = NO_GUIDANCE,
         compares: bool = True,
     ) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature must be > 0, got {temperature}; use 1.0")
-        super().__init__(policy, TokenRescorer(temperature, restrict), compares and top_p >= 1)
+        super().__init__(policy, TokenRescorer(temperature, restrict, guidance), compares and top_p >= 1)
         self.temperature, self.top_p, self.dtype, self.restrict = temperature, top_p, dtype, restrict
+        self.guidance = guidance
         self._update_engine(0)
 
     def _update_engine(self, version: int) -> None:
@@ -213,16 +217,16 @@ class TorchSampler(PolicySampler[WorldModel]):
 
     def _decode(self, inputs: TokenInputs, draws: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
         """Return generated frames int64 [B, F, N] and log-probabilities float32 [B, T], prompt after prompt."""
-        (num_prompts, num_context, tokens_per_frame), actions = inputs.context.shape, inputs.actions
-        num_clips, num_frames = num_prompts * group_size, len(draws) // tokens_per_frame
+        (_, num_context, tokens_per_frame), actions = inputs.context.shape, inputs.actions
+        num_frames = len(draws) // tokens_per_frame
         length = inputs.sequence.length(num_context + num_frames)
         decoder, rotations = self._decoder, self._decoder.rotations(length)
         # The decoder reads the prefix once for a prompt; the prompt's group shares the cache.
-        prefix = inputs.prefixes()
+        prefix = self._twice(inputs.prefixes(), inputs, before_image=True)
         position = prefix.shape[1]
-        prompt_cache = decoder.new_cache(num_prompts, position)
+        prompt_cache = decoder.new_cache(len(prefix), position)
         logits = decoder(prefix, prompt_cache, rotations, 0).repeat_interleave(group_size, 0)
-        cache = decoder.new_cache(num_clips, length)
+        cache = decoder.new_cache(len(logits), length)
         for layer_cache, shared in zip(cache, prompt_cache, strict=True):
             layer_cache[:, :, :position] = shared.repeat_interleave(group_size, 0)
         commanded = actions[:, num_context:].repeat_interleave(group_size, 0)  # of the second frame on
@@ -233,13 +237,45 @@ class TorchSampler(PolicySampler[WorldModel]):
                 frame, within = divmod(decision, tokens_per_frame)
                 chunk = tokens[-1][:, None]
                 if within == 0:
+                    self._share_frame(cache, position - (tokens_per_frame - 1), position, inputs)
                     chunk = torch.cat([chunk, commanded[:, frame - 1]], 1)
-                logits = decoder(chunk, cache, rotations, position)
+                logits = decoder(self._twice(chunk, inputs, before_image=within == 0), cache, rotations, position)
                 position += chunk.shape[1]
-            token, logprob = draw_tokens(keep_likeliest(logits / self.temperature, self.top_p), draw)
+            logits = self._guided(logits) / self.temperature
+            token, logprob = draw_tokens(keep_likeliest(logits, self.top_p), draw)
             tokens.append(token)
             logprobs.append(logprob)
         return torch.stack(tokens, 1).unflatten(1, (num_frames, -1)), torch.stack(logprobs, 1)
+
+    def _twice(self, tokens: Tensor, inputs: TokenInputs, *, before_image: bool) -> Tensor:
+        """Return the tokens [R, S] of a pass; with guidance also those of the rows without the action, [2R, S].
+
+        Args:
+            tokens: of the rows with all actions.
+            inputs: give the form of the sequences.
+            before_image: the tokens end with the action that leads into the next image.
+        """
+        if self.guidance == NO_GUIDANCE:
+            return tokens
+        return torch.cat([tokens, inputs.sequence.hide_action(tokens) if before_image else tokens])
+
+    def _share_frame(self, cache: list[Tensor], start: int, end: int, inputs: TokenInputs) -> None:
+        """Let the rows without the action read a finished image, at positions `start` to `end`, with its action.
+
+        Guidance hides only the action into the frame that is made: all earlier frames have theirs.
+        """
+        if self.guidance != NO_GUIDANCE:
+            part = slice(start - inputs.sequence.tokens_before_image, end)
+            for layer_cache in cache:
+                action, null = layer_cache[:, :, part].chunk(2)
+                null.copy_(action)
+
+    def _guided(self, logits: Tensor) -> Tensor:
+        """Return the logits [B, K] to draw from, given those of all rows of the pass."""
+        if self.guidance == NO_GUIDANCE:
+            return logits
+        action, null = logits.chunk(2)
+        return guided(action, null, self.guidance)
 
 
 def keep_likeliest(logits: Tensor, top_p: float) -> Tensor:

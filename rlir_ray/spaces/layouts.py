@@ -20,6 +20,10 @@ from rlir_ray.spaces.vpt import VPT_SPACE
 
 SPACE_KEY, LAYOUT_KEY = "action_space", "action_layout"
 """Keys of a checkpoint's config.json."""
+NO_ACTION = -1
+"""The class of every column of a hidden action, which is not the action of doing nothing."""
+DROPOUT_KEY = "action_dropout"
+"""Key of a checkpoint's config.json: the share of the actions that were hidden in training; missing: 0."""
 # Most fields that an error describes; it always gives the total number.
 NUM_NAMED = 3
 Cells = Callable[[Axis, npt.NDArray[np.float32]], npt.NDArray[np.bool_]]
@@ -56,6 +60,9 @@ class ActionLayout(Protocol):
             ValueError: the actions are of another space.
         """
 
+    def hidden_tokens(self, first_id: int) -> npt.NDArray[np.int64]:
+        """Return the tokens of a hidden action, int64 [num_tokens], which no action has."""
+
     def classes(self, actions: Actions) -> npt.NDArray[np.int64]:
         """Return the classes of F actions, int64 [F, columns].
 
@@ -83,6 +90,10 @@ class MineworldLayout:
         _check_actions(self.space, actions)
         return mineworld.action_tokens(actions, first_id)
 
+    def hidden_tokens(self, first_id: int) -> npt.NDArray[np.int64]:
+        # NULL would not do: it is the token of a slot without a pressed button.
+        return first_id + np.array([*[mineworld.BOS] * (self.num_tokens - 1), mineworld.EOS])
+
     def classes(self, actions: Actions) -> npt.NDArray[np.int64]:
         _check_actions(self.space, actions)
         return mineworld.action_classes(actions)
@@ -98,7 +109,7 @@ class FieldsLayout:
     """The layout `fields` of any space: BOS, one token a field, EOS; or one class a field.
 
     Example: a choice of three and an axis in nine bins are 4 tokens of 14 ids: BOS is 0, the choice has 1 to 3, the
-    axis 4 to 12, EOS is 13, all behind the image ids.
+    axis 4 to 12, EOS is 13, all behind the image ids. A hidden action is 0, 0, 0, 13.
     """
 
     name = "fields"
@@ -115,6 +126,9 @@ class FieldsLayout:
         tokens[:, 0], tokens[:, -1] = 0, self.num_ids - 1
         tokens[:, 1:-1] = self.classes(actions) + self._offsets
         return tokens + first_id
+
+    def hidden_tokens(self, first_id: int) -> npt.NDArray[np.int64]:
+        return first_id + np.array([*[0] * (self.num_tokens - 1), self.num_ids - 1])
 
     def classes(self, actions: Actions) -> npt.NDArray[np.int64]:
         _check_actions(self.space, actions)
@@ -154,6 +168,9 @@ class RlvrLayout:
 
     def tokens(self, actions: Actions, first_id: int) -> npt.NDArray[np.int64]:
         return self.classes(actions) + first_id
+
+    def hidden_tokens(self, first_id: int) -> npt.NDArray[np.int64]:
+        return np.full(self.num_tokens, first_id + rlvr.NUM_BINS)
 
     def classes(self, actions: Actions) -> npt.NDArray[np.int64]:
         _check_actions(self.space, actions)
