@@ -37,51 +37,9 @@ def guarded_log_ratio(
         policy_means, behavior_means: [B, T, N], means of the steps' distributions; N numbers a latent.
         stds: [B, T], standard deviations of both distributions.
     """
-    _same_shapes(policy_logprobs, behavior_logprobs, stds)
+    same_shapes(policy_logprobs, behavior_logprobs, stds)
     distance = (policy_means.float() - behavior_means.float()).square().mean(-1)  # [B, T]
     return stds * (policy_logprobs.float() - behavior_logprobs.float()) + distance / (2 * stds)
-
-
-def policy_gradient_loss(
-    log_ratio: Tensor,
-    advantages: Tensor,
-    loss_mask: Tensor,
-    num_decisions: int,
-    clip_low: float,
-    clip_high: float,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Compute the clipped surrogate over decisions, normalised by the global number of decisions.
-
-    PPO (https://arxiv.org/abs/1707.06347, eq. 7) with a separate upper clip and token-level normalisation
-    (DAPO, https://arxiv.org/abs/2503.14476, eq. 8).
-
-    Args:
-        log_ratio: float32 [B, T], policy over behavior; carries the gradient.
-        advantages: [B, T].
-        loss_mask: bool [B, T], the decisions that train.
-        num_decisions: unmasked decisions of the whole step, over all micro-batches and ranks.
-        clip_low: the ratio is clipped at 1 - clip_low.
-        clip_high: the ratio is clipped at 1 + clip_high.
-
-    Returns:
-        The loss, a scalar to sum over micro-batches and ranks, and its metrics.
-    """
-    _same_shapes(log_ratio, advantages, loss_mask)
-    # Masked entries may hold any value, even infinity: zeros keep them out of the loss and its gradient.
-    log_ratio = torch.where(loss_mask, log_ratio, 0.0)  # [B, T]
-    ratio = torch.exp(log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO))
-    clipped_ratio = torch.clamp(ratio, 1 - clip_low, 1 + clip_high)
-    surrogate = torch.minimum(ratio * advantages, clipped_ratio * advantages)
-    loss = -(surrogate * loss_mask).sum() / num_decisions
-
-    is_clipped = clipped_ratio * advantages < ratio * advantages
-    metrics = {
-        "loss/policy": loss.detach() * num_decisions,
-        "ratio/clip_fraction": (is_clipped & loss_mask).float().sum(),
-        "decisions": loss_mask.sum().float(),
-        **ratio_metrics(log_ratio.detach(), loss_mask),
-    }
-    return loss, {name: value.detach() for name, value in metrics.items()}
 
 
 def ratio_metrics(log_ratio: Tensor, loss_mask: Tensor) -> Metrics:
@@ -141,7 +99,7 @@ def kl_loss(
         loss_mask: bool [B, T].
         num_decisions: unmasked decisions of the whole step.
     """
-    _same_shapes(policy_logprobs, ref_logprobs, loss_mask)
+    same_shapes(policy_logprobs, ref_logprobs, loss_mask)
     log_ratio = torch.where(loss_mask, ref_logprobs.float() - policy_logprobs.float(), 0.0)  # [B, T]
     divergence = torch.exp(log_ratio) - log_ratio - 1
     loss = (divergence * loss_mask).sum() / num_decisions
@@ -164,7 +122,7 @@ def mean_kl_loss(
         loss_mask: bool [B, T].
         num_decisions: unmasked decisions of the whole step.
     """
-    _same_shapes(stds, loss_mask)
+    same_shapes(stds, loss_mask)
     divergence = (policy_means.float() - ref_means.float()).square().mean(-1) / (2 * stds.square())  # [B, T]
     loss = torch.where(loss_mask, divergence, 0.0).sum() / num_decisions
     return loss, {"loss/kl": loss.detach() * num_decisions}
@@ -249,7 +207,12 @@ def _maximum(values: Tensor) -> Tensor:
     return values.amax() if values.numel() else values.sum()
 
 
-def _same_shapes(first: Tensor, *others: Tensor) -> None:
+def same_shapes(first: Tensor, *others: Tensor) -> None:
+    """Check that all columns have one shape [B, T].
+
+    Raises:
+        ValueError: a column would be broadcast.
+    """
     shapes = [tuple(tensor.shape) for tensor in (first, *others)]
     if first.ndim != 2 or len(set(shapes)) != 1:
         raise ValueError(f"losses take tensors of one shape [B, T], got {shapes}; repeat or slice them first")

@@ -29,10 +29,31 @@ class GrpoConfig:
 
     ratio: Literal["plain", "guard"] = "plain"
     """`plain`: policy over behavior; `guard`: GRPO-Guard's normalised ratio, for SDE steps."""
+    loss: Literal["clip", "gspo", "cispo"] = "clip"
+    """`clip`: PPO's clipped ratio; `gspo`: one clipped ratio a trajectory; `cispo`: ratios as capped weights."""
     clip_low: OpenFraction = 0.2
-    """Lower clip of the ratio, 1 - clip_low, for stale groups without importance weights."""
+    """Lower clip of the ratio, 1 - clip_low, where ratios differ from 1."""
     clip_high: PositiveFloat = 0.28
     """Upper clip of the ratio, 1 + clip_high (DAPO's separate upper clip)."""
+    dual_clip: NonNegativeFloat = 0.0
+    """Where an advantage is negative, the ratio counts at most this much (dual clip, usually 3); 0: no bound."""
+    gspo_clip_low: OpenFraction = 3e-4
+    """Lower clip of a trajectory's mean ratio with loss=gspo, 1 - gspo_clip_low."""
+    gspo_clip_high: PositiveFloat = 4e-4
+    """Upper clip of a trajectory's mean ratio with loss=gspo, 1 + gspo_clip_high."""
+    cispo_clip_high: PositiveFloat = 4.0
+    """Cap of a decision's weight with loss=cispo, 1 + cispo_clip_high."""
+
+    @model_validator(mode="after")
+    def _check_dual_clip(self) -> Self:
+        require(
+            not 0 < self.dual_clip <= 1,
+            "train.grpo.dual_clip",
+            "must be 0 or > 1, where no ratio of 1 reaches it",
+            self.dual_clip,
+            "use 3.0",
+        )
+        return self
 
 
 @section("train.nft")
@@ -89,8 +110,8 @@ class TrainConfig:
     """Arguments of your own objective: {NAME: VALUE}."""
     kl_coefficient: NonNegativeFloat = 0.0
     """Weight of KL(policy || reference): k3 for tokens, means for SDE steps, velocities for `nft`; 0: no reference."""
-    advantage: Literal["grpo", "batch_std", "dr_grpo"] = "grpo"
-    """Group mean subtracted; divided by the group's deviation (`grpo`), the step's (`batch_std`) or 1 (`dr_grpo`)."""
+    advantage: Literal["grpo", "batch_std", "dr_grpo", "rloo"] = "grpo"
+    """Group mean subtracted; over the group's deviation (`grpo`), the step's (`batch_std`), 1 (`dr_grpo`); `rloo`."""
     max_advantage: NonNegativeFloat = 0.0
     """Clamp advantages to ± this value; 0: do not clamp. `nft` needs it."""
     best_and_worst: NonNegativeInt = 0
@@ -113,6 +134,15 @@ class TrainConfig:
         if self.off_policy.importance != "auto":
             return self.off_policy.importance
         return "token" if self.max_staleness and self.objective == "grpo" and self.grpo.ratio == "plain" else "none"
+
+    def has_clip(self, importance_level: str) -> bool:
+        """Return whether the clip can act: whether ratios of policy to the centre of the clip can differ from 1.
+
+        At the first update of a step, only stale groups without importance weights have such ratios: importance weights
+        replace the clipped ratio there. Fresh groups have the ratio 1.
+        """
+        is_stale = self.max_staleness > 0 and importance_level == "none"
+        return self.objective == "grpo" and is_stale
 
     @model_validator(mode="after")
     def _check_advantages(self) -> Self:

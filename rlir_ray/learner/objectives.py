@@ -22,10 +22,18 @@ from rlir_ray.algorithm.losses import (
     nft_errors,
     optimality,
     plain_log_ratio,
-    policy_gradient_loss,
+    ratio_metrics,
 )
 from rlir_ray.algorithm.off_policy import decoupled_loss
-from rlir_ray.config import Config, TrainConfig
+from rlir_ray.algorithm.surrogates import (
+    CappedWeight,
+    Clipped,
+    Decisions,
+    SequenceClipped,
+    Surrogate,
+    surrogate_loss,
+)
+from rlir_ray.config import Config, GrpoConfig, TrainConfig
 from rlir_ray.learner.state import State
 from rlir_ray.models.rescoring import Forward, Rescore, Scores, stream_velocities
 from rlir_ray.trajectory import FlowRecord, TokenRecord
@@ -49,6 +57,8 @@ class Columns:
     """[B, T]."""
     seeds: list[int]
     """[B], seeds for an objective's draws; they depend on the trajectory and the step, not on the rank."""
+    num_trajectories: int
+    """Trajectories of the whole step with decisions that train, over all micro-batches and ranks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +99,7 @@ class Objective(Protocol):
 
 
 class PolicyGradient:
-    """GRPO and its variants: the clipped surrogate over decisions, with a KL penalty towards the reference.
+    """GRPO and its variants: a surrogate over decisions, with a KL penalty towards the reference.
 
     Args:
         policy: the module that trains.
@@ -107,6 +117,7 @@ class PolicyGradient:
                 f"{'no ' if reference is None else 'a '}reference; give both or neither"
             )
         self.sampling_policy, self.rescore, self.train, self.reference = policy, rescore, train, reference
+        self.surrogate = SURROGATES[train.grpo.loss](train.grpo)
 
     @classmethod
     def from_parts(cls, parts: ObjectiveParts) -> PolicyGradient:
@@ -117,27 +128,33 @@ class PolicyGradient:
         return cls(parts.policy, parts.rescore, train, parts.reference)
 
     def loss(self, forward: Forward, columns: Columns, num_decisions: int) -> tuple[Tensor, Metrics]:
-        mask, grpo, off_policy = columns.loss_mask, self.train.grpo, self.train.off_policy
+        mask, off_policy = columns.loss_mask, self.train.off_policy
         scores = self.rescore(forward, columns.record, mask.shape[1])
-        log_ratio, advantages = RATIOS[grpo.ratio](scores, columns)
+        log_ratio, advantages = RATIOS[self.train.grpo.ratio](scores, columns)
+        decisions = Decisions(
+            log_ratio=log_ratio,
+            logprobs=scores.logprobs,
+            advantages=advantages,
+            loss_mask=mask,
+            num_decisions=num_decisions,
+            num_trajectories=columns.num_trajectories,
+        )
         if (level := self.train.importance_level) == "none":
-            loss, metrics = policy_gradient_loss(
-                log_ratio, advantages, mask, num_decisions, grpo.clip_low, grpo.clip_high
-            )
-            if not self.train.max_staleness:
-                # With one update on fresh groups the ratio is always 1: a clip fraction would be meaningless.
-                del metrics["ratio/clip_fraction"]
+            loss, metrics = surrogate_loss(self.surrogate, decisions)
         else:
             loss, metrics = decoupled_loss(
-                log_ratio,
-                advantages,
-                mask,
-                num_decisions,
+                self.surrogate,
+                decisions,
+                log_ratio.detach(),
                 level=level,
                 max_weight=off_policy.max_weight,
                 min_ratio=off_policy.min_ratio,
                 max_ratio=off_policy.max_ratio,
             )
+        metrics |= ratio_metrics(log_ratio.detach(), mask)
+        if not self.train.has_clip(level):
+            # The ratio is always 1: a clip fraction would be meaningless.
+            del metrics["ratio/clip_fraction"]
         if self.reference is None:
             return loss, metrics
         with torch.no_grad():
@@ -180,6 +197,14 @@ def _guard(scores: Scores, columns: Columns) -> tuple[Tensor, Tensor]:
 
 RATIOS: dict[str, Callable[[Scores, Columns], tuple[Tensor, Tensor]]] = {"plain": _plain, "guard": _guard}
 """train.grpo.ratio -> function that returns the log-ratio [B, T] and the advantages [B, T] for the loss."""
+
+
+SURROGATES: dict[str, Callable[[GrpoConfig], Surrogate]] = {
+    "clip": lambda grpo: Clipped(grpo.clip_low, grpo.clip_high, grpo.dual_clip),
+    "gspo": lambda grpo: SequenceClipped(grpo.gspo_clip_low, grpo.gspo_clip_high),
+    "cispo": lambda grpo: CappedWeight(grpo.cispo_clip_high),
+}
+"""train.grpo.loss -> function that makes the surrogate."""
 
 
 class DiffusionNFT:

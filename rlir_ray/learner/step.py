@@ -71,6 +71,11 @@ def trained_decisions(groups: Sequence[TrajectoryGroup], advantages: Sequence[Gr
     return sum(int(group.loss_mask[each.rows].sum()) for group, each in zip(groups, advantages, strict=True))
 
 
+def trained_trajectories(groups: Sequence[TrajectoryGroup], advantages: Sequence[GroupAdvantages]) -> int:
+    """Count the trajectories with decisions that train."""
+    return sum(int(group.loss_mask[each.rows].any(1).sum()) for group, each in zip(groups, advantages, strict=True))
+
+
 class Engine(Protocol):
     """The optimiser's backend: accumulates gradients, reduces them over ranks and updates the weights."""
 
@@ -151,9 +156,11 @@ class Learner:
         ]
         own = micro_batches(shapes, self.learner.decision_budget)
         most = int(self.engine.reduce(torch.tensor(float(len(own))), maximum=True))
+        own_trajectories = torch.tensor(float(trained_trajectories(batch.groups, batch.advantages)))
+        num_trajectories = int(self.engine.reduce(own_trajectories, maximum=False))
         parts, bad_group = [], math.inf
         for number, micro in enumerate(micro_batches(shapes, self.learner.decision_budget, most), start=1):
-            columns = stack(batch, micro, self.num_steps, self.engine.device)
+            columns = stack(batch, micro, self.num_steps, self.engine.device, num_trajectories)
             loss, sums = self.objective.loss(self.engine.forward, columns, batch.num_decisions)
             if not _are_finite([loss, *sums.values()]):
                 bad_group = min(bad_group, batch.groups[micro.rows[0].group].group_id)
@@ -287,8 +294,16 @@ def save_whole(model: nn.Module, folder: Path) -> None:
         raise ValueError(f"a policy must be saved whole, got {error} at {folder}; make room or set run.dir") from None
 
 
-def stack(batch: StepBatch, micro: MicroBatch, step: int, device: torch.device) -> Columns:
-    """Stack the columns of a micro-batch, one row a trajectory; B rows."""
+def stack(batch: StepBatch, micro: MicroBatch, step: int, device: torch.device, num_trajectories: int) -> Columns:
+    """Stack the columns of a micro-batch, one row a trajectory; B rows.
+
+    Args:
+        batch: the rank's share.
+        micro: the rows.
+        step: number of the step, for the seeds.
+        device: the learner's.
+        num_trajectories: `trained_trajectories` of the whole step.
+    """
     rows = [(batch.groups[row.group], batch.advantages[row.group], row.trajectory) for row in micro.rows]
     places = [int(advantages.rows[number]) for _, advantages, number in rows]
     groups = [group for group, _, _ in rows]
@@ -311,6 +326,7 @@ def stack(batch: StepBatch, micro: MicroBatch, step: int, device: torch.device) 
         loss_mask=tensor(masks),
         advantages=tensor([_per_decision(each.values[number], group) for group, each, number in rows]),
         seeds=[trajectory_seed(group.seed, row, step) for group, row in zip(groups, places, strict=True)],
+        num_trajectories=num_trajectories,
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rlir_ray.algorithm.advantages import GroupAdvantages
-from rlir_ray.config import LearnerConfig, TrainConfig
+from rlir_ray.config import GrpoConfig, LearnerConfig, TrainConfig
 from rlir_ray.learner.objectives import PolicyGradient
 from rlir_ray.learner.step import Learner, StepBatch, learning_rate_at, save_whole, trained_decisions
 from rlir_ray.learner.torch_engine import TorchEngine
@@ -61,6 +61,17 @@ def test_accumulation_changes_nothing_but_rounding() -> None:
     assert first == pytest.approx(second, rel=1e-4, abs=1e-6)
     for name, value in whole.weights().items():
         np.testing.assert_allclose(parts.weights()[name], value, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("loss", ["gspo", "cispo"])
+def test_at_a_ratio_of_one_all_losses_train_alike(loss: str) -> None:
+    # 80 decisions: two trajectories of 36 a micro-batch.
+    train = replace(TRAIN, max_staleness=0)
+    plain, other = make(train=train), make(budget=80, train=replace(train, grpo=GrpoConfig(loss=loss)))
+    first, second = plain.step(sample()), other.step(sample())
+    assert second["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-4)
+    for name, value in plain.weights().items():
+        np.testing.assert_allclose(other.weights()[name], value, atol=1e-6, err_msg=name)
 
 
 def test_masked_decisions_train_nothing() -> None:
