@@ -85,13 +85,17 @@ class OffPolicyConfig:
 @section("train")
 class TrainConfig:
     num_steps: PositiveInt = 40
-    """Optimiser steps."""
+    """Steps; each trains a set of groups and publishes new weights."""
     max_minutes: NonNegativeFloat = 0.0
     """Stop after the step that passes this many minutes; 0: no limit."""
     group_size: Annotated[int, Field(strict=True, ge=2), INT] = 8
     """G, trajectories of a prompt."""
     prompts_per_step: PositiveInt = 8
-    """Groups of one optimiser step."""
+    """Groups of one step."""
+    updates_per_step: PositiveInt = 1
+    """Passes over the groups of a step; each pass makes one optimiser update for each minibatch."""
+    num_minibatches: PositiveInt = 1
+    """Parts into which the groups of a step are split, with one optimiser update each."""
     max_staleness: NonNegativeInt = 1
     """Versions that a group may lag behind the learner when it is consumed; 0: synchronous."""
     stale_policy: Literal["wait", "drop"] = "wait"
@@ -135,14 +139,31 @@ class TrainConfig:
             return self.off_policy.importance
         return "token" if self.max_staleness and self.objective == "grpo" and self.grpo.ratio == "plain" else "none"
 
+    @property
+    def num_updates(self) -> int:
+        """Optimiser updates of a step."""
+        return self.updates_per_step * self.num_minibatches
+
     def has_clip(self, importance_level: str) -> bool:
         """Return whether the clip can act: whether ratios of policy to the centre of the clip can differ from 1.
 
-        At the first update of a step, only stale groups without importance weights have such ratios: importance weights
-        replace the clipped ratio there. Fresh groups have the ratio 1.
+        After the first update of a step all groups have such ratios. At the first update only stale groups without
+        importance weights have them: importance weights replace the clipped ratio there, and fresh groups have the
+        ratio 1.
         """
         is_stale = self.max_staleness > 0 and importance_level == "none"
-        return self.objective == "grpo" and is_stale
+        return self.objective == "grpo" and (is_stale or self.num_updates > 1)
+
+    @model_validator(mode="after")
+    def _check_minibatches(self) -> Self:
+        require(
+            self.num_minibatches <= self.prompts_per_step,
+            "train.num_minibatches",
+            f"must be at most train.prompts_per_step={self.prompts_per_step}, because a minibatch needs a group",
+            self.num_minibatches,
+            f"set train.num_minibatches={self.prompts_per_step} or less",
+        )
+        return self
 
     @model_validator(mode="after")
     def _check_advantages(self) -> Self:

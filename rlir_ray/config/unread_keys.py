@@ -77,7 +77,8 @@ CONDITIONS = (
     Condition(
         keys=tuple(f"train.grpo.{key}" for key in ("loss", "clip_", "dual_clip", "gspo_", "cispo_")),
         is_met=lambda c: c.has_clip,
-        needs="train.max_staleness above 0 and train.off_policy.importance=none (without, every ratio is 1)",
+        needs="train.updates_per_step or train.num_minibatches above 1, or with train.max_staleness above 0 and "
+        "train.off_policy.importance=none (else every ratio is 1)",
     ),
     Condition(
         keys=("train.off_policy.importance",),

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,9 @@ class Columns:
     seeds: list[int]
     """[B], seeds for an objective's draws; they depend on the trajectory and the step, not on the rank."""
     num_trajectories: int
-    """Trajectories of the whole step with decisions that train, over all micro-batches and ranks."""
+    """Trajectories of the whole update with decisions that train, over all micro-batches and ranks."""
+    proximal_logprobs: Tensor | None = None
+    """[B, T], under the weights at the start of the step; None: as under the weights of this update."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +98,14 @@ class Objective(Protocol):
 
     def load_state(self, state: State) -> None:
         """Load the state of another objective of the same kind; raise ValueError if it does not fit."""
+
+
+@runtime_checkable
+class DecoupledObjective(Protocol):
+    """An objective that compares the policy with the policy at the start of the step."""
+
+    def proximal_logprobs(self, forward: Forward, columns: Columns) -> Tensor | None:
+        """Score the decisions before the first of several updates, [B, T], without gradient; None: not needed."""
 
 
 class PolicyGradient:
@@ -145,7 +155,7 @@ class PolicyGradient:
             loss, metrics = decoupled_loss(
                 self.surrogate,
                 decisions,
-                log_ratio.detach(),
+                _proximal_log_ratio(log_ratio.detach(), columns),
                 level=level,
                 max_weight=off_policy.max_weight,
                 min_ratio=off_policy.min_ratio,
@@ -162,6 +172,13 @@ class PolicyGradient:
         penalty, more = _divergence(scores, ref, mask, num_decisions)
         return loss + self.train.kl_coefficient * penalty, metrics | more
 
+    @torch.no_grad()
+    def proximal_logprobs(self, forward: Forward, columns: Columns) -> Tensor | None:
+        # Without importance weights the clip acts around the behavior policy.
+        if self.train.importance_level == "none":
+            return None
+        return self.rescore(forward, columns.record, columns.loss_mask.shape[1]).logprobs
+
     def end_step(self, step: int, gathered: Gathered) -> None:
         pass
 
@@ -171,6 +188,14 @@ class PolicyGradient:
     def load_state(self, state: State) -> None:
         if state:
             raise ValueError(f"train.objective=grpo remembers nothing, got {sorted(state)[0]!r}; use the run's own")
+
+
+def _proximal_log_ratio(log_ratio: Tensor, columns: Columns) -> Tensor:
+    """Return proximal over behavior; in a step of one update the proximal policy is the current one."""
+    if columns.proximal_logprobs is None:
+        return log_ratio
+    assert columns.behavior_logprobs is not None
+    return plain_log_ratio(columns.proximal_logprobs, columns.behavior_logprobs)
 
 
 def _divergence(scores: Scores, ref: Scores, mask: Tensor, num_decisions: int) -> tuple[Tensor, Metrics]:

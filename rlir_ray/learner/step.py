@@ -1,4 +1,4 @@
-"""The `Learner`: one optimiser step over groups, for any engine and number of ranks.
+"""The `Learner`: the optimiser updates of a step over groups, for any engine and number of ranks.
 
 Independent of Ray and of policy versions.
 Legend: B trajectories of a micro-batch, G of a group, T decisions, F generated frames.
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import os
 import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -27,7 +28,7 @@ from rlir_ray.algorithm.batching import MicroBatch, micro_batches
 from rlir_ray.algorithm.losses import combine, is_maximum, normalise
 from rlir_ray.algorithm.seeds import trajectory_seed
 from rlir_ray.config import LearnerConfig, TrainConfig
-from rlir_ray.learner.objectives import Columns, Objective
+from rlir_ray.learner.objectives import Columns, DecoupledObjective, Metrics, Objective
 from rlir_ray.learner.state import Part, State, trained_parameters
 from rlir_ray.models.adapters import save_policy
 from rlir_ray.trajectory import Record, TrajectoryGroup
@@ -39,7 +40,7 @@ NUM_STEPS, OBJECTIVE = "num_steps", "objective/"
 
 @dataclass(frozen=True, slots=True)
 class StepBatch:
-    """One rank's share of a step.
+    """One rank's share of an update: of a step, or of one of its minibatches.
 
     Example: 2 ranks, 4 groups of 8 clips with 384 decisions each: every rank gets 2 groups, advantages ``2 x [8, 8]``,
     and ``num_decisions = 4 * 8 * 384 = 12288``.
@@ -49,7 +50,7 @@ class StepBatch:
     advantages: list[GroupAdvantages]
     """Advantages of each group; all T / F decisions of a frame share the frame's value."""
     num_decisions: int
-    """Trained decisions of the whole step, over all ranks: the sum of `trained_decisions`."""
+    """Trained decisions of the whole update, over all ranks: the sum of `trained_decisions`."""
 
     def __post_init__(self) -> None:
         if not self.groups or len(self.groups) != len(self.advantages):
@@ -74,6 +75,39 @@ def trained_decisions(groups: Sequence[TrajectoryGroup], advantages: Sequence[Gr
 def trained_trajectories(groups: Sequence[TrajectoryGroup], advantages: Sequence[GroupAdvantages]) -> int:
     """Count the trajectories with decisions that train."""
     return sum(int(group.loss_mask[each.rows].any(1).sum()) for group, each in zip(groups, advantages, strict=True))
+
+
+def step_batches(
+    groups: Sequence[TrajectoryGroup], advantages: Sequence[GroupAdvantages], sizes: Sequence[int], engine: Engine
+) -> list[StepBatch]:
+    """Cut a rank's groups into its shares of a step's minibatches. Every rank calls: counts are summed over ranks.
+
+    Args:
+        groups: the rank's groups, in the order of the minibatches.
+        advantages: of each group.
+        sizes: groups of each minibatch on this rank.
+        engine: the rank's engine.
+    """
+    shares = [slice(end - size, end) for size, end in zip(sizes, itertools.accumulate(sizes), strict=True)]
+    own = [float(trained_decisions(groups[share], advantages[share])) for share in shares]
+    counts = engine.reduce(torch.tensor(own, dtype=torch.float64).to(engine.device), maximum=False)
+    return [
+        StepBatch(list(groups[share]), list(advantages[share]), int(count))
+        for share, count in zip(shares, counts, strict=True)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Minibatch:
+    """A rank's share of an update with its micro-batches, which are the same in every pass over the step's groups."""
+
+    batch: StepBatch
+    micros: list[MicroBatch]
+    """As many on every rank."""
+    num_trajectories: int
+    """`trained_trajectories` over all ranks."""
+    proximal: list[Tensor | None]
+    """Log-probabilities of each micro-batch at the start of the step, see `Columns`."""
 
 
 class Engine(Protocol):
@@ -141,43 +175,90 @@ class Learner:
         self.train, self.learner = train, learner
         self.num_steps = 0
         self.skipped = ""
-        """Why the last update was skipped, equal on every rank; empty: the update was done."""
+        """Why an update of the last step was skipped, equal on every rank; empty: all updates were done."""
         self._watch = GradientWatch(engine.module, engine.device)
 
-    def step(self, batch: StepBatch) -> dict[str, float]:
-        """Do one update; all ranks skip it if a loss, a metric or a gradient is not finite on any rank.
+    def step(self, *minibatches: StepBatch) -> dict[str, float]:
+        """Do `train.updates_per_step` passes over the minibatches, with one update for each.
+
+        All ranks skip an update if a loss, a metric or a gradient is not finite on any rank, and with it the later
+        updates of the step.
+
+        Args:
+            minibatches: this rank's shares, as many on every rank.
 
         Returns:
-            The finite metrics of the whole step, equal on every rank; `updates/skipped` is 1 or 0.
+            The finite metrics of the whole step, equal on every rank: means over its updates; `updates/skipped` is 1
+            or 0.
         """
+        planned = [self._plan(batch) for batch in minibatches]
+        if len(planned) * self.train.updates_per_step > 1:
+            # Before the first update: the proximal policy is the policy at the start of the step.
+            planned = [replace(each, proximal=self._proximal(each)) for each in planned]
+        rate = learning_rate_at(self.num_steps, self.train.learning_rate, self.train.warmup_steps)
+        parts: list[Metrics] = []
+        grad_norms: list[float] = []
+        num_decisions = 0
+        for number, each in enumerate(planned * self.train.updates_per_step):
+            sums, grad_norm = self._update(each, number // len(planned), rate)
+            parts += sums
+            grad_norms.append(grad_norm)
+            num_decisions += each.batch.num_decisions
+            if self.skipped:
+                break
+        self.num_steps += 1
+        if not self.skipped:
+            self.objective.end_step(self.num_steps, self.engine.gathered)
+        totals = {name: self.engine.reduce(value, is_maximum(name)) for name, value in combine(parts).items()}
+        metrics = normalise(totals, num_decisions)
+        metrics |= {"decisions": float(sum(batch.num_decisions for batch in minibatches))}
+        metrics |= {"grad_norm": float(np.mean(grad_norms)), "learning_rate": rate}
+        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        return metrics | {"updates/skipped": float(bool(self.skipped))}
+
+    def _plan(self, batch: StepBatch) -> _Minibatch:
+        """Cut a share into micro-batches, as many on every rank."""
         shapes = [
             (len(advantages.rows), group.loss_mask.shape[1], layout(group.record))
             for group, advantages in zip(batch.groups, batch.advantages, strict=True)
         ]
         own = micro_batches(shapes, self.learner.decision_budget)
         most = int(self.engine.reduce(torch.tensor(float(len(own))), maximum=True))
-        own_trajectories = torch.tensor(float(trained_trajectories(batch.groups, batch.advantages)))
-        num_trajectories = int(self.engine.reduce(own_trajectories, maximum=False))
-        parts, bad_group = [], math.inf
-        for number, micro in enumerate(micro_batches(shapes, self.learner.decision_budget, most), start=1):
-            columns = stack(batch, micro, self.num_steps, self.engine.device, num_trajectories)
+        num_own = torch.tensor(float(trained_trajectories(batch.groups, batch.advantages)))
+        return _Minibatch(
+            batch,
+            micro_batches(shapes, self.learner.decision_budget, most),
+            int(self.engine.reduce(num_own, maximum=False)),
+            [None] * most,
+        )
+
+    def _proximal(self, minibatch: _Minibatch) -> list[Tensor | None]:
+        if not isinstance(self.objective, DecoupledObjective):
+            return minibatch.proximal
+        columns = (self._columns(minibatch, place, 0) for place in range(len(minibatch.micros)))
+        return [self.objective.proximal_logprobs(self.engine.forward, each) for each in columns]
+
+    def _columns(self, minibatch: _Minibatch, place: int, number: int) -> Columns:
+        """Stack the columns of a micro-batch for a pass over the step's groups; each pass draws anew."""
+        draw = self.num_steps * self.train.updates_per_step + number
+        columns = stack(minibatch.batch, minibatch.micros[place], draw, self.engine.device, minibatch.num_trajectories)
+        return replace(columns, proximal_logprobs=minibatch.proximal[place])
+
+    def _update(self, minibatch: _Minibatch, number: int, rate: float) -> tuple[list[Metrics], float]:
+        """Do one update; return the metrics of its micro-batches and the norm of the gradient."""
+        batch, parts, bad_group = minibatch.batch, [], math.inf
+        for place, micro in enumerate(minibatch.micros):
+            columns = self._columns(minibatch, place, number)
             loss, sums = self.objective.loss(self.engine.forward, columns, batch.num_decisions)
             if not _are_finite([loss, *sums.values()]):
                 bad_group = min(bad_group, batch.groups[micro.rows[0].group].group_id)
                 # Gradients become NaN on this rank, and so does their sum over ranks: all ranks skip the update.
                 loss = loss * math.nan
-            self.engine.backward(loss, last=number == most)
+            self.engine.backward(loss, last=place == len(minibatch.micros) - 1)
             parts.append(sums)
-        rate = learning_rate_at(self.num_steps, self.train.learning_rate, self.train.warmup_steps)
         grad_norm = self.engine.optimizer_step(rate)
-        self.num_steps += 1
         self.skipped = "" if math.isfinite(grad_norm) else self._cause(bad_group)
-        if not self.skipped:
-            self.objective.end_step(self.num_steps, self.engine.gathered)
-        totals = {name: self.engine.reduce(value, is_maximum(name)) for name, value in combine(parts).items()}
-        metrics = normalise(totals, batch.num_decisions) | {"grad_norm": grad_norm, "learning_rate": rate}
-        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        return metrics | {"updates/skipped": float(bool(self.skipped))}
+        return parts, grad_norm
 
     def _cause(self, bad_group: float) -> str:
         """Return the cause of a skipped update, equal on every rank.

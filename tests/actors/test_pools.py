@@ -83,6 +83,15 @@ def test_every_group_goes_to_one_rank():
     assert [len(order.group_refs) for order in orders] == [3, 2]
 
 
+def test_each_rank_gets_groups_of_every_minibatch_in_their_order():
+    values = [GroupAdvantages.of_all(np.full((4, 3), number, np.float32)) for number in range(5)]
+    orders = split_step(list("abcde"), values, 2, 2)
+    # Minibatches abc and de: as many updates on every rank.
+    assert [order.group_refs for order in orders] == [["a", "c", "d"], ["b", "e"]]
+    assert [order.minibatch_sizes for order in orders] == [[2, 1], [1, 1]]
+    assert [[each.values[0, 0] for each in order.advantages] for order in orders] == [[0, 2, 3], [1, 4]]
+
+
 def test_commands_and_reports_keep_their_order_whichever_call_ray_starts_first():
     def order(number):
         return SaveCommand(folder=str(number), node="")
