@@ -6,7 +6,7 @@ Legend: B trajectories, T decisions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -87,23 +87,50 @@ def ratio_quantiles(histogram: Tensor) -> dict[str, float]:
 
 
 def kl_loss(
-    policy_logprobs: Tensor, ref_logprobs: Tensor, loss_mask: Tensor, num_decisions: int
+    policy_logprobs: Tensor, ref_logprobs: Tensor, loss_mask: Tensor, num_decisions: int, estimator: str = "k3"
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Estimate KL(policy || reference) by k3; the mean over the global number of decisions.
-
-    GRPO (https://arxiv.org/abs/2402.03300, eq. 4): exp(d) - d - 1 with d = log reference - log policy; never negative.
+    """Estimate KL(policy || reference); the mean over the global number of decisions.
 
     Args:
         policy_logprobs: [B, T], carries the gradient.
         ref_logprobs: [B, T], under the frozen reference policy.
         loss_mask: bool [B, T].
         num_decisions: unmasked decisions of the whole step.
+        estimator: a key of `KL_ESTIMATORS`.
     """
     same_shapes(policy_logprobs, ref_logprobs, loss_mask)
     log_ratio = torch.where(loss_mask, ref_logprobs.float() - policy_logprobs.float(), 0.0)  # [B, T]
-    divergence = torch.exp(log_ratio) - log_ratio - 1
+    divergence = KL_ESTIMATORS[estimator](log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO))
     loss = (divergence * loss_mask).sum() / num_decisions
     return loss, {"loss/kl": loss.detach() * num_decisions}
+
+
+def _k2(log_ratio: Tensor) -> Tensor:
+    return log_ratio.square() / 2
+
+
+def _k3(log_ratio: Tensor) -> Tensor:
+    return torch.exp(log_ratio) - log_ratio - 1
+
+
+def _unbiased(log_ratio: Tensor) -> Tensor:
+    k2 = _k2(log_ratio)
+    return k2 - k2.detach() + _k3(log_ratio).detach()
+
+
+KL_ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {
+    "k1": torch.neg,
+    "k2": _k2,
+    "k3": _k3,
+    "unbiased": _unbiased,
+}
+"""train.kl_estimator -> function of d = log reference - log policy, [B, T] (http://joschu.net/blog/kl-approx.html).
+
+k1 = -d is unbiased and has a high variance; its gradient is zero in expectation. k2 = d^2 / 2 is biased, but the
+expectation of its gradient is the gradient of the KL. k3 = exp(d) - d - 1 (GRPO, https://arxiv.org/abs/2402.03300,
+eq. 4) is unbiased and never negative, but its gradient is not that of the KL. `unbiased` has k3's value and k2's
+gradient (verl's `k3+`). All of this holds for decisions that the policy itself has sampled.
+"""
 
 
 def mean_kl_loss(

@@ -59,7 +59,7 @@ class Config:
     @property
     def has_clip(self) -> bool:
         """Whether the clip of the ratio can act."""
-        return self.train.has_clip(self.importance_level)
+        return self.train.objective == "grpo" and self.train.has_clip(self.importance_level)
 
     @property
     def uses_nccl(self) -> bool:
@@ -176,6 +176,13 @@ class Config:
             "train.grpo.loss",
             "must be clip with policy.family=flow, whose ratios are no likelihood ratios",
             self.train.grpo.loss,
+            "leave it out",
+        )
+        require(
+            self.train.kl_estimator == "k3",
+            "train.kl_estimator",
+            "must be k3 with policy.family=flow, whose KL is computed exactly",
+            self.train.kl_estimator,
             "leave it out",
         )
         require(

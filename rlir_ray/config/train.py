@@ -113,7 +113,9 @@ class TrainConfig:
     objective_args: Arguments = field(default_factory=dict)
     """Arguments of your own objective: {NAME: VALUE}."""
     kl_coefficient: NonNegativeFloat = 0.0
-    """Weight of KL(policy || reference): k3 for tokens, means for SDE steps, velocities for `nft`; 0: no reference."""
+    """Weight of KL(policy || reference): an estimate for tokens, exact for SDE steps; 0: no reference."""
+    kl_estimator: Literal["k1", "k2", "k3", "unbiased"] = "k3"
+    """Estimate of that KL from a token's log-probabilities; `unbiased`: the value of k3 with the gradient of k2."""
     advantage: Literal["grpo", "batch_std", "dr_grpo", "rloo"] = "grpo"
     """Group mean subtracted; over the group's deviation (`grpo`), the step's (`batch_std`), 1 (`dr_grpo`); `rloo`."""
     max_advantage: NonNegativeFloat = 0.0
@@ -151,8 +153,7 @@ class TrainConfig:
         importance weights have them: importance weights replace the clipped ratio there, and fresh groups have the
         ratio 1.
         """
-        is_stale = self.max_staleness > 0 and importance_level == "none"
-        return self.objective == "grpo" and (is_stale or self.num_updates > 1)
+        return self.num_updates > 1 or (self.max_staleness > 0 and importance_level == "none")
 
     @model_validator(mode="after")
     def _check_minibatches(self) -> Self:

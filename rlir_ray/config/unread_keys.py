@@ -81,6 +81,11 @@ CONDITIONS = (
         "train.off_policy.importance=none (else every ratio is 1)",
     ),
     Condition(
+        keys=("train.kl_estimator",),
+        is_met=lambda c: c.train.kl_coefficient > 0 and c.train.objective == "grpo",
+        needs="train.kl_coefficient above 0 and train.objective=grpo",
+    ),
+    Condition(
         keys=("train.off_policy.importance",),
         # With vLLM the ratio of fresh groups is not exactly 1, because vLLM and the learner round differently.
         is_met=lambda c: (

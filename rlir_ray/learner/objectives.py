@@ -169,7 +169,7 @@ class PolicyGradient:
             return loss, metrics
         with torch.no_grad():
             ref = self.rescore(self.reference, columns.record, mask.shape[1])
-        penalty, more = _divergence(scores, ref, mask, num_decisions)
+        penalty, more = _divergence(scores, ref, mask, num_decisions, self.train.kl_estimator)
         return loss + self.train.kl_coefficient * penalty, metrics | more
 
     @torch.no_grad()
@@ -198,10 +198,12 @@ def _proximal_log_ratio(log_ratio: Tensor, columns: Columns) -> Tensor:
     return plain_log_ratio(columns.proximal_logprobs, columns.behavior_logprobs)
 
 
-def _divergence(scores: Scores, ref: Scores, mask: Tensor, num_decisions: int) -> tuple[Tensor, Metrics]:
-    """Compute the KL to the reference: exact for SDE steps, the k3 estimate for tokens."""
+def _divergence(
+    scores: Scores, ref: Scores, mask: Tensor, num_decisions: int, estimator: str
+) -> tuple[Tensor, Metrics]:
+    """Compute the KL to the reference: exact for SDE steps, an estimate for tokens."""
     if scores.means is None or ref.means is None or scores.stds is None:
-        return kl_loss(scores.logprobs, ref.logprobs, mask, num_decisions)
+        return kl_loss(scores.logprobs, ref.logprobs, mask, num_decisions, estimator)
     return mean_kl_loss(scores.means, ref.means, scores.stds, mask, num_decisions)
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rlir_ray.algorithm.advantages import group_advantages, over_batch_std
+from rlir_ray.algorithm.losses import KL_ESTIMATORS, kl_loss
 from rlir_ray.algorithm.surrogates import CappedWeight, Clipped, Decisions, SequenceClipped, Surrogate, surrogate_loss
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "objectives"
@@ -91,6 +92,39 @@ def test_group_advantages_are_the_published_ones(kind: str) -> None:
             # Ours divides by the population's deviation, theirs by the sample's plus 1e-6.
             found = found * (1 - 1 / rows.sum()) ** 0.5
         np.testing.assert_allclose(found * MASK.numpy()[rows], published[rows], atol=5e-6)
+
+
+@pytest.mark.parametrize("name", ["k1", "k2", "k3"])
+def test_kl_estimates_are_the_published_ones(name: str) -> None:
+    columns = (TENSORS["tok.new_logp"], TENSORS["tok.ref_logp"])
+    found = KL_ESTIMATORS[name](columns[1] - columns[0])
+    # verl cuts each decision's k3 at 10, which also stops its gradient; ours is not cut.
+    expected = TENSORS[f"tok.kl_{name}"]
+    torch.testing.assert_close(found.clamp(max=10), expected, rtol=1e-6, atol=1e-6)
+    mask, count = torch.ones_like(columns[0], dtype=torch.bool), columns[0].numel()
+    torch.testing.assert_close(kl_loss(*columns, mask, count, name)[0], found.mean())
+
+
+def test_gradients_of_kl_estimates_in_expectation() -> None:
+    """Over all tokens of a vocabulary, each with its probability under the policy."""
+    generator = torch.Generator().manual_seed(0)
+    logits, reference = (torch.randn(50, generator=generator, dtype=torch.float64) for _ in range(2))
+    logits.requires_grad_()
+    ref = torch.log_softmax(reference, 0)
+    policy = torch.log_softmax(logits, 0)
+    exact = (policy.exp() * (policy - ref)).sum()
+    (slope,) = torch.autograd.grad(exact, logits)
+    values, slopes = {}, {}
+    for name, estimate in KL_ESTIMATORS.items():
+        policy = torch.log_softmax(logits, 0)
+        expected = (policy.detach().exp() * estimate(ref - policy)).sum()
+        values[name], slopes[name] = float(expected.detach()), torch.autograd.grad(expected, logits)[0]
+    for name in ("k1", "k3", "unbiased"):
+        assert values[name] == pytest.approx(float(exact.detach()))
+    for name in ("k2", "unbiased"):
+        torch.testing.assert_close(slopes[name], slope)
+    torch.testing.assert_close(slopes["k1"], torch.zeros_like(slope), atol=1e-12, rtol=0)
+    assert (slopes["k3"] - slope).abs().max() > 0.1 * slope.abs().max()
 
 
 def test_rloo_subtracts_the_mean_of_the_others() -> None:

@@ -117,6 +117,16 @@ def test_a_reference_is_kept_only_for_a_penalty_and_stays_frozen() -> None:
     assert checksum(weights_of(other)) == before
 
 
+def test_the_chosen_estimate_of_the_kl_is_used() -> None:
+    found = {}
+    for name in ("k2", "k3", "unbiased"):
+        train = replace(TRAIN, kl_coefficient=0.1, kl_estimator=name)
+        found[name] = make(reference=tiny_world_model(seed=1), train=train).step(sample())
+    assert found["unbiased"]["loss/kl"] == pytest.approx(found["k3"]["loss/kl"], rel=1e-6)
+    assert found["unbiased"]["grad_norm"] == pytest.approx(found["k2"]["grad_norm"], rel=1e-4)
+    assert abs(found["k2"]["grad_norm"] / found["k3"]["grad_norm"] - 1) > 0.01
+
+
 def test_learning_rate_rises_linearly_then_stays() -> None:
     assert [learning_rate_at(step, 3.0, 3) for step in range(5)] == [1, 2, 3, 3, 3]
     assert learning_rate_at(0, 3.0, 0) == 3
