@@ -24,7 +24,7 @@ from rlir_ray.algorithm.batching import micro_batches
 from rlir_ray.algorithm.flow_steps import noise_levels, ode_step
 from rlir_ray.config import FlowConfig
 from rlir_ray.data.files import write_json
-from rlir_ray.learner.step import StepBatch, stack
+from rlir_ray.learner.step import StepBatch, stack, trained_trajectories
 from rlir_ray.models.flow import FlowWorldModel, open_flow_model
 from rlir_ray.models.rescoring import FlowRescorer
 from rlir_ray.run.environment import versions
@@ -77,7 +77,7 @@ def train_pass(model: FlowWorldModel, config: FlowConfig, groups: list[Trajector
     shapes = [(group.group_size, group.loss_mask.shape[1], 0) for group in groups]
     rescore, device = FlowRescorer(config), next(model.parameters()).device
     for micro in micro_batches(shapes, budget):
-        columns = stack(batch, micro, 0, device)
+        columns = stack(batch, micro, 0, device, trained_trajectories(groups, advantages))
         rescore(model, columns.record, columns.loss_mask.shape[1]).logprobs.sum().backward()
     model.zero_grad(set_to_none=True)
 

@@ -17,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from rlir_ray.algorithm.advantages import GroupAdvantages, advantages_from_rewards, returns, step_advantages
+from rlir_ray.algorithm.batching import minibatch_sizes
 from rlir_ray.algorithm.ledger import FAILED, NO_SIGNAL, TRAINED, Failures, Ledger, SkippedUpdates, skipped_cause
 from rlir_ray.algorithm.seeds import group_seed, prompt_index
 from rlir_ray.algorithm.terms import term_advantages, weighted_sum
-from rlir_ray.learner.step import StepBatch, trained_decisions
+from rlir_ray.learner.step import step_batches
 from rlir_ray.rewards.classification import accuracy, balanced_accuracy, macro_f1, occurs
 from rlir_ray.samplers import LogprobDifference, difference_metrics
 from rlir_ray.trajectory import Prompt, RewardScores, TrajectoryGroup
@@ -94,7 +95,8 @@ def train_local(
         advantages = normalised_advantages(
             config, [one.advantages for one in ready if one.advantages is not None]
         )  # [rows, F]
-        metrics = learner.step(StepBatch(groups, advantages, trained_decisions(groups, advantages)))
+        sizes = minibatch_sizes(len(groups), config.train.num_minibatches)
+        metrics = learner.step(*step_batches(groups, advantages, sizes, learner.engine))
         sampler.load_weights(learner.weights(), version=step)
         for scored in ready:
             end = (FAILED, skipped_cause(learner.skipped)) if learner.skipped else (TRAINED,)

@@ -45,7 +45,7 @@ def check_plan(run: ResolvedRun, progress: Callable[[str], None], stop: threadin
 
 
 def check_ranks(learner: LearnerConfig, train: TrainConfig) -> None:
-    """Check that each learner rank has a group in every step.
+    """Check that each learner rank has a group in every minibatch of a step.
 
     Raises:
         ValueError: a learner rank would have no group.
@@ -54,6 +54,12 @@ def check_ranks(learner: LearnerConfig, train: TrainConfig) -> None:
         raise ValueError(
             f"learner.num_workers must be at most train.prompts_per_step={groups}, got {learner.num_workers}; "
             f"set learner.num_workers={groups}"
+        )
+    if learner.num_workers * train.num_minibatches > groups:
+        raise ValueError(
+            f"train.num_minibatches must leave each of learner.num_workers={learner.num_workers} ranks a group of "
+            f"train.prompts_per_step={groups}, got {train.num_minibatches}; set "
+            f"train.num_minibatches={groups // learner.num_workers}"
         )
 
 

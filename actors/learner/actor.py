@@ -21,7 +21,7 @@ from actors.learner.rank_queue import QUEUE_TIMEOUT_S, FetchedCommand, RankQueue
 from actors.learner.sender import start_sending
 from rlir_ray.config import Config
 from rlir_ray.families import make_objective, open_clip_loss, open_policy
-from rlir_ray.learner.step import Engine, Learner, StepBatch, trained_decisions
+from rlir_ray.learner.step import Engine, Learner, step_batches
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.run.checkpoint import LEARNER, ArrayFile, Files, describe_files, save_arrays, save_group
 from rlir_ray.run.watchdog import show_stack_on_signal
@@ -85,10 +85,8 @@ def run_rank(settings: dict[str, Any]) -> None:
 def _execute(fetched: FetchedCommand, learner: Learner, queue: RankQueue) -> None:
     started, command, groups = time.time(), fetched.command, fetched.groups
     if isinstance(command, StepCommand):
-        own = torch.tensor(float(trained_decisions(groups, command.advantages)), dtype=torch.float64)
-        num_decisions = int(learner.engine.reduce(own.to(learner.engine.device), maximum=False))
-        batch = StepBatch(groups=groups, advantages=command.advantages, num_decisions=num_decisions)
-        metrics = learner.step(batch) | {"time/learner_wait_s": fetched.wait_s}
+        batches = step_batches(groups, command.advantages, command.minibatch_sizes, learner.engine)
+        metrics = learner.step(*batches) | {"time/learner_wait_s": fetched.wait_s}
         # Every rank calls `weights` and `average_weights`, which gather them; only rank 0 reports.
         weights, average = learner.weights(), learner.average_weights()
         queue.report(learner.num_steps, metrics, started, weights, skipped=learner.skipped, average=average)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import ray
 
 from actors.cluster.placement import Handle
 from rlir_ray.algorithm.advantages import GroupAdvantages
-from rlir_ray.algorithm.batching import split_groups
+from rlir_ray.algorithm.batching import minibatch_sizes, split_groups
 from rlir_ray.run.checkpoint import Files
 from rlir_ray.run.tracing import Span
 
@@ -22,11 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepCommand:
-    """One rank's share of an optimiser step."""
+    """One rank's share of a step."""
 
     group_refs: list[ray.ObjectRef[TrajectoryGroup]]
     """References to the groups. Ray does not resolve references inside a list, so only the rank reads the groups."""
     advantages: list[GroupAdvantages]
+    minibatch_sizes: list[int]
+    """Groups of each minibatch; the groups are in the order of the minibatches."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,13 +202,24 @@ class CommandQueue:
 
 
 def split_step(
-    group_refs: list[ray.ObjectRef[TrajectoryGroup]], advantages: list[GroupAdvantages], num_ranks: int
+    group_refs: list[ray.ObjectRef[TrajectoryGroup]],
+    advantages: list[GroupAdvantages],
+    num_ranks: int,
+    num_minibatches: int = 1,
 ) -> list[StepCommand]:
-    """Split the groups of a step over the ranks; return the command of each rank."""
-    shares = split_groups([each.values.size for each in advantages], num_ranks)
+    """Split the groups of a step into minibatches and each minibatch over the ranks; return the ranks' commands."""
+    sizes = minibatch_sizes(len(group_refs), num_minibatches)
+    shares: list[list[list[int]]] = [[] for _ in range(num_ranks)]
+    for size, end in zip(sizes, itertools.accumulate(sizes), strict=True):
+        first = end - size
+        split = split_groups([each.values.size for each in advantages[first:end]], num_ranks)
+        for rank, own in enumerate(split):
+            shares[rank].append([first + place for place in own])
     return [
         StepCommand(
-            group_refs=[group_refs[place] for place in share], advantages=[advantages[place] for place in share]
+            group_refs=[group_refs[place] for part in parts for place in part],
+            advantages=[advantages[place] for part in parts for place in part],
+            minibatch_sizes=[len(part) for part in parts],
         )
-        for share in shares
+        for parts in shares
     ]

@@ -58,6 +58,7 @@ class LearnerGroup:
             from the beginning.
         wait_timeout_s: bound of each wait for the ranks.
         broadcasts_weights: whether rank 0 can broadcast weights to the rollout actors.
+        num_minibatches: parts of a step, with one optimiser update each.
     """
 
     def __init__(
@@ -69,10 +70,11 @@ class LearnerGroup:
         *,
         wait_timeout_s: float,
         broadcasts_weights: bool = False,
+        num_minibatches: int = 1,
     ) -> None:
         self.config, self.storage, self.make_learner = learner, storage, make_learner
         self.checkpoint_folder, self.wait_timeout_s = checkpoint, wait_timeout_s
-        self.broadcasts_weights = broadcasts_weights
+        self.broadcasts_weights, self.num_minibatches = broadcasts_weights, num_minibatches
         self.version = -1
         """Version of the last report; -1 before the first report."""
         self._num_commands = 0
@@ -103,6 +105,7 @@ class LearnerGroup:
             checkpoint,
             wait_timeout_s=config.train.wait_timeout_s,
             broadcasts_weights=config.broadcasts_weights,
+            num_minibatches=config.train.num_minibatches,
         )
 
     def start(self) -> None:
@@ -175,8 +178,9 @@ class LearnerGroup:
     def submit_step(
         self, group_refs: Sequence[ray.ObjectRef[TrajectoryGroup]], advantages: Sequence[GroupAdvantages]
     ) -> None:
-        """Submit an optimiser step; the ranks execute it after the steps before it."""
-        self._submit(split_step(list(group_refs), list(advantages), self.config.num_workers))
+        """Submit a step; the ranks execute it after the steps before it."""
+        ranks, minibatches = self.config.num_workers, self.num_minibatches
+        self._submit(split_step(list(group_refs), list(advantages), ranks, minibatches))
         self.num_submitted += 1
 
     def finish_step(self) -> StepReport:
@@ -193,7 +197,7 @@ class LearnerGroup:
     def step(
         self, group_refs: Sequence[ray.ObjectRef[TrajectoryGroup]], advantages: Sequence[GroupAdvantages]
     ) -> StepReport:
-        """Submit one optimiser step and block until it is done."""
+        """Submit one step and block until it is done."""
         self.submit_step(group_refs, advantages)
         return self.finish_step()
 

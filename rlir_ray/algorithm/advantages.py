@@ -91,7 +91,10 @@ def group_advantages(group_returns: Floats, kind: str) -> npt.NDArray[np.float32
         group_returns: [G, F].
         kind: a key of `KINDS`: `grpo` subtracts each frame's group mean and divides by the group's standard deviation
             (https://arxiv.org/abs/2402.03300); `dr_grpo` subtracts the mean only (https://arxiv.org/abs/2503.20783);
-            `batch_std` subtracts the mean, and `step_advantages` divides by the standard deviation of the step.
+            `rloo` subtracts the mean of the other trajectories, which is the centred return times G / (G - 1)
+            (https://arxiv.org/abs/2402.14740); `batch_std` subtracts the mean, and `step_advantages` divides by the
+            standard deviation of the step. That is REINFORCE++'s baseline form (https://arxiv.org/abs/2501.03262): its
+            code also subtracts the mean over the step, which is 0 here, because every trajectory has as many decisions.
 
     Returns:
         [G, F], zeros where the group does not vary. The standard deviation is the population's, pooled over all frames:
@@ -112,6 +115,7 @@ KINDS: dict[str, Callable[[Doubles], Doubles]] = {
     "grpo": _over_own_std,
     "batch_std": lambda centred: centred,
     "dr_grpo": lambda centred: centred,
+    "rloo": lambda centred: centred * len(centred) / max(len(centred) - 1, 1),
 }
 """train.advantage -> function from a group's centred returns to its advantages."""
 

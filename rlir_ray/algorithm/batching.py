@@ -1,4 +1,6 @@
-"""Batching: assign groups to ranks, and cut a rank's trajectories into micro-batches. Numbers only, no tensors.
+"""Batching: split a step into minibatches, assign groups to ranks, and cut a rank's trajectories into micro-batches.
+
+Numbers only, no tensors.
 
 The micro-batches of a rank hold every trajectory once. Each holds at most the decision budget, but at least one
 trajectory. All ranks run the same number of micro-batches, because each one may contain a collective call: a rank with
@@ -28,6 +30,15 @@ class MicroBatch:
     rows: tuple[Row, ...]
     is_empty: bool = False
     """Whether the micro-batch is padding: the rank runs its rows to keep collective calls aligned, without training."""
+
+
+def minibatch_sizes(num_groups: int, num_minibatches: int) -> list[int]:
+    """Return the groups of each minibatch of a step; sizes differ by at most one.
+
+    Minibatches hold the step's groups in order, so that any number of ranks makes the same updates.
+    """
+    size, rest = divmod(num_groups, num_minibatches)
+    return [size + (number < rest) for number in range(num_minibatches)]
 
 
 def split_groups(sizes: Sequence[int], num_ranks: int) -> list[list[int]]:

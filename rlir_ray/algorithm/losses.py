@@ -6,7 +6,7 @@ Legend: B trajectories, T decisions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -37,51 +37,9 @@ def guarded_log_ratio(
         policy_means, behavior_means: [B, T, N], means of the steps' distributions; N numbers a latent.
         stds: [B, T], standard deviations of both distributions.
     """
-    _same_shapes(policy_logprobs, behavior_logprobs, stds)
+    same_shapes(policy_logprobs, behavior_logprobs, stds)
     distance = (policy_means.float() - behavior_means.float()).square().mean(-1)  # [B, T]
     return stds * (policy_logprobs.float() - behavior_logprobs.float()) + distance / (2 * stds)
-
-
-def policy_gradient_loss(
-    log_ratio: Tensor,
-    advantages: Tensor,
-    loss_mask: Tensor,
-    num_decisions: int,
-    clip_low: float,
-    clip_high: float,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Compute the clipped surrogate over decisions, normalised by the global number of decisions.
-
-    PPO (https://arxiv.org/abs/1707.06347, eq. 7) with a separate upper clip and token-level normalisation
-    (DAPO, https://arxiv.org/abs/2503.14476, eq. 8).
-
-    Args:
-        log_ratio: float32 [B, T], policy over behavior; carries the gradient.
-        advantages: [B, T].
-        loss_mask: bool [B, T], the decisions that train.
-        num_decisions: unmasked decisions of the whole step, over all micro-batches and ranks.
-        clip_low: the ratio is clipped at 1 - clip_low.
-        clip_high: the ratio is clipped at 1 + clip_high.
-
-    Returns:
-        The loss, a scalar to sum over micro-batches and ranks, and its metrics.
-    """
-    _same_shapes(log_ratio, advantages, loss_mask)
-    # Masked entries may hold any value, even infinity: zeros keep them out of the loss and its gradient.
-    log_ratio = torch.where(loss_mask, log_ratio, 0.0)  # [B, T]
-    ratio = torch.exp(log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO))
-    clipped_ratio = torch.clamp(ratio, 1 - clip_low, 1 + clip_high)
-    surrogate = torch.minimum(ratio * advantages, clipped_ratio * advantages)
-    loss = -(surrogate * loss_mask).sum() / num_decisions
-
-    is_clipped = clipped_ratio * advantages < ratio * advantages
-    metrics = {
-        "loss/policy": loss.detach() * num_decisions,
-        "ratio/clip_fraction": (is_clipped & loss_mask).float().sum(),
-        "decisions": loss_mask.sum().float(),
-        **ratio_metrics(log_ratio.detach(), loss_mask),
-    }
-    return loss, {name: value.detach() for name, value in metrics.items()}
 
 
 def ratio_metrics(log_ratio: Tensor, loss_mask: Tensor) -> Metrics:
@@ -129,23 +87,50 @@ def ratio_quantiles(histogram: Tensor) -> dict[str, float]:
 
 
 def kl_loss(
-    policy_logprobs: Tensor, ref_logprobs: Tensor, loss_mask: Tensor, num_decisions: int
+    policy_logprobs: Tensor, ref_logprobs: Tensor, loss_mask: Tensor, num_decisions: int, estimator: str = "k3"
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Estimate KL(policy || reference) by k3; the mean over the global number of decisions.
-
-    GRPO (https://arxiv.org/abs/2402.03300, eq. 4): exp(d) - d - 1 with d = log reference - log policy; never negative.
+    """Estimate KL(policy || reference); the mean over the global number of decisions.
 
     Args:
         policy_logprobs: [B, T], carries the gradient.
         ref_logprobs: [B, T], under the frozen reference policy.
         loss_mask: bool [B, T].
         num_decisions: unmasked decisions of the whole step.
+        estimator: a key of `KL_ESTIMATORS`.
     """
-    _same_shapes(policy_logprobs, ref_logprobs, loss_mask)
+    same_shapes(policy_logprobs, ref_logprobs, loss_mask)
     log_ratio = torch.where(loss_mask, ref_logprobs.float() - policy_logprobs.float(), 0.0)  # [B, T]
-    divergence = torch.exp(log_ratio) - log_ratio - 1
+    divergence = KL_ESTIMATORS[estimator](log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO))
     loss = (divergence * loss_mask).sum() / num_decisions
     return loss, {"loss/kl": loss.detach() * num_decisions}
+
+
+def _k2(log_ratio: Tensor) -> Tensor:
+    return log_ratio.square() / 2
+
+
+def _k3(log_ratio: Tensor) -> Tensor:
+    return torch.exp(log_ratio) - log_ratio - 1
+
+
+def _unbiased(log_ratio: Tensor) -> Tensor:
+    k2 = _k2(log_ratio)
+    return k2 - k2.detach() + _k3(log_ratio).detach()
+
+
+KL_ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {
+    "k1": torch.neg,
+    "k2": _k2,
+    "k3": _k3,
+    "unbiased": _unbiased,
+}
+"""train.kl_estimator -> function of d = log reference - log policy, [B, T] (http://joschu.net/blog/kl-approx.html).
+
+k1 = -d is unbiased and has a high variance; its gradient is zero in expectation. k2 = d^2 / 2 is biased, but the
+expectation of its gradient is the gradient of the KL. k3 = exp(d) - d - 1 (GRPO, https://arxiv.org/abs/2402.03300,
+eq. 4) is unbiased and never negative, but its gradient is not that of the KL. `unbiased` has k3's value and k2's
+gradient (verl's `k3+`). All of this holds for decisions that the policy itself has sampled.
+"""
 
 
 def mean_kl_loss(
@@ -164,7 +149,7 @@ def mean_kl_loss(
         loss_mask: bool [B, T].
         num_decisions: unmasked decisions of the whole step.
     """
-    _same_shapes(stds, loss_mask)
+    same_shapes(stds, loss_mask)
     divergence = (policy_means.float() - ref_means.float()).square().mean(-1) / (2 * stds.square())  # [B, T]
     loss = torch.where(loss_mask, divergence, 0.0).sum() / num_decisions
     return loss, {"loss/kl": loss.detach() * num_decisions}
@@ -249,7 +234,12 @@ def _maximum(values: Tensor) -> Tensor:
     return values.amax() if values.numel() else values.sum()
 
 
-def _same_shapes(first: Tensor, *others: Tensor) -> None:
+def same_shapes(first: Tensor, *others: Tensor) -> None:
+    """Check that all columns have one shape [B, T].
+
+    Raises:
+        ValueError: a column would be broadcast.
+    """
     shapes = [tuple(tensor.shape) for tensor in (first, *others)]
     if first.ndim != 2 or len(set(shapes)) != 1:
         raise ValueError(f"losses take tensors of one shape [B, T], got {shapes}; repeat or slice them first")

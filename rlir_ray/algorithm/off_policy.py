@@ -1,17 +1,20 @@
 """Off-policy correction: train on decisions that an older policy sampled. Tensors and floats in.
 
 There are three policies: behavior (sampled the decisions), proximal (the centre of the clip) and current (carries the
-gradient). Each set of groups is used for one update. Therefore the proximal policy is the learner's policy at the start
-of the step, and its log-probabilities are the current ones without their gradient.
+gradient). The proximal policy is the learner's policy at the start of the step. In a step of one update it is the
+current policy: the ratio of current to proximal policy is 1, and no clip can act.
 Legend: B trajectories, T decisions.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from rlir_ray.algorithm.losses import MAX_LOG_RATIO, Metrics, ratio_metrics
+from rlir_ray.algorithm.losses import MAX_LOG_RATIO, Metrics
+from rlir_ray.algorithm.surrogates import Decisions, Surrogate, surrogate_loss
 
 
 def importance_weights(
@@ -43,10 +46,9 @@ def importance_weights(
 
 
 def decoupled_loss(
-    log_ratio: Tensor,
-    advantages: Tensor,
-    loss_mask: Tensor,
-    num_decisions: int,
+    surrogate: Surrogate,
+    decisions: Decisions,
+    proximal_log_ratio: Tensor,
     *,
     level: str,
     max_weight: float,
@@ -55,30 +57,32 @@ def decoupled_loss(
 ) -> tuple[Tensor, Metrics]:
     """Compute the surrogate around the proximal policy, each decision weighted by `importance_weights`.
 
-    With one update for each set of groups, the ratio of current to proximal policy is 1, and no clip can act.
-    Masked decisions still count in the normaliser `num_decisions`: masking must not increase the gradient of the other
-    decisions, and the loss must not depend on the split into micro-batches and ranks.
+    Decisions with a ratio outside of the bounds still count in the normaliser: masking must not increase the gradient
+    of the other decisions, and the loss must not depend on the split into micro-batches and ranks.
 
     Args:
-        log_ratio: float32 [B, T], current over behavior; carries the gradient.
-        advantages, loss_mask, num_decisions: as `policy_gradient_loss` takes them.
+        surrogate: the surrogate, whose clip acts on the ratio of current to proximal policy.
+        decisions: the decisions; their log-ratio is that of current to behavior policy.
+        proximal_log_ratio: float32 [B, T], proximal over behavior, without gradient.
         level, max_weight, min_ratio, max_ratio: as `importance_weights` takes them.
+
+    Returns:
+        The loss, a scalar to sum over micro-batches and ranks, and its metrics.
     """
-    proximal_log_ratio = log_ratio.detach()
-    weights, train_mask = importance_weights(proximal_log_ratio, loss_mask, level, max_weight, min_ratio, max_ratio)
-    # The value of the ratio is always 1; its gradient is the gradient of the log-probability.
-    ratio = torch.exp(torch.where(train_mask, log_ratio - proximal_log_ratio, 0.0))
-    loss = -torch.where(train_mask, ratio * weights * advantages, 0.0).sum() / num_decisions
+    mask = decisions.loss_mask
+    weights, train_mask = importance_weights(proximal_log_ratio, mask, level, max_weight, min_ratio, max_ratio)
     used_weights = torch.where(train_mask, weights, 0.0)
-    metrics = {
-        "loss/policy": loss.detach() * num_decisions,
+    # A weight is positive, so that weighting an advantage weighs the surrogate.
+    weighted = replace(
+        decisions,
+        log_ratio=torch.where(train_mask, decisions.log_ratio - proximal_log_ratio, 0.0),
+        logprobs=torch.where(train_mask, decisions.logprobs, 0.0),
+        advantages=torch.where(train_mask, decisions.advantages * weights, 0.0),
+    )
+    loss, metrics = surrogate_loss(surrogate, weighted)
+    return loss, metrics | {
         "correction/mean": used_weights.sum(),
         "correction/mean_square": used_weights.square().sum(),
-    }
-    return loss, {
-        **metrics,
-        **ratio_metrics(proximal_log_ratio, loss_mask),
-        "decisions": loss_mask.sum().float(),
         "correction/truncated": ((weights >= max_weight) & train_mask).float().sum(),
-        "correction/masked": (loss_mask & ~train_mask).float().sum(),
+        "correction/masked": (mask & ~train_mask).float().sum(),
     }

@@ -58,12 +58,8 @@ class Config:
 
     @property
     def has_clip(self) -> bool:
-        """Whether the clip can act: only stale groups without importance weights have ratios other than 1.
-
-        Fresh groups have the ratio 1, because each set of groups is used for one update. Importance weights replace the
-        clipped ratio.
-        """
-        return self.train.objective == "grpo" and self.train.max_staleness > 0 and self.importance_level == "none"
+        """Whether the clip of the ratio can act."""
+        return self.train.objective == "grpo" and self.train.has_clip(self.importance_level)
 
     @property
     def uses_nccl(self) -> bool:
@@ -234,6 +230,20 @@ class Config:
         )
 
     def _check_flow(self) -> None:
+        require(
+            self.train.grpo.loss == "clip",
+            "train.grpo.loss",
+            "must be clip with policy.family=flow, whose ratios are no likelihood ratios",
+            self.train.grpo.loss,
+            "leave it out",
+        )
+        require(
+            self.train.kl_estimator == "k3",
+            "train.kl_estimator",
+            "must be k3 with policy.family=flow, whose KL is computed exactly",
+            self.train.kl_estimator,
+            "leave it out",
+        )
         require(
             self.rollout.temperature == 1,
             "rollout.temperature",

@@ -29,10 +29,31 @@ class GrpoConfig:
 
     ratio: Literal["plain", "guard"] = "plain"
     """`plain`: policy over behavior; `guard`: GRPO-Guard's normalised ratio, for SDE steps."""
+    loss: Literal["clip", "gspo", "cispo"] = "clip"
+    """`clip`: PPO's clipped ratio; `gspo`: one clipped ratio a trajectory; `cispo`: ratios as capped weights."""
     clip_low: OpenFraction = 0.2
-    """Lower clip of the ratio, 1 - clip_low, for stale groups without importance weights."""
+    """Lower clip of the ratio, 1 - clip_low, where ratios differ from 1."""
     clip_high: PositiveFloat = 0.28
     """Upper clip of the ratio, 1 + clip_high (DAPO's separate upper clip)."""
+    dual_clip: NonNegativeFloat = 0.0
+    """Where an advantage is negative, the ratio counts at most this much (dual clip, usually 3); 0: no bound."""
+    gspo_clip_low: OpenFraction = 3e-4
+    """Lower clip of a trajectory's mean ratio with loss=gspo, 1 - gspo_clip_low."""
+    gspo_clip_high: PositiveFloat = 4e-4
+    """Upper clip of a trajectory's mean ratio with loss=gspo, 1 + gspo_clip_high."""
+    cispo_clip_high: PositiveFloat = 4.0
+    """Cap of a decision's weight with loss=cispo, 1 + cispo_clip_high."""
+
+    @model_validator(mode="after")
+    def _check_dual_clip(self) -> Self:
+        require(
+            not 0 < self.dual_clip <= 1,
+            "train.grpo.dual_clip",
+            "must be 0 or > 1, where no ratio of 1 reaches it",
+            self.dual_clip,
+            "use 3.0",
+        )
+        return self
 
 
 @section("train.nft")
@@ -64,13 +85,17 @@ class OffPolicyConfig:
 @section("train")
 class TrainConfig:
     num_steps: PositiveInt = 40
-    """Optimiser steps."""
+    """Steps; each trains a set of groups and publishes new weights."""
     max_minutes: NonNegativeFloat = 0.0
     """Stop after the step that passes this many minutes; 0: no limit."""
     group_size: Annotated[int, Field(strict=True, ge=2), INT] = 8
     """G, trajectories of a prompt."""
     prompts_per_step: PositiveInt = 8
-    """Groups of one optimiser step."""
+    """Groups of one step."""
+    updates_per_step: PositiveInt = 1
+    """Passes over the groups of a step; each pass makes one optimiser update for each minibatch."""
+    num_minibatches: PositiveInt = 1
+    """Parts into which the groups of a step are split, with one optimiser update each."""
     max_staleness: NonNegativeInt = 1
     """Versions that a group may lag behind the learner when it is consumed; 0: synchronous."""
     stale_policy: Literal["wait", "drop"] = "wait"
@@ -88,15 +113,17 @@ class TrainConfig:
     objective_args: Arguments = field(default_factory=dict)
     """Arguments of your own objective: {NAME: VALUE}."""
     kl_coefficient: NonNegativeFloat = 0.0
-    """Weight of KL(policy || reference): k3 for tokens, means for SDE steps, velocities for `nft`; 0: no reference."""
+    """Weight of KL(policy || reference): an estimate for tokens, exact for SDE steps; 0: no reference."""
+    kl_estimator: Literal["k1", "k2", "k3", "unbiased"] = "k3"
+    """Estimate of that KL from a token's log-probabilities; `unbiased`: the value of k3 with the gradient of k2."""
     supervised_coefficient: NonNegativeFloat = 0.0
     """Weight of the pretraining loss on the recorded clips of a step's prompts; 0: reinforcement learning alone."""
     reference_every: NonNegativeInt = 0
     """Move the reference of the KL penalty towards the policy after every so many steps; 0: it stays the base."""
     reference_decay: FractionBelowOne = 0.0
     """Share of the old reference in the moved one; 0: the reference becomes the policy."""
-    advantage: Literal["grpo", "batch_std", "dr_grpo"] = "grpo"
-    """Group mean subtracted; divided by the group's deviation (`grpo`), the step's (`batch_std`) or 1 (`dr_grpo`)."""
+    advantage: Literal["grpo", "batch_std", "dr_grpo", "rloo"] = "grpo"
+    """Group mean subtracted; over the group's deviation (`grpo`), the step's (`batch_std`), 1 (`dr_grpo`); `rloo`."""
     max_advantage: NonNegativeFloat = 0.0
     """Clamp advantages to ± this value; 0: do not clamp. `nft` needs it."""
     best_and_worst: NonNegativeInt = 0
@@ -121,6 +148,31 @@ class TrainConfig:
         if self.off_policy.importance != "auto":
             return self.off_policy.importance
         return "token" if self.max_staleness and self.objective == "grpo" and self.grpo.ratio == "plain" else "none"
+
+    @property
+    def num_updates(self) -> int:
+        """Optimiser updates of a step."""
+        return self.updates_per_step * self.num_minibatches
+
+    def has_clip(self, importance_level: str) -> bool:
+        """Return whether the clip can act: whether ratios of policy to the centre of the clip can differ from 1.
+
+        After the first update of a step all groups have such ratios. At the first update only stale groups without
+        importance weights have them: importance weights replace the clipped ratio there, and fresh groups have the
+        ratio 1.
+        """
+        return self.num_updates > 1 or (self.max_staleness > 0 and importance_level == "none")
+
+    @model_validator(mode="after")
+    def _check_minibatches(self) -> Self:
+        require(
+            self.num_minibatches <= self.prompts_per_step,
+            "train.num_minibatches",
+            f"must be at most train.prompts_per_step={self.prompts_per_step}, because a minibatch needs a group",
+            self.num_minibatches,
+            f"set train.num_minibatches={self.prompts_per_step} or less",
+        )
+        return self
 
     @model_validator(mode="after")
     def _check_advantages(self) -> Self:

@@ -73,9 +73,24 @@ CONDITIONS = (
         needs="train.objective=grpo",
     ),
     Condition(
-        keys=("train.grpo.clip_",),
+        keys=("train.grpo.clip_", "train.grpo.dual_clip"),
+        is_met=lambda c: c.train.grpo.loss == "clip",
+        needs="train.grpo.loss=clip",
+    ),
+    Condition(keys=("train.grpo.gspo_",), is_met=lambda c: c.train.grpo.loss == "gspo", needs="train.grpo.loss=gspo"),
+    Condition(
+        keys=("train.grpo.cispo_",), is_met=lambda c: c.train.grpo.loss == "cispo", needs="train.grpo.loss=cispo"
+    ),
+    Condition(
+        keys=tuple(f"train.grpo.{key}" for key in ("loss", "clip_", "dual_clip", "gspo_", "cispo_")),
         is_met=lambda c: c.has_clip,
-        needs="train.max_staleness above 0 and train.off_policy.importance=none (without, every ratio is 1)",
+        needs="train.updates_per_step or train.num_minibatches above 1, or with train.max_staleness above 0 and "
+        "train.off_policy.importance=none (else every ratio is 1)",
+    ),
+    Condition(
+        keys=("train.kl_estimator",),
+        is_met=lambda c: c.train.kl_coefficient > 0 and c.train.objective == "grpo",
+        needs="train.kl_coefficient above 0 and train.objective=grpo",
     ),
     Condition(
         keys=("train.off_policy.importance",),

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,18 @@ from rlir_ray.algorithm.losses import (
     nft_errors,
     optimality,
     plain_log_ratio,
-    policy_gradient_loss,
+    ratio_metrics,
 )
 from rlir_ray.algorithm.off_policy import decoupled_loss
-from rlir_ray.config import Config, TrainConfig
+from rlir_ray.algorithm.surrogates import (
+    CappedWeight,
+    Clipped,
+    Decisions,
+    SequenceClipped,
+    Surrogate,
+    surrogate_loss,
+)
+from rlir_ray.config import Config, GrpoConfig, TrainConfig
 from rlir_ray.learner.state import State
 from rlir_ray.models.rescoring import Forward, Rescore, Scores, stream_velocities
 from rlir_ray.trajectory import FlowRecord, TokenRecord
@@ -49,6 +57,10 @@ class Columns:
     """[B, T]."""
     seeds: list[int]
     """[B], seeds for an objective's draws; they depend on the trajectory and the step, not on the rank."""
+    num_trajectories: int
+    """Trajectories of the whole update with decisions that train, over all micro-batches and ranks."""
+    proximal_logprobs: Tensor | None = None
+    """[B, T], under the weights at the start of the step; None: as under the weights of this update."""
     term_advantages: Tensor | None = None
     """[K, B, T], weighted advantages of each term of the reward, whose losses are summed; None: one loss."""
 
@@ -90,8 +102,16 @@ class Objective(Protocol):
         """Load the state of another objective of the same kind; raise ValueError if it does not fit."""
 
 
+@runtime_checkable
+class DecoupledObjective(Protocol):
+    """An objective that compares the policy with the policy at the start of the step."""
+
+    def proximal_logprobs(self, forward: Forward, columns: Columns) -> Tensor | None:
+        """Score the decisions before the first of several updates, [B, T], without gradient; None: not needed."""
+
+
 class PolicyGradient:
-    """GRPO and its variants: the clipped surrogate over decisions, with a KL penalty towards the reference.
+    """GRPO and its variants: a surrogate over decisions, with a KL penalty towards the reference.
 
     Args:
         policy: the module that trains.
@@ -109,6 +129,7 @@ class PolicyGradient:
                 f"{'no ' if reference is None else 'a '}reference; give both or neither"
             )
         self.sampling_policy, self.rescore, self.train, self.reference = policy, rescore, train, reference
+        self.surrogate = SURROGATES[train.grpo.loss](train.grpo)
 
     @classmethod
     def from_parts(cls, parts: ObjectiveParts) -> PolicyGradient:
@@ -119,7 +140,8 @@ class PolicyGradient:
         return cls(parts.policy, parts.rescore, train, parts.reference)
 
     def loss(self, forward: Forward, columns: Columns, num_decisions: int) -> tuple[Tensor, Metrics]:
-        scores = self.rescore(forward, columns.record, columns.loss_mask.shape[1])
+        mask = columns.loss_mask
+        scores = self.rescore(forward, columns.record, mask.shape[1])
         if columns.term_advantages is None:
             loss, metrics = self._policy_loss(scores, columns, num_decisions)
         else:
@@ -127,33 +149,48 @@ class PolicyGradient:
             terms = [replace(columns, advantages=each) for each in columns.term_advantages]
             losses, found = zip(*(self._policy_loss(scores, each, num_decisions) for each in terms), strict=True)
             loss, metrics = torch.stack(losses).sum(), _of_all_terms(found)
-        mask = columns.loss_mask
         if self.reference is None:
             return loss, metrics
         with torch.no_grad():
             ref = self.rescore(self.reference, columns.record, mask.shape[1])
-        penalty, more = _divergence(scores, ref, mask, num_decisions)
+        penalty, more = _divergence(scores, ref, mask, num_decisions, self.train.kl_estimator)
         return loss + self.train.kl_coefficient * penalty, metrics | more
 
     def _policy_loss(self, scores: Scores, columns: Columns, num_decisions: int) -> tuple[Tensor, Metrics]:
-        mask, grpo, off_policy = columns.loss_mask, self.train.grpo, self.train.off_policy
-        log_ratio, advantages = RATIOS[grpo.ratio](scores, columns)
-        if (level := self.train.importance_level) != "none":
-            return decoupled_loss(
-                log_ratio,
-                advantages,
-                mask,
-                num_decisions,
+        mask, off_policy = columns.loss_mask, self.train.off_policy
+        log_ratio, advantages = RATIOS[self.train.grpo.ratio](scores, columns)
+        decisions = Decisions(
+            log_ratio=log_ratio,
+            logprobs=scores.logprobs,
+            advantages=advantages,
+            loss_mask=mask,
+            num_decisions=num_decisions,
+            num_trajectories=columns.num_trajectories,
+        )
+        if (level := self.train.importance_level) == "none":
+            loss, metrics = surrogate_loss(self.surrogate, decisions)
+        else:
+            loss, metrics = decoupled_loss(
+                self.surrogate,
+                decisions,
+                _proximal_log_ratio(log_ratio.detach(), columns),
                 level=level,
                 max_weight=off_policy.max_weight,
                 min_ratio=off_policy.min_ratio,
                 max_ratio=off_policy.max_ratio,
             )
-        loss, metrics = policy_gradient_loss(log_ratio, advantages, mask, num_decisions, grpo.clip_low, grpo.clip_high)
-        if not self.train.max_staleness:
-            # With one update on fresh groups the ratio is always 1: a clip fraction would be meaningless.
+        metrics |= ratio_metrics(log_ratio.detach(), mask)
+        if not self.train.has_clip(level):
+            # The ratio is always 1: a clip fraction would be meaningless.
             del metrics["ratio/clip_fraction"]
         return loss, metrics
+
+    @torch.no_grad()
+    def proximal_logprobs(self, forward: Forward, columns: Columns) -> Tensor | None:
+        # Without importance weights the clip acts around the behavior policy.
+        if self.train.importance_level == "none":
+            return None
+        return self.rescore(forward, columns.record, columns.loss_mask.shape[1]).logprobs
 
     def end_step(self, step: int, gathered: Gathered) -> None:
         pass
@@ -172,10 +209,20 @@ def _of_all_terms(found: Sequence[Metrics]) -> Metrics:
     return metrics | {"loss/policy": torch.stack([each["loss/policy"] for each in found]).sum(0)}
 
 
-def _divergence(scores: Scores, ref: Scores, mask: Tensor, num_decisions: int) -> tuple[Tensor, Metrics]:
-    """Compute the KL to the reference: exact for SDE steps, the k3 estimate for tokens."""
+def _proximal_log_ratio(log_ratio: Tensor, columns: Columns) -> Tensor:
+    """Return proximal over behavior; in a step of one update the proximal policy is the current one."""
+    if columns.proximal_logprobs is None:
+        return log_ratio
+    assert columns.behavior_logprobs is not None
+    return plain_log_ratio(columns.proximal_logprobs, columns.behavior_logprobs)
+
+
+def _divergence(
+    scores: Scores, ref: Scores, mask: Tensor, num_decisions: int, estimator: str
+) -> tuple[Tensor, Metrics]:
+    """Compute the KL to the reference: exact for SDE steps, an estimate for tokens."""
     if scores.means is None or ref.means is None or scores.stds is None:
-        return kl_loss(scores.logprobs, ref.logprobs, mask, num_decisions)
+        return kl_loss(scores.logprobs, ref.logprobs, mask, num_decisions, estimator)
     return mean_kl_loss(scores.means, ref.means, scores.stds, mask, num_decisions)
 
 
@@ -196,6 +243,14 @@ def _guard(scores: Scores, columns: Columns) -> tuple[Tensor, Tensor]:
 
 RATIOS: dict[str, Callable[[Scores, Columns], tuple[Tensor, Tensor]]] = {"plain": _plain, "guard": _guard}
 """train.grpo.ratio -> function that returns the log-ratio [B, T] and the advantages [B, T] for the loss."""
+
+
+SURROGATES: dict[str, Callable[[GrpoConfig], Surrogate]] = {
+    "clip": lambda grpo: Clipped(grpo.clip_low, grpo.clip_high, grpo.dual_clip),
+    "gspo": lambda grpo: SequenceClipped(grpo.gspo_clip_low, grpo.gspo_clip_high),
+    "cispo": lambda grpo: CappedWeight(grpo.cispo_clip_high),
+}
+"""train.grpo.loss -> function that makes the surrogate."""
 
 
 class DiffusionNFT:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from rlir_ray.learner.objectives import Columns, Gathered, Metrics, Objective, move_towards
+from rlir_ray.learner.objectives import Columns, DecoupledObjective, Gathered, Metrics, Objective, move_towards
 from rlir_ray.learner.state import State
 from rlir_ray.models.rescoring import Forward
 from rlir_ray.transfer.weights import Weights, load_weights, weights_of
@@ -37,6 +37,11 @@ class FollowingReference:
 
     def loss(self, forward: Forward, columns: Columns, num_decisions: int) -> tuple[Tensor, Metrics]:
         return self.objective.loss(forward, columns, num_decisions)
+
+    def proximal_logprobs(self, forward: Forward, columns: Columns) -> Tensor | None:
+        if not isinstance(self.objective, DecoupledObjective):
+            return None
+        return self.objective.proximal_logprobs(forward, columns)
 
     def end_step(self, step: int, gathered: Gathered) -> None:
         self.objective.end_step(step, gathered)

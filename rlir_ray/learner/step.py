@@ -1,4 +1,4 @@
-"""The `Learner`: one optimiser step over groups, for any engine and number of ranks.
+"""The `Learner`: the optimiser updates of a step over groups, for any engine and number of ranks.
 
 Independent of Ray and of policy versions.
 Legend: B trajectories of a micro-batch, G of a group, T decisions, F generated frames.
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -28,9 +29,9 @@ from rlir_ray.algorithm.losses import combine, is_maximum, normalise
 from rlir_ray.algorithm.seeds import trajectory_seed
 from rlir_ray.config import LearnerConfig, TrainConfig
 from rlir_ray.learner.moving_average import MovingAverage
-from rlir_ray.learner.objectives import Columns, Metrics, Objective
+from rlir_ray.learner.objectives import Columns, DecoupledObjective, Metrics, Objective
 from rlir_ray.learner.state import Part, State, trained_parameters
-from rlir_ray.learner.supervised import SUPERVISED, RecordedClips
+from rlir_ray.learner.supervised import RecordedClips
 from rlir_ray.models.adapters import save_policy
 from rlir_ray.models.clip_losses import ClipLoss
 from rlir_ray.trajectory import Record, TrajectoryGroup
@@ -42,7 +43,7 @@ NUM_STEPS, OBJECTIVE, AVERAGE = "num_steps", "objective/", "average/"
 
 @dataclass(frozen=True, slots=True)
 class StepBatch:
-    """One rank's share of a step.
+    """One rank's share of an update: of a step, or of one of its minibatches.
 
     Example: 2 ranks, 4 groups of 8 clips with 384 decisions each: every rank gets 2 groups, advantages ``2 x [8, 8]``,
     and ``num_decisions = 4 * 8 * 384 = 12288``.
@@ -52,7 +53,7 @@ class StepBatch:
     advantages: list[GroupAdvantages]
     """Advantages of each group; all T / F decisions of a frame share the frame's value."""
     num_decisions: int
-    """Trained decisions of the whole step, over all ranks: the sum of `trained_decisions`."""
+    """Trained decisions of the whole update, over all ranks: the sum of `trained_decisions`."""
 
     def __post_init__(self) -> None:
         if not self.groups or len(self.groups) != len(self.advantages):
@@ -72,6 +73,56 @@ class StepBatch:
 def trained_decisions(groups: Sequence[TrajectoryGroup], advantages: Sequence[GroupAdvantages]) -> int:
     """Count the decisions that train: the unmasked decisions of rows with advantages."""
     return sum(int(group.loss_mask[each.rows].sum()) for group, each in zip(groups, advantages, strict=True))
+
+
+def trained_trajectories(groups: Sequence[TrajectoryGroup], advantages: Sequence[GroupAdvantages]) -> int:
+    """Count the trajectories with decisions that train."""
+    return sum(int(group.loss_mask[each.rows].any(1).sum()) for group, each in zip(groups, advantages, strict=True))
+
+
+def step_batches(
+    groups: Sequence[TrajectoryGroup], advantages: Sequence[GroupAdvantages], sizes: Sequence[int], engine: Engine
+) -> list[StepBatch]:
+    """Cut a rank's groups into its shares of a step's minibatches. Every rank calls: counts are summed over ranks.
+
+    Args:
+        groups: the rank's groups, in the order of the minibatches.
+        advantages: of each group.
+        sizes: groups of each minibatch on this rank.
+        engine: the rank's engine.
+    """
+    shares = [slice(end - size, end) for size, end in zip(sizes, itertools.accumulate(sizes), strict=True)]
+    own = [float(trained_decisions(groups[share], advantages[share])) for share in shares]
+    counts = engine.reduce(torch.tensor(own, dtype=torch.float64).to(engine.device), maximum=False)
+    return [
+        StepBatch(list(groups[share]), list(advantages[share]), int(count))
+        for share, count in zip(shares, counts, strict=True)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Minibatch:
+    """A rank's share of an update with its micro-batches, which are the same in every pass over the step's groups."""
+
+    batch: StepBatch
+    micros: list[MicroBatch]
+    """As many on every rank."""
+    num_trajectories: int
+    """`trained_trajectories` over all ranks."""
+    proximal: list[Tensor | None]
+    """Log-probabilities of each micro-batch at the start of the step, see `Columns`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Update:
+    """What one update has measured on this rank."""
+
+    policy: list[Metrics]
+    """Of each policy pass."""
+    recorded: list[Metrics]
+    """Of each pass over recorded clips."""
+    grad_norm: float
+    num_decisions: int
 
 
 class Engine(Protocol):
@@ -153,7 +204,7 @@ class Learner:
         self.train, self.learner = train, learner
         self.num_steps = 0
         self.skipped = ""
-        """Why the last update was skipped, equal on every rank; empty: the update was done."""
+        """Why an update of the last step was skipped, equal on every rank; empty: all updates were done."""
         self._watch = GradientWatch(engine.module, engine.device)
         self._average: MovingAverage | None = None
         """Of the policy, on rank 0 with train.ema_decay above 0; None: policies are judged and saved as trained."""
@@ -161,56 +212,102 @@ class Learner:
             with engine.gathered():
                 self._average = MovingAverage(engine.module, train.ema_decay) if engine.rank == 0 else None
 
-    def step(self, batch: StepBatch) -> dict[str, float]:
-        """Do one update; all ranks skip it if a loss, a metric or a gradient is not finite on any rank.
+    def step(self, *minibatches: StepBatch) -> dict[str, float]:
+        """Do `train.updates_per_step` passes over the minibatches, with one update for each.
+
+        All ranks skip an update if a loss, a metric or a gradient is not finite on any rank, and with it the later
+        updates of the step.
+
+        Args:
+            minibatches: this rank's shares, as many on every rank.
 
         Returns:
-            The finite metrics of the whole step, equal on every rank; `updates/skipped` is 1 or 0.
+            The finite metrics of the whole step, equal on every rank: means over its updates; `updates/skipped` is 1
+            or 0.
         """
-        own, recorded = self._policy_passes(batch), self._recorded_passes(batch)
-        bad_group, num_left = math.inf, len(own) + len(recorded)
-        sums: Metrics = {}
-        for passes in (own, recorded):
-            parts = []
-            for each in passes:
-                loss, metrics = each.run()
-                if not _are_finite([loss, *metrics.values()]):
-                    bad_group = min(bad_group, each.group_id)
-                    # Gradients become NaN on this rank, and so does their sum over ranks: all ranks skip the update.
-                    loss = loss * math.nan
-                num_left -= 1
-                self.engine.backward(loss, last=num_left == 0)
-                parts.append(metrics)
-            sums |= combine(parts) if parts else {}
+        planned = [self._plan(batch) for batch in minibatches]
+        if len(planned) * self.train.updates_per_step > 1:
+            # Before the first update: the proximal policy is the policy at the start of the step.
+            planned = [replace(each, proximal=self._proximal(each)) for each in planned]
         rate = learning_rate_at(self.num_steps, self.train.learning_rate, self.train.warmup_steps)
-        grad_norm = self.engine.optimizer_step(rate)
+        updates: list[_Update] = []
+        for number, each in enumerate(planned * self.train.updates_per_step):
+            updates.append(self._update(each, number // len(planned), rate))
+            if self.skipped:
+                break
         self.num_steps += 1
-        self.skipped = "" if math.isfinite(grad_norm) else self._cause(bad_group)
         if not self.skipped:
             self.objective.end_step(self.num_steps, self.engine.gathered)
             self._update_average()
-        totals = {name: self.engine.reduce(value, is_maximum(name)) for name, value in sums.items()}
-        supervised = {SUPERVISED: float(totals.pop(SUPERVISED))} if recorded else {}
-        figures = normalise(totals, batch.num_decisions) | supervised | {"grad_norm": grad_norm, "learning_rate": rate}
-        figures = {name: value for name, value in figures.items() if math.isfinite(value)}
-        return figures | {"updates/skipped": float(bool(self.skipped))}
+        metrics = normalise(
+            self._totals([part for each in updates for part in each.policy]),
+            sum(each.num_decisions for each in updates),
+        )
+        if recorded := [part for each in updates for part in each.recorded]:
+            metrics |= {name: float(total) / len(updates) for name, total in self._totals(recorded).items()}
+        metrics |= {"decisions": float(sum(batch.num_decisions for batch in minibatches))}
+        metrics |= {"grad_norm": float(np.mean([each.grad_norm for each in updates])), "learning_rate": rate}
+        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        return metrics | {"updates/skipped": float(bool(self.skipped))}
 
-    def _policy_passes(self, batch: StepBatch) -> list[Pass]:
-        """Return the objective's passes over the trajectories, equally many on every rank."""
+    def _totals(self, parts: Sequence[Metrics]) -> Metrics:
+        """Combine the metrics of micro-batches, and reduce them over ranks."""
+        return {name: self.engine.reduce(value, is_maximum(name)) for name, value in combine(parts).items()}
+
+    def _plan(self, batch: StepBatch) -> _Minibatch:
+        """Cut a share into micro-batches, as many on every rank."""
         shapes = [
             (len(advantages.rows), group.loss_mask.shape[1], layout(group.record))
             for group, advantages in zip(batch.groups, batch.advantages, strict=True)
         ]
         budget = self.learner.decision_budget
-
-        def run(micro: MicroBatch) -> tuple[Tensor, Metrics]:
-            columns = stack(batch, micro, self.num_steps, self.engine.device)
-            return self.objective.loss(self.engine.forward, columns, batch.num_decisions)
-
         most = self._most(micro_batches(shapes, budget))
-        return _passes(batch, micro_batches(shapes, budget, most), run)
+        num_own = torch.tensor(float(trained_trajectories(batch.groups, batch.advantages)))
+        num_trajectories = int(self.engine.reduce(num_own, maximum=False))
+        return _Minibatch(batch, micro_batches(shapes, budget, most), num_trajectories, [None] * most)
 
-    def _recorded_passes(self, batch: StepBatch) -> list[Pass]:
+    def _proximal(self, minibatch: _Minibatch) -> list[Tensor | None]:
+        if not isinstance(self.objective, DecoupledObjective):
+            return minibatch.proximal
+        columns = (self._columns(minibatch, place, 0) for place in range(len(minibatch.micros)))
+        return [self.objective.proximal_logprobs(self.engine.forward, each) for each in columns]
+
+    def _columns(self, minibatch: _Minibatch, place: int, number: int) -> Columns:
+        """Stack the columns of a micro-batch for a pass over the step's groups; each pass draws anew."""
+        micro, draw = minibatch.micros[place], self._draw(number)
+        columns = stack(minibatch.batch, micro, draw, self.engine.device, minibatch.num_trajectories)
+        return replace(columns, proximal_logprobs=minibatch.proximal[place])
+
+    def _draw(self, number: int) -> int:
+        """Return the number of a pass over the step's groups within the whole training, for the seeds of draws."""
+        return self.num_steps * self.train.updates_per_step + number
+
+    def _update(self, minibatch: _Minibatch, number: int, rate: float) -> _Update:
+        """Do one update in a pass over the step's groups."""
+        own, recorded = self._policy_passes(minibatch, number), self._recorded_passes(minibatch.batch, number)
+        passes, parts, bad_group = [*own, *recorded], [], math.inf
+        for place, each in enumerate(passes, start=1):
+            loss, metrics = each.run()
+            if not _are_finite([loss, *metrics.values()]):
+                bad_group = min(bad_group, each.group_id)
+                # Gradients become NaN on this rank, and so does their sum over ranks: all ranks skip the update.
+                loss = loss * math.nan
+            self.engine.backward(loss, last=place == len(passes))
+            parts.append(metrics)
+        grad_norm = self.engine.optimizer_step(rate)
+        self.skipped = "" if math.isfinite(grad_norm) else self._cause(bad_group)
+        return _Update(parts[: len(own)], parts[len(own) :], grad_norm, minibatch.batch.num_decisions)
+
+    def _policy_passes(self, minibatch: _Minibatch, number: int) -> list[Pass]:
+        """Return the objective's passes over the trajectories, equally many on every rank."""
+
+        def run(place: int) -> tuple[Tensor, Metrics]:
+            columns = self._columns(minibatch, place, number)
+            return self.objective.loss(self.engine.forward, columns, minibatch.batch.num_decisions)
+
+        return _passes(minibatch.batch, minibatch.micros, run)
+
+    def _recorded_passes(self, batch: StepBatch, number: int) -> list[Pass]:
         """Return the supervised passes over the recorded clips, equally many on every rank; none without that loss."""
         if self._clip_loss is None:
             return []
@@ -220,11 +317,11 @@ class Learner:
             clip_loss=self._clip_loss,
             coefficient=self.train.supervised_coefficient,
             num_clips=int(num_clips),
-            step=self.num_steps,
+            step=self._draw(number),
         )
         budget, device = self.learner.decision_budget, self.engine.device
-        most = self._most(clips.batches(budget))
-        return _passes(batch, clips.batches(budget, most), lambda micro: clips.loss(self.engine.forward, micro, device))
+        micros = clips.batches(budget, self._most(clips.batches(budget)))
+        return _passes(batch, micros, lambda place: clips.loss(self.engine.forward, micros[place], device))
 
     def _most(self, batches: Sequence[MicroBatch]) -> int:
         """Return the largest number of micro-batches over all ranks."""
@@ -340,10 +437,10 @@ class Pass:
     """Computes the loss and the metrics, to be summed over passes and ranks."""
 
 
-def _passes(
-    batch: StepBatch, micros: Sequence[MicroBatch], run: Callable[[MicroBatch], tuple[Tensor, Metrics]]
-) -> list[Pass]:
-    return [Pass(batch.groups[each.rows[0].group].group_id, functools.partial(run, each)) for each in micros]
+def _passes(batch: StepBatch, micros: Sequence[MicroBatch], run: Callable[[int], tuple[Tensor, Metrics]]) -> list[Pass]:
+    """Return a pass for each micro-batch; `run` gets its place."""
+    ids = [batch.groups[each.rows[0].group].group_id for each in micros]
+    return [Pass(group_id, functools.partial(run, place)) for place, group_id in enumerate(ids)]
 
 
 class GradientWatch:
@@ -397,8 +494,16 @@ def save_whole(model: nn.Module, folder: Path) -> None:
         raise ValueError(f"a policy must be saved whole, got {error} at {folder}; make room or set run.dir") from None
 
 
-def stack(batch: StepBatch, micro: MicroBatch, step: int, device: torch.device) -> Columns:
-    """Stack the columns of a micro-batch, one row a trajectory; B rows."""
+def stack(batch: StepBatch, micro: MicroBatch, step: int, device: torch.device, num_trajectories: int) -> Columns:
+    """Stack the columns of a micro-batch, one row a trajectory; B rows.
+
+    Args:
+        batch: the rank's share.
+        micro: the rows.
+        step: number of the step, for the seeds.
+        device: the learner's.
+        num_trajectories: `trained_trajectories` of the whole step.
+    """
     rows = [(batch.groups[row.group], batch.advantages[row.group], row.trajectory) for row in micro.rows]
     places = [int(advantages.rows[number]) for _, advantages, number in rows]
     groups = [group for group, _, _ in rows]
@@ -422,6 +527,7 @@ def stack(batch: StepBatch, micro: MicroBatch, step: int, device: torch.device) 
         advantages=tensor([_per_decision(each.values[number], group) for group, each, number in rows]),
         term_advantages=_term_advantages(rows, tensor),
         seeds=[trajectory_seed(group.seed, row, step) for group, row in zip(groups, places, strict=True)],
+        num_trajectories=num_trajectories,
     )
 
 

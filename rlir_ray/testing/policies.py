@@ -15,7 +15,7 @@ from rlir_ray.algorithm.batching import micro_batches
 from rlir_ray.config import Config, TrainConfig
 from rlir_ray.families import family_of, group_bytes, make_objective
 from rlir_ray.learner.objectives import Columns, Objective
-from rlir_ray.learner.step import StepBatch, layout, stack, trained_decisions
+from rlir_ray.learner.step import StepBatch, layout, stack, trained_decisions, trained_trajectories
 from rlir_ray.testing.samples import LOGPROB_TOLERANCE, TOLERANCE, check, sample_policy, sample_prompts
 from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup, encoded_clips
 
@@ -84,7 +84,7 @@ def _columns(config: Config, policy: nn.Module, prompts: Sequence[Prompt]) -> tu
     def stacked(part: StepBatch) -> Columns:
         shapes = [(*group.loss_mask.shape, layout(group.record)) for group in part.groups]
         (micro,) = micro_batches(shapes, batch.num_decisions + 1)
-        return stack(part, micro, 0, torch.device("cpu"))
+        return stack(part, micro, 0, torch.device("cpu"), trained_trajectories(groups, advantages))
 
     alone = [StepBatch([group], [each], 0) for group, each in zip(groups, advantages, strict=True)]
     return stacked(batch), [stacked(part) for part in alone], batch.num_decisions
@@ -139,7 +139,8 @@ def _check_ratio(config: Config, policy: nn.Module, groups: Sequence[TrajectoryG
         check(group.behavior_logprobs is not None, "a rollout sampler must keep log-probabilities", None)
         advantages = [GroupAdvantages.of_all(np.ones((group.group_size, 1), np.float32))]
         (micro,) = micro_batches([(*group.loss_mask.shape, layout(group.record))], group.loss_mask.size)
-        columns = stack(StepBatch([group], advantages, group.num_decisions), micro, 0, torch.device("cpu"))
+        batch = StepBatch([group], advantages, group.num_decisions)
+        columns = stack(batch, micro, 0, torch.device("cpu"), group.group_size)
         found = rescore(policy, columns.record, group.loss_mask.shape[1]).logprobs
         assert columns.behavior_logprobs is not None
         gap = float((found - columns.behavior_logprobs)[columns.loss_mask].abs().max())

@@ -217,6 +217,22 @@ def test_adapter_of_a_token_policy_trains_with_two_rollout_actors_and_two_ranks(
     assert pipeline.driver.session.sync.broadcasts is None
 
 
+@pytest.mark.slow
+def test_several_updates_a_step_train_in_the_pools_as_in_the_local_loop(ray_cluster, make_config):
+    config = make_config(
+        "train.advantage=rloo",
+        "train.grpo.loss=gspo",
+        "train.updates_per_step=2",
+        "train.num_minibatches=2",
+    )
+    result = run_pools(config, evaluate=False)
+    assert_same_run(result, config)
+    # Steps are versions, however many updates they make; each decision is counted once.
+    assert [step["policy_version"] for step in result.metrics] == [1, 2]
+    assert [step["decisions"] for step in result.metrics] == [4 * 4 * 36] * 2
+    assert result.metrics[0]["ratio/clip_fraction"] > 0 and result.metrics[0]["ratio/max_abs_log"] > 1e-3
+
+
 def test_overlapped_steps_stay_within_max_staleness_and_a_stop_saves_what_there_is(ray_cluster, tmp_path):
     def stop_after_five(session, metrics):
         if metrics["step"] == 5:

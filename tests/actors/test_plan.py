@@ -44,6 +44,12 @@ def test_every_rank_has_a_group(make_config):
     with pytest.raises(ValueError, match=r"at most train.prompts_per_step=4, got 5; set learner.num_workers=4"):
         config = make_config("learner.engine=deepspeed", "learner.num_workers=5")
         check_ranks(config.learner, config.train)
+    two = ("learner.engine=deepspeed", "learner.num_workers=2")
+    with pytest.raises(ValueError, match=r"num_workers=2 ranks a group .* got 3; set train.num_minibatches=2"):
+        config = make_config(*two, "train.num_minibatches=3")
+        check_ranks(config.learner, config.train)
+    config = make_config(*two, "train.num_minibatches=2")
+    check_ranks(config.learner, config.train)
 
 
 def test_an_address_without_an_answer_is_rejected_in_one_line():

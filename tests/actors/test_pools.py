@@ -1,8 +1,10 @@
 """Each pool alone, and the shells in this process."""
 
 import asyncio
+import dataclasses
 import threading
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,17 +12,20 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from actors.cluster.placement import as_actor
+from actors.learner.actor import _execute
 from actors.learner.command_queue import CommandQueue, SaveCommand, StepReport, split_step
 from actors.learner.group import LearnerGroup
+from actors.learner.rank_queue import FetchedCommand
 from actors.rollout.actor import RolloutActor, build_sampler
 from actors.rollout.pool import RolloutPool
 from rlir_ray.algorithm.advantages import GroupAdvantages
 from rlir_ray.families import make_objective
-from rlir_ray.learner.step import Learner
+from rlir_ray.learner.step import Learner, step_batches
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.run.tracing import span_since
 from rlir_ray.transfer.weights import checksum, weights_of
 from tests.fakes import tiny_prompts, tiny_world_model
+from tests.learner.test_step import TRAIN, make, sample
 from tests.light_world import LightSampler
 
 TIMEOUT_S = 250
@@ -81,6 +86,27 @@ def test_every_group_goes_to_one_rank():
     orders = split_step(list("abcde"), [GroupAdvantages.of_all(np.zeros((4, 3), np.float32))] * 5, 2)
     assert sorted(orders[0].group_refs + orders[1].group_refs) == list("abcde")
     assert [len(order.group_refs) for order in orders] == [3, 2]
+
+
+def test_each_rank_gets_groups_of_every_minibatch_in_their_order():
+    values = [GroupAdvantages.of_all(np.full((4, 3), number, np.float32)) for number in range(5)]
+    orders = split_step(list("abcde"), values, 2, 2)
+    # Minibatches abc and de: as many updates on every rank.
+    assert [order.group_refs for order in orders] == [["a", "c", "d"], ["b", "e"]]
+    assert [order.minibatch_sizes for order in orders] == [[2, 1], [1, 1]]
+    assert [[each.values[0, 0] for each in order.advantages] for order in orders] == [[0, 2, 3], [1, 4]]
+
+
+def test_a_rank_makes_the_updates_of_its_command_as_the_local_loop_does():
+    train = dataclasses.replace(TRAIN, num_minibatches=2, updates_per_step=2)
+    rank, local, batch = make(train=train), make(train=train), sample()
+    (command,) = split_step(batch.groups, batch.advantages, 1, 2)
+    reports = []
+    queue = SimpleNamespace(report=lambda version, metrics, *_, skipped: reports.append((version, metrics, skipped)))
+    _execute(FetchedCommand(command, batch.groups, wait_s=0.5), rank, queue)
+    metrics = local.step(*step_batches(batch.groups, batch.advantages, [2, 1], local.engine))
+    assert reports == [(1, metrics | {"time/learner_wait_s": 0.5}, "")]
+    assert int(rank.state()["num_updates"]) == 4 and checksum(rank.weights()) == checksum(local.weights())
 
 
 def test_commands_and_reports_keep_their_order_whichever_call_ray_starts_first():

@@ -2,7 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from rlir_ray.algorithm.batching import MicroBatch, Row, micro_batches, split_groups
+from rlir_ray.algorithm.batching import MicroBatch, Row, micro_batches, minibatch_sizes, split_groups
+
+
+def test_minibatches_hold_all_groups_and_differ_by_one_at_most() -> None:
+    assert minibatch_sizes(8, 1) == [8]
+    assert minibatch_sizes(8, 3) == [3, 3, 2]
+    assert minibatch_sizes(3, 3) == [1, 1, 1]
 
 
 def test_every_group_goes_to_exactly_one_rank() -> None:

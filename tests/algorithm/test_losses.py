@@ -15,19 +15,35 @@ from rlir_ray.algorithm.losses import (
     normalise,
     optimality,
     plain_log_ratio,
-    policy_gradient_loss,
+    ratio_metrics,
 )
+from rlir_ray.algorithm.surrogates import Clipped, Decisions, surrogate_loss
 
 
 def row(*values: float) -> Tensor:
     return torch.tensor([values], dtype=torch.float32)
 
 
+def clipped_loss(
+    log_ratio: Tensor, advantages: Tensor, mask: Tensor, num_decisions: int, low: float, high: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    decisions = Decisions(
+        log_ratio=log_ratio,
+        logprobs=log_ratio,
+        advantages=advantages,
+        loss_mask=mask,
+        num_decisions=num_decisions,
+        num_trajectories=1,
+    )
+    loss, metrics = surrogate_loss(Clipped(low, high), decisions)
+    return loss, metrics | ratio_metrics(log_ratio.detach(), mask)
+
+
 def test_the_surrogate_is_clipped_on_the_side_that_the_advantage_pushes_to() -> None:
     # ratios 2, 0.5, 2, 0.5 with advantages 1, 1, -1, -1, clipped to [0.8, 1.28]:
     # min(2, 1.28) = 1.28; min(.5, .8) = .5; min(-2, -1.28) = -2; min(-.5, -.8) = -.8; sum -1.02, loss 1.02 / 4
     policy = row(log(2), log(0.5), log(2), log(0.5)).requires_grad_()
-    loss, metrics = policy_gradient_loss(
+    loss, metrics = clipped_loss(
         plain_log_ratio(policy, row(0, 0, 0, 0)), row(1, 1, -1, -1), torch.ones(1, 4, dtype=torch.bool), 4, 0.2, 0.28
     )
     assert loss.item() == pytest.approx(0.255)
@@ -41,14 +57,14 @@ def test_the_surrogate_is_clipped_on_the_side_that_the_advantage_pushes_to() -> 
 
 def test_the_loss_is_normalised_by_the_global_count() -> None:
     columns = (row(0, 0), row(1, 3), torch.ones(1, 2, dtype=torch.bool))
-    assert policy_gradient_loss(*columns, 2, 0.2, 0.2)[0].item() == pytest.approx(-2)
-    assert policy_gradient_loss(*columns, 8, 0.2, 0.2)[0].item() == pytest.approx(-0.5)
+    assert clipped_loss(*columns, 2, 0.2, 0.2)[0].item() == pytest.approx(-2)
+    assert clipped_loss(*columns, 8, 0.2, 0.2)[0].item() == pytest.approx(-0.5)
 
 
 def test_masked_decisions_touch_neither_loss_nor_gradient_nor_metrics() -> None:
     policy = torch.tensor([[-1.0, -1.0, float("-inf")]], requires_grad=True)
     mask = torch.tensor([[True, False, False]])
-    loss, metrics = policy_gradient_loss(policy - row(-1, 50, 0), row(1, 1e9, 1e9), mask, 1, 0.2, 0.2)
+    loss, metrics = clipped_loss(policy - row(-1, 50, 0), row(1, 1e9, 1e9), mask, 1, 0.2, 0.2)
     penalty, _ = kl_loss(policy, row(-1, 50, 0), mask, 1)
     (loss + penalty).backward()
     assert loss.item() == -1 and penalty.item() == 0
@@ -73,9 +89,9 @@ def test_metrics_of_parts_combine_to_those_of_the_whole() -> None:
     columns = [torch.randn(6, 5) for _ in range(2)]
     mask = torch.rand(6, 5) > 0.3
     total = int(mask.sum())
-    whole_loss, whole = policy_gradient_loss(*columns, mask, total, 0.2, 0.3)
+    whole_loss, whole = clipped_loss(*columns, mask, total, 0.2, 0.3)
     parts = [
-        policy_gradient_loss(*(column[rows] for column in columns), mask[rows], total, 0.2, 0.3)
+        clipped_loss(*(column[rows] for column in columns), mask[rows], total, 0.2, 0.3)
         for rows in (slice(0, 1), slice(1, 4), slice(4, 6))
     ]
     torch.testing.assert_close(sum(loss for loss, _ in parts), whole_loss)
@@ -89,7 +105,7 @@ def test_metrics_of_parts_combine_to_those_of_the_whole() -> None:
 
 def test_shapes_that_would_broadcast_are_refused() -> None:
     with pytest.raises(ValueError, match="one shape"):
-        policy_gradient_loss(row(0, 0), torch.ones(1, 1), torch.ones(1, 2, dtype=torch.bool), 2, 0.2, 0.2)
+        clipped_loss(row(0, 0), torch.ones(1, 1), torch.ones(1, 2, dtype=torch.bool), 2, 0.2, 0.2)
 
 
 def test_guarded_ratio_of_one_step_by_hand() -> None:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlir_ray.algorithm.losses import combine, normalise, policy_gradient_loss, ratio_metrics, ratio_quantiles
+from rlir_ray.algorithm.losses import combine, normalise, ratio_metrics, ratio_quantiles
 from rlir_ray.algorithm.off_policy import decoupled_loss, importance_weights
+from rlir_ray.algorithm.surrogates import Clipped, Decisions, surrogate_loss
 from rlir_ray.config import GrpoConfig, OffPolicyConfig, TrainConfig
 
 WIDE = {"max_weight": 1e9, "min_ratio": 0.0, "max_ratio": 1e9}
@@ -21,6 +22,26 @@ def row(*values: float) -> Tensor:
 
 def ones(*shape: int) -> Tensor:
     return torch.ones(shape, dtype=torch.bool)
+
+
+def loss_of(
+    log_ratio: Tensor, advantages: Tensor, mask: Tensor, num_decisions: int, **correction: object
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of one update a step, around the behavior policy or with importance weights."""
+    decisions = Decisions(
+        log_ratio=log_ratio,
+        logprobs=log_ratio,
+        advantages=advantages,
+        loss_mask=mask,
+        num_decisions=num_decisions,
+        num_trajectories=len(mask),
+    )
+    surrogate, before = Clipped(0.2, 0.28), log_ratio.detach()
+    if correction.get("level", "none") == "none":
+        loss, metrics = surrogate_loss(surrogate, decisions)
+    else:
+        loss, metrics = decoupled_loss(surrogate, decisions, before, **correction)  # type: ignore[arg-type]
+    return loss, metrics | ratio_metrics(before, mask)
 
 
 def test_weights_by_token_are_the_ratios_truncated_and_outliers_do_not_train() -> None:
@@ -43,10 +64,7 @@ def test_with_fresh_groups_the_gradient_is_that_of_the_plain_surrogate() -> None
     gradients = []
     for level in ("none", "token", "sequence"):
         policy = row(-1.0, -2.0, -0.5).requires_grad_()
-        columns = (policy - policy.detach(), row(1, -2, 0.5), ones(1, 3), 3, 0.2, 0.28)
-        loss, _ = (
-            policy_gradient_loss(*columns) if level == "none" else decoupled_loss(*columns[:4], level=level, **WIDE)
-        )
+        loss, _ = loss_of(policy - policy.detach(), row(1, -2, 0.5), ones(1, 3), 3, level=level, **WIDE)
         loss.backward()
         gradients.append(policy.grad)
     for gradient in gradients[1:]:
@@ -56,7 +74,7 @@ def test_with_fresh_groups_the_gradient_is_that_of_the_plain_surrogate() -> None
 def test_the_weighted_gradient_by_hand() -> None:
     # Weights .5 and 2 (3 truncated); the third ratio is masked. -w * A / 3.
     policy = row(log(0.5), log(3), log(20)).requires_grad_()
-    loss, metrics = decoupled_loss(
+    loss, metrics = loss_of(
         policy - row(0, 0, 0),
         row(1, -1, 1),
         ones(1, 3),
@@ -85,10 +103,7 @@ def test_weights_make_the_gradient_of_stale_samples_that_of_the_current_policy()
         policy = torch.log_softmax(logits, 0)
         # One row for each arm, weighed by how often the old policy draws it.
         log_ratio = (policy - behavior.log())[:, None]
-        columns = (log_ratio, (behavior * rewards)[:, None], ones(3, 1), 1, 0.2, 0.28)
-        loss, _ = (
-            policy_gradient_loss(*columns) if level == "none" else decoupled_loss(*columns[:4], level=level, **WIDE)
-        )
+        loss, _ = loss_of(log_ratio, (behavior * rewards)[:, None], ones(3, 1), 1, level=level, **WIDE)
         (-loss).backward()
         found[level] = logits.grad.clone()
     torch.testing.assert_close(found["token"], exact, rtol=1e-5, atol=1e-6)
@@ -102,9 +117,7 @@ def test_metrics_of_parts_give_the_sample_size_and_the_quantiles_of_the_whole() 
     total = int(mask.sum())
     bounds = {"max_weight": 1.2, "min_ratio": 0.5, "max_ratio": 1.5}
     parts = [
-        decoupled_loss(
-            log_ratio[rows], torch.ones(len(log_ratio[rows]), 50), mask[rows], total, level="token", **bounds
-        )[1]
+        loss_of(log_ratio[rows], torch.ones(len(log_ratio[rows]), 50), mask[rows], total, level="token", **bounds)[1]
         for rows in (slice(0, 1), slice(1, 4), slice(4, 6))
     ]
     found = normalise(combine(parts), total)
@@ -122,7 +135,7 @@ def test_one_outlier_among_many_leaves_the_sample_size_and_every_figure_finite(o
     log_ratio = torch.zeros(1, 12_288)
     log_ratio[0, 0] = outlier
     policy = log_ratio.clone().requires_grad_()
-    loss, metrics = decoupled_loss(
+    loss, metrics = loss_of(
         policy,
         ones(1, 12_288).float(),
         ones(1, 12_288),
@@ -138,11 +151,11 @@ def test_one_outlier_among_many_leaves_the_sample_size_and_every_figure_finite(o
     # It does not train; of the raw ratios the outlier alone would have counted.
     assert found["effective_sample_size"] == pytest.approx(12_287 / 12_288)
     assert all(isfinite(value) for value in found.values())
-    assert "ratio/clip_fraction" not in found
+    assert found["ratio/clip_fraction"] == 0
 
 
 def test_without_weights_an_outlier_leaves_loss_and_figures_finite_and_there_is_no_sample_size() -> None:
-    loss, metrics = policy_gradient_loss(row(90.0, 0.0), row(-1, 1), ones(1, 2), 2, 0.2, 0.28)
+    loss, metrics = loss_of(row(90.0, 0.0), row(-1, 1), ones(1, 2), 2)
     assert isfinite(float(loss)) and all(isfinite(value) for value in normalise(metrics, 2).values())
     assert "effective_sample_size" not in normalise(metrics, 2)
 

@@ -313,6 +313,15 @@ def test_flow_policies_take_no_importance_weights_and_clip_around_the_behavior_p
     assert load_config("").importance_level == "token" and not load_config("").has_clip
 
 
+def test_losses_of_likelihood_ratios_are_for_tokens() -> None:
+    with pytest.raises(ValueError, match=r"train.grpo.loss must be clip with policy.family=flow.* got 'cispo'"):
+        load_config("", ["policy.family=flow", "train.grpo.loss=cispo"])
+    with pytest.raises(ValueError, match=r"train.kl_estimator must be k3 with policy.family=flow.* got 'k2'"):
+        load_config("", ["policy.family=flow", "train.kl_estimator=k2"])
+    with pytest.raises(ValueError, match=r"train.grpo.dual_clip must be 0 or > 1.*, got 1.0; use 3.0"):
+        load_config("", ["train.grpo.dual_clip=1"])
+
+
 @pytest.mark.parametrize("recipe", recipes())
 def test_no_recipe_sets_a_clip_that_cannot_act(recipe: str) -> None:
     config = load_config(recipe)

@@ -38,7 +38,10 @@ def test_the_page_has_no_other_rows():
 @pytest.mark.parametrize(
     ("key", "row"),
     [
-        ("train.num_steps", ["whole number", ">= 1", "`40`", "Optimiser steps."]),
+        (
+            "train.num_steps",
+            ["whole number", ">= 1", "`40`", "Steps; each trains a set of groups and publishes new weights."],
+        ),
         ("learner.zero_stage", ["whole number", "in 0..3", "`1`", "DeepSpeed ZeRO stage."]),
         (
             "train.off_policy.max_ratio",

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from rlir_ray.algorithm.advantages import GroupAdvantages
-from rlir_ray.algorithm.batching import split_groups
-from rlir_ray.config import LearnerConfig, TrainConfig
+from rlir_ray.algorithm.batching import minibatch_sizes, split_groups
+from rlir_ray.config import GrpoConfig, LearnerConfig, TrainConfig
 from rlir_ray.learner.objectives import PolicyGradient
 from rlir_ray.learner.reference import FollowingReference
 from rlir_ray.learner.step import Engine, Learner, StepBatch, trained_decisions
@@ -43,6 +43,8 @@ TRAIN = TrainConfig(
     ema_decay=0.5,
     supervised_coefficient=0.5,
 )
+# Two passes over two minibatches, the second with one group for each of two ranks.
+SEVERAL = replace(TRAIN, updates_per_step=2, num_minibatches=2, grpo=GrpoConfig(loss="gspo"))
 
 
 @functools.cache
@@ -53,20 +55,30 @@ def sampled_groups() -> list[TrajectoryGroup]:
     return [group for group, _ in drawn]
 
 
-def share_of(rank: int, num_ranks: int) -> StepBatch:
-    """Five groups over two ranks: unequal shares, so that one rank is padded."""
+def all_advantages() -> list[GroupAdvantages]:
     groups = sampled_groups()
     random = np.random.default_rng(0)
     values = [random.normal(size=(GROUP_SIZE, NUM_FRAMES)).astype(np.float32) for _ in groups]
     # Of one group only some clips train.
     advantages = [GroupAdvantages.of_all(each) for each in values[1:]]
     advantages.append(GroupAdvantages(values[0][1:3], np.array([0, 3])))
-    places = split_groups([group.num_decisions for group in groups], num_ranks)[rank]
-    total = trained_decisions(groups, advantages)
-    return StepBatch([groups[place] for place in places], [advantages[place] for place in places], total)
+    return advantages
 
 
-def make(settings: dict[str, Any]) -> Learner:
+def shares_of(rank: int, num_ranks: int, num_minibatches: int = 1) -> list[StepBatch]:
+    """Five groups over two ranks: unequal shares, so that one rank is padded."""
+    groups, advantages, shares, first = sampled_groups(), all_advantages(), [], 0
+    for size in minibatch_sizes(NUM_GROUPS, num_minibatches):
+        part = slice(first, first + size)
+        own = split_groups([group.num_decisions for group in groups[part]], num_ranks)[rank]
+        places = [first + place for place in own]
+        total = trained_decisions(groups[part], advantages[part])
+        shares.append(StepBatch([groups[place] for place in places], [advantages[place] for place in places], total))
+        first += size
+    return shares
+
+
+def make(settings: dict[str, Any], train: TrainConfig = TRAIN) -> Learner:
     torch.set_num_threads(1)
     config = LearnerConfig(**settings)
     model, reference = tiny_world_model(), tiny_world_model(seed=1)
@@ -74,20 +86,23 @@ def make(settings: dict[str, Any]) -> Learner:
     if config.engine == "deepspeed":
         from rlir_ray.learner.deepspeed import DeepSpeedEngine
 
-        engine = DeepSpeedEngine(model, TRAIN, config)
+        engine = DeepSpeedEngine(model, train, config)
     else:
-        engine = TorchEngine(model, TRAIN, config)
+        engine = TorchEngine(model, train, config)
     clip_loss = TokenClipLoss(model, NUM_FRAMES)
-    objective = PolicyGradient(model, TokenRescorer(0.9), TRAIN, reference)
+    objective = PolicyGradient(model, TokenRescorer(0.9), train, reference)
     return Learner(
-        engine, FollowingReference(objective, model, reference, every=1, decay=0.5), TRAIN, config, clip_loss
+        engine, FollowingReference(objective, model, reference, every=1, decay=0.5), train, config, clip_loss
     )
 
 
-def run(settings: dict[str, Any], rank: int, num_ranks: int) -> tuple[list[dict[str, float]], dict[str, np.ndarray]]:
+def run(
+    settings: dict[str, Any], rank: int, num_ranks: int, train: TrainConfig = TRAIN
+) -> tuple[list[dict[str, float]], dict[str, np.ndarray]]:
     """Metrics of each step, and the weights and the moving average after the last one."""
-    learner = make(settings)
-    metrics = [learner.step(share_of(rank, num_ranks)) for _ in range(NUM_STEPS)]
+    learner = make(settings, train)
+    shares = shares_of(rank, num_ranks, train.num_minibatches)
+    metrics = [learner.step(*shares) for _ in range(NUM_STEPS)]
     return metrics, all_weights(learner)
 
 
@@ -124,15 +139,16 @@ def run_and_write(settings: dict[str, Any], rank: int, num_ranks: int, port: int
         (folder / f"sum{rank}.json").write_text(json.dumps(summed_gradient(settings)))
         return
     num_steps, poisoned_step = settings.pop("num_steps", NUM_STEPS), settings.pop("poisoned_step", None)
-    source = settings.pop("source", None)
-    learner = make(settings)
+    source, train = settings.pop("source", None), SEVERAL if settings.pop("several", False) else TRAIN
+    learner = make(settings, train)
     if source is not None:
         with np.load(source) as state:
             learner.load_state(state)
     metrics, causes = [], []
     for step in range(num_steps):
         is_poisoned = step == poisoned_step and rank == num_ranks - 1
-        metrics.append(learner.step((poisoned if is_poisoned else lambda share: share)(share_of(rank, num_ranks))))
+        shares = shares_of(rank, num_ranks, train.num_minibatches)
+        metrics.append(learner.step(*(poisoned(share) if is_poisoned else share for share in shares)))
         causes.append(learner.skipped)
         # Gathered by all ranks.
         state = learner.state()
@@ -164,7 +180,8 @@ class Runs:
         """Train with the learner's settings; return the run's folder.
 
         Args:
-            settings: of the learner, and `num_steps`, `poisoned_step`, `source` (the file of a state), `adds_up`.
+            settings: of the learner, and `num_steps`, `several` (updates a step), `poisoned_step`, `source` (the file
+                of a state), `adds_up`.
         """
         settings = {"engine": "deepspeed", "decision_budget": 160, "num_workers": 2} | settings
         name = json.dumps(settings, sort_keys=True, default=str)

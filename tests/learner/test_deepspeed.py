@@ -49,6 +49,14 @@ def test_two_ranks_train_as_one_plain_process_does(runs: Runs, expected: Run) ->
         check_same(read(runs(zero_stage=stage)), expected)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_two_ranks_make_the_same_updates_of_a_step_as_one_process(runs: Runs, stage: int) -> None:
+    expected = ranks.run({"engine": "torch", "decision_budget": 160}, 0, 1, ranks.SEVERAL)
+    assert expected[0][0]["ratio/clip_fraction"] > 0
+    check_same(read(runs(zero_stage=stage, several=True)), expected)
+
+
 def test_a_policy_with_an_odd_number_of_weights_gets_buckets_of_even_size() -> None:
     from rlir_ray.learner.deepspeed import _settings
 

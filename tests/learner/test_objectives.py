@@ -17,6 +17,7 @@ from rlir_ray.config import (
     LearnerConfig,
     LoraConfig,
     NftConfig,
+    OffPolicyConfig,
     PolicyConfig,
     TrainConfig,
 )
@@ -170,6 +171,24 @@ def test_nft_goes_on_from_a_state_with_the_average_that_it_samples_with() -> Non
     assert checksum(second.weights()) == checksum(whole.weights())
     # The average lags behind the policy: one is not the other.
     assert checksum(weights_of(second.engine.module)) != checksum(second.weights())
+
+
+def test_nft_passes_draw_anew_around_one_average() -> None:
+    batch = batch_of(groups_of(tiny_flow_model(), explore=False))
+    one, two = learner_of(tiny_flow_model(), NFT), learner_of(tiny_flow_model(), replace(NFT, updates_per_step=2))
+    first, second = one.step(batch), two.step(batch)
+    # The average moves after the step: the policy has left it at the second pass alone.
+    assert first["nft/drift"] == 0 < second["nft/drift"]
+    assert second["loss/policy"] != pytest.approx(first["loss/policy"], rel=1e-3)
+
+
+def test_clips_of_flow_policies_act_on_the_second_pass() -> None:
+    groups = groups_of(tiny_flow_model())
+    # The level of a flow policy, see `PolicyGradient.from_parts`.
+    plain = replace(TRAIN, off_policy=OffPolicyConfig(importance="none"))
+    narrow = replace(plain, updates_per_step=2, grpo=GrpoConfig(clip_low=1e-4, clip_high=1e-4))
+    metrics = learner_of(tiny_flow_model(), narrow).step(batch_of(groups))
+    assert 0 < metrics["ratio/clip_fraction"] < 0.5 and "correction/mean" not in metrics
 
 
 def test_average_clips_do_nothing_to_an_nft_policy() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rlir_ray.algorithm.advantages import GroupAdvantages
-from rlir_ray.config import LearnerConfig, TrainConfig
+from rlir_ray.config import GrpoConfig, LearnerConfig, TrainConfig
 from rlir_ray.learner.moving_average import decay_at
 from rlir_ray.learner.objectives import PolicyGradient
 from rlir_ray.learner.step import Learner, StepBatch, learning_rate_at, save_whole, trained_decisions
@@ -64,6 +64,17 @@ def test_accumulation_changes_nothing_but_rounding() -> None:
         np.testing.assert_allclose(parts.weights()[name], value, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.parametrize("loss", ["gspo", "cispo"])
+def test_at_a_ratio_of_one_all_losses_train_alike(loss: str) -> None:
+    # 80 decisions: two trajectories of 36 a micro-batch.
+    train = replace(TRAIN, max_staleness=0)
+    plain, other = make(train=train), make(budget=80, train=replace(train, grpo=GrpoConfig(loss=loss)))
+    first, second = plain.step(sample()), other.step(sample())
+    assert second["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-4)
+    for name, value in plain.weights().items():
+        np.testing.assert_allclose(other.weights()[name], value, atol=1e-6, err_msg=name)
+
+
 def test_masked_decisions_train_nothing() -> None:
     batch = sample()
     mask = np.ones_like(batch.groups[0].loss_mask)
@@ -105,6 +116,16 @@ def test_a_reference_is_kept_only_for_a_penalty_and_stays_frozen() -> None:
     assert make(reference=same, train=train).step(sample())["loss/kl"] == pytest.approx(0, abs=1e-6)
     assert make(reference=other, train=train).step(sample())["loss/kl"] > 0.1
     assert checksum(weights_of(other)) == before
+
+
+def test_the_chosen_estimate_of_the_kl_is_used() -> None:
+    found = {}
+    for name in ("k2", "k3", "unbiased"):
+        train = replace(TRAIN, kl_coefficient=0.1, kl_estimator=name)
+        found[name] = make(reference=tiny_world_model(seed=1), train=train).step(sample())
+    assert found["unbiased"]["loss/kl"] == pytest.approx(found["k3"]["loss/kl"], rel=1e-6)
+    assert found["unbiased"]["grad_norm"] == pytest.approx(found["k2"]["grad_norm"], rel=1e-4)
+    assert abs(found["k2"]["grad_norm"] / found["k3"]["grad_norm"] - 1) > 0.01
 
 
 def test_learning_rate_rises_linearly_then_stays() -> None:
