@@ -67,6 +67,7 @@ AXES = {
         members={
             "grpo": "rlir_ray.learner.objectives:PolicyGradient",
             "nft": "rlir_ray.learner.objectives:DiffusionNFT",
+            "cfm_ratio": "rlir_ray.learner.flow_objectives:CfmRatio",
         },
         needs=("from_parts", "loss", "end_step", "state", "load_state"),
     ),

@@ -145,6 +145,11 @@ def test_nfd_recipes_are_of_the_published_sizes(size, millions):
             ["train.objective=nft", "policy.family=flow", "train.max_advantage=5"],
             "flow.shared_noise must be false with train.objective=nft",
         ),
+        (
+            ["train.objective=cfm_ratio", "policy.family=flow"],
+            "flow.shared_noise must be false with train.objective=cfm_ratio",
+        ),
+        (["train.objective=cfm_ratio"], "train.objective must be grpo without policy.family=flow, got 'cfm_ratio'"),
         (["train.grpo.ratio=guard"], "train.grpo.ratio must be plain without policy.family=flow"),
         (["train.best_and_worst=5"], "must be at most half of train.group_size=8, got 5; set train.best_and_worst=4"),
         (["policy.family=flow", "rollout.temperature=0.9"], "rollout.temperature must be 1 with policy.family=flow"),

@@ -7,7 +7,7 @@ from rlir_ray.config.models import ArchitectureConfig, LoraConfig, ModelsConfig,
 from rlir_ray.config.reward import AXIS_MATCHES, RULES, RewardConfig
 from rlir_ray.config.rollout import FlowConfig, RolloutConfig, VllmConfig
 from rlir_ray.config.run import CheckpointConfig, EvaluationConfig, RunConfig
-from rlir_ray.config.train import GrpoConfig, NftConfig, OffPolicyConfig, TrainConfig
+from rlir_ray.config.train import FpoConfig, GrpoConfig, NftConfig, OffPolicyConfig, TrainConfig
 from rlir_ray.config.world import MAX_ACTION_SHIFT, DataConfig, PromptsConfig, WorldConfig
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "DataConfig",
     "EvaluationConfig",
     "FlowConfig",
+    "FpoConfig",
     "GrpoConfig",
     "LearnerConfig",
     "LoraConfig",

@@ -57,6 +57,12 @@ class Config:
         return "none" if self.policy.family == "flow" else self.train.importance_level
 
     @property
+    def stores_logprobs(self) -> bool:
+        """Whether rollouts store log-probabilities, or for `cfm_ratio` flow-matching errors in their place."""
+        train = self.train
+        return self.policy.family != "flow" or train.explores or train.objective == "cfm_ratio"
+
+    @property
     def has_clip(self) -> bool:
         """Whether the clip can act: only stale groups without importance weights have ratios other than 1.
 
@@ -160,10 +166,10 @@ class Config:
     def _check_autoregressive(self) -> None:
         rule = "without policy.family=flow"
         require(
-            self.train.objective != "nft",
+            self.train.explores,
             "train.objective",
             f"must be grpo {rule}",
-            "nft",
+            self.train.objective,
             "set train.objective=grpo",
         )
         require(
@@ -196,23 +202,24 @@ class Config:
             self.evaluation.top_p,
             "vary evaluation.temperatures instead",
         )
-        if self.train.objective == "nft":
-            self._check_nft()
+        if not self.train.explores:
+            self._check_clean_latents()
         elif self.flow.sde == "cps":
             self._check_cps()
 
-    def _check_nft(self) -> None:
+    def _check_clean_latents(self) -> None:
+        rule = f"with train.objective={self.train.objective}"
         require(
             not self.flow.shared_noise,
             "flow.shared_noise",
-            "must be false with train.objective=nft, or all clips of a group are equal",
+            f"must be false {rule}, or all clips of a group are equal",
             self.flow.shared_noise,
             "set flow.shared_noise=false",
         )
         require(
             self.train.grpo.ratio == "plain",
             "train.grpo.ratio",
-            "must be plain with train.objective=nft, which has no ratio",
+            f"must be plain {rule}, which has no ratio of SDE steps",
             self.train.grpo.ratio,
             "set train.grpo.ratio=plain",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import field
 from typing import Annotated, Literal, Self
 
@@ -47,6 +48,22 @@ class NftConfig:
     """Highest decay of the sampling policy, a moving average of the trained policy; the decay rises by 0.001 a step."""
 
 
+@section("train.fpo")
+class FpoConfig:
+    """FPO's ratios of flow-matching errors; read with train.objective=cfm_ratio."""
+
+    num_pairs: PositiveInt = 8
+    """Pairs of a noise level and a noise at which each frame's error is measured; each is a decision."""
+    error: Literal["velocity", "noise"] = "velocity"
+    """Error of the predicted `velocity`, or of the `noise` it implies, which counts pairs near pure noise less."""
+    ratio: Literal["frame", "pair"] = "frame"
+    """One ratio from the mean difference of a `frame`'s pairs, or one for each `pair`."""
+    max_difference: NonNegativeFloat = 3.0
+    """Clamp the difference of a pair's errors to ± this value before the mean and the exponential; 0: do not clamp."""
+    clip_range: OpenFraction = 0.05
+    """Clip the ratio to 1 ± this value; differences of video latents are small: see `ratio/q99`."""
+
+
 @section("train.off_policy")
 class OffPolicyConfig:
     """Correction of stale groups by importance weights; read with train.objective=grpo."""
@@ -84,11 +101,11 @@ class TrainConfig:
     max_grad_norm: PositiveFloat = 1.0
     """Gradient clipping."""
     objective: ObjectiveName = "grpo"
-    """`grpo`: the clipped surrogate; `nft`: DiffusionNFT, for flow policies; or package.module:Class."""
+    """`grpo`: the clipped surrogate; `nft`, `cfm_ratio`: for flow policies; or package.module:Class."""
     objective_args: Arguments = field(default_factory=dict)
     """Arguments of your own objective: {NAME: VALUE}."""
     kl_coefficient: NonNegativeFloat = 0.0
-    """Weight of KL(policy || reference): k3 for tokens, means for SDE steps, velocities for `nft`; 0: no reference."""
+    """Weight of KL(policy || reference): k3 for tokens, means for SDE steps, else velocities; 0: no reference."""
     advantage: Literal["grpo", "batch_std", "dr_grpo"] = "grpo"
     """Group mean subtracted; divided by the group's deviation (`grpo`), the step's (`batch_std`) or 1 (`dr_grpo`)."""
     max_advantage: NonNegativeFloat = 0.0
@@ -105,7 +122,18 @@ class TrainConfig:
     """Bound of every wait for a pool."""
     grpo: GrpoConfig = field(default_factory=GrpoConfig)
     nft: NftConfig = field(default_factory=NftConfig)
+    fpo: FpoConfig = field(default_factory=FpoConfig)
     off_policy: OffPolicyConfig = field(default_factory=OffPolicyConfig)
+
+    @property
+    def explores(self) -> bool:
+        """Whether rollouts of a flow policy take SDE steps; if not, they follow the ODE and store clean latents."""
+        return self.objective not in LEVELS
+
+    @property
+    def num_levels(self) -> int:
+        """Noise levels at which an objective on clean latents compares each frame."""
+        return LEVELS[self.objective](self)
 
     @property
     def importance_level(self) -> str:
@@ -145,3 +173,10 @@ class TrainConfig:
                 f"set train.{key}={usual} or leave train.off_policy.importance out",
             )
         return self
+
+
+LEVELS: dict[str, Callable[[TrainConfig], int]] = {
+    "nft": lambda train: train.nft.num_levels,
+    "cfm_ratio": lambda train: train.fpo.num_pairs,
+}
+"""Objectives on clean latents -> the number of noise levels at which they compare each frame."""

@@ -41,7 +41,7 @@ CONDITIONS = (
     ),
     Condition(
         keys=("train.objective_args",),
-        is_met=lambda c: c.train.objective not in ("grpo", "nft"),
+        is_met=lambda c: c.train.objective not in AXES["objectives"].members,
         needs="an objective of your own (train.objective=package.module:Class)",
     ),
     Condition(
@@ -51,7 +51,7 @@ CONDITIONS = (
     ),
     Condition(
         keys=tuple(f"flow.{key}" for key in EXPLORING),
-        is_met=lambda c: c.train.objective != "nft",
+        is_met=lambda c: c.train.explores,
         needs="train.objective=grpo, or one of your own",
     ),
     Condition(
@@ -61,8 +61,16 @@ CONDITIONS = (
     ),
     Condition(keys=("train.nft",), is_met=lambda c: c.train.objective == "nft", needs="train.objective=nft"),
     Condition(
+        keys=("train.fpo",), is_met=lambda c: c.train.objective == "cfm_ratio", needs="train.objective=cfm_ratio"
+    ),
+    Condition(
+        keys=("train.fpo.clip_range", "train.fpo.ratio", "train.fpo.max_difference"),
+        is_met=lambda c: c.train.max_staleness > 0,
+        needs="train.max_staleness above 0 (without, every ratio is 1)",
+    ),
+    Condition(
         keys=("train.grpo", "train.off_policy"),
-        is_met=lambda c: c.train.objective != "nft",
+        is_met=lambda c: c.train.explores,
         needs="train.objective=grpo",
     ),
     Condition(

@@ -94,7 +94,7 @@ def group_bytes(config: Config, frame: FrameShape) -> int:
     columns = [getattr(record, entry.name) for entry in dataclasses.fields(record)]
     record_bytes = sum(int(column.nbytes) for column in columns if column is not None)
     # Log-probabilities in float32, and the mask.
-    decision_bytes = (1 if config.train.objective == "nft" else 5) * num_decisions
+    decision_bytes = (5 if config.stores_logprobs else 1) * num_decisions
     # The types of `stored_codes`.
     code_bytes = 4 if len(frame) == 1 and config.architecture.num_codes > 1 << 16 else 2
     video_bytes = code_bytes * (world.num_context + world.num_frames) * math.prod(frame)

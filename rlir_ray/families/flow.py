@@ -11,6 +11,7 @@ from rlir_ray.families import Family, compares
 from rlir_ray.models.clip_codec import ClipCodec
 from rlir_ray.models.compatibility import read_settings
 from rlir_ray.models.flow_forms import check_flow_world, codec_of, form_of, open_flow_policy, policy_settings
+from rlir_ray.models.flow_matching import FlowMatcher
 from rlir_ray.models.rescoring import FlowRescorer, Rescore
 from rlir_ray.samplers import Sampler
 from rlir_ray.spaces.layouts import ActionLayout, Cells
@@ -33,8 +34,14 @@ def _layout(config: Config) -> ActionLayout:
 def _flow_sampler(config: Config, policy: FlowWorldModel) -> Sampler:
     from rlir_ray.samplers.flow import FlowSampler
 
-    explore, keep_means = config.train.objective != "nft", config.train.grpo.ratio == "guard"
-    return FlowSampler(policy, config.flow, explore=explore, keep_means=keep_means, compares=compares(config))
+    return FlowSampler(
+        policy,
+        config.flow,
+        explore=config.train.explores,
+        keep_means=config.train.grpo.ratio == "guard",
+        compares=compares(config),
+        matcher=_matcher(config, policy),
+    )
 
 
 def _flow_evaluation_sampler(config: Config, policy: FlowWorldModel, temperature: float) -> Sampler:
@@ -48,7 +55,8 @@ def _flow_sampling(config: Config) -> str:
 
 
 def _flow_record(config: Config, frame: FrameShape, num_clips: int) -> tuple[FlowRecord[torch.Tensor], int]:
-    world, window = config.world, 0 if config.train.objective == "nft" else config.flow.window
+    world, window = config.world, config.flow.window if config.train.explores else 0
+    num_pairs = config.train.fpo.num_pairs if config.train.objective == "cfm_ratio" else 0
     num_frames, num_past = world.num_frames, world.num_context + world.num_frames - 1
     columns = len(_layout(config).class_counts)
 
@@ -62,8 +70,9 @@ def _flow_record(config: Config, frame: FrameShape, num_clips: int) -> tuple[Flo
         history_levels=empty(num_past),
         actions=empty(num_past + 1, columns, dtype=torch.uint8),
         means=empty(num_frames, window, *frame) if config.train.grpo.ratio == "guard" else None,
+        pair_seeds=empty(dtype=torch.int64) if num_pairs else None,
     )
-    return record, num_frames * max(1, window)
+    return record, num_frames * (window or num_pairs or 1)
 
 
 def _flow_cells(layout: ActionLayout) -> Cells:
@@ -71,7 +80,14 @@ def _flow_cells(layout: ActionLayout) -> Cells:
 
 
 def _flow_rescorer(config: Config, policy: FlowWorldModel) -> Rescore:
-    return FlowRescorer(config.flow, policy.span)
+    return _matcher(config, policy) or FlowRescorer(config.flow, policy.span)
+
+
+def _matcher(config: Config, policy: FlowWorldModel) -> FlowMatcher | None:
+    """Return what scores the clean latents of a rollout; None: the objective needs no such scores."""
+    fpo = config.train.fpo
+    is_read = config.train.objective == "cfm_ratio"
+    return FlowMatcher.of(policy, config.flow, fpo.num_pairs, fpo.error) if is_read else None
 
 
 FAMILY = Family(

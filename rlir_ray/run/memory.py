@@ -122,9 +122,10 @@ def _activations(config: Config, policy: nn.Module, frame: FrameShape) -> tuple[
     """Return the most bytes that a micro-batch holds beside weights and gradients, and its clips."""
     learner, train, family = config.learner, config.train, family_of(config)
     _, num_decisions = family.record(config, frame, 1)
-    if train.objective == "nft":
+    if not train.explores:
         # Its pass compares each frame at several noise levels, as rescoring does with as many SDE steps.
-        flow = dataclasses.replace(config.flow, window=train.nft.num_levels)
+        window = train.num_levels
+        flow = dataclasses.replace(config.flow, window=window, num_steps=max(config.flow.num_steps, window + 1))
         config = dataclasses.replace(config, flow=flow, train=dataclasses.replace(train, objective="grpo"))
     record, num_rescored = family.record(config, frame, 1)
     # The tracker takes no frozen parameters: with an adapter the activations are a bound from above.

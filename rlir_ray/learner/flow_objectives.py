@@ -1,0 +1,94 @@
+"""Objectives that need the clean latents of sampled clips only.
+
+Legend: B trajectories, F generated frames, S pairs of a level and a noise for each frame, T = F * S decisions.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn, no_grad
+
+from rlir_ray.algorithm.flow_losses import cfm_log_ratio, masked_mean
+from rlir_ray.algorithm.losses import plain_log_ratio, policy_gradient_loss
+from rlir_ray.config import TrainConfig
+from rlir_ray.learner.objectives import Columns, Gathered, Metrics, ObjectiveParts
+from rlir_ray.learner.state import State
+from rlir_ray.models.rescoring import Forward, Rescore, Scores
+from rlir_ray.transfer.weights import Weights
+
+
+class Stateless:
+    """Base of objectives that remember nothing between steps and sample with the trained policy.
+
+    Args:
+        policy: the module that trains.
+        train: the objective's settings.
+        reference: the forward pass of the frozen reference; None: no KL penalty.
+    """
+
+    def __init__(self, policy: nn.Module, train: TrainConfig, reference: Forward | None = None) -> None:
+        self.sampling_policy, self.train, self.reference = policy, train, reference
+
+    def end_step(self, step: int, gathered: Gathered) -> None:
+        pass
+
+    def state(self) -> Weights:
+        return {}
+
+    def load_state(self, state: State) -> None:
+        if state:
+            rule = f"train.objective={self.train.objective} remembers nothing"
+            raise ValueError(f"{rule}, got {sorted(state)[0]!r}; use the run's own")
+
+
+class CfmRatio(Stateless):
+    """FPO (https://arxiv.org/abs/2507.21053): the clipped surrogate of ratios of flow-matching errors.
+
+    The sampler draws S pairs of a level and a noise for each frame from the trajectory's seed, and stores the errors of
+    its weights there. The learner draws the same pairs again. So the ratio is relative to the policy that sampled: it
+    is 1 at the first update of fresh groups, and right for stale ones, whatever versions lie between. Each pair is a
+    decision; a frame's pairs have the frame's advantage.
+
+    A bad clip's error is pushed up, without a bound but for the clip: use small learning rates, or a KL penalty, which
+    is the squared distance of the velocities.
+
+    Args:
+        policy, train, reference: as of `Stateless`.
+        rescore: scores the pairs of a record.
+    """
+
+    def __init__(
+        self, policy: nn.Module, rescore: Rescore, train: TrainConfig, reference: Forward | None = None
+    ) -> None:
+        super().__init__(policy, train, reference)
+        self.rescore = rescore
+
+    @classmethod
+    def from_parts(cls, parts: ObjectiveParts) -> CfmRatio:
+        return cls(parts.policy, parts.rescore, parts.config.train, parts.reference)
+
+    def loss(self, forward: Forward, columns: Columns, num_decisions: int) -> tuple[Tensor, Metrics]:
+        mask, fpo = columns.loss_mask, self.train.fpo
+        assert columns.behavior_logprobs is not None
+        scores = self.rescore(forward, columns.record, mask.shape[1])
+        differences = plain_log_ratio(scores.logprobs, columns.behavior_logprobs)  # old error - new error
+        log_ratio = cfm_log_ratio(differences, mask, fpo.num_pairs, fpo.ratio, fpo.max_difference)
+        loss, metrics = policy_gradient_loss(
+            log_ratio, columns.advantages, mask, num_decisions, fpo.clip_range, fpo.clip_range
+        )
+        if not self.train.max_staleness:
+            # With one update on fresh groups the ratio is always 1: a clip fraction would be meaningless.
+            del metrics["ratio/clip_fraction"]
+        metrics["matching/error"] = -masked_mean(scores.logprobs.detach(), mask, 1)
+        if self.reference is None:
+            return loss, metrics
+        with no_grad():
+            ref = self.rescore(self.reference, columns.record, mask.shape[1])
+        penalty = velocity_distance(scores, ref, mask, num_decisions)
+        metrics["loss/kl"] = penalty.detach() * num_decisions
+        return loss + self.train.kl_coefficient * penalty, metrics
+
+
+def velocity_distance(scores: Scores, ref: Scores, mask: Tensor, num_decisions: int) -> Tensor:
+    """Compute the squared distance of two policies' velocities, mean over numbers and decisions."""
+    assert scores.means is not None and ref.means is not None
+    return masked_mean((scores.means - ref.means).square().mean(-1), mask, num_decisions)
