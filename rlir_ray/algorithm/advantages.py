@@ -111,7 +111,12 @@ KINDS: dict[str, Callable[[Doubles], Doubles]] = {
 
 
 def step_advantages(
-    groups: Sequence[npt.NDArray[np.float32]], *, kind: str, max_advantage: float = 0.0, best_and_worst: int = 0
+    groups: Sequence[npt.NDArray[np.float32]],
+    *,
+    kind: str,
+    max_advantage: float = 0.0,
+    num_best: int = 0,
+    num_worst: int = 0,
 ) -> list[GroupAdvantages]:
     """Compute the advantages of a step from all its groups: normalise, clamp and select.
 
@@ -119,14 +124,14 @@ def step_advantages(
         groups: [G, F] each, from `group_advantages`.
         kind: as for `group_advantages`; `batch_std` divides by the standard deviation over all groups of the step.
         max_advantage: clamp to this size; 0: do not clamp.
-        best_and_worst: train only this many of the best and of the worst trajectories of a group; 0: train all.
+        num_best, num_worst: train only this many of the best and of the worst trajectories of a group; both 0: all.
     """
     scaled = over_batch_std(groups) if kind == "batch_std" else list(groups)
     if max_advantage > 0:
         scaled = [np.clip(group, -max_advantage, max_advantage) for group in scaled]
-    if not best_and_worst:
+    if not num_best + num_worst:
         return [GroupAdvantages.of_all(group) for group in scaled]
-    chosen = [best_and_worst_rows(group, best_and_worst) for group in scaled]
+    chosen = [best_and_worst_rows(group, num_best, num_worst) for group in scaled]
     return [GroupAdvantages(group[rows], rows) for group, rows in zip(scaled, chosen, strict=True)]
 
 
@@ -140,13 +145,13 @@ def over_batch_std(groups: Sequence[npt.NDArray[np.float32]]) -> list[npt.NDArra
     return [(group / std).astype(np.float32) if std > 0 else np.zeros_like(group) for group in groups]
 
 
-def best_and_worst_rows(group: Floats, count: int) -> npt.NDArray[np.int64]:
-    """Select the rows of [G, F] with the `count` highest and the `count` lowest means, in ascending order of row.
+def best_and_worst_rows(group: Floats, num_best: int, num_worst: int) -> npt.NDArray[np.int64]:
+    """Select the rows of [G, F] with the highest and the lowest means, in ascending order of row.
 
     DanceGRPO (https://arxiv.org/abs/2505.07818) trains these only: the rows between add little signal for their cost.
     """
     order = np.argsort(group.mean(axis=1), kind="stable")
-    return np.sort(np.concatenate([order[:count], order[len(order) - count :]]))
+    return np.sort(np.concatenate([order[:num_worst], order[len(order) - num_best :]]))
 
 
 def advantages_from_rewards(

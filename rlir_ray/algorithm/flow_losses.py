@@ -6,8 +6,10 @@ of a level and a noise each.
 
 from __future__ import annotations
 
+import math
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def matching_errors(velocities: Tensor, clean: Tensor, noise: Tensor, levels: Tensor, error: str) -> Tensor:
@@ -52,6 +54,34 @@ def cfm_log_ratio(differences: Tensor, loss_mask: Tensor, num_pairs: int, ratio:
     counts = loss_mask.unflatten(1, (-1, num_pairs)).sum(-1).clamp(min=1)  # [B, F]
     means = differences.unflatten(1, (-1, num_pairs)).sum(-1) / counts
     return torch.where(loss_mask, means.repeat_interleave(num_pairs, 1), 0.0)
+
+
+def dpo_loss(winner_gains: Tensor, loser_gains: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """Compute Flow-DPO's loss of pairs (VideoAlign, https://arxiv.org/abs/2501.13918; beta constant, as there).
+
+    The loss raises a margin: the policy's error falls, relative to the reference's, more on the winner than on the
+    loser. Both errors may rise meanwhile. The paper's errors are sums over the clip's numbers and ours are means: the
+    same strength needs a beta that is larger by the number of numbers.
+
+    Args:
+        winner_gains, loser_gains: [P], a clip's error under the policy minus that under the reference; P pairs.
+        beta: strength.
+
+    Returns:
+        The losses [P] and the margins [P], without gradient.
+    """
+    margins = -beta / 2 * (winner_gains - loser_gains)
+    return -nn.functional.logsigmoid(margins), margins.detach()
+
+
+def reward_weights(advantages: Tensor, temperature: float, max_weight: float) -> Tensor:
+    """Compute the weights exp(advantage / temperature) of reward-weighted regression, of the shape of `advantages`.
+
+    As for diffusion models in https://arxiv.org/abs/2302.12192 and flow models in https://arxiv.org/abs/2501.13918;
+    with advantages, and truncated at `max_weight`, as in https://arxiv.org/abs/1910.00177.
+    """
+    # The logarithms are compared, because exp may be infinite.
+    return (advantages.float() / temperature).clamp(max=math.log(max_weight)).exp()
 
 
 def masked_mean(values: Tensor, loss_mask: Tensor, num_decisions: int) -> Tensor:

@@ -15,7 +15,7 @@ from rlir_ray.config.reward import RewardConfig
 from rlir_ray.config.rollout import FlowConfig, RolloutConfig, VllmConfig
 from rlir_ray.config.run import CheckpointConfig, EvaluationConfig, RunConfig
 from rlir_ray.config.section import FolderName, NonNegativeInt, section
-from rlir_ray.config.train import TrainConfig
+from rlir_ray.config.train import REGRESSION, TrainConfig
 from rlir_ray.config.world import DataConfig, PromptsConfig, WorldConfig
 
 # Most attempts to sample or to score a group whose actor or replica dies each time; then the group fails, because it
@@ -109,12 +109,12 @@ class Config:
 
     @model_validator(mode="after")
     def _check_adapter(self) -> Self:
-        if self.lora.rank and self.train.kl_coefficient and not self.models.adapter:
+        if self.lora.rank and self.train.needs_reference and not self.models.adapter:
             # The reference policy is the policy without its adapter, and at stage 3 no rank holds all its weights.
             require(
                 self.learner.zero_stage < 3,
                 "learner.zero_stage",
-                "must be < 3 with lora.rank and a KL penalty",
+                "must be < 3 with lora.rank and a reference (a KL penalty, or train.objective=flow_dpo)",
                 self.learner.zero_stage,
                 "set learner.zero_stage=2",
             )
@@ -166,9 +166,9 @@ class Config:
     def _check_autoregressive(self) -> None:
         rule = "without policy.family=flow"
         require(
-            self.train.explores,
+            self.train.explores or self.train.objective in REGRESSION,
             "train.objective",
-            f"must be grpo {rule}",
+            f"must be grpo, {' or '.join(REGRESSION)} {rule}",
             self.train.objective,
             "set train.objective=grpo",
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rlir_ray.config import Config
+from rlir_ray.config import CHOOSING, REGRESSION, Config
 from rlir_ray.registry import AXES
 
 
@@ -60,6 +60,27 @@ CONDITIONS = (
         needs="flow.window_moves=sliding",
     ),
     Condition(keys=("train.nft",), is_met=lambda c: c.train.objective == "nft", needs="train.objective=nft"),
+    Condition(keys=("train.dpo",), is_met=lambda c: c.train.objective == "flow_dpo", needs="train.objective=flow_dpo"),
+    Condition(
+        keys=("train.regression",),
+        is_met=lambda c: c.train.objective in REGRESSION,
+        needs=f"train.objective={' or '.join(REGRESSION)}",
+    ),
+    Condition(
+        keys=("train.regression.temperature", "train.regression.max_weight"),
+        is_met=lambda c: c.train.objective == "rwr",
+        needs="train.objective=rwr",
+    ),
+    Condition(
+        keys=("train.regression.num_levels",),
+        is_met=lambda c: c.policy.family == "flow",
+        needs="policy.family=flow",
+    ),
+    Condition(
+        keys=("train.advantage", "train.max_advantage"),
+        is_met=lambda c: c.train.objective not in CHOOSING,
+        needs=f"another objective than {' and '.join(CHOOSING)}, which read the order of the clips alone",
+    ),
     Condition(
         keys=("train.fpo",), is_met=lambda c: c.train.objective == "cfm_ratio", needs="train.objective=cfm_ratio"
     ),

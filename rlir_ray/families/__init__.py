@@ -126,8 +126,8 @@ def open_codec(config: Config) -> ClipCodec:
 
 
 def open_reference(config: Config, policy: nn.Module) -> Forward | None:
-    """Return the forward pass of the frozen reference policy; None without a KL penalty."""
-    if not config.train.kl_coefficient:
+    """Return the forward pass of the frozen reference policy; None where the objective needs none."""
+    if not config.train.needs_reference:
         return None
     if has_adapter(policy) and not config.models.adapter:
         return without_adapter(policy)

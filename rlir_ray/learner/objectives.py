@@ -62,7 +62,7 @@ class ObjectiveParts:
     rescore: Rescore
     """Of the policy's family."""
     reference: Forward | None
-    """The forward pass of the frozen reference; None where train.kl_coefficient is 0."""
+    """The forward pass of the frozen reference; None where `train.needs_reference` is false."""
 
 
 class Objective(Protocol):

@@ -149,10 +149,11 @@ class Learner:
             (len(advantages.rows), group.loss_mask.shape[1], layout(group.record))
             for group, advantages in zip(batch.groups, batch.advantages, strict=True)
         ]
-        own = micro_batches(shapes, self.learner.decision_budget)
+        budget, together = self.learner.decision_budget, self.train.rows_together
+        own = micro_batches(shapes, budget, rows_together=together)
         most = int(self.engine.reduce(torch.tensor(float(len(own))), maximum=True))
         parts, bad_group = [], math.inf
-        for number, micro in enumerate(micro_batches(shapes, self.learner.decision_budget, most), start=1):
+        for number, micro in enumerate(micro_batches(shapes, budget, most, together), start=1):
             columns = stack(batch, micro, self.num_steps, self.engine.device)
             loss, sums = self.objective.loss(self.engine.forward, columns, batch.num_decisions)
             if not _are_finite([loss, *sums.values()]):

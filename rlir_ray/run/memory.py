@@ -86,7 +86,7 @@ def learner_memory(config: Config, policy: nn.Module, frame: FrameShape) -> Lear
     held, gradients, moments = _shares(learner)
     has_masters = is_low and not learner.offload_optimizer
     # The reference of a policy with a fresh adapter is the policy without it.
-    num_copies = int(config.train.kl_coefficient > 0 and not (config.lora.rank and not config.models.adapter))
+    num_copies = int(config.train.needs_reference and not (config.lora.rank and not config.models.adapter))
     num_copies += config.train.objective == "nft"
     activations, num_clips = _activations(config, nn.Module.to(policy, torch.bfloat16) if is_low else policy, frame)
     return LearnerMemory(
@@ -138,6 +138,6 @@ def _activations(config: Config, policy: nn.Module, frame: FrameShape) -> tuple[
         rescoring(record, num_rescored).sum().backward()
     peak = tracker.get_tracker_snapshot("peak")[torch.device("meta")]
     per_clip = sum(num_bytes for kind, num_bytes in peak.items() if kind in (_MemRefType.ACT, _MemRefType.TEMP))
-    most_clips = (2 * train.best_and_worst or train.group_size) * train.prompts_per_step // learner.num_workers
-    num_clips = max(1, min(most_clips, learner.decision_budget // num_decisions))
+    most_clips = (sum(train.chosen_clips) or train.group_size) * train.prompts_per_step // learner.num_workers
+    num_clips = max(train.rows_together, min(most_clips, learner.decision_budget // num_decisions))
     return num_clips * per_clip, num_clips

@@ -5,7 +5,12 @@ import pytest
 from tests.actors.test_driver import assert_same_run, run_pools
 from tests.world import flow_overrides, tiny_flow_prompt_set
 
-OBJECTIVES = {"cfm_ratio": ["train.fpo.num_pairs=2", "train.kl_coefficient=0.1"]}
+OBJECTIVES = {
+    "cfm_ratio": ["train.fpo.num_pairs=2", "train.kl_coefficient=0.1"],
+    "flow_dpo": ["learner.decision_budget=3"],
+    "rwr": ["train.kl_coefficient=0.1"],
+    "best_of_n": [],
+}
 
 
 @pytest.mark.slow

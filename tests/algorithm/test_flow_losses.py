@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rlir_ray.algorithm.flow_losses import cfm_log_ratio, matching_errors
+from rlir_ray.algorithm.advantages import advantages_from_rewards, step_advantages
+from rlir_ray.algorithm.flow_losses import cfm_log_ratio, dpo_loss, matching_errors, reward_weights
 from rlir_ray.algorithm.losses import policy_gradient_loss
 
 GOLDEN = load_file(Path(__file__).parents[1] / "golden/flow_objectives.safetensors")
@@ -77,3 +79,45 @@ def test_masked_pairs_count_neither_in_a_frames_ratio_nor_in_its_gradient() -> N
     found.sum().backward()
     assert differences.grad is not None
     torch.testing.assert_close(differences.grad, torch.tensor([[0.0, 0.0, 1.0, 1.0]]))
+
+
+@pytest.mark.parametrize("beta", [100, 5])
+def test_flow_dpo(beta: int) -> None:
+    levels = GOLDEN["dpo.sigma"]
+    clean, noise, reference = (GOLDEN[f"dpo.{name}"].flatten(1) for name in ("x0", "noise", "v_ref"))
+    velocity = GOLDEN["dpo.v_theta"].clone().requires_grad_()
+    errors = matching_errors(velocity.flatten(1), clean, noise, levels, "velocity")
+    ref_errors = matching_errors(reference, clean, noise, levels, "velocity")
+    expect(errors, "dpo.mse_theta")
+    expect(ref_errors, "dpo.mse_ref")
+    winners, losers = (errors - ref_errors).chunk(2)
+    losses, margins = dpo_loss(winners, losers, beta)
+    torch.testing.assert_close(margins, GOLDEN[f"dpo.beta{beta}.inside"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(losses.mean().detach(), GOLDEN[f"dpo.beta{beta}.loss"], rtol=1e-5, atol=1e-5)
+    losses.mean().backward()
+    assert velocity.grad is not None
+    torch.testing.assert_close(velocity.grad, GOLDEN[f"dpo.beta{beta}.grad_v_theta"], rtol=1e-4, atol=1e-5)
+
+
+def test_the_best_and_the_worst_of_each_group_are_the_published_ones_and_constant_groups_are_left_out() -> None:
+    for number, (rewards, best, pair) in enumerate(
+        zip(*(GOLDEN[f"pairs.{name}"].unflatten(0, (3, 6)).numpy() for name in ("rewards", "sft", "dpo")), strict=True)
+    ):
+        advantages = advantages_from_rewards(
+            np.repeat(rewards[:, None], 2, 1), credit="clip", discount=1, kind="grpo", min_reward_std=1e-6
+        )
+        if number == 1:
+            assert advantages is None and (best == 1).all()
+            continue
+        assert advantages is not None
+        (two,) = step_advantages([advantages], kind="grpo", num_best=1, num_worst=1)
+        (one,) = step_advantages([advantages], kind="grpo", num_best=1)
+        # Of equally good clips, the published choice is the first: the rewards are compared.
+        assert best[one.rows].tolist() == [1]
+        assert sorted(rewards[two.rows].tolist()) == [rewards[pair == -1].item(), rewards[pair == 1].item()]
+
+
+def test_weights_of_regression_by_hand() -> None:
+    # exp(1 / .5) = 7.389; exp(4) = 54.6 is cut to 20; exp(-2) = .1353; exp(1e30) is infinite and cut too.
+    found = reward_weights(torch.tensor([1.0, 2.0, -1.0, 1e30]), 0.5, 20.0)
+    torch.testing.assert_close(found, torch.tensor([7.389056, 20.0, 0.1353353, 20.0]))
