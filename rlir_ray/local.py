@@ -185,11 +185,13 @@ def group_signal(config: Config, scores: RewardScores) -> npt.NDArray[np.float32
 def normalised_advantages(config: Config, groups: Sequence[npt.NDArray[np.float32]]) -> list[GroupAdvantages]:
     """Normalise, clamp and select the advantages of a step's groups, from `group_signal`, as configured."""
     train, reward = config.train, config.reward
+    num_best, num_worst = train.chosen_clips
     return step_advantages(
         groups,
         kind=train.advantage,
         max_advantage=train.max_advantage,
-        best_and_worst=train.best_and_worst,
+        num_best=num_best,
+        num_worst=num_worst,
         term_weights=reward.weights if reward.combine == "losses" else (),
     )
 

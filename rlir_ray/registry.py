@@ -76,6 +76,10 @@ AXES = {
         members={
             "grpo": "rlir_ray.learner.objectives:PolicyGradient",
             "nft": "rlir_ray.learner.objectives:DiffusionNFT",
+            "cfm_ratio": "rlir_ray.learner.flow_objectives:CfmRatio",
+            "flow_dpo": "rlir_ray.learner.flow_objectives:FlowDpo",
+            "rwr": "rlir_ray.learner.regression:RewardWeighted",
+            "best_of_n": "rlir_ray.learner.regression:BestOfN",
         },
         needs=("from_parts", "loss", "end_step", "state", "load_state"),
     ),

@@ -127,6 +127,8 @@ class FlowRecord(Generic[Array]):
     into the first."""
     means: Array | None = None
     """float32 [G, F, S, D, h, w], mean of each step under the behavior policy; None: the objective needs no means."""
+    pair_seeds: Array | None = None
+    """int64 [G], seeds of the levels and noise at which the clean latents are scored; None: they are not scored."""
 
 
 Record = TokenRecord[npt.NDArray[np.generic]] | FlowRecord[npt.NDArray[np.generic]]
@@ -150,7 +152,8 @@ class TrajectoryGroup:
     """The columns of the model's family."""
     behavior_logprobs: npt.NDArray[np.float32] | None
     """[G, T], frame after frame. Tokens: over the ids drawn from, at the sampling temperature, T = F * N. SDE
-    steps: mean over the latent's numbers, T = F * S. None: the objective needs no log-probabilities (DiffusionNFT)."""
+    steps: mean over the latent's numbers, T = F * S. Clean latents: the negative flow-matching error of each of a
+    frame's S pairs, T = F * S. None: the objective needs no log-probabilities (DiffusionNFT)."""
     loss_mask: npt.NDArray[np.bool_]
     """[G, T], the decisions that train; without log-probabilities T = F, one decision a frame."""
     recorded: npt.NDArray[np.generic] | None = None

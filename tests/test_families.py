@@ -105,10 +105,11 @@ def test_checkpoints_of_the_other_family_or_world_are_refused(make_config, check
         resolve(config)
 
 
-def test_reference_is_kept_only_where_a_penalty_asks_for_it(make_config, checkpoints):
-    plain = make_config(*flow_overrides(checkpoints))
+@pytest.mark.parametrize("asking", ["train.kl_coefficient=0.1", "train.objective=flow_dpo"])
+def test_reference_is_kept_only_where_a_penalty_or_an_objective_asks_for_it(make_config, checkpoints, asking):
+    options = [*flow_overrides(checkpoints), "flow.shared_noise=false"]
+    plain, held = make_config(*options), make_config(*options, asking)
     assert open_reference(plain, open_policy(plain)) is None
-    held = dataclasses.replace(plain, train=dataclasses.replace(plain.train, kl_coefficient=0.1))
     policy = open_policy(held)
     reference = open_reference(held, policy)
     columns = (torch.zeros(1, 1, *LATENT_SHAPE), torch.ones(1, 1), torch.zeros(1, 1, 9, dtype=torch.int64))
@@ -144,6 +145,27 @@ def test_nfd_recipes_are_of_the_published_sizes(size, millions):
         (
             ["train.objective=nft", "policy.family=flow", "train.max_advantage=5"],
             "flow.shared_noise must be false with train.objective=nft",
+        ),
+        (
+            ["train.objective=cfm_ratio", "policy.family=flow"],
+            "flow.shared_noise must be false with train.objective=cfm_ratio",
+        ),
+        (
+            ["train.objective=cfm_ratio"],
+            "train.objective must be grpo, rwr or best_of_n without policy.family=flow, got 'cfm_ratio'; set train",
+        ),
+        (["train.objective=flow_dpo"], "train.objective must be grpo, rwr or best_of_n without policy.family=flow"),
+        (
+            ["train.objective=flow_dpo", "train.kl_coefficient=0.1"],
+            "train.kl_coefficient must be 0 with train.objective=flow_dpo, whose loss .*; set train.kl_coefficient=0",
+        ),
+        (
+            ["train.objective=best_of_n", "train.best_and_worst=1"],
+            "train.best_and_worst must be 0 with train.objective=best_of_n, which chooses the clips itself",
+        ),
+        (
+            ["train.objective=rwr", "policy.family=flow"],
+            "flow.shared_noise must be false with train.objective=rwr, or all clips",
         ),
         (["train.grpo.ratio=guard"], "train.grpo.ratio must be plain without policy.family=flow"),
         (["train.best_and_worst=5"], "must be at most half of train.group_size=8, got 5; set train.best_and_worst=4"),

@@ -125,7 +125,8 @@ def step_advantages(
     *,
     kind: str,
     max_advantage: float = 0.0,
-    best_and_worst: int = 0,
+    num_best: int = 0,
+    num_worst: int = 0,
     term_weights: Sequence[float] = (),
 ) -> list[GroupAdvantages]:
     """Compute the advantages of a step from all its groups: normalise, clamp and select.
@@ -134,7 +135,7 @@ def step_advantages(
         groups: [G, F] each, from `group_advantages`; with `term_weights` [K, G, F] each, from `terms.term_advantages`.
         kind: as for `group_advantages`; `batch_std` divides by the standard deviation over all groups of the step.
         max_advantage: clamp to this size; 0: do not clamp.
-        best_and_worst: train only this many of the best and of the worst trajectories of a group; 0: train all.
+        num_best, num_worst: train only this many of the best and of the worst trajectories of a group; both 0: all.
         term_weights: weight of each term whose loss is summed; each term is clamped alone, as in DanceGRPO
             (https://arxiv.org/abs/2505.07818). Empty: one loss.
     """
@@ -142,18 +143,18 @@ def step_advantages(
     if max_advantage > 0:
         scaled = [np.clip(group, -max_advantage, max_advantage) for group in scaled]
     if not term_weights:
-        return [_select(group, None, best_and_worst) for group in scaled]
+        return [_select(group, None, num_best, num_worst) for group in scaled]
     weights = np.asarray(term_weights, np.float32)[:, None, None]
-    return [_select((weights * group).sum(0), weights * group, best_and_worst) for group in scaled]
+    return [_select((weights * group).sum(0), weights * group, num_best, num_worst) for group in scaled]
 
 
 def _select(
-    values: npt.NDArray[np.float32], terms: npt.NDArray[np.float32] | None, best_and_worst: int
+    values: npt.NDArray[np.float32], terms: npt.NDArray[np.float32] | None, num_best: int, num_worst: int
 ) -> GroupAdvantages:
     """Select the trajectories of a group that train; values [G, F], terms [K, G, F]."""
-    if not best_and_worst:
+    if not num_best + num_worst:
         return GroupAdvantages(values, np.arange(len(values)), terms)
-    rows = best_and_worst_rows(values, best_and_worst)
+    rows = best_and_worst_rows(values, num_best, num_worst)
     return GroupAdvantages(values[rows], rows, None if terms is None else terms[:, rows])
 
 
@@ -167,13 +168,13 @@ def over_batch_std(groups: Sequence[npt.NDArray[np.float32]]) -> list[npt.NDArra
     return [(group / std).astype(np.float32) if std > 0 else np.zeros_like(group) for group in groups]
 
 
-def best_and_worst_rows(group: Floats, count: int) -> npt.NDArray[np.int64]:
-    """Select the rows of [G, F] with the `count` highest and the `count` lowest means, in ascending order of row.
+def best_and_worst_rows(group: Floats, num_best: int, num_worst: int) -> npt.NDArray[np.int64]:
+    """Select the rows of [G, F] with the highest and the lowest means, in ascending order of row.
 
     DanceGRPO (https://arxiv.org/abs/2505.07818) trains these only: the rows between add little signal for their cost.
     """
     order = np.argsort(group.mean(axis=1), kind="stable")
-    return np.sort(np.concatenate([order[:count], order[len(order) - count :]]))
+    return np.sort(np.concatenate([order[:num_worst], order[len(order) - num_best :]]))
 
 
 def advantages_from_rewards(

@@ -3,8 +3,8 @@
 Numbers only, no tensors.
 
 The micro-batches of a rank hold every trajectory once. Each holds at most the decision budget, but at least one
-trajectory. All ranks run the same number of micro-batches, because each one may contain a collective call: a rank with
-fewer adds empty micro-batches.
+trajectory, or the neighbouring trajectories that an objective compares. All ranks run the same number of micro-batches,
+because each one may contain a collective call: a rank with fewer adds empty micro-batches.
 """
 
 from __future__ import annotations
@@ -67,7 +67,10 @@ def split_groups(sizes: Sequence[int], num_ranks: int) -> list[list[int]]:
 
 
 def micro_batches(
-    shapes: Sequence[tuple[int, int, Hashable]], decision_budget: int, num_batches: int | None = None
+    shapes: Sequence[tuple[int, int, Hashable]],
+    decision_budget: int,
+    num_batches: int | None = None,
+    rows_together: int = 1,
 ) -> list[MicroBatch]:
     """Cut a rank's trajectories into micro-batches, in order.
 
@@ -76,19 +79,21 @@ def micro_batches(
             its layout. Only trajectories with equal layouts can be stacked.
         decision_budget: most decisions, masked ones included, of one forward and backward pass.
         num_batches: pad with empty micro-batches up to this number, the largest over all ranks; None: do not pad.
+        rows_together: neighbouring trajectories of a group that one micro-batch must hold, whatever the budget; each
+            group has a multiple of them.
     """
     batches: list[MicroBatch] = []
     rows: list[Row] = []
     last_shape = None
     for group, (group_size, num_decisions, layout) in enumerate(shapes):
-        for trajectory in range(group_size):
-            is_full = (len(rows) + 1) * num_decisions > decision_budget
+        for first in range(0, group_size, rows_together):
+            is_full = (len(rows) + rows_together) * num_decisions > decision_budget
             if rows and (is_full or last_shape != (num_decisions, layout)):
                 batches.append(MicroBatch(tuple(rows)))
                 rows = []
-            rows.append(Row(group, trajectory))
+            rows += [Row(group, first + place) for place in range(rows_together)]
             last_shape = (num_decisions, layout)
     if rows:
         batches.append(MicroBatch(tuple(rows)))
-    padding = MicroBatch((Row(0, 0),), is_empty=True)
+    padding = MicroBatch(tuple(Row(0, place) for place in range(rows_together)), is_empty=True)
     return batches + [padding] * ((num_batches or 0) - len(batches))

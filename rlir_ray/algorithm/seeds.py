@@ -35,6 +35,14 @@ def trajectory_seed(seed: int, row: int, step: int) -> int:
     return int(np.random.SeedSequence([2, seed, row, step]).generate_state(1)[0])
 
 
+def pair_seed(seed: int, row: int) -> int:
+    """Return the seed of the pairs at which a trajectory's clean latents are scored, a uint32 as of `trajectory_seed`.
+
+    It does not depend on the learner's step, so that sampler and learner draw the same pairs.
+    """
+    return int(np.random.SeedSequence([4, seed, row]).generate_state(1)[0])
+
+
 def frame_seed(seed: int, row: int, frame: int) -> int:
     """Return the seed of an engine's draws for one frame of a trajectory, a uint32; `seed` is its group's."""
     return int(np.random.SeedSequence([3, seed, row, frame]).generate_state(1)[0])

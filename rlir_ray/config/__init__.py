@@ -7,17 +7,30 @@ from rlir_ray.config.models import ArchitectureConfig, LoraConfig, ModelsConfig,
 from rlir_ray.config.reward import AXIS_MATCHES, RULES, RewardConfig, TermConfig
 from rlir_ray.config.rollout import FlowConfig, RolloutConfig, VllmConfig
 from rlir_ray.config.run import CheckpointConfig, EvaluationConfig, RunConfig
-from rlir_ray.config.train import GrpoConfig, NftConfig, OffPolicyConfig, TrainConfig
+from rlir_ray.config.train import (
+    CHOOSING,
+    REGRESSION,
+    DpoConfig,
+    FpoConfig,
+    GrpoConfig,
+    NftConfig,
+    OffPolicyConfig,
+    RegressionConfig,
+    TrainConfig,
+)
 from rlir_ray.config.world import MAX_ACTION_SHIFT, DataConfig, PromptsConfig, WorldConfig
 
 __all__ = [
     "ArchitectureConfig",
     "AXIS_MATCHES",
+    "CHOOSING",
     "CheckpointConfig",
     "Config",
     "DataConfig",
+    "DpoConfig",
     "EvaluationConfig",
     "FlowConfig",
+    "FpoConfig",
     "GrpoConfig",
     "LearnerConfig",
     "LoraConfig",
@@ -28,7 +41,9 @@ __all__ = [
     "OffPolicyConfig",
     "PolicyConfig",
     "PromptsConfig",
+    "REGRESSION",
     "RULES",
+    "RegressionConfig",
     "RewardConfig",
     "RolloutConfig",
     "RunConfig",

@@ -15,7 +15,7 @@ from rlir_ray.config.reward import RewardConfig
 from rlir_ray.config.rollout import FlowConfig, RolloutConfig, VllmConfig
 from rlir_ray.config.run import CheckpointConfig, EvaluationConfig, RunConfig
 from rlir_ray.config.section import FolderName, NonNegativeInt, section
-from rlir_ray.config.train import TrainConfig
+from rlir_ray.config.train import REGRESSION, TrainConfig
 from rlir_ray.config.world import DataConfig, PromptsConfig, WorldConfig
 
 # Most attempts to sample or to score a group whose actor or replica dies each time; then the group fails, because it
@@ -55,6 +55,12 @@ class Config:
     def importance_level(self) -> str:
         """Level of the importance weights of stale groups: `none`, `token` or `sequence`."""
         return "none" if self.policy.family == "flow" else self.train.importance_level
+
+    @property
+    def stores_logprobs(self) -> bool:
+        """Whether rollouts store log-probabilities, or for `cfm_ratio` flow-matching errors in their place."""
+        train = self.train
+        return self.policy.family != "flow" or train.explores or train.objective == "cfm_ratio"
 
     @property
     def has_clip(self) -> bool:
@@ -111,12 +117,12 @@ class Config:
             self.train.reference_every,
             "leave it out or train all weights (lora.rank=0, no models.adapter)",
         )
-        if self.lora.rank and self.train.kl_coefficient and not self.models.adapter:
+        if self.lora.rank and self.train.needs_reference and not self.models.adapter:
             # The reference policy is the policy without its adapter, and at stage 3 no rank holds all its weights.
             require(
                 self.learner.zero_stage < 3,
                 "learner.zero_stage",
-                "must be < 3 with lora.rank and a KL penalty",
+                "must be < 3 with lora.rank and a reference (a KL penalty, or train.objective=flow_dpo)",
                 self.learner.zero_stage,
                 "set learner.zero_stage=2",
             )
@@ -151,9 +157,9 @@ class Config:
             "set rollout.engine=torch",
         )
         require(
-            self.rollout.guidance == 1 or self.train.objective != "nft",
+            self.rollout.guidance == 1 or self.policy.family != "flow" or self.train.explores,
             "rollout.guidance",
-            "must be 1 with train.objective=nft, which trains the velocity with the action alone",
+            f"must be 1 with train.objective={self.train.objective}, which trains the velocity with the action alone",
             self.rollout.guidance,
             "set train.objective=grpo",
         )
@@ -215,10 +221,10 @@ class Config:
     def _check_autoregressive(self) -> None:
         rule = "without policy.family=flow"
         require(
-            self.train.objective != "nft",
+            self.train.explores or self.train.objective in REGRESSION,
             "train.objective",
-            f"must be grpo {rule}",
-            "nft",
+            f"must be grpo, {' or '.join(REGRESSION)} {rule}",
+            self.train.objective,
             "set train.objective=grpo",
         )
         require(
@@ -265,23 +271,24 @@ class Config:
             self.evaluation.top_p,
             "vary evaluation.temperatures instead",
         )
-        if self.train.objective == "nft":
-            self._check_nft()
+        if not self.train.explores:
+            self._check_clean_latents()
         elif self.flow.sde == "cps":
             self._check_cps()
 
-    def _check_nft(self) -> None:
+    def _check_clean_latents(self) -> None:
+        rule = f"with train.objective={self.train.objective}"
         require(
             not self.flow.shared_noise,
             "flow.shared_noise",
-            "must be false with train.objective=nft, or all clips of a group are equal",
+            f"must be false {rule}, or all clips of a group are equal",
             self.flow.shared_noise,
             "set flow.shared_noise=false",
         )
         require(
             self.train.grpo.ratio == "plain",
             "train.grpo.ratio",
-            "must be plain with train.objective=nft, which has no ratio",
+            f"must be plain {rule}, which has no ratio of SDE steps",
             self.train.grpo.ratio,
             "set train.grpo.ratio=plain",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import field
 from typing import Annotated, Literal, Self
 
@@ -68,6 +69,44 @@ class NftConfig:
     """Highest decay of the sampling policy, a moving average of the trained policy; the decay rises by 0.001 a step."""
 
 
+@section("train.fpo")
+class FpoConfig:
+    """FPO's ratios of flow-matching errors; read with train.objective=cfm_ratio."""
+
+    num_pairs: PositiveInt = 8
+    """Pairs of a noise level and a noise at which each frame's error is measured; each is a decision."""
+    error: Literal["velocity", "noise"] = "velocity"
+    """Error of the predicted `velocity`, or of the `noise` it implies, which counts pairs near pure noise less."""
+    ratio: Literal["frame", "pair"] = "frame"
+    """One ratio from the mean difference of a `frame`'s pairs, or one for each `pair`."""
+    max_difference: NonNegativeFloat = 3.0
+    """Clamp the difference of a pair's errors to ± this value before the mean and the exponential; 0: do not clamp."""
+    clip_range: OpenFraction = 0.05
+    """Clip the ratio to 1 ± this value; differences of video latents are small: see `ratio/q99`."""
+
+
+@section("train.dpo")
+class DpoConfig:
+    """Flow-DPO; read with train.objective=flow_dpo."""
+
+    beta: PositiveFloat = 100.0
+    """Strength with which the policy is held near the reference; errors are means over a clip's numbers."""
+    num_levels: PositiveInt = 2
+    """Noise levels at which each frame of a pair is compared in a step."""
+
+
+@section("train.regression")
+class RegressionConfig:
+    """Supervised training on sampled clips; read with train.objective=rwr and best_of_n."""
+
+    num_levels: PositiveInt = 2
+    """Noise levels of a flow policy's frame in a step."""
+    temperature: PositiveFloat = 1.0
+    """With `rwr` the weight of a clip is exp(advantage / temperature)."""
+    max_weight: PositiveFloat = 20.0
+    """Truncate the weights of `rwr` at this value."""
+
+
 @section("train.off_policy")
 class OffPolicyConfig:
     """Correction of stale groups by importance weights; read with train.objective=grpo."""
@@ -109,11 +148,11 @@ class TrainConfig:
     max_grad_norm: PositiveFloat = 1.0
     """Gradient clipping."""
     objective: ObjectiveName = "grpo"
-    """`grpo`: the clipped surrogate; `nft`: DiffusionNFT, for flow policies; or package.module:Class."""
+    """`grpo`, `rwr`, `best_of_n`; for flow policies `nft`, `cfm_ratio`, `flow_dpo`; or package.module:Class."""
     objective_args: Arguments = field(default_factory=dict)
     """Arguments of your own objective: {NAME: VALUE}."""
     kl_coefficient: NonNegativeFloat = 0.0
-    """Weight of KL(policy || reference): an estimate for tokens, exact for SDE steps; 0: no reference."""
+    """Weight of KL(policy || reference): estimated for tokens, exact for SDE steps, else velocities; 0: off."""
     kl_estimator: Literal["k1", "k2", "k3", "unbiased"] = "k3"
     """Estimate of that KL from a token's log-probabilities; `unbiased`: the value of k3 with the gradient of k2."""
     supervised_coefficient: NonNegativeFloat = 0.0
@@ -140,7 +179,36 @@ class TrainConfig:
     """Bound of every wait for a pool."""
     grpo: GrpoConfig = field(default_factory=GrpoConfig)
     nft: NftConfig = field(default_factory=NftConfig)
+    fpo: FpoConfig = field(default_factory=FpoConfig)
+    dpo: DpoConfig = field(default_factory=DpoConfig)
+    regression: RegressionConfig = field(default_factory=RegressionConfig)
     off_policy: OffPolicyConfig = field(default_factory=OffPolicyConfig)
+
+    @property
+    def explores(self) -> bool:
+        """Whether rollouts of a flow policy take SDE steps; if not, they follow the ODE and store clean latents."""
+        return self.objective not in LEVELS
+
+    @property
+    def num_levels(self) -> int:
+        """Noise levels at which an objective on clean latents compares each frame."""
+        return LEVELS[self.objective](self)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the objective compares the policy with a frozen reference."""
+        return self.kl_coefficient > 0 or self.objective == "flow_dpo"
+
+    @property
+    def chosen_clips(self) -> tuple[int, int]:
+        """How many of the best and of the worst clips of each group train; both 0: all clips."""
+        own = (self.best_and_worst, self.best_and_worst)
+        return {"flow_dpo": (1, 1), "best_of_n": (1, 0)}.get(self.objective, own)
+
+    @property
+    def rows_together(self) -> int:
+        """Clips of a group that a micro-batch must hold together, because the objective compares them."""
+        return 2 if self.objective == "flow_dpo" else 1
 
     @property
     def importance_level(self) -> str:
@@ -222,6 +290,24 @@ class TrainConfig:
         return self
 
     @model_validator(mode="after")
+    def _check_choice(self) -> Self:
+        require(
+            self.objective not in CHOOSING or not self.best_and_worst,
+            "train.best_and_worst",
+            f"must be 0 with train.objective={self.objective}, which chooses the clips itself",
+            self.best_and_worst,
+            "leave it out",
+        )
+        require(
+            self.objective != "flow_dpo" or not self.kl_coefficient,
+            "train.kl_coefficient",
+            "must be 0 with train.objective=flow_dpo, whose loss holds the policy near the reference",
+            self.kl_coefficient,
+            "set train.kl_coefficient=0 and choose train.dpo.beta",
+        )
+        return self
+
+    @model_validator(mode="after")
     def _check_importance(self) -> Self:
         if self.off_policy.importance in ("auto", "none"):
             return self
@@ -234,3 +320,17 @@ class TrainConfig:
                 f"set train.{key}={usual} or leave train.off_policy.importance out",
             )
         return self
+
+
+LEVELS: dict[str, Callable[[TrainConfig], int]] = {
+    "nft": lambda train: train.nft.num_levels,
+    "cfm_ratio": lambda train: train.fpo.num_pairs,
+    "flow_dpo": lambda train: train.dpo.num_levels,
+    "rwr": lambda train: train.regression.num_levels,
+    "best_of_n": lambda train: train.regression.num_levels,
+}
+"""Objectives on clean latents -> the number of noise levels at which they compare each frame."""
+REGRESSION = ("rwr", "best_of_n")
+"""Objectives of `train.regression`, which train token policies too."""
+CHOOSING = ("flow_dpo", "best_of_n")
+"""Objectives that choose the clips of a group by their order alone, whatever the size of the advantages."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rlir_ray.config import Config
+from rlir_ray.config import CHOOSING, REGRESSION, Config
 from rlir_ray.registry import AXES
 
 
@@ -48,7 +48,7 @@ CONDITIONS = (
     ),
     Condition(
         keys=("train.objective_args",),
-        is_met=lambda c: c.train.objective not in ("grpo", "nft"),
+        is_met=lambda c: c.train.objective not in AXES["objectives"].members,
         needs="an objective of your own (train.objective=package.module:Class)",
     ),
     Condition(
@@ -58,7 +58,7 @@ CONDITIONS = (
     ),
     Condition(
         keys=tuple(f"flow.{key}" for key in EXPLORING),
-        is_met=lambda c: c.train.objective != "nft",
+        is_met=lambda c: c.train.explores,
         needs="train.objective=grpo, or one of your own",
     ),
     Condition(
@@ -67,9 +67,38 @@ CONDITIONS = (
         needs="flow.window_moves=sliding",
     ),
     Condition(keys=("train.nft",), is_met=lambda c: c.train.objective == "nft", needs="train.objective=nft"),
+    Condition(keys=("train.dpo",), is_met=lambda c: c.train.objective == "flow_dpo", needs="train.objective=flow_dpo"),
+    Condition(
+        keys=("train.regression",),
+        is_met=lambda c: c.train.objective in REGRESSION,
+        needs=f"train.objective={' or '.join(REGRESSION)}",
+    ),
+    Condition(
+        keys=("train.regression.temperature", "train.regression.max_weight"),
+        is_met=lambda c: c.train.objective == "rwr",
+        needs="train.objective=rwr",
+    ),
+    Condition(
+        keys=("train.regression.num_levels",),
+        is_met=lambda c: c.policy.family == "flow",
+        needs="policy.family=flow",
+    ),
+    Condition(
+        keys=("train.advantage", "train.max_advantage"),
+        is_met=lambda c: c.train.objective not in CHOOSING,
+        needs=f"another objective than {' and '.join(CHOOSING)}, which read the order of the clips alone",
+    ),
+    Condition(
+        keys=("train.fpo",), is_met=lambda c: c.train.objective == "cfm_ratio", needs="train.objective=cfm_ratio"
+    ),
+    Condition(
+        keys=("train.fpo.clip_range", "train.fpo.ratio", "train.fpo.max_difference"),
+        is_met=lambda c: c.train.has_clip("none"),
+        needs="train.max_staleness above 0 or several updates a step (without, every ratio is 1)",
+    ),
     Condition(
         keys=("train.grpo", "train.off_policy"),
-        is_met=lambda c: c.train.objective != "nft",
+        is_met=lambda c: c.train.explores,
         needs="train.objective=grpo",
     ),
     Condition(

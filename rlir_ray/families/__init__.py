@@ -100,7 +100,7 @@ def group_bytes(config: Config, frame: FrameShape) -> int:
     columns = [getattr(record, entry.name) for entry in dataclasses.fields(record)]
     record_bytes = sum(int(column.nbytes) for column in columns if column is not None)
     # Log-probabilities in float32, and the mask.
-    decision_bytes = (1 if config.train.objective == "nft" else 5) * num_decisions
+    decision_bytes = (5 if config.stores_logprobs else 1) * num_decisions
     # The types of `stored_codes`.
     code_bytes = 4 if len(frame) == 1 and config.architecture.num_codes > 1 << 16 else 2
     frame_bytes = code_bytes * math.prod(frame)
@@ -150,8 +150,8 @@ def open_codec(config: Config) -> ClipCodec:
 
 
 def open_reference(config: Config, policy: nn.Module) -> Forward | None:
-    """Return the forward pass of the frozen reference policy; None without a KL penalty."""
-    if not config.train.kl_coefficient:
+    """Return the forward pass of the frozen reference policy; None where the objective needs none."""
+    if not config.train.needs_reference:
         return None
     if has_adapter(policy) and not config.models.adapter:
         return without_adapter(policy)

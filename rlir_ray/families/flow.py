@@ -13,6 +13,7 @@ from rlir_ray.models.clip_codec import ClipCodec
 from rlir_ray.models.clip_losses import ClipLoss, FlowClipLoss
 from rlir_ray.models.compatibility import read_settings
 from rlir_ray.models.flow_forms import check_flow_world, codec_of, form_of, open_flow_policy, policy_settings
+from rlir_ray.models.flow_matcher import FlowMatcher
 from rlir_ray.models.flow_matching import NoiseLevels
 from rlir_ray.models.rescoring import FlowRescorer, Rescore
 from rlir_ray.samplers import Sampler
@@ -36,14 +37,14 @@ def _layout(config: Config) -> ActionLayout:
 def _flow_sampler(config: Config, policy: FlowWorldModel) -> Sampler:
     from rlir_ray.samplers.flow import FlowSampler
 
-    explore, keep_means = config.train.objective != "nft", config.train.grpo.ratio == "guard"
     return FlowSampler(
         policy,
         config.flow,
-        explore=explore,
-        keep_means=keep_means,
+        explore=config.train.explores,
+        keep_means=config.train.grpo.ratio == "guard",
         guidance=config.rollout.guidance,
         compares=compares(config),
+        matcher=_matcher(config, policy),
     )
 
 
@@ -62,7 +63,8 @@ def _flow_sampling(config: Config) -> str:
 
 
 def _flow_record(config: Config, frame: FrameShape, num_clips: int) -> tuple[FlowRecord[torch.Tensor], int]:
-    world, window = config.world, 0 if config.train.objective == "nft" else config.flow.window
+    world, window = config.world, config.flow.window if config.train.explores else 0
+    num_pairs = config.train.fpo.num_pairs if config.train.objective == "cfm_ratio" else 0
     num_frames, num_past = world.num_frames, world.num_context + world.num_frames - 1
     columns = len(_layout(config).class_counts)
 
@@ -76,8 +78,9 @@ def _flow_record(config: Config, frame: FrameShape, num_clips: int) -> tuple[Flo
         history_levels=empty(num_past),
         actions=empty(num_past + 1, columns, dtype=torch.uint8),
         means=empty(num_frames, window, *frame) if config.train.grpo.ratio == "guard" else None,
+        pair_seeds=empty(dtype=torch.int64) if num_pairs else None,
     )
-    return record, num_frames * max(1, window)
+    return record, num_frames * (window or num_pairs or 1)
 
 
 def _flow_cells(layout: ActionLayout) -> Cells:
@@ -85,13 +88,20 @@ def _flow_cells(layout: ActionLayout) -> Cells:
 
 
 def _flow_rescorer(config: Config, policy: FlowWorldModel) -> Rescore:
-    return FlowRescorer(config.flow, policy.span, config.rollout.guidance)
+    return _matcher(config, policy) or FlowRescorer(config.flow, policy.span, config.rollout.guidance)
 
 
 def _flow_clip_loss(config: Config, policy: FlowWorldModel) -> ClipLoss:
     # Later frames read the history with the noise of a rollout, or with less.
     levels = NoiseLevels(history_noise=config.flow.history_noise)
     return FlowClipLoss(policy, config.world.num_frames, levels)
+
+
+def _matcher(config: Config, policy: FlowWorldModel) -> FlowMatcher | None:
+    """Return what scores the clean latents of a rollout; None: the objective needs no such scores."""
+    fpo = config.train.fpo
+    is_read = config.train.objective == "cfm_ratio"
+    return FlowMatcher.of(policy, config.flow, fpo.num_pairs, fpo.error) if is_read else None
 
 
 FAMILY = Family(

@@ -35,6 +35,7 @@ from rlir_ray.algorithm.surrogates import (
 )
 from rlir_ray.config import Config, GrpoConfig, TrainConfig
 from rlir_ray.learner.state import State
+from rlir_ray.models.flow_matcher import draw_pairs
 from rlir_ray.models.rescoring import Forward, Rescore, Scores, stream_velocities
 from rlir_ray.trajectory import FlowRecord, TokenRecord
 from rlir_ray.transfer.weights import Weights, load_weights, weights_of
@@ -75,7 +76,7 @@ class ObjectiveParts:
     rescore: Rescore
     """Of the policy's family."""
     reference: Forward | None
-    """The forward pass of the frozen reference; None where train.kl_coefficient is 0."""
+    """The forward pass of the frozen reference; None where `train.needs_reference` is false."""
 
 
 class Objective(Protocol):
@@ -314,15 +315,7 @@ class DiffusionNFT:
 
     def _draw(self, seeds: list[int], clean: Tensor) -> tuple[Tensor, Tensor]:
         """Draw levels and noise of each trajectory's frames from the trajectory's seed."""
-        num_frames, num_levels, parts = clean.shape[1], self.train.nft.num_levels, []
-        for seed in seeds:
-            generator = torch.Generator().manual_seed(seed)
-            picks = torch.randint(len(self.levels), (num_frames, num_levels), generator=generator)
-            parts.append(
-                (self.levels[picks], torch.randn(num_frames, num_levels, *clean.shape[3:], generator=generator))
-            )
-        levels, noises = (torch.stack(column).to(clean.device) for column in zip(*parts, strict=True))
-        return levels, noises
+        return draw_pairs(seeds, clean, self.levels, self.train.nft.num_levels)
 
     def end_step(self, step: int, gathered: Gathered) -> None:
         """Move the sampling policy towards the policy, faster in early steps (the authors' first schedule)."""

@@ -260,11 +260,13 @@ class Learner:
             (len(advantages.rows), group.loss_mask.shape[1], layout(group.record))
             for group, advantages in zip(batch.groups, batch.advantages, strict=True)
         ]
-        budget = self.learner.decision_budget
-        most = self._most(micro_batches(shapes, budget))
+        cut = functools.partial(
+            micro_batches, shapes, self.learner.decision_budget, rows_together=self.train.rows_together
+        )
+        most = self._most(cut())
         num_own = torch.tensor(float(trained_trajectories(batch.groups, batch.advantages)))
         num_trajectories = int(self.engine.reduce(num_own, maximum=False))
-        return _Minibatch(batch, micro_batches(shapes, budget, most), num_trajectories, [None] * most)
+        return _Minibatch(batch, cut(num_batches=most), num_trajectories, [None] * most)
 
     def _proximal(self, minibatch: _Minibatch) -> list[Tensor | None]:
         if not isinstance(self.objective, DecoupledObjective):

@@ -86,7 +86,7 @@ def learner_memory(config: Config, policy: nn.Module, frame: FrameShape) -> Lear
     held, gradients, moments = _shares(learner)
     has_masters = is_low and not learner.offload_optimizer
     # The reference of a policy with a fresh adapter is the policy without it.
-    num_copies = int(config.train.kl_coefficient > 0 and not (config.lora.rank and not config.models.adapter))
+    num_copies = int(config.train.needs_reference and not (config.lora.rank and not config.models.adapter))
     num_copies += config.train.objective == "nft"
     average_bytes = num_trained * FLOAT32_BYTES * (config.train.ema_decay > 0)
     activations, num_clips = _activations(config, nn.Module.to(policy, torch.bfloat16) if is_low else policy, frame)
@@ -123,9 +123,10 @@ def _activations(config: Config, policy: nn.Module, frame: FrameShape) -> tuple[
     """Return the most bytes that a micro-batch holds beside weights and gradients, and its clips."""
     learner, train, family = config.learner, config.train, family_of(config)
     _, num_decisions = family.record(config, frame, 1)
-    if train.objective == "nft":
+    if not train.explores:
         # Its pass compares each frame at several noise levels, as rescoring does with as many SDE steps.
-        flow = dataclasses.replace(config.flow, window=train.nft.num_levels)
+        window = train.num_levels
+        flow = dataclasses.replace(config.flow, window=window, num_steps=max(config.flow.num_steps, window + 1))
         config = dataclasses.replace(config, flow=flow, train=dataclasses.replace(train, objective="grpo"))
     record, num_rescored = family.record(config, frame, 1)
     # The tracker takes no frozen parameters: with an adapter the activations are a bound from above.
@@ -138,6 +139,6 @@ def _activations(config: Config, policy: nn.Module, frame: FrameShape) -> tuple[
         rescoring(record, num_rescored).sum().backward()
     peak = tracker.get_tracker_snapshot("peak")[torch.device("meta")]
     per_clip = sum(num_bytes for kind, num_bytes in peak.items() if kind in (_MemRefType.ACT, _MemRefType.TEMP))
-    most_clips = (2 * train.best_and_worst or train.group_size) * train.prompts_per_step // learner.num_workers
-    num_clips = max(1, min(most_clips, learner.decision_budget // num_decisions))
+    most_clips = (sum(train.chosen_clips) or train.group_size) * train.prompts_per_step // learner.num_workers
+    num_clips = max(train.rows_together, min(most_clips, learner.decision_budget // num_decisions))
     return num_clips * per_clip, num_clips

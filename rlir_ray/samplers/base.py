@@ -15,7 +15,7 @@ from torch import nn
 
 from rlir_ray.models.rescoring import Rescore
 from rlir_ray.samplers import LogprobDifference
-from rlir_ray.trajectory import TrajectoryGroup
+from rlir_ray.trajectory import Record, TrajectoryGroup
 from rlir_ray.transfer.weights import Received, load_weights
 
 Policy = TypeVar("Policy", bound=nn.Module)
@@ -74,12 +74,18 @@ def compare(policy: nn.Module, rescore: Rescore, group: TrajectoryGroup) -> Logp
     if group.behavior_logprobs is None:
         return None
     row, device = group.group_id % group.group_size, next(policy.parameters()).device
-    clip: dict[str, Any] = {
-        entry.name: torch.from_numpy(column[row : row + 1].copy()).to(device)
-        for entry in fields(group.record)
-        if (column := getattr(group.record, entry.name)) is not None
-    }
     behavior = torch.from_numpy(group.behavior_logprobs[row : row + 1].copy()).to(device)  # [1, T]
-    scores = rescore(policy, replace(group.record, **clip), behavior.shape[1])
+    scores = rescore(policy, clip_of(group.record, row, device), behavior.shape[1])
     apart = (scores.logprobs - behavior).abs()
     return LogprobDifference(mean=float(apart.mean()), maximum=float(apart.max()))
+
+
+def clip_of(record: Record, row: int, device: torch.device) -> Record:
+    """Return one clip of a record as a record of tensors on a device."""
+    # Any: a tensor for each column of the record's own class.
+    clip: dict[str, Any] = {
+        entry.name: torch.from_numpy(column[row : row + 1].copy()).to(device)
+        for entry in fields(record)
+        if (column := getattr(record, entry.name)) is not None
+    }
+    return replace(record, **clip)

@@ -8,7 +8,7 @@ a group, C context frames, F generated frames, K steps of a frame, S of them in 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,9 +18,11 @@ from torch import Tensor
 
 from rlir_ray.algorithm.flow_steps import ode_step, sde_step
 from rlir_ray.algorithm.guidance import NO_GUIDANCE, guided_velocity
+from rlir_ray.algorithm.seeds import pair_seed
 from rlir_ray.config import FlowConfig
+from rlir_ray.models.flow_matcher import FlowMatcher
 from rlir_ray.models.rescoring import FlowRescorer, first_read
-from rlir_ray.samplers.base import PolicySampler
+from rlir_ray.samplers.base import PolicySampler, clip_of
 from rlir_ray.samplers.calls import check_call
 from rlir_ray.spaces.layouts import NO_ACTION
 from rlir_ray.trajectory import EncodedVideo, FlowRecord, Prompt, TrajectoryGroup, stored_codes
@@ -72,6 +74,7 @@ class FlowSampler(PolicySampler["FlowWorldModel"]):
         noise_scale: factor of the initial noise; below 1, clips lie closer to the likeliest ones.
         guidance: scale of the action guidance; 1: none.
         compares: score one clip a call again without a cache, if the clip has SDE steps.
+        matcher: store its scores of the clean frames as log-probabilities; only with `explore` false.
     """
 
     def __init__(
@@ -84,8 +87,12 @@ class FlowSampler(PolicySampler["FlowWorldModel"]):
         noise_scale: float = 1.0,
         guidance: float = NO_GUIDANCE,
         compares: bool = True,
+        matcher: FlowMatcher | None = None,
     ) -> None:
-        super().__init__(policy, FlowRescorer(config, policy.span, guidance), compares)
+        # The matcher scores with the learner's own pass: there is nothing to compare.
+        rescore = matcher or FlowRescorer(config, policy.span, guidance)
+        super().__init__(policy, rescore, compares and matcher is None)
+        self.matcher = matcher
         self.config, self.keep_means, self.noise_scale, self.guidance = config, keep_means, noise_scale, guidance
         self.window = config.window if explore else 0
         self.device = next(policy.parameters()).device
@@ -142,8 +149,13 @@ class FlowSampler(PolicySampler["FlowWorldModel"]):
         self, prompt: Prompt, group_id: int, seed: int, num_context: int, rollout: _Rollout, rows: slice
     ) -> tuple[TrajectoryGroup, EncodedVideo]:
         record, logprobs = rollout.record(rows, self.keep_means)
-        clips = torch.cat([rollout.context[rows], torch.stack(rollout.frames, 1)[rows]], 1)  # [G, C + F, D, h, w]
         num_decisions = prompt.num_frames * max(1, self.window)
+        if self.matcher is not None:
+            seeds = [pair_seed(seed, row) for row in range(len(record.latents))]
+            record = replace(record, pair_seeds=np.array(seeds, np.int64))
+            num_decisions = prompt.num_frames * self.matcher.num_pairs
+            logprobs = self._match(record, num_decisions)
+        clips = torch.cat([rollout.context[rows], torch.stack(rollout.frames, 1)[rows]], 1)  # [G, C + F, D, h, w]
         group = TrajectoryGroup(
             prompt_id=prompt.prompt_id,
             group_id=group_id,
@@ -164,6 +176,11 @@ class FlowSampler(PolicySampler["FlowWorldModel"]):
             recorded=prompt.recorded,
         )
         return group, video
+
+    def _match(self, record: FlowRecord[npt.NDArray[np.generic]], num_decisions: int) -> npt.NDArray[np.float32]:
+        """Score the clean frames [G, T], one clip a pass, which bounds the memory."""
+        clips = (clip_of(record, row, self.device) for row in range(len(record.latents)))
+        return _to_numpy(torch.cat([self.rescore(self.policy, clip, num_decisions).logprobs for clip in clips]))
 
 
 class _Rollout:

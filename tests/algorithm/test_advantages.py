@@ -96,12 +96,14 @@ def test_batch_deviation_weighs_groups_that_agree_less():
 
 def test_clamp_and_selection_of_the_best_and_the_worst():
     group = np.array([[0.5, 0.1], [-2.0, -9.0], [0.2, 0.2], [7.0, 1.0], [-0.3, 0.1]], np.float32)
-    (found,) = step_advantages([group], kind="grpo", max_advantage=5.0, best_and_worst=1)
+    (found,) = step_advantages([group], kind="grpo", max_advantage=5.0, num_best=1, num_worst=1)
     # Means after the clamp: .3, -3.5, .2, 3, -.1.
     assert found.rows.tolist() == [1, 3]
     np.testing.assert_allclose(found.values, [[-2, -5], [5, 1]])
-    (both,) = step_advantages([group], kind="grpo", best_and_worst=2)
+    (both,) = step_advantages([group], kind="grpo", num_best=2, num_worst=2)
     assert both.rows.tolist() == [0, 1, 3, 4]
+    (best,) = step_advantages([group], kind="grpo", num_best=1)
+    assert best.rows.tolist() == [3] and best.values.tolist() == [[7, 1]]
     (whole,) = step_advantages([group], kind="grpo")
     assert whole.rows.tolist() == [0, 1, 2, 3, 4] and whole.values is group
 

@@ -45,3 +45,13 @@ def test_shorter_ranks_are_padded_with_empty_micro_batches() -> None:
     batches = micro_batches([(2, 10, 20)], 10, num_batches=4)
     assert [batch.is_empty for batch in batches] == [False, False, True, True]
     assert batches[2] == MicroBatch((Row(0, 0),), is_empty=True)
+
+
+@pytest.mark.parametrize("budget", [1, 10, 35, 1000])
+def test_rows_that_are_compared_share_a_micro_batch_whatever_the_budget(budget: int) -> None:
+    batches = micro_batches([(2, 10, 20), (4, 10, 20)], budget, num_batches=5, rows_together=2)
+    assert len(batches) == 5 and batches[-1] == MicroBatch((Row(0, 0), Row(0, 1)), is_empty=True)
+    rows = [row for batch in batches if not batch.is_empty for row in batch.rows]
+    assert rows == [Row(group, row) for group, size in ((0, 2), (1, 4)) for row in range(size)]
+    for batch in batches:
+        assert len(batch.rows) % 2 == 0 and (10 * len(batch.rows) <= budget or len(batch.rows) == 2)

@@ -30,7 +30,8 @@ from rlir_ray.config.schema import entries, sections
         (
             TrainConfig,
             {"objective": "ppo"},
-            "train.objective must be one of grpo, nft, or package.module:Name, got 'ppo'; did you mean grpo",
+            "train.objective must be one of grpo, nft, cfm_ratio, flow_dpo, rwr, best_of_n, or package.module:Name, "
+            "got 'ppo'; did you mean grpo",
         ),
         (TrainConfig, {"steps": 3}, "'train.steps' is not a configuration key; did you mean 'train.num_steps'"),
         (RolloutConfig, {"resources": {"": 1}}, "rollout.resources must be names of custom resources of nodes, got ''"),

@@ -6,6 +6,9 @@ from rlir_ray.config.load import keys, load_config
 from rlir_ray.config.unread_keys import CONDITIONS, reject_unread
 
 NFT = ["train.objective=nft", "train.max_advantage=5", "flow.shared_noise=false"]
+FLOW_DPO = ["train.objective=flow_dpo", "flow.shared_noise=false", "train.kl_coefficient=0"]
+RWR = ["train.objective=rwr"]
+CFM_RATIO = ["train.objective=cfm_ratio", "flow.shared_noise=false"]
 
 
 def resolved(recipe, overrides):
@@ -22,6 +25,10 @@ def resolved(recipe, overrides):
         ("mineworld_300m", "reward.discount=0.9", ["reward.credit=frame"]),
         ("doom_tiny_flow", "train.nft.beta=0.5", NFT),
         ("doom_tiny_flow", "train.nft={beta: 0.5}", NFT),
+        ("doom_tiny_flow", "train.fpo.num_pairs=4", CFM_RATIO),
+        ("doom_tiny_flow", "train.dpo.beta=4", FLOW_DPO),
+        ("doom_tiny_flow", "train.regression.num_levels=4", [*RWR, "flow.shared_noise=false"]),
+        ("doom_tiny_ar", "train.regression.temperature=4", RWR),
         ("doom_tiny_flow", "flow.window_interval=2", ["flow.window_moves=sliding"]),
         ("doom_tiny_ar", "reward.target_queue=4", ["reward.max_replicas=3"]),
         ("doom_tiny_ar", "train.grpo.clip_low=0.1", ["train.off_policy.importance=none"]),
@@ -51,6 +58,12 @@ def test_a_key_that_cannot_act_is_refused_and_the_setting_that_it_needs_helps(re
         ["train.off_policy.importance=sequence", "train.max_staleness=0"],
         ["train.off_policy.importance=none", "train.grpo.loss=cispo", "train.grpo.dual_clip=3"],
         ["train.off_policy.importance=none", "train.off_policy.max_ratio=4"],
+        [*RWR, "train.regression.num_levels=4"],
+        [*RWR, "train.grpo.clip_low=0.1"],
+        ["train.objective=best_of_n", "train.regression.max_weight=4"],
+        ["train.objective=best_of_n", "train.advantage=dr_grpo"],
+        ["policy.family=flow", *FLOW_DPO, "train.max_advantage=2"],
+        ["policy.family=flow", *CFM_RATIO, "train.max_staleness=0", "train.fpo.clip_range=0.1"],
         ["learner.engine=torch", "learner.zero_stage=2"],
         ["reward.address=serve://x", "reward.num_replicas=2"],
         ["models.adapter=runs/first/policy", "lora.rank=4"],
@@ -62,10 +75,11 @@ def test_settings_that_contradict_each_other_are_refused(overrides):
 
 
 @pytest.mark.parametrize("override", ["flow.sde=cps", "train.grpo.clip_low=0.1", "train.off_policy.importance=none"])
-def test_settings_of_another_objective_than_nft_are_refused_with_it(override):
+@pytest.mark.parametrize("others", [NFT, CFM_RATIO, FLOW_DPO, [*RWR, "flow.shared_noise=false"]])
+def test_settings_of_another_objective_are_refused_with_one_on_clean_latents(override, others):
     key = override.partition("=")[0]
     with pytest.raises(ValueError, match=f"{key} is read only with train.objective=grpo"):
-        resolved("doom_tiny_flow", [override, *NFT])
+        resolved("doom_tiny_flow", [override, *others])
 
 
 def test_what_the_recipe_says_besides_may_stay_unread():

@@ -71,7 +71,8 @@ def documented():
 
 def written_in_code():
     """Names of metrics that the code spells out."""
-    prefix = r"(time|ratio|correction|loss|nft|overlap|object_store|staleness|throughput|updates|follow|credit)"
+    rooms = ("time", "ratio", "correction", "loss", "nft", "matching", "dpo", "rwr", "overlap", "object_store")
+    prefix = f"({'|'.join(rooms)}|staleness|throughput|updates|follow|credit)"
     sources = [*ROOT.glob("rlir_ray/**/*.py"), *ROOT.glob("actors/**/*.py")]
     found = {f"groups/{state}" for state in END_STATES}
     for source in sources:
