@@ -133,6 +133,27 @@ gradient (verl's `k3+`). All of this holds for decisions that the policy itself 
 """
 
 
+def entropy_bonus(policy_logprobs: Tensor, loss_mask: Tensor, num_decisions: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Estimate the entropy of the policy's draws from the drawn decisions alone; the mean over the global number.
+
+    The metric `entropy/mean` is the mean of -log p, which is unbiased for decisions that the policy has drawn. The
+    gradient of the returned number is -log p times the gradient of log p, whose mean is the gradient of the entropy
+    (the score-function estimator): no second pass over all ids is needed.
+
+    Args:
+        policy_logprobs: [B, T], of the drawn decisions; carries the gradient.
+        loss_mask: bool [B, T].
+        num_decisions: unmasked decisions of the whole update.
+
+    Returns:
+        A scalar to add to the objective and to sum over micro-batches and ranks, and its metric.
+    """
+    same_shapes(policy_logprobs, loss_mask)
+    logprobs = torch.where(loss_mask, policy_logprobs.float(), 0.0)  # [B, T]
+    drawn = logprobs.detach()
+    return -(drawn * logprobs).sum() / num_decisions, {"entropy/mean": -drawn.sum()}
+
+
 def mean_kl_loss(
     policy_means: Tensor, ref_means: Tensor, stds: Tensor, loss_mask: Tensor, num_decisions: int
 ) -> tuple[Tensor, dict[str, Tensor]]:

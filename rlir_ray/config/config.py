@@ -237,6 +237,20 @@ class Config:
 
     def _check_flow(self) -> None:
         require(
+            not self.train.entropy_coefficient,
+            "train.entropy_coefficient",
+            "must be 0 with policy.family=flow, whose noise is set",
+            self.train.entropy_coefficient,
+            "explore with flow.noise_level",
+        )
+        require(
+            "entropy" not in self.evaluation.stop_on,
+            "evaluation.stop_on",
+            "must not name entropy with policy.family=flow, whose noise is set",
+            ",".join(self.evaluation.stop_on),
+            "leave entropy out",
+        )
+        require(
             self.train.grpo.loss == "clip",
             "train.grpo.loss",
             "must be clip with policy.family=flow, whose ratios are no likelihood ratios",

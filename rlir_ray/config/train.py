@@ -155,6 +155,8 @@ class TrainConfig:
     """Weight of KL(policy || reference): estimated for tokens, exact for SDE steps, else velocities; 0: off."""
     kl_estimator: Literal["k1", "k2", "k3", "unbiased"] = "k3"
     """Estimate of that KL from a token's log-probabilities; `unbiased`: the value of k3 with the gradient of k2."""
+    entropy_coefficient: NonNegativeFloat = 0.0
+    """Weight of a bonus for the entropy of a token policy's draws; 0: none."""
     supervised_coefficient: NonNegativeFloat = 0.0
     """Weight of the pretraining loss on the recorded clips of a step's prompts; 0: reinforcement learning alone."""
     reference_every: NonNegativeInt = 0

@@ -89,6 +89,11 @@ CONDITIONS = (
         needs=f"another objective than {' and '.join(CHOOSING)}, which read the order of the clips alone",
     ),
     Condition(
+        keys=("train.entropy_coefficient",),
+        is_met=lambda c: c.train.objective == "grpo",
+        needs="train.objective=grpo",
+    ),
+    Condition(
         keys=("train.fpo",), is_met=lambda c: c.train.objective == "cfm_ratio", needs="train.objective=cfm_ratio"
     ),
     Condition(

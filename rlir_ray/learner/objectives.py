@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rlir_ray.algorithm.flow_steps import interpolate
 from rlir_ray.algorithm.losses import (
+    entropy_bonus,
     guarded_log_ratio,
     kl_loss,
     mean_kl_loss,
@@ -150,6 +151,9 @@ class PolicyGradient:
             terms = [replace(columns, advantages=each) for each in columns.term_advantages]
             losses, found = zip(*(self._policy_loss(scores, each, num_decisions) for each in terms), strict=True)
             loss, metrics = torch.stack(losses).sum(), _of_all_terms(found)
+        if isinstance(columns.record, TokenRecord):
+            bonus, more = entropy_bonus(scores.logprobs, mask, num_decisions)
+            loss, metrics = loss - self.train.entropy_coefficient * bonus, metrics | more
         if self.reference is None:
             return loss, metrics
         with torch.no_grad():

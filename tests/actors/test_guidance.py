@@ -47,7 +47,7 @@ def test_an_evaluation_samples_and_records_at_its_scale(
     config = make_config(f"models.policy={checkpoints / 'guided_policy'}", "evaluation.guidance=[2.5,1]")
     actor, prompts = EvaluationActor(config, tmp_path, num_threads=1), tiny_prompt_set("heldout")
     for temperature, guidance in config.evaluation.samplings:
-        actor.evaluate(prompts, None, 0, BASE, temperature, False, guidance)
+        actor.evaluate(prompts, None, 0, BASE, temperature, False, guidance=guidance)
     guided, plain = Results.load(tmp_path).evaluations
     assert (guided.guidance, plain.guidance) == (2.5, 1.0)
     assert guided.quality.mean("brightness") != plain.quality.mean("brightness")

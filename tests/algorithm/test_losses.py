@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rlir_ray.algorithm.losses import (
     combine,
+    entropy_bonus,
     guarded_log_ratio,
     kl_loss,
     mean_kl_loss,
@@ -155,3 +156,26 @@ def test_nft_loss_and_gradient_of_a_worked_example() -> None:
 
 def test_optimality_is_the_place_of_an_advantage_in_its_bounds() -> None:
     assert optimality(torch.tensor([-9.0, -5.0, 0.0, 2.5, 9.0]), 5.0).tolist() == [0, 0, 0.5, 0.75, 1]
+
+
+def test_entropy_of_drawn_decisions_and_its_gradient() -> None:
+    logits = torch.tensor([0.5, -0.3, 1.2], dtype=torch.float64, requires_grad=True)
+    logprobs = torch.log_softmax(logits, 0)
+    entropy = -(logprobs.exp() * logprobs).sum()
+    (wanted,) = torch.autograd.grad(entropy, logits, retain_graph=True)
+    # The mean over all draws, each with its probability.
+    found, value = torch.zeros_like(logits), 0.0
+    for draw in range(3):
+        bonus, metrics = entropy_bonus(logprobs[draw][None, None], torch.ones(1, 1, dtype=torch.bool), 1)
+        (gradient,) = torch.autograd.grad(bonus, logits, retain_graph=True)
+        found += logprobs[draw].exp().detach() * gradient
+        value += float((logprobs[draw].exp() * metrics["entropy/mean"]).detach())
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
+    assert value == pytest.approx(float(entropy), abs=1e-6)
+
+
+def test_masked_decisions_have_no_entropy() -> None:
+    logprobs = torch.tensor([[-1.0, -torch.inf], [-3.0, -2.0]], requires_grad=True)
+    mask = torch.tensor([[True, False], [True, True]])
+    bonus, metrics = entropy_bonus(logprobs, mask, 3)
+    assert float(metrics["entropy/mean"]) == 6 and float(bonus.detach()) == pytest.approx(-(1 + 9 + 4) / 3)
