@@ -24,7 +24,7 @@ from rlir_ray.algorithm.batching import micro_batches
 from rlir_ray.algorithm.flow_steps import noise_levels, ode_step
 from rlir_ray.config import FlowConfig
 from rlir_ray.data.files import write_json
-from rlir_ray.learner.step import StepBatch, stack, trained_trajectories
+from rlir_ray.learner.batches import StepBatch, stack, trained_trajectories
 from rlir_ray.models.flow import FlowWorldModel, open_flow_model
 from rlir_ray.models.rescoring import FlowRescorer
 from rlir_ray.run.environment import versions

@@ -25,7 +25,8 @@ from rlir_ray.data.files import write_json
 from rlir_ray.families import make_objective
 from rlir_ray.idm.vpt import VptInverseDynamics
 from rlir_ray.idm.vpt_config import VPT_CONFIG
-from rlir_ray.learner.step import Learner, StepBatch, trained_decisions
+from rlir_ray.learner.batches import StepBatch, trained_decisions
+from rlir_ray.learner.step import Learner
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.models.flow import FlowWorldModel

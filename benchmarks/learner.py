@@ -32,8 +32,10 @@ from rlir_ray.algorithm.advantages import GroupAdvantages
 from rlir_ray.config import LearnerConfig, TrainConfig
 from rlir_ray.config.load import load_config
 from rlir_ray.data.files import write_json
+from rlir_ray.learner.batches import StepBatch
+from rlir_ray.learner.engine import Engine
 from rlir_ray.learner.objectives import PolicyGradient
-from rlir_ray.learner.step import Engine, Learner, StepBatch
+from rlir_ray.learner.step import Learner
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.models.rescoring import TokenRescorer

@@ -12,8 +12,8 @@ import torch
 
 from rlir_ray.config import Config
 from rlir_ray.data.prompts import PromptSet, PromptSplit
+from rlir_ray.learner.batches import StepBatch
 from rlir_ray.learner.state import State
-from rlir_ray.learner.step import StepBatch
 from rlir_ray.spaces.mineworld import TOKENS_PER_ACTION
 from rlir_ray.testing import sample_actions
 from rlir_ray.trajectory import EncodedVideo, Prompt, RewardScores, TokenRecord, TrajectoryGroup

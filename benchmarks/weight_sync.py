@@ -33,7 +33,7 @@ from rlir_ray.algorithm.advantages import GroupAdvantages
 from rlir_ray.config import FlowConfig
 from rlir_ray.config.load import load_config
 from rlir_ray.data.files import write_json
-from rlir_ray.learner.step import StepBatch
+from rlir_ray.learner.batches import StepBatch
 from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.models.flow import FlowWorldModel
 from rlir_ray.run.environment import versions

@@ -21,7 +21,7 @@ from rlir_ray.algorithm.batching import minibatch_sizes
 from rlir_ray.algorithm.ledger import FAILED, NO_SIGNAL, TRAINED, Failures, Ledger, SkippedUpdates, skipped_cause
 from rlir_ray.algorithm.seeds import group_seed, prompt_index
 from rlir_ray.algorithm.terms import term_advantages, weighted_sum
-from rlir_ray.learner.step import step_batches
+from rlir_ray.learner.batches import step_batches
 from rlir_ray.rewards.classification import accuracy, balanced_accuracy, macro_f1, occurs
 from rlir_ray.samplers import LogprobDifference, difference_metrics
 from rlir_ray.trajectory import Prompt, RewardScores, TrajectoryGroup

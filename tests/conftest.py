@@ -24,6 +24,8 @@ from tests.world import MakeConfig, tiny_config
 RAY_FOLDERS = ("actors", "chaos")
 # Its tests that start Ray run the commands and programs of pages, each in a process of its own.
 PROGRAM_FOLDER = "docs"
+# Its tests kill processes and wait: two at once would run into each other's time limits.
+CHAOS_FOLDER = "chaos"
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -37,13 +39,15 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that start Ray, and those whose programs do: `make test` runs the three kinds apart."""
+    """Mark the tests that start Ray, those whose programs do, and those that kill: each kind runs apart."""
     for item in items:
         folder = item.path.relative_to(Path(__file__).parent).parts[0]
         if folder in RAY_FOLDERS or "ray_cluster" in getattr(item, "fixturenames", ()):
             item.add_marker("ray")
         if folder == PROGRAM_FOLDER and item.get_closest_marker("ray"):
             item.add_marker("program")
+        if folder == CHAOS_FOLDER:
+            item.add_marker("chaos")
 
 
 @pytest.fixture(scope="session")

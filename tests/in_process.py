@@ -32,7 +32,7 @@ from rlir_ray.algorithm.advantages import GroupAdvantages
 from rlir_ray.config import Config
 from rlir_ray.config.load import load_config
 from rlir_ray.evaluation.alarms import Sign
-from rlir_ray.learner.step import StepBatch, trained_decisions
+from rlir_ray.learner.batches import StepBatch, trained_decisions
 from rlir_ray.rewards.base import Reward
 from rlir_ray.run.checkpoint import LEARNER, Files, describe_files, save_arrays
 from rlir_ray.run.tracing import TraceRecorder, span_since

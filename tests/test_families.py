@@ -20,7 +20,8 @@ from rlir_ray.families import (
     open_policy,
     open_reference,
 )
-from rlir_ray.learner.step import Learner, StepBatch, trained_decisions
+from rlir_ray.learner.batches import StepBatch, trained_decisions
+from rlir_ray.learner.step import Learner
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.models.flow import FlowWorldModel
 from rlir_ray.run.preflight import check_checkpoints

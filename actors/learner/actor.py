@@ -21,7 +21,9 @@ from actors.learner.rank_queue import QUEUE_TIMEOUT_S, FetchedCommand, RankQueue
 from actors.learner.sender import start_sending
 from rlir_ray.config import Config
 from rlir_ray.families import make_objective, open_clip_loss, open_policy
-from rlir_ray.learner.step import Engine, Learner, step_batches
+from rlir_ray.learner.batches import step_batches
+from rlir_ray.learner.engine import Engine
+from rlir_ray.learner.step import Learner
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.run.checkpoint import LEARNER, ArrayFile, Files, describe_files, save_arrays, save_group
 from rlir_ray.run.watchdog import show_stack_on_signal

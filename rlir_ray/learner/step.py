@@ -6,98 +6,32 @@ Legend: B trajectories of a micro-batch, G of a group, T decisions, F generated 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import itertools
 import math
-import os
-import shutil
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rlir_ray.algorithm.advantages import GroupAdvantages
 from rlir_ray.algorithm.batching import MicroBatch, micro_batches
 from rlir_ray.algorithm.losses import combine, is_maximum, normalise
-from rlir_ray.algorithm.seeds import trajectory_seed
 from rlir_ray.config import LearnerConfig, TrainConfig
+from rlir_ray.learner.batches import StepBatch, layout, stack, trained_trajectories
+from rlir_ray.learner.engine import Engine, GradientWatch
 from rlir_ray.learner.moving_average import MovingAverage
 from rlir_ray.learner.objectives import Columns, DecoupledObjective, Metrics, Objective
-from rlir_ray.learner.state import Part, State, trained_parameters
+from rlir_ray.learner.state import Part, State
 from rlir_ray.learner.supervised import RecordedClips
-from rlir_ray.models.adapters import save_policy
+from rlir_ray.models.adapters import save_whole
 from rlir_ray.models.clip_losses import ClipLoss
-from rlir_ray.trajectory import Record, TrajectoryGroup
 from rlir_ray.transfer.weights import Weights, check_finite, weights_of
 
 # Keys of a learner's state, beside the engine's keys.
 NUM_STEPS, OBJECTIVE, AVERAGE = "num_steps", "objective/", "average/"
-
-
-@dataclass(frozen=True, slots=True)
-class StepBatch:
-    """One rank's share of an update: of a step, or of one of its minibatches.
-
-    Example: 2 ranks, 4 groups of 8 clips with 384 decisions each: every rank gets 2 groups, advantages ``2 x [8, 8]``,
-    and ``num_decisions = 4 * 8 * 384 = 12288``.
-    """
-
-    groups: list[TrajectoryGroup]
-    advantages: list[GroupAdvantages]
-    """Advantages of each group; all T / F decisions of a frame share the frame's value."""
-    num_decisions: int
-    """Trained decisions of the whole update, over all ranks: the sum of `trained_decisions`."""
-
-    def __post_init__(self) -> None:
-        if not self.groups or len(self.groups) != len(self.advantages):
-            raise ValueError(
-                f"a rank needs groups and as many advantages, got {len(self.groups)} and {len(self.advantages)}; "
-                "set train.prompts_per_step to learner.num_workers or more"
-            )
-        for group, advantages in zip(self.groups, self.advantages, strict=True):
-            size, decisions = group.loss_mask.shape
-            if advantages.rows.max() >= size or decisions % advantages.values.shape[1]:
-                raise ValueError(
-                    f"advantages must be of rows below G, with F dividing T, got rows up to {advantages.rows.max()} "
-                    f"and F = {advantages.values.shape[1]} for {size}, {decisions}; give one advantage a frame"
-                )
-
-
-def trained_decisions(groups: Sequence[TrajectoryGroup], advantages: Sequence[GroupAdvantages]) -> int:
-    """Count the decisions that train: the unmasked decisions of rows with advantages."""
-    return sum(int(group.loss_mask[each.rows].sum()) for group, each in zip(groups, advantages, strict=True))
-
-
-def trained_trajectories(groups: Sequence[TrajectoryGroup], advantages: Sequence[GroupAdvantages]) -> int:
-    """Count the trajectories with decisions that train."""
-    return sum(int(group.loss_mask[each.rows].any(1).sum()) for group, each in zip(groups, advantages, strict=True))
-
-
-def step_batches(
-    groups: Sequence[TrajectoryGroup], advantages: Sequence[GroupAdvantages], sizes: Sequence[int], engine: Engine
-) -> list[StepBatch]:
-    """Cut a rank's groups into its shares of a step's minibatches. Every rank calls: counts are summed over ranks.
-
-    Args:
-        groups: the rank's groups, in the order of the minibatches.
-        advantages: of each group.
-        sizes: groups of each minibatch on this rank.
-        engine: the rank's engine.
-    """
-    shares = [slice(end - size, end) for size, end in zip(sizes, itertools.accumulate(sizes), strict=True)]
-    own = [float(trained_decisions(groups[share], advantages[share])) for share in shares]
-    counts = engine.reduce(torch.tensor(own, dtype=torch.float64).to(engine.device), maximum=False)
-    return [
-        StepBatch(list(groups[share]), list(advantages[share]), int(count))
-        for share, count in zip(shares, counts, strict=True)
-    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,48 +57,6 @@ class _Update:
     """Of each pass over recorded clips."""
     grad_norm: float
     num_decisions: int
-
-
-class Engine(Protocol):
-    """The optimiser's backend: accumulates gradients, reduces them over ranks and updates the weights."""
-
-    module: torch.nn.Module
-    rank: int
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the policy."""
-
-    def forward(self, *inputs: object) -> Tensor:
-        """Run the policy's forward pass."""
-
-    def backward(self, loss: Tensor, last: bool) -> None:
-        """Accumulate the gradient of a loss that is summed over micro-batches and ranks."""
-
-    def optimizer_step(self, learning_rate: float) -> float:
-        """Clip the gradient, update, and clear the gradient; return its norm before clipping, equal on every rank.
-
-        If the norm is not finite, skip the update: weights and moments do not change.
-        """
-
-    def reduce(self, values: Tensor, maximum: bool) -> Tensor:
-        """Return the sum or maximum over ranks."""
-
-    def gathered(self) -> AbstractContextManager[None]:
-        """Return a context in which the trained parameters are whole; every rank must enter."""
-
-    def state(self) -> Weights:
-        """Return all weights and moments in the format of `rlir_ray.learner.state`; every rank calls, rank 0 gets them.
-
-        Other ranks get an empty dict.
-        """
-
-    def load_state(self, state: State) -> None:
-        """Load a state that any engine has written; every rank calls with the same state.
-
-        Raises:
-            ValueError: the state belongs to another policy.
-        """
 
 
 def learning_rate_at(step: int, learning_rate: float, warmup_steps: int) -> float:
@@ -445,111 +337,6 @@ def _passes(batch: StepBatch, micros: Sequence[MicroBatch], run: Callable[[int],
     return [Pass(group_id, functools.partial(run, place)) for place, group_id in enumerate(ids)]
 
 
-class GradientWatch:
-    """A record of the parameters whose gradients were not finite. It stays on the device, so that the host never waits.
-
-    Args:
-        module: the module whose trained parameters are watched.
-        device: the engine's device.
-    """
-
-    def __init__(self, module: torch.nn.Module, device: torch.device) -> None:
-        trained = trained_parameters(module)
-        self._names = list(trained)
-        self._is_bad = torch.zeros(len(trained), device=device)
-        for place, weight in enumerate(trained.values()):
-            weight.register_hook(functools.partial(self._record, place))
-
-    def _record(self, place: int, gradient: Tensor) -> None:
-        self._is_bad[place] += ~gradient.sum().isfinite()
-
-    def first_bad(self, engine: Engine) -> str:
-        """Return the first parameter with a bad gradient on any rank, or "", and clear the record. Every rank calls."""
-        found = engine.reduce(self._is_bad, maximum=True).nonzero().flatten().tolist()
-        self._is_bad.zero_()
-        return self._names[found[0]] if found else ""
-
-
 def _are_finite(tensors: Sequence[Tensor]) -> bool:
     # Concatenate the tensors, so that the host waits for the device only once.
     return bool(torch.cat([tensor.detach().flatten().float() for tensor in tensors]).isfinite().all())
-
-
-def save_whole(model: nn.Module, folder: Path) -> None:
-    """Save into a temporary folder beside `folder`, then rename it, so that `folder` is never half-written."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    previous = folder.with_name(f".{folder.name}.previous")
-    try:
-        for leftover in (partial, previous):
-            shutil.rmtree(leftover, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_policy(model, partial)
-        if folder.exists():
-            os.replace(folder, previous)
-        os.replace(partial, folder)
-        shutil.rmtree(previous, ignore_errors=True)
-    except Exception as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        # Convert safetensors' own error for a full disk too, because it names no file.
-        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
-            raise
-        raise ValueError(f"a policy must be saved whole, got {error} at {folder}; make room or set run.dir") from None
-
-
-def stack(batch: StepBatch, micro: MicroBatch, step: int, device: torch.device, num_trajectories: int) -> Columns:
-    """Stack the columns of a micro-batch, one row a trajectory; B rows.
-
-    Args:
-        batch: the rank's share.
-        micro: the rows.
-        step: number of the step, for the seeds.
-        device: the learner's.
-        num_trajectories: `trained_trajectories` of the whole step.
-    """
-    rows = [(batch.groups[row.group], batch.advantages[row.group], row.trajectory) for row in micro.rows]
-    places = [int(advantages.rows[number]) for _, advantages, number in rows]
-    groups = [group for group, _, _ in rows]
-
-    def tensor(arrays: Sequence[npt.NDArray[np.generic]]) -> Tensor:
-        return torch.from_numpy(np.stack(arrays)).to(device)
-
-    def column(name: str) -> Tensor | None:
-        whole = [getattr(group.record, name) for group in groups]
-        return None if whole[0] is None else tensor([each[row] for each, row in zip(whole, places, strict=True)])
-
-    kind, logprobs = type(groups[0].record), [group.behavior_logprobs for group in groups]
-    masks = [group.loss_mask[row] & (not micro.is_empty) for group, row in zip(groups, places, strict=True)]
-    has_logprobs = logprobs[0] is not None
-    return Columns(
-        record=kind(*(column(entry.name) for entry in dataclasses.fields(kind))),  # type: ignore[arg-type]  # of the same class
-        behavior_logprobs=tensor([each[row] for each, row in zip(logprobs, places, strict=True)])  # type: ignore[index]  # none is None
-        if has_logprobs
-        else None,
-        loss_mask=tensor(masks),
-        advantages=tensor([_per_decision(each.values[number], group) for group, each, number in rows]),
-        term_advantages=_term_advantages(rows, tensor),
-        seeds=[trajectory_seed(group.seed, row, step) for group, row in zip(groups, places, strict=True)],
-        num_trajectories=num_trajectories,
-    )
-
-
-def _term_advantages(
-    rows: Sequence[tuple[TrajectoryGroup, GroupAdvantages, int]],
-    tensor: Callable[[Sequence[npt.NDArray[np.generic]]], Tensor],
-) -> Tensor | None:
-    """Stack the advantages of each term, [K, B, T]; None: the groups have one loss."""
-    if rows[0][1].terms is None:
-        return None
-    by_row = [[_per_decision(term[number], group) for term in each.terms] for group, each, number in rows]  # type: ignore[union-attr]  # none is None
-    return tensor([np.stack(terms) for terms in by_row]).movedim(1, 0)
-
-
-def layout(record: Record) -> tuple[tuple[int, ...], ...]:
-    """Return the shapes of a trajectory's columns; only trajectories with equal shapes can be stacked."""
-    columns = [getattr(record, entry.name) for entry in dataclasses.fields(record)]
-    return tuple(column.shape[1:] for column in columns if column is not None)
-
-
-def _per_decision(advantages: npt.NDArray[np.float32], group: TrajectoryGroup) -> npt.NDArray[np.float32]:
-    """Repeat each frame's advantage for all its decisions, [F] to [T]."""
-    return np.repeat(advantages, group.loss_mask.shape[1] // len(advantages)).astype(np.float32)

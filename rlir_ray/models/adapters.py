@@ -5,7 +5,9 @@ Models of both families use the adapter methods of their own library; a WorldMod
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -190,3 +192,24 @@ def save_policy(model: Any, folder: Path) -> None:
     else:
         _carrier(model).save_pretrained(folder)
     give_usual_mode(folder)
+
+
+def save_whole(model: nn.Module, folder: Path) -> None:
+    """Save into a temporary folder beside `folder`, then rename it, so that `folder` is never half-written."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    previous = folder.with_name(f".{folder.name}.previous")
+    try:
+        for leftover in (partial, previous):
+            shutil.rmtree(leftover, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_policy(model, partial)
+        if folder.exists():
+            os.replace(folder, previous)
+        os.replace(partial, folder)
+        shutil.rmtree(previous, ignore_errors=True)
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        # Convert safetensors' own error for a full disk too, because it names no file.
+        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
+            raise
+        raise ValueError(f"a policy must be saved whole, got {error} at {folder}; make room or set run.dir") from None

@@ -14,8 +14,8 @@ from rlir_ray.algorithm.advantages import GroupAdvantages
 from rlir_ray.algorithm.batching import micro_batches
 from rlir_ray.config import Config, TrainConfig
 from rlir_ray.families import family_of, group_bytes, make_objective
+from rlir_ray.learner.batches import StepBatch, layout, stack, trained_decisions, trained_trajectories
 from rlir_ray.learner.objectives import Columns, Objective
-from rlir_ray.learner.step import StepBatch, layout, stack, trained_decisions, trained_trajectories
 from rlir_ray.testing.samples import LOGPROB_TOLERANCE, TOLERANCE, check, sample_policy, sample_prompts
 from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup, encoded_clips
 

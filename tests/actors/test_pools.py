@@ -20,7 +20,8 @@ from actors.rollout.actor import RolloutActor, build_sampler
 from actors.rollout.pool import RolloutPool
 from rlir_ray.algorithm.advantages import GroupAdvantages
 from rlir_ray.families import make_objective
-from rlir_ray.learner.step import Learner, step_batches
+from rlir_ray.learner.batches import step_batches
+from rlir_ray.learner.step import Learner
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.run.tracing import span_since
 from rlir_ray.transfer.weights import checksum, weights_of
@@ -102,7 +103,11 @@ def test_a_rank_makes_the_updates_of_its_command_as_the_local_loop_does():
     rank, local, batch = make(train=train), make(train=train), sample()
     (command,) = split_step(batch.groups, batch.advantages, 1, 2)
     reports = []
-    queue = SimpleNamespace(report=lambda version, metrics, *_, skipped: reports.append((version, metrics, skipped)))
+
+    def report(version, metrics, *_, skipped, average):
+        reports.append((version, metrics, skipped))
+
+    queue = SimpleNamespace(report=report)
     _execute(FetchedCommand(command, batch.groups, wait_s=0.5), rank, queue)
     metrics = local.step(*step_batches(batch.groups, batch.advantages, [2, 1], local.engine))
     assert reports == [(1, metrics | {"time/learner_wait_s": 0.5}, "")]

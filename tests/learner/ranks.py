@@ -22,9 +22,11 @@ import torch
 from rlir_ray.algorithm.advantages import GroupAdvantages
 from rlir_ray.algorithm.batching import minibatch_sizes, split_groups
 from rlir_ray.config import GrpoConfig, LearnerConfig, TrainConfig
+from rlir_ray.learner.batches import StepBatch, trained_decisions
+from rlir_ray.learner.engine import Engine
 from rlir_ray.learner.objectives import PolicyGradient
 from rlir_ray.learner.reference import FollowingReference
-from rlir_ray.learner.step import Engine, Learner, StepBatch, trained_decisions
+from rlir_ray.learner.step import Learner
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.models.clip_losses import TokenClipLoss
 from rlir_ray.models.rescoring import TokenRescorer

@@ -10,8 +10,9 @@ import torch
 
 from rlir_ray.config import Config, FlowConfig, FpoConfig, LearnerConfig, PolicyConfig, RegressionConfig, TrainConfig
 from rlir_ray.families import family_of
+from rlir_ray.learner.batches import StepBatch, trained_decisions
 from rlir_ray.learner.objectives import ObjectiveParts
-from rlir_ray.learner.step import Learner, StepBatch, trained_decisions
+from rlir_ray.learner.step import Learner
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.local import normalised_advantages
 from rlir_ray.models.flow_matcher import FlowMatcher

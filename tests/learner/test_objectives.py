@@ -22,8 +22,9 @@ from rlir_ray.config import (
     TrainConfig,
 )
 from rlir_ray.families import make_objective
+from rlir_ray.learner.batches import StepBatch, trained_decisions
 from rlir_ray.learner.objectives import DiffusionNFT, Objective, PolicyGradient
-from rlir_ray.learner.step import Learner, StepBatch, trained_decisions
+from rlir_ray.learner.step import Learner
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.models.adapters import add_adapter, is_adapter_weight, merged_weight, without_adapter
 from rlir_ray.models.rescoring import FlowRescorer, TokenRescorer, stream_velocities

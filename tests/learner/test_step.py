@@ -9,10 +9,12 @@ import torch
 
 from rlir_ray.algorithm.advantages import GroupAdvantages
 from rlir_ray.config import GrpoConfig, LearnerConfig, TrainConfig
+from rlir_ray.learner.batches import StepBatch, trained_decisions
 from rlir_ray.learner.moving_average import decay_at
 from rlir_ray.learner.objectives import PolicyGradient
-from rlir_ray.learner.step import Learner, StepBatch, learning_rate_at, save_whole, trained_decisions
+from rlir_ray.learner.step import Learner, learning_rate_at
 from rlir_ray.learner.torch_engine import TorchEngine
+from rlir_ray.models.adapters import save_whole
 from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.models.rescoring import TokenRescorer
 from rlir_ray.run.checkpoint import ArrayFile, save_arrays

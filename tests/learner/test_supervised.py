@@ -15,8 +15,9 @@ from rlir_ray.algorithm.advantages import GroupAdvantages
 from rlir_ray.algorithm.seeds import trajectory_seed
 from rlir_ray.config import Config, FlowConfig, LearnerConfig, PolicyConfig, TrainConfig, WorldConfig
 from rlir_ray.families import open_clip_loss
+from rlir_ray.learner.batches import StepBatch, trained_decisions
 from rlir_ray.learner.objectives import PolicyGradient
-from rlir_ray.learner.step import Learner, StepBatch, trained_decisions
+from rlir_ray.learner.step import Learner
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.models.rescoring import FlowRescorer, Rescore, TokenRescorer
 from rlir_ray.pretrain.flow import flow_loss

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from rlir_ray.config import GrpoConfig, OffPolicyConfig, TrainConfig
-from rlir_ray.learner.step import Learner, StepBatch, step_batches, trained_decisions
+from rlir_ray.learner.batches import StepBatch, step_batches, trained_decisions
+from rlir_ray.learner.step import Learner
 from rlir_ray.models.rescoring import TokenRescorer
 from rlir_ray.transfer.weights import checksum
 from tests.fakes import tiny_world_model

@@ -16,7 +16,8 @@ from rlir_ray.algorithm.advantages import GroupAdvantages
 from rlir_ray.algorithm.flow_steps import SDE_KINDS, noise_levels, ode_step
 from rlir_ray.config import Config, FlowConfig
 from rlir_ray.families import family_of, make_objective, open_policy
-from rlir_ray.learner.step import Learner, StepBatch, trained_decisions
+from rlir_ray.learner.batches import StepBatch, trained_decisions
+from rlir_ray.learner.step import Learner
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.models.oasis_policy import OasisPolicy
 from rlir_ray.models.rescoring import FlowRescorer

@@ -16,7 +16,8 @@ from rlir_ray.algorithm.diffusion_steps import times_of
 from rlir_ray.config import Config, FlowConfig, LoraConfig
 from rlir_ray.config.load import load_config
 from rlir_ray.families import family_of, make_objective, open_policy
-from rlir_ray.learner.step import Learner, StepBatch, trained_decisions
+from rlir_ray.learner.batches import StepBatch, trained_decisions
+from rlir_ray.learner.step import Learner
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.models.adapters import add_adapter, save_policy
 from rlir_ray.models.flow_forms import CODECS, FORMS
