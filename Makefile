@@ -69,7 +69,7 @@ test: install-dev
 test-slow: install-dev
 	$(call run_tests,run -m "not ray and slow and not gpu" -n 2 --dist loadfile; \
 	run -m "ray and program and slow and not gpu" -n 2; \
-	run -m "ray and not (program or chaos) and slow and not gpu" -n 2 --dist loadfile; \
+	run -m "ray and not (program or chaos) and slow and not gpu" -n 2 --dist loadfile -o timeout=600; \
 	unset OMP_NUM_THREADS; run -m "ray and chaos and slow and not gpu";)
 
 test-gpu: install-dev
