@@ -13,10 +13,11 @@ from rlir_ray.config import Config
 from rlir_ray.config.load import load_config
 from rlir_ray.data import prompts as prompts_module
 from rlir_ray.data.clips import clip_starts
-from rlir_ray.data.prompts import heldout_bytes, prepare_prompts
+from rlir_ray.data.prompts import encoded_real, heldout_bytes, prepare_prompts, reads_recorded
 from rlir_ray.data.recorded_clips import cut_clips
 from rlir_ray.data.vpt.index import find_recordings
 from rlir_ray.data.vpt.pairs import write_recording
+from rlir_ray.run.resolved import check_recorded
 from rlir_ray.spaces.vpt import camera_of
 from rlir_ray.trajectory import EncodedClips
 
@@ -278,3 +279,21 @@ def test_doom_prompts_are_recorded_once_and_heldout_ones_apart(tmp_path: Path) -
     pairs = zip(first.prompts, first.recorded, strict=True)
     buttons = [(one.actions.values[:, :-2], real.values[:, :-2]) for one, real in pairs]
     assert any((one != real).any() for one, real in buttons)
+
+
+def test_real_clips_are_encoded_one_a_group_with_their_recorded_actions(tmp_path: Path) -> None:
+    prompts = prepare_prompts(_config(_record(tmp_path)), "train", Corners(), tmp_path)
+    videos = encoded_real(prompts.with_frames(), Corners())
+    assert len(videos) == len(prompts.frames) > 0
+    for video, frames, actions in zip(videos, prompts.frames, prompts.recorded, strict=False):
+        assert video.codes.shape[0] == 1 and video.actions.equals(actions)
+        np.testing.assert_array_equal(video.codes[0], frames[:, HEIGHT // 2, WIDTH // 2, :2])
+
+
+def test_a_reward_of_the_recorded_future_is_refused_with_sampled_actions() -> None:
+    terms = "reward.terms=[{name: inverse}, {name: recorded}]"
+    config = load_config("doom_tiny_ar", [terms])
+    assert reads_recorded(config) and not reads_recorded(load_config("doom_tiny_ar"))
+    check_recorded(config)
+    with pytest.raises(ValueError, match=r"prompts\.actions must be recorded with reward\.terms of inverse, recorded"):
+        check_recorded(load_config("doom_tiny_ar", [terms, "prompts.actions=sampled"]))
