@@ -61,7 +61,9 @@ def build_reward(
     from rlir_ray.run.reward import run_reward
 
     torch.set_num_threads(config.reward.num_threads)
-    return run_reward(config, class_shares, real, partial(ExternalTerm, timeout_s=config.train.wait_timeout_s / 2))
+    open_external = partial(ExternalTerm, timeout_s=config.train.wait_timeout_s / 2)
+    device = "cuda" if config.reward.num_gpus else "cpu"
+    return run_reward(config, class_shares, real, open_external, device=device)
 
 
 def num_frames(video: EncodedVideo) -> int:

@@ -153,14 +153,19 @@ def _new(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _audit(arguments: argparse.Namespace, rest: list[str]) -> None:
-    has_data = bool(arguments.data and arguments.idm)
-    if bool(arguments.recipe) == has_data:
-        found = "both" if has_data else "neither"
-        raise ValueError(f"audit needs --recipe, or --data and --idm, got {found}; give one of them")
-    if arguments.recipe:
-        _audit_recipe(arguments, [*arguments.overrides, *rest])
-    else:
+    overrides = [*arguments.overrides, *rest]
+    of_recipe = [name for name, given in (("--out", arguments.out), ("overrides", overrides)) if given]
+    of_models = [f"--{name}" for name in ("data", "idm", "groups") if getattr(arguments, name)]
+    if arguments.recipe and not of_models:
+        _audit_recipe(arguments, overrides)
+    elif arguments.data and arguments.idm and not (arguments.recipe or of_recipe):
         _audit_models(arguments)
+    else:
+        found = [*(["--recipe"] if arguments.recipe else []), *of_recipe, *of_models]
+        raise ValueError(
+            "audit needs --recipe (with --out and overrides), or --data and --idm (with --groups), got "
+            f"{', '.join(found) or 'none of them'}; give the options of one check"
+        )
 
 
 def _audit_recipe(arguments: argparse.Namespace, overrides: list[str]) -> None:

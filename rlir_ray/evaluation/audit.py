@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from rlir_ray.config import Config, TermConfig, asset_path
+from rlir_ray.config import Config, TermConfig
 from rlir_ray.data.files import write_json, write_text
 from rlir_ray.data.prompts import NUM_ALIGNED, PromptSet, encoded_real, prepare_prompts
 from rlir_ray.families import open_codec
-from rlir_ray.idm.base import load_inverse_dynamics
 from rlir_ray.models.clip_codec import ClipCodec
-from rlir_ray.registry import any_declares
 from rlir_ray.rewards.base import Reward
 from rlir_ray.rewards.reward_audit import RewardAudit, audit_reward
 from rlir_ray.rewards.term import Term
@@ -41,7 +41,7 @@ def audit_recipe(config: Config, num_clips: int, progress: Callable[[str], None]
     run = resolve(dataclasses.replace(config, prompts=prompts))
     check_reward_idm(run.config)
     check_checkpoints(run.models)
-    codec = open_codec(run.config)
+    codec = open_codec(run.config).to("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory(prefix="rlir_audit_") as folder:
         progress("making clips")
         train, heldout = (
@@ -58,25 +58,16 @@ def reward_on(
     codec: ClipCodec,
     open_external: Callable[[TermConfig], Term] | None = None,
 ) -> Reward:
-    """Build the configured reward with training prompts, some of them with frames."""
+    """Build the configured reward with training prompts, some of them with frames, on the device of the codec."""
     shares = train.class_shares(config.world.groups) if config.reward.balance == "class" else None
-    return run_reward(config, shares, lambda: encoded_real(train.with_frames(), codec), open_external)
+    real = functools.partial(encoded_real, train.with_frames(), codec)
+    return run_reward(config, shares, real, open_external, device=str(codec.device), codec=codec)
 
 
 def audit_on(config: Config, reward: Reward, codec: ClipCodec, clips: PromptSet) -> RewardAudit:
     """Audit a reward on the clips of a prompt set that have frames."""
     real = clips.with_frames()
-    reads_idm = any_declares("rewards", config.reward.local_names, "reads_idm")
-    return audit_reward(
-        reward,
-        codec,
-        real.frames,
-        real.recorded,
-        config.world.num_context,
-        config.reward,
-        config.world.groups,
-        load_inverse_dynamics(asset_path(config.models.reward_idm)) if reads_idm else None,
-    )
+    return audit_reward(reward, codec, real.frames, real.recorded, config.world.num_context, config.reward)
 
 
 def write_audit(audit: RewardAudit, folder: Path, name: str) -> Path:

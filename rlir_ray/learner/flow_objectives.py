@@ -12,36 +12,10 @@ from rlir_ray.algorithm.flow_losses import cfm_log_ratio, dpo_loss, masked_mean
 from rlir_ray.algorithm.losses import plain_log_ratio, ratio_metrics
 from rlir_ray.algorithm.surrogates import Clipped, Decisions, surrogate_loss
 from rlir_ray.config import TrainConfig
-from rlir_ray.learner.objectives import Columns, Gathered, Metrics, ObjectiveParts
-from rlir_ray.learner.state import State
+from rlir_ray.learner.objectives import Columns, Metrics, ObjectiveParts, Stateless
 from rlir_ray.models.flow_matcher import FlowMatcher
 from rlir_ray.models.rescoring import Forward, Rescore, Scores
 from rlir_ray.trajectory import FlowRecord
-from rlir_ray.transfer.weights import Weights
-
-
-class Stateless:
-    """Base of objectives that remember nothing between steps and sample with the trained policy.
-
-    Args:
-        policy: the module that trains.
-        train: the objective's settings.
-        reference: the forward pass of the frozen reference; None: no KL penalty.
-    """
-
-    def __init__(self, policy: nn.Module, train: TrainConfig, reference: Forward | None = None) -> None:
-        self.sampling_policy, self.train, self.reference = policy, train, reference
-
-    def end_step(self, step: int, gathered: Gathered) -> None:
-        pass
-
-    def state(self) -> Weights:
-        return {}
-
-    def load_state(self, state: State) -> None:
-        if state:
-            rule = f"train.objective={self.train.objective} remembers nothing"
-            raise ValueError(f"{rule}, got {sorted(state)[0]!r}; use the run's own")
 
 
 class CfmRatio(Stateless):

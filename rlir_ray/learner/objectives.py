@@ -112,7 +112,31 @@ class DecoupledObjective(Protocol):
         """Score the decisions before the first of several updates, [B, T], without gradient; None: not needed."""
 
 
-class PolicyGradient:
+class Stateless:
+    """Base of objectives that remember nothing between steps and sample with the trained policy.
+
+    Args:
+        policy: the module that trains.
+        train: the objective's settings.
+        reference: the forward pass of the frozen reference; None: no KL penalty.
+    """
+
+    def __init__(self, policy: nn.Module, train: TrainConfig, reference: Forward | None = None) -> None:
+        self.sampling_policy, self.train, self.reference = policy, train, reference
+
+    def end_step(self, step: int, gathered: Gathered) -> None:
+        pass
+
+    def state(self) -> Weights:
+        return {}
+
+    def load_state(self, state: State) -> None:
+        if state:
+            rule = f"train.objective={self.train.objective} remembers nothing"
+            raise ValueError(f"{rule}, got {sorted(state)[0]!r}; use the run's own")
+
+
+class PolicyGradient(Stateless):
     """GRPO and its variants: a surrogate over decisions, with a KL penalty towards the reference.
 
     Args:
@@ -130,7 +154,8 @@ class PolicyGradient:
                 f"a reference policy goes with train.kl_coefficient > 0, got {train.kl_coefficient} and "
                 f"{'no ' if reference is None else 'a '}reference; give both or neither"
             )
-        self.sampling_policy, self.rescore, self.train, self.reference = policy, rescore, train, reference
+        super().__init__(policy, train, reference)
+        self.rescore = rescore
         self.surrogate = SURROGATES[train.grpo.loss](train.grpo)
 
     @classmethod
@@ -196,16 +221,6 @@ class PolicyGradient:
         if self.train.importance_level == "none":
             return None
         return self.rescore(forward, columns.record, columns.loss_mask.shape[1]).logprobs
-
-    def end_step(self, step: int, gathered: Gathered) -> None:
-        pass
-
-    def state(self) -> Weights:
-        return {}
-
-    def load_state(self, state: State) -> None:
-        if state:
-            raise ValueError(f"train.objective=grpo remembers nothing, got {sorted(state)[0]!r}; use the run's own")
 
 
 def _of_all_terms(found: Sequence[Metrics]) -> Metrics:

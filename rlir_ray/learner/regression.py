@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from rlir_ray.algorithm.flow_losses import masked_mean, reward_weights
 from rlir_ray.algorithm.losses import kl_loss
 from rlir_ray.config import TrainConfig
-from rlir_ray.learner.flow_objectives import Stateless, velocity_distance
-from rlir_ray.learner.objectives import Columns, Metrics, ObjectiveParts
+from rlir_ray.learner.flow_objectives import velocity_distance
+from rlir_ray.learner.objectives import Columns, Metrics, ObjectiveParts, Stateless
 from rlir_ray.models.flow_matcher import FlowMatcher
 from rlir_ray.models.rescoring import Forward, Rescore, Scores
 from rlir_ray.trajectory import FlowRecord

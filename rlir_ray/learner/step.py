@@ -238,7 +238,7 @@ class Learner:
         if self.train.ema_decay:
             with self.engine.gathered():
                 if self._average is not None:
-                    self._average.update(self.num_steps)
+                    self._average.update()
 
     def weights(self) -> Weights:
         """Gather the weights for the samplers; every rank calls, rank 0 gets the weights, other ranks an empty dict.

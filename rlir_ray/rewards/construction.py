@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from rlir_ray.config import TermConfig, asset_path
@@ -20,6 +22,8 @@ def open_reward(context: RewardContext) -> Reward:
         ValueError: a class cannot be imported, has no `score`, or does not take its arguments; a whole reward stands
             among terms; or a term needs a Python environment of its own without Ray.
     """
+    # The reward and all its terms share one codec.
+    context = replace(context, open_codec=functools.cache(context.open_codec))
     settings = context.config.reward
     whole = [name for name in settings.local_names if not issubclass(load("rewards", name), Term)]
     if not whole:

@@ -87,8 +87,6 @@ def audit_reward(
     actions: Sequence[Actions],
     num_context: int,
     settings: RewardConfig,
-    names: Sequence[str],
-    idm: InverseDynamics | None = None,
     seed: int = 0,
 ) -> RewardAudit:
     """Score real and corrupted clips as a run would: encoded, and all kinds of one clip as one group.
@@ -100,19 +98,17 @@ def audit_reward(
         actions: P times K - 1 actions; action i leads into frame i + 1.
         num_context: C, frames that all kinds share.
         settings: how terms are combined.
-        names: the fields that the IDM reads.
-        idm: the reward's IDM; None: the reward reads none.
         seed: seed of the corruptions.
     """
     clips = {CODEC: frames, **corrupted_clips(frames, num_context, seed)}
     encoded = {kind: _encode(codec, each) for kind, each in clips.items()}
     rewards = _rewards(reward, encoded, actions, num_context, settings)
+    fields: dict[str, dict[str, Estimate]] = {}
     if isinstance(reward, CombinedReward):
         rewards = _with_real(reward, rewards, frames, actions, num_context)
-    fields: dict[str, dict[str, Estimate]] = {}
-    if idm is not None:
-        decoded = {REAL: frames, **{kind: _decode(codec, each) for kind, each in encoded.items()}}
-        fields = _field_table(idm, decoded, actions, num_context, names)
+        if reward.idm is not None:
+            decoded = {REAL: frames, **{kind: _decode(codec, each) for kind, each in encoded.items()}}
+            fields = _field_table(reward.idm, decoded, actions, num_context, reward.names)
     faults = (*_reward_faults(rewards[TOTAL], settings), *_field_faults(fields))
     terms = {label: {kind: _estimate(values) for kind, values in row.items()} for label, row in rewards.items()}
     return RewardAudit(terms=terms, fields=fields, faults=faults, num_clips=len(frames))

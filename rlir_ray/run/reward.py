@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from rlir_ray.config import Config, TermConfig
 from rlir_ray.families import cells_of, open_codec
+from rlir_ray.models.clip_codec import ClipCodec
 from rlir_ray.rewards.base import Reward, RewardContext
 from rlir_ray.rewards.construction import open_reward
 from rlir_ray.rewards.term import Term
@@ -21,18 +22,22 @@ def run_reward(
     class_shares: Mapping[str, npt.NDArray[np.floating]] | None,
     real: Callable[[], Sequence[EncodedVideo]] = tuple,
     open_external: Callable[[TermConfig], Term] | None = None,
+    *,
+    device: str,
+    codec: ClipCodec | None = None,
 ) -> Reward:
-    """Build the reward of a run, on a GPU if reward.num_gpus asks for one.
+    """Build the reward of a run.
 
     Args:
         config: the run's configuration.
-        class_shares, real, open_external: as in `RewardContext`.
+        class_shares, real, open_external, device: as in `RewardContext`.
+        codec: the run's codec, if this process has opened it already.
     """
     context = RewardContext(
         config=config,
-        device="cuda" if config.reward.num_gpus else "cpu",
+        device=device,
         class_shares=class_shares,
-        open_codec=partial(open_codec, config),
+        open_codec=partial(open_codec, config) if codec is None else lambda: codec,
         cells=cells_of(config),
         real=real,
         open_external=open_external,

@@ -115,7 +115,7 @@ def test_real_clips_lie_a_deviation_from_their_prediction_in_the_mean_square() -
     for kind in (Brightness, Sharpness, Motion):
         guard = kind(Grey(), real, ("forward_back",))  # type: ignore[arg-type]
         costs = [float(guard.score(clips_of(video, video.codes))[0, 0]) for video in real]
-        assert np.sqrt(np.mean(np.square(costs))) == pytest.approx(1, abs=0.05) or guard.usual.deviation == 1e-3
+        assert np.sqrt(np.mean(np.square(costs))) == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.parametrize(("kind", "change"), [(Motion, "frozen"), (Sharpness, "blurred"), (Brightness, "darkened")])

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from rlir_ray.cli.commands import main
 from rlir_ray.config import RewardConfig, TermConfig
+from rlir_ray.evaluation import audit as evaluation_audit
 from rlir_ray.evaluation.audit import audit_text, write_audit
 from rlir_ray.rewards.combined import CombinedReward
 from rlir_ray.rewards.corruptions import corrupted_clips
 from rlir_ray.rewards.frame_figures import motion
 from rlir_ray.rewards.inverse import InverseTerm
-from rlir_ray.rewards.reward_audit import MUST_LOSE, RewardAudit, audit_reward
+from rlir_ray.rewards.reward_audit import MUST_LOSE, Estimate, RewardAudit, audit_reward
 from rlir_ray.rewards.smoothness import SmoothnessTerm
 from rlir_ray.rewards.term import GroupClips, Term
 from rlir_ray.trajectory import EncodedClips, EncodedVideo, RewardScores
@@ -49,7 +53,7 @@ def audited(terms: dict[str, Term], idm: StripeReader | None = None, **settings:
     codec = Pixels()
     reward = CombinedReward(codec, terms, idm if reads_idm else None, names=GROUP_NAMES, config=config)
     frames, actions = _clips()
-    return audit_reward(reward, codec, frames, actions, 1, config, GROUP_NAMES, idm if reads_idm else None)  # type: ignore[arg-type]
+    return audit_reward(reward, codec, frames, actions, 1, config)  # type: ignore[arg-type]
 
 
 def inverse() -> InverseTerm:
@@ -89,7 +93,7 @@ def test_rewards_that_are_built_to_be_fooled_fail_with_the_kind_that_earns_too_m
     reads_idm = terms[label].reads_idm
     names = ("yaw",) if reads_idm else GROUP_NAMES
     reward = CombinedReward(Pixels(), terms, idm if reads_idm else None, names=names, config=config)
-    found = audit_reward(reward, Pixels(), *_clips(), 1, config, names)  # type: ignore[arg-type]
+    found = audit_reward(reward, Pixels(), *_clips(), 1, config)  # type: ignore[arg-type]
     rule = rf"reward.terms of context must pay real clips more than {kind} ones, got "
     assert any(fault.startswith(rule) for fault in found.faults), found.faults
     assert all("\n" not in fault for fault in found.faults)
@@ -102,7 +106,7 @@ def test_a_term_that_obeys_rescues_one_that_can_be_fooled() -> None:
         terms=(TermConfig(name="inverse"), TermConfig(name="context", weight=0.05)), combine="advantages"
     )
     reward = CombinedReward(Pixels(), both, StripeReader(), names=GROUP_NAMES, config=weighted)
-    found = audit_reward(reward, Pixels(), *_clips(), 1, weighted, GROUP_NAMES)  # type: ignore[arg-type]
+    found = audit_reward(reward, Pixels(), *_clips(), 1, weighted)  # type: ignore[arg-type]
     assert found.faults == ()
 
 
@@ -127,8 +131,49 @@ def test_a_whole_reward_is_audited_by_its_rewards_alone() -> None:
                 for each, shape in zip(videos, shapes, strict=True)
             ]
 
-    found = audit_reward(Whole(), Pixels(), *_clips(), 1, RewardConfig(name="my.module:Whole"), GROUP_NAMES)  # type: ignore[arg-type]
+    found = audit_reward(Whole(), Pixels(), *_clips(), 1, RewardConfig(name="my.module:Whole"))  # type: ignore[arg-type]
     assert len(found.faults) == len(MUST_LOSE) and "reward.name=my.module:Whole must pay" in found.faults[0]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--data", "recordings"],
+        ["--recipe", "doom_tiny_ar", "--data", "recordings"],
+        ["--data", "recordings", "--idm", "idm", "--out", "folder"],
+        ["--data", "recordings", "--idm", "idm", "train.num_steps=3"],
+        ["--data", "recordings", "--idm", "idm", "--unknown"],
+    ],
+)
+def test_the_command_refuses_the_options_of_both_checks(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["audit", *arguments])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("error: audit needs --recipe (with --out and overrides), or --data")
+
+
+@pytest.mark.parametrize(("faults", "code"), [((), 0), (("the reward can be fooled",), 1)])
+def test_the_exit_code_says_whether_the_reward_passed(
+    faults: tuple[str, ...],
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = RewardAudit(terms={"reward": {"codec": Estimate(1.0, 0.1)}}, fields={}, faults=faults, num_clips=2)
+    monkeypatch.setattr(evaluation_audit, "audit_recipe", lambda config, num_clips, progress: found)
+    command = ["audit", "--recipe", "doom_tiny_ar", "--out", str(tmp_path / "found")]
+    if code:
+        with pytest.raises(SystemExit) as end:
+            main(command)
+        assert end.value.code == code
+    else:
+        main(command)
+    assert json.loads((tmp_path / "found" / "audit.json").read_text())["passed"] is (not faults)
+    assert ("FAIL" in capsys.readouterr().out) is bool(faults)
 
 
 def test_corruptions_keep_the_context_and_what_they_promise() -> None:
