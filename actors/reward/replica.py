@@ -120,6 +120,9 @@ class RewardReplica:
 
     def read(self, videos: Sequence[EncodedVideo]) -> list[ScoreReport | Exception]:
         """Score groups together; return the error of a group that cannot be scored, and the scores of the others."""
+        if self._known_good is None and len(videos) > 1:
+            # If the first group broke the process in a batch with others, no known good group would show it.
+            return [*self.read(videos[:1]), *self.read(videos[1:])]
         started = time.time()
         try:
             scores = self._read(videos)

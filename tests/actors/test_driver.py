@@ -304,13 +304,14 @@ def test_tokens_sampled_by_vllm_train_in_the_pools_until_they_are_too_far_off(
         pipeline.train(calibrate=False, evaluate=False)
     assert "\n" not in str(stop.value)
     steps, folder = pipeline.driver.state.metrics, pipeline.folder.path
-    # The first step's groups are of the learner's version, later ones lag; what is compared never does.
-    assert len(steps) == 3 and steps[0]["ratio/max_abs_log"] < 1e-4 < steps[2]["ratio/max_abs_log"]
+    # When step 3 ends, step 4 may be at the learner already: it is trained too. The first step's groups are of the
+    # learner's version, later ones lag; what is compared never does.
+    assert len(steps) in (3, 4) and steps[0]["ratio/max_abs_log"] < 1e-4 < steps[2]["ratio/max_abs_log"]
     for step in steps:
         assert 0 < step["logprob_difference/mean"] < 1e-5 and step["logprob_difference/max"] < 1e-4
     ledger = Ledger.from_json((folder / "ledger.json").read_text())
     ledger.check()
-    assert ledger.counts()["trained"] == 12
+    assert ledger.counts()["trained"] == 4 * len(steps)
     assert (folder / "policy" / "adapter_model.safetensors").is_file()
 
 

@@ -171,6 +171,16 @@ def test_groups_of_a_batch_fail_one_by_one_and_a_broken_replica_ends_its_process
     assert exits == [1] and "the device is lost" in capsys.readouterr().err
 
 
+def test_a_process_that_breaks_in_its_first_batch_ends_and_fails_no_other_group(tmp_path, monkeypatch):
+    def leave(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    replica = RewardReplica(partial(SickeningReward, tmp_path, 2), max_frames=100)
+    with pytest.raises(SystemExit):
+        replica.read([small_video(number) for number in range(4)])
+
+
 def test_a_replica_without_a_scored_group_does_not_count_as_broken(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "_exit", pytest.fail)
     (error,) = RewardReplica(partial(SickeningReward, tmp_path, 0), max_frames=100).read([small_video(0)])
