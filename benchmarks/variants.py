@@ -1,7 +1,7 @@
 """The tables of rewards and objectives of docs/results.md: variants of a recipe, each trained for the same minutes.
 
 Each variant runs through the Ray pools on one core of its own, several side by side; a finished one is kept.
-Run: `python -m benchmarks.variants --recipe doom_tiny_ar --minutes 6`, or with `--only inverse,guards`.
+Run: `python -m benchmarks.variants --recipe doom_tiny_ar --minutes 5`, or with `--only inverse,guards`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+from rlir_ray.config.load import load_config
 from rlir_ray.data.files import write_json
 from rlir_ray.evaluation.results import BASE, POST_TRAINED, REAL, RECONSTRUCTED, Evaluation, Results, compare
 from rlir_ray.run.environment import versions
@@ -20,19 +21,39 @@ from rlir_ray.run.environment import versions
 GUARDS = (
     "[{name: inverse}, {name: brightness, weight: 0.2}, {name: motion, weight: 0.2}, {name: sharpness, weight: 0.1}]"
 )
+PROTECTED = [f"reward.terms={GUARDS}", "reward.combine=advantages"]
+CLEAN = "flow.shared_noise=false"
 REWARDS = {
     "inverse": [],
     "exact": ["reward.match=exact"],
     "recorded": ["reward.terms=[{name: recorded}]"],
-    "guards": [f"reward.terms={GUARDS}", "reward.combine=advantages"],
+    "guards": PROTECTED,
     "supervised": ["train.supervised_coefficient=0.1"],
-    "guards_supervised": [
-        f"reward.terms={GUARDS}",
-        "reward.combine=advantages",
-        "train.supervised_coefficient=0.1",
-    ],
+    "guards_supervised": [*PROTECTED, "train.supervised_coefficient=0.1"],
 }
-"""Variant -> overrides of the recipe."""
+"""Variant of the reward -> overrides of the recipe."""
+OBJECTIVES = {
+    "autoregressive": {
+        "dr_grpo": ["train.advantage=dr_grpo"],
+        "rloo": ["train.advantage=rloo"],
+        "batch_std": ["train.advantage=batch_std"],
+        "gspo": ["train.off_policy.importance=none", "train.grpo.loss=gspo"],
+        "cispo": ["train.off_policy.importance=none", "train.grpo.loss=cispo"],
+        "rwr": ["train.objective=rwr"],
+        "best_of_n": ["train.objective=best_of_n"],
+    },
+    "flow": {
+        "guard_ratio": ["train.grpo.ratio=guard"],
+        "dance_grpo": ["flow.sde=dance_grpo", "flow.noise_level=0.3"],
+        "cps": ["flow.sde=cps"],
+        "nft": ["train.objective=nft", CLEAN],
+        "cfm_ratio": ["train.objective=cfm_ratio", CLEAN],
+        "flow_dpo": ["train.objective=flow_dpo", "train.kl_coefficient=0", CLEAN],
+        "rwr": ["train.objective=rwr", CLEAN],
+        "best_of_n": ["train.objective=best_of_n", CLEAN],
+    },
+}
+"""Family -> variant of the objective -> overrides of the recipe; the recipe's own objective is the reward `inverse`."""
 POLL_S = 2.0
 
 
@@ -46,7 +67,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/variants"), help="folder of the runs")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of every variant")
     arguments = parser.parse_args()
-    names = [name for name in arguments.only.split(",") if name] or list(REWARDS)
+    variants = REWARDS | OBJECTIVES[load_config(arguments.recipe, []).policy.family]
+    names = [name for name in arguments.only.split(",") if name] or list(variants)
     fixed = [
         f"run.dir={arguments.folder.absolute()}",
         f"seed={arguments.seed}",
@@ -56,8 +78,8 @@ def main() -> None:
         *arguments.overrides,
     ]
     label = f"{arguments.recipe}_seed{arguments.seed}"
-    run_all({f"{label}_{name}": [*fixed, *REWARDS[name]] for name in names}, arguments.recipe, arguments.folder)
-    found = {name: results for name in names if (results := read(arguments.folder / f"{label}_{name}")) is not None}
+    run_all({f"{label}_{name}": [*fixed, *variants[name]] for name in names}, arguments.recipe, arguments.folder)
+    found = {name: results for name in variants if (results := read(arguments.folder / f"{label}_{name}")) is not None}
     rows = {name: row(results) for name, results in found.items()}
     content = {
         "versions": versions(),
@@ -66,7 +88,7 @@ def main() -> None:
         "minutes": arguments.minutes,
         "seed": arguments.seed,
         "num_prompts": arguments.num_prompts,
-        "variants": {name: REWARDS[name] for name in rows},
+        "variants": {name: variants[name] for name in rows},
         "rows": rows,
     }
     out = Path(__file__).parent / "results" / f"variants_{label}.json"

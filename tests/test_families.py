@@ -171,6 +171,10 @@ def test_nfd_recipes_are_of_the_published_sizes(size, millions):
         (["train.grpo.ratio=guard"], "train.grpo.ratio must be plain without policy.family=flow"),
         (["train.best_and_worst=5"], "must be at most half of train.group_size=8, got 5; set train.best_and_worst=4"),
         (["policy.family=flow", "rollout.temperature=0.9"], "rollout.temperature must be 1 with policy.family=flow"),
+        (
+            ["policy.family=flow", "flow.window=3", "flow.window_end=2"],
+            "flow.window_end must be 0, or from flow.window=3 to the 9 steps that may explore, got 2; set flow.window",
+        ),
         (["flow.noise_level=0"], "flow.noise_level must be a finite number > 0"),
         (["flow.num_steps=1"], "flow.num_steps must be a whole number >= 2"),
         (

@@ -42,6 +42,18 @@ def guarded_log_ratio(
     return stds * (policy_logprobs.float() - behavior_logprobs.float()) + distance / (2 * stds)
 
 
+def noise_weights(stds: Tensor) -> Tensor:
+    """Compute TempFlow-GRPO's weights of SDE steps (https://arxiv.org/abs/2508.04324): the noise, with the mean 1.
+
+    Without weights, a step's gradient grows as its noise falls, so that late steps, which change the picture least,
+    train most.
+
+    Args:
+        stds: [B, T], standard deviations of the noise of a trajectory's steps.
+    """
+    return stds / stds.mean(1, keepdim=True)
+
+
 def ratio_metrics(log_ratio: Tensor, loss_mask: Tensor) -> Metrics:
     """Measure the distance between the current policy and the behavior policy.
 

@@ -14,6 +14,7 @@ from rlir_ray.config.section import (
     FractionBelowOne,
     GuidanceScale,
     NonNegativeFloat,
+    NonNegativeInt,
     OpenFraction,
     PositiveFloat,
     PositiveInt,
@@ -90,6 +91,8 @@ class FlowConfig:
     """Number of steps of each frame that explore and train (MixGRPO); the other steps follow the ODE."""
     window_moves: Literal["random", "sliding", "first"] = "random"
     """Place of the window: `random`: drawn for each group; `sliding`: noisy to clean over versions; `first`: fixed."""
+    window_end: NonNegativeInt = 0
+    """A random or sliding window stays in the first so many steps (Flow-GRPO-Fast); 0: all steps that may explore."""
     window_interval: PositiveInt = 5
     """Number of versions between two moves of a sliding window."""
     skip_last: bool = True
@@ -116,6 +119,13 @@ class FlowConfig:
             f"must be at most the {self.num_sde_steps} steps that may explore",
             self.window,
             f"set flow.window={self.num_sde_steps}, raise flow.num_steps or set flow.skip_last=false",
+        )
+        require(
+            not self.window_end or self.window <= self.window_end <= self.num_sde_steps,
+            "flow.window_end",
+            f"must be 0, or from flow.window={self.window} to the {self.num_sde_steps} steps that may explore",
+            self.window_end,
+            f"set flow.window_end={self.num_sde_steps}",
         )
         return self
 

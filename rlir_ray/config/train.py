@@ -30,6 +30,8 @@ class GrpoConfig:
 
     ratio: Literal["plain", "guard"] = "plain"
     """`plain`: policy over behavior; `guard`: GRPO-Guard's normalised ratio, for SDE steps."""
+    step_weights: Literal["uniform", "noise"] = "uniform"
+    """Weights of a frame's SDE steps: all alike, or in proportion to the `noise` of the step (TempFlow-GRPO)."""
     loss: Literal["clip", "gspo", "cispo"] = "clip"
     """`clip`: PPO's clipped ratio; `gspo`: one clipped ratio a trajectory; `cispo`: ratios as capped weights."""
     clip_low: OpenFraction = 0.2

@@ -62,6 +62,11 @@ CONDITIONS = (
         needs="train.objective=grpo, or one of your own",
     ),
     Condition(
+        keys=("flow.window_end",),
+        is_met=lambda c: c.flow.window_moves != "first",
+        needs="flow.window_moves=random or sliding",
+    ),
+    Condition(
         keys=("flow.window_interval",),
         is_met=lambda c: c.flow.window_moves == "sliding",
         needs="flow.window_moves=sliding",
@@ -105,6 +110,11 @@ CONDITIONS = (
         keys=("train.grpo", "train.off_policy"),
         is_met=lambda c: c.train.explores,
         needs="train.objective=grpo",
+    ),
+    Condition(
+        keys=("train.grpo.step_weights",),
+        is_met=lambda c: c.policy.family == "flow" and c.flow.window > 1,
+        needs="policy.family=flow and flow.window above 1 (else all weights are 1)",
     ),
     Condition(
         keys=("train.grpo.clip_", "train.grpo.dual_clip"),

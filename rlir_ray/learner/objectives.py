@@ -21,6 +21,7 @@ from rlir_ray.algorithm.losses import (
     kl_loss,
     mean_kl_loss,
     nft_errors,
+    noise_weights,
     optimality,
     plain_log_ratio,
     ratio_metrics,
@@ -189,6 +190,8 @@ class PolicyGradient(Stateless):
     def _policy_loss(self, scores: Scores, columns: Columns, num_decisions: int) -> tuple[Tensor, Metrics]:
         mask, off_policy = columns.loss_mask, self.train.off_policy
         log_ratio, advantages = RATIOS[self.train.grpo.ratio](scores, columns)
+        if self.train.grpo.step_weights == "noise" and scores.stds is not None:
+            advantages = advantages * noise_weights(scores.stds)
         decisions = Decisions(
             log_ratio=log_ratio,
             logprobs=scores.logprobs,

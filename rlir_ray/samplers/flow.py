@@ -37,11 +37,12 @@ def window_start(config: FlowConfig, policy_version: int, seed: int) -> int:
     Args:
         config: `window_moves` is `sliding`: the window moves one step from noisy to clean every `window_interval`
             versions, then starts again; `random`: the group's seed draws the window; `first`: the window covers the
-            noisiest steps, which decide the content of a frame.
+            noisiest steps, which decide the content of a frame. A window that moves ends at step `window_end` at the
+            latest.
         policy_version: version of the weights that sample.
         seed: the group's seed.
     """
-    num_places = config.num_sde_steps - config.window + 1
+    num_places = (config.window_end or config.num_sde_steps) - config.window + 1
     if config.window_moves == "first":
         return 0
     if config.window_moves == "sliding":

@@ -30,6 +30,8 @@ def resolved(recipe, overrides):
         ("doom_tiny_flow", "train.regression.num_levels=4", [*RWR, "flow.shared_noise=false"]),
         ("doom_tiny_ar", "train.regression.temperature=4", RWR),
         ("doom_tiny_flow", "flow.window_interval=2", ["flow.window_moves=sliding"]),
+        ("doom_tiny_flow", "flow.window_end=3", ["flow.window_moves=random"]),
+        ("doom_tiny_ar", "train.grpo.step_weights=noise", ["policy.family=flow"]),
         ("doom_tiny_ar", "reward.target_queue=4", ["reward.max_replicas=3"]),
         ("doom_tiny_ar", "train.grpo.clip_low=0.1", ["train.off_policy.importance=none"]),
         ("doom_tiny_ar", "train.grpo.clip_high=0.1", ["train.off_policy.importance=none"]),

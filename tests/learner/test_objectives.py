@@ -23,7 +23,7 @@ from rlir_ray.config import (
 )
 from rlir_ray.families import make_objective
 from rlir_ray.learner.batches import StepBatch, trained_decisions
-from rlir_ray.learner.objectives import DiffusionNFT, Objective, PolicyGradient
+from rlir_ray.learner.objectives import Columns, DiffusionNFT, Objective, PolicyGradient
 from rlir_ray.learner.step import Learner
 from rlir_ray.learner.torch_engine import TorchEngine
 from rlir_ray.models.adapters import add_adapter, is_adapter_weight, merged_weight, without_adapter
@@ -93,6 +93,30 @@ def test_one_update_raises_the_probability_of_the_better_samples(ratio: str) -> 
     gained = (scores_of(policy, groups[0]) - before).mean(axis=1)
     assert min(gained[0], gained[2]) > max(gained[1], gained[3])
     assert gained[[0, 2]].mean() > 0 > gained[[1, 3]].mean()
+
+
+def test_steps_count_in_proportion_to_their_noise() -> None:
+    (group, *_), policy = groups_of(tiny_flow_model()), tiny_flow_model()
+    columns = Columns(
+        record=tensors(group),
+        behavior_logprobs=torch.from_numpy(group.behavior_logprobs),
+        loss_mask=torch.from_numpy(group.loss_mask),
+        advantages=torch.randn(4, 6, generator=torch.Generator().manual_seed(0)),
+        seeds=[0] * 4,
+        num_trajectories=4,
+    )
+    stds = FlowRescorer(FLOW)(policy, columns.record, 6).stds
+    weights = stds / stds.mean()
+    assert weights.max() > 1.2 and weights.mean() == pytest.approx(1)
+
+    def gradient(step_weights: str, columns: Columns) -> torch.Tensor:
+        train = replace(TRAIN, grpo=GrpoConfig(step_weights=step_weights))
+        loss, _ = PolicyGradient(policy, FlowRescorer(FLOW), train).loss(policy, columns, 24)
+        return torch.cat([each.flatten() for each in torch.autograd.grad(loss, list(policy.parameters()))])
+
+    weighted = gradient("noise", columns)
+    torch.testing.assert_close(weighted, gradient("uniform", replace(columns, advantages=columns.advantages * weights)))
+    assert (weighted - gradient("uniform", columns)).abs().max() > 1e-3 * weighted.abs().max()
 
 
 def test_accumulation_and_row_selection_train_the_chosen_trajectories_only() -> None:

@@ -135,6 +135,13 @@ def test_window_slides_from_noisy_to_clean_and_round_again() -> None:
     assert drawn == {0, 1, 2, 3}
 
 
+def test_a_window_that_moves_stays_in_the_first_steps() -> None:
+    config = replace(CONFIG, num_steps=6, window=2, window_moves="random", window_end=3)
+    assert {window_start(config, 0, seed) for seed in range(50)} == {0, 1}
+    sliding = replace(config, window_moves="sliding", window_interval=1)
+    assert [window_start(sliding, version, 0) for version in range(4)] == [0, 1, 0, 1]
+
+
 def test_groups_of_one_call_may_have_windows_of_their_own() -> None:
     groups = [group for group, _ in sampler().sample(tiny_flow_prompts(6), range(6), range(6), 2)]
     assert len({float(group.record.levels[0, 0, 0]) for group in groups}) > 1
