@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -78,7 +79,8 @@ def main() -> None:
         *arguments.overrides,
     ]
     label = f"{arguments.recipe}_seed{arguments.seed}"
-    run_all({f"{label}_{name}": [*fixed, *variants[name]] for name in names}, arguments.recipe, arguments.folder)
+    commands = {f"{label}_{name}": [*fixed, *variants[name]] for name in names}
+    run_all(commands, label, arguments.recipe, arguments.folder)
     found = {name: results for name in variants if (results := read(arguments.folder / f"{label}_{name}")) is not None}
     rows = {name: row(results) for name, results in found.items()}
     content = {
@@ -96,7 +98,7 @@ def main() -> None:
     print(markdown(rows), out, sep="\n")
 
 
-def run_all(commands: dict[str, list[str]], recipe: str, folder: Path) -> None:
+def run_all(commands: dict[str, list[str]], label: str, recipe: str, folder: Path) -> None:
     """Run the trainings that are missing, one a core."""
     waiting = [name for name in commands if not (folder / name / "report.html").is_file()]
     free, running = sorted(os.sched_getaffinity(0)), {}
@@ -105,6 +107,7 @@ def run_all(commands: dict[str, list[str]], recipe: str, folder: Path) -> None:
     while waiting or running:
         while waiting and free:
             name, core = waiting.pop(0), free.pop()
+            share_recordings(folder, label, name)
             train = [sys.executable, "-m", "rlir_ray", "train", "--recipe", recipe, f"run.name={name}"]
             with (folder / f"{name}.log").open("w") as log:
                 command = ["taskset", "-c", str(core), *train, *commands[name]]
@@ -114,6 +117,14 @@ def run_all(commands: dict[str, list[str]], recipe: str, folder: Path) -> None:
             name, core = running.pop(process)
             free.append(core)
             print(name, "failed, see its log" if process.returncode else "done", flush=True)
+
+
+def share_recordings(folder: Path, label: str, name: str) -> None:
+    """Give a run the recordings of a finished one, which the same seed would record again."""
+    for finished in folder.glob(f"{label}_*/report.html"):
+        for source in finished.parent.glob("recordings-*"):
+            if not (target := folder / name / source.name).exists():
+                shutil.copytree(source, target)
 
 
 def read(folder: Path) -> Results | None:
