@@ -194,6 +194,8 @@ class RunFolder:
             same.add("models.reward_idm")
         # Ignore keys that only one of the two configurations has: they belong to another version.
         changed = [key for key in now if key in before and key not in same and not resume_overridable(key)]
+        # Files of terms have keys of their own, because all terms are one key of the configuration.
+        changed += sorted(key for key in stored.keys() & self.content.keys() - now.keys() - same)
         if changed:
             raise ValueError(
                 f"run.name={self.path.name} exists with another config ({changed[0]} differs); choose another run.name"

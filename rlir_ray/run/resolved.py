@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlir_ray.config import Config, RewardConfig, TermConfig, require
-from rlir_ray.data.digests import used_models
+from rlir_ray.data.digests import term_paths, used_models
 from rlir_ray.data.prompts import heldout_bytes, reads_recorded
 from rlir_ray.data.recordings import open_recordings, split_path
 from rlir_ray.families import action_space, family_of, group_bytes
@@ -186,9 +186,7 @@ def _with_absolute_terms(reward: RewardConfig) -> RewardConfig:
 
 
 def _absolute_args(term: TermConfig) -> dict[str, object]:
-    names = getattr(load("rewards", term.name), "paths", ())
-    given = {name: str(term.args[name]) for name in names if term.args.get(name)}
-    return {**term.args, **{name: str(Path(path).absolute()) for name, path in given.items()}}
+    return {**term.args, **{name: str(path.absolute()) for name, path in term_paths(term).items()}}
 
 
 def _absolute(path: str) -> str:

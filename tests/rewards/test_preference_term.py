@@ -18,6 +18,7 @@ from rlir_ray.rewards.construction import open_reward
 from rlir_ray.rewards.preference import PreferenceHead, pool_frames
 from rlir_ray.rewards.preference_term import PreferenceTerm
 from rlir_ray.rewards.term import GroupClips
+from rlir_ray.run.folder import RunFolder
 from rlir_ray.run.resolved import resolve
 from rlir_ray.testing import check_reward, check_reward_term, sample_actions, sample_videos
 from tests.fakes import HEIGHT, WIDTH
@@ -101,6 +102,20 @@ def test_a_relative_path_of_a_head_is_made_absolute(
         "reward.terms=[{name: 'elsewhere:Scorer', args: {head: head}, runtime_env: {py_executable: x}}]"
     )
     assert resolve(other).config.reward == other.reward
+
+
+@pytest.mark.parametrize("beside", ["", "{name: inverse}, "], ids=["alone", "beside inverse"])
+def test_a_run_does_not_resume_with_another_head(beside: str, make_config: MakeConfig, tmp_path: Path) -> None:
+    head = tmp_path / "head"
+    saved_head(head, Path(make_config().models.reward_idm))
+    terms = f"reward.terms=[{beside}{{name: preference, args: {{head: {head}}}}}]"
+    config = make_config(terms, f"run.dir={tmp_path}", "run.name=run")
+    RunFolder(config).begin().log_step({"step": 1})
+    RunFolder(config)
+    weights = head / "model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b" ")
+    with pytest.raises(ValueError, match=r"exists with another config \(reward.terms.preference.head differs\)"):
+        RunFolder(config)
 
 
 def test_heads_of_other_models_and_other_clips_are_refused(make_config: MakeConfig, tmp_path: Path) -> None:
