@@ -18,6 +18,7 @@ from rlir_ray.config.load import load_config
 from rlir_ray.data.files import write_json
 from rlir_ray.evaluation.results import BASE, POST_TRAINED, REAL, RECONSTRUCTED, Evaluation, Results, compare
 from rlir_ray.run.environment import versions
+from rlir_ray.run.folder import read_metrics
 
 GUARDS = (
     "[{name: inverse}, {name: brightness, weight: 0.2}, {name: motion, weight: 0.2}, {name: sharpness, weight: 0.1}]"
@@ -56,20 +57,36 @@ OBJECTIVES = {
 }
 """Family -> variant of the objective -> overrides of the recipe; the recipe's own objective is the reward `inverse`."""
 POLL_S = 2.0
+Variants = dict[str, list[str]]
+Row = dict[str, object]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="doom_tiny_ar")
-    parser.add_argument("--minutes", type=float, default=6, help="wall-clock of each training")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num-prompts", type=int, default=256, help="held-out prompts")
     parser.add_argument("--only", default="", metavar="A,B,...", help="variants (default: all)")
-    parser.add_argument("--folder", type=Path, default=Path("runs/variants"), help="folder of the runs")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of every variant")
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     variants = REWARDS | OBJECTIVES[load_config(arguments.recipe, []).policy.family]
     names = [name for name in arguments.only.split(",") if name] or list(variants)
+    write(run_all({name: variants[name] for name in names}, arguments, kept=variants), "variants", arguments)
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the arguments that all tables share."""
+    parser.add_argument("--recipe", default="doom_tiny_ar")
+    parser.add_argument("--minutes", type=float, default=5, help="wall-clock of each training")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num-prompts", type=int, default=256, help="held-out prompts")
+    parser.add_argument("--folder", type=Path, default=Path("runs/variants"), help="folder of the runs")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of every variant")
+    return parser.parse_args()
+
+
+def label_of(arguments: argparse.Namespace) -> str:
+    return f"{arguments.recipe}_seed{arguments.seed}"
+
+
+def run_all(variants: Variants, arguments: argparse.Namespace, kept: Variants | None = None) -> dict[str, Row]:
+    """Run the missing variants, one a core; return the rows of the finished ones among `kept`, by default these."""
     fixed = [
         f"run.dir={arguments.folder.absolute()}",
         f"seed={arguments.seed}",
@@ -78,11 +95,18 @@ def main() -> None:
         "train.num_steps=10000",
         *arguments.overrides,
     ]
-    label = f"{arguments.recipe}_seed{arguments.seed}"
-    commands = {f"{label}_{name}": [*fixed, *variants[name]] for name in names}
-    run_all(commands, label, arguments.recipe, arguments.folder)
-    found = {name: results for name in variants if (results := read(arguments.folder / f"{label}_{name}")) is not None}
-    rows = {name: row(results) for name, results in found.items()}
+    label, folder = label_of(arguments), arguments.folder
+    commands = {f"{label}_{name}": [*fixed, *overrides] for name, overrides in variants.items()}
+    _run(commands, label, arguments.recipe, folder)
+    rows = {}
+    for name, overrides in (kept or variants).items():
+        if (run_dir := folder / f"{label}_{name}").joinpath("report.html").is_file():
+            rows[name] = {"overrides": overrides, "steps": len(read_metrics(run_dir)), **row(Results.load(run_dir))}
+    return rows
+
+
+def write(rows: dict[str, Row], name: str, arguments: argparse.Namespace) -> None:
+    """Write the rows into benchmarks/results and print them."""
     content = {
         "versions": versions(),
         "load_average": os.getloadavg(),
@@ -90,16 +114,14 @@ def main() -> None:
         "minutes": arguments.minutes,
         "seed": arguments.seed,
         "num_prompts": arguments.num_prompts,
-        "variants": {name: variants[name] for name in rows},
         "rows": rows,
     }
-    out = Path(__file__).parent / "results" / f"variants_{label}.json"
+    out = Path(__file__).parent / "results" / f"{name}_{label_of(arguments)}.json"
     write_json(out, content)
     print(markdown(rows), out, sep="\n")
 
 
-def run_all(commands: dict[str, list[str]], label: str, recipe: str, folder: Path) -> None:
-    """Run the trainings that are missing, one a core."""
+def _run(commands: Variants, label: str, recipe: str, folder: Path) -> None:
     waiting = [name for name in commands if not (folder / name / "report.html").is_file()]
     free, running = sorted(os.sched_getaffinity(0)), {}
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -127,13 +149,11 @@ def share_recordings(folder: Path, label: str, name: str) -> None:
                 shutil.copytree(source, target)
 
 
-def read(folder: Path) -> Results | None:
-    """Return the results of a run; None: it did not finish."""
-    return Results.load(folder) if (folder / "report.html").is_file() else None
-
-
 def row(results: Results) -> dict[str, dict[str, float]]:
-    """Return the judge's figures and those of the pictures: before, after, their change, and of real clips."""
+    """Return the judge's figures and those of the pictures: before, after, their change, and of real clips.
+
+    `reader` has the accuracy that the reward model reads: before, after, and in real clips through the codec.
+    """
     base, after = results.find(BASE), results.find(POST_TRAINED)
     assert base is not None and after is not None
     change = compare(base, after)
@@ -145,6 +165,11 @@ def row(results: Results) -> dict[str, dict[str, float]]:
         "change": {figure: each.mean for figure, each in changes.items()},
         "se": {figure: each.se for figure, each in changes.items()},
         **{name: _figures(each) for name, each in results.ceiling.items() if name in (REAL, RECONSTRUCTED)},
+        "reader": {
+            name: float(each.following["reward"].accuracy)
+            for name, each in (("base", base), ("after", after), *results.ceiling.items())
+            if "reward" in each.following
+        },
     }
 
 
