@@ -1,6 +1,7 @@
 """The tables of rewards and objectives of docs/results.md: variants of a recipe, each trained for the same minutes.
 
-Each variant runs through the Ray pools on one core of its own, several side by side; a finished one is kept.
+Each variant runs through the Ray pools, one after the other, or several side by side on cores of their own; a finished
+one is kept.
 Run: `python -m benchmarks.variants --recipe doom_tiny_ar --minutes 5`, or with `--only inverse,guards`.
 """
 
@@ -75,6 +76,9 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument("--recipe", default="doom_tiny_ar")
     parser.add_argument("--minutes", type=float, default=5, help="wall-clock of each training")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--side-by-side", type=int, default=1, help="variants that train at once, on a share of the cores"
+    )
     parser.add_argument("--num-prompts", type=int, default=256, help="held-out prompts")
     parser.add_argument("--folder", type=Path, default=Path("runs/variants"), help="folder of the runs")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of every variant")
@@ -97,7 +101,7 @@ def run_all(variants: Variants, arguments: argparse.Namespace, kept: Variants | 
     ]
     label, folder = label_of(arguments), arguments.folder
     commands = {f"{label}_{name}": [*fixed, *overrides] for name, overrides in variants.items()}
-    _run(commands, label, arguments.recipe, folder)
+    _run(commands, label, arguments)
     rows = {}
     for name, overrides in (kept or variants).items():
         if (run_dir := folder / f"{label}_{name}").joinpath("report.html").is_file():
@@ -114,6 +118,7 @@ def write(rows: dict[str, Row], name: str, arguments: argparse.Namespace) -> Non
         "minutes": arguments.minutes,
         "seed": arguments.seed,
         "num_prompts": arguments.num_prompts,
+        "side_by_side": arguments.side_by_side,
         "rows": rows,
     }
     out = Path(__file__).parent / "results" / f"{name}_{label_of(arguments)}.json"
@@ -121,23 +126,25 @@ def write(rows: dict[str, Row], name: str, arguments: argparse.Namespace) -> Non
     print(markdown(rows), out, sep="\n")
 
 
-def _run(commands: Variants, label: str, recipe: str, folder: Path) -> None:
+def _run(commands: Variants, label: str, arguments: argparse.Namespace) -> None:
+    folder, cores = arguments.folder, sorted(os.sched_getaffinity(0))
     waiting = [name for name in commands if not (folder / name / "report.html").is_file()]
-    free, running = sorted(os.sched_getaffinity(0)), {}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    free = [",".join(map(str, cores[place :: arguments.side_by_side])) for place in range(arguments.side_by_side)]
+    running: dict[subprocess.Popen[bytes], tuple[str, str]] = {}
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
     folder.mkdir(parents=True, exist_ok=True)
     while waiting or running:
         while waiting and free:
-            name, core = waiting.pop(0), free.pop()
+            name, share = waiting.pop(0), free.pop()
             share_recordings(folder, label, name)
-            train = [sys.executable, "-m", "rlir_ray", "train", "--recipe", recipe, f"run.name={name}"]
+            train = [sys.executable, "-m", "rlir_ray", "train", "--recipe", arguments.recipe, f"run.name={name}"]
             with (folder / f"{name}.log").open("w") as log:
-                command = ["taskset", "-c", str(core), *train, *commands[name]]
-                running[subprocess.Popen(command, env=environment, stdout=log, stderr=log)] = (name, core)
+                command = ["taskset", "-c", share, *train, *commands[name]]
+                running[subprocess.Popen(command, env=environment, stdout=log, stderr=log)] = (name, share)
         time.sleep(POLL_S)
         for process in [process for process in running if process.poll() is not None]:
-            name, core = running.pop(process)
-            free.append(core)
+            name, share = running.pop(process)
+            free.append(share)
             print(name, "failed, see its log" if process.returncode else "done", flush=True)
 
 
