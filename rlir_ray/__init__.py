@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from actors.pipeline import Pipeline
     from rlir_ray.config import Config
     from rlir_ray.config.load import load_config
+    from rlir_ray.play.generate import generate
     from rlir_ray.spaces.space import ActionSpace
 
-__all__ = ["ActionSpace", "Config", "Pipeline", "__version__", "load_config"]
+__all__ = ["ActionSpace", "Config", "Pipeline", "__version__", "generate", "load_config"]
 
 __version__ = version()
 
@@ -39,4 +40,8 @@ def __getattr__(name: str) -> Any:
         from rlir_ray.config.load import load_config
 
         return load_config
+    if name == "generate":
+        from rlir_ray.play.generate import generate
+
+        return generate
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from rlir_ray.cli.console import protect_standard_streams
 from rlir_ray.cli.convert import run_convert
+from rlir_ray.cli.generate import run_generate
 from rlir_ray.cli.merge import run_merge
 from rlir_ray.cli.parser import build_parser
 from rlir_ray.cli.world_commands import WORLD_HANDLERS, Command
@@ -176,6 +177,7 @@ HANDLERS: dict[str, Command] = {
     "eval": _evaluate,
     "convert": run_convert,
     "merge": run_merge,
+    "generate": run_generate,
     "report": _report,
     "ledger": _ledger,
     **WORLD_HANDLERS,

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from rlir_ray.cli.convert import add_convert
+from rlir_ray.cli.generate import add_generate
 from rlir_ray.cli.merge import add_merge
 from rlir_ray.cli.world_parser import WIDE, Commands, add_world_commands
 from rlir_ray.run.environment import version
@@ -32,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_eval,
         add_convert,
         add_merge,
+        add_generate,
         _add_report,
         _add_ledger,
     ):

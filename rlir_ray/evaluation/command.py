@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,19 +12,17 @@ import numpy as np
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from rlir_ray.config import Config, asset_path
-from rlir_ray.config.load import load_config, recipes
+from rlir_ray.config import Config
 from rlir_ray.data.clips import Clip
 from rlir_ray.data.files import write_json
 from rlir_ray.data.recorded_clips import round_robin_clips
 from rlir_ray.data.recordings import nothing_readable, open_recordings
 from rlir_ray.data.vpt.index import MAX_LOGGED
 from rlir_ray.evaluation.fvd import I3D, MIN_FRAMES
+from rlir_ray.evaluation.policy_config import policy_config
 from rlir_ray.evaluation.policy_row import PolicyRow, evaluate_row
 from rlir_ray.families import action_space, evaluation_sampler, family_of, open_codec, open_policy
 from rlir_ray.idm.base import InverseDynamics, load_inverse_dynamics
-from rlir_ray.models.adapters import is_adapter_folder
-from rlir_ray.models.flow_forms import stated_architecture
 from rlir_ray.models.lpips import ALEXNET, LPIPS, VGG16
 from rlir_ray.rewards.calibration import check_alignment
 from rlir_ray.run.environment import versions
@@ -69,7 +66,13 @@ def evaluate(request: EvaluationRequest, chunk: int = 0) -> PolicyRow:
     Raises:
         ValueError: a checkpoint or the recordings are unusable, or belong to another world.
     """
-    config = resolve_config(request)
+    config = policy_config(
+        request.policy,
+        recipe=request.recipe,
+        tokenizer=request.tokenizer,
+        judge=request.idm,
+        overrides=request.overrides,
+    )
     config = with_field_names(config, action_space(config))
     num_clips = request.num_clips or config.prompts.num_heldout
     check_request(request, config, num_clips)
@@ -136,77 +139,6 @@ def _reason_if_all_broken(source: Recordings, skipped: list[str]) -> Iterator[No
         if len(skipped) == len(source):
             raise ValueError(nothing_readable(source.path, skipped)) from None
         raise
-
-
-def _folder(path: str, option: str) -> Path:
-    try:
-        return asset_path(path)
-    except ValueError:
-        raise ValueError(f"{option} must be an existing folder, got {path!r}; check the path") from None
-
-
-def resolve_config(request: EvaluationRequest) -> Config:
-    """Load the recipe and set the models of the request, as absolute folders.
-
-    Raises:
-        ValueError: the request names no recipe and no recipe fits the policy, or a folder does not exist.
-    """
-    policy = _folder(request.policy, "--policy")
-    config = load_config(request.recipe or find_recipe(policy), list(request.overrides))
-    if not request.recipe:
-        config = _with_run_folders(config, policy)
-    tokenizer = request.tokenizer or (str(policy / "tokenizer") if (policy / "tokenizer").is_dir() else "")
-    judge = request.idm or config.models.judge_idm
-    if not request.idm and judge and not judge.startswith("asset:") and not Path(judge).is_dir():
-        # The recipe's judge does not exist here: leave out action following instead of failing.
-        judge = ""
-    # An adapter needs the policy from which its run started.
-    checkpoint = {"adapter": str(policy)} if is_adapter_folder(policy) else {"policy": str(policy)}
-    models = dataclasses.replace(
-        config.models,
-        **checkpoint,
-        tokenizer=str(_folder(tokenizer or config.models.tokenizer, "--tokenizer")),
-        judge_idm=str(_folder(judge, "--idm")) if judge else "",
-    )
-    return dataclasses.replace(config, models=models)
-
-
-def _with_run_folders(config: Config, policy: Path) -> Config:
-    """Resolve a run's relative folders: first in the working folder, then in the parent folders of the policy."""
-    found = {entry.name: getattr(config.models, entry.name) for entry in dataclasses.fields(config.models)}
-    for name, path in found.items():
-        places = [home / path for home in policy.absolute().parents]
-        if path and not path.startswith("asset:") and not Path(path).is_dir():
-            found[name] = next((str(place) for place in places if place.is_dir()), path)
-    return dataclasses.replace(config, models=dataclasses.replace(config.models, **found))
-
-
-def find_recipe(policy: Path) -> str:
-    """Find the configuration of the policy's run, otherwise the shipped recipe of the policy's size.
-
-    Raises:
-        ValueError: neither exists.
-    """
-    if (run := policy.absolute().parent / "config.yaml").is_file():
-        return str(run)
-    if is_adapter_folder(policy):
-        raise ValueError(f"an adapter outside a run's folder needs --recipe, got {policy}; name its policy's recipe")
-    try:
-        held = stated_architecture(json.loads((policy / "config.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--policy must be a world model's folder, got {error}; check {policy}") from None
-    for name in recipes():
-        recipe = load_config(name)
-        if recipe.architecture == held or _is_folder(recipe.models.policy, policy):
-            return name
-    raise ValueError(
-        f"a policy outside a run's folder and of no shipped size needs --recipe, got {policy}; name one of "
-        f"{', '.join(recipes())} or a YAML file"
-    )
-
-
-def _is_folder(named: str, folder: Path) -> bool:
-    return named.startswith("asset:") and asset_path(named).samefile(folder)
 
 
 def alignment_lines(idm: InverseDynamics, clips: Iterator[Clip], config: Config) -> list[str]:

@@ -187,23 +187,10 @@ def _evaluate(
         frames=np.concatenate(frames),
         space=ActionSpace(commands[0].space.select(world.groups)),
         commanded=np.stack([each.values_of(world.groups) for each in commands])[shown],
-        recovered=None if judged is None else _pictured(judged)[shown],
+        recovered=None if judged is None else judged.recovered.pictured(judged.fields)[shown],
         prompt_ids=tuple(prompt_ids[index] for index in shown),
     )
     return following, join_quality(qualities), kept
-
-
-def _pictured(following: Following) -> npt.NDArray[np.float32]:
-    """Return the values that pictures compare with the commands, [P, F, K]: graded axes have numbers, others classes.
-
-    The mean of a mu-law axis may lie in another bin than the one that counts as read.
-    """
-    found = following.recovered
-    columns = [
-        found.values[..., column] if field.is_graded else field.centres(found.classes[..., column])
-        for column, field in enumerate(following.fields)
-    ]
-    return np.stack(columns, -1).astype(np.float32)
 
 
 def followed(commands: Sequence[Actions], names: Sequence[str], readings: Sequence[FieldValues]) -> Following:

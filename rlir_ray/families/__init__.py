@@ -27,6 +27,7 @@ from rlir_ray.models.clip_losses import ClipLoss
 from rlir_ray.models.rescoring import Forward, Rescore
 from rlir_ray.registry import build, load
 from rlir_ray.samplers import Sampler
+from rlir_ray.samplers.stepping import Stepper
 from rlir_ray.spaces.layouts import ActionLayout, Cells
 from rlir_ray.spaces.space import ActionSpace
 from rlir_ray.trajectory import FlowRecord, FrameShape, TokenRecord
@@ -59,6 +60,10 @@ class Family:
     """Returns what a rollout stores of G clips, on the meta device, and T: its shapes give the run's memory."""
     clip_loss: Callable[[Config, Any], ClipLoss] | None = None
     """Builds the pretraining loss of recorded clips; None: the family has none (train.supervised_coefficient)."""
+    # Any: a policy of the family's own class.
+    stepper: Callable[[Config, Any, float, float], Stepper] | None = None
+    """Builds the stepper of a policy from configuration, policy, temperature and guidance; it draws one frame a call.
+    None: policies of the family cannot be driven."""
     tokens_per_keyframe: Callable[[Config], int] = lambda _: 0
     """Returns M, the tokens of a prompt's keyframe; 0: the codec decodes each frame alone."""
 
@@ -118,6 +123,20 @@ def evaluation_sampler(config: Config, policy: nn.Module, temperature: float, gu
     """
     options = () if guidance == NO_GUIDANCE else (guidance,)
     return family_of(config).evaluation_sampler(config, policy, temperature, *options)
+
+
+def make_stepper(config: Config, policy: nn.Module, temperature: float = 1.0, guidance: float = NO_GUIDANCE) -> Stepper:
+    """Build the stepper of a policy, which draws clips frame by frame.
+
+    Raises:
+        ValueError: the family has none.
+    """
+    if (make := family_of(config).stepper) is None:
+        raise ValueError(
+            f"driving a world model needs a family with stepper, got none in policy.family={config.policy.family}; "
+            "add one to the family"
+        )
+    return make(config, policy, temperature, guidance)
 
 
 def guidance_text(config: Config) -> str:

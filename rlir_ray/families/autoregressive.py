@@ -17,6 +17,7 @@ from rlir_ray.models.compatibility import check_token_world, policy_layout, poli
 from rlir_ray.models.rescoring import Rescore, TokenRescorer
 from rlir_ray.models.tokenizer_forms import tokenizer_form
 from rlir_ray.samplers import Sampler
+from rlir_ray.samplers.stepping import Stepper
 from rlir_ray.spaces.layouts import ActionLayout, Cells
 from rlir_ray.trajectory import FrameShape, TokenRecord
 
@@ -74,6 +75,14 @@ def _token_evaluation_sampler(
     )
 
 
+def _token_stepper(config: Config, policy: WorldModel, temperature: float, guidance: float) -> Stepper:
+    from rlir_ray.samplers.torch_sampler import TokenStepper, TorchSampler
+
+    sampler = _token_evaluation_sampler(config, policy, temperature, guidance)
+    assert isinstance(sampler, TorchSampler)
+    return TokenStepper(sampler, config.world.num_context + config.world.num_frames)
+
+
 def _token_sampling(config: Config) -> str:
     settings = config.evaluation
     decoding = "raster decoding" + ("" if config.rollout.restrict else ", from all ids") + guidance_text(config)
@@ -115,5 +124,6 @@ FAMILY = Family(
     cells=_token_cells,
     record=_token_record,
     clip_loss=_token_clip_loss,
+    stepper=_token_stepper,
     tokens_per_keyframe=_tokens_per_keyframe,
 )

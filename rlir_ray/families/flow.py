@@ -17,6 +17,7 @@ from rlir_ray.models.flow_matcher import FlowMatcher
 from rlir_ray.models.flow_matching import NoiseLevels
 from rlir_ray.models.rescoring import FlowRescorer, Rescore
 from rlir_ray.samplers import Sampler
+from rlir_ray.samplers.stepping import Stepper
 from rlir_ray.spaces.layouts import ActionLayout, Cells
 from rlir_ray.trajectory import FlowRecord, FrameShape
 
@@ -54,6 +55,14 @@ def _flow_evaluation_sampler(
     from rlir_ray.samplers.flow import FlowSampler
 
     return FlowSampler(policy, config.flow, explore=False, noise_scale=temperature, guidance=guidance)
+
+
+def _flow_stepper(config: Config, policy: FlowWorldModel, temperature: float, guidance: float) -> Stepper:
+    from rlir_ray.samplers.flow import FlowSampler, FlowStepper
+
+    sampler = _flow_evaluation_sampler(config, policy, temperature, guidance)
+    assert isinstance(sampler, FlowSampler)
+    return FlowStepper(sampler, config.world.num_context + config.world.num_frames)
 
 
 def _flow_sampling(config: Config) -> str:
@@ -116,4 +125,5 @@ FAMILY = Family(
     cells=_flow_cells,
     record=_flow_record,
     clip_loss=_flow_clip_loss,
+    stepper=_flow_stepper,
 )

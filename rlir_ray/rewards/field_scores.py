@@ -39,6 +39,17 @@ class FieldValues:
         """Return some clips."""
         return FieldValues(self.classes[rows], self.values[rows])
 
+    def pictured(self, fields: Sequence[ActionField]) -> npt.NDArray[np.float32]:
+        """Return the values that pictures compare with the commands, [P, K, n]: of graded axes numbers, else classes.
+
+        The mean of a mu-law axis may lie in another bin than the one that counts as read.
+        """
+        columns = [
+            self.values[..., column] if field.is_graded else field.centres(self.classes[..., column])
+            for column, field in enumerate(fields)
+        ]
+        return np.stack(columns, -1).astype(np.float32)
+
     @classmethod
     def joined(cls, parts: Sequence[FieldValues]) -> FieldValues:
         """Return the clips of all parts, one part after another."""
@@ -71,6 +82,29 @@ def read_clips(idm: InverseDynamics, frames: npt.NDArray[np.uint8], names: Seque
             reading = idm.read(torch.from_numpy(np.ascontiguousarray(frames[start : start + at_once])), names)
             parts.append(read_values(reading, fields))
     return FieldValues.joined(parts)
+
+
+def read_long(idm: InverseDynamics, frames: npt.NDArray[np.uint8], names: Sequence[str], window: int) -> FieldValues:
+    """Read clips of any length, uint8 [P, K, H, W, 3], as a model reads that was trained on clips of `window` frames.
+
+    Windows overlap by half, and each frame counts where it is furthest from the ends of its window.
+    """
+    num_frames = frames.shape[1]
+    if num_frames <= window:
+        return read_clips(idm, frames, names)
+    last, hop = num_frames - window, max(1, window // 2)
+    starts = np.array([*range(0, last, hop), last])
+    parts = [read_clips(idm, frames[:, start : start + window], names) for start in starts]
+    places = np.arange(num_frames)[:, None] - starts  # [K, windows], place of each frame in each window
+    room = np.minimum(places, window - 1 - places)
+    # The ends of a clip are the ends of their windows too: nothing lies beyond them.
+    chosen = room.argmax(1)
+    rows = places[np.arange(num_frames), chosen]
+
+    def picked(tables: list[npt.NDArray[np.generic]]) -> npt.NDArray[np.generic]:
+        return np.stack([tables[part][:, row] for part, row in zip(chosen, rows, strict=True)], 1)
+
+    return FieldValues(picked([part.classes for part in parts]), picked([part.values for part in parts]))  # type: ignore[arg-type,list-item]  # one type each
 
 
 def read_values(reading: Reading, fields: Sequence[ActionField]) -> FieldValues:

@@ -113,6 +113,11 @@ def _ids(name: str, given: Sequence[npt.NDArray[np.generic]], num_codes: int) ->
     return ids
 
 
+def image_ids(tokens: Tensor, sequence: TokenSequence) -> Tensor:
+    """Return the ids to decode: an unrestricted policy's other ids count as the last image id (as RLVR-World)."""
+    return tokens.clamp(max=sequence.shape.num_codes - 1)
+
+
 def token_groups(
     prompts: Sequence[Prompt],
     group_ids: Sequence[int],
@@ -134,9 +139,7 @@ def token_groups(
     size = len(frames) // len(prompts)
     clips = torch.cat([inputs.context.repeat_interleave(size, 0), frames], 1)  # [P * G, C + F, N]
     tokens = inputs.assemble(clips).to("cpu", torch.int32).numpy()
-    # An unrestricted policy can draw ids that are no image ids; they are decoded as the last one (as RLVR-World).
-    images = clips.clamp(max=inputs.sequence.shape.num_codes - 1)
-    codes, scores = stored_codes(images.cpu().numpy()), logprobs.cpu().numpy()
+    codes, scores = stored_codes(image_ids(clips, inputs.sequence).cpu().numpy()), logprobs.cpu().numpy()
     pairs = []
     for number, (prompt, group_id, seed) in enumerate(zip(prompts, group_ids, seeds, strict=True)):
         rows = slice(number * size, (number + 1) * size)

@@ -25,7 +25,8 @@ from rlir_ray.models.rescoring import FlowRescorer, first_read
 from rlir_ray.samplers.base import PolicySampler, clip_of
 from rlir_ray.samplers.calls import check_call
 from rlir_ray.spaces.layouts import NO_ACTION
-from rlir_ray.trajectory import EncodedVideo, FlowRecord, Prompt, TrajectoryGroup, stored_codes
+from rlir_ray.spaces.space import Actions
+from rlir_ray.trajectory import EncodedClips, EncodedVideo, FlowRecord, Prompt, TrajectoryGroup, stored_codes
 
 if TYPE_CHECKING:
     from rlir_ray.models.flow import FlowWorldModel, FrameCache
@@ -178,6 +179,34 @@ class FlowSampler(PolicySampler["FlowWorldModel"]):
         )
         return group, video
 
+    # -----------------------------------------------------------------------------------------------------------------
+    # One frame
+
+    def velocity(self, x: Tensor, level: Tensor, action: Tensor, place: Tensor, cache: FrameCache) -> Tensor:
+        """Compute the velocity of the frame that is made, [B, D, h, w]; action [B, 1, columns], place [1]."""
+        if self.guidance == NO_GUIDANCE:
+            return self.policy.read(x[:, None], level[:, None], action, place, cache=cache)[0][:, 0]
+        # Both passes are one: two frames at one place share the cache, and neither attends to the other.
+        twice, levels = x[:, None].expand(-1, 2, *x.shape[1:]), level[:, None].expand(-1, 2)
+        actions = torch.cat([action, torch.full_like(action, NO_ACTION)], 1)
+        with_action, without = self.policy.read(twice, levels, actions, place.repeat(2), cache=cache)[0].unbind(1)
+        return guided_velocity(with_action, without, self.guidance, self.config.guidance_rescale)
+
+    def as_history(self, latents: Tensor, noise: Tensor) -> Tensor:
+        """Return finished frames as later frames read them."""
+        share = self.config.history_noise
+        return (1 - share) * latents + share * noise
+
+    def history_levels(self, seen: Tensor) -> Tensor:
+        """Return the noise levels of the history, [B, frames]."""
+        return torch.full(seen.shape[:2], self.config.history_noise, device=seen.device)
+
+    def read_history(
+        self, seen: Tensor, actions: Tensor, places: Tensor | None = None, cache: FrameCache | None = None
+    ) -> FrameCache:
+        """Return the cache entries of frames of the history."""
+        return self.policy.read(seen, self.history_levels(seen), actions, places, cache=cache)[1]
+
     def _match(self, record: FlowRecord[npt.NDArray[np.generic]], num_decisions: int) -> npt.NDArray[np.float32]:
         """Score the clean frames [G, T], one clip a pass, which bounds the memory."""
         clips = (clip_of(record, row, self.device) for row in range(len(record.latents)))
@@ -191,12 +220,14 @@ class _Rollout:
         self, sampler: FlowSampler, context: Tensor, actions: Tensor, draws: Draws, starts: Sequence[int], size: int
     ) -> None:
         self.sampler, self.draws = sampler, draws
-        self.num_context, self.history_noise = context.shape[1], sampler.config.history_noise
+        self.num_context = context.shape[1]
         self.levels = sampler.levels.to(context.device)
         # The model reads the context once for a prompt; the prompt's group shares the cache.
-        seen = self._as_history(context, draws.context)
+        seen = sampler.as_history(context, draws.context)
         self.first = first_read(self.num_context, sampler.policy.span)  # first frame in the cache
-        self.cache = self._read(seen[:, self.first :], actions[:, self.first : self.num_context]).repeat(size)
+        self.cache = self.sampler.read_history(seen[:, self.first :], actions[:, self.first : self.num_context]).repeat(
+            size
+        )
         self.context, self.actions = context.repeat_interleave(size, 0), actions.repeat_interleave(size, 0)
         self.history = [seen.repeat_interleave(size, 0)]  # [B, C, ...], then [B, 1, ...] a frame
         self.starts = torch.tensor(starts, device=context.device).repeat_interleave(size)  # [B]
@@ -217,7 +248,7 @@ class _Rollout:
         means, logprobs = torch.empty_like(states[:, :window]), x.new_empty(len(x), window)
         for number in range(len(self.levels) - 1):
             level, following = (self.levels[number + i].expand(len(x)) for i in (0, 1))
-            velocity = self._velocity(x, level, action, place)
+            velocity = self.sampler.velocity(x, level, action, place, self.cache)
             x_next = ode_step(x, velocity, level, following)
             at = number - self.starts  # [B], which step of the window this is
             inside = clips[(at >= 0) & (at < window)]
@@ -242,42 +273,19 @@ class _Rollout:
         self.means.append(means)
         self.logprobs.append(logprobs)
 
-    def _velocity(self, x: Tensor, level: Tensor, action: Tensor, place: Tensor) -> Tensor:
-        """Compute the velocity of the frame that is made, [B, D, h, w]; action [B, 1, columns], place [1]."""
-        policy, guidance = self.sampler.policy, self.sampler.guidance
-        if guidance == NO_GUIDANCE:
-            return policy.read(x[:, None], level[:, None], action, place, cache=self.cache)[0][:, 0]
-        # Both passes are one: two frames at one place share the cache, and neither attends to the other.
-        twice, levels = x[:, None].expand(-1, 2, *x.shape[1:]), level[:, None].expand(-1, 2)
-        actions = torch.cat([action, torch.full_like(action, NO_ACTION)], 1)
-        with_action, without = policy.read(twice, levels, actions, place.repeat(2), cache=self.cache)[0].unbind(1)
-        return guided_velocity(with_action, without, guidance, self.sampler.config.guidance_rescale)
-
     def _cache_frame(self, frame: int) -> None:
         """Read a generated frame, slightly noised, into the cache, which then holds what the next frame reads."""
-        seen = self._as_history(self.frames[frame], self.draws.history[:, frame])[:, None]
+        seen = self.sampler.as_history(self.frames[frame], self.draws.history[:, frame])[:, None]
         self.history.append(seen)
         place = self.num_context + frame
         self.first = first_read(place + 1, self.sampler.policy.span)
         if self.first:
             # All places change when a window slides, so the model reads all its frames again.
             window = torch.cat(self.history, 1)[:, self.first :]
-            self.cache = self._read(window, self.actions[:, self.first : place + 1])
+            self.cache = self.sampler.read_history(window, self.actions[:, self.first : place + 1])
         else:
-            read = self._read(seen, self.actions[:, place, None], torch.tensor([place]), self.cache)
+            read = self.sampler.read_history(seen, self.actions[:, place, None], torch.tensor([place]), self.cache)
             self.cache = self.cache.append(read)
-
-    def _read(
-        self, seen: Tensor, actions: Tensor, places: Tensor | None = None, cache: FrameCache | None = None
-    ) -> FrameCache:
-        """Return the cache entries of frames of the history."""
-        return self.sampler.policy.read(seen, self._history_levels(seen), actions, places, cache=cache)[1]
-
-    def _as_history(self, latents: Tensor, noise: Tensor) -> Tensor:
-        return (1 - self.history_noise) * latents + self.history_noise * noise
-
-    def _history_levels(self, seen: Tensor) -> Tensor:
-        return torch.full(seen.shape[:2], self.history_noise, device=seen.device)
 
     def record(
         self, rows: slice, keep_means: bool
@@ -291,10 +299,58 @@ class _Rollout:
             latents=_to_numpy(latents),
             levels=_to_numpy(levels.expand(*latents.shape[:2], -1)),
             history=_to_numpy(history),
-            history_levels=_to_numpy(self._history_levels(history)),
+            history_levels=_to_numpy(self.sampler.history_levels(history)),
             actions=self.actions[rows].to("cpu", torch.uint8).numpy(),
             means=_to_numpy(torch.stack(self.means, 1)[rows]) if keep_means and window else None,
         ), _to_numpy(torch.stack(self.logprobs, 1)[rows].flatten(1)) if window else None
+
+
+class FlowStepper:
+    """Stepper of flow world models.
+
+    Args:
+        sampler: has the policy, and says how a frame is denoised: by ODE steps.
+        num_frames: most frames of a clip, context included; a model that reads `span` frames at once has its span.
+    """
+
+    def __init__(self, sampler: FlowSampler, num_frames: int) -> None:
+        self.sampler, span = sampler, sampler.policy.span
+        self.num_frames, self.num_kept = (num_frames, (num_frames + 1) // 2) if span is None else (span, span - 1)
+
+    @torch.inference_mode()
+    def start(self, context: EncodedClips, actions: Sequence[Actions], seeds: Sequence[Sequence[int]]) -> None:
+        latents = context.codes.to(self.sampler.device, torch.float32)
+        noise = torch.stack([torch.stack([self._draw(seed)[1] for seed in each]) for each in seeds])
+        seen = self.sampler.as_history(latents, noise.to(self.sampler.device))
+        self._cache = self.sampler.read_history(seen, self._classes(actions))
+        self._place, self._unread = latents.shape[1], None
+
+    @torch.inference_mode()
+    def step(self, actions: Sequence[Actions], seeds: Sequence[int]) -> Tensor:
+        sampler = self.sampler
+        if self._unread is not None:
+            seen, past = self._unread
+            places = torch.tensor([self._place - 1])
+            self._cache = self._cache.append(sampler.read_history(seen, past, places, self._cache))
+        start, noise = (torch.stack(part).to(sampler.device) for part in zip(*map(self._draw, seeds), strict=True))
+        action, levels = self._classes(actions), sampler.levels.to(sampler.device)
+        x = start * sampler.noise_scale * sampler.policy.start_std(levels[0])
+        for level, following in zip(levels[:-1].expand(len(x), -1).T, levels[1:].expand(len(x), -1).T, strict=True):
+            velocity = sampler.velocity(x, level, action, torch.tensor([self._place]), self._cache)
+            x = ode_step(x, velocity, level, following)
+        self._unread = sampler.as_history(x, noise)[:, None], action
+        self._place += 1
+        return x
+
+    def _draw(self, seed: int) -> tuple[Tensor, Tensor]:
+        """Draw the noise of a frame's start, and that with which later frames read the frame, [D, h, w] each."""
+        generator, shape = torch.Generator().manual_seed(seed), self.sampler.policy.latent_shape
+        return torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
+
+    def _classes(self, actions: Sequence[Actions]) -> Tensor:
+        """Return the classes of as many actions of each clip, int64 [B, actions, columns]."""
+        classes = [self.sampler.policy.layout.classes(each) for each in actions]
+        return torch.from_numpy(np.stack(classes)).to(self.sampler.device)
 
 
 def _to_numpy(values: Tensor) -> npt.NDArray[np.float32]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -21,10 +22,12 @@ from rlir_ray.algorithm.guidance import NO_GUIDANCE, guided
 from rlir_ray.models.adapters import bias_of, merged_weight
 from rlir_ray.models.autoregressive import WorldModel
 from rlir_ray.models.rescoring import TokenRescorer
+from rlir_ray.models.token_sequence import TokenSequence
 from rlir_ray.samplers.base import PolicySampler
 from rlir_ray.samplers.cached_attention import attend
-from rlir_ray.samplers.calls import TokenInputs, check_call, token_groups, token_inputs
-from rlir_ray.trajectory import EncodedVideo, Prompt, TrajectoryGroup
+from rlir_ray.samplers.calls import TokenInputs, check_call, image_ids, token_groups, token_inputs
+from rlir_ray.spaces.space import Actions
+from rlir_ray.trajectory import EncodedClips, EncodedVideo, Prompt, TrajectoryGroup
 
 if TYPE_CHECKING:
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
@@ -189,6 +192,10 @@ class TorchSampler(PolicySampler[WorldModel]):
         self.guidance = guidance
         self._update_engine(0)
 
+    @property
+    def device(self) -> torch.device:
+        return self._decoder.embedding.device
+
     def _update_engine(self, version: int) -> None:
         self._decoder = Decoder(self.policy, self.dtype, self.restrict)
 
@@ -204,11 +211,10 @@ class TorchSampler(PolicySampler[WorldModel]):
             group_size: G.
         """
         _, num_frames = check_call(prompts, group_ids, seeds, (self.policy.tokens_per_frame,))
-        device = self._decoder.embedding.device
-        inputs = token_inputs(prompts, self.policy.sequence).to(device)
+        inputs = token_inputs(prompts, self.policy.sequence).to(self.device)
         num_decisions = num_frames * self.policy.tokens_per_frame
         uniforms = [torch.rand(num_decisions, group_size, generator=torch.Generator().manual_seed(s)) for s in seeds]
-        draws = torch.cat(uniforms, 1).to(device)  # [T, B]
+        draws = torch.cat(uniforms, 1).to(self.device)  # [T, B]
         with sdpa_kernel(ATTENTION_KERNELS):
             frames, logprobs = self._decode(inputs, draws, group_size)
         pairs = token_groups(prompts, group_ids, seeds, self.policy_version, inputs, frames, logprobs)
@@ -219,63 +225,172 @@ class TorchSampler(PolicySampler[WorldModel]):
         """Return generated frames int64 [B, F, N] and log-probabilities float32 [B, T], prompt after prompt."""
         (_, num_context, tokens_per_frame), actions = inputs.context.shape, inputs.actions
         num_frames = len(draws) // tokens_per_frame
-        length = inputs.sequence.length(num_context + num_frames)
-        decoder, rotations = self._decoder, self._decoder.rotations(length)
         # The decoder reads the prefix once for a prompt; the prompt's group shares the cache.
-        prefix = self._twice(inputs.prefixes(), inputs, before_image=True)
-        position = prefix.shape[1]
-        prompt_cache = decoder.new_cache(len(prefix), position)
-        logits = decoder(prefix, prompt_cache, rotations, 0).repeat_interleave(group_size, 0)
-        cache = decoder.new_cache(len(logits), length)
-        for layer_cache, shared in zip(cache, prompt_cache, strict=True):
-            layer_cache[:, :, :position] = shared.repeat_interleave(group_size, 0)
+        prefix = inputs.prefixes()
+        shared = self.decoding(len(prefix), prefix.shape[1])
+        logits = shared.read(prefix, before_image=True).repeat_interleave(group_size, 0)
+        decoding = self.decoding(len(prefix) * group_size, inputs.sequence.length(num_context + num_frames))
+        decoding.continue_from(shared, group_size)
         commanded = actions[:, num_context:].repeat_interleave(group_size, 0)  # of the second frame on
-        tokens: list[Tensor] = []
+        frames: list[Tensor] = []
         logprobs: list[Tensor] = []
-        for decision, draw in enumerate(draws):
-            if decision:
-                frame, within = divmod(decision, tokens_per_frame)
-                chunk = tokens[-1][:, None]
-                if within == 0:
-                    self._share_frame(cache, position - (tokens_per_frame - 1), position, inputs)
-                    chunk = torch.cat([chunk, commanded[:, frame - 1]], 1)
-                logits = decoder(self._twice(chunk, inputs, before_image=within == 0), cache, rotations, position)
-                position += chunk.shape[1]
-            logits = self._guided(logits) / self.temperature
-            token, logprob = draw_tokens(keep_likeliest(logits, self.top_p), draw)
-            tokens.append(token)
-            logprobs.append(logprob)
-        return torch.stack(tokens, 1).unflatten(1, (num_frames, -1)), torch.stack(logprobs, 1)
+        for frame, drawn in enumerate(draws.unflatten(0, (num_frames, -1))):
+            if frame:
+                chunk = torch.cat([frames[-1][:, -1:], commanded[:, frame - 1]], 1)
+                logits = decoding.read(chunk, before_image=True)
+            tokens, scores = decoding.draw_frame(logits, drawn)
+            frames.append(tokens)
+            logprobs.append(scores)
+        return torch.stack(frames, 1), torch.cat(logprobs, 1)
 
-    def _twice(self, tokens: Tensor, inputs: TokenInputs, *, before_image: bool) -> Tensor:
-        """Return the tokens [R, S] of a pass; with guidance also those of the rows without the action, [2R, S].
+    def decoding(self, num_clips: int, length: int) -> Decoding:
+        """Start the decoding of clips of at most `length` tokens."""
+        drawing = Drawing(self.temperature, self.top_p, self.guidance)
+        return Decoding(self._decoder, self.policy.sequence, drawing, num_clips, length)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """How tokens are drawn from logits; see `TorchSampler`."""
+
+    temperature: float
+    top_p: float
+    guidance: float
+
+
+class Decoding:
+    """The cache of B clips in decoding, and the draws of their frames.
+
+    With guidance the cache has 2B rows: those with all actions, then those without the action into the frame that is
+    made.
+
+    Args:
+        decoder: the forward pass.
+        sequence: the form of the sequences.
+        drawing: temperature, top-p and guidance.
+        num_clips: B.
+        length: most tokens of a clip.
+    """
+
+    def __init__(
+        self, decoder: Decoder, sequence: TokenSequence, drawing: Drawing, num_clips: int, length: int
+    ) -> None:
+        self.decoder, self.sequence, self.drawing = decoder, sequence, drawing
+        self.is_guided = drawing.guidance != NO_GUIDANCE
+        self.rotations = decoder.rotations(length)
+        self.cache = decoder.new_cache(num_clips * (1 + self.is_guided), length)
+        self.position = 0
+
+    def continue_from(self, shared: Decoding, size: int) -> None:
+        """Copy the cache of prompts to the `size` clips of each prompt."""
+        self.position = shared.position
+        for layer_cache, prompts in zip(self.cache, shared.cache, strict=True):
+            layer_cache[:, :, : self.position] = prompts.repeat_interleave(size, 0)
+
+    def read(self, tokens: Tensor, *, before_image: bool) -> Tensor:
+        """Append tokens int64 [B, S] to the cache; return the logits after them, float32 [B or 2B, K].
 
         Args:
             tokens: of the rows with all actions.
-            inputs: give the form of the sequences.
-            before_image: the tokens end with the action that leads into the next image.
+            before_image: the tokens end with the action that leads into the next image; an image before it is whole.
         """
-        if self.guidance == NO_GUIDANCE:
-            return tokens
-        return torch.cat([tokens, inputs.sequence.hide_action(tokens) if before_image else tokens])
+        if self.is_guided:
+            hidden = tokens
+            if before_image:
+                if self.position:
+                    self._share_frame()
+                hidden = self.sequence.hide_action(tokens)
+            tokens = torch.cat([tokens, hidden])
+        logits = self.decoder(tokens, self.cache, self.rotations, self.position)
+        self.position += tokens.shape[1]
+        return logits
 
-    def _share_frame(self, cache: list[Tensor], start: int, end: int, inputs: TokenInputs) -> None:
-        """Let the rows without the action read a finished image, at positions `start` to `end`, with its action.
+    def draw_frame(self, logits: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw the tokens of a frame; the last one stays out of the cache.
+
+        Args:
+            logits: of the first token.
+            draws: float32 [N, B], uniform in [0, 1).
+
+        Returns:
+            Tokens int64 [B, N] and their log-probabilities float32 [B, N].
+        """
+        tokens: list[Tensor] = []
+        logprobs: list[Tensor] = []
+        for draw in draws:
+            if tokens:
+                logits = self.read(tokens[-1][:, None], before_image=False)
+            scaled = self._guided(logits) / self.drawing.temperature
+            token, logprob = draw_tokens(keep_likeliest(scaled, self.drawing.top_p), draw)
+            tokens.append(token)
+            logprobs.append(logprob)
+        return torch.stack(tokens, 1), torch.stack(logprobs, 1)
+
+    def _share_frame(self) -> None:
+        """Let the rows without the action read the finished image but for its last token, with its action.
 
         Guidance hides only the action into the frame that is made: all earlier frames have theirs.
         """
-        if self.guidance != NO_GUIDANCE:
-            part = slice(start - inputs.sequence.tokens_before_image, end)
-            for layer_cache in cache:
-                action, null = layer_cache[:, :, part].chunk(2)
-                null.copy_(action)
+        num_tokens = self.sequence.tokens_before_image + self.sequence.shape.tokens_per_frame - 1
+        part = slice(max(0, self.position - num_tokens), self.position)
+        for layer_cache in self.cache:
+            action, null = layer_cache[:, :, part].chunk(2)
+            null.copy_(action)
 
     def _guided(self, logits: Tensor) -> Tensor:
         """Return the logits [B, K] to draw from, given those of all rows of the pass."""
-        if self.guidance == NO_GUIDANCE:
+        if not self.is_guided:
             return logits
         action, null = logits.chunk(2)
-        return guided(action, null, self.guidance)
+        return guided(action, null, self.drawing.guidance)
+
+
+class TokenStepper:
+    """Stepper of autoregressive world models.
+
+    Args:
+        sampler: has the decoder, and says how tokens are drawn.
+        num_frames: most frames of a clip, context included.
+    """
+
+    def __init__(self, sampler: TorchSampler, num_frames: int) -> None:
+        self.sampler, self.sequence = sampler, sampler.policy.sequence
+        # A model with BOS draws the last frame of a sequence alone.
+        is_single = self.sequence.bos_id is not None
+        self.num_frames, self.num_kept = num_frames, num_frames - 1 if is_single else (num_frames + 1) // 2
+
+    @torch.inference_mode()
+    def start(self, context: EncodedClips, actions: Sequence[Actions], seeds: Sequence[Sequence[int]]) -> None:
+        device, sequence = self.sampler.device, self.sequence
+        keyframes = None if context.keyframes is None else context.keyframes.to(device)
+        between = self._tokens([each[1:] for each in actions])
+        tokens = sequence.assemble(context.codes.to(device), between, keyframes)
+        if sequence.bos_id is not None:
+            # In a sequence of the context alone BOS would come before the last context frame.
+            tokens = torch.cat([tokens[:, : -sequence.shape.tokens_per_frame - 1], context.codes[:, -1].to(device)], 1)
+        self._decoding = self.sampler.decoding(len(tokens), sequence.length(self.num_frames))
+        # The last token is read with the next action, as after a drawn frame.
+        self._decoding.read(tokens[:, :-1], before_image=False)
+        self._last = tokens[:, -1:]
+
+    @torch.inference_mode()
+    def step(self, actions: Sequence[Actions], seeds: Sequence[int]) -> Tensor:
+        sequence = self.sequence
+        chunk = [self._last, self._tokens(actions).flatten(1)]
+        if sequence.bos_id is not None:
+            chunk.append(torch.full_like(self._last, sequence.bos_id))
+        num_tokens = sequence.shape.tokens_per_frame
+        draws = [torch.rand(num_tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        with sdpa_kernel(ATTENTION_KERNELS):
+            logits = self._decoding.read(torch.cat(chunk, 1), before_image=True)
+            tokens, _ = self._decoding.draw_frame(logits, torch.stack(draws, 1).to(self.sampler.device))
+        self._last = tokens[:, -1:]
+        return image_ids(tokens, sequence)
+
+    def _tokens(self, actions: Sequence[Actions]) -> Tensor:
+        """Return the tokens of as many actions of each clip, int64 [B, actions, A]."""
+        rows = [self.sequence.layout.tokens(each, self.sequence.first_action_id) for each in actions]
+        return torch.from_numpy(np.stack(rows)).to(self.sampler.device)
 
 
 def keep_likeliest(logits: Tensor, top_p: float) -> Tensor:

@@ -17,7 +17,8 @@ from rlir_ray.data.recorded_clips import round_robin_clips
 from rlir_ray.data.vpt.index import find_recordings
 from rlir_ray.data.vpt.pairs import write_recording
 from rlir_ray.evaluation.columns import NO_WEIGHTS
-from rlir_ray.evaluation.command import EvaluationRequest, evaluate, find_recipe, resolve_config
+from rlir_ray.evaluation.command import EvaluationRequest, evaluate
+from rlir_ray.evaluation.policy_config import find_recipe, policy_config
 from rlir_ray.evaluation.policy_row import evaluate_row
 from rlir_ray.families import open_policy
 from rlir_ray.idm.base import load_inverse_dynamics
@@ -115,7 +116,7 @@ def test_the_policy_of_a_moved_run_finds_its_projects_folders(
     shutil.copytree("models/policy", folder / "policy")
     (tmp_path / "here").rename(tmp_path / "there")
     monkeypatch.chdir(tmp_path)
-    config = resolve_config(EvaluationRequest(policy="there/runs/tiny/policy", data=""))
+    config = policy_config("there/runs/tiny/policy")
     for name in ("tokenizer", "judge_idm"):
         assert Path(getattr(config.models, name)) == tmp_path / "there" / "models" / name
 
@@ -227,8 +228,7 @@ def test_without_an_inverse_dynamics_model_its_columns_say_so(
 
 def test_a_policy_finds_its_recipe_by_its_run_its_folder_or_its_size(run_folder: Path, tmp_path: Path) -> None:
     assert find_recipe(run_folder / "policy") == str(run_folder / "config.yaml")
-    shipped = EvaluationRequest(policy="asset:doom/world_model", data="")
-    assert resolve_config(shipped).recipe == "doom_tiny_ar"
+    assert policy_config("asset:doom/world_model").recipe == "doom_tiny_ar"
     settings = {
         "vocab_size": 8262,
         "tokens_per_frame": 336,
