@@ -6,6 +6,7 @@ Ray.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from rlir_ray.run.environment import check_actors, version
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["ActionSpace", "Config", "Pipeline", "__version__", "generate", "load_config"]
 
 __version__ = version()
+
+if "gymnasium" in sys.modules:
+    # Programs that use Gymnasium get the environment with `import rlir_ray`; others are spared Gymnasium's import.
+    from rlir_ray import envs as _envs  # noqa: F401
 
 
 def __getattr__(name: str) -> Any:

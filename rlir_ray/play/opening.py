@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from rlir_ray.config import RunConfig, asset_path
 from rlir_ray.config.load import load_config
-from rlir_ray.data.prompts import prepare_prompts
+from rlir_ray.data.prompts import PromptSet, prepare_prompts
 from rlir_ray.data.recordings import Recorded, open_recordings, resize_frames
 from rlir_ray.data.vpt.pairs import open_recording
 from rlir_ray.evaluation.policy_config import policy_config
@@ -210,6 +210,11 @@ def _picture(path: Path, world: OpenWorld) -> Beginning:
     return Beginning(frames=frame.repeat(size.num_context, 0), between=world.space.nothing(size.num_context - 1))
 
 
+def prompt_frames(world: OpenWorld) -> npt.NDArray[np.uint8]:
+    """Return the context frames of all held-out prompts of the policy's recipe, uint8 [P, C, H, W, 3]."""
+    return _heldout(world, None).frames[:, : world.config.world.num_context]
+
+
 def _prompt(text: str, world: OpenWorld, progress: Callable[[int, int], None] | None) -> Beginning:
     config, number = world.config, text.removeprefix(PROMPT)
     most = config.prompts.num_heldout
@@ -217,10 +222,7 @@ def _prompt(text: str, world: OpenWorld, progress: Callable[[int, int], None] | 
         raise ValueError(
             f"--context prompt:N must name one of the {most} held-out prompts, 0 to {most - 1}, got {text!r}"
         )
-    # A run has recorded its prompts already; for other policies they are recorded once for all.
-    folder = world.folder if (world.folder / "config.yaml").is_file() else _prompt_folder(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    found = prepare_prompts(config, "heldout", world.codec, folder, progress)[slice(int(number), int(number) + 1)]
+    found = _heldout(world, progress)[slice(int(number), int(number) + 1)]
     num_context = config.world.num_context
     return Beginning(
         frames=found.frames[0, :num_context],
@@ -229,6 +231,10 @@ def _prompt(text: str, world: OpenWorld, progress: Callable[[int, int], None] | 
     )
 
 
-def _prompt_folder(config: Config) -> Path:
-    name = Path(config.recipe).stem or "recipe"
-    return Path(RunConfig().dir) / ".prompts" / name
+def _heldout(world: OpenWorld, progress: Callable[[int, int], None] | None) -> PromptSet:
+    """Return the held-out prompts of the policy's recipe."""
+    # A run has recorded its prompts already; for other policies they are recorded once for all.
+    shared = Path(RunConfig().dir) / ".prompts" / (Path(world.config.recipe).stem or "recipe")
+    folder = world.folder if (world.folder / "config.yaml").is_file() else shared
+    folder.mkdir(parents=True, exist_ok=True)
+    return prepare_prompts(world.config, "heldout", world.codec, folder, progress)

@@ -75,6 +75,10 @@ class Simulator:
         """All frames so far, uint8 [B, n, H, W, 3], the context as the codec shows it."""
         return np.stack([frame.pixels for frame in self._frames], 1)
 
+    def last_frames(self, number: int) -> npt.NDArray[np.uint8]:
+        """Return the last frames, at most `number`, uint8 [B, n, H, W, 3]."""
+        return np.stack([frame.pixels for frame in self._frames[-number:]], 1)
+
     @property
     def actions(self) -> list[Actions]:
         """The n actions of each clip; action i led into frame i, and the first one does nothing."""

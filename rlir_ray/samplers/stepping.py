@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from torch import Tensor
 
     from rlir_ray.spaces.space import Actions
@@ -23,6 +25,8 @@ class Stepper(Protocol):
     """Most frames of a clip, context included; a longer clip starts again with its last frames."""
     num_kept: int
     """Frames with which a longer clip starts again."""
+    uncertainty: npt.NDArray[np.float64] | None
+    """[B], of the last step: minus the mean log-probability of the drawn tokens, in nats; None: the model has none."""
 
     def start(self, context: EncodedClips, actions: Sequence[Actions], seeds: Sequence[Sequence[int]]) -> None:
         """Read the frames with which B clips begin.

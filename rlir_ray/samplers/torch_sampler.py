@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -358,6 +359,7 @@ class TokenStepper:
         # A model with BOS draws the last frame of a sequence alone.
         is_single = self.sequence.bos_id is not None
         self.num_frames, self.num_kept = num_frames, num_frames - 1 if is_single else (num_frames + 1) // 2
+        self.uncertainty: npt.NDArray[np.float64] | None = None
 
     @torch.inference_mode()
     def start(self, context: EncodedClips, actions: Sequence[Actions], seeds: Sequence[Sequence[int]]) -> None:
@@ -383,7 +385,8 @@ class TokenStepper:
         draws = [torch.rand(num_tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         with sdpa_kernel(ATTENTION_KERNELS):
             logits = self._decoding.read(torch.cat(chunk, 1), before_image=True)
-            tokens, _ = self._decoding.draw_frame(logits, torch.stack(draws, 1).to(self.sampler.device))
+            tokens, logprobs = self._decoding.draw_frame(logits, torch.stack(draws, 1).to(self.sampler.device))
+        self.uncertainty = -logprobs.mean(1).double().cpu().numpy()
         self._last = tokens[:, -1:]
         return image_ids(tokens, sequence)
 
