@@ -24,13 +24,7 @@ from rlir_ray.run.folder import read_metrics
 GUARDS = (
     "[{name: inverse}, {name: brightness, weight: 0.2}, {name: motion, weight: 0.2}, {name: sharpness, weight: 0.1}]"
 )
-OF_GROUP = "normalize: none, args: {of: group}"
-GROUP_GUARDS = (
-    f"[{{name: inverse}}, {{name: brightness, weight: 0.2, {OF_GROUP}}}, {{name: motion, weight: 0.2, {OF_GROUP}}}, "
-    f"{{name: sharpness, weight: 0.1, {OF_GROUP}}}]"
-)
 PROTECTED = [f"reward.terms={GUARDS}", "reward.combine=advantages"]
-GROUP_PROTECTED = [f"reward.terms={GROUP_GUARDS}", "reward.combine=advantages"]
 CLEAN = "flow.shared_noise=false"
 REWARDS = {
     "inverse": [],
@@ -39,8 +33,7 @@ REWARDS = {
     "guards": PROTECTED,
     "supervised": ["train.supervised_coefficient=0.1"],
     "guards_supervised": [*PROTECTED, "train.supervised_coefficient=0.1"],
-    "group_guards": GROUP_PROTECTED,
-    "group_guards_supervised": [*GROUP_PROTECTED, "train.supervised_coefficient=0.05"],
+    "guards_supervised_less": [*PROTECTED, "train.supervised_coefficient=0.05"],
 }
 """Variant of the reward -> overrides of the recipe."""
 OBJECTIVES = {

@@ -35,7 +35,6 @@ LEAST_DEVIATION = 1e-3
 # Fewer real clips do not tell what is usual under an action.
 MIN_CLIPS = 16
 NUM_BINS = 32
-CLIP, GROUP = "clip", "group"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +55,10 @@ class UsualFigure:
         rest = figures - features @ coefficients
         return cls(coefficients, max(float(rest.std()), LEAST_DEVIATION))
 
-    def deviations(
-        self, features: npt.NDArray[np.float64], figures: npt.NDArray[np.float64]
-    ) -> npt.NDArray[np.float64]:
-        """Return figures [G] minus the prediction for features [n], in standard deviations."""
-        found: npt.NDArray[np.float64] = (figures - features @ self.coefficients) / self.deviation
-        return found
+    def distance(self, features: npt.NDArray[np.float64], figures: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return the distance of figures [G] from the prediction for features [n], in standard deviations."""
+        distance: npt.NDArray[np.float64] = np.abs(figures - features @ self.coefficients) / self.deviation
+        return distance
 
 
 class Guard(Term):
@@ -76,9 +73,6 @@ class Guard(Term):
         real: encoded real clips, one a group.
         names: the fields of the actions that the prediction uses.
         tolerance: distance in standard deviations that costs nothing.
-        of: ``clip``: the distance of each clip, so that clips also get more alike; ``group``: half the gradient of the
-            squared distance of the group's mean, which drifts while single clips stay within the usual. The value of a
-            clip is then minus its deviation times the mean deviation of the others, so that it needs normalize=none.
 
     Raises:
         ValueError: there are too few real clips.
@@ -91,21 +85,8 @@ class Guard(Term):
     """Whether the figure is compared by its logarithm, as a ratio."""
 
     def __init__(
-        self,
-        codec: ClipCodec,
-        real: Sequence[EncodedVideo],
-        names: Sequence[str],
-        tolerance: float = 0.0,
-        of: str = "clip",
+        self, codec: ClipCodec, real: Sequence[EncodedVideo], names: Sequence[str], tolerance: float = 0.0
     ) -> None:
-        require(of in (CLIP, GROUP), "args.of of a guard", f"must be {CLIP} or {GROUP}", of, f"use {CLIP}")
-        require(
-            not tolerance or of == CLIP,
-            "args.tolerance of a guard",
-            f"must be 0 with of={GROUP}, whose mean always counts",
-            tolerance,
-            "leave it out",
-        )
         require(tolerance >= 0, "args.tolerance of a guard", "must be >= 0", tolerance, "use 0")
         require(
             len(real) >= MIN_CLIPS,
@@ -114,7 +95,7 @@ class Guard(Term):
             len(real),
             "raise prompts.num_train, or give the prompts of your program their frames",
         )
-        self.names, self.tolerance, self.of = tuple(names), tolerance, of
+        self.names, self.tolerance = tuple(names), tolerance
         features, figures = [], []
         for start in range(0, len(real), CLIPS_AT_ONCE):
             part = real[start : start + CLIPS_AT_ONCE]
@@ -127,20 +108,16 @@ class Guard(Term):
         self.usual = UsualFigure.fit(np.stack(features), np.array(figures))
 
     @classmethod
-    def from_context(cls, context: RewardContext, tolerance: float = 0.0, of: str = "clip") -> Guard:
+    def from_context(cls, context: RewardContext, tolerance: float = 0.0) -> Guard:
         codec = context.open_codec().to(context.device)
         with torch.no_grad():
-            return cls(codec, context.real(), context.config.world.groups, tolerance, of)
+            return cls(codec, context.real(), context.config.world.groups, tolerance)
 
     def score(self, clips: GroupClips) -> npt.NDArray[np.float32]:
         """Return the clip's number for each frame, [G, F]."""
         figures, context = self._figures(clips.frames, clips.num_context)
-        found = self.usual.deviations(_features(clips.commanded, self.names, context), figures)
-        if self.of == CLIP:
-            costs = np.maximum(np.abs(found) - self.tolerance, 0)
-        else:
-            # The mean of the other clips alone, so that a clip's own noise does not count as drift.
-            costs = found * (found.sum() - found) / max(1, len(found) - 1)
+        distance = self.usual.distance(_features(clips.commanded, self.names, context), figures)
+        costs = np.maximum(distance - self.tolerance, 0)
         return np.repeat(-costs[:, None], len(clips.commanded), 1).astype(np.float32)
 
     def _figures(self, frames: Tensor, num_context: int) -> tuple[npt.NDArray[np.float64], list[float]]:

@@ -132,38 +132,6 @@ def test_each_guard_sees_its_own_corruption(kind: type[Guard], change: str) -> N
     assert guard.score(clips_of(video, codes))[0, 0] < guard.score(clips_of(video, video.codes))[0, 0] - 3
 
 
-def test_of_a_group_the_mean_counts_and_not_the_scatter() -> None:
-    real = real_videos()
-    guard = Brightness(Grey(), real, ("forward_back",), of="group")  # type: ignore[arg-type]
-    alone = Brightness(Grey(), real, ("forward_back",))  # type: ignore[arg-type]
-    codes = np.concatenate([real[0].codes.astype(np.int64)] * 4)
-    codes[:, 1:, 0] += 10 + np.array([-4, -1, 1, 4])[:, None]
-    # All are too bright, so that the distances are the deviations.
-    found = -alone.score(clips_of(real[0], codes))[:, 0].astype(np.float64)
-    values = guard.score(clips_of(real[0], codes))
-    np.testing.assert_allclose(values[:, 0], -found * (found.sum() - found) / 3, rtol=1e-5)
-    assert (np.diff(values[:, 0]) < 0).all() and (values == values[:, :1]).all()
-    # As many too dark as too bright: the scatter is large, and hardly anything is lost.
-    scattered = np.concatenate([real[0].codes.astype(np.int64)] * 2)
-    scattered[:, 1:, 0] += np.array([-20, 20])[:, None]
-    assert guard.score(clips_of(real[0], scattered)).min() > 0 > alone.score(clips_of(real[0], scattered)).max()
-
-
-def test_the_value_of_a_group_has_the_gradient_of_the_squared_mean() -> None:
-    random, real = np.random.default_rng(0), real_videos()
-    guard = Brightness(Grey(), real, ("forward_back",), of="group")  # type: ignore[arg-type]
-    means = []
-    for _ in range(2000):
-        codes = np.concatenate([real[0].codes.astype(np.int64)] * 3)
-        codes[:, 1:, 0] += 5 + random.integers(-6, 7, (3, 1))
-        means.append(guard.score(clips_of(real[0], codes)).mean())
-    alone = Brightness(Grey(), real, ("forward_back",))  # type: ignore[arg-type]
-    shifted = real[0].codes.astype(np.int64)
-    shifted[:, 1:, 0] += 5
-    expected = float(alone.score(clips_of(real[0], shifted))[0, 0])
-    assert np.mean(means) == pytest.approx(-(expected**2), rel=0.05)
-
-
 def test_a_tolerance_costs_nothing_and_too_few_real_clips_are_refused() -> None:
     real = real_videos()
     assert Brightness(Grey(), real, ("jump",), 50.0).score(clips_of(real[0], real[0].codes)).tolist() == [[0] * 4]  # type: ignore[arg-type]
@@ -171,10 +139,6 @@ def test_a_tolerance_costs_nothing_and_too_few_real_clips_are_refused() -> None:
         Brightness(Grey(), real[:3], ("jump",))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"args\.tolerance of a guard must be >= 0"):
         Brightness(Grey(), real, ("jump",), -1.0)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"args\.tolerance of a guard must be 0 with of=group, .* got 1"):
-        Brightness(Grey(), real, ("jump",), 1.0, "group")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"args\.of of a guard must be clip or group, got 'run'"):
-        Brightness(Grey(), real, ("jump",), of="run")  # type: ignore[arg-type]
 
 
 def test_the_distance_to_the_context_is_that_of_the_histograms() -> None:
