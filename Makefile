@@ -16,7 +16,7 @@ export NO_MKDOCS_2_WARNING = 1
 DEVICE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 CONSTRAINTS := constraints/$(DEVICE).txt
 
-.PHONY: install install-dev install-vllm quickstart test test-slow test-gpu lint format types docs bench assets
+.PHONY: install install-dev install-vllm quickstart test test-slow test-browser test-gpu lint format types docs bench assets
 
 install: $(VENV)/installed
 
@@ -62,8 +62,8 @@ endef
 
 # The tests with Ray run apart from the others; a worker starts one Ray for all its tests.
 test: install-dev
-	$(call run_tests,run -m "not ray and not slow and not gpu" -n 2 --dist loadfile; \
-	run -m "ray and not slow and not gpu" -n 2 --dist loadfile;)
+	$(call run_tests,run -m "not ray and not slow and not gpu and not browser" -n 2 --dist loadfile; \
+	run -m "ray and not slow and not gpu and not browser" -n 2 --dist loadfile;)
 
 # Chaos tests run one at a time, see tests/conftest.py.
 test-slow: install-dev
@@ -71,6 +71,11 @@ test-slow: install-dev
 	run -m "ray and program and slow and not gpu" -n 2; \
 	run -m "ray and not (program or chaos) and slow and not gpu" -n 2 --dist loadfile -o timeout=600; \
 	unset OMP_NUM_THREADS; run -m "ray and chaos and slow and not gpu";)
+
+# Chromium is the system's.
+test-browser: install-dev
+	@command -v chromium >/dev/null || { apt-get update -q && apt-get install -y -q chromium; }
+	$(BIN)/python -m pytest -m browser $(ARGS)
 
 test-gpu: install-dev
 	$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -8,6 +8,7 @@ Run: `python -m benchmarks.variants --recipe doom_tiny_ar --minutes 5`, or with 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -33,6 +34,11 @@ REWARDS = {
     "guards": PROTECTED,
     "supervised": ["train.supervised_coefficient=0.1"],
     "guards_supervised": [*PROTECTED, "train.supervised_coefficient=0.1"],
+    "bright_guards_supervised": [
+        f"reward.terms={GUARDS}".replace("brightness, weight: 0.2", "brightness, weight: 0.4"),
+        "reward.combine=advantages",
+        "train.supervised_coefficient=0.08",
+    ],
     "guards_supervised_less": [*PROTECTED, "train.supervised_coefficient=0.05"],
 }
 """Variant of the reward -> overrides of the recipe."""
@@ -111,19 +117,20 @@ def run_all(variants: Variants, arguments: argparse.Namespace, kept: Variants | 
 
 
 def write(rows: dict[str, Row], name: str, arguments: argparse.Namespace) -> None:
-    """Write the rows into benchmarks/results and print them."""
-    content = {
-        "versions": versions(),
-        "load_average": os.getloadavg(),
+    """Write the rows into benchmarks/results, beside the rows of earlier calls with the same settings; print all."""
+    settings = {
         "cores": len(os.sched_getaffinity(0)),
         "minutes": arguments.minutes,
         "seed": arguments.seed,
         "num_prompts": arguments.num_prompts,
         "side_by_side": arguments.side_by_side,
-        "rows": rows,
     }
     out = Path(__file__).parent / "results" / f"{name}_{label_of(arguments)}.json"
-    write_json(out, content)
+    made = {"versions": versions(), "load_average": os.getloadavg()}
+    rows = {variant: {**each, **made} for variant, each in rows.items()}
+    if out.is_file() and (before := json.loads(out.read_text(encoding="utf-8")))["settings"] == settings:
+        rows = before["rows"] | rows
+    write_json(out, {"settings": settings, "rows": rows})
     print(markdown(rows), out, sep="\n")
 
 

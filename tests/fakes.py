@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlir_ray.spaces.space import Actions
-from rlir_ray.spaces.vpt import BUTTONS, VPT_SPACE, actions_from_buttons, buttons_of, camera_of
+from rlir_ray.spaces.vpt import BUTTONS, VPT_SPACE, actions_from_buttons
 from rlir_ray.trajectory import Prompt
 
 if TYPE_CHECKING:
@@ -194,14 +194,6 @@ def tiny_autoencoder(seed: int = 0) -> FrameAutoencoder:
         return build_autoencoder(
             height=HEIGHT, width=WIDTH, latent_channels=4, block_channels=(8, 16), pixel_unshuffle=2
         ).eval()
-
-
-def events_of(actions: Actions) -> list[dict[str, Any]]:
-    """Return events that `actions_from_events` reads as these actions, in MineWorld's form."""
-    return [
-        {**dict(zip(BUTTONS, map(int, pressed), strict=True)), "camera": [float(angle) for angle in camera]}
-        for pressed, camera in zip(buttons_of(actions.classes), camera_of(actions), strict=True)
-    ]
 
 
 def image_tokens(tokens: torch.Tensor, tokens_per_frame: int, tokens_per_action: int = 11) -> torch.Tensor:

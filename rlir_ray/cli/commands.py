@@ -16,6 +16,7 @@ from rlir_ray.cli.convert import run_convert
 from rlir_ray.cli.generate import run_generate
 from rlir_ray.cli.merge import run_merge
 from rlir_ray.cli.parser import build_parser
+from rlir_ray.cli.play import run_play
 from rlir_ray.cli.world_commands import WORLD_HANDLERS, Command
 from rlir_ray.run.environment import check_actors, ensure_home
 
@@ -178,6 +179,7 @@ HANDLERS: dict[str, Command] = {
     "convert": run_convert,
     "merge": run_merge,
     "generate": run_generate,
+    "play": run_play,
     "report": _report,
     "ledger": _ledger,
     **WORLD_HANDLERS,

@@ -8,6 +8,7 @@ from pathlib import Path
 from rlir_ray.cli.convert import add_convert
 from rlir_ray.cli.generate import add_generate
 from rlir_ray.cli.merge import add_merge
+from rlir_ray.cli.play import add_play
 from rlir_ray.cli.world_parser import WIDE, Commands, add_world_commands
 from rlir_ray.run.environment import version
 
@@ -34,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_convert,
         add_merge,
         add_generate,
+        add_play,
         _add_report,
         _add_ledger,
     ):

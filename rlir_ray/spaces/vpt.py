@@ -139,6 +139,14 @@ def actions_from_events(events: Sequence[Event]) -> Actions:
     return actions_from_buttons(*pressed_and_turned(events))
 
 
+def events_from_actions(actions: Actions) -> list[Event]:
+    """Return events that `actions_from_events` reads as these actions, in the form of MineWorld's validation files."""
+    return [
+        {**dict(zip(BUTTONS, map(int, pressed), strict=True)), "camera": [float(angle) for angle in camera]}
+        for pressed, camera in zip(buttons_of(actions.classes), camera_of(actions), strict=True)
+    ]
+
+
 def pressed_and_turned(events: Sequence[Event]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
     """Read the pressed buttons, bool [F, 23] as `BUTTONS` with their contradictions, and the camera, float32 [F, 2].
 

@@ -12,8 +12,7 @@ from rlir_ray.data.vpt.pairs import write_recording
 from rlir_ray.pretrain.command import main
 from rlir_ray.spaces.fields import Axis, Choice, Uniform
 from rlir_ray.spaces.space import Actions, ActionSpace
-from rlir_ray.spaces.vpt import BUTTON_INDEX, BUTTONS, actions_from_buttons, actions_from_events
-from tests.fakes import events_of
+from rlir_ray.spaces.vpt import BUTTON_INDEX, BUTTONS, actions_from_buttons, actions_from_events, events_from_actions
 
 
 def moving_square(num_frames: int = 900, seed: int = 0) -> tuple[np.ndarray, Actions]:
@@ -60,7 +59,7 @@ def test_actions_that_frames_do_not_show_are_no_shift() -> None:
 def test_training_a_judge_on_the_order_of_a_gymnasium_loop_is_refused_before_it_begins(tmp_path: Path) -> None:
     for split in ("train", "validation"):
         frames, actions = shifted(moving_square(), -1)
-        write_recording(tmp_path / split / "a", frames, events_of(actions))
+        write_recording(tmp_path / split / "a", frames, events_from_actions(actions))
     command = ["--data", str(tmp_path), "--out", str(tmp_path / "idm"), "--groups", "left_right", "--num-steps", "1"]
     with pytest.raises(ValueError, match=r"event k-1 .*; set --action-shift=-1, or --no-probe"):
         main("idm", command)

@@ -25,8 +25,8 @@ from rlir_ray.idm.base import load_inverse_dynamics
 from rlir_ray.models.adapters import save_policy
 from rlir_ray.run.folder import RunFolder
 from rlir_ray.samplers.torch_sampler import TorchSampler
-from rlir_ray.spaces.vpt import BUTTON_INDEX, BUTTONS, VPT_SPACE
-from tests.fakes import HEIGHT, WIDTH, events_of, tiny_actions, tiny_tokenizer, tiny_world_model
+from rlir_ray.spaces.vpt import BUTTON_INDEX, BUTTONS, VPT_SPACE, events_from_actions
+from tests.fakes import HEIGHT, WIDTH, tiny_actions, tiny_tokenizer, tiny_world_model
 from tests.world import MakeConfig, tiny_config
 
 WORLD = WorldConfig(height=HEIGHT, width=WIDTH, num_frames=3, groups=("forward_back", "jump", "yaw"))
@@ -39,7 +39,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in (2, 9, 10):
         random = np.random.default_rng(number)
         frames = random.integers(0, 256, (9, HEIGHT, WIDTH, 3), dtype=np.uint8)
-        write_recording(folder / f"clip_{number}", frames, events_of(tiny_actions(9, number)))
+        write_recording(folder / f"clip_{number}", frames, events_from_actions(tiny_actions(9, number)))
     return folder
 
 

@@ -16,7 +16,8 @@ from rlir_ray.cli.commands import main
 from rlir_ray.data.vpt.pairs import write_recording
 from rlir_ray.play.opening import base_of, open_actions, open_context, open_world, policy_path
 from rlir_ray.run.folder import RunFolder
-from tests.fakes import HEIGHT, WIDTH, events_of, tiny_actions
+from rlir_ray.spaces.vpt import events_from_actions
+from tests.fakes import HEIGHT, WIDTH, tiny_actions
 from tests.play.test_simulator import opened, random_frames
 from tests.world import MakeConfig
 
@@ -38,7 +39,7 @@ def picture(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def recording(tmp_path: Path) -> Path:
-    write_recording(tmp_path / "recorded", random_frames(1, 6)[0], events_of(tiny_actions(6)))
+    write_recording(tmp_path / "recorded", random_frames(1, 6)[0], events_from_actions(tiny_actions(6)))
     return tmp_path / "recorded.mp4"
 
 

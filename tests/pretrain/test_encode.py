@@ -12,9 +12,9 @@ import torch
 from rlir_ray.data.recordings import Recording
 from rlir_ray.pretrain.encode import encode_recordings, read_encoded
 from rlir_ray.spaces.space import ActionSpace
-from rlir_ray.spaces.vpt import VPT_SPACE
+from rlir_ray.spaces.vpt import VPT_SPACE, events_from_actions
 from rlir_ray.trajectory import EncodedClips
-from tests.fakes import HEIGHT, NUM_CODES, WIDTH, events_of, tiny_actions, tiny_autoencoder, tiny_tokenizer
+from tests.fakes import HEIGHT, NUM_CODES, WIDTH, tiny_actions, tiny_autoencoder, tiny_tokenizer
 from tests.pretrain.interruption import Interrupted
 from tests.second_space import SPACE, second_actions
 
@@ -26,7 +26,7 @@ def random_frames(num_frames: int, seed: int) -> npt.NDArray[np.uint8]:
 def walls(seed: int, num_frames: int = 6) -> Recording:
     """A VPT recording whose events also say how far the wall is."""
     actions = tiny_actions(num_frames, seed)
-    events = [{**event, "wallDistance": 5.0 + seed} for event in events_of(actions)]
+    events = [{**event, "wallDistance": 5.0 + seed} for event in events_from_actions(actions)]
     return Recording(name=f"clip-{seed}", frames=random_frames(num_frames, seed), events=events, actions=actions)
 
 

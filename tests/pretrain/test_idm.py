@@ -28,8 +28,7 @@ from rlir_ray.pretrain.training_warnings import idm_warning
 from rlir_ray.rewards.field_scores import FieldValues
 from rlir_ray.spaces.fields import Axis, Choice, Uniform
 from rlir_ray.spaces.space import Actions, ActionSpace
-from rlir_ray.spaces.vpt import VPT_SPACE, actions_from_buttons
-from tests.fakes import events_of
+from rlir_ray.spaces.vpt import VPT_SPACE, actions_from_buttons, events_from_actions
 from tests.pretrain.interruption import interrupted_after_state
 
 SETTINGS = InverseDynamicsTraining(
@@ -46,7 +45,7 @@ def panning_recording(name: str, seed: int, num_frames: int = 40) -> Recording:
     frames = np.stack([np.roll(texture, -2 * shift, axis=1) for shift in np.cumsum(turns)])
     camera = np.stack([np.zeros(num_frames), 3.2 * turns], -1).astype(np.float32)
     actions = actions_from_buttons(np.zeros((num_frames, 23), np.bool_), camera)
-    return Recording(name=name, frames=frames, events=events_of(actions), actions=actions)
+    return Recording(name=name, frames=frames, events=events_from_actions(actions), actions=actions)
 
 
 def recordings(count: int, seed: int) -> list[Recording]:

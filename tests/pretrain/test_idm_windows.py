@@ -10,8 +10,14 @@ from rlir_ray.idm.vpt_heads import VptHeads
 from rlir_ray.pretrain.idm_windows import LabelledFrames, augment, draw_windows, label_frames, mirror
 from rlir_ray.spaces.fields import Axis, Choice, Uniform
 from rlir_ray.spaces.space import Actions, ActionSpace
-from rlir_ray.spaces.vpt import BUTTON_INDEX, VPT_CAMERA, actions_from_buttons, actions_from_events, buttons_of
-from tests.fakes import events_of
+from rlir_ray.spaces.vpt import (
+    BUTTON_INDEX,
+    VPT_CAMERA,
+    actions_from_buttons,
+    actions_from_events,
+    buttons_of,
+    events_from_actions,
+)
 
 HEADS = VptHeads(1, 1.0)
 
@@ -30,7 +36,7 @@ def test_windows_stay_within_one_recording_and_keep_their_labels() -> None:
         buttons[:, BUTTON_INDEX["jump"]] = index == 1
         actions = actions_from_buttons(buttons, np.zeros((6, 2), np.float32))
         frames = np.full((6, 4, 4, 3), 10 * index + 5, np.uint8)
-        data.append(Recording(name=str(index), frames=frames, events=events_of(actions), actions=actions))
+        data.append(Recording(name=str(index), frames=frames, events=events_from_actions(actions), actions=actions))
     frames, labels = draw_windows(label_frames(data, HEADS), np.random.default_rng(0), 64, 5)
     buttons, camera = labels["buttons"], labels["camera"]
     values = frames.flatten(1)

@@ -14,7 +14,8 @@ from rlir_ray.pretrain.reconstruction import reconstruction_loss
 from rlir_ray.pretrain.settings import TokenizerTraining
 from rlir_ray.pretrain.tokenizer import evaluate_tokenizer, train_tokenizer
 from rlir_ray.run.environment import python_command
-from tests.fakes import events_of, tiny_actions
+from rlir_ray.spaces.vpt import events_from_actions
+from tests.fakes import tiny_actions
 from tests.pretrain.interruption import interrupted_after_state
 
 TINY = TokenizerTraining(
@@ -171,7 +172,7 @@ def test_the_command_says_which_command_follows(tmp_path, caplog, options) -> No
     for seed, split in enumerate(("train", "validation")):
         (tmp_path / "data" / split).mkdir(parents=True)
         for number, clip in enumerate(moving_squares(seed, num_clips=2)):
-            events = events_of(tiny_actions(len(clip), number))
+            events = events_from_actions(tiny_actions(len(clip), number))
             write_recording(tmp_path / "data" / split / f"clip-{number}", clip, events)
     sizes = ["--num-codes", "8", "--code-size", "4", "--batch-pairs", "2", "--num-steps", "2"]
     folders = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]

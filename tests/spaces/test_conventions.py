@@ -16,8 +16,7 @@ from rlir_ray.spaces.conventions import CONVENTIONS, describe
 from rlir_ray.spaces.mineworld import MINEWORLD_CAMERA
 from rlir_ray.spaces.oasis import OASIS_FIELDS, oasis_classes, oasis_rows
 from rlir_ray.spaces.space import Actions
-from rlir_ray.spaces.vpt import BUTTONS, VPT_SPACE, actions_from_buttons, actions_from_events
-from tests.fakes import events_of
+from rlir_ray.spaces.vpt import BUTTONS, VPT_SPACE, actions_from_buttons, actions_from_events, events_from_actions
 from tests.second_space import SPACE
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "oasis_actions.json").read_text(encoding="utf-8"))
@@ -78,7 +77,7 @@ def test_actions_of_another_space_have_lines_of_their_fields_only() -> None:
 
 def test_command_prints_a_recordings_actions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     actions = actions_from_events(EVENTS)
-    write_recording(tmp_path / "clip", np.zeros((3, 16, 16, 3), np.uint8), events_of(actions))
+    write_recording(tmp_path / "clip", np.zeros((3, 16, 16, 3), np.uint8), events_from_actions(actions))
     main(["actions", str(tmp_path / "clip.jsonl"), "--to", "space"])
     assert capsys.readouterr().out.splitlines() == describe(actions, "space")
     main(["actions", str(tmp_path / "clip"), "--to", "vpt", "--action-shift", "-1"])
