@@ -49,7 +49,7 @@ class GoalPicture:
         return distance
 
     def _distance(self, frames: Frames) -> npt.NDArray[np.float64]:
-        goal = resize_frames(self.picture[None], *frames.shape[1:3], resize="area").astype(np.float64)
+        goal = resize_frames(self.picture[None], frames.shape[1], frames.shape[2], "area").astype(np.float64)
         distance: npt.NDArray[np.float64] = np.abs(frames - goal).mean((1, 2, 3)) / 255
         return distance
 
@@ -227,7 +227,7 @@ class WorldModelEnv(gymnasium.Env[Frames, Any]):
         single = {name: float(value[0]) for name, value in info.items()}
         return frames[0], float(rewards[0]), False, self.episodes.is_over, single
 
-    def render(self) -> Frames | None:  # type: ignore[override]  # one mode
+    def render(self) -> Frames | None:
         """Return the last frame, uint8 [H, W, 3]."""
         return self.episodes.shown[0] if self.render_mode == "rgb_array" else None
 

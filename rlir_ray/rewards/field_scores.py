@@ -104,7 +104,7 @@ def read_long(idm: InverseDynamics, frames: npt.NDArray[np.uint8], names: Sequen
     def picked(tables: list[npt.NDArray[np.generic]]) -> npt.NDArray[np.generic]:
         return np.stack([tables[part][:, row] for part, row in zip(chosen, rows, strict=True)], 1)
 
-    return FieldValues(picked([part.classes for part in parts]), picked([part.values for part in parts]))  # type: ignore[arg-type,list-item]  # one type each
+    return FieldValues(picked([part.classes for part in parts]), picked([part.values for part in parts]))  # type: ignore[arg-type]  # one type each
 
 
 def read_values(reading: Reading, fields: Sequence[ActionField]) -> FieldValues:

@@ -316,7 +316,9 @@ class FlowStepper:
     def __init__(self, sampler: FlowSampler, num_frames: int) -> None:
         self.sampler, span = sampler, sampler.policy.span
         self.num_frames, self.num_kept = (num_frames, (num_frames + 1) // 2) if span is None else (span, span - 1)
-        self.uncertainty = None
+        self.uncertainty: npt.NDArray[np.float64] | None = None
+        self._unread: tuple[Tensor, Tensor] | None = None
+        """The last frame as later frames read it, and its action; None: the cache holds all frames."""
 
     @torch.inference_mode()
     def start(self, context: EncodedClips, actions: Sequence[Actions], seeds: Sequence[Sequence[int]]) -> None:

@@ -195,7 +195,8 @@ class TorchSampler(PolicySampler[WorldModel]):
 
     @property
     def device(self) -> torch.device:
-        return self._decoder.embedding.device
+        device: torch.device = self._decoder.embedding.device
+        return device
 
     def _update_engine(self, version: int) -> None:
         self._decoder = Decoder(self.policy, self.dtype, self.restrict)

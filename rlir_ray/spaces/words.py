@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import numpy as np
+import numpy.typing as npt
 
 from rlir_ray.spaces.fields import Axis, Choice
 from rlir_ray.spaces.space import Actions, ActionSpace
@@ -29,7 +30,7 @@ def parse_actions(text: str, space: ActionSpace) -> Actions:
     Raises:
         ValueError: a word is unknown or ambiguous, a field is set twice in a part, or a number is wrong.
     """
-    rows = []
+    rows: list[npt.NDArray[np.float32]] = []
     for part in filter(None, (each.strip() for each in text.split(","))):
         words, _, times = part.partition("*")
         number = _number_of_frames(times, part) if times or part.endswith("*") else 1
@@ -74,9 +75,10 @@ def _number_of_frames(text: str, part: str) -> int:
     return int(text)
 
 
-def _row(words: str, space: ActionSpace) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+def _row(words: str, space: ActionSpace) -> npt.NDArray[np.float32]:
     """Return the values of one frame, float32 [D]."""
-    row, known, set_by = space.nothing(1).values[0].copy(), vocabulary(space), dict[int, str]()
+    row: npt.NDArray[np.float32] = space.nothing(1).values[0].copy()
+    known, set_by = vocabulary(space), dict[int, str]()
     for word in (each.strip() for each in words.split("+")):
         if word == NOTHING:
             continue
