@@ -24,12 +24,13 @@ from rlir_ray.models.diamond_policy import HALF_BYTE, DiamondPolicy, open_diamon
 from rlir_ray.models.flow_forms import check_flow_world
 from rlir_ray.models.pixel_codec import PixelCodec
 from rlir_ray.models.rescoring import FlowRescorer, two_streams
+from rlir_ray.play.simulator import Simulator
 from rlir_ray.samplers.base import compare
-from rlir_ray.samplers.flow import FlowSampler
+from rlir_ray.samplers.flow import FlowSampler, FlowStepper
 from rlir_ray.spaces.diamond import diamond_layout
 from rlir_ray.spaces.space import Actions, ActionSpace
 from rlir_ray.testing import check_family
-from rlir_ray.trajectory import EncodedVideo, Prompt, RewardScores
+from rlir_ray.trajectory import EncodedClips, EncodedVideo, Prompt, RewardScores
 from tests.models.test_diamond import PREFIX, SETTINGS, WEIGHTS
 
 FLOW = FlowConfig(num_steps=3, window=2, history_noise=0.0)
@@ -313,3 +314,29 @@ def test_the_codec_keeps_each_byte(diamond: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"must hold a config.json with height and width, got KeyError"):
         PixelCodec.from_pretrained(tmp_path)
+
+
+def test_a_simulator_reads_the_frames_that_the_sampler_reads(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The window slides with every frame: the stepper starts anew each time, from exactly n frames."""
+    policy, num_frames = open_policy(config).eval(), 3
+    sampler = FlowSampler(policy, replace(config.flow, history_noise=0.0), explore=False, compares=False)
+    stepper = FlowStepper(sampler, num_frames=99)
+    assert (stepper.num_frames, stepper.num_kept) == (NUM_CONTEXT + 1, NUM_CONTEXT)
+    frames = np.random.default_rng(0).integers(0, 256, (1, NUM_CONTEXT, HEIGHT, WIDTH, 3), dtype=np.uint8)
+    codec = PixelCodec(HEIGHT, WIDTH)
+    space = policy.layout.space
+    actions = Actions(space, np.array([[0], [1], [2], [3], [4], [5]], np.float32))  # C - 1 between, then three
+    codes = codec.encode_clips(torch.from_numpy(frames)).codes
+    prompt = Prompt(prompt_id="one", context=codes[0].numpy().astype(np.float16), actions=actions)
+    draws = sampler._draw([7], 1, NUM_CONTEXT, num_frames)
+    (_, video), *_ = sampler.sample([prompt], [0], [7], 1)
+    scale = sampler.noise_scale * policy.start_std(sampler.levels[0])
+    starts = iter(draws.start[0] / scale)
+    simulator = Simulator(stepper, codec, space)
+    simulator.reset(frames, [7], [actions[: NUM_CONTEXT - 1]])
+    for place in range(NUM_CONTEXT - 1, len(actions)):
+        start = next(starts)
+        monkeypatch.setattr(stepper, "_draw", lambda _, start=start: (start, torch.zeros_like(start)))
+        simulator.step([actions[place : place + 1]])
+    expected = codec.decode_clips(EncodedClips(torch.from_numpy(video.codes.astype(np.float32)))).numpy()
+    assert np.abs(simulator.frames[0].astype(int) - expected[0]).max() <= 1

@@ -12,7 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rlir_ray.config import LoraConfig
 from rlir_ray.models.adapters import add_adapter
 from rlir_ray.models.autoregressive import WorldModel
-from rlir_ray.samplers.torch_sampler import Decoder, TorchSampler, draw_tokens, keep_likeliest
+from rlir_ray.samplers.decoder import Decoder
+from rlir_ray.samplers.torch_sampler import TorchSampler, draw_tokens, keep_likeliest
 from rlir_ray.spaces.layouts import MineworldLayout
 from rlir_ray.transfer.weights import checksum, weights_of
 from tests.fakes import NUM_CODES, TOKENS_PER_FRAME, image_tokens, tiny_prompts, tiny_world_model
